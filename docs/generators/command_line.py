@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from lockstep.cli.root import SECTIONS, cli
+from lockstep.cli.main import SECTIONS, cli
 
 
 def command_line() -> str:

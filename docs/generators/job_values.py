@@ -7,8 +7,7 @@ from docs.generators.tables import code, table, words
 from lockstep.cli.options.job import JOB_FIELDS
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import OF_A_SERVER, RunOptions
-from lockstep.runs.job_file import SHIPPED, Field, fields, shipped_values
-from lockstep.runs.job_groups import GROUPS
+from lockstep.runs.job_file import GROUPS, SHIPPED, Field, fields, shipped_values
 
 
 def job_values() -> str:

@@ -15,7 +15,7 @@ import msgspec
 
 from docs.generators.measured import ROOT, Report
 from lockstep.bench.bench import Bench, Panel
-from lockstep.bench.measuring.measurements import MeasuredPart
+from lockstep.bench.performance import MeasuredPart
 from lockstep.bench.plot import figure_of
 from lockstep.bench.scaling import ScalingBench, ScalingRow
 from lockstep.bench.step import StepBench, StepFigures

@@ -10,8 +10,7 @@ from lockstep.ps.records.ledger import LedgerShare, Line
 from lockstep.ps.records.metrics import Record
 from lockstep.ps.records.receipt import Receipt, ReceiptLink
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.ps.run.timing import Split
-from lockstep.ps.run.traffic import Moved
+from lockstep.ps.run.progress import Moved, Split
 from lockstep.ps.standby.terms import LedTerm, TermHistory
 from lockstep.results.watch import exposition
 

@@ -49,7 +49,7 @@ from lockstep.common.files.safetensors import read, write
 from lockstep.common.job.job import Job, check_monitor, is_higher_better
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS
-from lockstep.ps.run.early_stopping import figure_of, is_better
+from lockstep.ps.run.plan import figure_of, is_better
 from lockstep.runs.trained_model import model_with
 
 

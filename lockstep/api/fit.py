@@ -20,11 +20,9 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.notice import notice
 from lockstep.launch.cluster import train_here
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
-from lockstep.results.reports.display import Display, display_for
-from lockstep.results.reports.notebook_display import NotebookPage, cell_output
+from lockstep.results.reports.display import Display, NotebookPage, cell_output, display_for
 from lockstep.runs.job_file import resolve
-from lockstep.runs.recorded_model import trust_own
-from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job, trust
+from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job, trust, trust_own
 from lockstep.runs.session import Destination
 
 

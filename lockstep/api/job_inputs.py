@@ -22,7 +22,7 @@ from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import packed_source
 from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, known_encoding
 from lockstep.runs.optional_packages import demand
-from lockstep.runs.recorded_model import MODEL
+from lockstep.runs.run_dir import MODEL
 
 #: `((x_train, y_train), (x_test, y_test))`, as Keras has it.
 Arrays = tuple[tuple[ArrayLike, ArrayLike], tuple[ArrayLike, ArrayLike]]

@@ -18,9 +18,9 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.launch.page_process import PageProcess, PageRequest
-from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
-from lockstep.ps.run.early_stopping import best_epoch
+from lockstep.ps.run.plan import best_epoch
 from lockstep.results.evaluation.predictor import Predictor
 from lockstep.runs.run_dir import has_begun, recorded_job, trust
 from lockstep.runs.trained_model import job_with_data, model_with, open_trained

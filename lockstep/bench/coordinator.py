@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from lockstep.bench import parameters as options
+from lockstep.bench import bench as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn
 from lockstep.bench.measuring.timed_run import BenchSession
 from lockstep.cli.options.types import WholeNumber

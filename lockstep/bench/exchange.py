@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from lockstep.bench import parameters as options
+from lockstep.bench import bench as options
 from lockstep.bench.bench import (
     TORCH,
     Bench,
@@ -34,7 +34,7 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import Transport
 from lockstep.launch.cluster import check_launch
-from lockstep.ps.run.timing import Split
+from lockstep.ps.run.progress import Split
 from lockstep.runs.cost_model import BYTES_PER_PARAMETER
 
 

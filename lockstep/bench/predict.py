@@ -11,10 +11,10 @@ import click
 import msgspec
 from msgspec.structs import replace
 
-from lockstep.bench import parameters as options
+from lockstep.bench import bench as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn, counted, heading
-from lockstep.bench.measuring.measurements import Measurements
 from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.performance import Measurements
 from lockstep.bench.scaling import VALUES, ScalingBench, ScalingRow
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import FileFormatError, UsageError

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 import click
 import msgspec
 
-from lockstep.bench import parameters as options
+from lockstep.bench import bench as options
 from lockstep.bench.bench import (
     TORCH,
     Bench,
@@ -38,7 +38,7 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import Transport
 from lockstep.launch.cluster import check_launch
-from lockstep.ps.run.timing import Split
+from lockstep.ps.run.progress import Split
 
 #: The models that are measured if none is named, and the values of one that sleeps: those of `mlp`.
 MEASURED, VALUES = ("mlp", "lenet", "cnn"), 535_818

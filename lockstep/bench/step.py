@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
-from lockstep.bench import parameters as options
+from lockstep.bench import bench as options
 from lockstep.bench.bench import Bench, Panel, Series, counted, ranged, whole_machine_marks, with_torch
 from lockstep.bench.measuring import peers, timed_run
 from lockstep.bench.measuring.peers import WARM_UP, Answer, BaselineRow

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 import click
 import msgspec
 
-from lockstep.bench import parameters as options
+from lockstep.bench import bench as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn
 from lockstep.bench.measuring.peers import WARM_UP
 from lockstep.bench.measuring.timed_run import (

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 import msgspec
 import numpy as np
 
-from lockstep.bench import parameters as options
+from lockstep.bench import bench as options
 from lockstep.bench.bench import Bench, TableColumn
 from lockstep.bench.measuring.timed_run import BenchSession, least_s
 from lockstep.cli.options.types import WholeNumber

@@ -58,9 +58,8 @@ from lockstep.launch.supervision.supervisor import (
 )
 from lockstep.launch.supervision.worker_supervisor import USAGE
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
-from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
+from lockstep.ps.records.run_folder import RESULT, RunResult, read_convictions, read_result
 from lockstep.results.reports.display import Display
 from lockstep.results.reports.summary import final_status
 from lockstep.runs.session import Destination, open_run_in, open_session

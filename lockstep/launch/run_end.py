@@ -14,7 +14,7 @@ from lockstep.common.runtime.clock import wall_time
 from lockstep.common.runtime.environment import child_environment
 from lockstep.common.runtime.notice import warning
 from lockstep.launch.supervision.child import LOG
-from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
 from lockstep.results.reports.display import print_plainly
 from lockstep.results.reports.summary import show_advice, show_summary

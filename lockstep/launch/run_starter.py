@@ -9,9 +9,8 @@ from lockstep.common.job.job import Job
 from lockstep.launch.process_backend import JOB_FILE, ProcessBackend, ProcessCommand
 from lockstep.launch.supervision.child import HERE, LOG, WatchedProcess
 from lockstep.launch.supervision.supervisor import FilesSeen, ProcessPlace, Role
-from lockstep.ps.checkpoint.folder import CheckpointFolder
-from lockstep.ps.records.convictions import read_convictions
-from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT
+from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
+from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, read_convictions
 from lockstep.ps.standby.mirror import MIRROR
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.run_dir import has_begun

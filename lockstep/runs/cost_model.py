@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from lockstep.common.aggregation.quantization import bytes_per_value
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.ps.run.timing import Split
+from lockstep.ps.run.progress import Split
 
 #: Bytes that cross the link of the server per host and parameter: a float32 of sums in, one of weights out.
 BYTES_PER_PARAMETER = 8.0

@@ -17,8 +17,8 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.statement import signed_run
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.notice import notice
+from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule
-from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.checkpoint.resuming import (
     Resumption,
     begin_again,
@@ -28,13 +28,19 @@ from lockstep.ps.checkpoint.resuming import (
     has_best,
     resume,
 )
-from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, RunFolder, read_ledger, read_receipt
+from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, RunFolder, read_convictions, read_ledger, read_receipt
 from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.standby.terms import TermHistory, read_terms, write_terms
-from lockstep.runs.recorded_model import keep_files, keep_initial, resumed_source, told_folder, trust_own
-from lockstep.runs.run_dir import claimed_run_dir, make_run_dir
+from lockstep.runs.run_dir import (
+    claimed_run_dir,
+    keep_files,
+    keep_initial,
+    make_run_dir,
+    resumed_source,
+    told_folder,
+    trust_own,
+)
 
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,8 +29,7 @@ from lockstep.ps.coordinator.status import status_of
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
 from lockstep.ps.records.recorder import MetricsRecorder
-from lockstep.ps.records.room import LOOK_S
-from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.records.run_folder import LOOK_S, RunResult
 from lockstep.ps.run.plan import Round, next_round
 from lockstep.ps.run.progress import Progress
 from lockstep.ps.server.nonfinite_guard import NonFiniteGuard, NonFiniteWeightsError

@@ -23,12 +23,10 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import Model
 from lockstep.common.numerics.sums import first_not_finite
-from lockstep.ps.checkpoint.checkpoint import Checkpoint
-from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointFolder
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, WEIGHTS, read_receipt
-from lockstep.ps.run.early_stopping import best_epoch
-from lockstep.runs.recorded_model import trusted_source
-from lockstep.runs.run_dir import JOB, finished, recorded_job
+from lockstep.ps.run.plan import best_epoch
+from lockstep.runs.run_dir import JOB, finished, recorded_job, trusted_source
 
 #: Runs that an error names, at most.
 MOST_NAMED = 8

@@ -9,7 +9,7 @@ from tests.architecture.source import Source, Violation, is_within
 RUNS_SOURCE = "lockstep.common.model.source"
 
 #: The one file that imports by name: the commands of its own table.
-IMPORTS_COMMANDS = "lockstep.cli.root"
+IMPORTS_COMMANDS = "lockstep.cli.main"
 
 #: Modules that make objects out of data, or code.
 BANNED_MODULES = (

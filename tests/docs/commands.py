@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import click
 
-from lockstep.cli.root import cli
+from lockstep.cli.main import cli
 from tests.docs.pages import Block
 
 #: Scripts that pass their arguments to the command of their name.

@@ -14,7 +14,7 @@ from docs.generators.committed import committed, readable
 from docs.generators.expansion import COMMENT, MEASURED, PIECES, collapsed, expand, piece, without_folder_links
 from docs.generators.tables import comments_of, fields_table, first_sentence
 from lockstep import F, fit, nn
-from lockstep.cli.root import cli
+from lockstep.cli.main import cli
 from lockstep.common.job.job import Job
 from lockstep.common.nn.module import LAYERS
 from lockstep.common.protocol.messages import EpochRecord, ServerMessage, WorkerMessage

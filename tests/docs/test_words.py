@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from lockstep.cli.root import cli
+from lockstep.cli.main import cli
 from tests.architecture.source import ROOT
 from tests.docs.prose import (
     Kind,

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from lockstep.checking.verification.coverage import check_coverage
-from lockstep.checking.verification.recorded_run import read_run, workers_by_step
+from lockstep.checking.recorded_run import read_run, workers_by_step
+from lockstep.checking.verify import check_coverage
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.job.job import Job

@@ -20,7 +20,7 @@ from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
 from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
-from lockstep.runs.recorded_model import trust_own
+from lockstep.runs.run_dir import trust_own
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from lockstep.worker.compute import Compute

@@ -13,7 +13,7 @@ from lockstep.api.run import Run
 from lockstep.cli.main import run
 from lockstep.common.errors import DataError, JobError
 from lockstep.common.files.safetensors import read
-from lockstep.results.evaluation.export.formats import write_model
+from lockstep.results.evaluation.export import write_model
 from lockstep.runs.trained_model import open_trained
 
 pa = pytest.importorskip("pyarrow")

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from lockstep import load_run, resume
-from lockstep.cli.main import run
-from lockstep.cli.root import PLACES
+from lockstep.cli.main import PLACES, run
 from lockstep.common.errors import UsageError
 from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, RESULT, read_receipt
 from lockstep.results.evaluation.model_answers import ModelAnswers
-from lockstep.runs.recorded_model import MODEL, trusted_list
+from lockstep.runs.run_dir import MODEL, trusted_list
 from tests.lockstep.small_runs import small_run
 
 NET = (

@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lockstep.checking.verification.replay import LayerFigures, LayerReplay
+from lockstep.checking.recorded_run import LayerFigures, LayerReplay
 from lockstep.cli.checking.replay import layers_table
 from lockstep.cli.machines.status import show
 from lockstep.cli.main import run
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.client import say
 from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
-from lockstep.results.reports.display import Display, display_for, print_plainly
-from lockstep.results.reports.notebook_display import NotebookPage
+from lockstep.results.reports.display import Display, NotebookPage, display_for, print_plainly
 from lockstep.results.reports.plots.worker_timeline import read_timeline
 from lockstep.results.reports.summary import show_advice
 from tests.lockstep.results.reports.plots.records import write_ledger, write_steps

@@ -21,7 +21,7 @@ from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.job.job import Job
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.ps.run.traffic import Moved
+from lockstep.ps.run.progress import Moved
 from lockstep.ps.setup import open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.worker.compute import Compute

@@ -31,7 +31,7 @@ from lockstep.launch.supervision.supervisor import Role
 from lockstep.ps.records.ledger import Line, read_lines
 from lockstep.ps.records.metrics import MOST_LINES_BYTES, StepRecord, read_metrics
 from lockstep.ps.records.run_folder import LEDGER, RunResult
-from lockstep.ps.run.timing import Split, StepTimeTotals
+from lockstep.ps.run.progress import Split, StepTimeTotals
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.job_file import resolve
 from lockstep.runs.session import Destination

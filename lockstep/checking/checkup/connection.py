@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from lockstep.checking.checkup.finding import Finding, findings_lines, found
+from lockstep.checking.checkup.target import Finding, findings_lines, found
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.source import load
 from lockstep.common.errors import LockstepError, RefusalKind, RemoteProtocolError

@@ -13,7 +13,7 @@ from subprocess import run
 import msgspec
 import numpy as np
 
-from lockstep.checking.checkup.finding import Finding, findings_lines, found
+from lockstep.checking.checkup.target import Finding, findings_lines, found
 from lockstep.common.errors import AddressError, RunError
 from lockstep.common.numerics.choice import Kernels, kernels_here
 from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint

@@ -16,7 +16,7 @@ from lockstep.checking.simulation.processes import RUN, Parts
 from lockstep.checking.simulation.scenario import Scenario
 from lockstep.checking.simulation.simulation import Simulation
 from lockstep.checking.simulation.world import World
-from lockstep.checking.verification.coverage import check_coverage
+from lockstep.checking.verify import check_coverage
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.data.source import with_validation

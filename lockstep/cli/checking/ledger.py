@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from lockstep.checking.verification.coverage import CoverageReport, EpochCoverage, check_coverage
-from lockstep.checking.verification.recorded_run import RecordedRun, read_run, workers_by_step
+from lockstep.checking.recorded_run import RecordedRun, read_run, workers_by_step
+from lockstep.checking.verify import CoverageReport, EpochCoverage, check_coverage
 from lockstep.cli.options.run import DATA_OPTION, RUN_ARGUMENT
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.data.source import with_validation

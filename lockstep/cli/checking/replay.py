@@ -8,8 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lockstep.checking.verification.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
-from lockstep.checking.verification.replay import LayerReplay, MicroBatchReplay, replay
+from lockstep.checking.recorded_run import (
+    LayerReplay,
+    MicroBatchReplay,
+    RecordedRun,
+    load_checkpoint_before,
+    open_again,
+    read_run,
+    replay,
+)
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.run import DATA_OPTION, RUN_ARGUMENT
 from lockstep.cli.options.types import WholeNumber

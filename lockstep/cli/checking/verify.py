@@ -8,7 +8,7 @@ import msgspec
 from msgspec.structs import replace
 from rich.console import Console
 
-from lockstep.checking.verification.recorded_run import (
+from lockstep.checking.recorded_run import (
     RecordedRun,
     comparison,
     load_checkpoint_before,
@@ -16,7 +16,7 @@ from lockstep.checking.verification.recorded_run import (
     other_numerics,
     read_run,
 )
-from lockstep.checking.verification.verify import (
+from lockstep.checking.verify import (
     Difference,
     SignatureReport,
     Verifier,

@@ -16,10 +16,8 @@ from lockstep.common.job.losses import LOSSES
 from lockstep.common.optim.rules import RULES
 from lockstep.common.protocol.run_options import KEPT_OPTIONS, OF_A_SERVER, RunOptions
 from lockstep.packing.options import DIRECT
-from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_values
-from lockstep.runs.job_groups import GROUPS
-from lockstep.runs.recorded_model import job_of_file
-from lockstep.runs.run_dir import JOB, trust
+from lockstep.runs.job_file import GROUPS, Field, fields, read_values, resolve, shipped_values
+from lockstep.runs.run_dir import JOB, job_of_file, trust
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -7,7 +7,7 @@ import click
 
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, DATA_OPTION, RUN_ARGUMENT
-from lockstep.results.evaluation.export.formats import Format, write_model
+from lockstep.results.evaluation.export import Format, write_model
 from lockstep.runs.trained_model import Moment, open_trained
 
 FORMATS = get_args(Format)

@@ -86,7 +86,7 @@ def _learning(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> 
 
 def _plots(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> Iterator[str]:
     # Imported here, since the extra may not be installed, and takes half a second to load.
-    from lockstep.results.reports.plots.run_plots import Subject, plot_runs
+    from lockstep.results.reports.plots.results import Subject, plot_runs
 
     return plot_runs([Subject(run, each) for run, each in zip(runs, curves, strict=True)], folder)
 

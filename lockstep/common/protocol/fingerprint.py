@@ -31,7 +31,7 @@ DECIDING = (
     "lockstep.common.numerics",
     "lockstep.common.optim",
     "lockstep.common.runtime.blas",
-    "lockstep.ps.run.early_stopping",
+    "lockstep.ps.run.plan",
     "lockstep.ps.run.plan",
     "lockstep.ps.shard",
     "lockstep.worker.batches",

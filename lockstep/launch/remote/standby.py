@@ -41,8 +41,7 @@ from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
 from lockstep.results.reports.display import Display, display_for, print_plainly
 from lockstep.runs.optional_packages import demand
-from lockstep.runs.recorded_model import trust_source
-from lockstep.runs.run_dir import check_run_dir, recorded_job, resumed_job
+from lockstep.runs.run_dir import check_run_dir, recorded_job, resumed_job, trust_source
 from lockstep.runs.session import Destination
 
 #: The exit code of a server that has handed its run over, and may be started again to be a standby: that of an

@@ -11,8 +11,7 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.notice import warning
-from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, sealed_parts
-from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.checkpoint.checkpoint import CheckpointFolder, CheckpointIdentity, HeldState, RunProgress, sealed_parts
 from lockstep.ps.records.ledger import WeightsAt
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.records.run_folder import RunFolder

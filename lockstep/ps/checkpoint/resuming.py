@@ -11,8 +11,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
 from lockstep.common.job.tally import Tally
 from lockstep.common.runtime.notice import warning
-from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointIdentity, RunProgress
-from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointFolder, CheckpointIdentity, RunProgress
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.coordinator.parts.multi_step import FIRST_STEPS
@@ -20,9 +19,8 @@ from lockstep.ps.records.ledger import RunBegun
 from lockstep.ps.records.receipt import read_chain
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.records.run_folder import RunFolder, read_ledger
-from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.ps.run.info import RunInfo
-from lockstep.ps.run.plan import Round
+from lockstep.ps.run.plan import Round, best_epoch
 from lockstep.ps.run.progress import Progress
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.shard import Shard

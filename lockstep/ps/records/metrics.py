@@ -7,7 +7,7 @@ import msgspec
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.reading import decode, read_regular
 from lockstep.common.protocol.messages import EpochRecord
-from lockstep.ps.run.timing import StepTime
+from lockstep.ps.run.progress import StepTime
 
 METRICS = "metrics.jsonl"
 

@@ -16,13 +16,10 @@ from lockstep.common.runtime.notice import warning
 from lockstep.ps.records.ledger import Account, EpochDone, LedgerEntry, RunBegun
 from lockstep.ps.records.metrics import FailureRecord, StepRecord
 from lockstep.ps.records.receipt import ReceiptLink, first_link, next_link, receipt_of
-from lockstep.ps.records.room import DiskRoom
-from lockstep.ps.records.run_folder import RECEIPT, RESULT, RunFolder, RunResult
-from lockstep.ps.run.early_stopping import best_epoch, is_stopped
+from lockstep.ps.records.run_folder import RECEIPT, RESULT, DiskRoom, RunFolder, RunResult
 from lockstep.ps.run.info import RunInfo
-from lockstep.ps.run.progress import Progress
-from lockstep.ps.run.timing import StepTime, StepTimeTotals
-from lockstep.ps.run.traffic import NOTHING, Moved
+from lockstep.ps.run.plan import best_epoch, is_stopped
+from lockstep.ps.run.progress import NOTHING, Moved, Progress, StepTime, StepTimeTotals
 
 #: Seconds after which lines that wait are written, so that whoever follows the files sees each step within a second.
 FLUSH_S = 0.3

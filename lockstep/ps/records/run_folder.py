@@ -1,8 +1,13 @@
-"""What a run leaves on disk: metrics, ledger, weights, result and receipt. Knows no socket."""
+"""The files of a run's folder: metrics, ledger, convictions, weights, result and receipt. Knows no socket.
+
+A full disk costs no line: lines wait in memory, and the run makes no step until there is room. A run that went on would
+keep its lines in memory, without a checkpoint, and lose them all at its end."""
 
 import errno
+import fcntl
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,20 +16,181 @@ import msgspec
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.errors import FileFormatError
-from lockstep.common.files.atomic import write_atomically
+from lockstep.common.errors import FileFormatError, UsageError
+from lockstep.common.files.atomic import Sync, write_atomically
 from lockstep.common.files.reading import decode, read_regular
 from lockstep.common.files.safetensors import write
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.common.runtime.notice import warning
-from lockstep.ps.records.ledger import Line, read_lines
-from lockstep.ps.records.line_file import LineFile
+from lockstep.ps.records.ledger import (
+    AUDITED,
+    Line,
+    ResultInDoubt,
+    RunBegun,
+    StepDone,
+    UnusedWork,
+    WorkerConvicted,
+    WorkerIn,
+    read_lines,
+)
 from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, Record, encode_record
 from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.room import DiskRoom
-from lockstep.ps.run.progress import RunTotals
-from lockstep.ps.run.timing import Split
-from lockstep.ps.run.traffic import NOTHING, Moved
+from lockstep.ps.run.progress import NOTHING, Moved, RunTotals, Split
+
+#: Errors of a write that only room can end: no space, and more than the user's quota.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+#: Seconds between two looks whether there is room again.
+LOOK_S = 1.0
+
+KIB = 2**10
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that this user may still write next to `path`."""
+    return shutil.disk_usage(path).free
+
+
+@dataclass
+class DiskRoom:
+    """The room on the disk of a run's folder: full from a write that failed until one that succeeded."""
+
+    path: Path
+    #: An argument so that a full disk can be tried.
+    free: Callable[[Path], int] = free_bytes
+    #: Bytes of what could not be written, 0 if nothing failed.
+    needed: int = 0
+
+    @property
+    def is_lacking(self) -> bool:
+        return self.needed > 0
+
+    def refuse(self, error: OSError, needed: int) -> bool:
+        """Record that so many bytes could not be written; return False if that has another cause than a full disk."""
+        if error.errno not in NO_ROOM:
+            return False
+        self.needed = max(self.needed, needed, 1)
+        return True
+
+    def try_again(self, write: Callable[[], object]) -> bool:
+        """Call `write` if there seems to be room for it; return whether that is so, and it was not refused again."""
+        needed = self.needed
+        if self.free(self.path) < needed:
+            return False
+        self.needed = 0
+        write()
+        return not self.is_lacking
+
+    @property
+    def text(self) -> str:
+        """What is missing where, for a person."""
+        return (
+            f"the run pauses: the disk of {str(self.path)!r} is full: it needs {-(-self.needed // KIB):,} KiB, and "
+            f"{self.free(self.path) // KIB:,} KiB are free; make room, and it continues by itself"
+        )
+
+
+#: Lines that wait for the next write.
+BUFFER_LINES = 500
+
+#: What writes, as `os.write`: an argument so that a full disk can be tried.
+Write = Callable[[int, bytes], int]
+
+
+@dataclass
+class LineFile:
+    """Appends to a file, which is made at the first write; `say` reports when that fails, and when it works again."""
+
+    path: Path
+    say: Callable[[str], None] = lambda text: None
+    write: Write = os.write
+    #: Makes what was written outlive a loss of power: an argument so that a disk that fails in this can be tried.
+    fsync: Sync = os.fsync
+    #: Learns that the disk is full; None: nobody waits for room.
+    room: DiskRoom | None = None
+    _waiting: list[bytes] = field(default_factory=list)
+    _written_bytes: int = 0
+    _descriptor: int = -1
+    _is_failing: bool = False
+
+    def open(self) -> None:
+        """Open for this process alone, until it closes or ends; `UsageError` if another one has the file."""
+        if self._descriptor >= 0:
+            return
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise UsageError(
+                f"run folder {str(self.path.parent)!r} is in use by a run that is not over: wait for its end, or "
+                "interrupt it"
+            ) from error
+        self._descriptor, self._written_bytes = descriptor, os.fstat(descriptor).st_size
+
+    def append(self, line: bytes) -> None:
+        """Add a line, which comes without its end; it is written when enough have come, or by `flush`."""
+        self._waiting.append(line + b"\n")
+        if len(self._waiting) >= BUFFER_LINES and not self._is_failing:
+            self.flush()
+
+    def size(self) -> int:
+        """Return the bytes of the file, with what waits to be written."""
+        return self._written_bytes + sum(map(len, self._waiting))
+
+    def flush(self) -> None:
+        """Write the lines that wait, if any do; if that fails, the rest waits for the next call."""
+        if not self._waiting:
+            return  # a file without a line is not made
+        try:
+            self.open()
+            self._catch_up()
+            while self._waiting:
+                self.write(self._descriptor, b"".join(self._waiting))
+                self._catch_up()
+        except OSError as error:
+            is_full = self.room is not None and self.room.refuse(error, sum(map(len, self._waiting)))
+            if not is_full and not self._is_failing:
+                why = f"cannot write to {str(self.path)!r}: {error.strerror}"
+                self.say(warning(f"{why}: the run continues, and its lines wait in memory"))
+            self._is_failing = self._is_failing or not is_full
+            return
+        if self._is_failing:
+            self.say(f"{str(self.path)!r} can be written to again")
+        self._is_failing = False
+
+    def _catch_up(self) -> None:
+        """Forget what is written, by the file's length: an interrupt may have come before we could."""
+        size = os.fstat(self._descriptor).st_size
+        taken = size - self._written_bytes
+        if taken:
+            rest = b"".join(self._waiting)[taken:]
+            self._waiting, self._written_bytes = [rest] if rest else [], size
+
+    def is_written(self) -> bool:
+        """Tell whether nothing waits."""
+        return not self._waiting
+
+    def sync(self) -> None:
+        """Make what was flushed outlive a loss of power. Raises OSError."""
+        if self._descriptor >= 0:
+            self.fsync(self._descriptor)
+
+    def cut(self, size: int) -> bytes:
+        """Cut off what follows the first `size` bytes, and return it; nothing may wait to be written."""
+        self.open()
+        behind = self.path.read_bytes()[size:]
+        self._written_bytes = min(size, self._written_bytes)
+        os.truncate(self.path, self._written_bytes)
+        return behind
+
+    def close(self) -> None:
+        """Flush and close; appending again would reopen the file."""
+        self.flush()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
 
 LEDGER = "ledger.jsonl"
 RECEIPT = "receipt.json"
@@ -194,3 +360,73 @@ class RunFolder:
         """Write `result.json` or `receipt.json`, whole or not at all."""
         text = msgspec.json.format(msgspec.json.encode(value), indent=2)
         write_atomically(self.path / name, [text, b"\n"])
+
+
+#: Who was evicted from a run for good: entries of its ledger, whose own is cut off when the run goes back.
+CONVICTIONS = "convictions.jsonl"
+
+#: Most results that are named one by one.
+MOST_RESULTS = 1000
+
+
+class Doubt(msgspec.Struct, frozen=True):
+    """The accepted results of a worker that no audit has confirmed, in the order of steps."""
+
+    results: Sequence[ResultInDoubt]
+    #: Those of steps after the last one of which an audit found a result of it right, or it confirmed another one's.
+    since: Sequence[ResultInDoubt]
+
+    @property
+    def first(self) -> int | None:
+        """The step of the first of them: the weights before it do not depend on any. None if there are none."""
+        return self.results[0].step if self.results else None
+
+
+def doubt_of(lines: Sequence[Line], identities: Collection[str]) -> Doubt:
+    """Return which accepted results of workers with these identities are in doubt, by a run's ledger."""
+    # The entries of an audit come before that of its step.
+    agreed = {
+        (line.step, line.lo)
+        for line in lines
+        if isinstance(line, UnusedWork) and line.work == "audit" and line.why == AUDITED
+    }
+    mine: set[int] = set()
+    results: list[ResultInDoubt] = []
+    last_agreed = -1
+    for line in lines:
+        match line:
+            case RunBegun():
+                mine = set()
+            case WorkerIn():
+                mine = mine - {line.rank} | ({line.rank} if line.identity in identities else set())
+            case UnusedWork(work="audit", why=why, rank=rank, step=step) if why == AUDITED and rank in mine:
+                last_agreed = max(last_agreed, step)
+            case StepDone():
+                for share in line.shares:
+                    if share.rank not in mine:
+                        continue
+                    # One that is audited is a result by itself.
+                    if (line.step, share.lo) in agreed and share.hi == share.lo + 1:
+                        last_agreed = max(last_agreed, line.step)
+                    else:
+                        results.append(ResultInDoubt(line.step, share.lo, share.hi))
+            case _:
+                pass
+    return Doubt(results, [result for result in results if result.step > last_agreed])
+
+
+def read_convictions(folder: Path) -> list[WorkerConvicted]:
+    """Return who was evicted from a run for good; `FileFormatError` if the file is damaged."""
+    path = folder / CONVICTIONS
+    try:
+        lines = read_lines(read_regular(path, MOST_LINES_BYTES), str(path))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}: expected who was evicted") from error
+    return [line for line in lines if isinstance(line, WorkerConvicted)]
+
+
+def keep_convictions(folder: Path, convicted: Sequence[WorkerConvicted]) -> None:
+    """Write who was evicted for good, whole or not at all. Raises OSError."""
+    write_atomically(folder / CONVICTIONS, [msgspec.json.encode(one) + b"\n" for one in convicted])

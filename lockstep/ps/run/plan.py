@@ -1,18 +1,54 @@
-"""Which rounds a run consists of: each epoch's steps, then its evaluations. Pure arithmetic on the job.
+"""The plan of a run: its rounds in order, and whether it stops early. Pure.
 
-The work of a training step is leased in micro-batches, that of an evaluation in chunks of its set. What handles both
-alike calls them micro-batches.
-"""
+Early stopping follows from the job and the history alone: every process that has these decides the same, whichever
+worker computed the epochs, and whether or not the run was resumed from a checkpoint. Prechelt ("Early stopping, but
+when?", 1998) calls this the third class of criteria: stop after so many strips without a better figure."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.sampler import evaluation_chunks
-from lockstep.common.job.job import Job
+from lockstep.common.job.job import Job, is_higher_better
 from lockstep.common.protocol.messages import EpochRecord, Work
-from lockstep.ps.run.early_stopping import is_stopped
+
+Epoch = TypeVar("Epoch", bound=EpochRecord)
+
+
+def best_epoch(job: Job, history: Sequence[Epoch]) -> Epoch | None:
+    """Return the best epoch by a job's `monitor` and `min_delta`, of equals the first; None if there is none yet."""
+    if not history:
+        return None
+    best = history[0]
+    for epoch in history[1:]:
+        figures = (figure_of(each, job.monitored()) for each in (epoch, best))
+        if is_better(*figures, is_higher=is_higher_better(job, job.monitored()), min_delta=job.min_delta):
+            best = epoch
+    return best
+
+
+def is_stopped(job: Job, history: Sequence[EpochRecord]) -> bool:
+    """Tell whether a run is to end although epochs are left: its `patience` is used up."""
+    if job.patience is None:
+        return False  # without a look at an ever longer history
+    best = best_epoch(job, history)
+    return best is not None and history[-1].epoch - best.epoch >= job.patience
+
+
+def is_better(figure: float, than: float, *, is_higher: bool, min_delta: float = 0.0) -> bool:
+    """Tell whether a figure is better than another by more than `min_delta`: a loss by less, an accuracy by more."""
+    return (figure - than if is_higher else than - figure) > min_delta
+
+
+def figure_of(epoch: EpochRecord, monitor: str) -> float:
+    """Return one figure of an epoch; ValueError if the run does not have it."""
+    figure = epoch.metrics[monitor] if monitor in epoch.metrics else getattr(epoch, monitor, None)
+    if not isinstance(figure, float):
+        raise ValueError(f"{monitor} is {figure!r}: expected a run with validation_split above 0")
+    return figure
+
 
 #: What an evaluation is called on the screen.
 EVALUATIONS: dict[Work, str] = {"validate": "validation", "evaluate": "evaluation"}

@@ -1,6 +1,8 @@
-"""How far a run is and how fast it is, from what the coordinator records. Pure: the time is an argument."""
+"""The progress and the speed of a run, where the time of its steps goes, and its traffic. Pure: time is an argument."""
 
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -9,8 +11,130 @@ from msgspec import Meta
 from lockstep.common.job.metrics import Metrics
 from lockstep.common.job.score import Guess, Score, score_of
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import EpochRecord
-from lockstep.ps.run.timing import StepTime
+from lockstep.common.protocol.codec import Buffer
+from lockstep.common.protocol.messages import EpochRecord, Message, Result, SumsFrame, Weights
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that crossed sockets: sums came in, weights went out. With shared memory there are none."""
+
+    #: Bytes of sums.
+    sums: int = 0
+    #: Bytes of weights.
+    weights: int = 0
+
+    def __add__(self, other: "Moved") -> "Moved":
+        return Moved(sums=self.sums + other.sums, weights=self.weights + other.weights)
+
+    def mean(self, steps: int) -> "Moved":
+        """Return what an average step moved, in whole bytes."""
+        return Moved(sums=self.sums // max(1, steps), weights=self.weights // max(1, steps))
+
+
+NOTHING = Moved()
+
+
+@dataclass
+class Traffic:
+    """Counts what crosses the sockets of one server, and what other servers report."""
+
+    _moved: Moved = NOTHING
+
+    def record_received(self, message: Message, frames: Sequence[Buffer]) -> None:
+        """Count a message that was received, if it brings sums."""
+        if isinstance(message, SumsFrame) or (isinstance(message, Result) and len(frames) > 1):
+            self._moved += Moved(sums=_bytes_of(frames))
+
+    def record_sent(self, message: Message, frames: Sequence[Buffer]) -> None:
+        """Count a message that was sent, if it brings weights."""
+        if isinstance(message, Weights):
+            self._moved += Moved(weights=_bytes_of(frames))
+
+    def add(self, moved: Moved) -> None:
+        """Count what crossed another server's sockets."""
+        self._moved += moved
+
+    def drain(self) -> Moved:
+        """Return what was counted since the last call."""
+        moved, self._moved = self._moved, NOTHING
+        return moved
+
+
+def _bytes_of(frames: Sequence[Buffer]) -> int:
+    return sum(memoryview(frame).nbytes for frame in frames)
+
+
+class StepTime(msgspec.Struct, frozen=True, kw_only=True):
+    """The times of one training step."""
+
+    #: Seconds from the last result of the step before to its own last result. In between the weights are updated and
+    #: sent, except for an epoch's first step: before that one comes the evaluation, and the update before it.
+    round_s: float
+    #: Seconds of computing that went into it, by the workers' own clocks: the mean over the workers that might have
+    #: been given work, and the most that any of them has.
+    mean_s: float
+    slowest_s: float
+
+
+class Split(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts of the time of an average step; the four add up to it.
+
+    Of all steps but each epoch's first, which follows an evaluation.
+    """
+
+    #: Number of steps that were averaged.
+    steps: int
+    #: Seconds that the average worker computes: forward, backward, the sums of its own micro-batches. By its own clock:
+    #: what other processes take of its core meanwhile is in it, what it sends meanwhile is not.
+    compute_s: float
+    #: Seconds in which sums and weights are on their way, copied or added. It is what is left of the step: the slowest
+    #: worker does not compute and nothing is updated. An exchange that hides behind computing is not in it.
+    exchange_s: float
+    #: Seconds that the server takes to change the weights, for which all workers wait.
+    update_s: float
+    #: Seconds that the average worker waits for the slowest one of the step: uneven shares of the work, uneven cores.
+    waiting_s: float
+
+    @property
+    def step_s(self) -> float:
+        """The seconds of the whole step."""
+        return self.compute_s + self.exchange_s + self.update_s + self.waiting_s
+
+
+@dataclass
+class StepTimeTotals:
+    """Adds up the times of steps, which are added in their order."""
+
+    steps: int = 0
+    round_s: float = 0.0
+    mean_s: float = 0.0
+    slowest_s: float = 0.0
+    update_s: float = 0.0
+    #: Seconds of the last step's update: it lies within the round of the next step.
+    _last_update_s: float = 0.0
+
+    def add(self, time: StepTime, update_s: float, *, is_counted: bool) -> None:
+        """Add a step and its update; a step that does not count, an epoch's first, only matters for the next."""
+        if is_counted:
+            self.steps += 1
+            self.round_s += time.round_s
+            self.mean_s += time.mean_s
+            self.slowest_s += time.slowest_s
+            self.update_s += self._last_update_s
+        self._last_update_s = update_s
+
+    def split(self) -> Split | None:
+        """Return where the time went, None if no step counted."""
+        if not self.steps:
+            return None
+        return Split(
+            steps=self.steps,
+            compute_s=self.mean_s / self.steps,
+            exchange_s=(self.round_s - self.slowest_s - self.update_s) / self.steps,
+            update_s=self.update_s / self.steps,
+            waiting_s=(self.slowest_s - self.mean_s) / self.steps,
+        )
+
 
 #: Seconds over which the speed is measured.
 WINDOW_S = 5.0

@@ -4,11 +4,18 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from lockstep.ps.checkpoint.folder import DOUBTFUL, CheckpointFolder
+from lockstep.ps.checkpoint.checkpoint import DOUBTFUL, CheckpointFolder
 from lockstep.ps.coordinator.findings import AuditFinding, Conviction
-from lockstep.ps.records.convictions import MOST_RESULTS, Doubt, doubt_of, keep_convictions, read_convictions
 from lockstep.ps.records.ledger import Line, WorkerConvicted
-from lockstep.ps.records.run_folder import RunFolder, read_ledger
+from lockstep.ps.records.run_folder import (
+    MOST_RESULTS,
+    Doubt,
+    RunFolder,
+    doubt_of,
+    keep_convictions,
+    read_convictions,
+    read_ledger,
+)
 
 #: Takes a checkpoint of the weights as they are; returns whether there is one.
 TakeCheckpoint = Callable[[], bool]

@@ -17,7 +17,7 @@ from lockstep.ps.coordinator.findings import MicroBatchOutcome
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.run.info import RunInfo
-from lockstep.ps.run.traffic import Traffic
+from lockstep.ps.run.progress import Traffic
 from lockstep.ps.server.inbox import ServerInbox
 from lockstep.ps.server.limits import PeerBlocklist, StatusAnswers
 from lockstep.ps.server.outbox import Outbox

@@ -8,7 +8,7 @@ from lockstep.common.protocol.messages import Message
 from lockstep.common.statemachine.loop import deliver
 from lockstep.common.statemachine.machine import PeerLeft
 from lockstep.common.transport.port import ServerPort
-from lockstep.ps.run.traffic import Traffic
+from lockstep.ps.run.progress import Traffic
 
 
 @dataclass

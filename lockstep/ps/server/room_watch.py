@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lockstep.common.runtime.notice import notice, warning
 from lockstep.ps.coordinator.events import Event, RoomChanged
-from lockstep.ps.records.room import LOOK_S, DiskRoom
+from lockstep.ps.records.run_folder import LOOK_S, DiskRoom
 
 
 @dataclass

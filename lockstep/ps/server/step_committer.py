@@ -13,7 +13,7 @@ from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.findings import Conviction
 from lockstep.ps.coordinator.parts.hand_over import HandOver
 from lockstep.ps.records.recorder import MetricsRecorder, carried
-from lockstep.ps.run.traffic import Traffic
+from lockstep.ps.run.progress import Traffic
 from lockstep.ps.server.conviction import quarantine_checkpoints
 from lockstep.ps.server.nonfinite_guard import NonFiniteGuard
 from lockstep.ps.shard_group.group import SliceGroup

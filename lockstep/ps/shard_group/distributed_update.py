@@ -11,7 +11,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.optim.clipping import BLOCK, add_blocks, scale_for
 from lockstep.common.protocol.shard_messages import WEIGHTS, Collected, UpdateDone
-from lockstep.ps.run.traffic import Moved
+from lockstep.ps.run.progress import Moved
 from lockstep.ps.shard.shard import Shard
 
 

@@ -55,7 +55,7 @@ from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
 from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
-from lockstep.ps.run.traffic import Traffic
+from lockstep.ps.run.progress import Traffic
 from lockstep.ps.shard.partition import checksum_in, held_frames
 from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard_process import state as machine

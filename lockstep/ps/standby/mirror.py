@@ -22,8 +22,7 @@ from lockstep.common.files.reading import decode, read_regular
 from lockstep.common.protocol.messages import NO_TERM, Term
 from lockstep.common.protocol.standby_messages import FilePart, FilePartRequest, RunFile, RunFiles
 from lockstep.ps.checkpoint.checkpoint import check_seal, head_of
-from lockstep.ps.records.convictions import CONVICTIONS
-from lockstep.ps.records.run_folder import CHECKPOINTS, MOST_BYTES
+from lockstep.ps.records.run_folder import CHECKPOINTS, CONVICTIONS, MOST_BYTES
 from lockstep.ps.standby.source import LINES
 
 #: The file that says that a folder is a mirror, until its standby takes over; and the folder of its files.

@@ -20,11 +20,9 @@ from lockstep.common.errors import FileFormatError, LockstepError
 from lockstep.common.files.reading import open_regular
 from lockstep.common.model.initial import INITIAL
 from lockstep.common.protocol.standby_messages import FILES_LIMIT, PART_BYTES, FilePart, FilePartRequest, RunFile
-from lockstep.ps.checkpoint.checkpoint import head_of
-from lockstep.ps.checkpoint.folder import step_of
-from lockstep.ps.records.convictions import CONVICTIONS
+from lockstep.ps.checkpoint.checkpoint import head_of, step_of
 from lockstep.ps.records.metrics import METRICS
-from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, LEDGER, RECEIPT, RESULT, WEIGHTS
+from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, CONVICTIONS, LEDGER, RECEIPT, RESULT, WEIGHTS
 from lockstep.ps.standby.terms import TERMS
 
 JOB, MODEL = "job.toml", "model"

@@ -19,7 +19,7 @@ from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.job.score import score_of
-from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
 from lockstep.results.evaluation.assessment import Assessment, assess
 from lockstep.results.evaluation.figures import shown_names

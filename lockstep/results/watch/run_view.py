@@ -28,7 +28,7 @@ from lockstep.results.watch.curves import MetricsFigures
 from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent
 from lockstep.results.watch.line_follower import LineFollower, RecordFollower
 from lockstep.results.watch.processes import LeadingProcess, ProcessUse, ProcessWatch
-from lockstep.runs.job_groups import named, shown_values
+from lockstep.runs.job_file import named, shown_values
 from lockstep.runs.run_dir import JOB, has_begun, recorded
 
 T = TypeVar("T")

@@ -26,7 +26,7 @@ from lockstep.ps.records.metrics import (
 from lockstep.ps.records.run_folder import RunResult, read_result
 from lockstep.results.watch.line_follower import known_records
 from lockstep.results.watch.run_view import STOPPED_S, RunState, RunView, written_at
-from lockstep.runs.job_groups import named
+from lockstep.runs.job_file import named
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
 
 #: The name of the only run, where one is watched.

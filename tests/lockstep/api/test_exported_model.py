@@ -13,8 +13,16 @@ import numpy as np
 import pytest
 
 from lockstep import fit, nn
-from lockstep.api.exported_model import Model, ModelText, check_rebuilt, exported, model_text
-from lockstep.api.source_text import borrowed_names, package_folders, text_of
+from lockstep.api.exported_model import (
+    Model,
+    ModelText,
+    borrowed_names,
+    check_rebuilt,
+    exported,
+    model_text,
+    package_folders,
+    text_of,
+)
 from lockstep.common.errors import ModelError
 from lockstep.common.nn.module import Module
 from tests.lockstep.api import zoo

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from lockstep.bench.scaling import ScalingRow
-from lockstep.ps.run.timing import Split
+from lockstep.ps.run.progress import Split
 
 
 def scaling_row(workers: int, exchange_s: float, batch: int = 64, **values: Any) -> ScalingRow:

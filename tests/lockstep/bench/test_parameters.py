@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from lockstep.bench.parameters import NUMBERS, DurationParam, LinkParam, PowersRange
+from lockstep.bench.bench import NUMBERS, DurationParam, LinkParam, PowersRange
 from lockstep.cli.options.types import WholeNumber
 
 

@@ -12,17 +12,22 @@ from rich.console import Console
 
 from lockstep.bench.bench import Bench
 from lockstep.bench.coordinator import CoordinatorBench, CoordinatorRow
-from lockstep.bench.measuring.measurements import (
+from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.performance import (
     LOOK_S,
+    PARTS,
     BenchMachine,
     MeasuredPart,
     Measurements,
     busy_cores,
+    check_quiet,
+    check_same_machine,
+    command_text,
+    measure_parts,
+    parts_of,
     read_measurements,
     this_machine,
 )
-from lockstep.bench.measuring.timed_run import BenchSession
-from lockstep.bench.performance import PARTS, check_quiet, check_same_machine, command_text, measure_parts, parts_of
 from lockstep.bench.wire import QuantizationRow, WireBench
 from lockstep.cli.bench import command_of
 from lockstep.cli.main import run

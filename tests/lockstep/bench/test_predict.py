@@ -11,7 +11,7 @@ from lockstep.bench.scaling import ScalingRow
 from lockstep.cli.bench import json_of
 from lockstep.cli.main import run
 from lockstep.common.runtime.environment import cores
-from lockstep.ps.run.timing import Split
+from lockstep.ps.run.progress import Split
 from lockstep.runs.cost_model import MEMORY, Machines
 from tests.lockstep.bench.scaling_rows import scaling_row
 from tests.lockstep.statuses import result

@@ -11,8 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from lockstep.cli.main import run, system_error_text
-from lockstep.cli.root import SECTIONS, Commands, cli
+from lockstep.cli.main import SECTIONS, Commands, cli, run, system_error_text
 from lockstep.common.runtime.environment import child_environment
 from tests.architecture.source import ROOT
 from tests.lockstep.tiny_data import write_tiny

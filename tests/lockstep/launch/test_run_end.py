@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from lockstep.cli.root import Commands
+from lockstep.cli.main import Commands
 from lockstep.common.errors import DivergedError, RunError
 from lockstep.launch.run_end import PICTURE, draw_picture, keep_logs, kept_on_failure, next_steps
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS

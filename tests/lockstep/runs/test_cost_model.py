@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from lockstep.ps.run.timing import Split
+from lockstep.ps.run.progress import Split
 from lockstep.runs.cost_model import (
     HANDLING,
     MEMORY,

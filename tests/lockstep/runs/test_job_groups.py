@@ -2,8 +2,7 @@
 
 import pytest
 
-from lockstep.runs.job_file import resolve
-from lockstep.runs.job_groups import named, shown_values
+from lockstep.runs.job_file import named, resolve, shown_values
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.setup import open_run
-from lockstep.runs.recorded_model import keep_files, told_folder
+from lockstep.runs.run_dir import keep_files, told_folder
 from lockstep.worker.setup import gather
 from tests.simulation.small import digits, job_of
 

@@ -136,7 +136,7 @@ def smoothed(values: Floats, window: int) -> Floats:
 
 
 def parts_of(column: Callable[[str], Floats]) -> dict[str, Floats]:
-    """Return the four parts of each step in seconds, as `lockstep.ps.run.timing.Split` has those of an average one.
+    """Return the four parts of each step in seconds, as `lockstep.ps.run.progress.Split` has those of an average one.
 
     `column` returns one figure of all steps, in their order.
     """

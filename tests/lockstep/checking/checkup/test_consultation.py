@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lockstep import doctor, load, nn
-from lockstep.checking.checkup.checks.first_steps import FirstSteps, check_workers
 from lockstep.checking.checkup.consultation import Examination, _label_findings, is_tried
+from lockstep.checking.checkup.first_steps import FirstSteps, check_workers
 from lockstep.checking.checkup.target import ExaminationTarget
 from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job

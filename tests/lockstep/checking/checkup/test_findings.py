@@ -5,7 +5,7 @@ from string import Formatter
 
 import pytest
 
-from lockstep.checking.checkup.finding import texts
+from lockstep.checking.checkup.target import texts
 from tests.architecture.source import ROOT
 
 SOURCES = [path.read_text() for path in (ROOT / "lockstep/checking/checkup").rglob("*.py")]

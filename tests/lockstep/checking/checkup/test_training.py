@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lockstep import doctor, nn
-from lockstep.checking.checkup.checks.training import TrialSubject
 from lockstep.checking.checkup.consultation import Examination, trial_subject
+from lockstep.checking.checkup.training import TrialSubject
 from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
 from lockstep.common.model.source import open_model

@@ -22,8 +22,7 @@ from lockstep.ps.coordinator.scheduling.round_state import PendingAcknowledgemen
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
-from lockstep.ps.run.timing import StepTime
-from lockstep.ps.run.traffic import NOTHING, Moved
+from lockstep.ps.run.progress import NOTHING, Moved, StepTime
 from lockstep.ps.server.server import Server
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shared_memory.memory import ServerSharedMemory

@@ -11,9 +11,8 @@ import pytest
 from click.shell_completion import BashComplete
 
 from lockstep.cli.completion import VARIABLE
-from lockstep.cli.main import run
+from lockstep.cli.main import SECTIONS, cli, run
 from lockstep.cli.options.completion import runs_like
-from lockstep.cli.root import SECTIONS, cli
 from lockstep.common.runtime.environment import child_environment
 
 

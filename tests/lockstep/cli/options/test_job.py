@@ -10,7 +10,7 @@ from lockstep.cli.options.job import JOB_FIELDS, OPTION_FIELDS, GroupedCommand, 
 from lockstep.cli.training.train import train
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import KEPT_OPTIONS
-from lockstep.runs.job_groups import GROUPS
+from lockstep.runs.job_file import GROUPS
 
 #: Flags that the issue fixes by name.
 FIXED = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.cli.root import Commands
+from lockstep.cli.main import Commands
 from lockstep.common.runtime.environment import (
     BLAS_THREAD_VARIABLES,
     cache_home,

@@ -20,10 +20,9 @@ from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, RunProgress, read_checkpoint
 from lockstep.ps.checkpoint.checkpointer import SPARING, CheckpointSchedule
 from lockstep.ps.records.ledger import WeightsAt, read_lines
-from lockstep.ps.records.line_file import LineFile
 from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
-from lockstep.ps.records.run_folder import RESULT
+from lockstep.ps.records.run_folder import RESULT, LineFile
 from lockstep.ps.run.progress import Progress
 from lockstep.ps.setup import RunSetup, open_run
 from lockstep.runs.session import Destination, RunSession, open_session

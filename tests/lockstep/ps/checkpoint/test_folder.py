@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.files.atomic import write_atomically
-from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, sealed_parts
-from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.checkpoint.checkpoint import CheckpointFolder, CheckpointIdentity, sealed_parts
 from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.lockstep.common.files.test_atomic import failing_at
 from tests.lockstep.ps.checkpoint.test_checkpoint import LAYOUT, PROGRESS, held

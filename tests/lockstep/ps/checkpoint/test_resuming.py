@@ -19,13 +19,13 @@ from lockstep.common.protocol.messages import EpochRecord
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.checkpoint.checkpoint import (
     Checkpoint,
+    CheckpointFolder,
     CheckpointIdentity,
     HeldState,
     RunProgress,
     read_checkpoint,
     sealed_parts,
 )
-from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.checkpoint.resuming import (
     Resumption,
     begin_again,

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.errors import FileFormatError
-from lockstep.ps.records.convictions import CONVICTIONS, doubt_of, keep_convictions, read_convictions
 from lockstep.ps.records.ledger import (
     AUDITED,
     LedgerShare,
@@ -17,6 +16,7 @@ from lockstep.ps.records.ledger import (
     WorkerConvicted,
     WorkerIn,
 )
+from lockstep.ps.records.run_folder import CONVICTIONS, doubt_of, keep_convictions, read_convictions
 
 BEGUN = RunBegun(step=0, weights_sha256="")
 

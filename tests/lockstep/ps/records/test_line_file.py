@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.errors import UsageError
-from lockstep.ps.records.line_file import BUFFER_LINES, LineFile
+from lockstep.ps.records.run_folder import BUFFER_LINES, LineFile
 
 
 @dataclass

@@ -21,9 +21,7 @@ from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.recorder import MetricsRecorder, Setting, carried
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, WEIGHTS, RunFolder, read_result
-from lockstep.ps.run.progress import Progress
-from lockstep.ps.run.timing import Split
-from lockstep.ps.run.traffic import Moved
+from lockstep.ps.run.progress import Moved, Progress, Split
 from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.lockstep.ps.runs import facts_of
 

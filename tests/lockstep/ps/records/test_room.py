@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.ps.records.room import DiskRoom
+from lockstep.ps.records.run_folder import DiskRoom
 
 
 @dataclass

@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import EpochRecord
-from lockstep.ps.run.early_stopping import best_epoch, figure_of, is_stopped
+from lockstep.ps.run.plan import best_epoch, figure_of, is_stopped
 
 
 def history_of(*figures: float, name: str = "val_loss") -> list[EpochRecord]:

@@ -3,8 +3,7 @@
 import pytest
 
 from lockstep.common.job.tally import Tally
-from lockstep.ps.run.progress import Progress
-from lockstep.ps.run.timing import StepTime
+from lockstep.ps.run.progress import Progress, StepTime
 
 
 def test_nothing_is_known_before_the_first_step() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lockstep.ps.run.timing import Split, StepTime, StepTimeTotals
+from lockstep.ps.run.progress import Split, StepTime, StepTimeTotals
 
 
 def test_nothing_is_known_of_steps_that_do_not_count() -> None:

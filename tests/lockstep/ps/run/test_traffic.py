@@ -4,7 +4,7 @@ import numpy as np
 
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import Message, Ping, Result, SumsFrame, Weights
-from lockstep.ps.run.traffic import NOTHING, Moved, Traffic
+from lockstep.ps.run.progress import NOTHING, Moved, Traffic
 
 VALUES = np.ones(100, np.float32)
 

@@ -9,11 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from lockstep.common.errors import FileFormatError
-from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.coordinator.findings import AuditFinding, Conviction, MicroBatchOutcome
-from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.ledger import AUDITED, LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
-from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder
+from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder, read_convictions
 from lockstep.ps.server.conviction import Consequences, quarantine_checkpoints
 
 LIAR = AuditFinding(1, "b", "process b", "worker 1 (host host, pid 7)", MicroBatchOutcome(digest="b" * 64))

@@ -10,7 +10,7 @@ import msgspec
 from lockstep.common.protocol.messages import Term
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.standby_messages import FilePart, RunFiles
-from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.standby.mirror import CONTENTS, MIRROR, Mirror
 from lockstep.ps.standby.source import MirrorSource
 

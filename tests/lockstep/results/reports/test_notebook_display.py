@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.results.reports.display import Display, figures
-from lockstep.results.reports.notebook_display import (
+from lockstep.results.reports.display import (
     MOST_LINES,
     CellOutput,
+    Display,
     NotebookPage,
     cell_output,
+    figures,
 )
 from tests.lockstep.results.reports.test_display import EPOCH_LINE
 from tests.lockstep.statuses import status

@@ -9,8 +9,7 @@ from rich.console import Console
 
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.ps.run.timing import Split
-from lockstep.ps.run.traffic import Moved
+from lockstep.ps.run.progress import Moved, Split
 from lockstep.results.reports.summary import advice, epochs_table, show_advice, show_summary, summary_lines
 from tests.lockstep.statuses import result
 

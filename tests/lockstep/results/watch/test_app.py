@@ -16,8 +16,8 @@ from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import default_options
 from lockstep.results.evaluation.model_answers import ModelAnswers
-from lockstep.results.watch.app import WatchApp
 from lockstep.results.watch.guard import HEADERS, MOST_BODY_BYTES, MOST_CLIENTS, Guard, RequestLimit
+from lockstep.results.watch.serving import WatchApp
 from lockstep.results.watch.sources import WatchedRuns
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.run_dir import trust

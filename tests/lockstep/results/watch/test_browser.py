@@ -19,9 +19,8 @@ from playwright import sync_api
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.address import TcpAddress
 from lockstep.ps.records.run_folder import RunFolder
-from lockstep.results.watch.app import WatchApp
 from lockstep.results.watch.guard import Guard
-from lockstep.results.watch.serving import listen
+from lockstep.results.watch.serving import WatchApp, listen
 from lockstep.results.watch.sources import WatchedRuns
 from tests.lockstep.results.reports.plots.records import write_steps
 from tests.lockstep.results.watch.folders import running

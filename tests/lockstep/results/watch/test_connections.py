@@ -11,7 +11,7 @@ pytest.importorskip("uvicorn", reason="the page is served by uvicorn: .venv/bin/
 import uvicorn
 from uvicorn.server import ServerState
 
-from lockstep.results.watch.connections import MOST_WAITING, READ_S, REQUEST_S, LimitedConnection
+from lockstep.results.watch.serving import MOST_WAITING, READ_S, REQUEST_S, LimitedConnection
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 

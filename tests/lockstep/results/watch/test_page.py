@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="the page is served by Starlette: .venv/bin/pip install -e '.[watch]'")
 
-from lockstep.results.watch.app import FILES, PAGE
+from lockstep.results.watch.serving import FILES, PAGE
 
 INDEX = (PAGE / "index.html").read_text(encoding="utf-8")
 OWN = sorted(name for name in FILES if not name.startswith("uplot/"))

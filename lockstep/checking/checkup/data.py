@@ -1,0 +1,154 @@
+"""Check the data: labels are classes numbered from 0, as many as the model has outputs, and samples suit training."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.checking.checkup.magnitudes import SAMPLES
+from lockstep.checking.checkup.target import ExaminedData, Finding, found
+
+#: Largest share of the training samples that one class may have.
+MOST_OF_ONE = 0.9
+
+#: So many test samples of a class that has none would be expected: by chance, that happens once in e^20 times.
+EXPECTED_OF_A_CLASS = 20
+
+#: Deviations and means that need no normalisation; bytes divided by 255 are well within.
+LEAST_DEVIATION, MOST_DEVIATION, MOST_MEAN = 0.02, 10.0, 10.0
+
+#: Rows that are looked at for what a feature says, and the fewest by which one is called the target.
+MOST_ROWS, LEAST_ROWS = 20_000, 20
+
+#: The least correlation of a feature that is the target in other units.
+ON_A_LINE = 0.99999
+
+#: Signs of targets that are classes: fewer than so many, and each of them at least so often.
+MOST_CLASSES, LEAST_OF_A_CLASS = 20, 5
+
+#: The largest deviation of one feature, as a multiple of the median deviation.
+MOST_OF_A_FEATURE = 100.0
+
+
+def check_labels(train: NDArray[Any], test: NDArray[Any], *, is_sequence: bool = False) -> list[Finding]:
+    """Return why these arrays are not classes, which rules out further checks. A sequence has a row of them."""
+    for name, labels in (("training", train), ("test", test)):
+        if labels.ndim == 2 and not is_sequence:
+            return [_of_rows(name, labels)]
+        if labels.dtype.kind not in "iu":
+            return [found("labels-are-real", name=name, dtype=str(labels.dtype))]
+        if labels.size and labels.min() < 0:
+            return [found("label-is-negative", name=name, label=labels.min(), index=labels.argmin())]
+    return []
+
+
+def _of_rows(name: str, labels: NDArray[Any]) -> Finding:
+    """Return why labels have two axes: they are one-hot, numbers of a regression, or the column of a table."""
+    is_real = labels.dtype.kind == "f"
+    # Scores of classes are at least two, and add up to 1.
+    if labels.shape[1] > 1 and (not is_real or np.allclose(labels.sum(axis=1), 1.0, atol=1e-3)):
+        return found("labels-are-rows", name=name, shape=labels.shape)
+    if is_real:
+        return found("labels-are-rows-of-numbers", name=name, shape=labels.shape, dtype=str(labels.dtype))
+    return found("labels-are-a-column", name=name, shape=labels.shape)
+
+
+def check_classes(train: NDArray[Any], test: NDArray[Any], outputs: int) -> list[Finding]:
+    """Return whether the classes, whole numbers from 0, do not fit that number of outputs."""
+    most = int(max(train.max(initial=0), test.max(initial=0)))
+    least = int(min(train.min(initial=most), test.min(initial=most)))
+    if (least, most) == (1, outputs):
+        return [found("labels-begin-with-1", most=most, needed=most + 1)]
+    if most >= outputs:
+        return [found("labels-out-of-range", least=least, most=most, outputs=outputs, needed=most + 1)]
+    if most + 1 < outputs:
+        return [found("too-many-outputs", most=most, classes=most + 1, outputs=outputs)]
+    return []
+
+
+def check_balance(train: NDArray[Any], test: NDArray[Any]) -> list[Finding]:
+    """Return whether a class is missing from one of the two sets, or has nearly all training samples."""
+    counts, tested, findings = np.bincount(train), np.unique(test), list[Finding]()
+    missing = np.setdiff1d(tested, np.flatnonzero(counts))
+    if missing.size:
+        findings.append(found("class-is-missing", first=missing[0], missing=missing.size, classes=tested.size))
+    else:
+        findings += _untested(counts, tested, len(test))
+    if len(counts) > 1 and counts.max() > MOST_OF_ONE * len(train):
+        findings.append(found("one-class", label=counts.argmax(), count=counts.max(), samples=len(train)))
+    return findings
+
+
+def _untested(counts: NDArray[np.int64], tested: NDArray[Any], tests: int) -> list[Finding]:
+    """Return whether classes are missing from a test set in which they would not be by chance."""
+    expected = counts / counts.sum() * tests
+    untested = np.setdiff1d(np.flatnonzero(expected >= EXPECTED_OF_A_CLASS), tested)
+    if not untested.size:
+        return []
+    facts = {"missing": untested.size, "classes": np.count_nonzero(counts), "expected": expected[untested[0]]}
+    return [found("class-is-not-tested", first=untested[0], **facts)]
+
+
+def check_samples(target: ExaminedData) -> list[Finding]:
+    """Return whether the samples that the model receives do not have a mean near 0 and a deviation of about 1."""
+    images, _ = target.batch(0, SAMPLES)
+    if target.data.train.is_tokens:
+        return []
+    mean, deviation = float(np.mean(images, dtype=np.float64)), float(np.std(images, dtype=np.float64))
+    if deviation == 0:
+        return [found("samples-are-equal", value=mean)]
+    if not LEAST_DEVIATION <= deviation <= MOST_DEVIATION or abs(mean) > MOST_MEAN:
+        name = "far-from-the-rest" if target.job.normalize else "not-normalised"
+        return [found(name, mean=mean, deviation=deviation)]
+    return [*_uneven(np.std(images, axis=0, dtype=np.float64)), *check_features(target)] if images.ndim == 2 else []
+
+
+def check_features(target: ExaminedData) -> list[Finding]:
+    """Return whether a feature is the same in all samples, or is the target in other words.
+
+    A feature that is always 0 is harmless, as the corners of pictures that were made rows.
+    """
+    train = target.data.train
+    features, targets = train.images[:MOST_ROWS], target.objective.targets(train.labels[:MOST_ROWS])
+    facts = {"samples": len(features)}
+    for feature, column in enumerate(features.T):
+        if column[0] and (column == column[0]).all():
+            return [found("constant-feature", feature=feature, value=float(column[0]), **facts)]
+    is_regression = target.objective.is_regression
+    leaks = (feature for feature, column in enumerate(features.T) if _is_target(column, targets, is_regression))
+    return [found("target-leak", feature=feature, **facts) for feature in leaks][:1]
+
+
+def _is_target(column: NDArray[Any], targets: NDArray[Any], is_regression: bool) -> bool:
+    """Return whether one column gives the target: on a straight line, or with one value for each class."""
+    if is_regression:
+        known = targets[:, 0].astype(np.float64)
+        if targets.shape[1] > 1 or not column.std() or not known.std():
+            return False
+        return abs(float(np.corrcoef(column.astype(np.float64), known)[0, 1])) > ON_A_LINE
+    values, places = np.unique(column, return_inverse=True)
+    classes = np.unique(targets).size
+    pairs = np.unique(np.stack([places.reshape(-1), targets]), axis=1).shape[1]
+    return len(targets) >= LEAST_ROWS and classes > 1 and len(values) == classes == pairs
+
+
+def check_loss(target: ExaminedData) -> list[Finding]:
+    """Return whether the targets of a regression look like classes: some whole numbers from 0 on, each often."""
+    labels = target.data.train.labels[:]
+    if not target.objective.is_regression or labels.reshape(len(labels), -1).shape[1] > 1:
+        return []
+    values, counts = np.unique(labels, return_counts=True)
+    most = len(values) - 1
+    are_classes = 2 <= most < MOST_CLASSES and np.array_equal(values, np.arange(most + 1))
+    if not are_classes or counts.min() < LEAST_OF_A_CLASS:
+        return []
+    return [found("classes-as-numbers", classes=most + 1, most=most, samples=len(labels))]
+
+
+def _uneven(deviations: NDArray[np.float64]) -> list[Finding]:
+    """Return whether one of the features, which have these deviations, is much larger than the others."""
+    varying = deviations[deviations > 0]
+    largest = int(deviations.argmax())
+    if not varying.size or deviations[largest] <= MOST_OF_A_FEATURE * np.median(varying):
+        return []
+    return [found("uneven-features", largest=largest, deviation=deviations[largest], median=np.median(varying))]

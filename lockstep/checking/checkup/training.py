@@ -1,0 +1,334 @@
+"""Try a job for some hundred steps, and report the findings: whether it learns, with which rates, and what stays fixed.
+
+Works with whatever computes gradients: our autograd or PyTorch. A trial is the job on batches of at most `SAMPLES`
+samples, with a constant rate after a short warm-up, in this process.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+
+from lockstep.checking.checkup.target import Finding, found
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.data.preparation import Preparation
+from lockstep.common.job.job import Job
+from lockstep.common.job.objective import Objective
+from lockstep.common.job.optimizer import spans_of
+from lockstep.common.job.own_code import NO_CODE, OwnCode
+from lockstep.common.model.port import DrawKey, Model
+from lockstep.common.runtime.clock import Clock
+from lockstep.ps.run.plan import plan_of
+from lockstep.ps.shard.shard import Shard
+from lockstep.ps.shard.update_policy import policy_of
+from lockstep.worker.compute import Compute
+from lockstep.worker.gradient_sink import NotFiniteError
+
+#: Steps of the trial, and of those with other rates; samples of a step at most, and steps of warm-up.
+STEPS, SHORT_STEPS, SAMPLES, WARM_UP_STEPS = 200, 80, 128, 20
+
+#: Seconds after which a trial ends with fewer steps, and the fewest that say something.
+TRIAL_S, FEWEST_STEPS = 4.0, 20
+
+#: Samples that are looked at before, and of the test set after it.
+LOOKED_AT, TESTED = 256, 1000
+
+#: Shares of the loss of guessing: above the first nothing was learned, below the second something was.
+NOTHING, SOMETHING = 0.97, 0.85
+
+#: Values of the job that may keep a model from learning: name -> its value if it is off, why it does, advice.
+HOLDING: dict[str, tuple[float | None, str, str]] = {
+    "weight_decay": (0.0, "it takes more from the weights than the gradient gives", "set it to 0, or to 0.0001"),
+    "clip_norm": (None, "it makes each step far shorter than the gradient", "leave it out, or set it to 1"),
+    "clip_value": (None, "it makes each step far shorter than the gradient", "leave it out, or set it to 1"),
+}
+
+#: The share of the deviation of the outputs by which they differ for the same sample if samples are mixed.
+MIXED = 1e-2
+
+#: Rates to try, as multiples of the job's: the nearest first.
+LOWER, HIGHER = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
+
+#: The largest norm of the first gradient. In healthy nets it is below 20.
+LARGEST_GRADIENT = 1e3
+
+#: The share of a layer's ReLUs that may be dead, and of outputs that are exactly 0 if the last layer is not a ReLU.
+MOST_DEAD, ZEROS = 0.5, 0.02
+
+#: A loss is never this many times the sum of the first loss and of that of guessing, if the rate is good.
+OVERSHOOT = 5.0
+
+#: Samples, and steps, to learn by heart.
+FEW, HEART_STEPS = 32, 200
+
+
+class TrialRun(msgspec.Struct, frozen=True, dict=True):
+    """The outcome of some steps."""
+
+    #: The mean loss of each step's batch before its update; the last one is not finite if the trial broke off.
+    losses: list[float]
+    #: After the steps.
+    weights: Vector
+    #: The norm of the first step's gradient.
+    first_norm: float
+    #: Of each parameter, the largest absolute value that its gradient had in any step.
+    largest: Vector
+    rate: float
+
+    @cached_property
+    def last(self) -> float:
+        """The mean loss of the last tenth of the steps, infinite if it was not finite."""
+        part = self.losses[-max(5, len(self.losses) // 10) :]
+        return float(np.mean(part)) if np.isfinite(part).all() else math.inf
+
+
+class TrialSubject(msgspec.Struct, frozen=True, dict=True):
+    """A model with the weights to begin with, its data, and the job that would train it."""
+
+    job: Job
+    #: Returns the model with values that may be changed: an engine keeps those that it is bound to.
+    fresh: Callable[[], Model]
+    weights: Vector
+    #: With the moments of the training set.
+    data: TrainTest
+    clock: Clock
+    #: Functions of the user's own that the job names.
+    own: OwnCode = NO_CODE
+
+    @property
+    def objective(self) -> Objective:
+        return Objective.of(self.job)
+
+    @cached_property
+    def guess(self) -> float:
+        """The loss of always giving the frequencies of the classes, or the mean of the targets."""
+        train = self.data.train
+        mean = self.objective.guess(train)
+        if mean is not None:
+            return mean
+        shares = np.bincount(self.objective.targets(train.labels[:])) / self.objective.targets(train.labels[:]).size
+        return float(-sum(share * math.log(share) for share in shares if share))
+
+    def run(self, steps: int, scale: float = 1.0, data: TrainTest | None = None) -> TrialRun:
+        """Make steps with `scale` times the job's rate, as long as all numbers are finite and there is time."""
+        data = data or self.data
+        job = self._job(steps, scale, len(data.train))
+        plan = plan_of(job, len(data.train), len(data.test))
+        model = self.fresh()
+        policy = policy_of(job, plan, spans_of(job, model.layout), model.momenta(), self.own)
+        shard = Shard((self.begin(model), model.layout.new_vector()), policy, job.micro_batches)
+        compute, whole = Compute(job, model, data, shard.served, own=self.own), Node(0, job.micro_batches)
+        losses, norm, began = list[float](), 0.0, self.clock.now()
+        largest = model.layout.new_vector()
+        for step in range(steps):
+            compute.turn(step)
+            try:
+                sums, tally = compute.train(step, whole)
+            except NotFiniteError:
+                losses.append(math.inf)
+                break
+            losses.append(tally.loss)
+            np.maximum(largest, np.abs(sums), out=largest)
+            if step == 0:
+                norm = float(np.linalg.norm(sums[: model.layout.parameter_size].astype(np.float64))) / tally.count
+            shard.update_by(sums, step, tally.count)
+            if shard.not_finite is not None:
+                losses.append(math.inf)
+                break
+            if step >= FEWEST_STEPS and self.clock.now() > began + TRIAL_S:
+                break
+        return TrialRun(losses, shard.weights.copy(), norm, largest, job.lr)
+
+    def begin(self, model: Model) -> Vector:
+        """Return a copy of the first weights, in memory that begins as an engine needs it."""
+        vector = model.layout.new_vector()
+        vector[:] = self.weights
+        return vector
+
+    def _job(self, steps: int, scale: float, samples: int) -> Job:
+        job = self.job
+        return msgspec.structs.replace(
+            job,
+            lr=job.lr * scale,
+            steps=steps,
+            schedule="constant",
+            warmup_steps=min(job.warmup_steps, WARM_UP_STEPS),
+            global_batch=min(job.global_batch, SAMPLES, samples),
+            micro_batches=1,
+            wire="float32",
+            wire_weights="float32",
+        )
+
+    def outputs(self, part: Dataset, most: int, weights: Vector) -> tuple[Array, Array]:
+        """Return the outputs for the first samples of a set, and their targets."""
+        model = self.fresh()
+        model.load(weights)
+        preparation = replace(self._preparation, max_shift=0)
+        outputs = model.outputs(preparation.images(part.images[:most])).copy()
+        return outputs, self.objective.targets(part.labels[:most])
+
+    @cached_property
+    def _preparation(self) -> Preparation:
+        preparation = Preparation.of(self.data.train)
+        return preparation if self.job.normalize else replace(preparation, mean=0.0, std=1.0)
+
+    def test_loss(self, weights: Vector) -> tuple[float, float]:
+        """Return the mean loss and the share of right answers over the first samples of the test set."""
+        outputs, targets = self.outputs(self.data.test, TESTED, weights)
+        if self.objective.is_regression:
+            return float(np.mean(np.square(outputs.reshape(targets.shape) - targets, dtype=np.float64))), 0.0
+        # A job with weights, or with targets that are none, is not tried.
+        total, _ = self.objective.test_loss(Tensor(outputs), targets)
+        return total.item() / targets.size, self.objective.correct(outputs, targets) / targets.size
+
+    def first_few(self) -> TrainTest:
+        """Return the first samples of the training set, as all that there is."""
+        train = self.data.train
+        few = replace(train, images=train.images[:FEW], labels=train.labels[:FEW])
+        return TrainTest(self.data.name, few, few)
+
+
+def check_training(subject: TrialSubject) -> Iterator[Finding]:
+    """Yield what a trial of the job shows; what follows from an earlier finding is not looked for."""
+    for check in (check_last_layer, check_dead_units, check_mixed_samples, check_trial):
+        findings = list(check(subject))
+        yield from findings
+        if findings:
+            return
+
+
+def check_last_layer(subject: TrialSubject) -> Iterator[Finding]:
+    """Yield whether the model ends in a ReLU, which scores and negative targets cannot pass."""
+    outputs, _ = subject.outputs(subject.data.train, LOOKED_AT, subject.weights)
+    zeros = float(np.mean(outputs == 0))
+    if (outputs < 0).any() or zeros < ZEROS:
+        return
+    if not subject.objective.is_regression:
+        yield found("last-relu", zeros=zeros, why="a score of 0 is the lowest that a class can get")
+    elif (least := float(np.min(subject.data.train.labels[:]))) < 0:
+        yield found("last-relu", zeros=zeros, why=f"targets go down to {least:.3g}, which it can never reach")
+
+
+def check_dead_units(subject: TrialSubject) -> Iterator[Finding]:
+    """Yield each layer of ReLUs most of which are dead, by what the engine shows of its layers."""
+    model = subject.fresh()
+    engine = model.engine(subject.objective)
+    engine.bind([subject.begin(model)], [model.layout.new_vector()])
+    train = subject.data.train
+    images = subject._preparation.images(train.images[:LOOKED_AT])
+    targets = subject.objective.targets(train.labels[:LOOKED_AT])
+    for layer in engine.inspect(images, targets, DrawKey(subject.job.seed, 0, 0)).layers:
+        if layer.kind != "ReLU" or layer.output.ndim < 2:
+            continue
+        others = tuple(axis for axis in range(layer.output.ndim) if axis != 1)
+        dead, units = int(np.count_nonzero(~(layer.output > 0).any(axis=others))), layer.output.shape[1]
+        if dead > MOST_DEAD * units:
+            named = f"{layer.name} ({layer.kind})"
+            yield found("dead-relu", dead=dead, units=units, layer=named, samples=len(images))
+
+
+def check_mixed_samples(subject: TrialSubject) -> Iterator[Finding]:
+    """Yield whether the outputs for a sample depend on which others are computed with it."""
+    two, three = (subject.outputs(subject.data.train, most, subject.weights)[0] for most in (2, 3))
+    if len(two) != 2 or len(three) != 3:
+        return  # there are fewer samples, or rows are not samples
+    change = float(np.max(np.abs(three[:2] - two), initial=0.0))
+    if change > MIXED * float(np.std(three)):
+        yield found("mixed-samples", change=change)
+
+
+def check_trial(subject: TrialSubject) -> Iterator[Finding]:
+    """Yield what the steps themselves show."""
+    trial = subject.run(STEPS)
+    if not trial.first_norm < LARGEST_GRADIENT:
+        yield found("first-gradient", norm=trial.first_norm)
+        return
+    # With factors of its own, a part may be meant to stay.
+    is_known = math.isfinite(trial.last) and not subject.job.lr_factors
+    frozen = list(_unchanged(subject, trial)) if is_known else []
+    if frozen:
+        yield found("frozen-layer", first=frozen[0], count=len(frozen), steps=len(trial.losses))
+        return
+    overshoots = max(trial.losses) > OVERSHOOT * (trial.losses[0] + subject.guess)
+    if overshoots or trial.last > SOMETHING * subject.guess:
+        yield from _another_rate(subject, trial)
+    else:
+        yield from _unlike_the_test_set(subject, trial)
+
+
+def _unchanged(subject: TrialSubject, trial: TrialRun) -> Iterator[str]:
+    """Yield the names of parameters in which no bit has changed, and at which no gradient has arrived.
+
+    One that has a gradient may stay for other reasons. With a rate that is too low, no step moves a value of 1. A bias
+    before a normalisation has no effect, so that only rounding errors arrive there.
+    """
+    layout = subject.fresh().layout
+    for entry in layout.parameters:
+        before, after = entry.view(subject.weights), entry.view(trial.weights)
+        if before.tobytes() == after.tobytes() and not entry.view(trial.largest).any():
+            yield entry.name
+
+
+def _another_rate(subject: TrialSubject, trial: TrialRun) -> Iterator[Finding]:
+    """Yield that another rate learns much more; if none does, what a few samples show, learned by heart."""
+    shown = {"steps": len(trial.losses), "guess": subject.guess, "last": trial.last}
+    if trial.last > SOMETHING * subject.guess and (held := list(_held_back(subject, trial, shown))):
+        yield from held
+        return
+    facts = {"lr": subject.job.lr, **shown}
+    for name, scales in (("rate-too-high", LOWER), ("rate-too-low", HIGHER)):
+        tried = _first_that(lambda scale: subject.run(SHORT_STEPS, scale), scales, SOMETHING * subject.guess)
+        if tried is not None and tried.last < trial.last - 0.1 * subject.guess:
+            yield found(name, **facts, rate=tried.rate, better=tried.last)
+            return
+        if trial.last < SOMETHING * subject.guess:
+            return  # it learns, and overshot only at first
+    if trial.last <= NOTHING * subject.guess:
+        # It learns slowly, or learns samples without a rule by heart: the test set tells these apart.
+        yield from _unlike_the_test_set(subject, trial)
+        return
+    few = subject.first_few()
+    by_heart = _first_that(lambda scale: subject.run(HEART_STEPS, scale, few), (1.0, *LOWER, 10.0), 0.5 * subject.guess)
+    if by_heart is None:
+        yield found("learns-nothing", **facts, few=len(few.train))
+    else:
+        yield found("unrelated-labels", **facts, few=len(few.train), by_heart=by_heart.last)
+
+
+def _held_back(subject: TrialSubject, trial: TrialRun, facts: dict[str, float]) -> Iterator[Finding]:
+    """Yield that the model learns as soon as one value of the job is left out."""
+    for name, (none, why, advice) in HOLDING.items():
+        value = getattr(subject.job, name)
+        if not value:
+            continue
+        without = msgspec.structs.replace(subject.job, **{name: none})
+        better = replace(subject, job=without).run(SHORT_STEPS).last
+        if better < min(SOMETHING * subject.guess, trial.last - 0.1 * subject.guess):
+            yield found("held-back", name=name, value=value, better=better, why=why, advice=advice, **facts)
+            return
+
+
+def _first_that(run: Callable[[float], TrialRun], scales: tuple[float, ...], most: float) -> TrialRun | None:
+    """Return the first of some trials that ends with a loss below `most`, None if none does."""
+    return next((trial for trial in map(run, scales) if trial.last < most), None)
+
+
+def _unlike_the_test_set(subject: TrialSubject, trial: TrialRun) -> Iterator[Finding]:
+    """Yield a finding if the model learned only the training set."""
+    loss, right = subject.test_loss(trial.weights)
+    if loss <= subject.guess:
+        return
+    tested = min(TESTED, len(subject.data.test)) * subject.data.train.targets
+    if not subject.objective.is_regression:
+        targets = subject.objective.targets(subject.data.test.labels[:TESTED])
+        most = float(np.bincount(targets).max()) / targets.size
+        # Two standard deviations above always giving the commonest class.
+        if right > most + 2 * math.sqrt(most * (1 - most) / tested):
+            return
+    yield found("no-better-on-test", last=trial.last, guess=subject.guess, test=loss, tested=tested)

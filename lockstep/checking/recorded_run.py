@@ -1,0 +1,291 @@
+"""A run as its folder records it, finished or not: to be checked, computed again, or inspected. Writes nothing.
+
+One micro-batch can be computed again, with a report of each layer, forward and backward. The weights are brought to
+that step first. The micro-batch itself updates nothing. Of one with local steps, one of these is reported, with the
+weights that the local steps before it lead to."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.source import load
+from lockstep.common.errors import JobError, UsageError
+from lockstep.common.job.job import Job
+from lockstep.common.model.files import differing
+from lockstep.common.model.port import DrawKey
+from lockstep.common.protocol.fingerprint import DECIDING_FIELDS, Fingerprint
+from lockstep.common.protocol.run_options import RunOptions
+from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
+from lockstep.ps.checkpoint.resuming import fill
+from lockstep.ps.records.ledger import Line, RunBegun, StepDone, WorkerIn
+from lockstep.ps.records.receipt import Receipt, receipt_of
+from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, read_ledger, read_receipt
+from lockstep.ps.setup import RunSetup, open_run
+from lockstep.runs.run_dir import JOB, has_begun, recorded_job, told_folder, trusted_source
+from lockstep.runs.single_process import SingleProcessTrainer
+from lockstep.runs.trained_model import demand_data, job_with_data
+from lockstep.worker.compute import Compute
+from lockstep.worker.gradient_sink import NotFiniteError
+
+#: The sources of a job's bits besides its numerics, by the names of a receipt's fields.
+SUBJECTS = {
+    "job_sha256": "job",
+    "dataset_sha256": "dataset",
+    "model_source_sha256": "source of the model",
+    "layout_sha256": "model",
+}
+
+
+def causes(ours: Receipt, theirs: Receipt) -> list[str]:
+    """Return why the bits of two runs may differ, the likeliest cause first."""
+    here, there = ours.fingerprint(ours.run), theirs.fingerprint(theirs.run)
+    named = [f"{name} {a!r} here, {b!r} there" for name, a, b in here.differences(there)]
+    # With other numerics, nothing else matters.
+    found = sorted(named, key=lambda text: not text.startswith("mode "))
+    found += [
+        f"the {what} differs: {_differing(ours, theirs, name)}"
+        for name, what in SUBJECTS.items()
+        if getattr(ours, name) != getattr(theirs, name)
+    ]
+    rest = [name for name in here.__struct_fields__ if name not in DECIDING_FIELDS[here.mode]]
+    other = [name for name in rest if getattr(here, name) != getattr(there, name)]
+    if not found and other:
+        found = [f"{name} {getattr(here, name)!r} here, {getattr(there, name)!r} there" for name in other]
+    return found
+
+
+def _differing(ours: Receipt, theirs: Receipt, name: str) -> str:
+    """Return both digests of a subject; of the model's source, those of each file that differs, if both list them."""
+    if name == "model_source_sha256" and ours.model_files and theirs.model_files:
+        return differing(ours.model_files, theirs.model_files)
+    here, there = getattr(ours, name), getattr(theirs, name)
+    return f"SHA-256 {here[:12] or 'none'}… here, {there[:12] or 'none'}… there"
+
+
+def parting(ours: Receipt, theirs: Receipt) -> str:
+    """Return where the weights of two runs are first different, empty if they never are."""
+    for here, there in zip(ours.chain, theirs.chain, strict=False):
+        if here.weights_sha256 != there.weights_sha256:
+            when = f"after epoch {here.epoch}" if here.epoch else "before the first step"
+            return f"weights {here.weights_sha256[:12]}… here and {there.weights_sha256[:12]}… there {when}"
+    if len(ours.chain) != len(theirs.chain):
+        return f"{len(ours.chain) - 1} epochs here and {len(theirs.chain) - 1} there, the same as far as both go"
+    return ""
+
+
+def comparison(ours: Receipt, theirs: Receipt) -> str:
+    """Return in one line how two runs differ, empty if they computed the same weights after each epoch."""
+    where = parting(ours, theirs)
+    if not where:
+        return ""
+    why = "; ".join(causes(ours, theirs)) or "nothing that a receipt records: `lockstep verify` finds the first step"
+    return f"{where}; what differs: {why}"
+
+
+class RecordedRun(msgspec.Struct, frozen=True):
+    """The records in a run's folder."""
+
+    folder: Path
+    job: Job
+    receipt: Receipt
+    #: The ledger's.
+    lines: list[Line]
+    #: The current place of its data, if that is not the one in the job.
+    data: str | None = None
+
+    def dataset(self, *, is_checked: bool = False) -> TrainTest:
+        """Return the run's data as it was before a validation set was taken from it; raises as `demand_data`."""
+        if self.data is None:
+            demand_data(self.job)
+        return load(self.data or self.job.data, is_checked=is_checked)
+
+    def fingerprint(self) -> Fingerprint:
+        return self.receipt.fingerprint(str(self.folder / RECEIPT))
+
+    def steps(self) -> dict[int, StepDone]:
+        return {line.step: line for line in self.lines if isinstance(line, StepDone)}
+
+
+def read_run(folder: Path, data: str | None = None) -> RecordedRun:
+    """Return what a folder records; `JobError` if it is not a run's, `FileFormatError` if a file of it is damaged.
+
+    `data` is where the run's data is now, None if it is where it was; `DataError` if it is other data.
+    """
+    if not has_begun(folder):
+        raise JobError(f"{str(folder)!r} holds no run: expected a run folder, with its {JOB}")
+    job = recorded_job(folder)
+    job_with_data(folder, job, data)  # raises if it is other data
+    return RecordedRun(folder, job, read_receipt(folder), read_ledger(folder), data)
+
+
+def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
+    """Build what the run began with; a `UsageError` names both values if something here is not the run's."""
+    options = RunOptions(allow_mixed_numerics=allows_mixed_numerics)
+    source = trusted_source(run.folder, run.job)
+    data = run.dataset(is_checked=True)
+    setup = open_run(run.folder.name, run.job, data, options, source, told_folder(run.folder))
+    here, there = receipt_of(setup.info, []), run.receipt
+    for name, what in SUBJECTS.items():
+        was, is_ = getattr(there, name), getattr(here, name)
+        if was != is_:
+            raise UsageError(
+                f"the {what} is not the run's: SHA-256 {was[:12]}… then, {is_[:12]}… now: expected the same"
+            )
+    differences = other_numerics(run, setup)
+    if run.fingerprint().is_of_older_version() and not allows_mixed_numerics:
+        raise UsageError(
+            f"the run in {str(run.folder)!r} is of an older version of lockstep, whose numerics were others, so other "
+            "bits would prove nothing: use that version, or add --allow-mixed-numerics"
+        )
+    if differences and not allows_mixed_numerics:
+        raise UsageError(
+            f"the numerics differ from the run's, so other bits would prove nothing: {differences}: use the run's "
+            "machine and version, or add --allow-mixed-numerics"
+        )
+    return setup
+
+
+def other_numerics(run: RecordedRun, setup: RunSetup) -> str:
+    """Return how the numerics here differ from those of a run, empty if they do not."""
+    differences = run.fingerprint().differences(setup.info.fingerprint)
+    return "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
+
+
+def load_checkpoint_before(setup: RunSetup, folder: Path, step: int, say: Callable[[str], None]) -> None:
+    """Load the last whole checkpoint up to a step into the shard of `setup`, if there is one."""
+    checkpoint = next(CheckpointFolder(folder / CHECKPOINTS, say).back_from(step), None)
+    if checkpoint is not None:
+        fill(setup.shard, checkpoint, setup)
+
+
+def workers_by_step(lines: Iterable[Line]) -> dict[int, dict[int, str]]:
+    """Return the name of each worker, by step and rank: ranks start again when a run is resumed."""
+    named: dict[int, str] = {}
+    found: dict[int, dict[int, str]] = {}
+    for line in lines:
+        if isinstance(line, RunBegun):
+            named = {}
+        elif isinstance(line, WorkerIn):
+            named = {**named, line.rank: line.named()}
+        elif isinstance(line, StepDone):
+            found[line.step] = named
+    return found
+
+
+Array = NDArray[Any]
+
+
+class LayerFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of one array; of its values that are not finite, only their number."""
+
+    shape: tuple[int, ...]
+    #: The Euclidean norm, and the largest magnitude.
+    norm: float
+    largest: float
+    nonfinite: int
+
+
+class LayerReplay(msgspec.Struct, frozen=True, kw_only=True):
+    """The output of one layer, and the gradients of its parameters."""
+
+    name: str
+    kind: str
+    output: LayerFigures
+    #: Of the layer's own parameters, by their qualified names.
+    gradients: dict[str, LayerFigures]
+
+
+class MicroBatchReplay(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of one micro-batch, layer by layer in the order of computation."""
+
+    run: str
+    step: int
+    micro_batch: int
+    #: The local step of the micro-batch; None if it has only one.
+    local_step: int | None = None
+    #: The indices of the samples in the training set, and their labels.
+    samples: list[int]
+    labels: list[Any]
+    #: The input of the model after normalisation and shifts, and its SHA-256.
+    inputs: LayerFigures
+    inputs_sha256: str
+    #: Sum over the samples, as text if it is not finite; the value in the ledger, None if it has none for them: no such
+    #: step, or one with local steps, of which the ledger has the sum.
+    loss_sum: float | str
+    recorded_loss_sum: float | None
+    correct: int
+    #: Number of classes or values to predict.
+    targets: int
+    layers: list[LayerReplay]
+    #: The origin of the first number that is not finite; None if all are finite.
+    first_nonfinite: str | None
+
+
+def replay(run: RecordedRun, setup: RunSetup, step: int, micro_batch: int, local_step: int = 0) -> MicroBatchReplay:
+    """Bring the shard, which holds the weights of an earlier step, to `step`, and inspect a micro-batch of it."""
+    trainer = SingleProcessTrainer(setup)
+    for before in range(setup.shard.updates, step):
+        trainer.step(before)
+    trainer.compute.turn(step)
+    with np.errstate(all="ignore"):  # values that are not finite are what we look for
+        return inspect(run, trainer.compute, step, micro_batch, local_step)
+
+
+def inspect(run: RecordedRun, compute: Compute, step: int, micro_batch: int, local_step: int = 0) -> MicroBatchReplay:
+    """Compute a micro-batch with the current weights, or one of its local steps, and observe all of it."""
+    batches, local = compute.batches, compute.local
+    if local is not None:
+        try:
+            local.advance(step, micro_batch, compute.weights, local_step)
+        except NotFiniteError as error:
+            raise UsageError(
+                f"--local-step {local_step}: {error}: expected a local step up to that one, which shows where"
+            ) from error
+    batch = micro_batch * compute.job.local_steps + local_step
+    indices = batches.sampler.indices(step, batch)
+    images, targets = batches.training(indices, step, batch)
+    seen = compute.engine.inspect(images, targets, DrawKey(compute.job.seed, step, batch))
+    loss, outputs, _ = seen.outcome
+    recorded = run.steps().get(step) if local is None else None
+    return MicroBatchReplay(
+        run=run.folder.name,
+        step=step,
+        micro_batch=micro_batch,
+        local_step=None if local is None else local_step,
+        samples=indices.tolist(),
+        labels=batches.data.train.labels[indices].tolist(),
+        inputs=figures_of(images),
+        inputs_sha256=hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
+        loss_sum=loss if np.isfinite(loss) else str(loss),
+        recorded_loss_sum=float(recorded.loss_sums()[micro_batch]) if recorded else None,
+        correct=batches.objective.correct(outputs, targets),
+        targets=batches.objective.count(targets),
+        layers=[layer_of(*output, seen.gradients) for output in seen.layers],
+        first_nonfinite=seen.first_nonfinite,
+    )
+
+
+def layer_of(name: str, kind: str, output: Array, gradients: dict[str, Array]) -> LayerReplay:
+    """Return a layer with the gradients of its own parameters."""
+    own = {
+        parameter: figures_of(gradient)
+        for parameter, gradient in gradients.items()
+        if parameter.rpartition(".")[0] == name
+    }
+    return LayerReplay(name=name, kind=kind, output=figures_of(output), gradients=own)
+
+
+def figures_of(array: Array) -> LayerFigures:
+    finite = array[np.isfinite(array)].astype(np.float64)
+    return LayerFigures(
+        shape=tuple(array.shape),
+        norm=float(np.sqrt(np.square(finite).sum())),
+        largest=float(np.abs(finite).max(initial=0.0)),
+        nonfinite=array.size - finite.size,
+    )

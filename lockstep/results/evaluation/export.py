@@ -1,0 +1,83 @@
+"""Export a trained model to other formats."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.records import fields_of
+from lockstep.common.errors import ModelError, UsageError
+from lockstep.common.files.atomic import write_atomically
+from lockstep.common.files.safetensors import write
+from lockstep.common.nn.module import Module
+from lockstep.runs.optional_packages import demand
+from lockstep.runs.trained_model import Trained, dataset_of, preparation_of, table_of
+
+Format = Literal["safetensors", "onnx", "npz"]
+
+
+def write_model(trained: Trained, path: Path, to: Format) -> None:
+    """Write a trained model to a file, atomically. Raises UsageError if the model or the folder does not allow it."""
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {str(path)!r}: expected an existing folder, {str(path.parent)!r}")
+    arrays = trained.arrays()
+    match to:
+        case "safetensors":
+            preparation = preparation_of(trained.job, dataset_of(trained.job))
+            write(path, arrays, {"format": "pt", **_metadata(trained, preparation)})
+        case "npz":
+            content = BytesIO()
+            np.savez(content, **arrays)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
+            write_atomically(path, [content.getbuffer()])
+        case "onnx":
+            write_atomically(path, [_onnx(trained)])
+
+
+def _onnx(trained: Trained) -> bytes:
+    model = trained.model.module
+    # Before anything is asked to be installed for it.
+    if not isinstance(model, Module):
+        raise ModelError(
+            "the model is one of PyTorch, which exports it itself: call torch.onnx.export(run.model, ...), or "
+            "export with --format safetensors"
+        )
+    demand("onnx", "export", "--format onnx")
+    # Imported here, since the extra may not be installed.
+    from lockstep.results.evaluation import onnx_graph as onnx
+
+    data = dataset_of(trained.job)
+    train, preparation = data.train, preparation_of(trained.job, data)
+    samples = np.resize(train.images[: onnx.MORE], (onnx.MORE, *train.sample_shape))
+    trace = onnx.trace_of(model, preparation.images(samples))
+    graph, metadata = onnx.graph_of(trace, trained.arrays()), _metadata(trained, preparation)
+    if (table := table_of(trained.job)) is not None:
+        return onnx.onnx_bytes(*onnx.with_table(graph, table, preparation), metadata)
+    parts = fields_of(train.images[:1])
+    inputs = [onnx.sample_port(name, part.shape[1:], of_tokens=part.dtype == np.int32) for name, part in parts.items()]
+    return onnx.onnx_bytes(graph, inputs, [onnx.output_port(trace.shape[1:])], metadata)
+
+
+def _metadata(trained: Trained, preparation: Preparation) -> dict[str, str]:
+    """Return what users of the file need to know: inputs are (x - mean) / std, with bytes divided by 255 first.
+
+    The names of the classes, if they have names, are a list in JSON, in the order of the outputs. Of a table there are
+    the columns that are learned from and predicted, as its dataset.json has them: an input is made of a column first,
+    by the place of a text in `categories`, and (x - mean) / std of the column. If a model has several inputs, `inputs`
+    has the two numbers of each by its name.
+    """
+    job, names, table = trained.job, dataset_of(trained.job).class_names, table_of(trained.job)
+    columns = {} if table is None else {"columns": table.columns, "targets": table.targets}
+    several = {name: {"mean": each.mean, "std": each.std} for name, each in preparation.inputs.items()}
+    scale = {"inputs": json.dumps(several, ensure_ascii=False)} if several else {}
+    return {
+        "run": trained.folder.name,
+        "model": job.model_name(),
+        "data": job.data,
+        **(scale or {"mean": repr(preparation.mean), "std": repr(preparation.std)}),
+        **({"classes": json.dumps(names, ensure_ascii=False)} if names else {}),
+        **{name: msgspec.json.encode(each).decode() for name, each in columns.items()},
+    }

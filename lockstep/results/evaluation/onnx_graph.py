@@ -1,0 +1,575 @@
+"""Translate a model to a graph of ONNX: the only module that imports onnx, an extra.
+
+The model is traced as a list of primitives, on two samples and on three, and each primitive becomes operators:
+https://onnx.ai/onnx/operators, operator set 20. For a table, the graph has an input for each column, as it is in a
+table, and its outputs are predictions as we print them. Values are scaled as float64, and rounded to float32 where our
+samples are: so both have the same samples, bit for bit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper
+
+from lockstep.common.autograd.graph import Applied, no_grad, watch
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.data.columns import Column, ColumnKind
+from lockstep.common.data.folder import FolderManifest
+from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.records import fields_of
+from lockstep.common.errors import ModelError
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.model.autograd import arguments, taken
+from lockstep.common.nn.module import Module
+from lockstep.results.evaluation.predictor import class_names_of
+
+#: Numbers of samples to run: what differs between the two depends on the number.
+FEW, MORE = 2, 3
+
+#: Stands for the number of samples in a shape, or for a size that depends on it.
+ANY = -1
+
+
+#: What the samples are called.
+INPUT = "images"
+
+#: The name of the samples, of an array of the state dict, or of an earlier step's result; or an array or a number of
+#: the forward itself, None for an omitted argument.
+Operand = Any
+
+
+class TracedStep(msgspec.Struct, frozen=True):
+    """One applied primitive."""
+
+    primitive: str
+    operands: tuple[Operand, ...]
+    #: Arrays among the options are operands, too.
+    options: Mapping[str, Any]
+    #: What the result is called.
+    result: str
+    #: Shapes of the result and of the first operand, with the number of samples of the run.
+    shape: tuple[int, ...]
+    before: tuple[int, ...]
+
+
+@dataclass
+class _Tracer:
+    """Records primitives while a model computes, and where their operands come from."""
+
+    #: By the identity of an array.
+    names: dict[int, str]
+    steps: list[TracedStep] = field(default_factory=list)
+    #: All arrays that were seen, kept so that none of their ids is reused.
+    held: list[Any] = field(default_factory=list)
+
+    def record(self, applied: Applied) -> None:
+        result = applied.result
+        step = TracedStep(
+            primitive=applied.primitive.name,
+            operands=tuple(map(self.operand, applied.arrays)),
+            options={key: self.operand(value) for key, value in applied.options.items()},
+            result=f"step.{len(self.steps)}",
+            shape=result.shape,
+            before=np.shape(applied.arrays[0]),
+        )
+        self.steps.append(step)
+        self.names[id(result)] = step.result
+        self.held += [result, *applied.arrays]
+
+    def operand(self, value: Any) -> Operand:
+        return self.names.get(id(value), value) if isinstance(value, np.ndarray) else value
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """The steps of a model, and the name of its output."""
+
+    steps: list[TracedStep]
+    output: str
+    #: Shape of the output, with `ANY` for the number of samples.
+    shape: tuple[int, ...]
+
+
+def trace_of(model: Module, samples: Array) -> Trace:
+    """Return the trace of a model in evaluation mode, run on at least three samples.
+
+    Raises ModelError if its forward computes with anything but the primitives of this library.
+    """
+    few, more = _recorded(model, samples[:FEW]), _recorded(model, samples[-MORE:])
+    if len(few.steps) != len(more.steps):
+        raise ModelError("the model's forward takes other steps for other samples: it cannot be exported as a graph")
+    steps = [_joined(one, other) for one, other in zip(few.steps, more.steps, strict=True)]
+    return Trace(steps, few.output, joined_shape(few.shape, more.shape))
+
+
+def _recorded(model: Module, samples: Array) -> Trace:
+    # Copies: rows of one array would have one identity.
+    inputs, by_name = arguments(np.array(samples))
+    given = {
+        name or INPUT: tensor for name, tensor in zip(fields_of(samples), (*inputs, *by_name.values()), strict=True)
+    }
+    names = {id(tensor.data): name for name, tensor in given.items()}
+    names |= {id(parameter.data): name for name, parameter in model.named_parameters()}
+    names |= {id(statistic.value): name for name, statistic in model.named_buffers()}
+    tracer = _Tracer(names, held=[tensor.data for tensor in given.values()])
+    with no_grad(), watch(tracer.record):
+        output = taken(model(*inputs, **by_name))
+    if id(output.data) not in names:
+        raise ModelError("the model's output does not come from its primitives: it cannot be exported as a graph")
+    return Trace(tracer.steps, names[id(output.data)], output.shape)
+
+
+def _joined(few: TracedStep, more: TracedStep) -> TracedStep:
+    """Return a step that was recorded twice, with `ANY` in shapes for what depends on the number of samples."""
+    if few.primitive != more.primitive or not all(map(_is_same, few.operands, more.operands)):
+        raise ModelError(
+            f"the model's forward applies {few.primitive!r} to numbers that depend on the samples not only through "
+            "primitives of this library: it cannot be exported as a graph"
+        )
+    options = {name: _joined_option(few.primitive, value, more.options[name]) for name, value in few.options.items()}
+    return replace(few, options=options, shape=joined_shape(few.shape, more.shape))
+
+
+def _joined_option(primitive: str, few: Any, more: Any) -> Any:
+    if isinstance(few, tuple) and few != more and len(few) == len(more):
+        return joined_shape(few, more)
+    if not _is_same(few, more):
+        raise ModelError(f"the model's forward gives {primitive!r} an option that depends on the number of samples")
+    return few
+
+
+def _is_same(few: Operand, more: Operand) -> bool:
+    is_array = isinstance(few, np.ndarray) or isinstance(more, np.ndarray)
+    return np.array_equal(few, more) if is_array else bool(few == more)
+
+
+def joined_shape(few: Sequence[int], more: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape that was seen with both numbers of samples, with `ANY` for sizes that differ."""
+    return tuple(one if one == other else ANY for one, other in zip(few, more, strict=True))
+
+
+#: The version of the operator set, the first with Gelu, and that of the file format that came with it, so that older
+#: readers know it.
+OPERATOR_SET, FORMAT_VERSION = 20, 9
+
+#: The operators for the columns of tables, and the version of that set.
+TABLES, TABLES_SET = "ai.onnx.ml", 3
+
+#: The name of the graph's output.
+OUTPUT = "logits"
+
+
+@dataclass
+class OnnxGraph:
+    """Operators in order, and the arrays that they read besides the input."""
+
+    nodes: list[NodeProto] = field(default_factory=list)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    #: What the names of results and arrays without a name of their own begin with.
+    prefix: str = ""
+
+    def add(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
+        """Add an operator, and return the name of its output."""
+        output = output or f"{self.prefix}between.{len(self.nodes)}"
+        name = f"{self.prefix}node.{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
+        return output
+
+    def constant(self, array: Any) -> str:
+        """Add an array, and return its name."""
+        name = f"{self.prefix}constant.{len(self.arrays)}"
+        self.arrays[name] = np.asarray(array)
+        return name
+
+    def integers(self, values: Any) -> str:
+        return self.constant(np.array(values, dtype=np.int64).reshape(-1))
+
+    def name(self, operand: Operand) -> str:
+        """Return the name of an operand, empty for an omitted one."""
+        if operand is None or isinstance(operand, str):
+            return operand or ""
+        # A Python number takes the dtype of the other operand: float32, as all of a model is.
+        return self.constant(np.asarray(operand, None if isinstance(operand, np.ndarray) else np.float32))
+
+
+def graph_of(trace: Trace, weights: dict[str, NDArray[Any]]) -> OnnxGraph:
+    """Return the graph of a trace. Raises ModelError for a primitive that has no counterpart."""
+    graph = OnnxGraph(arrays=dict(weights))
+    for step in trace.steps:
+        write = _WRITERS.get(step.primitive)
+        if write is None:
+            raise ModelError(
+                f"the model applies {step.primitive!r}, which is not exported to ONNX: use other layers, or export to "
+                "safetensors"
+            )
+        write(graph, step, [graph.name(operand) for operand in step.operands], step.result)
+    graph.add("Identity", [graph.name(trace.output)], OUTPUT)
+    used = {name for node in graph.nodes for name in node.input}
+    graph.arrays = {name: array for name, array in graph.arrays.items() if name in used}
+    return graph
+
+
+class Port(msgspec.Struct, frozen=True):
+    """An input or output of a graph, of any number of samples."""
+
+    name: str
+    #: The number of its type in ONNX.
+    kind: int
+    #: Of one sample.
+    shape: tuple[int, ...] = ()
+
+    def described(self) -> ValueInfoProto:
+        return helper.make_tensor_value_info(self.name, self.kind, ["samples", *self.shape])
+
+
+def sample_port(name: str, sample_shape: Sequence[int], *, of_tokens: bool = False) -> Port:
+    """Return the input for prepared samples, float32, or for tokens, int64; the only one has no name of its own."""
+    return Port(name or INPUT, TensorProto.INT64 if of_tokens else TensorProto.FLOAT, tuple(sample_shape))
+
+
+def output_port(shape: Sequence[int]) -> Port:
+    """Return the output that `graph_of` ends in, float32."""
+    return Port(OUTPUT, TensorProto.FLOAT, tuple(shape))
+
+
+def onnx_bytes(graph: OnnxGraph, inputs: Sequence[Port], outputs: Sequence[Port], metadata: Mapping[str, str]) -> bytes:
+    """Return the content of the file, checked by the checker of the package.
+
+    Raises ModelError for an input whose name is used within the graph.
+    """
+    _check_names(graph, inputs)
+    versions = {"": OPERATOR_SET, TABLES: TABLES_SET}
+    used = [domain for domain in versions if any(node.domain == domain for node in graph.nodes)]
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "lockstep",
+            [each.described() for each in inputs],
+            [each.described() for each in outputs],
+            [numpy_helper.from_array(np.array(array, order="C"), name) for name, array in graph.arrays.items()],
+        ),
+        opset_imports=[helper.make_opsetid(domain, versions[domain]) for domain in used],
+        producer_name="lockstep",
+        ir_version=FORMAT_VERSION,
+    )
+    helper.set_model_props(model, dict(metadata))
+    checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _check_names(graph: OnnxGraph, inputs: Sequence[Port]) -> None:
+    used = {name for node in graph.nodes for name in node.output} | graph.arrays.keys()
+    odd = next((each.name for each in inputs if each.name in used or not each.name), None)
+    if odd is not None:
+        raise ModelError(
+            f"the input {one_line(odd, 60)!r} is called like a part of the graph: expected another name; rename it in "
+            "the data, or export with --format safetensors"
+        )
+
+
+#: `(graph, step, names of its operands, name of its result)`
+Writer = Callable[[OnnxGraph, TracedStep, list[str], str], object]
+
+
+def _plain(operator: str, **attributes: Any) -> Writer:
+    """Return the writer of an operator with the operands of the primitive and no options."""
+    return lambda graph, step, names, out: graph.add(operator, names, out, **attributes)
+
+
+def _with_option(operator: str, attribute: str, option: str) -> Writer:
+    """Return the writer of an operator with an attribute that is an option of the primitive."""
+    return lambda graph, step, names, out: graph.add(operator, names, out, **{attribute: step.options[option]})
+
+
+def _linear(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    x, weight, *bias = [name for name in names if name]
+    if len(step.before) == 2:
+        graph.add("Gemm", [x, weight, *bias], out, transB=1)
+        return
+    turned = graph.add("Transpose", [weight], perm=[1, 0])
+    product = graph.add("MatMul", [x, turned], None if bias else out)
+    if bias:
+        graph.add("Add", [product, *bias], out)
+
+
+def _each(value: Any, step: TracedStep) -> list[int]:
+    """Return an option of a step over images or signals for each axis behind samples and channels."""
+    return [value] * (len(step.before) - 2) if isinstance(value, int) else [int(each) for each in value]
+
+
+def _convolution(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    stride, padding, dilation = (_each(step.options[name], step) for name in ("stride", "padding", "dilation"))
+    more = {"dilations": dilation, "group": step.options["groups"]}
+    graph.add("Conv", [name for name in names if name], out, strides=stride, pads=2 * padding, **more)
+
+
+def _pooling(operator: str) -> Writer:
+    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+        options = step.options
+        kernel, padding = _each(options["kernel_size"], step), _each(options["padding"], step)
+        stride = kernel if options["stride"] is None else _each(options["stride"], step)
+        more = {"count_include_pad": int(options["count_include_pad"])} if operator == "AveragePool" else {}
+        graph.add(operator, names, out, kernel_shape=kernel, strides=stride, pads=2 * padding, **more)
+
+    return write
+
+
+def _adaptive_average(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    sizes, wanted = step.before[2:], _each(step.options["output_size"], step)
+    if any(size % few for size, few in zip(sizes, wanted, strict=True)):
+        raise ModelError(
+            f"adaptive average pooling from {sizes} to {tuple(wanted)} is not exported to ONNX: expected "
+            "input sizes that are multiples of the output sizes"
+        )
+    kernel = [size // few for size, few in zip(sizes, wanted, strict=True)]
+    graph.add("AveragePool", names, out, kernel_shape=kernel, strides=kernel)
+
+
+def _batch_norm(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    channels = step.before[1]
+    scale = names[1] or graph.constant(np.ones(channels, np.float32))
+    shift = names[2] or graph.constant(np.zeros(channels, np.float32))
+    statistics = [graph.name(step.options[name]) for name in ("mean", "var")]
+    graph.add("BatchNormalization", [names[0], scale, shift, *statistics], out, epsilon=step.options["eps"])
+
+
+def _layer_norm(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    axes = step.options["axes"]
+    scale = names[1] or graph.constant(np.ones(step.before[-axes:], np.float32))
+    inputs = [names[0], scale, *([names[2]] if names[2] else [])]
+    graph.add("LayerNormalization", inputs, out, axis=-axes, epsilon=step.options["eps"])
+
+
+def _reshape(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    if step.shape.count(-1) > 1:
+        raise ModelError(f"a reshape to {step.shape} is not exported to ONNX: expected one axis of samples")
+    graph.add("Reshape", [names[0], graph.integers(step.shape)], out)
+
+
+def _permute(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    graph.add("Transpose", names, out, perm=[axis % len(step.before) for axis in step.options["axes"]])
+
+
+def _transpose(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    order = list(range(len(step.before)))
+    first, second = step.options["first"], step.options["second"]
+    order[first], order[second] = order[second], order[first]
+    graph.add("Transpose", names, out, perm=order)
+
+
+def _reduction(operator: str) -> Writer:
+    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+        axis = step.options["axis"]
+        axes = [graph.integers(range(len(step.before)) if axis is None else axis)]
+        graph.add(operator, [*names, *axes], out, keepdims=int(step.options["keepdims"]))
+
+    return write
+
+
+def _clip(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    bounds = [step.options["low"], step.options["high"]]
+    graph.add("Clip", [*names, *(graph.name(bound) for bound in bounds)], out)
+
+
+def _softplus(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    beta = step.options["beta"]
+    if beta == 1:
+        graph.add("Softplus", names, out)
+        return
+    factor = graph.name(float(beta))
+    curve = graph.add("Softplus", [graph.add("Mul", [*names, factor])])
+    graph.add("Div", [curve, factor], out)
+
+
+def _causal_softmax(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    rows, columns = step.before[-2:]
+    # The standard has no causal mask: adding -inf removes later positions.
+    later = np.where(np.tri(rows, columns, columns - rows, dtype=np.bool_), 0, -np.inf).astype(np.float32)
+    graph.add("Softmax", [graph.add("Add", [names[0], graph.constant(later)])], out, axis=-1)
+
+
+def _index(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    index = step.options["index"]
+    parts = index if isinstance(index, tuple) else (index,)
+    if not all(type(part) is int or (isinstance(part, slice) and part.step in (None, 1)) for part in parts):
+        raise ModelError(f"an index of {index!r} is not exported to ONNX: expected integers, and slices without a step")
+    name, ends = names[0], np.iinfo(np.int64).max
+    cuts = [(axis, part) for axis, part in enumerate(parts) if isinstance(part, slice)]
+    if cuts:
+        starts, stops = zip(
+            *((part.start or 0, ends if part.stop is None else part.stop) for _, part in cuts), strict=True
+        )
+        name = graph.add("Slice", [name, *map(graph.integers, (starts, stops, [axis for axis, _ in cuts]))])
+    # From the last axis on, so that earlier axes keep their numbers.
+    for axis, part in reversed([(axis, part) for axis, part in enumerate(parts) if type(part) is int]):
+        name = graph.add("Gather", [name, graph.constant(np.int64(part))], axis=axis)
+    graph.add("Identity", [name], out)
+
+
+def _unsqueeze(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    graph.add("Unsqueeze", [names[0], graph.integers(step.options["axis"])], out)
+
+
+def _stack(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    axis = step.options["axis"]
+    parts = [graph.add("Unsqueeze", [name, graph.integers(axis)]) for name in names]
+    graph.add("Concat", parts, out, axis=axis)
+
+
+def _pad(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    before, after = zip(*step.options["widths"], strict=True)
+    value = graph.name(float(step.options["value"]))
+    graph.add("Pad", [names[0], graph.integers([*before, *after]), value], out)
+
+
+def _embedding(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    indices, weight = names
+    graph.add("Gather", [weight, graph.add("Cast", [indices], to=_INT64)], out)
+
+
+#: The number of the type in ONNX.
+_INT64 = 7
+
+
+_WRITERS: dict[str, Writer] = {
+    **{name: _plain(name.title()) for name in ("abs", "add", "exp", "log", "relu", "sigmoid", "sqrt", "tanh", "where")},
+    "linear": _linear,
+    "matmul": _plain("MatMul"),
+    "subtract": _plain("Sub"),
+    "multiply": _plain("Mul"),
+    "divide": _plain("Div"),
+    "power": _plain("Pow"),
+    "negate": _plain("Neg"),
+    "maximum": _plain("Max"),
+    "minimum": _plain("Min"),
+    "clip": _clip,
+    "leaky_relu": _with_option("LeakyRelu", "alpha", "negative_slope"),
+    "softplus": _softplus,
+    "gelu": _plain("Gelu"),
+    "gelu_tanh": _plain("Gelu", approximate="tanh"),
+    "softmax": _with_option("Softmax", "axis", "axis"),
+    "log_softmax": _with_option("LogSoftmax", "axis", "axis"),
+    "conv1d": _convolution,
+    "conv2d": _convolution,
+    "max_pool1d": _pooling("MaxPool"),
+    "max_pool2d": _pooling("MaxPool"),
+    "avg_pool1d": _pooling("AveragePool"),
+    "avg_pool2d": _pooling("AveragePool"),
+    "adaptive_avg_pool1d": _adaptive_average,
+    "adaptive_avg_pool2d": _adaptive_average,
+    "batch_norm_inference": _batch_norm,
+    "layer_norm": _layer_norm,
+    "causal_softmax": _causal_softmax,
+    "embedding": _embedding,
+    "index": _index,
+    "reshape": _reshape,
+    "squeeze": _reshape,
+    "unsqueeze": _unsqueeze,
+    "permute": _permute,
+    "transpose": _transpose,
+    "concatenate": _with_option("Concat", "axis", "axis"),
+    "stack": _stack,
+    "pad": _pad,
+    "sum": _reduction("ReduceSum"),
+    "mean": _reduction("ReduceMean"),
+    "max": _reduction("ReduceMax"),
+    "min": _reduction("ReduceMin"),
+}
+
+
+#: The outputs: the likeliest class and the probabilities of all, or the numbers in the units of the table.
+CLASS, PROBABILITIES, PREDICTIONS = "class", "probabilities", "predictions"
+
+
+def with_table(
+    graph: OnnxGraph, manifest: FolderManifest, preparation: Preparation
+) -> tuple[OnnxGraph, list[Port], list[Port]]:
+    """Return the graph from columns to predictions, with its inputs and outputs."""
+    whole = OnnxGraph(arrays=dict(graph.arrays), prefix="table.")
+    inputs = [_port(column) for column in manifest.columns]
+    samples = _samples(whole, manifest.columns)
+    _prepare(whole, samples, preparation)
+    whole.nodes += graph.nodes
+    unusable = _unusable(whole, samples)
+    outputs = _classes(whole, manifest, unusable) if manifest.classes else _numbers(whole, manifest.targets, unusable)
+    return whole, inputs, outputs
+
+
+def _port(column: Column) -> Port:
+    return Port(column.name, TensorProto.STRING if column.kind is ColumnKind.CATEGORY else TensorProto.DOUBLE)
+
+
+def _samples(graph: OnnxGraph, columns: Sequence[Column]) -> str:
+    """Add what makes samples of columns, float32 (n, inputs); return their name."""
+    last = graph.integers(-1)
+    values = [graph.add("Unsqueeze", [_values(graph, column), last]) for column in columns]
+    joined = graph.add("Concat", values, axis=1)
+    fill = np.array([np.nan if column.missing is None else column.missing for column in columns])
+    if not np.isnan(fill).all():
+        joined = graph.add("Where", [graph.add("IsNaN", [joined]), graph.constant(fill), joined])
+    mean, std = (np.array([getattr(column, name) for column in columns], np.float64) for name in ("mean", "std"))
+    scaled = graph.add("Div", [graph.add("Sub", [joined, graph.constant(mean)]), graph.constant(std)])
+    return _spread(graph, columns, graph.add("Cast", [scaled], to=TensorProto.FLOAT))
+
+
+def _spread(graph: OnnxGraph, columns: Sequence[Column], samples: str) -> str:
+    """Add what makes an input of each category of the columns that have them; NaN for a text without one."""
+    if not any(column.one_hot for column in columns):
+        return samples
+    inputs = []
+    for number, column in enumerate(columns):
+        value = graph.add("Gather", [samples, graph.integers(number)], axis=1)
+        if column.one_hot:
+            places = graph.constant(np.arange(len(column.categories), dtype=np.float32))
+            hot = graph.add("Cast", [graph.add("Equal", [value, places])], to=TensorProto.FLOAT)
+            value = graph.add("Where", [graph.add("IsNaN", [value]), value, hot])
+        inputs.append(value)
+    return graph.add("Concat", inputs, axis=1)
+
+
+def _values(graph: OnnxGraph, column: Column) -> str:
+    """Add what makes numbers of a column, float64 (n,): NaN for a text that did not occur in training."""
+    if not column.categories:
+        return column.name
+    codes = [float(code) for code in range(len(column.categories))]
+    table: dict[str, Any] = {"keys_strings": column.categories, "values_floats": codes, "default_float": float("nan")}
+    # A float32 holds the place of each of the texts.
+    return graph.add("Cast", [graph.add("LabelEncoder", [column.name], domain=TABLES, **table)], to=TensorProto.DOUBLE)
+
+
+def _prepare(graph: OnnxGraph, samples: str, preparation: Preparation) -> None:
+    """Add what `Preparation.images` does; the result is called as the model's input."""
+    factor, offset = np.float32(1.0 / preparation.std), np.float32(preparation.mean / preparation.std)
+    graph.add("Sub", [graph.add("Mul", [samples, graph.constant(factor)]), graph.constant(offset)], INPUT)
+
+
+def _unusable(graph: OnnxGraph, samples: str) -> str:
+    """Add what finds rows (n, 1) with a value that is not finite; return its name.
+
+    At the end it is too late: a ReLU may make 0 of NaN.
+    """
+    total = graph.add("ReduceSum", [samples, graph.integers(1)], keepdims=1)
+    return graph.add("IsNaN", [graph.add("Sub", [total, total])])  # infinity minus itself is NaN
+
+
+def _classes(graph: OnnxGraph, manifest: FolderManifest, unusable: str) -> list[Port]:
+    shares = graph.add("Softmax", [OUTPUT], axis=-1)
+    graph.add("Where", [unusable, graph.constant(np.float32(np.nan)), shares], PROBABILITIES)
+    names = class_names_of(manifest)
+    likeliest = graph.add("ArgMax", [OUTPUT], axis=-1, keepdims=1)
+    place = graph.add("Where", [unusable, graph.constant(np.int64(-1)), likeliest])
+    table: dict[str, Any] = {"keys_int64s": list(range(len(names))), "values_strings": names, "default_string": ""}
+    graph.add("LabelEncoder", [graph.add("Squeeze", [place, graph.integers(1)])], CLASS, domain=TABLES, **table)
+    return [Port(CLASS, TensorProto.STRING), Port(PROBABILITIES, TensorProto.FLOAT, (len(names),))]
+
+
+def _numbers(graph: OnnxGraph, targets: Sequence[Column], unusable: str) -> list[Port]:
+    mean, std = (np.array([getattr(target, name) for target in targets], np.float64) for name in ("mean", "std"))
+    scaled = graph.add("Mul", [graph.add("Cast", [OUTPUT], to=TensorProto.DOUBLE), graph.constant(std)])
+    numbers = graph.add("Add", [scaled, graph.constant(mean)])
+    graph.add("Where", [unusable, graph.constant(np.float64(np.nan)), numbers], PREDICTIONS)
+    return [Port(PREDICTIONS, TensorProto.DOUBLE, (len(targets),))]
