@@ -242,12 +242,19 @@ def with_data(
     return job, _memory_data(data, options, job.loss)
 
 
+def is_frame(data: Any) -> bool:
+    """Tell whether something is a data frame of any library, or a dataset of Hugging Face."""
+    # Of Polars, also one whose rows are not computed yet, which is refused with what to do.
+    marks = (("__arrow_c_stream__",), ("with_format", "features"), ("collect", "collect_schema"))
+    return any(all(hasattr(data, name) for name in names) for names in marks)
+
+
 def _memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArray[Any]] | PackInto:
     """Return what the calling process has in memory: arrays by name, or what packs a data frame."""
     first = data[0] if isinstance(data, tuple) and data else data
     if isinstance(data, Mapping):
         first = data.get("train")
-    if hasattr(first, "__arrow_c_stream__") or (hasattr(first, "with_format") and hasattr(first, "features")):
+    if is_frame(first):
         demand("pyarrow", "data", f"a {type(first).__name__}")
 
         def into(folder: Path) -> object:

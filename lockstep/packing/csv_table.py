@@ -9,7 +9,7 @@ import gzip
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -109,7 +109,7 @@ def not_decodable(path: Path, delimiter: str, options: PackOptions) -> DataError
     flag, named = options.spelled("encoding", guess), one_line(str(path))
     # Lines cannot be told apart before decoding if a character has several bytes.
     is_wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
-    with opened(path) as file:
+    with named_errors(path, "a CSV file"), opened(path) as file:
         header: list[str] = []
         lines = iter(lambda: file.readline(BLOCK), b"")
         for row, line in enumerate((line for line in lines if line.strip() and not is_wide), start=1):
@@ -142,6 +142,7 @@ class CsvTable(Table):
             with named_errors(path, "a CSV file"):
                 self._forms[path], notes = form_of(path, self.options)
             self.notes += notes
+            self.may_group = self.may_group or (self._forms[path].delimiter == ";" and self.options.decimal == ".")
         raw = self._open(self.paths[0], {}, threads=False).schema.names
         self._raw = {name.strip(): name for name in raw}
         self.schema = pa.schema([pa.field(name.strip(), pa.string()) for name in raw])
@@ -170,8 +171,8 @@ class CsvTable(Table):
             except pa.ArrowInvalid as error:
                 raise self._described(path, error) from None
 
-    def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-        types = {self._raw[name]: pa.string() for name in columns}
+    def _record_batches(self, columns: Sequence[str], plain: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        types = {self._raw[name]: pa.float64() if name in plain else pa.string() for name in columns}
         for path in self.paths:
             self._check_quotes(path)
             size, row = path.stat().st_size, 2
@@ -231,7 +232,10 @@ class CsvTable(Table):
         """Return the error for a quote that is not closed within a block, or never; None if all are."""
         form, row, lines = self._forms[path], 0, list[str]()
         encoding = "utf-8" if form.encoding == "utf8" else form.encoding
-        with io.TextIOWrapper(opened(path), encoding, errors="replace", newline="") as file:
+        with (
+            named_errors(path, "a CSV file"),
+            io.TextIOWrapper(opened(path), encoding, errors="replace", newline="") as file,
+        ):
             reader = csv.reader(_kept(file, lines), delimiter=form.delimiter)
             try:
                 for values in reader:

@@ -216,6 +216,8 @@ class SampleSource(msgspec.Struct, frozen=True):
     #: 0 to tell by the labels.
     classes: int
     class_names: Sequence[str] = ()
+    #: Returns what a person should know once all was read, a line each.
+    notes: Callable[[], list[str]] = list
 
 
 class Packed(msgspec.Struct, frozen=True):

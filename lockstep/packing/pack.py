@@ -36,7 +36,8 @@ def pack(source: str, destination: Path, options: PackOptions, watch: Watch = la
             origin=options.origin(source),
             class_names=[one_line(name) for name in opened.class_names],
         )
-    return Packed(destination, manifest, () if opened.test is not None else (options.division_note(),))
+    division = [] if opened.test is not None else [options.division_note()]
+    return Packed(destination, manifest, (*opened.notes(), *division))
 
 
 def plan_lines(source: str, options: PackOptions, watch: Watch = lambda share: None) -> list[str]:

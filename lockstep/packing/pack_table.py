@@ -23,6 +23,8 @@ from lockstep.packing.tables import ROWS, Advance, StreamTable, Table, is_usable
 
 #: Columns that packing shows.
 MOST_LINES = 30
+#: Errors of Arrow for values that no type of its has; an integer of more than 64 bits is an OverflowError.
+_NOT_TAKEN = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 def pack_table_file(source: Path, destination: Path, options: PackOptions, watch: Watch) -> Packed:
@@ -36,9 +38,7 @@ def table_file_plan(source: Path, options: PackOptions, watch: Watch) -> Iterato
     progress = ReadProgress(watch)
     tables = opened_files(source, options, progress)
     plan = planned(tables, options, progress, passes=1)
-    division, (rows, *others) = options.division(), plan.rows
-    tests = others[0] if others else int(np.count_nonzero(division.marks(rows)))
-    trains = rows if others else rows - tests
+    trains, tests = _divided(plan, options)
     yield f"{source} has {trains:,} rows to train on and {tests:,} to test with; nothing was written (--dry-run)"
     yield f"each is {plan.inputs} of float32"
     yield from plan.lines(options)
@@ -57,9 +57,10 @@ def pack_table(
     with dataset_folder(destination) as writer:
         plan = planned(tables, options, progress, passes=2)
         encoder = TableEncoder(writer, options, plan)
-        columns = [each.column.name for each in (*plan.features, *plan.targets)]
+        plans = (*plan.features, *plan.targets)
+        columns, plain = [each.column.name for each in plans], {each.column.name for each in plans if each.is_plain}
         for name, each, expected in zip(PARTS, tables, plan.rows, strict=False):
-            found = encoder.read(name, each.batches(columns), options.division() if len(tables) == 1 else None)
+            found = encoder.read(name, each.batches(columns, plain), options.division() if len(tables) == 1 else None)
             if found != expected:
                 raise DataError(f"{each.named}: had {expected:,} rows, then {found:,}: expected it to stay as it is")
         manifest = encoder.finish(options.origin(named))
@@ -75,12 +76,26 @@ def planned(tables: Sequence[Table], options: PackOptions, progress: ReadProgres
     for each in tables:
         each.check([*features, *options.target])
     progress.whole = passes * sum(each.length for each in tables)
-    return survey(tables, features, options)
+    plan = survey(tables, features, options)
+    trains, tests = _divided(plan, options)
+    if not tests:
+        found = f"{options.test_split:.0%} of {trains:,} rows is none" if len(tables) == 1 else "it has no rows"
+        advice = f"more rows, or a larger {options.spelled('test_split')}" if len(tables) == 1 else "some"
+        raise DataError(f"{tables[-1].named}: the test set is empty, because {found}: expected {advice}")
+    return plan
+
+
+def _divided(plan: TablePlan, options: PackOptions) -> tuple[int, int]:
+    """Return how many rows there are to train on and to test with."""
+    rows, *others = plan.rows
+    tests = others[0] if others else int(np.count_nonzero(options.division().marks(rows)))
+    return (rows if others else rows - tests), tests
 
 
 def notes_of(tables: Sequence[Table], plan: TablePlan, options: PackOptions) -> tuple[str, ...]:
     """Return the decisions that a person should know, a line each."""
     notes = [note for each in tables for note in each.notes]
+    notes += [each.note for each in (*plan.features, *plan.targets) if each.note]
     if plan.dropped:
         rule = options.spelled("missing", "drop")
         notes.append(f"{plan.dropped:,} rows with a missing value were left out ({rule})")
@@ -105,7 +120,8 @@ def _features(table: Table, options: PackOptions) -> list[str]:
         table.check_names(chosen)
         if twice := [name for name in chosen if chosen.count(name) > 1]:
             raise DataError(f"{spelled(option, list(chosen))}: names {one_line(twice[0], 60)!r} twice: expected once")
-    kept = [name for name in names if name not in (*options.target, *table.without_use())]
+    unused = {*options.target, *table.without_use()}
+    kept = [name for name in names if name not in unused]
     features = [name for name in options.columns or kept if name not in options.drop]
     if both := [name for name in features if name in options.target]:
         raise DataError(f"column {one_line(both[0], 60)!r} is to be learned from and predicted: expected one of both")
@@ -142,6 +158,8 @@ def pack_frame(data: Any, destination: Path, options: PackOptions) -> Packed:
 
 def opened_frame(frame: Any, advance: Advance, options: PackOptions) -> StreamTable:
     """Open a frame of any library; DataError if it has a value that is not a text, a number or a date."""
+    if is_lazy(frame):
+        raise DataError(f"the {type(frame).__name__} has no rows yet: expected a data frame; call .collect() first")
     named, length = f"the {type(frame).__name__}", len(frame) if hasattr(frame, "__len__") else 1
     if isinstance(frame, pa.RecordBatchReader):
         # It can be read once only.
@@ -152,10 +170,15 @@ def opened_frame(frame: Any, advance: Advance, options: PackOptions) -> StreamTa
         )
     try:
         schema = pa.RecordBatchReader.from_stream(frame).schema
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except _NOT_TAKEN as error:
         frame = _with_texts(named, frame, options, error)
         schema = frame.schema
     return StreamTable(named, advance, length, options, schema, lambda: pa.RecordBatchReader.from_stream(frame))
+
+
+def is_lazy(frame: Any) -> bool:
+    """Tell whether a frame is a plan of one, as Polars has them."""
+    return hasattr(frame, "collect") and not hasattr(frame, "__arrow_c_stream__")
 
 
 def _with_texts(named: str, frame: Any, options: PackOptions, error: Exception) -> pa.Table:
@@ -175,7 +198,7 @@ def _with_texts(named: str, frame: Any, options: PackOptions, error: Exception) 
         values = frame[column] if is_used and name not in options.drop else [None] * len(frame)
         try:
             arrays.append(pa.array(values, from_pandas=True))
-        except (pa.ArrowException, TypeError, ValueError):
+        except _NOT_TAKEN:
             arrays.append(pa.array(_texts_of(f"{named}: row", name, values, options), pa.string()))
     return pa.table(arrays, names)
 
@@ -195,8 +218,8 @@ def _texts_of(named: str, name: str, values: Iterable[Any], options: PackOptions
 def _is_plain(value: Any) -> bool:
     """Tell whether an object is a text, a number or a date."""
     try:
-        return is_usable(pa.scalar(value).type)
-    except (pa.ArrowException, TypeError, ValueError):
+        return isinstance(value, int) or is_usable(pa.scalar(value).type)
+    except _NOT_TAKEN:
         return False
 
 

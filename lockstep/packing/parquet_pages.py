@@ -46,6 +46,8 @@ def rows_at_once(path: Path, metadata: Any, columns: Sequence[str], most: int) -
             f"{named}: has {metadata.num_rows:,} rows in {size:,} bytes: expected at most {ROWS_PER_BYTE} for each "
             "byte; nothing can be learned from rows that are all the same"
         )
+    if not metadata.num_rows:
+        return most
     sizes: dict[str, PageSizes] = {}
     with path.open("rb") as file:
         for chunk in _chunks(metadata):

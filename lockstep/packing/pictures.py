@@ -9,8 +9,8 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from mmap import ACCESS_READ, mmap
@@ -55,26 +55,42 @@ def open_picture(path: Path, mode: str = "RGB", size: tuple[int, int] | None = N
     With a `size` (height, width), what a JPEG has of more than twice as many pixels in each direction is left out.
     Raises DataError with the path for anything else, also for what the context raises on damaged files.
     """
-    shown = one_line(str(path))
     try:
         with (
+            named_faults(path),
             warnings.catch_warnings(action="ignore"),
             open_regular(path, MOST_BYTES) as file,
             Image.open(file, formats=FORMATS) as opened,
         ):
             _check(opened, file, mode, size)
             yield opened
-    except DataError as error:
-        raise DataError(f"{shown}: {error}") from None
     except Image.DecompressionBombError:
-        raise DataError(f"{shown}: has too many pixels: expected at most {MOST_PIXELS:,}; make it smaller") from None
+        raise DataError(
+            f"{one_line(str(path))}: has too many pixels: expected at most {MOST_PIXELS:,}; make it smaller"
+        ) from None
     except _RAISED as error:
         reason = getattr(error, "strerror", None) or one_line(str(error), 80).partition(" <")[0]
         if isinstance(error, UnidentifiedImageError):
             reason = f"not a {FORMAT_NAMES}, or damaged"
         raise DataError(
-            f"{shown}: is not a picture that can be read ({reason}): repair, convert or remove it"
+            f"{one_line(str(path))}: is not a picture that can be read ({reason}): repair, convert or remove it"
         ) from None
+
+
+@contextmanager
+def named_faults(path: Path) -> Iterator[None]:
+    """Put the path of a picture before the text of a DataError."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{one_line(str(path))}: {error}") from None
+
+
+def is_animated(opened: Any) -> bool:
+    """Tell whether a picture has several frames; those of a JPEG are previews."""
+    with suppress(*_RAISED):
+        return opened.format in ("GIF", "WEBP", "TIFF", "PNG") and bool(getattr(opened, "is_animated", False))
+    return False
 
 
 def _check(opened: Any, file: BinaryIO, mode: str, size: tuple[int, int] | None) -> None:
@@ -169,7 +185,7 @@ def find_pictures(folder: Path, options: PackOptions) -> SampleSource:
         raise DataError(f"{train}: has {found}: expected a folder of pictures for each of at least two classes")
     reader = PictureReader(options)
     sets = (_set_of(train, names, reader), None if test is None else _set_of(test, names, reader))
-    return SampleSource(*sets, len(names), names)
+    return SampleSource(*sets, len(names), names, reader.notes)
 
 
 def _set_of(folder: Path, names: Sequence[str], reader: "PictureReader") -> PictureSet:
@@ -192,10 +208,19 @@ class PictureReader:
     options: PackOptions
     #: The first picture, and its size (height, width): as its file has it, and once it was decoded, upright.
     _first: tuple[Path, tuple[int, ...]] | None = None
+    #: The pictures with several frames, of which the first is a sample.
+    _animated: list[Path] = field(default_factory=list)
 
     @property
     def _mode(self) -> str:
         return "L" if self.options.grayscale else "RGB"
+
+    def notes(self) -> list[str]:
+        """Return a line about the pictures with several frames, if there are any."""
+        if not self._animated:
+            return []
+        first, count = min(self._animated), len(self._animated)
+        return [f"{count:,} of the pictures have several frames, such as {one_line(str(first))}: the first one is read"]
 
     def read(self, paths: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
         """Return pictures in order, some at a time. DataError names one that is not as large as the first."""
@@ -214,7 +239,8 @@ class PictureReader:
                 if number == 0 and self._first is not None and self._first[0] == paths[0]:
                     self._first = paths[0], decoded[0].shape[1:]
                 for path, each in zip(chunk, decoded, strict=True):
-                    self._check_size(path, each.shape[1:])
+                    with named_faults(path):
+                        self._check_size(each.shape[1:])
                 yield np.stack(decoded) if len(decoded) > 1 else decoded[0][np.newaxis]
 
     def _sample_bytes(self, path: Path) -> int:
@@ -231,22 +257,24 @@ class PictureReader:
             )
         return each
 
-    def _check_size(self, path: Path, size: tuple[int, ...], *, is_upright: bool = True) -> None:
-        """Raise DataError unless a picture is as large as the first; one that is not upright may lie on its side."""
+    def _check_size(self, size: tuple[int, ...], *, is_upright: bool = True) -> None:
+        """Raise DataError, without the path, unless a picture is as large as the first, or may be, once upright."""
         assert self._first is not None
         first, expected = self._first
         is_same = size == expected if is_upright else sorted(size) == sorted(expected)
         if self.options.size is None and not is_same:
             height, width = expected
             raise DataError(
-                f"{one_line(str(path))}: is {size[1]} pixels wide and {size[0]} high, and {one_line(str(first))} is "
-                f"{width} by {height}: expected one size; bring all to one with --size {height}x{width}"
+                f"is {size[1]} pixels wide and {size[0]} high, and {one_line(str(first))} is {width} by {height}: "
+                f"expected one size; bring all to one with --size {height}x{width}"
             )
 
     def _decoded(self, alone: Executor, path: Path) -> NDArray[np.uint8]:
         """Return a picture as bytes (channels, height, width), upright, with white behind it. DataError if none."""
         with open_picture(path, self._mode, self.options.size) as opened:
-            self._check_size(path, (opened.height, opened.width), is_upright=False)
+            self._check_size((opened.height, opened.width), is_upright=False)
+            if is_animated(opened):
+                self._animated.append(path)
             if decoded_pixels(opened) <= MOST_TOGETHER:
                 return _array(opened, self._mode, self.options.size)
             return alone.submit(_array, opened, self._mode, self.options.size).result()

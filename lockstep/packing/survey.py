@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lockstep.common.data.columns import LONGEST_TEXT, Column, ColumnKind, Floats
@@ -84,6 +85,10 @@ class ColumnPlan(msgspec.Struct, frozen=True):
     facts: Facts
     #: Values that are missing.
     missing: int = 0
+    #: Whether all values are numbers that a file has as texts.
+    is_plain: bool = False
+    #: A line about values that may be misread, empty if there are none.
+    note: str = ""
 
     @property
     def largest(self) -> float:
@@ -133,13 +138,42 @@ class ColumnSurvey:
     facts: dict[ColumnKind, Facts] = field(default_factory=dict)
     #: Whether all numbers among the texts are digits alone, as codes are.
     is_digits: bool = True
+    #: Whether all values so far are numbers that a file has as texts, and nothing else.
+    is_plain: bool = True
+    #: Whether points may separate thousands; the first number that would have them, and whether there are whole numbers
+    #: and fractions as well.
+    may_group: bool = False
+    grouped: str | None = None
+    has_whole: bool = False
+    has_fractions: bool = False
+    #: The batches of a small table of plain numbers: their texts are looked at only if other values follow.
+    _held: list[tuple[TableBatch, NDArray[np.bool_]]] = field(default_factory=list)
 
     def add(self, batch: TableBatch, rows: NDArray[np.bool_]) -> None:
         """Look at the values of a batch, but for the rows that will be left out."""
+        is_plain = isinstance(batch.columns[self.name], NumberTexts)
+        may_hold = is_plain and (self._held or not self.rows) and not (self.is_target or self._is_named())
+        if may_hold and self.rows + batch.count <= MOST_CATEGORIES:
+            self._held.append((batch, rows))
+        else:
+            self._add_held(as_texts=True)
+            # Of numbers that a file has as texts, the texts are looked at until they cannot be categories any more.
+            self._look_at(batch, rows, as_texts=self._is_named() or (is_plain and self.too_many is None))
+        self.is_plain = self.is_plain and is_plain
+        self.rows += batch.count
+
+    def _add_held(self, *, as_texts: bool) -> None:
+        held, self._held = self._held, []
+        self.rows -= sum(batch.count for batch, _ in held)
+        for batch, rows in held:
+            self._look_at(batch, rows, as_texts=as_texts)
+            self.rows += batch.count
+
+    def _look_at(self, batch: TableBatch, rows: NDArray[np.bool_], *, as_texts: bool) -> None:
         values = batch.columns[self.name]
-        # Of numbers that a file has as texts, the texts are looked at until they cannot be categories any more.
-        if self._is_named() or (isinstance(values, NumberTexts) and self.too_many is None):
-            values = values.as_texts()
+        if isinstance(values, NumberTexts) and self.may_group:
+            self._look_at_points(values.column.filter(pa.array(rows & ~values.is_missing)))
+        values = values.as_texts() if as_texts else values
         is_missing, is_known = rows & values.is_missing, rows & ~values.is_missing
         self.missing += int(np.count_nonzero(is_missing))
         if self.first_missing is None and is_missing.any():
@@ -148,7 +182,8 @@ class ColumnSurvey:
             if isinstance(values, NumberTexts):
                 self.counts[TextKind.NUMBER] += int(np.count_nonzero(is_known))
                 self.first.setdefault(TextKind.NUMBER, self._place(batch, is_known, ""))
-                self.is_digits = self.is_digits and are_digits(values.column.filter(pa.array(is_known)))
+                if self.too_many is not None and self.is_digits:
+                    self.is_digits = are_digits(values.column.filter(pa.array(is_known)))
             else:
                 self.typed[values.kind] += int(np.count_nonzero(is_known))
             self._add_numbers(batch, values.kind, np.where(is_known, values.values, np.nan))
@@ -158,7 +193,23 @@ class ColumnSurvey:
                 self._count(batch, texts, used, np.full(len(used), TextKind.NUMBER, np.int8))
         elif is_known.any():
             self._add_texts(batch, values.as_texts().without(~is_known))
-        self.rows += batch.count
+
+    def _look_at_points(self, texts: pa.StringArray) -> None:
+        is_pointed = pc.match_substring(texts, ".")
+        is_grouped = pc.match_substring_regex(texts, r"^[+-]?[1-9]\d{0,2}\.\d{3}$")
+        if self.grouped is None and (at := pc.index(is_grouped, True).as_py()) >= 0:
+            self.grouped = texts[at].as_py()
+        self.has_whole = self.has_whole or not pc.all(is_pointed).as_py()
+        self.has_fractions = self.has_fractions or pc.any(pc.and_not(is_pointed, is_grouped)).as_py()
+
+    def _note(self) -> str:
+        """Return a line about values that may be misread, empty if there are none."""
+        if self.grouped is None or self.has_fractions or not self.has_whole or not self.is_plain:
+            return ""
+        return (
+            f"{one_line(self.name, 60)!r} has {self.grouped} among whole numbers, and is read with a fraction; if the "
+            "point separates thousands, write the numbers without it"
+        )
 
     def _is_named(self) -> bool:
         return self.name in self.options.categories or self.name in self.options.one_hot
@@ -168,7 +219,7 @@ class ColumnSurvey:
         return Place(batch.place(at, self.name), text, self.rows + at)
 
     def _add_numbers(self, batch: TableBatch, kind: ColumnKind, values: Floats) -> None:
-        self.facts.setdefault(kind, Facts()).add(values[~np.isnan(values)])
+        self.facts.setdefault(kind, Facts(whole=set() if self.is_target else None)).add(values[~np.isnan(values)])
         is_beyond = np.abs(values) > LARGEST
         if self.beyond is None and is_beyond.any():
             self.beyond = self._place(batch, is_beyond, repr(float(values[is_beyond][0])))
@@ -210,6 +261,7 @@ class ColumnSurvey:
 
     def plan(self) -> ColumnPlan:
         """Return what the column is; DataError with row, column and value if that is not clear."""
+        self._add_held(as_texts=False)
         kind = self._kind()
         self._check_values(kind)
         if self.is_target:
@@ -221,7 +273,7 @@ class ColumnSurvey:
             column = Column(name=self.name, kind=kind, categories=names, one_hot=self.name in self.options.one_hot)
             # Its numbers are of no interest.
             return ColumnPlan(column, False, Facts(), self.missing)
-        return ColumnPlan(Column(name=self.name, kind=kind), False, facts, self.missing)
+        return ColumnPlan(Column(name=self.name, kind=kind), False, facts, self.missing, self.is_plain, self._note())
 
     def _kind(self) -> ColumnKind:
         found = {kind for kind, count in self.typed.items() if count}
@@ -347,7 +399,8 @@ class ColumnSurvey:
             if is_named:
                 what = "has texts, of which no number can be predicted"
                 raise DataError(f"column {named!r} {what}: expected {self._as_names()}")
-            return ColumnPlan(Column(name=self.name, kind=kind), True, facts)
+            column = Column(name=self.name, kind=kind)
+            return ColumnPlan(column, True, facts, is_plain=self.is_plain, note=self._note())
         if several:
             raise DataError(
                 f"{len(self.options.target)} columns with classes are to be predicted: expected one {spelled('target')}"
@@ -398,7 +451,8 @@ class TablePlan(msgspec.Struct, frozen=True):
 def survey(tables: Sequence[Table], features: Sequence[str], options: PackOptions) -> TablePlan:
     """Look at all rows of tables; DataError with row, column and value for what cannot be learned from."""
     columns = [*features, *options.target]
-    found = [ColumnSurvey(name, name in options.target, options) for name in columns]
+    may_group = any(table.may_group for table in tables)
+    found = [ColumnSurvey(name, name in options.target, options, may_group=may_group) for name in columns]
     counts, dropped = [], 0
     for table in tables:
         kept = 0

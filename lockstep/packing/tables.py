@@ -5,8 +5,10 @@ indices into a list. It may be read more than once: what a column is can be know
 """
 
 import os
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,15 +203,20 @@ class Table(ABC):
     schema: pa.Schema = field(init=False)
     #: Findings about the form of the source, a line each.
     notes: list[str] = field(init=False, default_factory=list)
+    #: Whether points may separate thousands in its numbers.
+    may_group: bool = field(init=False, default=False)
 
     @abstractmethod
-    def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-        """Return rows with their file and the number of the first, from the beginning at each call."""
+    def _record_batches(self, columns: Sequence[str], plain: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        """Return rows with their file and the number of the first, from the beginning at each call.
+
+        The values of the columns in `plain` are known to be numbers.
+        """
 
     def names(self) -> list[str]:
         """Return the names of the columns that have one; DataError if two are the same, or one is long."""
         names = [name for name in self.schema.names if name]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
         if twice is not None:
             raise DataError(f"{self.named}: two columns are called {one_line(twice, 60)!r}: expected different names")
         longest = max(map(len, names), default=0)
@@ -227,14 +234,16 @@ class Table(ABC):
     def check_names(self, columns: Sequence[str]) -> None:
         """Raise DataError for a column that is not there."""
         names = self.names()
-        if (absent := next((name for name in columns if name not in names), None)) is not None:
+        known = set(names)
+        if (absent := next((name for name in columns if name not in known), None)) is not None:
             raise DataError(f"{self.named}: no column {one_line(absent, 60)!r}{self._advice(absent, names)}")
 
     def check(self, columns: Sequence[str]) -> None:
         """Raise DataError for a column that is not there, or whose values are not numbers or texts."""
         self.check_names(columns)
+        kinds = dict(zip(self.schema.names, self.schema.types, strict=True))
         for name in columns:
-            kind = self.schema.field(name).type
+            kind = kinds[name]
             if not is_usable(kind):
                 raise DataError(
                     f"{self.named}: column {one_line(name, 60)!r} is of type {one_line(str(kind), 60)}: expected "
@@ -247,11 +256,14 @@ class Table(ABC):
         numbers = sum(each.replace(".", "", 1).lstrip("+-").isdigit() for each in names)
         return f"{found}; if row 1 is not a header, write one first" if 2 * numbers > len(names) else found
 
-    def batches(self, columns: Sequence[str]) -> Iterator[TableBatch]:
-        """Return the rows, with these columns only; DataError with the place if they cannot be read."""
+    def batches(self, columns: Sequence[str], plain: Set[str] = frozenset()) -> Iterator[TableBatch]:
+        """Return the rows, with these columns only; DataError with the place if they cannot be read.
+
+        The values of the columns in `plain` are known to be numbers.
+        """
         na = MissingValues.of(self.options)
-        for named, row, batch in self._record_batches(columns):
-            found = {name: na.values_of(batch.column(name)) for name in columns}
+        for named, row, batch in self._record_batches(columns, plain):
+            found = {name: na.values_of(values) for name, values in zip(columns, batch.columns, strict=True)}
             yield TableBatch(named, row, batch.num_rows, found)
 
 
@@ -391,7 +403,7 @@ class ParquetTable(Table):
             # Read as it is needed, and not a row group at once, which may be larger than memory.
             return pyarrow.parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
 
-    def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    def _record_batches(self, columns: Sequence[str], plain: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         for path in self.paths:
             file, row, size = self._open(path), 1, path.stat().st_size
             named = one_line(str(path))
@@ -420,7 +432,7 @@ class StreamTable(Table):
     #: Gives them from the beginning, at each call.
     opened: Callable[[], Iterable[pa.RecordBatch]]
 
-    def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    def _record_batches(self, columns: Sequence[str], plain: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         row = 1
         for whole in self.opened():
             for begin in range(0, whole.num_rows, ROWS):
@@ -456,11 +468,11 @@ def _arrow_reader(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
 
 @contextmanager
 def named_errors(path: Path, kind: str) -> Iterator[None]:
-    """Raise DataError in place of what pyarrow raises for a file that is damaged or cannot be read."""
+    """Raise DataError in place of other errors for a file that is damaged or cannot be read."""
     named = one_line(str(path))
     try:
         yield
-    except pa.ArrowException as error:
+    except (pa.ArrowException, zlib.error, EOFError) as error:
         raise DataError(f"{named}: damaged ({one_line(str(error), 120)}): expected {kind}") from None
     except OSError as error:
         reason = one_line(os.strerror(error.errno) if error.errno else str(error), 120)

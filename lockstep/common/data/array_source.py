@@ -1,5 +1,6 @@
 """Finds the training set and the test set in files of arrays, and turns arrays into samples and labels."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ class ArraySet:
         for reader in (self.samples, self.labels):
             if not reader.header.shape:
                 raise DataError(f"{reader.named} is a single number: expected an array of samples")
+            if len(reader.header.shape) > 1 and not math.prod(reader.header.shape[1:]):
+                raise DataError(
+                    f"{reader.named} is of shape {reader.header.shape}: expected at least one value for each sample"
+                )
         if len(self) != self.labels.header.shape[0]:
             labels = self.labels.header.shape[0]
             raise DataError(f"{self.labels.named}: {labels} labels for {len(self)} samples: expected one each")
@@ -185,7 +190,10 @@ class _Opener:
 def as_samples(named: str, array: NDArray[Any]) -> NDArray[Any]:
     """Return integers in rows, but for bytes, which are images that were flattened, as tokens; others as images."""
     if array.ndim != 2 or array.dtype.kind not in "iu" or array.dtype == np.uint8:
-        return _as_images(array)
+        images = _as_images(array)
+        if images.dtype not in (np.uint8, np.float32):
+            raise DataError(f"{named} is of dtype {str(array.dtype)!r}: expected uint8 or floats")
+        return images
     # Before the cast, which would wrap.
     if array.size and not 0 <= int(array.min()) <= int(array.max()) <= np.iinfo(np.int32).max:
         ends = f"{int(array.min())!r} to {int(array.max())!r}"
@@ -194,9 +202,9 @@ def as_samples(named: str, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _as_images(array: NDArray[Any]) -> NDArray[Any]:
-    """Return gray images (n, h, w) with the channel they lack, floats of any width as float32, others as they are."""
+    """Return gray images (n, h, w) with the channel they lack; floats of any width and booleans as float32."""
     images = array[:, np.newaxis] if array.ndim == 3 else array
-    if images.dtype.kind == "f":
+    if images.dtype.kind in "fb":
         # A value beyond float32 becomes an infinity, which the Dataset refuses by name: no warning is needed.
         with np.errstate(over="ignore"):
             images = images.astype(np.float32)

@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "colour": {"x_train": np.zeros((6, 3, 2, 2), np.uint8), "x_test": np.ones((2, 3, 2, 2), np.uint8)},
     "doubles": {"x_train": np.linspace(0, 1, 12).reshape(6, 2), "x_test": np.ones((2, 2))},
     "big endian": {"x_train": np.arange(12, dtype=">f4").reshape(6, 2), "x_test": np.ones((2, 2), ">f4")},
+    "booleans": {"x_train": np.eye(6, 3, dtype=np.bool_), "x_test": np.ones((2, 3), np.bool_)},
     "tokens": {"x_train": np.arange(18).reshape(6, 3), "x_test": np.arange(6).reshape(2, 3)},
     "regression": {"y_train": np.linspace(0, 1, 6), "y_test": np.linspace(1, 2, 2)},
     "two numbers": {"y_train": np.zeros((6, 2)), "y_test": np.ones((2, 2))},
@@ -194,3 +195,13 @@ def test_weights_and_several_inputs_are_refused_and_not_dropped(tmp_path: Path, 
     with pytest.raises(DataError, match=f"has '{name}', .*; remove it"):
         pack(str(folder), tmp_path / "new", PLAIN)
     assert not (tmp_path / "new").exists()
+
+
+def test_samples_without_a_value_or_of_another_type_are_refused(tmp_path: Path) -> None:
+    for samples, text in (
+        (np.zeros((6, 0)), r"'x' is of shape \(6, 0\): expected at least one value for each sample"),
+        (np.zeros((6, 2, 2), np.int64), "'x' is of dtype 'int64': expected uint8 or floats"),
+    ):
+        np.savez(tmp_path / "some.npz", x=samples, y=np.arange(6) % 2)
+        with pytest.raises(DataError, match=text):
+            pack(str(tmp_path / "some.npz"), tmp_path / "new", PLAIN)

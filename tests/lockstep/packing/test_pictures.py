@@ -135,3 +135,27 @@ def test_one_class_only_is_refused(folder: Path) -> None:
 def test_an_empty_test_set_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="the test set is empty: expected samples to test with"):
         packed(folder, test_split=0.01)
+
+
+def test_of_a_picture_with_several_frames_the_first_is_read(folder: Path) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    for name in ("0.gif", "1.webp", "2.tiff"):
+        frames[0].save(folder / "red" / name, save_all=True, append_images=frames[1:], lossless=True)
+    found = packed(folder, test_split=0.5)
+    assert (
+        found.notes[0]
+        == f"3 of the pictures have several frames, such as {folder / 'red' / '0.gif'}: the first one is read"
+    )
+    data = load(str(found.folder))
+    for part in (data.train, data.test):
+        red = part.images[:][part.labels == 1].astype(np.int64)
+        assert (red[:, 0] > 200).all()
+        assert (red[:, 2] < 50).all()
+
+
+def test_a_picture_of_another_size_is_named_once(folder: Path) -> None:
+    picture(folder / "red" / "9.png", size=(9, 9))
+    with pytest.raises(DataError) as raised:
+        packed(folder)
+    assert str(raised.value).count("9.png") == 1
+    assert str(raised.value).startswith(f"{folder / 'red' / '9.png'}: is 9 pixels wide and 9 high, and ")

@@ -142,7 +142,7 @@ def test_idx_files_that_do_not_fit_together_are_named(
         ({"y_train": np.zeros(6, bool)}, "'y_train' is of dtype 'bool': expected integers"),
         ({"y_test": np.array([0, 2**64 - 1], np.uint64)}, "'y_test' has the label 18446744073709551615"),
         ({"y_train": np.zeros(5, np.int64)}, "'y_train': 5 labels for 6 samples"),
-        ({"x_train": np.zeros((6, 2, 2), np.int32)}, "train: images of dtype 'int32': expected uint8 or float32"),
+        ({"x_train": np.zeros((6, 2, 2), np.int32)}, "'x_train' is of dtype 'int32': expected uint8 or floats"),
         ({"x_train": np.full((6, 2), 1e300)}, "train: sample 0 holds an infinity"),
         ({"x_test": np.zeros((0, 2, 2), np.uint8), "y_test": np.zeros(0, np.int64)}, r"images of shape \(0, 1, 2, 2\)"),
         ({"x_test": np.zeros((2, 3, 3), np.uint8)}, r"test images of shape \(1, 3, 3\): expected \(1, 2, 2\)"),
