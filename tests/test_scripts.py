@@ -89,7 +89,7 @@ def checkout(tmp_path: Path) -> Checkout:
     shutil.copytree(ROOT / "requirements", root / "requirements")
     for name in ("pyproject.toml", "hatch_build.py"):
         shutil.copy(ROOT / name, root)
-    for name in ("source/product.c", "source/vector.h", "targets.py", "compilation.py"):
+    for name in ("source/product.c", "source/vector.h", "library.py", "compilation.py"):
         shutil.copy(ROOT / KERNELS / name, root / KERNELS / name)
     stub, log = tmp_path / "stub", tmp_path / "log"
     stub.write_text(STUB, encoding="utf-8")
@@ -146,7 +146,7 @@ def test_an_installation_without_kernels_says_so_on_one_line(checkout: Checkout)
         "requirements/watch.txt",
         "hatch_build.py",
         f"{KERNELS}/source/product.c",
-        f"{KERNELS}/targets.py",
+        f"{KERNELS}/library.py",
     ],
 )
 def test_a_change_of_the_project_installs_again(checkout: Checkout, name: str) -> None:
