@@ -1,4 +1,4 @@
-"""When a round can be done at the earliest, by what its workers are known to take. Pure arithmetic."""
+"""The earliest time at which a round can be done, by the pace of its workers. Pure arithmetic."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ def finishing_time_s(micro_batches: int, workers: Sequence[tuple[float, float]])
 
     `workers`, at least one, are `(seconds for which it is busy, seconds that a micro-batch takes it)`. It is the least
     time by which they all finish: first what they do until the time at which they would finish together if
-    micro-batches could be divided, then, one by one, whoever finishes the next one first.
+    micro-batches could be divided, then, one by one, the worker that finishes the next one first.
     """
     even_s = _even_time_s(micro_batches, workers)
     last_s, left = 0.0, micro_batches

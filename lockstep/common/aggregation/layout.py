@@ -1,4 +1,4 @@
-"""Where each parameter and running statistic of a model lies in the flat vector."""
+"""The places of a model's parameters and running statistics in the flat vector."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,8 +34,8 @@ class LayoutEntry(msgspec.Struct, frozen=True):
 class FrozenArray(msgspec.Struct, frozen=True, eq=False, dict=True):
     """A named array of a model that training leaves as it is: a frozen parameter, or a constant such as a buffer.
 
-    It is in no vector: nobody sums, sends or updates it. Every process builds it, and the layout's digest, which all of
-    them compare, covers its values. Files of weights have it, so that they are whole state dicts.
+    It is in no vector: it is not summed, sent or updated. Every process builds it, and the layout's digest, which all
+    of them compare, covers its values. Files of weights have it, so that they are whole state dicts.
     """
 
     name: str
@@ -69,17 +69,17 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 class ParameterLayout(msgspec.Struct, frozen=True, dict=True):
-    """A model's trained parameters, then its running statistics, as one float32 vector; and what is in no vector.
+    """A model's trained parameters, then its running statistics, as one float32 vector; and its frozen arrays.
 
     Statistics follow the parameters, so that what a micro-batch observed travels and is reduced with its gradients, by
-    the same tree (rule R8). Each array begins at a multiple of `alignment`. What is between two of them is zero and
-    stays so: in weights, in sums, and in the optimizer's slots.
+    the same tree (rule R8). Each array begins at a multiple of `alignment`. The gaps between two of them are zero
+    and stay so: in weights, in sums, and in the optimizer's slots.
     """
 
     parameters: tuple[LayoutEntry, ...]
     statistics: tuple[LayoutEntry, ...]
     alignment: int = 1
-    #: What training leaves as it is.
+    #: Arrays that training leaves as they are.
     frozen: tuple[FrozenArray, ...] = ()
 
     @classmethod
@@ -111,7 +111,7 @@ class ParameterLayout(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def parameter_count(self) -> int:
-        """Number of trained values, without what is between arrays."""
+        """Number of trained values, without the gaps between arrays."""
         return sum(entry.size for entry in self.parameters)
 
     def _end_of(self, entries: tuple[LayoutEntry, ...]) -> int:
@@ -123,7 +123,7 @@ class ParameterLayout(msgspec.Struct, frozen=True, dict=True):
         return new_vector(self.size)
 
     def clear_gaps(self, vector: Vector) -> None:
-        """Write zeros into what is between the arrays of a vector."""
+        """Write zeros into the gaps between the arrays of a vector."""
         entries = (*self.parameters, *self.statistics)
         for entry, following in zip(entries, (*(each.offset for each in entries[1:]), self.size), strict=True):
             vector[entry.offset + entry.size : following] = 0.0
@@ -147,7 +147,7 @@ class ParameterLayout(msgspec.Struct, frozen=True, dict=True):
         return sum(each.array.size for each in self.frozen if each.is_parameter)
 
     def digest(self) -> str:
-        """Return the SHA-256 over names, shapes and offsets, and over the values of what is frozen, in hex."""
+        """Return the SHA-256 over names, shapes and offsets, and over the values of frozen arrays, in hex."""
         lines = [
             f"{kind} {entry.name} {entry.shape} {entry.offset}"
             for kind, entries in (("parameter", self.parameters), ("statistic", self.statistics))
@@ -161,7 +161,7 @@ class ParameterLayout(msgspec.Struct, frozen=True, dict=True):
         return {entry.name: entry.view(vector) for entry in (*self.parameters, *self.statistics)}
 
     def read(self, vector: Vector) -> dict[str, NDArray[Any]]:
-        """Return a state dict: views into `vector`, and what is frozen."""
+        """Return a state dict: views into `vector`, and the frozen arrays."""
         return {**self.views(vector), **{each.name: each.array for each in self.frozen}}
 
     def write(self, vector: Vector, state: Mapping[str, NDArray[Any]]) -> None:
@@ -246,7 +246,7 @@ class Binding:
 
     def write_to(self, index: int) -> None:
         """Let backward write into the sums vector of that index."""
-        #: Where backward writes now, one per parameter.
+        #: The arrays that backward writes now, one per parameter.
         self.gradients, observed = self._gradients[index]
         for parameter, view in zip(self.parameters, self.gradients, strict=True):
             parameter.grad_buffer = view

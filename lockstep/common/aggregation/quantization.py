@@ -106,13 +106,13 @@ LARGEST = np.float32(65_504)
 #: The exponent bits of a float32; those of float16's smallest normal number, 2**-14, and of 2**15.
 _EXPONENT, _NORMAL, _LARGE = np.uint32(0x7F800000), np.uint32(113 << 23), np.uint32(142 << 23)
 
-#: What makes 1.5 * 2**(e + 13) of the bits of 2**e: float32 has 13 bits of mantissa more than float16.
+#: Makes 1.5 * 2**(e + 13) of the bits of 2**e: float32 has 13 bits of mantissa more than float16.
 _AWAY = np.uint32((13 << 23) | 0x00400000)
 
 #: Of bfloat16: half of the last bit that is kept, less one; and the bits that are.
 _HALF, _KEPT = np.uint32(0x7FFF), np.uint32(0xFFFF0000)
 
-#: What every NaN becomes: the payload of another might round to an infinity.
+#: Replaces every NaN: the payload of another might round to an infinity.
 _NAN = np.uint32(0x7FC00000)
 
 
@@ -140,7 +140,7 @@ class Float16(_Halves):
     Finite values beyond the largest become that, infinities and NaNs stay.
 
     Sums are not scaled: what travels is a sum over samples, larger than the mean by their number, which is the scale
-    that mixed precision multiplies a loss by. What is too large is held at the largest: an infinity for one gradient
+    that mixed precision multiplies a loss by. A larger sum becomes the largest value: an infinity for one gradient
     that is too steep would take all weights with it, while a bounded one only climbs more slowly, as clipping lets it.
     """
 
@@ -174,7 +174,7 @@ class BFloat16(_Halves):
 
     Infinities and NaNs stay what they are.
 
-    What is beyond the largest bfloat16 by half of its last bit becomes infinite, as IEEE 754 has it: a float32 that
+    A value beyond the largest bfloat16 by half of its last bit becomes infinite, as IEEE 754 has it: a float32 that
     large has four parts in a thousand to go until it does as well.
     """
 
@@ -214,7 +214,7 @@ MOST = 127
 #: Of a float32.
 _MANTISSA_BITS = np.uint32(23)
 
-#: What carries into the exponent of a float32 whose mantissa is beyond that of `MOST`.
+#: Carries into the exponent of a float32 whose mantissa is beyond that of `MOST`.
 _CARRY = np.uint32(0x1FFFF)
 
 #: 127 is below 2 ** (6 + 1): the exponent of the scale is by so much smaller than that of the block's largest value.
@@ -231,7 +231,7 @@ _MAGNITUDE, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 #: Twice the exponent byte of 1: a scale's and its inverse's add up to it.
 _BOTH = 254
 
-#: What makes a fraction of a random number of 16 bits.
+#: Makes a fraction of a random number of 16 bits.
 _UNIT = np.float32(2.0**-16)
 
 #: The exponent bytes of the scales of blocks.
@@ -247,8 +247,8 @@ class Int8:
 
     Each value is rounded up or down at random, so that its mean is the value itself (stochastic rounding).
 
-    To round to nearest would lose for good what is below half a step of a block with one large value in it, and its sum
-    over the steps with it: the mean has to be right, since nothing remembers what was lost (rule R7).
+    Rounding to nearest would lose all values below half a step of a block with one large value in it, and their sums
+    over the steps: the mean has to be right, because nothing remembers what it lost (rule R7).
     """
 
     _bits: NDArray[np.uint32] = field(default_factory=lambda: np.empty(CHUNK, np.uint32))
@@ -356,7 +356,7 @@ _WORD = 4
 
 
 class RoundingKey(msgspec.Struct, frozen=True):
-    """Which values are rounded: those of the sum of a node of a step, from element `start` of the flat vector on."""
+    """The values to be rounded: those of the sum of a node of a step, from element `start` of the flat vector on."""
 
     step: int
     node: Node
@@ -378,7 +378,7 @@ class Quantization(msgspec.Struct, frozen=True):
 
     @property
     def is_exact(self) -> bool:
-        """Whether nothing is rounded."""
+        """True if nothing is rounded."""
         return self.format is None
 
     def round(self, values: Vector, at: RoundingKey) -> None:

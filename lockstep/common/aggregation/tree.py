@@ -1,10 +1,10 @@
-"""The binary tree over the micro-batches of a step (rule R5); knows nothing of what is added or who computed it.
+"""The binary tree over the micro-batches of a step (rule R5); does not know the values that are added.
 
-Floating-point addition is not associative, so the order of adding must not depend on who answers first. The tree over
-`[lo, hi)` splits at `lo +` the largest power of two below `hi - lo`; a sum is formed only from the two halves of a
-node. Whatever nodes the micro-batches arrive in, in whatever order and however often, the root has the same bits.
+Floating-point addition is not associative, so the order of adding must not depend on which worker answers first. The
+tree over `[lo, hi)` splits at `lo +` the largest power of two below `hi - lo`; a sum is formed only from the two halves
+of a node. Whatever nodes the micro-batches arrive in, in whatever order and however often, the root has the same bits.
 
-The chunks of an evaluation are leased and added up the same way: what is said of micro-batches holds for them.
+The chunks of an evaluation are leased and added up the same way as micro-batches.
 """
 
 from collections.abc import Callable, Iterator
@@ -119,8 +119,8 @@ class TreeSum(Generic[T]):
     def add(self, node: Node, value: T) -> bool:
         """Add the sum of a node; return False, with nothing changed, if all its micro-batches have arrived already.
 
-        If some have, the sum replaces theirs, which are a part of it. Otherwise what a worker sent before it died would
-        block whoever computes more than that at once. `ValueError` if it is not a node.
+        If some have, the sum replaces theirs, which are a part of it. Otherwise a sum that a worker sent before it died
+        would block a worker that computes more than that at once. `ValueError` if it is not a node.
         """
         climb = _climb(node, self.micro_batches)
         if self.covers(node):
@@ -168,8 +168,8 @@ class TreeSum(Generic[T]):
 def new_vector(size: int) -> Vector:
     """Return zeros that begin at a line of the cache, as vectors in shared memory do.
 
-    What a model computes with has to: kernels of PyTorch have other bits at another alignment, and NumPy promises 16
-    bytes only.
+    The arrays of a model have to: kernels of PyTorch have other bits at another alignment, and NumPy promises 16 bytes
+    only.
     """
     memory = np.zeros(4 * size + LINE_BYTES, np.uint8)
     start = -memory.ctypes.data % LINE_BYTES
@@ -190,7 +190,7 @@ class VectorPool:
         return np.empty(self.size, dtype=np.float32)
 
     def give(self, vector: Vector) -> None:
-        """Add a vector that nobody uses any more, to be taken again."""
+        """Add a vector that is not used any more, to be taken again."""
         self.free.append(vector)
 
     @contextmanager
@@ -222,7 +222,7 @@ class VectorTree:
     tree: TreeSum[Summand] = field(init=False)
 
     def __post_init__(self) -> None:
-        # A plain last addition is left to whoever reads the total anyway: it saves a pass over memory.
+        # A plain last addition is left to the reader of the total: it saves a pass over memory.
         self.tree = TreeSum(self.micro_batches, self._merge, self._drop, joins_halves=self.addition is not None)
 
     def _merge(self, left: Summand, right: Summand) -> Summand:

@@ -1,8 +1,8 @@
 """The arithmetic of an update: from the sums of a step to new weights, in one pass over parts that stay in cache.
 
 Knows no tree, process or schedule. Every operation is element by element, so that a slice of the result is the result
-of the slice, whoever makes it. Weights are written where they are not read, and slots of the optimizer as well if there
-are two sets of them: then an update changes nothing that it reads, and any part of it may be made again, by anybody,
+of the slice, in any process. Weights are written where they are not read, and slots of the optimizer as well if there
+are two sets of them: then an update changes nothing that it reads, and any process may make any part of it again,
 with the same bits.
 """
 
@@ -22,7 +22,7 @@ from lockstep.common.numerics.sums import first_not_finite
 from lockstep.common.optim.clipping import block_squares
 from lockstep.common.optim.rules import CHUNK, BoundUpdate, Rule, SlotSets, bound
 
-#: Parts whose chunks are kept: who updates what changes now and then.
+#: Parts whose chunks are kept: the parts that a process updates change now and then.
 MOST_PARTS = 128
 
 #: Both sets of something: the weights after step t are in set t % 2.
@@ -36,7 +36,7 @@ Slots = Mapping[str, Vector]
 
 
 class UpdateRule(msgspec.Struct, frozen=True, kw_only=True):
-    """How the mean of a slice becomes its new weights."""
+    """The rule by which the mean of a slice becomes its new weights."""
 
     #: Of each part of the trained values, with the place up to which it holds, the last one to the end of them; the
     #: slots of all are the same.
@@ -58,19 +58,19 @@ class UpdateVectors(msgspec.Struct, frozen=True, kw_only=True):
 
     #: The weights, each as long as the slice.
     weights: Pair
-    #: What workers are served: the weights rounded, or `weights` itself.
+    #: The weights that workers are served: rounded, or `weights` itself.
     served: Pair
     #: Two sets of the optimizer's slots, or one set twice, which is then updated in place.
     slots: tuple[Slots, Slots]
-    #: Where the slice begins in the whole vector.
+    #: The index in the whole vector at which the slice begins.
     start: int = 0
 
 
 class UpdateStep(Struct, frozen=True, kw_only=True):
-    """What is the same for all values in the update of one step."""
+    """The part of the update of one step that is the same for all values."""
 
     step: int
-    #: What the sums are divided by: the number of targets of all samples, or the sum of their weights.
+    #: The divisor of the sums: the number of targets of all samples, or the sum of their weights.
     divisor: float
     #: The learning rate, and the factor of clipping, None if nothing is clipped.
     rate: float
@@ -81,12 +81,12 @@ class UpdateStep(Struct, frozen=True, kw_only=True):
 
 
 class UpdateChunk(msgspec.Struct, frozen=True):
-    """What goes through an update together, to stay in cache: views that are made once. It lies within a frame."""
+    """Values that are updated together, to stay in cache: views that are made once. They lie within a frame."""
 
     #: The frame's index, and the part of it.
     frame: int
     part: slice
-    #: Where it begins in the whole vector.
+    #: The index in the whole vector at which it begins.
     start: int
     #: Memory for the mean.
     mean: Vector

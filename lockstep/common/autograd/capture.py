@@ -92,7 +92,7 @@ def _leaf_of(tensor: Tensor) -> Leaf:
 
 def _walk_back(tape: Tape, loss: Tensor) -> None:
     if loss.grad_fn is None or loss.size != 1:
-        raise UntapeableError("what is computed is not a single number that requires a gradient")
+        raise UntapeableError("the result is not a single number that requires a gradient")
     seed = tape.empty(loss.data)
     tape.copy(seed, 1)
     backward(loss.grad_fn, seed, retain_graph=False)
@@ -136,7 +136,7 @@ def _whole(
     if isinstance(options.get("rng"), np.random.Generator):
         raise UntapeableError(f"{primitive.name!r} draws from a generator that cannot be replaced")
     out = options.pop("out", None)
-    # What each batch has its own of must be an operand: it comes before the arrays.
+    # An option that differs by batch must be an operand: it comes before the arrays.
     own = {name: options.pop(name) for name in list(options) if isinstance(options[name], OfBatch)}
     call = partial(_with_options, tuple(own), partial(function, **options))
     result = tape.call_whole(call, (*own.values(), *arrays), keeps=keeps)

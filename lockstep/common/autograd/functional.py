@@ -188,7 +188,7 @@ cat = concatenate
 def stack(tensors: Sequence[Any], dim: int = 0) -> Tensor:
     """Join tensors of one shape along a new axis `dim`: k times (a, b) to (k, a, b).
 
-    Raises ValueError if their shapes differ, or if there are none.
+    Raises ValueError if their shapes differ, or if no tensor is given.
     """
     return apply(shape.stack, *tensors, axis=dim)
 

@@ -1,4 +1,4 @@
-"""The graph of what was computed, and the backward pass over it. Names no primitive and does not know `Tensor`."""
+"""The graph of a computation, and the backward pass over it. Names no primitive and does not know `Tensor`."""
 
 import zlib
 from collections import Counter
@@ -29,7 +29,7 @@ _serials = count()
 
 
 class Version:
-    """How often the memory of an array, and of all its views, was changed in place."""
+    """The number of times that the memory of an array, and of all its views, was changed in place."""
 
     #: Class attributes are the defaults: creating a version costs nothing until it changes.
     count = 0
@@ -48,7 +48,7 @@ def version_of(result: Array, arrays: Sequence[Any], versions: Sequence[Version 
 
 
 class Leaf:
-    """Where a backward pass ends: the gradient of a tensor that was created and not computed."""
+    """The end of a backward pass: the gradient of a tensor that was created and not computed."""
 
     __slots__ = ("buffer", "dtype", "grad", "shape")
 
@@ -211,7 +211,7 @@ class Applied(NamedTuple):
     direction: str
     arrays: tuple[Any, ...]
     options: dict[str, Any]
-    #: What it returned: of a forward that keeps something, the result and what it keeps.
+    #: Its result: of a forward that keeps something, the result and what it keeps.
     outcome: Any
 
     @property
@@ -222,7 +222,7 @@ class Applied(NamedTuple):
 
 @contextmanager
 def watch(look: Callable[[Applied], object]) -> Iterator[None]:
-    """Call `look` inside after each primitive and derivative, with what was applied to what, and the result."""
+    """Call `look` inside after each primitive and derivative, with its name, arguments and result."""
 
     def observer(
         primitive: Primitive, direction: str, function: Callable[..., Any], *arrays: Any, **options: Any

@@ -30,7 +30,7 @@ _ALIGNMENT = 64
 
 
 class Base(msgspec.Struct, frozen=True):
-    """Where a memory of the tape is now."""
+    """The place of a memory of the tape."""
 
     array: Array
     #: In bytes, of the first batch.
@@ -58,7 +58,7 @@ def aligned(size: int) -> Array:
 
 
 class Stay(msgspec.Struct, frozen=True):
-    """How much memory is wanted, from one call to another, both included."""
+    """Memory that is wanted from one call to another, both included."""
 
     memory: Memory
     size: int
@@ -171,7 +171,7 @@ class Program:
 
     @property
     def fits_in_cache(self) -> bool:
-        """Whether a stack is faster than its batches one by one: one alone always is."""
+        """True if a stack is faster than its batches one by one: one alone always is."""
         largest = max(memory.size for memory in (*self._inputs, *self._bases))
         return self._count == 1 or self._count * largest <= STACK_BYTES
 
@@ -182,7 +182,7 @@ class Program:
 
     @property
     def draws(self) -> bool:
-        """Whether random numbers are drawn on the way."""
+        """True if random numbers are drawn on the way."""
         return any(isinstance(each, Source) for each in self._own)
 
     def reseed(self, reseed: Callable[[int], None]) -> None:
@@ -197,7 +197,7 @@ class Program:
                     own[batch].rng = source.rng
 
     def observe(self, batch: int) -> None:
-        """Put what was observed of a batch in the last forward pass where the sinks on the tape put it."""
+        """Give the sinks on the tape the statistics of a batch in the last forward pass."""
         for sink, own in self._own.items():
             if isinstance(sink, Sink):
                 sink.observe(*own[batch].last)
@@ -214,8 +214,8 @@ class Program:
     def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[CallList]:
         """Return the backward pass that reads `shared` and writes sums into `gradients`, in the order of the tape.
 
-        If it adds, which a program for one batch can, its gradients are added to what is there; one that nothing
-        reaches stays in any case.
+        If it adds, which a program for one batch can, its gradients are added to the values of the arrays; one that
+        nothing reaches stays in any case.
         """
         assert not adds or self._count == 1
         emitter = self._emitter(shared, () if adds or self._count > 1 else gradients)
@@ -245,7 +245,7 @@ class Program:
         return CallList(joined(instructions), tuple(memory.number for memory in part.finishes))
 
     def _summed(self, memory: Memory, out: Array, *, adds: bool) -> Iterator[Instruction]:
-        """Write the sum over the tree of what each batch has for a gradient, or add it to what is there."""
+        """Write the sum over the tree of the batches' gradients, or add it to the values there."""
         whole, base = _whole_of(memory), self._bases[memory]
         target = Base(out).view(whole)
 
@@ -438,7 +438,7 @@ def proven(
     is_equal = True
 
     def expected(tree: Tree) -> list[Array | None]:
-        """Return the sums of the gradients, None where there is none; compare the outputs on the way."""
+        """Return the sums of the gradients, None for tensors without one; compare the outputs on the way."""
         nonlocal is_equal
         if not isinstance(tree, int):
             left, right = map(expected, tree)

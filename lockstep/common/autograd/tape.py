@@ -3,7 +3,7 @@
 A function that is given taped arrays computes as usual, and every call of NumPy in it is recorded with the very views
 that it reads and writes. So the calls can be repeated on other memory without the function. NumPy's two protocols for
 arrays of other kinds do it (NEP 13 and 18); a function whose calls they do not show raises `UntapeableError`, or is
-found out when what was recorded is compared with what was computed: `Tape` alone promises nothing. Knows no primitive.
+found out when its recorded results are compared with computed ones: `Tape` alone promises nothing. Knows no primitive.
 """
 
 from bisect import bisect_right
@@ -30,13 +30,13 @@ class UntapeableError(Exception):
 
 
 class MemoryKind(Enum):
-    """Whose an array's memory is."""
+    """The owner of an array's memory."""
 
     #: Filled with each batch.
     INPUT = auto()
     #: The same for all batches, as weights are.
     SHARED = auto()
-    #: Where the gradient of a leaf goes.
+    #: Receives the gradient of a leaf.
     GRADIENT = auto()
     #: Intermediate results.
     TEMPORARY = auto()
@@ -55,7 +55,7 @@ class Memory:
 
 
 class View(msgspec.Struct, frozen=True):
-    """Where an operand lies."""
+    """The place of an operand."""
 
     memory: Memory
     #: In bytes, of the first element.
@@ -89,7 +89,7 @@ class Call(msgspec.Struct, frozen=True, eq=False):
 
     function: Callable[..., Any]
     operands: tuple[Any, ...]
-    #: The places among the operands of what is written.
+    #: The places among the operands of those that are written.
     writes: tuple[int, ...]
     kind: CallKind
     #: Memory that must not be used again before this call: a saved value among the operands may be a view of it.
@@ -111,7 +111,7 @@ class Call(msgspec.Struct, frozen=True, eq=False):
         return (each.memory if isinstance(each, View) else each for each in operands)
 
 
-#: What a call can read and another write.
+#: Can be read by a call and written by another.
 Resource = Memory | Saved
 
 
@@ -278,7 +278,7 @@ class Tape:
         else:
             result, target = out, self._operand(out)
             if not isinstance(target, View):
-                raise UntapeableError(f"the result of {leaf.name} goes to an array that nobody can write to")
+                raise UntapeableError(f"the result of {leaf.name} goes to an array that is not writable")
         leaf.bind(*inputs, plain(result), *options)()
         self.calls.append(Call(leaf, (*operands, target, *options), (len(operands),), leaf.kind))
         return result
@@ -300,7 +300,7 @@ class Tape:
             return self._new(np.asarray(function(*inputs)))
         view = self._operand(out)
         if not isinstance(view, View):
-            raise UntapeableError("a result goes to an array that nobody can write to")
+            raise UntapeableError("a result goes to an array that is not writable")
         function(*inputs, out=plain(out))
         return out, view
 
@@ -330,7 +330,7 @@ class Tape:
         """Stand for `np.take` of the flattened array."""
         operands = self._operand(array), self._operand(indices)
         result, target = self._new(np.take(plain(array), plain(indices)))
-        # Whoever takes has checked the indices; if NumPy did it, it would have to make room for the result first.
+        # The caller has checked the indices; if NumPy did it, it would have to make room for the result first.
         self.calls.append(Call(np.take, (*operands, None, target, "clip"), (3,), CallKind.ALONE))
         return result
 

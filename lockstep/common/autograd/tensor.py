@@ -1,4 +1,4 @@
-"""The tensor: an array, its place in the graph of what was computed, and what can be computed with it."""
+"""The tensor: an array, its place in the graph of a computation, and the operations on it."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -82,7 +82,7 @@ def matching(gradient: Any, array: Array, name: str) -> Array:
 #: Types that primitives take as they are. With Python numbers, NumPy lets the array decide the dtype (NEP 50).
 _PLAIN = frozenset({np.ndarray, float, int, bool, type(None)})
 
-#: What an operator between a tensor and something else is.
+#: An operator between a tensor and something else.
 _Operator = Callable[["Tensor", Any], "Tensor"]
 
 
@@ -228,7 +228,7 @@ class Tensor:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether the tensor was created and not computed from others that require a gradient."""
+        """True if the tensor was created and not computed from others that require a gradient."""
         return type(self._node) is not GraphNode
 
     @property
@@ -243,7 +243,7 @@ class Tensor:
 
     @property
     def requires_grad(self) -> bool:
-        """Whether operations on the tensor are recorded. It may be set.
+        """True if operations on the tensor are recorded. It may be set.
 
         Raises RuntimeError if a tensor that is not float32 or float64, of whatever shape, is to require a gradient, or
         if one that was computed is not to any more: use `detach`.

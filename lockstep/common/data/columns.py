@@ -60,7 +60,7 @@ class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def samples_of(values: Floats, columns: Sequence[Column]) -> NDArray[np.float32]:
     """Return the samples (n, inputs) of rows of numbers (n, columns), in which NaN is a missing one.
 
-    What is missing without a rule stays NaN, and what float32 does not hold becomes infinite.
+    Values missing without a rule stay NaN, and those beyond float32 become infinite.
     """
     return spread(scaled(values, columns), columns)
 

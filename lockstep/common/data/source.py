@@ -67,8 +67,8 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
     if path.exists() and path.suffix:
         command = f"lockstep pack {shlex.quote(spec)} {shlex.quote(path.stem)}.data"
         raise DataError(
-            f"{spec}: is no packed dataset: pack it first, with `{command}`, which tells what it needs; only `train`, "
-            "`find-lr`, `doctor` and `fit` take tables themselves"
+            f"{spec}: is not a packed dataset: pack it first, with `{command}`, which tells what it needs; only "
+            "`train`, `find-lr`, `doctor` and `fit` take tables themselves"
         )
     raise DataError(
         f"no dataset {spec!r}: expected 'mnist', a folder from `lockstep pack` or with the four IDX files of MNIST, "

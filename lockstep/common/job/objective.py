@@ -226,7 +226,7 @@ class Objective:
         return loss(outputs, expected, reduction=reduction)
 
     def _own_loss(self, outputs: Any, targets: Array, library: LossLibrary) -> LossSum:
-        assert self.own is not None  # whoever computes has it
+        assert self.own is not None  # every process that computes has it
         named = targets.dtype.names
         given: Any = library.constant(targets) if named is None else _own_targets(targets, library)
         try:

@@ -232,7 +232,7 @@ def _imports(text: bytes) -> Iterator[tuple[int, tuple[str, ...]]]:
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return  # who runs it will see
+        return  # it is reported when the file is run
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((0, tuple(alias.name.split("."))) for alias in node.names)

@@ -1,6 +1,6 @@
 """The port between a run and a model: the same for our autograd, for PyTorch, and for whatever else computes gradients.
 
-A `Model` is what is trained. Its `Engine` computes: the weights of a slot and a micro-batch go in, sums are written
+A `Model` is trained. Its `Engine` computes: the weights of a slot and a micro-batch go in, sums are written
 into a flat vector, and the loss and the outputs come out. Samples, leases, the tree of sums, the update, checkpoints
 and verification know these two protocols only.
 """
@@ -227,8 +227,8 @@ def changed_freezing(name: str, *, is_frozen: bool) -> ModelError:
     was, became = ("trained", "frozen") if is_frozen else ("frozen", "trained")
     return ModelError(
         f"the model sets requires_grad of {name!r} in its forward, so that the parameter is {became} that was {was} "
-        "when the model was built: expected what is frozen to stay so for the whole run; to train in two phases, start "
-        "a second run with --initial and the first one's weights.safetensors"
+        "when the model was built: expected a frozen parameter to stay so for the whole run; to train in two "
+        "phases, start a second run with --initial and the first one's weights.safetensors"
     )
 
 

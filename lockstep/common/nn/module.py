@@ -167,7 +167,7 @@ class Module:
             )
         if isinstance(value, list | tuple) and any(isinstance(item, Module | Parameter) for item in value):
             raise TypeError(
-                f"cannot register what is in the {type(value).__name__} {name!r}: its parameters would never be "
+                f"cannot register the modules in the {type(value).__name__} {name!r}: their parameters would never be "
                 f"trained; write `self.{name} = nn.ModuleList([...])`"
             )
         super().__setattr__(name, value)
@@ -443,7 +443,7 @@ def arguments_of(module: Module) -> dict[str, Any]:
 
 
 def first_unrepeatable(model: Module) -> str | None:
-    """Return the first module of which that is not known, as `"3.1 (Swish)"`; None if there is none."""
+    """Return the first module of which that is not known, as `"3.1 (Swish)"`, or None."""
     return next((place_of(name, each) for name, each in model.named_modules() if type(each) not in _REPEATABLE), None)
 
 

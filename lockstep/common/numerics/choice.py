@@ -1,4 +1,4 @@
-"""Which numerics a process of this machine can have, and how it takes those of a job."""
+"""The numerics that a process of this machine can have, and the choice of those of a job."""
 
 from functools import cache
 
@@ -12,11 +12,11 @@ from lockstep.common.runtime.numerics import Numerics, use_numerics
 class Kernels(msgspec.Struct, frozen=True, kw_only=True):
     """The kernels of this machine, for people and for the fingerprint."""
 
-    #: The processors that they are compiled for, such as "avx512"; empty if there are none.
+    #: The processors that they are compiled for, such as "avx512"; empty without kernels.
     target: str = ""
-    #: The digest of what they compute in their self-test; empty if there are none.
+    #: The digest of what they compute in their self-test; empty without kernels.
     digest: str = ""
-    #: Why there are none.
+    #: The reason why no kernels were loaded.
     obstacle: str = ""
 
 
@@ -48,6 +48,6 @@ def take_numerics(numerics: Numerics) -> None:
 def prefer_numerics(numerics: Numerics) -> None:
     """Compute with these numerics if this machine can have them, and otherwise with native ones.
 
-    For predictions and figures, which are as good, and for what is computed before any job is known.
+    For predictions and figures, which are as good, and for computations before any job is known.
     """
     use_numerics("native" if kernels_here().obstacle else numerics)

@@ -1,7 +1,8 @@
 """The leaves by the kernels: portable numerics, whose bits are those of the contract on every processor.
 
-A call is a row of whole numbers: what is done, sizes, strides in elements, addresses. Everything is checked here before
-an address is taken: types, shapes, and that each operand lies as its kernel reads it; what does not is copied first.
+A call is a row of whole numbers: the operation, sizes, strides in elements, addresses. Everything is checked here
+before an address is taken: types, shapes, and that each operand lies as its kernel reads it; what does not is copied
+first.
 """
 
 import math
@@ -50,7 +51,7 @@ class KernelCalls:
 
     def __init__(self, rows: NDArray[np.int64], arrays: Sequence[Array], run: Callable[[int, int], None]) -> None:
         self.rows = rows
-        #: What the addresses point to.
+        #: The arrays that the addresses point to.
         self.arrays = arrays
         self._run, self._address, self._count = run, rows.ctypes.data, len(rows)
 
@@ -102,7 +103,7 @@ def _calls(rows: Iterable[Sequence[int]], *arrays: Array) -> KernelCalls:
     return KernelCalls(table, arrays, load().run)
 
 
-#: What fills a row.
+#: Fills a row.
 _REST = (0,) * ROW
 
 
@@ -123,7 +124,7 @@ def _strides(array: Array) -> tuple[int, ...]:
 
 def _has_row(array: Array) -> bool:
     """Tell whether a matrix lies row after row, or column after column."""
-    # What is aligned has all elements at multiples of four bytes.
+    # An aligned array has all elements at multiples of four bytes.
     return array.flags.aligned and 1 in _strides(array)[-2:]
 
 
@@ -235,7 +236,7 @@ def _stack_step(array: Array) -> int | None:
 
 
 def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> Instruction:
-    """Add the products of (count, m, k) and (count, k, n) over the tree, or to what is there."""
+    """Add the products of (count, m, k) and (count, k, n) over the tree, or to the values there."""
     (count, rows, terms), columns = lefts.shape, rights.shape[-1]
     _check(
         rights.shape == (count, terms, columns) and out.shape == (rows, columns) and 0 < count <= MOST_PRODUCTS,
@@ -381,7 +382,7 @@ def _convolve(
     windows = tuple((size - reach * (length - 1) - 1) // step + 1 for size, length, step, reach in along)
     _check(min(windows) >= 1 and y.shape == (outputs, *windows, images), name, x, kernels, y)
     _check(bias is None or bias.shape == (outputs,), name, x, kernels, y)
-    # Where there is one window, all strides from the size on are alike, and the columns are sorted by them.
+    # If there is one window, all strides from the size on are alike, and the columns are sorted by them.
     stride = min(stride[0], max(height, 1)), min(stride[1], max(width, 1))
     written = {"convolution": 2, "convolution_to_input": 0, "convolution_to_kernels": 1}[name]
     arrays = [x, kernels, y] if bias is None else [x, kernels, y, bias]

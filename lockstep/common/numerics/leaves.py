@@ -1,8 +1,8 @@
 """The leaves: all functions of arrays whose bits could depend on a processor or a library. Primitives call these alone.
 
 Each has two implementations: NumPy's, and the kernels, whose bits are everywhere those of the contract
-(docs/reference/numerics.md). What IEEE 754 fixes needs no leaf: + - * /, roots, comparisons, copies. The contract is
-about float32; NumPy computes arrays of other types in any case. Knows no primitive and no tape.
+(docs/reference/numerics.md). Operations that IEEE 754 fixes need no leaf: + - * /, roots, comparisons, copies. The
+contract is about float32; NumPy computes arrays of other types in any case. Knows no primitive and no tape.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ Instruction = Callable[[], Any]
 
 
 class CallKind(Enum):
-    """What a call does with a stack of operands, which have one more axis in front."""
+    """The treatment of a stack of operands, which have one more axis in front."""
 
     #: Computes each element of its result from those in the same place: a stack at once, with the same bits.
     ELEMENTWISE = auto()
@@ -202,7 +202,7 @@ def _no_memory(*_: Any) -> Array:
 
 
 #: `product_sum(lefts, rights, out=sum, options=(adds,))`: the sum over the tree of products of (count, m, k) and
-#: (count, k, n), written to (m, n) or added to what is there.
+#: (count, k, n), written to (m, n) or added to its values.
 product_sum = LeafFunction("product_sum", CallKind.ALONE, _no_memory)
 
 _convolution = LeafFunction("convolution", CallKind.ALONE, _no_memory)

@@ -17,7 +17,7 @@ from lockstep.common.numerics.sums import first_not_finite
 Array = NDArray[Any]
 Instruction = Callable[..., Any]
 
-#: The columns of one block. More than the second-level cache holds: a product of fewer columns costs more than what is
+#: The columns of one block. More than the second-level cache holds: a product of fewer columns costs more than is
 #: lost there (cnn at 32 images: 12.5, 12.1, 12.0, 11.7, 11.8, 12.3 ms a step with 256 KiB, 512 KiB, ... 8 MiB).
 BLOCK_BYTES = 1 << 21
 
@@ -26,7 +26,7 @@ Block = tuple[slice, slice, slice]
 
 
 def _sigmoid(x: Array, out: Array) -> None:
-    """Write `1 / (1 + exp(-x))`, by the exponential of what is never positive: small results stay exact."""
+    """Write `1 / (1 + exp(-x))`, by the exponential of a number that is never positive: small results stay exact."""
     decay = np.exp(-np.abs(x))
     np.divide(np.maximum(decay, x >= 0), 1 + decay, out=out)
 
@@ -72,7 +72,7 @@ def _product(left: Array, right: Array, *rest: Array) -> None:
 
 
 def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> None:
-    """Write the sum over the tree of products of (count, m, k) and (count, k, n), or add it to what is there."""
+    """Write the sum over the tree of products of (count, m, k) and (count, k, n), or add it to the values there."""
     total = _tree_sum(lefts, rights)
     np.add(out, total, out=out) if adds else np.copyto(out, total)
 
@@ -202,7 +202,7 @@ def _max_pool_gradient(gradient: Array, x: Array, pooled: Array, out: Array, win
     """Add to each element what it takes of its windows; what it does not take is left for those after it.
 
     As integers: a product with a mask then selects bits, also those of infinities, and the exclusive or of the rest
-    before and after is what was taken. A window's NaN is its largest, and its first element takes all.
+    before and after is the part that was taken. A window's NaN is its largest, and its first element takes all.
     """
     bits = np.dtype(f"i{gradient.itemsize}")
     rest = gradient.copy("C").view(bits)

@@ -46,7 +46,7 @@ class Geometry(NamedTuple):
     groups: int
     stride: tuple[int, int]
     dilation: tuple[int, int]
-    #: What images have been padded with at each side, of which there is no gradient.
+    #: The padding of images at each side, which has no gradient.
     padding: tuple[int, int] = (0, 0)
 
 

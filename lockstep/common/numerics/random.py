@@ -1,4 +1,4 @@
-"""Counter-based random numbers (rule R2): what is drawn depends on the key alone, never on earlier draws.
+"""Counter-based random numbers (rule R2): they depend on the key alone, never on earlier draws.
 
 Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a key and a counter into
 random bits. Seed and purpose are the key; the rest is the counter, so that no generator's state is carried anywhere.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 
 class Purpose(IntEnum):
-    """What random numbers are for: two purposes never share a stream. The values are a part of every run's bits."""
+    """A use of random numbers: two purposes never share a stream. The values are a part of every run's bits."""
 
     INITIALISE = 1
     SHUFFLE = 2
@@ -85,7 +85,7 @@ def generator_state(value: object) -> object:
 
 @dataclass(eq=False, slots=True)
 class Source:
-    """What draws from a generator that is replaced from time to time: a computation to be repeated keeps the source."""
+    """Draws from a generator that is replaced from time to time: a computation to be repeated keeps the source."""
 
     rng: np.random.Generator
 

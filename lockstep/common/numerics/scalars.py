@@ -17,7 +17,7 @@ _HALVINGS = 8
 
 
 def exp(x: float) -> float:
-    """Return e**x; what is not a number stays so. Raises OverflowError if the result is too large for a float."""
+    """Return e**x, and NaN for NaN. Raises OverflowError if the result is too large for a float."""
     if math.isnan(x):
         return x
     if x < -1000.0:

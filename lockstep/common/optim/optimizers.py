@@ -40,7 +40,7 @@ __all__ = [
 
 
 class Variable(Protocol):
-    """What is optimised: an array that is changed in place, and the gradient that backward left, if any."""
+    """A parameter: an array that is changed in place, and the gradient that backward left, if any."""
 
     grad: NDArray[Any] | None
 
@@ -52,7 +52,7 @@ class Variable(Protocol):
 
 @dataclass
 class _ParameterState:
-    """What one parameter carries from step to step."""
+    """The state of one parameter from step to step."""
 
     #: A copy that the rule may overwrite, so that `.grad` can still be looked at after a step.
     gradient: Vector

@@ -33,7 +33,7 @@ State = Mapping[str, Vector]
 #: and tells whether all new weights are finite.
 BoundUpdate = Callable[[Mean, float], bool]
 
-#: Elements to be updated in one call. What a call costs beyond its arithmetic outweighs that a chunk's arrays do not
+#: Elements to be updated in one call. The cost of a call beyond its arithmetic outweighs that a chunk's arrays do not
 #: stay in a second-level cache of 1 MiB: 535,818 weights with momentum, from two sums, take 0.43 ms in chunks of
 #: 65,536, 0.39 in chunks of 131,072 and 0.37 in these; with Adam 1.14, 1.09 and 1.03; 25 million with momentum 33.6,
 #: 30.4 and 27.6. A multiple of clipping's BLOCK.
@@ -52,7 +52,7 @@ class SlotSets:
 
 
 class Rule(Protocol):
-    """How weights follow a gradient."""
+    """The way in which weights follow a gradient."""
 
     def init(self, size: int) -> dict[str, Vector]:
         """Return the slots, float32 and zero, for a vector of `size` elements."""
@@ -67,7 +67,7 @@ class Rule(Protocol):
         ...
 
 
-#: Hyperparameters that are a share of what was before; all other numbers may be anything finite from 0 on.
+#: Hyperparameters that are a share of the previous value; all other numbers may be anything finite from 0 on.
 _SHARES = ("momentum", "alpha", "beta1", "beta2")
 
 
@@ -120,7 +120,7 @@ class SGDRule(_Checked):
 
 @dataclass(frozen=True)
 class _Moments(_Checked):
-    """What both kinds of Adam share: the moments of the gradient, and the step that follows from them."""
+    """The part that both kinds of Adam share: the moments of the gradient, and the step that follows from them."""
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -131,7 +131,7 @@ class _Moments(_Checked):
         return _zeros(size, ["exp_avg", "exp_avg_sq"])
 
     def _follow(self, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
-        """Follow the gradient with both moments, and write what is to be subtracted from the weights into `out`."""
+        """Follow the gradient with both moments, and write the amount to subtract from the weights into `out`."""
         old, mean = slots.old["exp_avg"], slots.new["exp_avg"]
         np.subtract(gradient, old, out=out)
         out *= 1.0 - self.beta1
@@ -196,7 +196,7 @@ def bound(rule: Rule, weights: Vector, slots: SlotSets, out: Vector) -> BoundUpd
     return SGDRule.bind(rule, weights, slots, out) if type(rule) is SGDRule else None
 
 
-#: Where a rule is registered. Its fields are its hyperparameters: a job has one of the same name for each.
+#: The registered rules. Its fields are its hyperparameters: a job has one of the same name for each.
 RULES: dict[str, type[Rule]] = {"sgd": SGDRule, "adam": AdamRule, "adamw": AdamWRule, "rmsprop": RMSPropRule}
 
 

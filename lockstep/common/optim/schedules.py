@@ -140,7 +140,7 @@ class Exponential(msgspec.Struct, frozen=True):
 
 
 class Polynomial(msgspec.Struct, frozen=True):
-    """From `lr` down to `min_lr` over `steps`, along a line or, with `power`, along a power of what is left.
+    """From `lr` down to `min_lr` over `steps`, along a line or, with `power`, along a power of the rest.
 
     Raises ValueError for a rate that is negative or not finite, for `steps` below 1, and for a `power` that is not
     above 0.

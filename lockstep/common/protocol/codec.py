@@ -1,6 +1,7 @@
 """Messages to frames and back: a msgpack header, then raw float32 arrays. Never sees a socket; no pickle anywhere.
 
-What comes in is limited before anything is allocated for it and turned into a typed message by one validator.
+Frames that come in are limited before anything is allocated for them, and one validator turns them into a typed
+message.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ ITEMS_LIMIT = 2**15
 #: Most arrays behind a header.
 ARRAYS_LIMIT = 1
 
-#: What always carries an array; a result of training may.
+#: Messages that always carry an array; a result of training may.
 WITH_AN_ARRAY = (Echo, SumsFrame, Samples, Weights, InitialFrame, CollectedFrame, Squares, FilePart)
 
 M = TypeVar("M", bound=Message)

@@ -1,4 +1,4 @@
-"""What makes two machines compute the same bits, and how to tell (rules R4 and R6)."""
+"""The properties of a machine that decide whether another computes the same bits (rules R4 and R6)."""
 
 import hashlib
 import os
@@ -52,10 +52,10 @@ _LEXEME = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 
-#: What decides bits, whatever the numerics are.
+#: Fields that decide bits, whatever the numerics are.
 ALWAYS = ("lockstep", "code", "mode", "draws", "engine", "evidence")
 
-#: What decides bits besides. Portable numerics are the contract, and not the processor or the NumPy below it.
+#: All fields that decide bits. Portable numerics are the contract, and not the processor or the NumPy below it.
 DECIDING_FIELDS: dict[Numerics, tuple[str, ...]] = {
     "portable": (*ALWAYS, "contract", "kernels"),
     "native": (*ALWAYS, "numpy", "blas", "kernel", "threads", "features", "canary"),
@@ -63,10 +63,10 @@ DECIDING_FIELDS: dict[Numerics, tuple[str, ...]] = {
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process presents when it joins, and what a run was computed with; equal ones compute the same bits.
+    """The numerics of a process that joins, or of a run; processes with equal ones compute the same bits.
 
-    A process can have both kinds of numerics: `mode` is that of the run. What decides no bits then is for people who
-    compare two receipts.
+    A process can have both kinds of numerics: `mode` is that of the run. Its fields that decide no bits in
+    that mode are for people who compare two receipts.
     """
 
     lockstep: str
@@ -74,9 +74,9 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     numpy: str
     mode: Numerics = "native"
-    #: The contract of portable numerics, 0 in what was written before there was one.
+    #: The contract of portable numerics, 0 in files from before there was one.
     contract: int = 0
-    #: SHA-256 of what the kernels compute in their self-test, first 16 hex digits; empty if there are none.
+    #: SHA-256 of what the kernels compute in their self-test, first 16 hex digits; empty without kernels.
     kernels: str = ""
     #: The processors that the kernels are compiled for, such as "avx512".
     target: str = ""
@@ -92,7 +92,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     features: str
     #: SHA-256 of what NumPy computes, first 16 hex digits.
     canary: str
-    #: Who computes gradients if that is not our autograd: its version, and what it uses of the processor.
+    #: The library that computes gradients if that is not our autograd: its version, and its use of the processor.
     engine: str = ""
     #: SHA-256 of what it computed of the model, first 16 hex digits.
     evidence: str = ""

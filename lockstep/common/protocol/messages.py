@@ -52,8 +52,8 @@ PROCESSES_LIMIT = 256
 NAME_LIMIT = 255
 
 Text = Annotated[str, Meta(max_length=TEXT_LIMIT)]
-#: What cannot be printed in a line: control characters, ANSI's escapes among them, line ends, and what turns the
-#: direction of writing.
+#: Characters that cannot be printed in a line: control characters, ANSI's escapes among them, line ends, and those that
+#: turn the direction of writing.
 UNPRINTABLE = r"\x00-\x1f\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\ufffb"
 
 #: A name, shown as it is in lines of ours.
@@ -63,17 +63,17 @@ Count = Annotated[int, Meta(ge=0, le=2**62)]
 MicroBatch = Annotated[int, Meta(ge=0, le=2**31)]
 #: Thirty years at most: their sums stay numbers, which JSON can hold.
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
-#: What is computed: gradients, or these again, or figures of the validation set, or of the test set.
+#: The kinds of work: gradients, or these again, or figures of the validation set, or of the test set.
 Work = Literal["train", "audit", "validate", "evaluate"]
 
-#: What may be not finite in a micro-batch.
+#: The quantities of a micro-batch that may be not finite.
 Quantity = Literal["loss", "gradient"]
 
-#: What is of a training step, on the weights before it; the rest is on those after an epoch's last one.
+#: Work of a training step, on the weights before it; the rest is on those after an epoch's last one.
 OF_A_STEP: frozenset[Work] = frozenset({"train", "audit"})
 
 
-#: What names a lease among all that a worker is sent: what it is of, its step, and its number.
+#: The name of a lease among all that a worker is sent: its work, its step, and its number.
 LeaseKey = tuple[Work | Literal["steps"], int, int]
 
 
@@ -84,7 +84,7 @@ def steps_key(number: int) -> LeaseKey:
 
 def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
     """Return a text that a peer accepts: one too long loses its middle, as a traceback is most useful at its ends."""
-    # A file's name may hold what is not Unicode, and with it a traceback.
+    # A file's name may be invalid Unicode, and with it a traceback.
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     half = (limit - 1) // 2
     return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
@@ -136,7 +136,7 @@ NO_TERM = Term()
 
 
 class StandbyAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Where a standby is reached, which may lead the run one day."""
+    """The address of a standby, which may lead the run one day."""
 
     address: ShortText
     #: The public half of its key; empty if the run has no keys, or if it has that of the server.
@@ -158,8 +158,8 @@ class Join(Message, frozen=True, kw_only=True):
     host: ShortText
     pid: Count
     fingerprint: Fingerprint
-    #: What distinguishes the machine that it runs on from others, also in a container, and which of its cores it may
-    #: use; none if nobody knows.
+    #: A name of the machine that it runs on, also in a container, and the cores that it may use; empty if they are
+    #: not known.
     machine: ShortText = ""
     cores: Annotated[list[Count], Meta(max_length=CORES_LIMIT)] = []
     #: Of how many processes the worker is a team.
@@ -176,7 +176,8 @@ class Join(Message, frozen=True, kw_only=True):
 class Ready(Message, frozen=True, kw_only=True):
     """The model is built and the data is loaded, both as the welcome demands."""
 
-    #: What the worker has read in the memory that it was offered, in hex: it is nowhere else. Empty if it shares none.
+    #: The number that the worker has read in the memory that it was offered, in hex: it is nowhere else. Empty if it
+    #: shares none.
     nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     #: Why it does not share the memory that it was offered.
     obstacle: Text = ""
@@ -291,14 +292,14 @@ class SamplesRequest(Message, frozen=True, kw_only=True):
 class Echo(Message, frozen=True, kw_only=True):
     """Send this back with the array that it carries, of at most `ECHO_LIMIT` values: how long it takes measures a link.
 
-    From a member of the run only. The answer is as long as the question, so that nobody gets more than they have sent.
+    From a member of the run only. The answer is as long as the question, so that a peer gets no more than it has sent.
     """
 
     number: Count
 
 
 class Ping(Message, frozen=True, kw_only=True):
-    """Is anybody there? Answered by the same."""
+    """Ask for a sign of life: answered by the same."""
 
 
 # From the server to a worker
@@ -319,12 +320,12 @@ class Welcome(Message, frozen=True, kw_only=True):
     model_folder: ShortText = ""
     #: The name of a folder of shared memory, empty where none is offered.
     memory: ShortText = ""
-    #: Where the other servers are reached, in the order of their slices.
+    #: The addresses of the other servers, in the order of their slices.
     shards: Annotated[list[ShortText], Meta(max_length=64)] = []
     #: Of the data, where samples are sent to a worker that does not have it.
     manifest: Manifest | None = None
-    #: Who computes gradients at the server, and what it computed of the model; empty if the fingerprint shows that, or
-    #: if numerics may be mixed.
+    #: The library that computes gradients at the server, and its result for the model; empty if the fingerprint shows
+    #: that, or if numerics may be mixed.
     engine: ShortText = ""
     evidence: ShortText = ""
     #: Mean and deviation of the training set, where the server had to read all of it for them.
@@ -333,10 +334,10 @@ class Welcome(Message, frozen=True, kw_only=True):
     size: Count = 0
     #: Sums of metrics in each tally.
     metric_sums: Annotated[int, Meta(ge=0, le=MOST_SUMS)] = 0
-    #: What names the run in signatures of results, empty if results are not to be signed.
+    #: The name of the run in signatures of results, empty if results are not to be signed.
     signed_run: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
     term: Term = NO_TERM
-    #: Where to go if the server is gone.
+    #: The servers to dial if the server is gone.
     standbys: Standbys = ()
     #: The options of the run, with those that the server alone uses.
     options: RunOptions = RunOptions()
@@ -403,7 +404,8 @@ class MultiStepLease(Message, frozen=True, kw_only=True):
     """Make the steps `[first, last)` without waiting for the server: all of each, and the update.
 
     It is for a worker that is alone and shares the server's memory. Its processes show in the team's `TeamMarks` what
-    they have computed; a slice of an update is made by whoever holds that slice's lock, next to the weights.
+    they have computed; a slice of an update is made by the process that holds that slice's lock, next to the
+    weights.
     """
 
     #: Different for each lease of several steps.
@@ -428,7 +430,7 @@ class MultiStepWithdrawal(Message, frozen=True, kw_only=True):
 
 
 class Withdrawal(Message, frozen=True, kw_only=True):
-    """Somebody else was faster with the micro-batches of a lease: stop computing them."""
+    """Another worker was faster with the micro-batches of a lease: stop computing them."""
 
     work: Work
     step: Count
@@ -456,7 +458,7 @@ class NotLeading(Message, frozen=True, kw_only=True):
     #: Whether the standby hears the server, so that there is nothing to wait for; or does not; or takes over now. Or it
     #: leads the run, and waits for its shards: then it answers as often as it is asked.
     state: Literal["following", "silent", "taking over", "opening"]
-    #: What it waits for.
+    #: The event that it waits for.
     reason: Text
 
 
@@ -468,7 +470,7 @@ class Finished(Message, frozen=True, kw_only=True):
     kind: FailureKind | None = None
 
 
-# Anybody, at any time
+# From any process, at any time
 
 
 class StatusRequest(Message, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""How a run is carried out: nothing here changes its result."""
+"""The options with which a run is carried out: none of them changes its result."""
 
 from typing import Annotated, Any
 

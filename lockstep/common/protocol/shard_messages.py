@@ -35,7 +35,8 @@ from lockstep.common.protocol.run_options import RunOptions
 #: The vectors of a slice that are not slots of the optimizer.
 WEIGHTS, MOMENTA = "weights", "momenta"
 
-#: What a shard sends of its slice with an update: nothing, the new weights, or these and the optimizer's slots.
+#: The part of its slice that a shard sends with an update: nothing, the new weights, or these and the optimizer's
+#: slots.
 Collected = Literal["nothing", "weights", "all"]
 
 # From a shard to the server
@@ -49,7 +50,7 @@ class ShardJoin(Message, frozen=True, kw_only=True):
     host: ShortText
     pid: Count
     fingerprint: Fingerprint
-    #: Where workers reach it.
+    #: Its address for workers.
     address: ShortText
     #: The highest term that it has seen.
     term: Term = NO_TERM
@@ -86,7 +87,7 @@ class CollectedFrame(Message, frozen=True, kw_only=True):
 
 
 class UpdateDone(Message, frozen=True, kw_only=True):
-    """The slice has its new weights; what was to be collected of it came before this."""
+    """The slice has its new weights; frames to be collected of it came before this."""
 
     step: Count
     #: Of the shard's part of the window of which a checksum is taken, see `common.aggregation.checksum`: the digits of
@@ -128,7 +129,7 @@ class ShardWelcome(Message, frozen=True, kw_only=True):
     memory: ShortText = ""
     #: The groups of the trained values, which end where these do; none if all are updated alike.
     spans: Annotated[tuple[SpanWords, ...], Meta(max_length=2**16)] = ()
-    #: What the run's own functions are built from, as in `Welcome`; empty if no update needs one.
+    #: The files of the run's own functions, as in `Welcome`; empty if no update needs one.
     source: ShortText = ""
     model_files: Annotated[tuple[ModelFile, ...], Meta(max_length=MOST_FILES)] = ()
     model_folder: ShortText = ""
@@ -185,7 +186,7 @@ class SquaresRequest(Message, frozen=True, kw_only=True):
     """The tree of a step is whole: request what the squares of the blocks add up to."""
 
     step: Count
-    #: What the sums are divided by.
+    #: The divisor of the sums.
     divisor: float
 
 
@@ -193,7 +194,7 @@ class Update(Message, frozen=True, kw_only=True):
     """The tree of a step is whole: make the update."""
 
     step: Count
-    #: What the sums are divided by.
+    #: The divisor of the sums.
     divisor: float
     #: Clipping's factor, None where nothing is clipped.
     scale: float | None
@@ -218,7 +219,7 @@ class Hello(Message, frozen=True, kw_only=True):
     incarnation: ShortText
 
 
-#: What only a shard sends that has a slice of the run.
+#: Messages that only a shard sends that has a slice of the run.
 SliceMessage = ShardReady | SumsAck | Squares | CollectedFrame | UpdateDone | WorkerLost
 ShardMessage = ShardJoin | SliceMessage | Leave | Ping
 ToShardMessage = (
@@ -240,5 +241,5 @@ ToShardMessage = (
     | Finished
     | Ping
 )
-#: What workers send a shard.
+#: Messages of workers to a shard.
 WorkerToShardMessage = Hello | SumsFrame

@@ -1,9 +1,9 @@
-"""What the shared memory of a run holds: where which vectors are, and who makes them.
+"""The files in the shared memory of a run: their names and the vectors in them.
 
 The server makes one file with both slots of weights; each worker makes one with its slots of sums, once it has read
 back what the server wrote. Either maps the other's for reading only, until a team is to make several steps: then its
-processes write weights and the optimizer's slots, slice by slice, and each slice under its lock. What the processes of
-a team show one another is in the team's own folder.
+processes write weights and the optimizer's slots, slice by slice, and each slice under its lock. The marks of
+a team's processes are in the team's own folder.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from lockstep.common.transport.shared_memory.segment import Shape
 #: The file of the weights, of which those after step t are in slot t % 2.
 WEIGHTS = "weights"
 
-#: The file of the weights as they are, if those that workers compute with are rounded; otherwise there is none.
+#: The file of the weights as they are, if those that workers compute with are rounded; otherwise there is no such file.
 EXACT_WEIGHTS = "exact-weights"
 
 #: The file of the optimizer's slots, all of the first set and then all of the second.
@@ -48,7 +48,7 @@ def update_file(rank: int) -> str:
 
 
 def lock_file(slice_: int) -> str:
-    """Return the name of the file that is the lock of a slice of updates: who has it may write that slice."""
+    """Return the name of the file that is the lock of a slice of updates: its holder may write that slice."""
     return f"lock-{slice_}"
 
 

@@ -59,7 +59,7 @@ class MirrorRequest(Message, frozen=True, kw_only=True):
     protocol: Count
     host: ShortText
     pid: Count
-    #: Where workers reach it, and the public half of its key.
+    #: Its address for workers, and the public half of its key.
     address: ShortText
     public: Annotated[str, Meta(max_length=40)] = ""
     #: The highest term that it has seen.
@@ -88,7 +88,7 @@ class RunFiles(Message, frozen=True, kw_only=True):
     #: Steps made, and steps in all.
     step: Count
     steps: Count
-    #: The step of that checkpoint, 0 if there is none yet; and the files, none if they cannot be read now.
+    #: The step of that checkpoint, 0 before the first; and the files, none if they cannot be read now.
     checkpoint: Count
     files: Annotated[list[RunFile], Meta(max_length=FILES_LIMIT)]
     #: The ranks of those that computed the last step: more than half of them decide that the server is gone.
@@ -115,7 +115,7 @@ class FilePart(Message, frozen=True, kw_only=True):
 
 
 class LeaderRequest(Message, frozen=True, kw_only=True):
-    """Ask a server or a standby who leads the run: answered by `LeaderNotice`."""
+    """Ask a server or a standby for the leader of the run: answered by `LeaderNotice`."""
 
 
 class LeaderNotice(Message, frozen=True, kw_only=True):
@@ -134,15 +134,15 @@ class Drain(Message, frozen=True, kw_only=True):
 
 
 class CommandOutcome(Message, frozen=True, kw_only=True):
-    """Whether a server does what a person asked for, and what it is or why not."""
+    """The answer of a server to a person's command: its action, or the reason why it refuses."""
 
     is_accepted: bool
     text: Text
 
 
-#: What a server of a run is sent, besides what workers and shards send it.
+#: Messages to a server of a run, besides those of workers and shards.
 StandbyMessage = MirrorRequest | FilePartRequest | LeaderRequest | LeaderNotice | Drain | Promote
-#: What a standby is sent by the server that it mirrors, and by everybody else.
+#: Messages to a standby, from the server that it mirrors and from all other processes.
 ToStandbyMessage = RunFiles | FilePart | LeaderNotice | NotLeading | Refused
 AtStandbyMessage = (
     Join | ShardJoin | MirrorRequest | LeaderRequest | LeaderNotice | Promote | Drain | Ping | Leave | StatusRequest

@@ -1,4 +1,4 @@
-"""What a worker states about a result: the digest by which its bits are compared, and what it signs. Pure."""
+"""A worker's statement about a result: the digest by which its bits are compared, and the signed text. Pure."""
 
 import hashlib
 import struct
@@ -20,7 +20,7 @@ def result_digest(sums: Vector, losses: Sequence[float], tally: Tally) -> str:
     return digest.hexdigest()
 
 
-#: Begins what is signed, so that it is nothing else that anybody might sign.
+#: Begins every signed text, so that it cannot be mistaken for another kind of text.
 _PREFIX = b"lockstep result 1\n"
 
 

@@ -1,8 +1,8 @@
-"""What the processes of a team show one another in memory, and what a team shows the server; nothing of who waits.
+"""The records that the processes of a team share in memory, and those that a team shares with the server.
 
-A team's file of marks has a part for each process, which it alone writes, and one for the leader's orders. What a mark
-stands for is written before it, and read after it. What is written by whoever has a lock is not there, but beside the
-weights to which the locks belong (`UpdateMarks`): if a process stands still with a lock, the run leaves all of that.
+A team's file of marks has a part for each process, which it alone writes, and one for the leader's orders. Data
+is written before its mark, and read after it. Data that a lock protects is next to the weights to which the locks
+belong (`UpdateMarks`): if a process stops with a lock, the run leaves all of that.
 """
 
 import math
@@ -28,23 +28,23 @@ WHOLE_ROW = ROWS - 1
 #: Steps whose entries are kept. A team waits when it is so many steps ahead of what the server has read.
 ENTRIES = 32
 
-#: Orders that are kept: who is so far behind does not need them any more.
+#: Orders that are kept: a process that is further behind does not need them any more.
 ORDERS = 8
 
-#: What an order may be about, by its number there.
+#: The kinds of orders, by their number there.
 WORKS: tuple[Work, ...] = get_args(Work)
 
 #: Slices into which a team cuts a vector at most, and the values below which one is not worth it.
 MOST_SLICES, LEAST_SLICE = 64, 16_384
 
-#: What a process shows of itself, a cache line each: the order that it has seen last, the one that it cannot carry out,
-#: whether it sleeps until somebody wakes it, the session that it is ready for, and when it looked last.
+#: The state that a process shows, a cache line each: the order that it has seen last, the one that it cannot carry out,
+#: whether it sleeps until another process wakes it, the session that it is ready for, and when it looked last.
 PROCESS = np.dtype(
     [("at", "<i8"), ("failed", "<i8"), ("sleeps", "<i8"), ("ready", "<i8"), ("looked_s", "<f8"), ("rest", "<i8", (3,))]
 )
 
-#: What a process shows of each of its vectors of sums: of which order they are (0 while they are being written) and of
-#: which node; and, as float64, what belongs to them as in `Result`, with the times of this host's clock at which it was
+#: The columns that a process shows of each of its vectors of sums: its order (0 while it is being written) and its
+#: node; and, as float64, the figures of `Result`, with the times of this host's clock at which it was
 #: begun and ended, in seconds, and from `METRICS` on the sums of metrics.
 ORDER, LO, HI = range(3)
 LOSS_SUM, COUNT, COMPUTE_S, BEGAN_S, ENDED_S, IGNORED, WEIGHT, METRICS = range(8)
@@ -101,7 +101,7 @@ _acquire, _release = _BARRIER.acquire, _BARRIER.release
 
 
 class TeamShape(msgspec.Struct, frozen=True, kw_only=True):
-    """What the sizes of a team's memory follow from: the same at the server and at each process."""
+    """The values that decide the sizes of a team's memory: the same at the server and at each process."""
 
     processes: int
     #: Of a step of the job.
@@ -128,7 +128,7 @@ class TeamShape(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def plan(self) -> np.dtype[np.void]:
-        """Who computes what: rows of (lo, hi, process), and the processes that make slices."""
+        """The division of a step: rows of (lo, hi, process), and the processes that make slices."""
         parts = ("parts", "<i4", (self.processes * OWN_PARTS, 3))
         return np.dtype([("given", "<i8"), ("active", "<i8"), parts, ("owners", "<i4", (self.processes,))])
 
@@ -154,7 +154,7 @@ class TeamShape(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def entry(self) -> np.dtype[np.void]:
-        """What the server gets to know of a step that a team has made by itself, and who computes what in the next."""
+        """The record of a step that a team has made by itself, for the server, and the division of the next step."""
         return np.dtype(
             [
                 ("step", "<i8"),
@@ -168,7 +168,7 @@ class TeamShape(msgspec.Struct, frozen=True, kw_only=True):
                 ("round_s", "<f8"),
                 # Of the update's first slice.
                 ("update_s", "<f8"),
-                # Of the weights after the step before; by whoever has the lock of the last slice.
+                # Of the weights after the step before; by the holder of the last slice's lock.
                 ("checksum", "<u8"),
                 # Rows of (lo, hi, process), and for each the figures from `COMPUTE_S` to `ENDED_S`, where times are
                 # seconds since all sums of the step before were there.
@@ -229,7 +229,7 @@ def _occupied(dtype: np.dtype[np.generic], shape: Sequence[int]) -> int:
 
 
 class TeamMarks(msgspec.Struct, frozen=True):
-    """A team's file of marks. Who writes what stands at each; everybody reads all of it."""
+    """A team's file of marks. Each has one writer, which its comment names; every process reads all of it."""
 
     #: int64: the newest order. Written by the leader.
     marks: NDArray[np.int64]
@@ -265,11 +265,11 @@ class TeamMarks(msgspec.Struct, frozen=True):
 
 
 class UpdateMarks(msgspec.Struct, frozen=True):
-    """How far a team is with updates of the weights beside which this is; the locks of slices are there as well.
+    """The progress of a team's updates, next to their weights and to the locks of slices.
 
-    It is written by the server while no lease of several steps is made. Otherwise whoever has the lock of a slice
-    writes what is made of it; before that, whoever has that of the first slice the entry of the step, and whoever has
-    that of the last one the checksum in it; and the server `read`.
+    It is written by the server while no lease of several steps is made. Otherwise the holder of a slice's lock writes
+    how many of its updates are made; before that, the holder of the first lock writes the entry of the step, and the
+    holder of the last one the checksum in it; and the server `read`.
     """
 
     #: int64: the number of the multi-step lease whose updates may be made, 0 for none; steps of which the server has
@@ -279,7 +279,7 @@ class UpdateMarks(msgspec.Struct, frozen=True):
     made: NDArray[np.int64]
     #: Of `TeamShape.entry`: that of a step at step % ENTRIES.
     entries: NDArray[np.void]
-    #: Called between what is written, or read, in an order that others rely on.
+    #: Called between writes, or reads, in an order that other processes rely on.
     keep_order: Callable[[], None] = keep_order
 
     @classmethod

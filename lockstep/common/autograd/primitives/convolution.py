@@ -24,7 +24,7 @@ from lockstep.common.numerics.operands import Geometry
 
 
 class _Seen(msgspec.Struct, frozen=True):
-    """What the backward pass needs: the padded input, the shape of the weight, and how the windows lie."""
+    """Values that the backward pass needs: the padded input, the shape of the weight, and the windows."""
 
     padded: Array  # (in, height, width, batch)
     kernels: tuple[int, ...]  # the shape of the weight

@@ -1,4 +1,4 @@
-"""Losses over a batch: a number with reduction "mean" or "sum", one loss a sample with "none".
+"""Losses over a batch: a number with reduction "mean" or "sum", one loss per sample with "none".
 
 Class indices are integers of shape (batch,) for logits (batch, classes), or (batch, ...) for (batch, classes,
 ...); a single sample is () for (classes,), as in PyTorch.
@@ -69,7 +69,7 @@ def _class_coefficients(index: Array, is_kept: Array, weight: Array, label_smoot
 
 
 def _kept(target: Array, ignore_index: int | None) -> tuple[Array, Array]:
-    """Return targets with a class in place of what is ignored, and which are not."""
+    """Return targets with a class in place of each ignored one, and a mask of those that are not ignored."""
     is_kept = np.ones(target.shape, np.bool_) if ignore_index is None else target != ignore_index
     return np.where(is_kept, target, 0), is_kept.reshape(-1)
 

@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 class _Standardised(msgspec.Struct, frozen=True):
-    """What the backward passes need."""
+    """Values that the backward passes need."""
 
     rows: Array  # (rows, elements), mean 0 and variance 1
     deviation: Array  # (rows, 1), the square root of the variance plus eps
@@ -138,7 +138,7 @@ def _layer_norm(
             )
     rows = x.reshape(-1, prod(features))
     saved = _standardise(rows, *_moments(rows), eps, x.shape)
-    # A new array in any case: a change of the result in place must not reach what is saved.
+    # A new array in any case: a change of the result in place must not reach the saved one.
     result = copied(saved.rows) if weight is None else saved.rows * weight.reshape(-1)
     if bias is not None:
         result = np.add(result, bias.reshape(-1), out=result)
@@ -191,7 +191,7 @@ def _normalised_channels(
             )
     mean, variance = (each[:, None].astype(x.dtype, copy=False) for each in statistics)
     saved = _standardise(rows, mean, variance, eps, x.shape)
-    # A new array in any case: a change of the result in place must not reach what is saved.
+    # A new array in any case: a change of the result in place must not reach the saved one.
     result = copied(saved.rows) if weight is None else saved.rows * weight[:, None]
     if bias is not None:
         result = np.add(result, bias[:, None], out=result)

@@ -51,7 +51,7 @@ def _max_pool2d_x(
 ) -> Array:
     """Give each window's gradient to the first of its largest elements in row-major order, as PyTorch does.
 
-    Where a window holds NaN, its first element takes all.
+    If a window holds NaN, its first element takes all.
     """
     rows, columns = pooling_windows(x.shape[2:], kernel_size, stride, padding)
     images, largest, upstream = batch_innermost(x), batch_innermost(pooled), batch_innermost(gradient)

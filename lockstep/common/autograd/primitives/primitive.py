@@ -1,4 +1,4 @@
-"""What a primitive is: a function on plain arrays, with its derivatives next to it. Does not know `Tensor`."""
+"""Primitives: functions on plain arrays, with their derivatives next to them. Does not know `Tensor`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

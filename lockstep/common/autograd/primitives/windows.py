@@ -22,7 +22,7 @@ Tap = tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]
 
 
 class Window(msgspec.Struct, frozen=True):
-    """How the windows of one kernel lie along one axis of `size` elements."""
+    """The windows of one kernel along one axis of `size` elements."""
 
     size: int
     kernel: int
@@ -161,7 +161,7 @@ def channel_blocks(x: Array) -> Iterator[slice]:
         yield slice(first, first + step)
 
 
-#: What the options are across the only row.
+#: The options across the only row.
 _ACROSS = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "output_size": 1}
 
 

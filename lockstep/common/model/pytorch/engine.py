@@ -303,7 +303,7 @@ def _input(array: Array) -> Any:
 
 
 def taken(outputs: Any) -> Any:
-    """Return the tensor that named losses and evaluations take of outputs; `ModelError` if there is none."""
+    """Return the tensor that named losses and evaluations take of outputs; `ModelError` without a tensor."""
     found = outputs if isinstance(outputs, torch.Tensor) else main_output(outputs).value
     if not isinstance(found, torch.Tensor):
         raise ModelError(

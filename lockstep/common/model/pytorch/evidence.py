@@ -100,7 +100,7 @@ class Trial:
         return Evidence(engine=build_name(), digest=_digest(first, constants))
 
     def _frozen_digests(self) -> dict[str, str]:
-        """Return the digests of what is frozen: the engine does not see what is written by way of `.data`."""
+        """Return the digests of frozen parameters: the engine does not see writes by way of `.data`."""
         arrays = frozen_arrays(self.structure.frozen)
         return {array.name: array.sha256 for array in arrays if array.is_parameter}
 

@@ -31,9 +31,9 @@ class TorchModel:
         for _, tensor in (*self.structure.parameters, *self.structure.frozen, *self.structure.constants):
             tensor.data = placed(tensor.data)
         self._look_at_frozen()
-        #: Where the module's own values are, whatever an engine has bound it to.
+        #: The module's own values, whatever an engine has bound it to.
         self._own = [(parameter, parameter.data) for _, parameter in self.structure.parameters]
-        #: What `evidence` has tried.
+        #: The trial of `evidence`.
         self.tried: Trial | None = None
         self._averages = [(each, getattr(each.layer, each.buffer)) for each in self.structure.statistics]
 

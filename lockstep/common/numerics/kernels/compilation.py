@@ -39,7 +39,7 @@ SMALLEST = "#include <math.h>\n#include <string.h>\nint one(void) { return 1; }\
 
 
 def find_compiler(given: str = "") -> tuple[str, ...]:
-    """Return the command of a compiler that works, for all processors of this machine; empty if there is none.
+    """Return the command of a compiler that works, for all processors of this machine; empty if none works.
 
     It is the given one, or a compiler of the system, or the one in the wheel `ziglang`.
     """
@@ -80,7 +80,7 @@ def compile_command(target: Target, to: Path, compiler: Sequence[str], extra: It
 def compile_libraries(targets: Mapping[Path, Target], compiler: Sequence[str], extra: Iterable[str] = ()) -> None:
     """Compile libraries at the same time, each into its file; `NumericsError` if the compiler refuses.
 
-    A process that has loaded what was in a file before keeps that.
+    A process that has loaded the previous file keeps that.
     """
     new = {to: to.with_name(f".{os.getpid()}-{to.name}") for to in targets}
     commands = [compile_command(target, new[to], compiler, extra) for to, target in targets.items()]
@@ -108,9 +108,9 @@ def _reason(said: str) -> str:
 
 
 def compile_here() -> list[Target]:
-    """Compile for this machine, next to the sources, what is not current; return the targets that there are then.
+    """Compile outdated libraries for this machine, next to the sources; return the targets that there are then.
 
-    These are none without a compiler. A compiler that the variable CC names compiles what is current as well.
+    These are none without a compiler. A compiler that the variable CC names compiles current ones as well.
     """
     given = own_environment().get("CC", "")
     targets = {library_path(target): target for target in targets_of(this_machine())}

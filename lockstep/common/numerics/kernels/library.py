@@ -17,7 +17,7 @@ from pathlib import Path
 from lockstep.common.errors import NumericsError
 from lockstep.common.runtime.environment import KERNELS_VARIABLE, kernels_target
 
-#: Where the sources are, and the libraries that are compiled from them.
+#: The folders of the libraries, and of the sources that they are compiled from.
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "source"
 
@@ -36,7 +36,7 @@ class Target:
     #: Machines that have such processors, as `uname -m` prints them; empty if no run uses the library.
     machines: tuple[str, ...]
     flags: tuple[str, ...]
-    #: What a processor must have.
+    #: The instructions that a processor must have.
     needs: str = "nothing"
 
 
@@ -107,7 +107,7 @@ SELF_TEST = {
     "convolutions": 0xF323DAB86A506C92,
 }
 
-#: What each function returns and takes. A test compares this with the sources.
+#: The types that each function returns and takes. A test compares this with the sources.
 SIGNATURES: Mapping[str, tuple[Returned, Taken]] = {
     "ls_run": (None, (A, N)),
     "ls_momentum": (N, (N, A, A, A, A, F, F, N, A, A, F, N, F, N, F)),
@@ -120,7 +120,7 @@ SIGNATURES: Mapping[str, tuple[Returned, Taken]] = {
 #: One digest of all parts, by which machines know that they compute alike.
 SELF_TEST_DIGEST = hashlib.sha256(repr(SELF_TEST).encode()).hexdigest()[:16]
 
-#: What to do about a library that cannot be used.
+#: The remedy for a library that cannot be used.
 _AGAIN = "install Lockstep again with another compiler, as in CC=clang"
 
 
@@ -146,7 +146,7 @@ def load(target: str = "", folder: Path = FOLDER) -> Library:
     """Load the kernels of a target: by default of the one in `LOCKSTEP_KERNELS`, or of the fastest that this processor
     supports.
 
-    `NumericsError` if there are none, or if they do not compute what the contract demands.
+    `NumericsError` if there are no kernels, or if they do not compute what the contract demands.
     """
     name = target or kernels_target()
     candidates = [_known(name)] if name else targets_of(this_machine())

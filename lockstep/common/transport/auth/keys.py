@@ -5,7 +5,7 @@ Secrets are written once, for this user only, and read only if they are still pr
 DIR            0700
 ├── server.key      0600  the server's secret
 ├── server.public         its public key, for workers that create their own
-├── allowed               who is let in: a public key and a name per line, and the key of its signatures
+├── allowed               the admitted clients: a public key and a name per line, and the key of its signatures
 └── NAME.key        0600  a worker's secret and the server's public key: move it to the worker's machine
 """
 
@@ -41,7 +41,7 @@ MOST_BYTES = 4096
 #: Limits of a key file.
 _FIELDS = {"name", "public", "secret", "server", "seed", "standbys"}
 
-_BANNER = "# A secret key of Lockstep. Anybody who has it can join as {name}: keep it readable for its user only.\n"
+_BANNER = "# A secret key of Lockstep. A process that has it can join as {name}: keep it readable for its user only.\n"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 #: No space; more than the user's quota; more than `ulimit -f`.
 _TOO_MUCH = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-#: Reserves memory for so many bytes of an open, empty file; `OSError` if there is none. An argument for tests.
+#: Reserves memory for so many bytes of an open, empty file; `OSError` if there is not enough. An argument for tests.
 Allocate = Callable[[int, int], None]
 
 
@@ -64,7 +64,7 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 def reserve(descriptor: int, size: int, start: int = 0) -> None:
-    """Reserve memory for `size` bytes of an open file from `start` on; `OSError` if there is none.
+    """Reserve memory for `size` bytes of an open file from `start` on; `OSError` if there is not enough.
 
     The content stays, and the rest is zeros.
     """

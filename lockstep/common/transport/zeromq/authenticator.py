@@ -50,7 +50,7 @@ def _name_of(public: str, lock: ServerKeys) -> str:
     try:
         return lock.allowed()[public]
     except LockstepError as error:
-        raise NotAdmittedError(f"nobody is admitted: {error}") from None
+        raise NotAdmittedError(f"no client is admitted: {error}") from None
     except KeyError:
         raise NotAdmittedError(
             f"its key {public!r} is not admitted (to admit it: lockstep keys allow DIR NAME '{public}')"
@@ -93,7 +93,7 @@ class Authenticator:
         except BaseException as error:
             # Reported once: of those that come later is known only that their handshakes do not complete.
             self._rejections.record(
-                f"refused {host}: the authenticator has died ({type(error).__name__}), and admits nobody any more: "
+                f"refused {host}: the authenticator has died ({type(error).__name__}), and admits no client any more: "
                 "restart the server"
             )
             raise

@@ -185,7 +185,7 @@ def _remote_address(descriptor: int) -> tuple[str, int]:
 
 
 def _shut_down(descriptor: int) -> None:
-    """Shut a connection down both ways: ZeroMQ, which opened it, then closes it. `OSError` if there is none."""
+    """Shut a connection down both ways: ZeroMQ, which opened it, then closes it. `OSError` if it is gone."""
     _on_socket(descriptor, lambda connection: connection.shutdown(socket.SHUT_RDWR))
 
 

@@ -158,7 +158,7 @@ def test_arrays_that_do_not_fit_are_named(changed: dict[str, NDArray[Any]], text
 def test_a_table_has_to_be_packed_first(tmp_path: Path) -> None:
     (tmp_path / "homes.csv").write_text("a,b\n1,2\n")
     with pytest.raises(
-        DataError, match=r"is no packed dataset: pack it first, with `lockstep pack .*homes\.csv homes\."
+        DataError, match=r"is not a packed dataset: pack it first, with `lockstep pack .*homes\.csv homes\."
     ):
         load(str(tmp_path / "homes.csv"))
 

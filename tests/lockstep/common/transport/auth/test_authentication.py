@@ -145,7 +145,7 @@ def test_a_list_that_cannot_be_read_lets_nobody_in_and_says_so() -> None:
     scene = Scene(ServerKeys(SERVER, _fail))
     with scene.stack:
         scene.dial(GOOD).send([b"hello"])
-        assert "nobody is admitted: the list 'allowed' cannot be read" in scene.refusals()[0]
+        assert "no client is admitted: the list 'allowed' cannot be read" in scene.refusals()[0]
 
 
 def test_one_that_was_revoked_is_let_in_no_more_and_one_that_was_added_is() -> None:

@@ -71,7 +71,7 @@ def test_what_is_written_is_read(key: Path) -> None:
     assert read == SecretKey("worker-1", PAIR, OTHER.public)
     assert read.client() == ClientKeys(PAIR, OTHER.public)
     assert key.read_text().startswith(
-        "# A secret key of Lockstep. Anybody who has it can join as worker-1: keep it readable"
+        "# A secret key of Lockstep. A process that has it can join as worker-1: keep it readable"
     )
 
 

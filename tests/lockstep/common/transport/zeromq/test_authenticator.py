@@ -78,7 +78,7 @@ def unreadable() -> Mapping[str, str]:
 
 def test_a_list_that_cannot_be_read_lets_nobody_in() -> None:
     why = refusal(ServerKeys(KEYS.pair, unreadable), WORKER, mechanism="CURVE")
-    assert why == "nobody is admitted: the list cannot be read"
+    assert why == "no client is admitted: the list cannot be read"
 
 
 @pytest.mark.parametrize("lock", [KEYS, TOKEN], ids=["keys", "token"])
