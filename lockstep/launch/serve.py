@@ -14,13 +14,14 @@ from rich.console import Console
 from lockstep.common.data.source import load
 from lockstep.common.errors import FailureKind, LedElsewhereError, RunError, SharingError
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import StandbyAddress, Status
 from lockstep.common.protocol.standby_messages import LeaderRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import machine_id
 from lockstep.common.runtime.interrupts import held_back
 from lockstep.common.runtime.notice import notice, warning
+from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
+from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ClientPort, Dial, Limits, ServerPort
@@ -39,10 +40,9 @@ from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.factory import ServerContext, build_server, no_keys
 from lockstep.ps.server.server import Server
-from lockstep.ps.server.succession import leader_notice
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
-from lockstep.ps.standby.terms import TermHistory, read_terms
+from lockstep.ps.standby.terms import read_terms
 from lockstep.results.reports.display import PLAIN_EVERY_S, Display, display_for, print_plainly, progress_line
 from lockstep.runs.session import Destination, RunSession, open_run_in, open_session
 from lockstep.runs.single_process import recompute_micro_batch
@@ -62,17 +62,13 @@ class Service(msgspec.Struct, frozen=True):
     has_picture: bool = True
     #: A page that shows the run, or its figures for Prometheus; None if there is to be none.
     page: PageRequest | None = None
-    #: The server that led the run before, if this one was its standby, and how other servers are reached.
-    predecessor: ClientPort | None = None
+    #: How other servers are reached.
     dial: Dial = dial_openly
     #: Whether a SIGTERM hands the run over to a standby, if there is one. Not under a `train`, which ends them all.
     hands_over: bool = False
-    #: Standbys that a person has named, of which the folder may not know.
+    #: Other servers that may lead the run, of which the folder may not know.
     standbys: tuple[StandbyAddress, ...] = ()
 
-
-#: Seconds in which a standby answers who leads a run that is resumed, and between two looks.
-ASK_LEADER_S, LOOK_S = 2.0, 0.05
 
 #: Messages that may wait for a peer of a standby, or of a server with shards: enough for the vectors of 100 million
 #: values, and for as many commands. For more, its port is opened again, and all have to dial again.
@@ -166,7 +162,7 @@ def serve_run(service: Service, port: ServerPort, display: Display, listening: L
     losses = Losses(options.max_restarts)
     try:
         # A standby that takes over has been decided for, and does not wait: if another one leads, they find each other.
-        if service.destination.is_resumed and service.predecessor is None:
+        if service.destination.is_resumed and service.destination.term is None:
             check_leader(service, dialled(port.address), SystemClock())
         while True:
             ended, session, is_in_vain = serve_once(service, port, display, listening)
@@ -181,7 +177,7 @@ def serve_run(service: Service, port: ServerPort, display: Display, listening: L
             else:
                 return result_of(ended, session, display)
             destination = replace(service.destination, options=options, is_resumed=True, term=None)
-            service = replace(service, destination=destination, predecessor=None)
+            service = replace(service, destination=destination)
     finally:
         port.close(LINGER_S)
 
@@ -223,37 +219,19 @@ def check_leader(service: Service, own: str, clock: Clock) -> None:
     """Raise `LedElsewhereError` if another server leads the run that is to be resumed at the address `own` by now."""
     folder = service.destination.folder
     history = read_terms(folder)
-    asked = [(one, service.dial(one.address, one.public)) for one in who_may_lead(history, service.standbys, own)]
-    until = clock.now() + ASK_LEADER_S
-    try:
-        for _, port in asked:
-            port.send(encode(LeaderRequest()))
-        awaited = list(asked)
-        while awaited and clock.now() < until:
-            for one, port in list(awaited):
-                answer = leader_notice(port, min(LOOK_S, max(0.0, until - clock.now())))
-                if answer is not None and answer.term.is_above(history.last):
-                    found = next((known for known, _ in asked if known.address == answer.address), None)
-                    raise LedElsewhereError(
-                        f"the run in {str(folder)!r} goes on at {answer.address}, in term {answer.term.number}: mirror "
-                        f"it in a new folder: lockstep server --standby-of {answer.address} --bind ADDRESS --run-dir "
-                        "DIR",
-                        answer.address,
-                        "" if found is None else found.public,
-                    )
-                if answer is not None:
-                    awaited.remove((one, port))  # it waits for this server, or for another one
-    finally:
-        for _, port in asked:
-            port.close()
-
-
-def who_may_lead(history: TermHistory, named: tuple[StandbyAddress, ...], own: str) -> list[StandbyAddress]:
-    """Return the other servers that may lead a run by now: its standbys, who led it before, and whom a person names."""
-    before = history.earlier_leader(own)
-    known = [*named, *history.standbys, *([] if before is None else [before])]
-    # Of two with one address, the one whose key is known.
-    return [one for one in {each.address: each for each in known}.values() if one.address != own]
+    search = LeaderSearch(history.other_servers(own, service.standbys), own, term=history.last)
+    inquiry = LeaderInquiry(search, service.dial)
+    found = inquiry.find(LeaderRequest(), clock, lambda answer: answer.term.is_above(history.last))
+    if found is not None:
+        _, answer = found
+        leader = next((one for one in search.servers() if one.address == answer.address), None)
+        raise LedElsewhereError(
+            f"the run in {str(folder)!r} goes on at {answer.address}, in term {answer.term.number}: mirror "
+            f"it in a new folder: lockstep server --standby-of {answer.address} --bind ADDRESS --run-dir "
+            "DIR",
+            answer.address,
+            "" if leader is None else leader.public,
+        )
 
 
 def serve_once(
@@ -281,7 +259,7 @@ def serve_once(
             signers=lock.signers if isinstance(lock, ServerKeys) else no_keys,
             allowed=lock.allowed if isinstance(lock, ServerKeys) else None,
             dial=service.dial,
-            predecessor=service.predecessor,
+            others=service.standbys,
             address=destination.address,
             hands_over=service.hands_over,
         )

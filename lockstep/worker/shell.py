@@ -139,7 +139,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     def deadline(self) -> float | None:
         """Return when `step` has something to do even if no message comes: with work at hand, a moment that is past."""
         has_work = self.state.has_work() or bool(self._early)
-        return self.state.client.heard if has_work else self.state.deadline()
+        return self.state.client.search.heard if has_work else self.state.deadline()
 
     def step(self) -> bool:
         """Handle one message, or compute a lease if none is waiting, or handle the passing of time.
@@ -194,7 +194,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     def _misses_server(self, now: float) -> bool:
         """Tell whether it is time to ask the server, which sends nothing while a team makes steps, or to leave it."""
         client = self.state.client
-        if self.state.steps is None or not client.standbys:
+        if self.state.steps is None or not client.search.named:
             return False  # there is nobody else to go to
         due = client.deadline()
         return due is not None and now >= due

@@ -287,7 +287,7 @@ class WorkerState(Machine[Event, Effect]):
                 leave = SendToServer(message=Leave(reason=shortened(reason)))
                 return [leave, *self._as_client(Eviction(reason=reason), now)]
             case SamplesMissing(lease=lease, request=request):
-                self.phase, self.requested, self.client.asked = WorkerPhase.WAITING, request, now
+                self.phase, self.requested, self.client.search.asked = WorkerPhase.WAITING, request, now
                 self.leases.appendleft(lease)
                 return [SendToServer(message=request)]
             case SamplesNotStored(reason=reason):

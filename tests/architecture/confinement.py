@@ -42,6 +42,7 @@ RANDOM_TYPES = ("numpy.random.Generator", "numpy.random.BitGenerator")
 #: State machines and the rules that they follow: these decide, and shells act.
 PURE = (
     "lockstep.common.statemachine.client",
+    "lockstep.common.statemachine.leader_search",
     "lockstep.common.statemachine.machine",
     "lockstep.ps.coordinator.coordinator",
     "lockstep.ps.coordinator.effects",

@@ -188,7 +188,7 @@ class ServerProcess(SimulatedShell):
         shares: bool,
         term: int | None = None,
         port: ServerPort | None = None,
-        predecessor: ClientPort | None = None,
+        others: tuple[StandbyAddress, ...] = (),
     ) -> Self:
         """Open the run, new or resumed, as `lockstep server` does, at its address or at a port that is open already.
 
@@ -219,7 +219,7 @@ class ServerProcess(SimulatedShell):
                 sharing=sharing,
                 recompute=recompute_micro_batch,
                 dial=dialler(run, process),
-                predecessor=predecessor,
+                others=others,
             )
             server, session = open_server(
                 setup, replace(destination, address=port.address), setting, context, run.parts.coordinator
@@ -353,6 +353,7 @@ class StandbyProcess(SimulatedShell):
         self._check_mirror()
         if isinstance(self.runner.ended, TakeOver):
             self.runner.close()
+            self.runner.upstream.close()
             self.leading = ServerProcess.open(
                 self.run,
                 self.process,
@@ -360,7 +361,7 @@ class StandbyProcess(SimulatedShell):
                 shares=self.shares,
                 term=self.runner.ended.number,
                 port=self.runner.port,
-                predecessor=self.runner.upstream,
+                others=(self.runner.state.search.server,),
             )
             return True
         return is_busy
@@ -533,7 +534,7 @@ class WorkerProcess(NodeProcess):
     def deadline(self) -> float | None:
         """Return when it has something to do; with its team at work, a moment that is past: it waits by itself."""
         state = self.runner.state
-        return state.client.heard if state.is_busy() else self.runner.deadline()
+        return state.client.search.heard if state.is_busy() else self.runner.deadline()
 
     def cost_s(self) -> float:
         """Return the seconds of a micro-batch, if one is about to be computed here."""

@@ -254,7 +254,7 @@ class Simulation:
             return bool(client.run)
         # A shard that is alone with such a server waits with it.
         places = {ADDRESS: self.server, **{self.run.standbys[name]: one for name, one in self.standbys.items()}}
-        place = places.get(client.server.address)
+        place = places.get(client.search.server.address)
         return place is None or place.is_dead or self._has_to_end(place)
 
     def leftovers(self) -> list[str]:
@@ -287,7 +287,7 @@ class Simulation:
         """Check that the terms of a worker never fall, and that no two servers lead the run in the same one."""
         shell = process.shell
         if isinstance(shell, NodeProcess):
-            number = shell.runner.state.client.term.number
+            number = shell.runner.state.client.search.term.number
             before = self._terms.get(process.name, 0)
             assert number >= before, f"{process.name} went back from term {before} to {number}"
             self._terms[process.name] = number

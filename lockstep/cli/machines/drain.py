@@ -16,7 +16,8 @@ from lockstep.common.protocol.standby_messages import Drain
 def drain(address: str, timeout: float, key: Path | None) -> None:
     """Hand the run of the server at ADDRESS over to a standby, without losing a step, and end that server.
 
-    Its workers go to the standby by themselves. Use it before you stop the server's machine.
+    Its workers go to the standby by themselves. Use it before you stop the server's machine. If a standby listens at
+    ADDRESS, the server that leads the run is asked.
 
     \b
       lockstep drain tcp://192.168.1.7:5555

@@ -28,12 +28,13 @@ from lockstep.common.job.score import Score
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.protocol.run_options import OF_A_SERVER, RunOptions
+from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.launch.endpoints import dial_with, lock_of, server_credential
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.page_process import PageRequest
-from lockstep.launch.remote.rejoin import FolderHolds, found_in, show_finished, who_has_more
+from lockstep.launch.remote.rejoin import FolderHolds, found_in, server_with_more, show_finished
 from lockstep.launch.remote.standby import HANDED_OVER, StandbyRequest, follow, stand_by
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
@@ -224,7 +225,7 @@ def lead(flags: ServerFlags, origin: RunOrigin, page: PageRequest | None) -> int
         check_unfinished(origin.folder)
     elif flags.standbys and origin.folder is not None:
         unclaim(origin.folder, [])  # of a process that was killed before it had begun
-        if (other := who_has_more(flags.standbys, dial)) is not None:
+        if (other := server_with_more(flags.standbys, dial, SystemClock())) is not None:
             return stand_by(flags.standby(other, origin.folder))
     try:
         with destination_of(origin.job, origin.options, origin.folder, is_resumed=origin.is_resumed) as destination:

@@ -460,6 +460,8 @@ class NotLeading(Message, frozen=True, kw_only=True):
     state: Literal["following", "silent", "taking over", "opening"]
     #: The event that it waits for.
     reason: Text
+    #: The server that leads the run, None if the standby does not hear one.
+    leader: StandbyAddress | None = None
 
 
 class Finished(Message, frozen=True, kw_only=True):
@@ -572,6 +574,8 @@ class Status(Message, frozen=True, kw_only=True):
     #: The number of the server's term, and whether it is a standby, which does not lead the run.
     term: Count = 0
     is_standby: bool = False
+    #: The server that leads the run, if this is a standby that hears it.
+    leader: StandbyAddress | None = None
     standbys: Annotated[list[StandbyStatus], Meta(max_length=STANDBYS_LIMIT)] = []
 
 

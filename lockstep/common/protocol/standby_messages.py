@@ -18,6 +18,7 @@ from lockstep.common.protocol.messages import (
     Ping,
     Refused,
     ShortText,
+    StandbyAddress,
     Standbys,
     StatusRequest,
     Term,
@@ -123,6 +124,10 @@ class LeaderNotice(Message, frozen=True, kw_only=True):
 
     term: Term
     address: ShortText
+    #: The step of the run at the sender: of a standby, that of its checkpoint.
+    step: Count = 0
+    #: Whether the sender is that server.
+    is_leader: bool = False
 
 
 class Promote(Message, frozen=True, kw_only=True):
@@ -138,6 +143,8 @@ class CommandOutcome(Message, frozen=True, kw_only=True):
 
     is_accepted: bool
     text: Text
+    #: The server that leads the run, if the command was for that, and a standby was asked.
+    leader: StandbyAddress | None = None
 
 
 #: Messages to a server of a run, besides those of workers and shards.

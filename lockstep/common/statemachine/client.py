@@ -4,8 +4,6 @@ Messages of the server are events: the client talks to one server at a time. If 
 standbys that the server named, one after the other, until one leads the run.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
@@ -29,31 +27,19 @@ from lockstep.common.protocol.messages import (
     Refused,
     StandbyAddress,
     StandbysChanged,
-    Term,
     Welcome,
     shortened,
 )
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
-from lockstep.common.runtime.backoff import backoff_s
+from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, soonest, table_of
 
-#: Seconds until a server that does not answer is asked again: at first, and at most. One that was there may be back at
-#: any moment.
-FIRST_RETRY_S = 2.0
+#: Seconds at most until a server that does not answer is asked again.
 MOST_RETRY_S = 5.0
 
 #: The same at most for a server that was never there: joins that find none are queued, and all arrive at once.
 MOST_JOIN_RETRY_S = 60.0
-
-#: How many times that silence a process waits at a standby for others that miss the server.
-MOST_WAITS = 6
-
-#: Seconds within which a server answers that is there.
-ANSWER_S = 1.0
-
-#: Seconds for which a standby that takes over may be silent: it loads the data and the model.
-OPENING_S = 60.0
 
 #: Seconds of a server's silence after which it is reported for the first time: then at twice the time, and so on.
 FIRST_REPORT_S = 10.0
@@ -209,13 +195,9 @@ class Client(Machine[ClientEvent, ClientEffect]):
     #: Whether it asks for a new place after an eviction, or ends.
     may_rejoin: bool
     phase: ClientPhase = ClientPhase.JOINING
+    search: LeaderSearch = field(init=False)
     #: When it began to wait for a server.
     started: float = 0.0
-    #: When the server last sent anything, or was last asked.
-    heard: float = 0.0
-    asked: float = 0.0
-    #: How often it was asked since it last sent anything.
-    tries: int = 0
     #: Seconds of the server's silence after which it is reported next.
     report_s: float = FIRST_REPORT_S
     #: How often this process has joined again, or tried to.
@@ -226,19 +208,12 @@ class Client(Machine[ClientEvent, ClientEffect]):
     run: str = ""
     #: The obstacle to a connection that was found last.
     obstacle: str = ""
-    #: The server that it talks to, the standbys to ask if that is gone, and the options of its run.
-    server: StandbyAddress = field(init=False)
-    standbys: tuple[StandbyAddress, ...] = ()
+    #: The options of the run, and the rank in the last term that it was in.
     options: RunOptions = field(default_factory=RunOptions)
-    #: The time at which it turned to that server, and the last answer if that is a standby.
-    arrived: float = 0.0
-    answer: NotLeading | None = None
-    #: The highest term that it has seen, and its rank in the last one that it was in.
-    term: Term = NO_TERM
     last_rank: int | None = None
 
     def __post_init__(self) -> None:
-        self.server = StandbyAddress(address=self.config.address)
+        self.search = LeaderSearch((StandbyAddress(address=self.config.address), *self.config.others))
 
     def handle(self, event: ClientEvent, now: float) -> list[ClientEffect]:
         if self.transitions[self.phase, type(event)] and not isinstance(event, TimePassed | ObstacleFound):
@@ -247,8 +222,8 @@ class Client(Machine[ClientEvent, ClientEffect]):
 
     def on_message(self, now: float) -> None:
         """Record that the server sent something, or that this process was busy until now."""
-        self.heard = self.asked = now
-        self.tries, self.report_s = 0, FIRST_REPORT_S
+        self.search.on_message(now)
+        self.report_s = FIRST_REPORT_S
 
     def deadline(self) -> float | None:
         if self.phase is ClientPhase.JOINING:
@@ -258,41 +233,10 @@ class Client(Machine[ClientEvent, ClientEffect]):
         return soonest(self._next_retry(MOST_RETRY_S), self._leaves_at()) if self.phase is ClientPhase.JOINED else None
 
     def _leaves_at(self) -> float | None:
-        """Return when it goes to another server if this one says nothing; None if it knows no other."""
-        if len(self._servers()) == 1:
-            return None
-        takeover_s = self.options.takeover_seconds
-        if self.phase is ClientPhase.JOINED:
-            # Asked once at least: a process that was stopped for an hour has not been listening.
-            answered = self.asked + min(ANSWER_S, takeover_s / 4)
-            return max(self.heard + takeover_s, answered) if self.tries else None
-        match self.answer:
-            case NotLeading(state="taking over"):
-                return self.heard + OPENING_S
-            case NotLeading(state="opening"):
-                # It answers as often as it is asked: if it is silent, it is gone, or another server leads the run.
-                return self.heard + takeover_s
-            case NotLeading(state="silent"):
-                # It waits here for others that miss the server, as long as the standby answers; but not for ever, since
-                # another standby may lead the run.
-                return min(
-                    self.heard + takeover_s,
-                    self.arrived + MOST_WAITS * takeover_s,
-                )
-            case _:
-                # If the standby hears the server, it is this process that does not: perhaps it does by now.
-                return self.arrived + takeover_s
-
-    def _servers(self) -> list[StandbyAddress]:
-        """Return all servers that may lead the run: those that it was sent to, the standbys, and the last one."""
-        given = [StandbyAddress(address=self.config.address), *self.config.others]
-        return in_turn(given, self.standbys, self.server)
+        return self.search.leaves_at(self.options.takeover_seconds, is_led=self.phase is ClientPhase.JOINED)
 
     def _next_retry(self, most_s: float) -> float:
-        seed = self.config.join.incarnation
-        # Early enough for an answer, if there is another server to ask.
-        first_s = min(FIRST_RETRY_S, self.options.takeover_seconds / 2) if len(self._servers()) > 1 else FIRST_RETRY_S
-        return self.asked + backoff_s(self.tries + 1, first_s=first_s, most_s=most_s, seed=seed)
+        return self.search.retry_at(self.options.takeover_seconds, most_s, self.config.join.incarnation)
 
     def _join_timeout_s(self) -> float | None:
         """Return the seconds to wait for a server that is not there, None for ever."""
@@ -306,25 +250,27 @@ class Client(Machine[ClientEvent, ClientEffect]):
             return join
         incarnation = f"{join.incarnation}.{self.rejoins}"
         if isinstance(join, ShardJoin):
-            return msgspec.structs.replace(join, incarnation=incarnation, term=self.term)
+            return msgspec.structs.replace(join, incarnation=incarnation, term=self.search.term)
         rank = self.last_rank if self.run else None
-        return msgspec.structs.replace(join, incarnation=incarnation, run=self.run, term=self.term, last_rank=rank)
+        return msgspec.structs.replace(
+            join, incarnation=incarnation, run=self.run, term=self.search.term, last_rank=rank
+        )
 
     def react(self, event: ClientEvent, now: float) -> list[ClientEffect]:
         match event:
             case Started():
-                self.started = self.arrived = now
+                self.started = self.search.arrived = now
                 return [SendToServer(message=self.join())]
             case Welcome() | ShardWelcome():
                 return self._on_welcome(event, now)
             case StandbysChanged(standbys=standbys):
-                self.standbys = standbys
+                self.search.named = standbys
                 return []
             case HandedOver(standby=standby):
-                self.standbys = (*self.standbys, standby)
-                return self._leave_for(standby, f"{self.server.address} has handed the run over", now)
+                self.search.named = (*self.search.named, standby)
+                return self._leave_for(standby, f"{self.search.server.address} has handed the run over", now)
             case NotLeading():
-                return self._on_not_leading(event)
+                return self._on_not_leading(event, now)
             case Refused():
                 return self._on_refusal(event, now)
             case Eviction(reason=reason):
@@ -360,64 +306,59 @@ class Client(Machine[ClientEvent, ClientEffect]):
         return [Exit(code=code, reason=reason, kind=kind)]
 
     def _on_welcome(self, welcome: Welcome | ShardWelcome, now: float) -> list[ClientEffect]:
-        if self.term.is_above(welcome.term):
-            return self._next_server(
-                f"{self.server.address} welcomes in term {welcome.term.number}, and term {self.term.number} has begun",
-                now,
-            )
-        self.phase, self.run, self.term = ClientPhase.PREPARING, welcome.run, welcome.term
-        self.has_joined = True
-        self.standbys, self.options = welcome.standbys, welcome.options
+        search, begun = self.search, welcome.term.number
+        if search.term.is_above(welcome.term):
+            text = f"{search.server.address} welcomes in term {begun}, and term {search.term.number} has begun"
+            return self._leave_for(search.following(), text, now)
+        self.phase, self.run, self.has_joined = ClientPhase.PREPARING, welcome.run, True
+        search.term, search.named, search.left, self.options = welcome.term, welcome.standbys, "", welcome.options
         self.last_rank = welcome.rank if isinstance(welcome, Welcome) else None
         return [Report(text=f"joined run {welcome.run} as {_place_of(welcome)}"), Prepare(welcome=welcome)]
 
-    def _on_not_leading(self, answer: NotLeading) -> list[ClientEffect]:
-        is_news = self.answer is None or self.answer.reason != answer.reason
-        self.answer = answer
-        return [Report(text=f"{self.server.address}: {one_line(answer.reason)}")] if is_news else []
+    def _on_not_leading(self, answer: NotLeading, now: float) -> list[ClientEffect]:
+        search = self.search
+        is_news = search.answer is None or search.answer.reason != answer.reason
+        text = f"{search.server.address}: {one_line(answer.reason)}"
+        leader = search.on_not_leading(answer)
+        if leader is not None:
+            return self._leave_for(leader, text, now)
+        return [Report(text=text)] if is_news else []
 
     def _on_time_passed(self, now: float) -> list[ClientEffect]:
-        leaves_at = self._leaves_at()
+        leaves_at, search = self._leaves_at(), self.search
         if leaves_at is not None and now >= leaves_at and not self._is_out_of_time(now):
-            silence = f"has been silent for {now - self.heard:.0f} s"
-            is_following = self.answer is not None and self.answer.state == "following"
-            return self._next_server(f"{self.server.address} {'does not lead' if is_following else silence}", now)
+            is_following = search.answer is not None and search.answer.state == "following"
+            why = "does not lead" if is_following else f"has been silent for {now - search.heard:.0f} s"
+            return self._leave_for(search.following(), f"{search.server.address} {why}", now)
         return self._join_again(now) if self.phase is ClientPhase.JOINING else self._probe(now)
-
-    def _next_server(self, why: str, now: float) -> list[ClientEffect]:
-        """Go to the next of the servers that may lead the run; to the same one again if there is no other."""
-        servers = self._servers()
-        # By its address, if its key was learned since.
-        same = [one for one in servers if one == self.server] or [
-            one for one in servers if one.address == self.server.address
-        ]
-        return self._leave_for(servers[(servers.index(same[0]) + 1) % len(servers)], why, now)
 
     def _leave_for(self, server: StandbyAddress, why: str, now: float) -> list[ClientEffect]:
         """Ask another server for a place."""
         started = self.started if self.phase is ClientPhase.JOINING else now
-        self.phase, self.server, self.started = ClientPhase.JOINING, server, started
         # An obstacle to a connection with the last server says nothing about this one.
-        self.arrived, self.answer, self.obstacle = now, None, ""
-        self.on_message(now)
+        self.phase, self.started, self.obstacle = ClientPhase.JOINING, started, ""
+        self.search.turn_to(server, now)
+        self.report_s = FIRST_REPORT_S
         self.rejoins += 1
         text = f"asking {server.address}: {one_line(why)}"
         return [Report(text=text), Redial(server=server), SendToServer(message=self.join())]
 
     def _on_refusal(self, refused: Refused, now: float) -> list[ClientEffect]:
-        if refused.kind is RefusalKind.OLD_TERM and len(self._servers()) > 1:
-            return self._next_server(refused.reason, now) if self.phase is ClientPhase.JOINING else []
+        if refused.kind is RefusalKind.OLD_TERM and self.search.has_choice():
+            is_joining = self.phase is ClientPhase.JOINING
+            return self._leave_for(self.search.following(), refused.reason, now) if is_joining else []
         if refused.kind is not RefusalKind.OTHER_RUN:
             return self._end(2, f"the server refused this {self.role}: {refused.reason}", FailureKind.REFUSED)
         if self.phase is not ClientPhase.JOINING or not self.run:
             # It answers a join before the last one: now this process does not ask for that run.
             return []
-        self.run, self.term = "", NO_TERM
+        self.run, self.search.term = "", NO_TERM
         return self._rejoin(refused.reason, now)
 
     def _rejoin(self, reason: str, now: float) -> list[ClientEffect]:
         """Ask for a place as a process that was never there."""
-        self.phase, self.started, self.arrived, self.answer = ClientPhase.JOINING, now, now, None
+        self.phase, self.started = ClientPhase.JOINING, now
+        self.search.arrived, self.search.answer = now, None
         self.rejoins += 1
         return [Report(text=f"rejoining: {one_line(reason)}"), SendToServer(message=self.join())]
 
@@ -430,23 +371,21 @@ class Client(Machine[ClientEvent, ClientEffect]):
         timeout, obstacle = self._join_timeout_s(), self.obstacle
         self.obstacle = ""
         if timeout is not None and self._is_out_of_time(now):
-            reason = f"no server answered at {self.server.address} within {timeout:g} s: "
+            reason = f"no server answered at {self.search.server.address} within {timeout:g} s: "
             return self._end(1, reason + (obstacle or "is it running there?"), FailureKind.UNREACHABLE)
-        self.asked = now
-        self.tries += 1
-        text = f"waiting for a server at {self.server.address} ({now - self.started:.0f} s)"
+        self.search.on_asked(now)
+        text = f"waiting for a server at {self.search.server.address} ({now - self.started:.0f} s)"
         # The first join may have been lost with a server that died.
         return [Report(text=text + (obstacle and f": {obstacle}")), SendToServer(message=self.join())]
 
     def _probe(self, now: float) -> list[ClientEffect]:
         """Ask a silent server whether it is still there; end if it has been silent for too long."""
-        silent_s, limit_s = now - self.heard, self.config.silence_s
-        text = f"the server at {self.server.address} has been silent for {silent_s:.0f} s"
+        silent_s, limit_s = now - self.search.heard, self.config.silence_s
+        text = f"the server at {self.search.server.address} has been silent for {silent_s:.0f} s"
         # Ask twice at least: a process that was stopped for an hour has not been listening.
-        if silent_s >= limit_s and self.tries >= 2:
+        if silent_s >= limit_s and self.search.tries >= 2:
             return self._end(1, f"{text}: is it gone?", FailureKind.UNREACHABLE)
-        self.asked = now
-        self.tries += 1
+        self.search.on_asked(now)
         if silent_s < self.report_s:
             return [SendToServer(message=Ping())]
         self.report_s *= 2
@@ -458,16 +397,3 @@ def _place_of(welcome: Welcome | ShardWelcome) -> str:
     if isinstance(welcome, Welcome):
         return f"worker {welcome.rank}"
     return f"shard {welcome.index} of {welcome.options.servers} servers"
-
-
-def in_turn(
-    given: Sequence[StandbyAddress], standbys: Sequence[StandbyAddress], last: StandbyAddress
-) -> list[StandbyAddress]:
-    """Return the servers that may lead a run, in the order in which they are asked, whichever was asked `last`.
-
-    An address may be given with several keys, one of which is right: all of them are asked there, until a server has
-    named the standby and its key.
-    """
-    keys, named = Counter(one.address for one in given), {one.address: one for one in standbys}
-    known = named if keys[last.address] > 1 else {last.address: last, **named}
-    return list(dict.fromkeys(known.get(one.address, one) for one in (*given, *standbys, last)))

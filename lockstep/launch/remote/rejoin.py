@@ -4,26 +4,23 @@ Whoever starts processes again (Kubernetes, systemd, Ray) does not know which se
 tells what this one was, and the others tell whether one of them leads the run.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
 from rich.console import Console
 
-from lockstep.common.errors import RemoteProtocolError, UsageError
-from lockstep.common.protocol.messages import StandbyAddress, Status
-from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.errors import UsageError
+from lockstep.common.protocol.messages import StandbyAddress
+from lockstep.common.protocol.standby_messages import LeaderRequest
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
+from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.port import Dial
-from lockstep.launch.client import StatusClient
 from lockstep.launch.run_end import show_end
 from lockstep.ps.standby.mirror import MIRROR
 from lockstep.ps.standby.terms import read_terms
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.run_dir import finished, has_begun
-
-#: Seconds in which another server answers what it has of the run, and of one look for an answer.
-ASK_S, LOOK_S = 2.0, 0.05
 
 
 class FolderHolds(Enum):
@@ -54,30 +51,11 @@ def has_led_as_standby(folder: Path, own: str) -> bool:
     return is_led and read_terms(folder).earlier_leader(own) is not None
 
 
-def has_more(status: Status) -> bool:
-    """Tell whether a server has more of a run than one that would begin it: it leads it, or has a checkpoint."""
-    return not status.is_standby or status.step > 0
-
-
-def who_has_more(servers: Sequence[StandbyAddress], dial: Dial) -> StandbyAddress | None:
-    """Return the first of these servers to answer that it has something of the run; None if none does in time."""
-    clients = [(server, StatusClient(dial(server.address, server.public))) for server in servers]
-    clock = SystemClock()
-    until = clock.now() + ASK_S
-    try:
-        while clients and clock.now() < until:
-            for server, client in list(clients):
-                with suppress(RemoteProtocolError):
-                    status = client.ask(LOOK_S)
-                    if status is not None and has_more(status):
-                        return server
-                    if status is not None:
-                        clients.remove((server, client))
-                        client.close()
-        return None
-    finally:
-        for _, client in clients:
-            client.close()
+def server_with_more(servers: tuple[StandbyAddress, ...], dial: Dial, clock: Clock) -> StandbyAddress | None:
+    """Return the first of these servers to answer that it leads the run, or has a checkpoint; None if none does."""
+    search = LeaderSearch(servers)
+    found = LeaderInquiry(search, dial).find(LeaderRequest(), clock, lambda answer: answer.is_leader or answer.step > 0)
+    return None if found is None else found[0]
 
 
 def set_aside(folder: Path) -> Path:

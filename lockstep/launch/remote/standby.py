@@ -36,7 +36,7 @@ from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, read_ledger, read_receipt
 from lockstep.ps.standby.mirror import CONTENTS, MIRROR, Mirror
-from lockstep.ps.standby.shell import StandbyShell
+from lockstep.ps.standby.shell import LINGER_S, StandbyShell
 from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
 from lockstep.results.reports.display import Display, display_for, print_plainly
@@ -280,7 +280,8 @@ def lead(
     """Serve the run that was mirrored, to its end; return the exit code."""
     service = service_of(request, access, is_signed=is_signed(shell.state))
     destination = replace(service.destination, term=takeover.number)
-    service = replace(service, destination=destination, predecessor=shell.upstream)
+    shell.upstream.close(LINGER_S)
+    service = replace(service, destination=destination, standbys=(shell.state.search.server, *service.standbys))
     if request.supervised is not None:
         serve_run(service, shell.port, Display(LoggedLines(request.link), SystemClock()), listening)
         return 0

@@ -6,7 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import AddressError
+from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
+from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.loop import MachinePart
 from lockstep.common.statemachine.machine import Report
 from lockstep.common.transport.limits import RejectionLog
@@ -21,6 +25,7 @@ from lockstep.ps.run.progress import Traffic
 from lockstep.ps.server.inbox import ServerInbox
 from lockstep.ps.server.limits import PeerBlocklist, StatusAnswers
 from lockstep.ps.server.outbox import Outbox
+from lockstep.ps.server.rivals import Rivals
 from lockstep.ps.server.room_watch import RoomWatch
 from lockstep.ps.server.samples import SampleSender
 from lockstep.ps.server.server import Server
@@ -35,6 +40,7 @@ from lockstep.ps.shard_group.initial import InitialSlices
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.shared_memory.multi_step_leases import MultiStepLeases
 from lockstep.ps.standby.source import MirrorSource
+from lockstep.ps.standby.terms import read_terms
 
 #: Messages without arrays that may wait for a worker. In addition it may have the weights for a window of leases: a
 #: worker that does not read costs no more memory than that.
@@ -66,10 +72,9 @@ class ServerContext:
     signers: Callable[[], Mapping[str, str]] = no_keys
     #: Returns, by public key, the names of all that are admitted; None if the run has no keys.
     allowed: Callable[[], Mapping[str, str]] | None = None
-    #: How other servers are reached, None if there can be none; and the one that led the run before, if it is not known
-    #: to be gone.
+    #: How other servers are reached, None if there can be none; and those that may lead the run, besides its standbys.
     dial: Dial | None = None
-    predecessor: ClientPort | None = None
+    others: tuple[StandbyAddress, ...] = ()
     #: Where this server is reached; by default, where it listens.
     address: str = ""
     #: Whether it hands the run over to a standby when it gets SIGTERM.
@@ -143,18 +148,25 @@ def _succession(
     coordinator: Coordinator, group: SliceGroup, recorder: MetricsRecorder, context: ServerContext
 ) -> Succession:
     folder = Path() if recorder.folder is None else recorder.folder.path
-    succession = Succession(
+    own, term, history = context.address or context.port.address, coordinator.info.term, read_terms(folder)
+    # This server may have been restarted while it was cut off from these, and one of them has taken over.
+    others = () if context.dial is None else history.other_servers(own, context.others)
+    return Succession(
         coordinator,
         group,
         MirrorSource(folder, context.allowed, context.signers),
         context.port,
         context.clock,
         context.say,
-        address=context.address or context.port.address,
+        address=own,
+        history=history,
+        rivals=Rivals(LeaderInquiry(LeaderSearch(others, own, term=term), context.dial or no_dial)),
     )
-    if context.dial is not None:
-        succession.reach(context.dial, context.predecessor)
-    return succession
+
+
+def no_dial(address: str, public: str = "") -> ClientPort:
+    """Raise `AddressError`: this server does not reach others."""
+    raise AddressError(f"{address} is not dialled")
 
 
 def _signature_checks(info: RunInfo) -> list[ResultCheck]:

@@ -149,7 +149,7 @@ class Server:
         now = self.loop.clock.now()
         if self.succession.is_asking(now):
             with held_back():
-                self._dispatch(self.succession.ask(now))
+                self._dispatch(self.succession.ask())
             return True
         return self.loop.step()
 

@@ -2,17 +2,15 @@
 out whether one of them leads the run already, and hands the run over. A shell.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
 import msgspec
 
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.errors import CONTINUED, FailureKind, LockstepError, RefusalKind, RemoteProtocolError
+from lockstep.common.errors import CONTINUED, FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import (
     PROTOCOL_VERSION,
     STANDBYS_LIMIT,
@@ -34,47 +32,30 @@ from lockstep.common.protocol.standby_messages import (
     Promote,
     RunFiles,
     StandbyMessage,
-    ToStandbyMessage,
 )
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.notice import warning
+from lockstep.common.statemachine.leader_inquiry import LOOK_S
 from lockstep.common.statemachine.loop import deliver
 from lockstep.common.statemachine.machine import soonest
 from lockstep.common.transport.auth.keys import is_standbys
-from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
+from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.admission import superseded_text
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.parts.hand_over import HandOver
+from lockstep.ps.server.rivals import Rivals
 from lockstep.ps.shard_group.group import SliceGroup
 from lockstep.ps.standby.registry import StandbyMember, StandbyRegistry
 from lockstep.ps.standby.source import MirrorSource
-from lockstep.ps.standby.terms import TermHistory, read_terms, write_terms
+from lockstep.ps.standby.terms import TermHistory, write_terms
 
-#: Seconds after which a server that did not look asks its standbys whether one of them leads the run by now, at least;
-#: and for how long it waits for an answer. Not sooner: a server to which nobody says anything does not look either.
-ABSENT_S, ASK_S = 1.0, 0.5
-
-#: Seconds between two notices to the server that led the run before, until it has read one.
-NOTICE_S = 2.0
-
-#: Seconds after a notice in which most answers come: then they are read.
-ANSWER_S = 0.1
+#: Seconds after which a server that did not look asks its standbys, at least. Not sooner: a server to which no process
+#: says anything does not look either.
+ABSENT_S = 1.0
 
 #: Seconds that standbys have to get the end of a run, or all of one that is handed over; and if it was interrupted.
 END_S, HAND_OVER_S, INTERRUPTED_S = 10.0, 30.0, 1.0
-
-
-@dataclass
-class Rival:
-    """Another server that may lead the run as well."""
-
-    port: ClientPort
-    #: Where it is; empty if that does not matter, since it has led the run.
-    address: str
-    _: KW_ONLY
-    #: Whether it has led the run: a standby that has not reads no notice.
-    has_led: bool
 
 
 @dataclass
@@ -91,67 +72,27 @@ class Succession:
     _: KW_ONLY
     #: Where this server is reached.
     address: str
-    dial: Dial | None = None
-    #: The server that led the run before, until it is reached: then it is one of the rivals.
-    predecessor: ClientPort | None = None
-    #: Other servers that may lead the run as well, until each of them knows who does.
-    rivals: list["Rival"] = field(default_factory=list)
+    #: The servers of other terms.
+    rivals: Rivals
+    #: The servers that have led the run, and its standbys.
+    history: TermHistory
     registry: StandbyRegistry = field(default_factory=StandbyRegistry)
     #: By address, standbys that have gone without a word: each of them may lead the run by now.
     absent: dict[str, StandbyAddress] = field(default_factory=dict)
-    history: TermHistory = field(init=False)
     #: The standby that the run is handed over to, and whether it has said that it has all of it.
     successor: StandbyAddress | None = None
     is_taken_over: bool = False
     #: How the run ended, and until when standbys may get the rest.
     finish: effects.Finish | None = None
     until: float = 0.0
-    #: When the server last looked; those that are asked who leads the run, and until when an answer is awaited.
-    _looked: float | None = None
-    _asked: list[ClientPort] = field(default_factory=list)
-    _ask_until: float = 0.0
-    #: Where the rivals are, and those that have read it.
-    _dialled: set[str] = field(default_factory=set)
-    #: When the rivals are told next, and when their answers are read before that.
-    _notice_due: float = 0.0
-    _answers_due: float = math.inf
 
     def __post_init__(self) -> None:
-        self.history = read_terms(self.source.folder)
         self.absent = {standby.address: standby for standby in self.history.standbys}
-
-    def reach(self, dial: Dial, predecessor: ClientPort | None) -> None:
-        """Learn how other servers are reached. Those that may lead the run as well are told, or tell this one.
-
-        These are the one that led it before, and the standbys that the run had: this server may have been started again
-        while they were cut off, and one of them has taken over.
-        """
-        self.dial = dial
-        leader = self.history.earlier_leader(self.address)
-        if predecessor is not None:
-            self.rivals.append(Rival(predecessor, "", has_led=True))
-        elif leader is not None:
-            self._dial_rival(dial, leader, has_led=True)
-        for standby in self.history.standbys:
-            self._dial_rival(dial, standby, has_led=False)
-
-    def _dial_rival(self, dial: Dial, server: StandbyAddress, *, has_led: bool) -> None:
-        if server.address in ("", self.address, *self._dialled):
-            return
-        self._dialled.add(server.address)
-        with suppress(LockstepError):
-            self.rivals.append(Rival(dial(server.address, server.public), server.address, has_led=has_led))
 
     @property
     def term(self) -> Term:
         """The term in which this server leads the run."""
         return self.coordinator.info.term
-
-    def close(self) -> None:
-        """Close all connections that were opened here."""
-        for port in (*self._asked, *(rival.port for rival in self.rivals)):
-            port.close()
-        self._asked, self.rivals = [], []
 
     # Standbys and others ask
 
@@ -168,13 +109,13 @@ class Succession:
             case FilePartRequest():
                 return self._send_part(peer, message)
             case LeaderRequest():
-                return self._send(peer, LeaderNotice(term=self.term, address=self.address))
+                return self._send(peer, self._notice())
             case LeaderNotice() if not self._may_command(peer):
-                return []  # a worker does not say who leads
+                return []  # a worker does not decide which server leads
             case LeaderNotice(term=term):
-                # What is answered is the higher one of both: so its sender knows that it was read.
+                # The higher one of both is the answer: so its sender knows that it was read.
                 if not term.is_above(self.term):
-                    return self._send(peer, LeaderNotice(term=self.term, address=self.address))
+                    return self._send(peer, self._notice())
                 return [*self._send(peer, message), self._superseded(term)]
             case Drain():
                 return self._on_drain(peer)
@@ -186,6 +127,10 @@ class Succession:
 
     def _send(self, peer: bytes, message: Message) -> Sequence[events.Event]:
         return deliver(self.port, peer, encode(message))
+
+    def _notice(self) -> LeaderNotice:
+        steps = self.coordinator.progress.steps
+        return LeaderNotice(term=self.term, address=self.address, step=steps, is_leader=True)
 
     def _superseded(self, term: Term) -> events.Event:
         return events.Superseded(text=superseded_text(term, self.coordinator.info))
@@ -349,99 +294,31 @@ class Succession:
     # Other terms
 
     def deadline(self) -> float | None:
-        """Return when `on_time` or `ask` has something to do although no message comes."""
-        notice = min(self._notice_due, self._answers_due) if self.rivals else None
-        asked = self._ask_until if self._asked else None
-        return soonest(self.registry.deadline(), notice, asked, None if self.finish is None else self.until)
+        """Return when `on_time` has something to do although no message comes."""
+        end = None if self.finish is None else self.until
+        return soonest(self.registry.deadline(), self.rivals.deadline(), end)
 
     def on_time(self, now: float) -> list[events.Event]:
         """Handle the passing of time."""
         gone = self.registry.expire(now)
         happened = [event for member in gone for event in self._on_gone(member, "it has been silent for too long")]
-        is_due = now >= self._notice_due
-        if not self.rivals or not (is_due or now >= self._answers_due):
-            return happened
-        self._answers_due = math.inf
-        superseded = [event for rival in list(self.rivals) for event in self._hear(rival)]
-        if is_due and not superseded:
-            self._notice_due, self._answers_due = now + NOTICE_S, now + ANSWER_S
-            for rival in self.rivals:
-                self._tell(rival)
-        return [*happened, *superseded]
-
-    def _hear(self, rival: "Rival") -> list[events.Event]:
-        """Read what another server has answered: one that knows who leads the run needs to be told no more."""
-        for answer in leader_notices(rival.port):
-            if answer.term.is_above(self.term):
-                return [self._superseded(answer.term)]
-            if answer.term == self.term:
-                rival.port.close()
-                self.rivals.remove(rival)
-                return []
-            rival.has_led = rival.has_led or answer.address == rival.address
-            if self.dial is not None:
-                # A standby that follows another server: that may lead the run in a term of before.
-                found = (one for one in self.history.standbys if one.address == answer.address)
-                self._dial_rival(self.dial, next(found, StandbyAddress(address=answer.address)), has_led=True)
-        return []
-
-    def _tell(self, rival: "Rival") -> None:
-        """Tell another server that may lead the run, until it has answered: it may sleep, or be cut off."""
-        with suppress(PeerSlow):
-            rival.port.send(encode(LeaderRequest()))
-            if rival.has_led:
-                rival.port.send(encode(LeaderNotice(term=self.term, address=self.address)))
+        above = self.rivals.on_time(now, LeaderRequest(), self._notice())
+        return happened if above is None else [*happened, self._superseded(above)]
 
     def is_asking(self, now: float) -> bool:
-        """Tell whether nothing may be done now since it is not known who leads the run; to be called at each step.
+        """Tell whether nothing may be done now because it is not known which server leads; to be called at each step.
 
         It is not known if this server did not look for a while, as after a stop: then it asks its standbys.
         """
-        looked, self._looked = self._looked, now
         absent_s = max(ABSENT_S, self.coordinator.info.options.takeover_seconds / 2)
-        if not self._asked and looked is not None and now - looked >= absent_s and self.finish is None:
-            self._begin_to_ask(now)
-        return bool(self._asked)
+        standbys = () if self.finish is not None else self.registry.addresses()
+        return self.rivals.holds(now, absent_s, standbys, LeaderRequest())
 
-    def _begin_to_ask(self, now: float) -> None:
-        if self.dial is None:
-            return
-        self._ask_until = now + ASK_S
-        for standby in self.registry.addresses():
-            with suppress(LockstepError):
-                port = self.dial(standby.address, standby.public)
-                self._asked.append(port)
-                port.send(encode(LeaderRequest()))
+    def ask(self) -> Sequence[events.Event]:
+        """Wait a little for an answer of the standbys; without one in time, this server continues."""
+        above = self.rivals.inquiry.hear(LOOK_S)
+        return [] if above is None else [self._superseded(above)]
 
-    def ask(self, now: float) -> Sequence[events.Event]:
-        """Wait for an answer of those that were asked; without one in time, this server goes on."""
-        wait_s = max(0.0, self._ask_until - now) / max(1, len(self._asked))
-        answers = [answer for port in self._asked if (answer := leader_notice(port, wait_s)) is not None]
-        above = next((answer for answer in answers if answer.term.is_above(self.term)), None)
-        if not answers and self.clock.now() < self._ask_until:
-            return []
-        for port in self._asked:
-            port.close()
-        self._asked.clear()
-        return [] if above is None else [self._superseded(above.term)]
-
-
-def leader_notices(port: ClientPort) -> Iterator[LeaderNotice]:
-    """Yield who leads the run as somebody says who was asked, of all that has come."""
-    while (frames := port.receive(0.0)) is not None:
-        with suppress(RemoteProtocolError):
-            message, _ = decode(frames, ToStandbyMessage)
-            if isinstance(message, LeaderNotice):
-                yield message
-
-
-def leader_notice(port: ClientPort, wait_s: float = 0.0) -> LeaderNotice | None:
-    """Return who leads the run as somebody says who was asked, None if no answer has come."""
-    frames = port.receive(wait_s)
-    if frames is None:
-        return None
-    with suppress(RemoteProtocolError):
-        message, _ = decode(frames, ToStandbyMessage)
-        if isinstance(message, LeaderNotice):
-            return message
-    return None
+    def close(self) -> None:
+        """Close all connections that were opened here."""
+        self.rivals.inquiry.close()

@@ -51,8 +51,8 @@ from lockstep.common.statemachine.client import (
     Redial,
     SendToServer,
     Started,
-    in_turn,
 )
+from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.machine import (
     IGNORED,
     Interrupted,
@@ -196,13 +196,11 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     phase: StandbyPhase = StandbyPhase.MIRRORING
     #: The last offer of a server that leads the run; None before the first.
     offer: RunFiles | None = None
-    #: Who is asked, which is the leader as far as is known.
-    server: StandbyAddress = field(init=False)
-    #: When that server was chosen, and when one that leads the run last sent anything.
-    arrived: float = 0.0
+    #: Finds the leader; the server that is asked is the leader as far as is known.
+    search: LeaderSearch = field(init=False)
+    #: When a server that leads the run last sent anything, how often one was asked since, and when it is asked next.
     heard: float = 0.0
-    #: When it was last asked, and when it is asked next.
-    asked: float = 0.0
+    unanswered: int = 0
     due: float = 0.0
     #: Whether its silence was reported.
     is_missed: bool = False
@@ -215,7 +213,8 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     _shown_step: int = -1
 
     def __post_init__(self) -> None:
-        self.server, self.offer = self.config.server, self.mirror.held
+        self.search, self.offer = LeaderSearch((self.config.server,), self.config.own.address), self.mirror.held
+        self.search.named = () if self.offer is None else self.offer.standbys
 
     @property
     def takeover_s(self) -> float:
@@ -234,24 +233,13 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     def deadline(self) -> float | None:
         if self.phase is not StandbyPhase.MIRRORING:
             return None
-        return soonest(self.due, self._leaves_at())
-
-    def _leaves_at(self) -> float | None:
-        """Return when it asks another server, None if it knows no other."""
-        if len(self._servers()) == 1:
-            return None
-        return max(max(self.heard, self.arrived) + self.takeover_s, self.asked + POLL_S)
-
-    def _servers(self) -> list[StandbyAddress]:
-        """Return who may lead the run, besides this process."""
-        standbys = () if self.offer is None else self.offer.standbys
-        found = in_turn([self.config.server], standbys, self.server)
-        return [one for one in found if one.address != self.config.own.address]
+        return soonest(self.due, self.search.leaves_at(self.takeover_s, is_led=True))
 
     def react(self, event: StandbyEvent, now: float) -> list[StandbyEffect]:
         match event:
             case Started():
-                self.heard = self.arrived = now
+                self.heard = self.search.arrived = now
+                self.search.on_message(now)
                 return self._poll(now)
             case RunFiles():
                 return self._on_files(event, now)
@@ -260,7 +248,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             case NotLeading():
                 # It is a standby too.
                 self.due = now + POLL_S
-                return self._go_to(self._following(), now)
+                return self._go_to(self.search.on_not_leading(event) or self.search.following(), now)
             case LeaderNotice():
                 return self._on_notice(event, now)
             case Refused(reason=reason):
@@ -293,7 +281,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         if obstacle in self.reported:
             return []
         self.reported.add(obstacle)
-        return [Report(text=f"waiting for a server at {self.server.address}: {obstacle}")]
+        return [Report(text=f"waiting for a server at {self.search.server.address}: {obstacle}")]
 
     def _report_once(self, text: str) -> list[StandbyEffect]:
         if not text or text in self.reported:
@@ -305,8 +293,9 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
 
     def _poll(self, now: float) -> list[StandbyEffect]:
         """Ask what there is to mirror."""
-        self.asked, self.due = now, now + RETRY_S
-        own = self.config.own
+        self.search.on_asked(now)
+        self.unanswered += 1
+        self.due, own = now + RETRY_S, self.config.own
         request = MirrorRequest(
             protocol=PROTOCOL_VERSION,
             host=self.config.host,
@@ -335,20 +324,28 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         obstacle, effects = self.mirror.obstacle(offer), list[StandbyEffect]()
         if obstacle and offer.term.run != self.term.run:
             self.due = now + POLL_S
-            return self._report_once(f"{self.server.address} is not mirrored: {obstacle}")
+            return self._report_once(f"{self.search.server.address} is not mirrored: {obstacle}")
         if self.offer is None or offer.term != self.offer.term:
             effects.append(
-                Report(text=f"mirrors run {offer.run} of {self.server.address}, in term {offer.term.number}")
+                Report(text=f"mirrors run {offer.run} of {self.search.server.address}, in term {offer.term.number}")
             )
             self.claims.clear()
         elif self.is_missed:
-            effects.append(Report(text=f"{self.server.address} is there again"))
-        self.heard, self.is_missed, self.offer = now, False, offer
+            effects.append(Report(text=f"{self.search.server.address} is there again"))
+        if self.offer is not None and offer.step > self.offer.step:
+            self.claims.clear()  # a server that makes steps is not gone, however long some workers have missed it
+        self.is_missed, self.offer, self.search.named, self.search.left = False, offer, offer.standbys, ""
+        self._on_leader(now)
         if obstacle:
-            return [*effects, *self._report_once(f"{self.server.address}: {obstacle}"), *self._on_progress(now)]
+            return [*effects, *self._report_once(f"{self.search.server.address}: {obstacle}"), *self._on_progress(now)]
         if self.mirror.coming is not None and self.mirror.coming.files == offer.files:
             return effects  # a part of it could not be read: it is asked for again when that is due
         return [*effects, *self._mirrored(lambda: self.mirror.begin(offer), now)]
+
+    def _on_leader(self, now: float) -> None:
+        """Record that the server that leads the run has sent something."""
+        self.heard, self.unanswered = now, 0
+        self.search.on_message(now)
 
     def _mirrored(self, change: Callable[[], str | None], now: float) -> list[StandbyEffect]:
         """Let the mirror change; a full disk costs the run nothing."""
@@ -364,29 +361,23 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     def _turn_from(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
         """Leave a server that led the run once, and tell it so: it may have slept, or been cut off."""
         text = (
-            f"{self.server.address} leads in term {offer.term.number}, and term {self.term.number} has begun: "
+            f"{self.search.server.address} leads in term {offer.term.number}, and term {self.term.number} has begun: "
             "it is not mirrored"
         )
         notice = LeaderNotice(term=self.term, address="")
         self.due = now + POLL_S
-        return [*self._report_once(text), SendToServer(message=notice), *self._go_to(self._following(), now)]
+        return [*self._report_once(text), SendToServer(message=notice), *self._go_to(self.search.following(), now)]
 
     def _go_to(self, server: StandbyAddress, now: float) -> list[StandbyEffect]:
         """Ask another server from now on."""
         self.mirror.give_up()
-        self.server, self.arrived = server, now
+        self.search.turn_to(server, now)
         return [Redial(server=server)]
-
-    def _following(self) -> StandbyAddress:
-        """Return the next of the servers that may lead the run, the same one if there is no other."""
-        servers = self._servers()
-        here = [one.address for one in servers].index(self.server.address)
-        return servers[(here + 1) % len(servers)]
 
     def _on_part(self, event: PartReceived, now: float) -> list[StandbyEffect]:
         if not self.mirror.expects(event.part):
             return []  # it was asked for twice
-        self.heard = now
+        self._on_leader(now)
         return self._mirrored(lambda: self.mirror.add(event.part, event.data), now)
 
     def _on_progress(self, now: float) -> list[StandbyEffect]:
@@ -407,7 +398,8 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         return effects
 
     def _ask(self, request: FilePartRequest, now: float) -> list[StandbyEffect]:
-        self.asked, self.due = now, now + RETRY_S
+        self.search.on_asked(now)
+        self.due = now + RETRY_S
         return [SendToServer(message=request)]
 
     def _show(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
@@ -422,16 +414,16 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     def _on_handed_over(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
         if offer.successor == self.config.own.address:
             done = SendToServer(message=Leave(reason="it has all of the run, and leads it from now on"))
-            return [done, *self._take_over(f"{self.server.address} has handed the run over")]
+            return [done, *self._take_over(f"{self.search.server.address} has handed the run over")]
         successor = next((one for one in offer.standbys if one.address == offer.successor), None)
-        if successor is None or successor == self.server:
+        if successor is None or successor == self.search.server:
             return []
         return self._go_to(successor, now)
 
     def _on_notice(self, notice: LeaderNotice, now: float) -> list[StandbyEffect]:
         """Follow the server that leads the run, if that is another one."""
-        leader = next((one for one in self._servers() if one.address == notice.address), None)
-        if leader is None or leader == self.server or not notice.term.is_above(self.term):
+        leader = next((one for one in self.search.servers() if one.address == notice.address), None)
+        if leader is None or leader == self.search.server or not notice.term.is_above(self.term):
             return []
         self.due = now
         return self._go_to(leader, now)
@@ -445,14 +437,16 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             case ShardJoin() | MirrorRequest():
                 return [Send(peer=peer, message=self._not_leading(now))]
             case LeaderRequest():
-                return [Send(peer=peer, message=LeaderNotice(term=self.term, address=self.server.address))]
+                notice = LeaderNotice(term=self.term, address=self.search.server.address, step=self.mirror.step)
+                return [Send(peer=peer, message=notice)]
             case Promote():
                 return self._on_promote(peer)
             case Drain():
-                text = f"this is a standby: drain the server, at {self.server.address}"
-                return [Send(peer=peer, message=CommandOutcome(is_accepted=False, text=text))]
+                text = f"this is a standby: drain the server, at {self.search.server.address}"
+                outcome = CommandOutcome(is_accepted=False, text=text, leader=self._not_leading(now).leader)
+                return [Send(peer=peer, message=outcome)]
             case StatusRequest():
-                return [Send(peer=peer, message=self._status())]
+                return [Send(peer=peer, message=self._status(now))]
             case Ping():
                 # It was in the run here, and waits: an answer would let it wait for ever.
                 return [Send(peer=peer, message=Eviction(reason=FOLLOWS))]
@@ -493,9 +487,11 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         if self.offer is None or not self.can_lead:
             return ""
         is_decided = bool(self.offer.electors) and 2 * self._voters(now) > len(self.offer.electors)
-        if not self.offer.electors and self.claims and now >= self.heard + BEGINNING * self.takeover_s:
-            return f"{self.server.address} is gone, and nobody had computed anything"
-        return f"{self.server.address} is gone: {self._count(now)}" if is_decided else ""
+        # Asked twice at least: a standby that was stopped for a while has not been listening.
+        is_missed = self.unanswered >= 2 and now >= self.heard + BEGINNING * self.takeover_s
+        if not self.offer.electors and self.claims and is_missed:
+            return f"{self.search.server.address} is gone, and nobody had computed anything"
+        return f"{self.search.server.address} is gone: {self._count(now)}" if is_decided else ""
 
     def _not_leading(self, now: float) -> NotLeading:
         if self.phase is StandbyPhase.TAKING_OVER:
@@ -503,8 +499,10 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         if self.offer is None or not self.can_lead:
             return NotLeading(state="following", reason="it has not mirrored the run yet")
         if now < self.heard + self.takeover_s:
-            return NotLeading(state="following", reason=f"it is a standby, and hears {self.server.address}")
-        return NotLeading(state="silent", reason=f"it misses {self.server.address} too: {self._count(now)}")
+            leader = self.search.server
+            reason = f"it is a standby, and hears {leader.address}"
+            return NotLeading(state="following", reason=reason, leader=leader)
+        return NotLeading(state="silent", reason=f"it misses {self.search.server.address} too: {self._count(now)}")
 
     def _on_promote(self, peer: bytes) -> list[StandbyEffect]:
         if not self.can_lead:
@@ -520,12 +518,12 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         text = f"takes over, from step {self.mirror.step}: {reason}"
         return [Report(text=text), TakeOver(number=next_number(place, seen), reason=reason)]
 
-    def _status(self) -> Status:
+    def _status(self, now: float) -> Status:
         offer = self.offer
         return Status(
             run="" if offer is None else offer.run,
             model="",
-            phase=f"standby of {self.server.address}",
+            phase=f"standby of {self.search.server.address}",
             epoch=0,
             epochs=0,
             step=self.mirror.step,
@@ -540,6 +538,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             failure="",
             term=self.term.number,
             is_standby=True,
+            leader=self._not_leading(now).leader,
         )
 
     # Time passes
@@ -548,10 +547,10 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         effects: list[StandbyEffect] = []
         if now >= self.heard + self.takeover_s and not self.is_missed:
             self.is_missed = True
-            effects.append(Report(text=f"{self.server.address} has been silent for {now - self.heard:.0f} s"))
-        leaves_at = self._leaves_at()
+            effects.append(Report(text=f"{self.search.server.address} has been silent for {now - self.heard:.0f} s"))
+        leaves_at = self.search.leaves_at(self.takeover_s, is_led=True)
         if leaves_at is not None and now >= leaves_at:
-            return [*effects, *self._go_to(self._following(), now), *self._poll(now)]
+            return [*effects, *self._go_to(self.search.following(), now), *self._poll(now)]
         if now < self.due:
             return effects
         request = self.mirror.request()

@@ -84,6 +84,13 @@ class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
         found = (standby for standby in self.standbys if standby.address == known[-1])
         return next(found, StandbyAddress(address=known[-1]))
 
+    def other_servers(self, own: str, named: tuple[StandbyAddress, ...] = ()) -> tuple[StandbyAddress, ...]:
+        """Return the servers that may lead the run besides that at `own`: standbys, who led before, and those named."""
+        before = self.earlier_leader(own)
+        known = [*named, *self.standbys, *([] if before is None else [before])]
+        # Of two with one address, the one whose key is known.
+        return tuple(one for one in {each.address: each for each in known}.values() if one.address != own)
+
 
 def next_number(place: int, seen: int) -> int:
     """Return the lowest number of a term above one that was seen, among those of a place."""

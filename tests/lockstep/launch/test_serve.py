@@ -9,25 +9,20 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lockstep.common.errors import DivergedError, FailureKind, RunError, SharingError, UsageError
-from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.errors import DivergedError, FailureKind, LedElsewhereError, RunError, SharingError
 from lockstep.common.protocol.messages import StandbyAddress, Term
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.standby_messages import LeaderNotice, LeaderRequest
+from lockstep.common.protocol.standby_messages import LeaderNotice
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.runtime.interrupts import interrupt
-from lockstep.common.transport.port import Frames
 from lockstep.common.transport.shared_memory.folder import NAME
 from lockstep.common.transport.transports import Transport
 from lockstep.launch.serve import (
-    ASK_LEADER_S,
-    LOOK_S,
     Losses,
     Service,
     check_leader,
     result_of,
     shared_memory,
-    who_may_lead,
 )
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.setup import RunSetup, open_run
@@ -35,6 +30,7 @@ from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.standby.terms import TermHistory, write_terms
 from lockstep.results.reports.display import Display, Lines
 from lockstep.runs.session import Destination
+from tests.lockstep.common.statemachine.answering import AnsweringPort
 from tests.simulation.small import digits, job_of
 
 
@@ -153,94 +149,26 @@ def test_why_a_run_failed_is_an_error_of_its_kind(kind: FailureKind, error: type
     assert (type(raised.value), str(raised.value)) == (error, "it failed")
 
 
-# Who leads a run that is resumed
-
-
-@dataclass
-class AnsweringPort:
-    """A connection at which these answers come, one at each look; each takes a moment more than it may."""
-
-    answers: list[LeaderNotice | None]
-    clock: ManualClock = field(default_factory=ManualClock)
-    sent: list[Any] = field(default_factory=list)
-    looks: list[float | None] = field(default_factory=list)
-    is_closed: bool = False
-
-    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
-        self.looks.append(timeout_s)
-        self.clock.advance((timeout_s or 0.0) + 0.4 * LOOK_S)
-        answer = self.answers.pop(0) if self.answers else None
-        return None if answer is None else [memoryview(frame).cast("B") for frame in encode(answer)]
-
-    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
-        self.sent.append(decode([memoryview(frame).cast("B") for frame in frames], LeaderRequest)[0])
-
-    def close(self, linger_s: float = 0.0) -> None:
-        self.is_closed = True
-
-
-def notice(number: int, address: str = "tcp://h:2") -> LeaderNotice:
-    return LeaderNotice(term=Term(run="a", number=number, server="a"), address=address)
-
-
-def check(folder: Path, clock: ManualClock | None = None, **ports: AnsweringPort) -> None:
-    """Look who leads the run in a folder, whose standbys answer at these ports; each is asked once and left."""
-    history = TermHistory(standbys=[StandbyAddress(address=name, public=name.upper()) for name in ports])
-    write_terms(folder, history.begin("a", number=3, step=0))
-    dialled: list[tuple[str, str]] = []
-
-    def dial(address: str, public: str = "") -> Any:
-        dialled.append((address, public))
-        return ports[address]
-
-    nothing: Any = None
-    destination = Destination(folder=folder, options=RunOptions(), is_resumed=True)
-    try:
-        service = Service(job=nothing, destination=destination, dial=dial)
-        check_leader(service, "tcp://own:1", clock or ManualClock())
-    finally:
-        assert dialled == [(name, name.upper()) for name in ports]
-        for port in ports.values():
-            assert (port.sent, port.is_closed) == ([LeaderRequest()], True)
-
-
-def test_a_run_without_standbys_is_resumed_at_once(tmp_path: Path) -> None:
-    check(tmp_path)
-
-
-def test_a_run_is_resumed_once_all_standbys_have_said_that_they_do_not_lead_it(tmp_path: Path) -> None:
-    first, second = AnsweringPort([notice(3)]), AnsweringPort([None, notice(2)])
-    check(tmp_path, first=first, second=second)
-    # Nobody who has answered is waited for, and nobody is waited for long while others may answer.
-    assert (first.looks, second.looks) == ([LOOK_S], [LOOK_S, LOOK_S])
-
-
-def test_a_standby_that_is_silent_is_waited_for_so_long(tmp_path: Path) -> None:
-    silent = AnsweringPort([], ManualClock(7.0))
-    check(tmp_path, silent.clock, silent=silent)
-    *looks, last = silent.looks
-    assert looks == [LOOK_S] * len(looks)
-    # No longer than there is time.
-    assert last == pytest.approx(ASK_LEADER_S - 1.4 * LOOK_S * len(looks))
-
-
 def test_a_run_that_a_standby_leads_by_now_is_not_resumed(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as raised:
-        check(tmp_path, first=AnsweringPort([notice(3)]), second=AnsweringPort([notice(4, "tcp://h:9")]))
+    standby, own = StandbyAddress(address="tcp://h:9", public="k"), "tcp://own:1"
+    history = TermHistory(standbys=[standby]).begin("a", number=3, step=0, address=own)
+    write_terms(tmp_path, history)
+    nothing: Any = None
+    destination, notices = Destination(folder=tmp_path, options=RunOptions(), is_resumed=True), list[LeaderNotice]()
+
+    def dial(address: str, public: str = "") -> AnsweringPort:
+        assert StandbyAddress(address=address, public=public) == standby
+        return AnsweringPort([*notices])
+
+    service = Service(job=nothing, destination=destination, dial=dial)
+    notices = [LeaderNotice(term=history.last, address=own)]
+    check_leader(service, own, ManualClock())
+    later = Term(run=history.run, number=4, server="b")
+    notices = [LeaderNotice(term=later, address=standby.address, is_leader=True)]
+    with pytest.raises(LedElsewhereError) as raised:
+        check_leader(service, own, ManualClock())
     assert str(raised.value) == (
         f"the run in {str(tmp_path)!r} goes on at tcp://h:9, in term 4: mirror it in a new folder: lockstep server "
         "--standby-of tcp://h:9 --bind ADDRESS --run-dir DIR"
     )
-
-
-def test_who_is_asked_before_a_run_is_resumed_is_everybody_else_that_may_lead_it() -> None:
-    one, two, three = (f"tcp://{name}:5555" for name in ("one", "two", "three"))
-    two_with_key = StandbyAddress(address=two, public="k" * 40)
-    history = TermHistory(standbys=[two_with_key])
-    for number, address in enumerate((one, two)):
-        history = history.begin(f"{number}", number=number + 1, step=0, address=address)
-    named = (StandbyAddress(address=two), StandbyAddress(address=three))
-    # The key is that of the folder, which a person does not name; and who led the run before may lead it again.
-    assert who_may_lead(history, named, one) == [two_with_key, StandbyAddress(address=three)]
-    assert who_may_lead(history, (), two) == [StandbyAddress(address=one)]
-    assert who_may_lead(TermHistory(), (), one) == []
+    assert (raised.value.address, raised.value.public) == (standby.address, "k")

@@ -27,7 +27,8 @@ from lockstep.common.protocol.messages import (
     Withdrawal,
     Work,
 )
-from lockstep.common.statemachine.client import FIRST_RETRY_S, Exit, Prepared, SendToServer, Started
+from lockstep.common.statemachine.client import Exit, Prepared, SendToServer, Started
+from lockstep.common.statemachine.leader_search import FIRST_RETRY_S
 from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, Report, TimePassed
 from lockstep.worker import state as events
 from lockstep.worker.state import (
@@ -354,10 +355,10 @@ def test_samples_that_do_not_come_are_asked_for_again() -> None:
 
 def test_to_lack_samples_is_no_sign_of_a_server() -> None:
     drive = drive_in(WorkerPhase.COMPUTING)
-    heard = drive.state.client.heard
+    heard = drive.state.client.search.heard
     drive.now += 5.0
     drive.dispatch(events.SamplesMissing(lease=LEASE, request=REQUEST))
-    assert drive.state.client.heard == heard
+    assert drive.state.client.search.heard == heard
 
 
 def test_a_lease_of_the_next_step_ends_the_wait_for_samples() -> None:
@@ -393,10 +394,10 @@ def test_samples_are_asked_for_again_some_time_after_they_were_asked_for() -> No
 
 def test_an_empty_inbox_is_no_sign_of_a_server() -> None:
     drive = drive_in(WorkerPhase.WAITING)
-    heard = drive.state.client.heard
+    heard = drive.state.client.search.heard
     drive.now += 5.0
     drive.empty_inbox()
-    assert drive.state.client.heard == heard
+    assert drive.state.client.search.heard == heard
 
 
 def test_one_that_waits_for_weights_asks_for_no_samples() -> None:
@@ -577,7 +578,7 @@ def test_a_withdrawal_is_a_sign_of_the_server() -> None:
     drive = holding(1)
     drive.now += 5.0
     withdraw(drive, numbered(1))
-    assert drive.state.client.heard == drive.now
+    assert drive.state.client.search.heard == drive.now
 
 
 def test_it_is_a_lease_by_its_work_its_step_and_its_number_that_is_withdrawn() -> None:

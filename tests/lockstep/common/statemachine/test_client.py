@@ -25,7 +25,6 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.statemachine.client import (
     FIRST_REPORT_S,
-    FIRST_RETRY_S,
     MOST_JOIN_RETRY_S,
     MOST_RETRY_S,
     TRANSITIONS,
@@ -41,8 +40,8 @@ from lockstep.common.statemachine.client import (
     Redial,
     SendToServer,
     Started,
-    in_turn,
 )
+from lockstep.common.statemachine.leader_search import FIRST_RETRY_S
 from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, TimePassed
 from tests.lockstep.common.statemachine.clients import (
     JOIN,
@@ -393,7 +392,7 @@ def test_a_standby_whose_key_is_not_known_is_tried_with_each_until_a_server_has_
     first, own, shared = (StandbyAddress(address=one) for one in ("tcp://h:1", "tcp://h:9", "tcp://h:9"))
     own = msgspec.structs.replace(own, public="k" * 40)
     drive = ClientDrive()
-    drive.client.config = replace(drive.client.config, others=(own, shared))
+    drive.client.search.given = (first, own, shared)
     drive.start()
     drive.dispatch(ObstacleFound(obstacle="nothing listens at tcp://h:1", is_final=False))
     found: list[StandbyAddress] = []
@@ -483,23 +482,12 @@ def test_it_asks_each_server_in_turn_and_none_is_left_out(count: int) -> None:
     assert asked == [*standbys, first] * 3
 
 
-def test_the_newest_of_what_is_known_of_a_server_counts() -> None:
-    here, there = StandbyAddress(address="tcp://h:1"), StandbyAddress(address="tcp://h:2")
-    with_key = StandbyAddress(address="tcp://h:1", public="key")
-    assert in_turn([here], [there], here) == [here, there]
-    assert in_turn([here], [there], with_key) == [with_key, there]
-    assert in_turn([here], [there, with_key], here) == [with_key, there]
-    # One that is no standby any more is asked last.
-    other = StandbyAddress(address="tcp://h:3")
-    assert in_turn([here], [there], other) == [here, there, other]
-
-
 def test_a_welcome_of_an_old_term_is_refused_in_one_line() -> None:
     drive = at_standby()
     old = Term(run="r", number=1, server="z")
     effects = drive.dispatch(msgspec.structs.replace(WELCOME, term=old))
     assert reports(effects) == ["asking tcp://h:1: tcp://h:9 welcomes in term 1, and term 2 has begun"]
-    assert (drive.client.phase, drive.client.term) == (ClientPhase.JOINING, TERM)
+    assert (drive.client.phase, drive.client.search.term) == (ClientPhase.JOINING, TERM)
 
 
 def test_a_server_that_refuses_since_it_led_once_is_left() -> None:
@@ -518,3 +506,18 @@ def test_it_gives_up_where_nobody_leads_the_run_in_time() -> None:
     while drive.client.phase is ClientPhase.JOINING:
         pass_time(drive)
     assert 600.0 <= drive.now - 100.0 <= 620.0
+
+
+def test_it_goes_where_a_standby_hears_the_leader_unless_it_has_just_come_from_there() -> None:
+    leader, old = StandbyAddress(address="tcp://h:7", public="key"), StandbyAddress(address="tcp://h:1")
+    drive = at_standby()
+    answer = NotLeading(state="following", reason="it hears tcp://h:1", leader=old)
+    assert redials(drive.dispatch(answer)) == []
+    effects = drive.dispatch(replace(answer, reason="it hears tcp://h:7", leader=leader))
+    assert redials(effects) == [leader]
+    assert reports(effects) == ["asking tcp://h:7: tcp://h:9: it hears tcp://h:7"]
+    # That one is silent, and the search continues.
+    asked: list[StandbyAddress] = []
+    while len(asked) < 2:
+        asked += redials(pass_time(drive))
+    assert asked == [old, STANDBY]

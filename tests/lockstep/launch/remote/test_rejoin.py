@@ -6,22 +6,26 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.errors import UsageError
-from lockstep.common.protocol.codec import encode
-from lockstep.common.protocol.messages import Message, StandbyAddress
-from lockstep.common.transport.port import Frames
+from lockstep.common.protocol.messages import NO_TERM, StandbyAddress
+from lockstep.common.protocol.standby_messages import LeaderNotice
+from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.remote.rejoin import (
     FolderHolds,
     found_in,
     has_led_as_standby,
-    has_more,
+    server_with_more,
     set_aside,
-    who_has_more,
 )
 from lockstep.ps.records.run_folder import RESULT
 from lockstep.ps.standby.mirror import MIRROR
 from lockstep.ps.standby.terms import TermHistory, write_terms
 from lockstep.runs.run_dir import JOB
-from tests.lockstep.statuses import status
+from tests.lockstep.common.statemachine.answering import AnsweringPort
+
+
+def notice(*, step: int, is_leader: bool = False) -> LeaderNotice:
+    return LeaderNotice(term=NO_TERM, address="", step=step, is_leader=is_leader)
+
 
 FIRST, SECOND = "tcp://one:5555", "tcp://two:5555"
 
@@ -89,42 +93,20 @@ def test_what_was_led_is_kept_under_its_term(tmp_path: Path) -> None:
         assert not (tmp_path / "run").exists()
 
 
-def test_a_leader_and_a_standby_with_a_checkpoint_have_more_than_an_empty_folder() -> None:
-    assert has_more(status(is_standby=False, step=0))
-    assert has_more(status(is_standby=True, step=10))
-    assert not has_more(status(is_standby=True, step=0))
-
-
-class StatusPort:
-    """A client's port whose server has sent this, or nothing."""
-
-    def __init__(self, answer: Message | None) -> None:
-        self.waiting = [] if answer is None else [answer]
-        self.is_closed = False
-
-    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
-        assert not self.is_closed
-
-    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
-        return [memoryview(bytes(frame)) for frame in encode(self.waiting.pop())] if self.waiting else None
-
-    def close(self, linger_s: float = 0.0) -> None:
-        self.is_closed = True
-
-
 @pytest.mark.parametrize(
     ("first", "second", "found"),
     [
-        (status(is_standby=True, step=0), status(is_standby=False, step=7), SECOND),
-        (None, status(is_standby=True, step=10), SECOND),
-        (status(is_standby=True, step=0), status(is_standby=True, step=0), None),
+        (notice(step=0), notice(step=7, is_leader=True), SECOND),
+        (notice(step=0), notice(step=0, is_leader=True), SECOND),
+        (None, notice(step=10), SECOND),
+        (notice(step=0), notice(step=0), None),
     ],
 )
-def test_one_of_the_others_is_found_that_has_something_of_the_run(
-    first: Message | None, second: Message, found: str | None
+def test_another_server_is_found_that_leads_the_run_or_has_a_checkpoint(
+    first: LeaderNotice | None, second: LeaderNotice, found: str | None
 ) -> None:
-    ports = {FIRST: StatusPort(first), SECOND: StatusPort(second)}
-    servers = [StandbyAddress(address=address) for address in ports]
-    other = who_has_more(servers, lambda address, public="": ports[address])
+    clock = ManualClock()
+    ports = {FIRST: AnsweringPort([first], clock), SECOND: AnsweringPort([second], clock)}
+    servers = tuple(StandbyAddress(address=address) for address in ports)
+    other = server_with_more(servers, lambda address, public="": ports[address], clock)
     assert (None if other is None else other.address) == found
-    assert all(port.is_closed for port in ports.values())

@@ -2,18 +2,14 @@
 
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from lockstep.common.errors import FailureKind
-from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, HandedOver, StandbyAddress
-from lockstep.common.protocol.standby_messages import LeaderNotice, LeaderRequest, MirrorRequest
+from lockstep.common.protocol.standby_messages import MirrorRequest
 from lockstep.common.runtime.notice import Notice
-from lockstep.common.transport.in_memory import MemoryNetwork
-from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.server.succession import ANSWER_S, END_S, HAND_OVER_S, INTERRUPTED_S, NOTICE_S, Succession
+from lockstep.ps.server.succession import END_S, HAND_OVER_S, INTERRUPTED_S, Succession
 from lockstep.ps.standby.source import MirrorSource
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
@@ -86,60 +82,3 @@ def test_a_run_whose_heir_is_gone_without_a_word_was_handed_over_in_vain() -> No
     assert not succession.is_over(NOW)
     succession.on_left(OTHER, "it has ended")
     assert succession.is_over(NOW)
-
-
-def test_the_server_before_is_told_until_it_says_the_same() -> None:
-    succession, network = Simulation(job_of()).server.succession, MemoryNetwork(0)
-    before = network.server("memory://old")
-    succession.reach(lambda address, public="": network.client(address), network.client("memory://old"))
-    own = LeaderNotice(term=succession.term, address=succession.address)
-    lower, higher = (msgspec.structs.replace(own.term, number=own.term.number + by) for by in (-1, 1))
-    told, answers = list[LeaderNotice](), [None, lower, own.term]
-    for turn, answer in enumerate(answers):
-        assert succession.on_time(turn * NOTICE_S) == []
-        # Not again before it has had time to answer.
-        assert succession.on_time((turn + 0.9) * NOTICE_S) == []
-        asked, found = before.receive(0.0), before.receive(0.0)
-        assert asked is not None
-        assert isinstance(decode(asked[1], LeaderRequest)[0], LeaderRequest)
-        assert found is not None
-        assert before.receive(0.0) is None
-        peer, frames = found
-        message, _ = decode(frames, LeaderNotice)
-        assert isinstance(message, LeaderNotice)
-        told.append(message)
-        if answer is not None:
-            before.send(peer, encode(LeaderNotice(term=answer, address="")))
-    assert told == [own, own, own]
-    assert succession.on_time(len(answers) * NOTICE_S) == []
-    assert (succession.rivals, before.receive(0.0)) == ([], None)
-    # Whoever leads the run in a higher term leads it.
-    succession.reach(lambda address, public="": network.client(address), network.client("memory://old"))
-    succession.on_time(10 * NOTICE_S)
-    found = before.receive(0.0)
-    assert found is not None
-    before.send(found[0], encode(LeaderNotice(term=higher, address="memory://old")))
-    # It is known as soon as it is there, and not only when the next notice is due.
-    assert succession.on_time(10 * NOTICE_S + 0.9 * ANSWER_S) == []
-    (event,) = succession.on_time(10 * NOTICE_S + ANSWER_S)
-    assert isinstance(event, events.Superseded)
-
-
-def test_a_standby_that_follows_another_server_says_where_that_is() -> None:
-    succession, network = Simulation(job_of()).server.succession, MemoryNetwork(0)
-    standby, old = network.server("memory://one"), network.server("memory://old")
-    succession.history = msgspec.structs.replace(succession.history, standbys=[StandbyAddress(address="memory://one")])
-    succession.reach(lambda address, public="": network.client(address), None)
-    succession.on_time(0.0)
-    asked = standby.receive(0.0)
-    assert asked is not None
-    assert isinstance(decode(asked[1], LeaderRequest)[0], LeaderRequest)
-    # It has led nothing, and reads no notice.
-    assert standby.receive(0.0) is None
-    lower = msgspec.structs.replace(succession.term, number=succession.term.number - 1)
-    standby.send(asked[0], encode(LeaderNotice(term=lower, address="memory://old")))
-    succession.on_time(NOTICE_S)
-    succession.on_time(2 * NOTICE_S)
-    _, notice = old.receive(0.0), old.receive(0.0)
-    assert notice is not None
-    assert decode(notice[1], LeaderNotice)[0] == LeaderNotice(term=succession.term, address=succession.address)

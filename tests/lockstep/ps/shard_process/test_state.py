@@ -111,7 +111,7 @@ def test_it_hears_the_server_and_does_not_take_a_worker_for_the_server() -> None
     state = shard_in(ShardPhase.SERVING)
     assert state.handle(EVENTS[Ping], 10.0) == [Ping()]
     state.handle(EVENTS[Hello], 20.0)
-    assert state.client.heard == 10.0
+    assert state.client.search.heard == 10.0
 
 
 def test_an_evicted_shard_asks_for_a_slice_again() -> None:

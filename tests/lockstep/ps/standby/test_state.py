@@ -75,8 +75,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files(*electors: int, term: Term = TERM, **more: object) -> RunFiles:
-    values = {"checkpoint": 0, "state": "running", "successor": "", "files": [], "standbys": (), "place": 5, **more}
-    return RunFiles(term=term, run="r", step=3, steps=9, electors=[*electors], options=RunOptions(), **values)  # type: ignore[arg-type]
+    values = {"checkpoint": 0, "state": "running", "successor": "", "files": [], "standbys": (), "place": 5, "step": 3}
+    values |= {"steps": 9, "options": RunOptions(), **more}
+    return RunFiles(term=term, run="r", electors=[*electors], **values)  # type: ignore[arg-type]
 
 
 def part(file: RunFile = FILE, *, start: int = 0, size: int = 4) -> FilePart:
@@ -211,7 +212,21 @@ def test_workers_of_a_later_term_decide_too_and_the_new_term_is_above_theirs() -
 def test_a_run_of_which_nothing_was_computed_goes_on_if_the_standby_misses_the_server_too() -> None:
     state = standby()
     assert takeovers(claims(state, 1.0, join(0))) == []
-    assert len(takeovers(claims(state, 16.0, join(0)))) == 1
+    # It was stopped itself, and has not listened: the server has a moment to answer.
+    assert takeovers(claims(state, 16.0, join(0))) == []
+    for now in (16.0, 18.0):
+        state.handle(TimePassed(), now)
+    assert len(takeovers(claims(state, 18.0, join(0)))) == 1
+
+
+def test_a_server_that_makes_steps_is_not_gone_however_many_workers_miss_it() -> None:
+    state = standby(0, 1, 2)
+    assert takeovers(claims(state, 10.0, join(0))) == []
+    state.handle(files(0, 1, 2, step=6), 10.5)
+    assert takeovers(state.handle(Received(peer=b"x", message=join(1)), 11.0)) == []
+    # It stands still, and answers all the same: it may have lost its workers.
+    state.handle(files(0, 1, 2, step=6), 11.5)
+    assert len(takeovers(state.handle(Received(peer=b"y", message=join(2)), 12.0))) == 1
 
 
 def test_a_worker_that_alone_misses_the_server_is_told_so() -> None:
@@ -467,8 +482,11 @@ def test_it_ends_if_it_is_refused_or_interrupted_or_the_protocol_is_broken() -> 
 
 
 ANSWERS = [
-    (LeaderRequest(), LeaderNotice(term=TERM, address=SERVER.address)),
-    (Drain(), CommandOutcome(is_accepted=False, text="this is a standby: drain the server, at tcp://h:1")),
+    (LeaderRequest(), LeaderNotice(term=TERM, address=SERVER.address, step=3)),
+    (
+        Drain(),
+        CommandOutcome(is_accepted=False, text="this is a standby: drain the server, at tcp://h:1", leader=SERVER),
+    ),
     (Ping(), Eviction(reason=FOLLOWS)),
     (
         StatusRequest(),
@@ -490,11 +508,12 @@ ANSWERS = [
             failure="",
             term=4,
             is_standby=True,
+            leader=SERVER,
         ),
     ),
-    (MESSAGES[1], NotLeading(state="following", reason="it is a standby, and hears tcp://h:1")),
-    (MESSAGES[2], NotLeading(state="following", reason="it is a standby, and hears tcp://h:1")),
-    (join(None), NotLeading(state="following", reason="it is a standby, and hears tcp://h:1")),
+    (MESSAGES[1], NotLeading(state="following", reason="it is a standby, and hears tcp://h:1", leader=SERVER)),
+    (MESSAGES[2], NotLeading(state="following", reason="it is a standby, and hears tcp://h:1", leader=SERVER)),
+    (join(None), NotLeading(state="following", reason="it is a standby, and hears tcp://h:1", leader=SERVER)),
 ]
 
 
@@ -561,8 +580,11 @@ def test_what_was_said_of_an_earlier_term_does_not_count() -> None:
 def test_a_run_of_which_nothing_was_computed_says_why_it_goes_on_here() -> None:
     reason = "tcp://h:1 is gone, and nobody had computed anything"
     # A starved server may have begun by now: nothing is lost by giving it more time.
-    assert takeovers(claims(standby(), 14.9, join(0))) == []
-    assert takeovers(claims(standby(), 15.0, join(0))) == [TakeOver(number=5, reason=reason)]
+    for now, decided in ((14.9, []), (15.0, [TakeOver(number=5, reason=reason)])):
+        state = standby()
+        for asked in (2.0, 4.0):
+            state.handle(TimePassed(), asked)
+        assert takeovers(claims(state, now, join(0))) == decided
 
 
 def test_a_person_is_answered_before_it_leads_the_run() -> None:
@@ -586,7 +608,7 @@ def test_a_run_that_is_handed_over_to_another_standby_is_mirrored_from_there() -
     state = standby(0)
     state.handle(files(0, state="handed over", successor=OTHER.address, standbys=(OWN, OTHER)), 4.0)
     # That one has its time before another is asked.
-    assert (state.server, state.arrived) == (OTHER, 4.0)
+    assert (state.search.server, state.search.arrived) == (OTHER, 4.0)
 
 
 def test_a_standby_that_is_asked_by_another_names_it_and_the_next_is_asked() -> None:
@@ -608,9 +630,9 @@ def test_a_server_of_a_higher_term_is_followed_if_it_is_known() -> None:
     state.handle(files(0, standbys=(OWN, OTHER)), 1.0)
     for term, address in ((NEXT, "tcp://h:9"), (NEXT, SERVER.address), (TERM, OTHER.address)):
         assert state.handle(LeaderNotice(term=term, address=address), 1.1) == []
-        assert state.server == SERVER
+        assert state.search.server == SERVER
     assert state.handle(LeaderNotice(term=NEXT, address=OTHER.address), 1.2) == [Redial(server=OTHER)]
-    assert (state.deadline(), state.arrived) == (1.2, 1.2)
+    assert (state.deadline(), state.search.arrived) == (1.2, 1.2)
 
 
 def test_a_server_that_led_once_is_left_at_once() -> None:

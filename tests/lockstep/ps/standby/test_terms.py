@@ -117,3 +117,16 @@ def test_the_last_leader_at_another_address_is_known_in_a_run_with_standbys() ->
     assert history.earlier_leader(there.address) == here
     history = TermHistory(standbys=[here]).begin("a", number=None, step=0)
     assert history.earlier_leader("tcp://c:1") is None
+
+
+def test_the_servers_that_may_lead_a_run_are_its_standbys_and_earlier_leaders_and_those_that_a_person_names() -> None:
+    one, two, three = (f"tcp://{name}:5555" for name in ("one", "two", "three"))
+    two_with_key = StandbyAddress(address=two, public="k" * 40)
+    history = TermHistory(standbys=[two_with_key])
+    for number, address in enumerate((one, two)):
+        history = history.begin(f"{number}", number=number + 1, step=0, address=address)
+    named = (StandbyAddress(address=two), StandbyAddress(address=three))
+    # The key is that of the folder, which a person does not name.
+    assert history.other_servers(one, named) == (two_with_key, StandbyAddress(address=three))
+    assert history.other_servers(two) == (StandbyAddress(address=one),)
+    assert TermHistory().other_servers(one) == ()
