@@ -15,8 +15,8 @@ TERMS = "terms.json"
 #: Terms that are remembered.
 MOST_TERMS = 1000
 
-#: Addresses of servers of a run that have a place at the same time.
-PLACES = 100
+#: Places of servers of a run, and how many each of them may give to new standbys while it leads.
+PLACES, SHARE = 8000, 20
 
 
 class LedTerm(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,14 +67,19 @@ class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
         return history if self.terms else history.with_place(address)
 
     def with_place(self, address: str) -> "TermHistory":
-        """Return the history with a place for the server at an address; it keeps the one that it has."""
+        """Return the history with a place for the server at an address; it keeps the one that it has.
+
+        Each leader gives places that no other server gives: so two that lead at the same time, as one that was cut off
+        and its successor, do not give one place to two standbys. A leader that has none left gives the lowest that it
+        does not know to be taken.
+        """
         if address in self.places:
             return self
-        places, present = dict(self.places), {standby.address for standby in self.standbys}
-        place = len(places) + 1
-        if place > PLACES:
-            place = places.pop(next(one for one in places if one not in present))
-        return msgspec.structs.replace(self, places={**places, address: place})
+        own = self.places.get(self.terms[-1].address, 1) if self.terms else 1
+        first = SHARE * own if own > 1 else 1
+        taken, mine = set(self.places.values()), range(first, min(SHARE * (own + 1), PLACES))
+        place = next(one for one in (*mine, *range(1, PLACES)) if one not in taken)
+        return msgspec.structs.replace(self, places={**self.places, address: place})
 
     def earlier_leader(self, address: str) -> StandbyAddress | None:
         """Return where the last server was that led the run and is not at `address`; None in a run without standbys."""

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.errors import FileFormatError
-from lockstep.common.protocol.messages import NO_TERM, StandbyAddress, Term
+from lockstep.common.protocol.messages import NO_TERM, STANDBYS_LIMIT, StandbyAddress, Term
 from lockstep.ps.standby.terms import (
     MOST_TERMS,
     PLACES,
+    SHARE,
     TERMS,
     LedTerm,
     TermHistory,
@@ -56,18 +57,40 @@ def test_no_two_servers_take_the_same_number() -> None:
     assert history.begin("b", number=2, step=0, address="tcp://x:1").places == history.places
     taken = {place: next_number(place, 0) for place in history.places.values()}
     assert taken == {1: 1, 2: 2, 3: 3}
-    for place, seen in product(taken, range(3 * PLACES)):
+    for place, seen in product(taken, (*range(9), *range(PLACES - 2, PLACES + 9), 3 * PLACES)):
         number = next_number(place, seen)
         assert seen < number <= seen + PLACES
         assert number % PLACES == place
 
 
-def test_an_address_that_is_no_standby_any_more_makes_room_for_another() -> None:
-    history = TermHistory(standbys=[StandbyAddress(address="0")])
-    for number in range(PLACES):
+def led_by(*addresses: str) -> list[TermHistory]:
+    """Return the histories of servers that have led a run, each a standby of the one before."""
+    histories = [TermHistory().begin("0", number=None, step=0, address=addresses[0])]
+    for address in addresses[1:]:
+        histories[-1] = history = histories[-1].with_place(address)
+        number = next_number(history.places[address], history.last.number)
+        histories.append(history.begin(address, number=number, step=0, address=address))
+    return histories
+
+
+def test_servers_that_lead_at_the_same_time_give_different_places_to_new_standbys() -> None:
+    """The first one was cut off, and its standbys lead, one after the other: each has standbys that came to it."""
+    given, histories = list[int](), led_by("a", "b", "c")
+    for number, history in enumerate(histories):
+        for standby in range(STANDBYS_LIMIT):
+            history = history.with_place(f"{number}-{standby}")
+        given += [place for address, place in history.places.items() if "-" in address]
+    assert len(set(given)) == 3 * STANDBYS_LIMIT
+    assert not set(given) & set(histories[-1].places.values())
+    assert max(given) < PLACES
+
+
+def test_a_leader_that_has_given_all_of_its_places_gives_the_lowest_that_is_not_taken() -> None:
+    history = led_by("a", "b")[-1]
+    for number in range(SHARE + 2):
         history = history.with_place(f"{number}")
-    full = history.with_place("new").places
-    assert (len(full), full["0"], full["new"], "1" in full) == (PLACES, 1, 2, False)
+    places = [*history.places.values()]
+    assert places == [1, 2, *range(2 * SHARE, 3 * SHARE), 3, 4]
 
 
 def test_a_term_begins_with_its_server() -> None:
