@@ -342,7 +342,7 @@ class StandbyProcess(SimulatedShell):
             say,
             wait_for_nothing,
         )
-        runner.dispatch(Started())
+        runner.dispatch([Started()])
         return cls(run, process, say, shares, runner)
 
     def step(self) -> bool:
@@ -393,7 +393,7 @@ class StandbyProcess(SimulatedShell):
         if self.leading is not None:
             self.leading.interrupt()
         else:
-            self.runner.dispatch(Interrupted())
+            self.runner.dispatch([Interrupted()])
 
     def close(self) -> None:
         if self.leading is not None:

@@ -1,6 +1,6 @@
 """A standby's shell: turns frames into events and effects into frames and files. Decides nothing."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -19,7 +19,7 @@ from lockstep.common.protocol.standby_messages import (
 )
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.client import Exit, ObstacleFound, ProtocolBroken, Redial, SendToServer, Started
-from lockstep.common.statemachine.loop import deliver
+from lockstep.common.statemachine.loop import EventLoop, deliver
 from lockstep.common.statemachine.machine import Interrupted, PeerLeft, Received, Report, Send, TimePassed, carry_out
 from lockstep.common.transport.auth.keys import is_standbys
 from lockstep.common.transport.diagnosis import Diagnosis
@@ -62,15 +62,19 @@ class StandbyShell:
     _is_checked: bool = False
     #: Set once it has ended without taking over, or takes over.
     ended: Exit | TakeOver | None = None
+    loop: EventLoop[StandbyEvent] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loop = EventLoop(self.clock, self, (self,), self.dispatch, messages_first=True)
 
     def run(self) -> Exit | TakeOver:
         """Mirror the run until it is over, or is to be led from here: then the folder is that of a run."""
         try:
-            self.dispatch(Started())
+            self.dispatch([Started()])
             while self.ended is None:
                 self.step()
         except KeyboardInterrupt:
-            self.dispatch(Interrupted())
+            self.dispatch([Interrupted()])
         finally:
             self.close()
         assert self.ended is not None
@@ -89,72 +93,53 @@ class StandbyShell:
 
     def step(self) -> bool:
         """Handle one message, or the passing of time; return whether anything happened."""
-        if self._receive():
-            return True
-        deadline = self.state.deadline()
-        left = None if deadline is None else deadline - self.clock.now()
-        if left is not None and left <= 0.0:
-            self._find_obstacle()
-            self.dispatch(TimePassed())
-            return True
-        self.wait((self.upstream, self.port), left)
+        return self.loop.step()
+
+    # What happens
+
+    def deadline(self) -> float | None:
+        """Return when something is due although no message comes."""
+        return self.state.deadline()
+
+    def on_time(self, now: float) -> Sequence[StandbyEvent]:
+        """Return that time has passed; if no server has answered yet, first what prevents it."""
+        diagnosis = None if self.diagnose is None or self.state.offer is not None else self.diagnose()
+        if diagnosis is None:
+            return [TimePassed()]
+        return [ObstacleFound(obstacle=diagnosis.text, is_final=diagnosis.is_final), TimePassed()]
+
+    def listen(self, seconds: float | None) -> None:
+        """Wait until a message may have come, or for so many seconds."""
+        self.wait((self.upstream, self.port), seconds)
         for text in self.rejections.due(self.clock.now()):
             self.say(text)
-        return self._receive()
 
-    def _find_obstacle(self) -> None:
-        """Find out what prevents a connection, if no server has answered yet."""
-        diagnosis = None if self.diagnose is None or self.state.offer is not None else self.diagnose()
-        if diagnosis is not None:
-            self.dispatch(ObstacleFound(obstacle=diagnosis.text, is_final=diagnosis.is_final))
-
-    # From messages to events
-
-    def _receive(self) -> bool:
+    def take(self) -> Sequence[StandbyEvent] | None:
+        """Return what one message means, or that peers are gone; None if nothing has come."""
         frames = self.upstream.receive(0.0)
         if frames is not None:
-            self._on_server_message(frames)
-            return True
+            return [_event_of(frames)]
         received = self.port.receive(0.0)
         if received is not None:
-            self._on_message(*received)
-            return True
-        lost = self.port.lost()
-        for peer in lost:
-            self.dispatch(PeerLeft(peer=peer, reason="its connection is gone"))
-        return bool(lost)
+            return self._events_of(*received)
+        return [PeerLeft(peer=peer, reason="its connection is gone") for peer in self.port.lost()] or None
 
-    def _on_server_message(self, frames: list[memoryview]) -> None:
-        event: StandbyEvent
-        try:
-            message, arrays = decode(frames, ToStandbyMessage)
-            if isinstance(message, FilePart):
-                event = PartReceived(part=message, data=arrays[0].tobytes()[: message.size])
-            else:
-                assert isinstance(message, RunFiles | LeaderNotice | NotLeading | Refused)  # what else there may be
-                event = message
-        except RemoteProtocolError as error:
-            event = ProtocolBroken(fault=str(error))
-        self.dispatch(event)
-
-    def _on_message(self, peer: bytes, frames: list[memoryview]) -> None:
+    def _events_of(self, peer: bytes, frames: list[memoryview]) -> Sequence[StandbyEvent]:
         try:
             message, _ = decode(frames, AtStandbyMessage)
         except RemoteProtocolError as error:
-            self._answer(peer, answer_to_stranger(frames, error))
-            return
+            return self._answer(peer, answer_to_stranger(frames, error))
         if isinstance(message, Promote) and not is_standbys(self.port.key_name(peer)):
             text = "this takes the key of the server, or of a standby"
-            self._answer(peer, CommandOutcome(is_accepted=False, text=text))
-            return
-        self.dispatch(Received(peer=peer, message=message))
+            return self._answer(peer, CommandOutcome(is_accepted=False, text=text))
+        return [Received(peer=peer, message=message)]
 
-    def _answer(self, peer: bytes, message: Message) -> None:
-        deliver(self.port, peer, encode(message))
+    def _answer(self, peer: bytes, message: Message) -> Sequence[StandbyEvent]:
+        return deliver(self.port, peer, encode(message))
 
-    def dispatch(self, event: StandbyEvent) -> None:
-        """Let the machine handle an event, and whatever its effects lead to."""
-        carry_out(self.state, [event], self._perform, self.clock.now)
+    def dispatch(self, happened: Sequence[StandbyEvent]) -> None:
+        """Let the machine handle events, and whatever its effects lead to."""
+        carry_out(self.state, happened, self._perform, self.clock.now)
         if self.state.can_lead and not self._is_checked:
             self._is_checked = True
             self.check()
@@ -167,7 +152,7 @@ class StandbyShell:
                 with suppress(PeerSlow):  # a server that reads nothing is asked again
                     self.upstream.send(encode(message))
             case Send():
-                return deliver(self.port, effect.peer, encode(effect.message))
+                return self._answer(effect.peer, effect.message)
             case Redial(server=server):
                 self.diagnose = None
                 self.upstream.close(LINGER_S)
@@ -179,6 +164,18 @@ class StandbyShell:
             case _:
                 assert_never(effect)
         return []
+
+
+def _event_of(frames: list[memoryview]) -> StandbyEvent:
+    """Return what a message of the server that is mirrored means."""
+    try:
+        message, arrays = decode(frames, ToStandbyMessage)
+    except RemoteProtocolError as error:
+        return ProtocolBroken(fault=str(error))
+    if isinstance(message, FilePart):
+        return PartReceived(part=message, data=arrays[0].tobytes()[: message.size])
+    assert isinstance(message, RunFiles | LeaderNotice | NotLeading | Refused)  # these are all others
+    return message
 
 
 def answer_to_stranger(frames: list[memoryview], fault: RemoteProtocolError) -> Message:

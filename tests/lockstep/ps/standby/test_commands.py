@@ -309,7 +309,7 @@ def test_a_standby_that_ends_leaves_nothing_half_written(tmp_path: Path) -> None
         print,
         wait_for_nothing,
     )
-    shell.dispatch(Interrupted())
+    shell.dispatch([Interrupted()])
     shell.close()
     assert shell.ended == Exit(code=130, reason="interrupted", kind=FailureKind.INTERRUPTED)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
