@@ -68,9 +68,8 @@ class Coordinator(Machine[events.Event, Effect]):
     membership: Membership = field(default_factory=Membership)
     admission: Admission = field(init=False)
     reminder: Reminder = field(default_factory=Reminder)
-    #: Why the run failed: the message for people, and its kind.
-    failure: str = ""
-    failure_kind: FailureKind | None = None
+    #: The end of the run, once it is written: None before.
+    ended: Finish | None = None
     hooks: Hooks = field(default_factory=Hooks)
     parts: Sequence[object] = ()
     state: RoundState = field(init=False)
@@ -120,7 +119,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         self.stragglers.check(now, self.leases)
-        if isinstance(event, Received) and self._is_stranger(event) and not self.is_over():
+        if isinstance(event, Received) and self._is_stranger(event) and self.ended is None:
             # Before the table, which is of the run's phases: whoever this is takes no part in the run.
             return [Send(peer=event.peer, message=Eviction(reason=STRANGER))]
         return self.obey(event, now)
@@ -150,7 +149,7 @@ class Coordinator(Machine[events.Event, Effect]):
             case Received(peer=peer, message=Join() as message):
                 return self.join(peer, message, Admittance(event.key, event.signer), now)
             case Received(peer=peer, message=Ping()):
-                return self._answer_ping(peer)
+                return [Send(peer=peer, message=Ping())] if self.ended is None else self._farewell(peer)
             case Received(peer=peer, message=message):
                 member = self.membership.members.get(peer)
                 return [] if member is None else self._on_work(member, message, now)
@@ -194,7 +193,7 @@ class Coordinator(Machine[events.Event, Effect]):
         if refused := self.admission.refuse(peer, join, admitted):
             return refused
         if self.is_over():
-            return [] if self.failure_kind in CONTINUED else [Send(peer=peer, message=self._finished())]
+            return self._farewell(peer)
         if peer in self.membership.members:
             return []
         if self.phase is RunPhase.AWAITING_SERVERS:
@@ -370,7 +369,8 @@ class Coordinator(Machine[events.Event, Effect]):
             self.progress.end_step(tally, now, self.membership.end_step())
             self.progress.begin_round(now)
             self.phase = RunPhase.UPDATING
-            return [UpdateWeights(step=self.round.step, tally=tally, account=account)]
+            is_last = any(ends() for ends in self.hooks.ends)
+            return [UpdateWeights(step=self.round.step, tally=tally, account=account, is_last=is_last)]
         effects: list[Effect] = []
         if self.round.work == "validate":
             self.progress.end_validation(tally)
@@ -394,9 +394,9 @@ class Coordinator(Machine[events.Event, Effect]):
     # The run ends
 
     def finish(self) -> list[Effect]:
-        """End the run well."""
+        """End the run well; workers are dismissed once its result is written."""
         self.phase = RunPhase.FINISHED
-        return [*self._dismiss(), Finish()]
+        return [Finish()]
 
     def fail(
         self,
@@ -405,24 +405,24 @@ class Coordinator(Machine[events.Event, Effect]):
         farewells: Mapping[bytes, Message] | None = None,
         conviction: Conviction | None = None,
     ) -> list[Effect]:
-        """End the run, for a reason; `farewells` are sent to their peers in place of that."""
-        self.phase, self.failure, self.failure_kind = RunPhase.FAILED, failure, kind
-        dismissed = [] if kind in CONTINUED else self._dismiss()
-        messages = {effect.peer: effect.message for effect in dismissed} | dict(farewells or {})
-        sent: list[Effect] = [Send(peer=peer, message=message) for peer, message in messages.items()]
+        """End the run, for a reason; members that get one of the `farewells` are dismissed by it."""
+        self.phase, sent = RunPhase.FAILED, list[Effect]()
+        for peer, message in (farewells or {}).items():
+            self.membership.remove(peer)
+            sent.append(Send(peer=peer, message=message))
         return [*sent, Finish(failure=failure, kind=kind, conviction=conviction)]
 
-    def _answer_ping(self, peer: bytes) -> list[Effect]:
-        if not self.is_over():
-            return [Send(peer=peer, message=Ping())]
-        return [] if self.failure_kind in CONTINUED else [Send(peer=peer, message=self._finished())]
+    def dismiss(self, ended: Finish) -> list[Effect]:
+        """Let workers go: the end of the run is written, or cannot be written."""
+        self.ended = ended
+        return [send for peer in (*self.membership.members, *self.admission.early) for send in self._farewell(peer)]
 
-    def _dismiss(self) -> list[Send]:
-        peers = [*self.membership.members, *self.admission.early]
-        return [Send(peer=peer, message=self._finished()) for peer in peers]
-
-    def _finished(self) -> Finished:
-        return Finished(reason=shortened(self.failure), kind=self.failure_kind)
+    def _farewell(self, peer: bytes) -> list[Effect]:
+        """Return what a peer is sent at the end: nothing before that is written, or if the run continues."""
+        ended = self.ended
+        if ended is None or ended.kind in CONTINUED:
+            return []
+        return [Send(peer=peer, message=Finished(reason=shortened(ended.failure), kind=ended.kind))]
 
     # Time passes
 
@@ -443,7 +443,8 @@ class Coordinator(Machine[events.Event, Effect]):
         """Return the status of the run."""
         members, held = self.membership.members.values(), self.leases.held
         workers = [member.status(is_busy=member.rank in held) for member in members]
-        status = status_of(self.info, self.progress, self.phase, self.round, now, workers, self.failure)
+        failure = "" if self.ended is None else self.ended.failure
+        status = status_of(self.info, self.progress, self.phase, self.round, now, workers, failure)
         for change in self.hooks.statuses:
             status = change(status)
         return status
@@ -452,7 +453,7 @@ class Coordinator(Machine[events.Event, Effect]):
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""
         self.membership.validate(self.info.job.micro_batches)
         ready = {member.rank for member in self.membership.ready()}
-        assert self.leases.held.keys() <= ready, "a worker holds leases that is not ready"
+        assert self.is_over() or self.leases.held.keys() <= ready, "a worker holds leases that is not ready"
         assert self.is_running() or self.is_over() or not self.leases.held
         if self.is_running() and not self.is_held():
             assert not self.leases.is_complete()

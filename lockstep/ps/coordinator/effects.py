@@ -42,6 +42,8 @@ class UpdateWeights(Struct, frozen=True, kw_only=True):
     step: int
     tally: Tally
     account: Account
+    #: Whether the run is handed over after it.
+    is_last: bool = False
 
 
 class LeaseSteps(Struct, frozen=True, kw_only=True):

@@ -37,6 +37,8 @@ class Hooks:
     begins: list[Callable[[Round], RunPhase | None]] = field(default_factory=list)
     #: Each tells whether no work is to be leased now.
     holds: list[Callable[[], bool]] = field(default_factory=list)
+    #: Each tells whether the run ends here after an update, for which the slices of all servers are gathered then.
+    ends: list[Callable[[], bool]] = field(default_factory=list)
     #: Each returns what the run waits for, empty if it does not.
     waits: list[Callable[[], str]] = field(default_factory=list)
     #: Called after each event, unless the run is over.

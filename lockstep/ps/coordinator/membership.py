@@ -140,6 +140,8 @@ class Membership:
     obstacle: str = ""
     #: Seconds of computing of the current step, by rank.
     step_compute_s: dict[int, StepCompute] = field(default_factory=dict)
+    #: The workers that computed the last step, by rank.
+    last_ranks: frozenset[int] = frozenset()
     #: How many members are in each state: to count them again at each message would be quadratic.
     _counts: Counter[MemberState] = field(default_factory=Counter)
     #: How many are on each machine, how many processes of theirs, and how many members may use each of its cores.
@@ -288,8 +290,19 @@ class Membership:
         ready = sum(member.processes for member in self.ready())
         processes = max(ready, sum(step.processes for step in steps), 1)
         computed = sum(step.seconds for step in steps) / processes, max((step.slowest_s for step in steps), default=0.0)
+        self.last_ranks = frozenset(self.step_compute_s)
         self.step_compute_s.clear()
         return computed
+
+    def electors(self, machine: str) -> list[int]:
+        """Return the ranks of those that decide that the server on a machine is gone: the workers of the last step.
+
+        Those on its own machine are gone with it, and do not count if there are others.
+        """
+        ready = self.ready()
+        last = [member for member in ready if member.rank in self.last_ranks] or ready
+        away = [member for member in last if not machine or member.join.machine != machine]
+        return [member.rank for member in away or last]
 
     def validate(self, capacity: int) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""

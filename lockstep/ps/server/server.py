@@ -92,6 +92,13 @@ class Server:
                 self._see_off(self.ended)
         except KeyboardInterrupt:
             is_interrupted = True  # standbys do without the rest
+        except OSError as error:
+            # With a standby, workers miss this server, and the run ends there from the files that the standby has.
+            if not self.succession.registry.members:
+                text = f"the server cannot write to the run's folder: {error.strerror}"
+                self.group.end(effects.Finish(failure=text))
+                self._dismiss(effects.Finish(failure=text))
+            raise
         finally:
             self.succession.close()
             self.recorder.close()
@@ -162,11 +169,18 @@ class Server:
     def _dispatch(self, happened: Sequence[events.Event]) -> None:
         """Let the coordinator handle events, and whatever its effects lead to."""
         carry_out(self.coordinator, happened, self._perform, self.loop.clock.now)
+        if self.ended is not None and self.coordinator.ended is None:
+            self._dismiss(self.ended)
         # Afterwards: what workers wait for has been sent.
         self.committer.record_completed()
         # Never while a team makes steps, and so writes the weights: a multi-step lease ends when a checkpoint is due.
         if self.ended is None and self.multi_step.lease is None:
             self.committer.take_due_checkpoint()
+
+    def _dismiss(self, ended: effects.Finish) -> None:
+        """Let workers go, now that all processes can report the same end."""
+        for effect in self.coordinator.dismiss(ended):
+            self._perform(effect)
 
     def _perform(self, effect: effects.Effect) -> Sequence[events.Event]:
         match effect:

@@ -11,7 +11,6 @@ from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.findings import Conviction
-from lockstep.ps.coordinator.parts.hand_over import HandOver
 from lockstep.ps.records.recorder import MetricsRecorder, carried
 from lockstep.ps.run.progress import Traffic
 from lockstep.ps.server.conviction import quarantine_checkpoints
@@ -46,19 +45,19 @@ class StepCommitter:
         if self.guard.text:
             return [events.WeightsNotFinite(text=self.guard.text)]
         self._update = effect
-        return self.group.begin_update(effect.step, effect.tally.divisor, self._collected(effect.step))
+        return self.group.begin_update(effect.step, effect.tally.divisor, self._collected(effect))
 
-    def _collected(self, step: int) -> Collected:
+    def _collected(self, effect: effects.UpdateWeights) -> Collected:
         """Return what is to be gathered from all servers with the update of a step."""
-        ends_epoch, checkpointer = self.coordinator.info.plan.closes_epoch(step), self.checkpointer
+        step, checkpointer = effect.step, self.checkpointer
+        ends_epoch = self.coordinator.info.plan.closes_epoch(step)
         if checkpointer is None or not checkpointer.folder.keep:
             # The moving average of the weights is one of the optimizer's slots, and is kept at the end of the run.
             has_average = self.coordinator.info.job.ema_decay is not None
             return ("all" if has_average else "weights") if ends_epoch else "nothing"
         # Never the weights alone: they and the optimizer's slots are to be of one step.
-        is_last = ends_epoch or bool(self.coordinator.part(HandOver).drained)  # of a run that is handed over
-        is_due = is_last or checkpointer.schedule.is_due(step + 1, self.group.clock.now(), ends_epoch=False)
-        return "all" if is_due else "nothing"
+        is_last, now = ends_epoch or effect.is_last, self.group.clock.now()
+        return "all" if is_last or checkpointer.schedule.is_due(step + 1, now, ends_epoch=False) else "nothing"
 
     def record_completed(self) -> None:
         """Record the update that all servers have just made, if it is not recorded yet."""

@@ -43,7 +43,6 @@ from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.admission import superseded_text
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.parts.hand_over import HandOver
 from lockstep.ps.server.rivals import Rivals
 from lockstep.ps.shard_group.group import SliceGroup
 from lockstep.ps.standby.registry import StandbyMember, StandbyRegistry
@@ -188,7 +187,7 @@ class Succession:
             steps=info.plan.total_steps,
             checkpoint=shown.step,
             files=[*shown.files],
-            electors=self.coordinator.part(HandOver).electors(),
+            electors=self.coordinator.membership.electors(info.machine),
             # Those that are gone too, since each of them may lead the run by now: then the others find it there.
             standbys=tuple(self.history.standbys),
             place=self.history.places[standby],

@@ -123,6 +123,8 @@ class Drive:
         for update in [effect for effect in effects if isinstance(effect, UpdateWeights)]:
             # As a server does that has all of the weights.
             effects += self.coordinator.handle(events.StepUpdated(step=update.step), self.now)
+        for finish in [effect for effect in effects if isinstance(effect, Finish)]:
+            effects += self.coordinator.dismiss(finish)
         self.counted += [Node(share.lo, share.hi) for share in account.shares[before:]]
         self.coordinator.validate()
         deadline = self.coordinator.deadline()

@@ -1,14 +1,12 @@
-"""The hand-over of a run to another server: the standbys, the end here, and the electors of a new leader. Pure."""
+"""The hand-over of a run to another server: the standbys, and the end here. Pure."""
 
 from lockstep.common.errors import FailureKind
-from lockstep.common.protocol.messages import Result, StandbysChanged
+from lockstep.common.protocol.messages import StandbysChanged
 from lockstep.common.statemachine.machine import Send
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
-from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.transitions import UNDER_WAY, RunPhase
-from lockstep.ps.run.plan import Round
 
 
 class HandOver:
@@ -20,36 +18,13 @@ class HandOver:
         self.drained = ""
         #: The first step whose update came after that was asked for: with it, the slices of all servers are gathered.
         self.drained_at = 0
-        #: The workers of the last step, by rank.
-        self._last_ranks: frozenset[int] = frozenset()
         hooks = core.hooks
         hooks.events[events.StandbysKnown] = self._on_standbys
         hooks.events[events.Superseded] = lambda event, now: core.fail(event.text, FailureKind.SUPERSEDED)
         hooks.events[events.DrainRequested] = self._on_drain
-        hooks.rounds.append(self)
+        hooks.ends.append(lambda: bool(self.drained))
         hooks.holds.append(self._holds)
         hooks.after.append(self._end)
-
-    def electors(self) -> list[int]:
-        """Return the ranks of those that decide that this server is gone: the workers of the last step.
-
-        Those on its own machine are gone with it, and do not count if there are others.
-        """
-        ready, machine = self._core.membership.ready(), self._core.info.machine
-        last = [member for member in ready if member.rank in self._last_ranks] or ready
-        away = [member for member in last if not machine or member.join.machine != machine]
-        return [member.rank for member in away or last]
-
-    def opened(self, at: Round) -> frozenset[int]:
-        return frozenset()
-
-    def accepted(self, member: Member, result: Result) -> None:
-        pass
-
-    def completed(self) -> bool:
-        if self._core.round.work == "train":
-            self._last_ranks = frozenset(share.rank for share in self._core.state.account.shares)
-        return False
 
     def _on_standbys(self, event: events.StandbysKnown, now: float) -> list[Effect]:
         self._core.admission.standbys = event.standbys

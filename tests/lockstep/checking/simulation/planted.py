@@ -10,12 +10,12 @@ from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.tree import Node, TreeSum, Vector, VectorTree
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import Finished, Result
+from lockstep.common.protocol.messages import Result
 from lockstep.common.statemachine.machine import Received
 from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Effect
+from lockstep.ps.coordinator.effects import Effect, Finish
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from lockstep.ps.coordinator.scheduling.round_state import PendingAcknowledgements
@@ -179,8 +179,8 @@ def untidy(server: Server) -> Server:
 class Ungrateful(Coordinator):
     """Tells the workers of a run that succeeded that it failed."""
 
-    def _finished(self) -> Finished:
-        return msgspec.structs.replace(super()._finished(), reason="nobody is needed", kind=FailureKind.REFUSED)
+    def dismiss(self, ended: Finish) -> list[Effect]:
+        return super().dismiss(replace(ended, failure="nobody is needed", kind=FailureKind.REFUSED))
 
 
 class Planted(NamedTuple):

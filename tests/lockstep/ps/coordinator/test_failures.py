@@ -118,7 +118,7 @@ def test_an_interrupt_ends_the_run_and_everybody_is_told() -> None:
     drive.join(2)
     effects = drive.happen(events.Interrupted())
     assert messages(effects) == [Finished(reason="interrupted", kind=FailureKind.INTERRUPTED)] * 2
-    assert effects[-1] == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
+    assert finished(effects) == [Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)]
     assert drive.coordinator.phase is RunPhase.FAILED
 
 
@@ -129,5 +129,5 @@ def test_the_others_finish_the_step_without_a_worker_on_which_all_fails() -> Non
         worker = next(worker for worker in (1, 2, 3) if drive.leases[worker])
         failing = worker == 1 and drive.coordinator.round.step == 0
         effects = drive.fail(worker) if failing else drive.answer(worker)
-    assert effects[-1] == Finish()
+    assert finished(effects) == [Finish()]
     assert Lease in kinds(drive.effects, 1)

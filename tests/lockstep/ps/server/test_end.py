@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,47 @@ def test_an_interrupt_counts_more_than_a_lost_shard_for_which_the_server_would_r
     assert simulation.server.run(watch=lose_and_interrupt) == Finish(
         failure="interrupted", kind=FailureKind.INTERRUPTED
     )
+
+
+def test_no_worker_is_told_of_an_end_that_is_not_written(tmp_path: Path) -> None:
+    simulation = Simulation(job_of(steps=1), folder=tmp_path / "run", parts=Parts(server=without_a_folder_at_its_end))
+    worker = simulation.add_worker()
+    while not simulation.process.is_dead:
+        assert simulation.turn()
+    simulation.run_until_quiet()
+    assert worker.runner.ended is None
+
+
+@dataclass
+class DeletedFolder(RunFolder):
+    """Is deleted before the result is written."""
+
+    def keep(self, name: str, value: RunResult | Receipt) -> None:
+        if isinstance(value, RunResult):
+            shutil.rmtree(self.path)
+        super().keep(name, value)
+
+
+def without_a_folder_at_its_end(server: Server) -> Server:
+    assert server.recorder.folder is not None
+    server.recorder.folder.__class__ = DeletedFolder
+    return server
+
+
+def test_a_server_without_standbys_that_cannot_write_lets_its_workers_know(tmp_path: Path) -> None:
+    simulation = Simulation(job_of(), folder=tmp_path)
+    worker = simulation.add_worker()
+    simulation.run_to(1)
+
+    def fail() -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.raises(OSError, match="Read-only"):
+        simulation.server.run(watch=fail)
+    while worker.runner.ended is None:
+        worker.runner.step()
+    reason = "the run failed: the server cannot write to the run's folder: Read-only file system"
+    assert (worker.runner.ended.code, worker.runner.ended.reason) == (1, reason)
 
 
 @dataclass

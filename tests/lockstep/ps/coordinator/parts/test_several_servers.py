@@ -151,8 +151,8 @@ def test_weights_that_are_not_finite_end_the_run_and_workers_are_told() -> None:
     drive = begun(1)
     effects = drive.happen(events.WeightsNotFinite(text="a weight is not finite"))
     assert effects == [
-        Send(peer=peer_of(1), message=Finished(reason="a weight is not finite", kind=FailureKind.DIVERGED)),
         Finish(failure="a weight is not finite", kind=FailureKind.DIVERGED),
+        Send(peer=peer_of(1), message=Finished(reason="a weight is not finite", kind=FailureKind.DIVERGED)),
     ]
     assert drive.coordinator.status(drive.now).failure == "a weight is not finite"
 
