@@ -28,7 +28,7 @@ STOP = re.compile(r"^\d+\. `(?P<path>[\w/]+\.py)` `(?P<function>[\w.]+)`", re.MU
 ROW = re.compile(r"^\| `(?P<path>[\w/]+\.py)` `(?P<function>[\w.]+)` \|[^|]+\|(?P<ways>.*)\|$", re.MULTILINE)
 
 #: The ways that a gradient can go, in the order of the table's columns.
-WAYS = ("frames", "one frame", "memory", "several steps")
+WAYS = ("frames", "several steps")
 
 Call = tuple[str, str]
 
@@ -80,20 +80,13 @@ def eager(info: RunInfo, start: Resumption) -> Coordinator:
 @pytest.fixture(params=WAYS)
 def step(request: pytest.FixtureRequest, short_root: Path) -> tuple[str, list[Call]]:
     """Return a way, and the calls of a training step of a server and two workers whose gradients go there."""
-    name, memory = request.param, short_root if request.param in ("memory", "several steps") else None
-    job = {
-        "frames": job_of(model="mlp", steps=6),
-        "several steps": job_of(steps=20, global_batch=2, micro_batches=2),
-    }.get(name)
-    parts = Parts(coordinator=eager) if name == "several steps" else Parts()
-    options = RunOptions(min_workers=1 if name == "several steps" else 2)
-    # Five steps an epoch: what happens at its end belongs to no step.
-    job = job or job_of(global_batch=8, steps=5)
-    simulation = Simulation(job, 1, options, root=memory, parts=parts)
-    with simulation:
+    name, by_itself = request.param, request.param == "several steps"
+    job = job_of(steps=20, global_batch=2, micro_batches=2) if by_itself else job_of(model="mlp", steps=6)
+    options, parts = RunOptions(min_workers=1 if by_itself else 2), Parts(coordinator=eager) if by_itself else Parts()
+    with Simulation(job, 1, options, root=short_root if by_itself else None, parts=parts) as simulation:
         for _ in range(options.least_workers()):
             simulation.add_worker()
-        if name == "several steps":  # these begin after the first
+        if by_itself:  # these begin after the first
             simulation.run(until=simulation.server.coordinator.is_running)
         else:  # the first steps are computed by the engine, and captured
             simulation.run_to(2)
@@ -114,7 +107,7 @@ def check(stops: list[Call], calls: list[Call]) -> None:
 def test_a_gradient_and_the_weights_go_the_way_that_is_described(step: tuple[str, list[Call]]) -> None:
     name, calls = step
     check(way(name), calls)
-    if name == "one frame":
+    if name == "frames":
         check(walk("The way of the weights"), calls)
 
 

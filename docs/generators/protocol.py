@@ -17,8 +17,8 @@ import lockstep.ps.standby.state as standby
 import lockstep.worker.state as worker
 from docs.generators.tables import code, comments_of, fields_table, first_sentence, table
 from lockstep.common.protocol import messages, shard_messages, standby_messages
-from lockstep.common.protocol.codec import ARRAYS_LIMIT, HEADER_LIMIT, ITEMS_LIMIT, WITH_AN_ARRAY
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message, Result
+from lockstep.common.protocol.codec import HEADER_LIMIT, ITEMS_LIMIT, WITH_AN_ARRAY
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message
 
 
 @dataclass(frozen=True)
@@ -185,15 +185,9 @@ def directions(module: Any) -> dict[str, list[type[Message]]]:
 def _message(kind: type[Message]) -> str:
     doc = inspect.getdoc(kind) or ""
     tag = kind.__struct_config__.tag
-    arrays = _arrays(kind)
+    arrays = ", with one array" if issubclass(kind, WITH_AN_ARRAY) else ""
     fields = fields_table(kind) if kind.__struct_fields__ else "It has no fields.\n"
     return f'#### {kind.__name__}\n\n`"type": "{tag}"`{arrays}. {doc}\n\n{fields}'
-
-
-def _arrays(kind: type[Message]) -> str:
-    if kind is Result:
-        return ", with one array if it is the result of training whose sums fit into one frame"
-    return ", with one array" if issubclass(kind, WITH_AN_ARRAY) else ""
 
 
 def wire_limits() -> str:
@@ -204,6 +198,6 @@ def wire_limits() -> str:
             ["version of the protocol", str(PROTOCOL_VERSION)],
             ["bytes of a header", f"at most {HEADER_LIMIT:,}"],
             ["elements of a list or table in a header", f"at most {ITEMS_LIMIT:,}"],
-            ["arrays behind a header", f"at most {ARRAYS_LIMIT}"],
+            ["arrays behind a header", "at most 1"],
         ],
     )

@@ -297,6 +297,10 @@ def open_server(
     return server, session
 
 
+#: Why a run with several servers shares no memory, although it is asked for.
+SEVERAL_SERVERS = "only a run with one server shares memory with its workers"
+
+
 class MemoryOffer(msgspec.Struct, frozen=True):
     """A run, and the memory that it shares with workers on this machine, if any."""
 
@@ -310,7 +314,8 @@ class MemoryOffer(msgspec.Struct, frozen=True):
 def shared_memory(setup: RunSetup, transport: Transport, root: Path) -> Iterator[MemoryOffer]:
     """Put a run's weights into memory that workers can share, for as long as the context lasts.
 
-    With `auto` the run goes over sockets if that fails, with `shm` a `SharingError` is raised; others never share.
+    With `auto` the run goes over sockets if that fails, with `shm` a `SharingError` is raised; others never share. A
+    run with several servers always goes over sockets.
     """
     # Whatever the transport is: those that were killed may have had another.
     sweep(root)
@@ -328,6 +333,8 @@ def _offer(setup: RunSetup, transport: Transport, root: Path) -> MemoryOffer:
     sharing = TRANSPORTS[transport].memory
     if sharing is MemorySharing.NEVER:
         return MemoryOffer(setup)
+    if setup.info.options.servers > 1:
+        return MemoryOffer(setup, obstacle=SEVERAL_SERVERS if sharing is MemorySharing.ALWAYS else "")
     try:
         shared, memory = share(setup, root)
     except SharingError as error:

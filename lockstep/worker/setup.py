@@ -22,9 +22,8 @@ from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, source_from_welcome
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import Welcome
-from lockstep.common.protocol.shared_files import WEIGHTS, sums_file, sums_shape, weights_shape
+from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
-from lockstep.common.transport.shared_memory.segment import Allocate, reserve
 from lockstep.worker.compute import Compute, Slots
 from lockstep.worker.samples import SampleStore
 from lockstep.worker.team.updates import UpdatePlace
@@ -41,9 +40,8 @@ class SharedPlace(msgspec.Struct, frozen=True, kw_only=True):
 
     #: What was read there, by which the server knows that we see its memory.
     nonce: str
-    #: The weights, read only, and where sums are written.
+    #: The weights, read only.
     slots: Pair
-    sums: tuple[Vector, ...]
     #: Where updates are made.
     updates: UpdatePlace
 
@@ -163,12 +161,10 @@ def _shipped(welcome: Welcome, manifest: Manifest, cache: Path) -> tuple[TrainTe
     return store.data(job.data), store
 
 
-def attach(root: Path, welcome: Welcome, size: int, allocate: Allocate = reserve) -> SharedPlace:
-    """Map the weights that the server offers, and make room for our sums; `SharingError` if that fails."""
+def attach(root: Path, welcome: Welcome, size: int) -> SharedPlace:
+    """Map the weights that the server offers; `SharingError` if that fails."""
     with closing(SharedFolder.join(root, welcome.memory)) as folder:
         weights = folder.attach(WEIGHTS, weights_shape(size))
-        folder.nonce = weights.nonce
-        sums = folder.make(sums_file(welcome.rank), sums_shape(size), allocate)
     first, second = weights.vectors
     updates = UpdatePlace(root, welcome.memory, welcome.rank)
-    return SharedPlace(nonce=weights.nonce.hex(), slots=(first, second), sums=sums.vectors, updates=updates)
+    return SharedPlace(nonce=weights.nonce.hex(), slots=(first, second), updates=updates)

@@ -109,8 +109,6 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     _fetcher: SampleFetcher | None = None
     #: The frames of the weights that are on their way here.
     _weights: WeightsAssembly = field(default_factory=lambda: WeightsAssembly({}))
-    #: The sums of the lease at hand that its result is to carry, valid until the next is computed.
-    _sums: list[Vector] = field(default_factory=list)
     #: Seconds of the lease at hand that were spent on sending and not on computing.
     _sending_s: float = 0.0
     #: The lease at hand, when it was begun, and when it was last looked whether it is wanted.
@@ -228,25 +226,16 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
                 assert_never(outcome)
 
     def _team_result(self, leader: Leader, order: Order, lease: Lease) -> machine.Event:
-        """Return the result of a lease that the team has computed; its sums are put where the server sees them."""
+        """Return the result of a lease that the team has computed, after its sums were sent."""
         compute = self._compute
         assert compute is not None
-        is_training = lease.work in OF_A_STEP
-        out = compute.sums[lease.slot if self.state.shares else 0] if is_training else None
+        out = compute.sums[0] if lease.work in OF_A_STEP else None
         found = leader.found(order, out)
-        if out is not None and not self.state.shares and lease.work != "audit":
-            self._send_sums(compute, lease, out)
+        if out is not None and lease.work != "audit":
+            for frame in compute.frames:
+                self._send_frame(lease, frame.start, compute.wire.pack(frame.of(out), frame.start))
         digest = result_digest(out, found.losses, found.tally) if out is not None and lease.is_digested else ""
         return self._result(lease, found, digest)
-
-    def _send_sums(self, compute: Compute, lease: Lease, sums: Vector) -> None:
-        """Send sums that the server does not see: with the result if they are one frame, otherwise before it."""
-        for frame in compute.frames:
-            words = compute.wire.pack(frame.of(sums), frame.start)
-            if len(compute.frames) == 1:
-                self._sums = [words]
-            else:
-                self._send_frame(lease, frame.start, words)
 
     # From messages to events
 
@@ -319,10 +308,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     # From effects to actions
 
     def send_to_server(self, message: Message) -> None:
-        if isinstance(message, Result):
-            self.servers.send(encode(message, self._sums), SEND_TIMEOUT_S)
-        else:
-            self.servers.send(encode(message))
+        self.servers.send(encode(message), SEND_TIMEOUT_S if isinstance(message, Result) else 0.0)
 
     def redial(self, server: StandbyAddress) -> None:
         self._early.clear()
@@ -392,7 +378,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         request = None if self._fetcher is None else self._fetcher.request_for(lease, self.state.leases)
         if request is not None:
             return machine.SamplesMissing(lease=lease, request=request)
-        self._began, self._sending_s, self._sums = self.clock.now(), 0.0, []
+        self._began, self._sending_s = self.clock.now(), 0.0
         self._at_hand, self._looked = lease, self._began
         if self._leader is None or not self._leader.can_divide(lease):
             return self._compute_alone(lease)
@@ -404,7 +390,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         compute = self._compute
         assert compute is not None
         is_training = lease.work in OF_A_STEP
-        compute.turn(lease.step, into=lease.slot if self.state.shares else 0)
+        compute.turn(lease.step)
         try:
             tally = self._train(compute, lease) if is_training else compute.evaluate(lease.node(), lease.work)
         except NotFiniteError as error:
@@ -479,18 +465,10 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         return isinstance(message, Withdrawal) and self._at_hand is not None and self._at_hand.key() == message.key()
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:
-        """Compute the sums of a lease, where the server sees them or to be sent; those of an audit are not sent.
-
-        Sums that are longer than one frame are sent frame by frame on the way.
-        """
+        """Compute the sums of a lease, and send them frame by frame on the way; those of an audit are not sent."""
         node = lease.node()
-        if self.state.shares or lease.work == "audit":
+        if lease.work == "audit":
             return compute.train(lease.step, node)[1]
-        if len(compute.frames) == 1:
-            sums, tally = compute.train(lease.step, node)
-            self._sums = [compute.wire.pack(sums, 0)]
-            return tally
-
         return compute.train(lease.step, node, lambda start, words: self._send_frame(lease, start, words))[1]
 
     def _send_frame(self, lease: Lease, start: int, words: Vector) -> None:

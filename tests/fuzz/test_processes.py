@@ -108,7 +108,6 @@ def order(tape: Tape) -> list[Buffer]:
         lo=lo,
         hi=lo + tape.choose((1, 1, 2, 4, 0, 2**31 - 8)),
         number=tape.below(3),
-        slot=tape.below(2),
     )
     match tape.below(6):
         case 0 | 1:
@@ -218,7 +217,7 @@ def test_a_shard_whose_server_and_visitors_lie(cases: int) -> None:
         if tape.happens():
             employed.tell(encode(SHARD_WELCOME))
             if tape.happens():
-                employed.tell(encode(Begin(steps=3)), encode(Admit(rank=0, incarnation="w", shares=False)))
+                employed.tell(encode(Begin(steps=3)), encode(Admit(rank=0, incarnation="w")))
                 employed.visit(encode(Hello(rank=0, incarnation="w")))
         said: list[tuple[bool, list[Buffer]]] = [
             (tape.happens(), [made_up(tape), *([tape.raw(4 * tape.below(9))] if tape.happens() else [])])

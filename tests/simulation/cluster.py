@@ -58,7 +58,6 @@ class Simulation:
     root: Path | None = None
     parts: Parts = field(default_factory=Parts)
     cores: int = 1
-    shards_share: bool = True
     #: What is printed by the server, and by others.
     said: list[str] = field(default_factory=list)
     heard: list[str] = field(default_factory=list)
@@ -99,10 +98,10 @@ class Simulation:
             process.end(is_killed=True)
 
     def add_shard(self) -> Member[ShardShell]:
-        """Start a shard; it shares the memory that is offered if shards do."""
-        number, shares = len(self.shards), self.root is not None and self.shards_share
+        """Start a shard."""
+        number = len(self.shards)
         process = Process(f"shard-{number}", self.world)
-        process.start(lambda: ShardProcess.open(self.started, process, number, self.heard.append, shares=shares))
+        process.start(lambda: ShardProcess.open(self.started, process, number, self.heard.append))
         assert isinstance(process.shell, ShardProcess)
         self.shards.append(Member(process, process.shell.runner))
         return self.shards[-1]

@@ -72,12 +72,11 @@ def simulated(
     *,
     workers: int = 1,
     root: Path | None = None,
-    shards_share: bool = True,
     timeout_s: float = 60.0,
 ) -> Iterator[Simulation]:
     """A run with so many servers; `root` is where memory is shared."""
     options = RunOptions(min_workers=workers, servers=servers, lease_timeout=timeout_s)
-    with Simulation(SHARDED[name], servers, options, root=root, shards_share=shards_share) as simulation:
+    with Simulation(SHARDED[name], servers, options, root=root) as simulation:
         yield simulation
 
 
@@ -111,20 +110,6 @@ def test_the_statistics_lie_across_slices() -> None:
     opening = open_run("cut", SHARDED["statistics"], digits(), RunOptions())
     slices = slices_for(opening.layout.size, most(SHARDED["statistics"]))
     assert any(it.start < opening.layout.parameter_size < it.stop for it in slices)
-
-
-def test_a_shard_without_the_memory_lets_all_go_over_sockets(short_root: Path) -> None:
-    with simulated("clipped", 2, workers=2, root=short_root, shards_share=False) as simulation:
-        simulation.shards[0].runner.root = short_root / "elsewhere"
-        simulation.add_worker()
-        simulation.add_worker()
-        simulation.prove(alone("clipped"))
-        assert simulation.result().transport == "memory"
-        assert "cannot be opened here" in simulation.result().obstacle
-        assert any(
-            "shard 1 (host host, pid 0) exchanges gradients and weights through its socket" in text
-            for text in simulation.said
-        )
 
 
 # Shards come, and go
@@ -269,22 +254,16 @@ def test_clipping_by_the_norm_of_a_slice_is_found() -> None:
         assert simulation.finish() != alone("clipped").result.weights_sha256
 
 
-@pytest.mark.parametrize("is_shared", [False, True])
-def test_what_an_interrupted_run_keeps_is_whole(tmp_path: Path, short_root: Path, is_shared: bool) -> None:
-    options = RunOptions(servers=3)
-    root = short_root if is_shared else None
-    with Simulation(SHARDED["plain"], 1, options, folder=tmp_path / "run", root=root) as simulation:
+def test_what_an_interrupted_run_keeps_is_whole(tmp_path: Path) -> None:
+    with Simulation(SHARDED["plain"], 1, RunOptions(servers=3), folder=tmp_path / "run") as simulation:
         simulation.add_worker()
         simulation.run_to(2)
         simulation.server.interrupt()
     arrays, metadata = read(tmp_path / "run" / WEIGHTS)
-    # Where memory is shared it is at hand; otherwise the shards, which cannot act meanwhile, do not bring it in time.
-    steps = 2 if is_shared else 0
-    assert metadata["steps"] == str(steps)
-    expected = Simulation(SHARDED["plain"])
-    expected.add_worker()
-    expected.run_to(steps)
-    whole = expected.opening.layout.read(expected.server.shard.weights)
+    # The shards cannot act meanwhile, and do not bring the weights of the last step in time.
+    assert metadata["steps"] == "0"
+    begun = Simulation(SHARDED["plain"])
+    whole = begun.opening.layout.read(begun.server.shard.weights)
     assert {name: array.tobytes() for name, array in arrays.items()} == {
         name: array.tobytes() for name, array in whole.items()
     }

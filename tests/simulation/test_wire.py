@@ -120,14 +120,14 @@ def alone(name: str) -> RunRecords:
 
 
 @pytest.mark.parametrize("name", JOBS)
-@pytest.mark.parametrize(("workers", "servers", "sharing"), [(1, 1, 0), (5, 3, 0), (2, 1, 1), (2, 3, 1), (2, 2, -1)])
+@pytest.mark.parametrize(("workers", "servers", "sharing"), [(1, 1, 0), (5, 3, 0), (2, 1, 1), (2, 3, 1)])
 def test_any_number_of_workers_and_servers_gives_the_bits_of_one_process(
     name: str, workers: int, servers: int, sharing: int, short_root: Path
 ) -> None:
-    # One vector is too short to be cut. With -1 there is memory, but not for shards.
+    # One vector is too short to be cut.
     options = RunOptions(min_workers=workers, servers=1 if name == "noisy" else servers)
     root = short_root if sharing else None
-    with Simulation(JOBS[name], workers, options, root=root, shards_share=sharing > 0) as simulation:
+    with Simulation(JOBS[name], workers, options, root=root) as simulation:
         for number in range(workers):
             simulation.add_worker(shares=number == 0)
         simulation.prove(alone(name))

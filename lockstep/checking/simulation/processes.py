@@ -204,7 +204,7 @@ class ServerProcess(SimulatedShell):
         setting = Setting(transport="memory", started=process.now())
         setup, sharing = open_run(RUN, run.job, run.data, run.options), None
         with ExitStack() as stack:
-            if shares:
+            if shares and run.options.servers == 1:
                 setup, sharing = share(setup, run.root)
                 sharing.folder, sharing.keep_order = TickingFolder.of(sharing.folder, process.tick), process.tick
                 stack.callback(sharing.close)
@@ -462,7 +462,7 @@ class ShardProcess(NodeProcess):
     runner: ShardShell
 
     @classmethod
-    def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> Self:
+    def open(cls, run: SimulatedRun, process: Process, number: int, say: Say) -> Self:
         address = f"memory://{process.name}"
         join = shard_join(worker_join(process.name, "host", number), address)
         runner = ShardShell(
@@ -472,7 +472,6 @@ class ShardProcess(NodeProcess):
             process,
             say,
             wait_for_nothing,
-            run.root if shares else None,
             dial=dialler(run, process),
         )
         runner.begin()

@@ -561,8 +561,7 @@ class Simulation:
         return HelperProcess.open(self.run, process, self._started, partial(self._report, process), hall, place)
 
     def _open_shard(self, process: Process) -> SimulatedShell:
-        shares = self._rng.random() < self.scenario.sharing
-        return ShardProcess.open(self.run, process, self._started, partial(self._report, process), shares=shares)
+        return ShardProcess.open(self.run, process, self._started, partial(self._report, process))
 
     def _report(self, process: Process, text: str) -> None:
         if process.is_dead:

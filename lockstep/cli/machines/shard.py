@@ -11,7 +11,6 @@ from lockstep.cli.options.types import seconds
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import serve, server_at, wait_for_any
 from lockstep.launch.client import own_join, say, shard_join, take_part
 from lockstep.launch.endpoints import WARNING, bind_near, dial_with, dialled, keyed, lock_of, server_credential
@@ -77,7 +76,6 @@ def shard(
             SystemClock(),
             link.say,
             wait_for_any,
-            shared_root(),
             upstream.diagnosis,
             rejections,
             dial_server,

@@ -241,7 +241,7 @@ class VectorTree:
             self.pool.give(summand.vector)
 
     def add(self, node: Node, vector: Vector) -> bool:
-        """Add the sum of a node, which must stay unchanged until `reset` or `settle`; as `TreeSum.add`."""
+        """Add the sum of a node, which must stay unchanged until `reset`; as `TreeSum.add`."""
         return self.tree.add(node, Summand(node, vector, is_owned=False))
 
     def add_own(self, node: Node, vector: Vector) -> bool:
@@ -250,14 +250,6 @@ class VectorTree:
         if not is_new:
             self.pool.give(vector)
         return is_new
-
-    def settle(self, memory: Vector) -> None:
-        """Copy the sums that `add` left in `memory`, which will change after this."""
-        for node, summand in self.tree.held.items():
-            if not summand.is_owned and np.may_share_memory(summand.vector, memory):
-                own = self.pool.take()
-                np.copyto(own, summand.vector)
-                self.tree.held[node] = Summand(node, own, is_owned=True)
 
     def total(self) -> Vector:
         """Return the whole sum, to be read until `reset`."""

@@ -15,7 +15,7 @@ import numpy as np
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import ProtocolError, RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.messages import Echo, Message, Result, Samples, SumsFrame, Weights
+from lockstep.common.protocol.messages import Echo, Message, Samples, SumsFrame, Weights
 from lockstep.common.protocol.shard_messages import CollectedFrame, InitialFrame, Squares
 from lockstep.common.protocol.standby_messages import FilePart
 
@@ -29,28 +29,21 @@ HEADER_LIMIT = 2**20
 #: its length. Room is made for what a list claims, and again for each list in it; msgpack sets no limit to the depth.
 ITEMS_LIMIT = 2**15
 
-#: Most arrays behind a header.
-ARRAYS_LIMIT = 1
-
-#: Messages that always carry an array; a result of training may.
+#: Messages that carry an array.
 WITH_AN_ARRAY = (Echo, SumsFrame, Samples, Weights, InitialFrame, CollectedFrame, Squares, FilePart)
 
 M = TypeVar("M", bound=Message)
 
 
-def arrays_of(message: Message) -> range:
-    """Return the numbers of arrays that may travel with a message."""
-    if isinstance(message, WITH_AN_ARRAY):
-        return range(1, 2)
-    return range(2) if isinstance(message, Result) and message.work == "train" else range(1)
+def arrays_of(message: Message) -> int:
+    """Return the number of arrays that travel with a message: at most one."""
+    return int(isinstance(message, WITH_AN_ARRAY))
 
 
 def encode(message: Message, arrays: Sequence[Vector] = ()) -> list[Buffer]:
     """Return the frames of a message; the array frames are views, valid while the arrays do not change."""
-    if len(arrays) not in arrays_of(message):
-        raise ProtocolError(
-            f"a {type(message).__name__} carries {_alternatives(arrays_of(message))} arrays, not {len(arrays)}"
-        )
+    if len(arrays) != arrays_of(message):
+        raise ProtocolError(f"a {type(message).__name__} carries {arrays_of(message)} arrays, not {len(arrays)}")
     header = msgpack.packb(msgspec.to_builtins(message))
     if len(header) > HEADER_LIMIT:
         raise ProtocolError(f"the header of a {type(message).__name__} has {len(header)} bytes, over {HEADER_LIMIT}")
@@ -62,18 +55,14 @@ def decode(frames: Sequence[Buffer], expected: Any) -> tuple[Message, list[Vecto
 
     `expected` is the union of message classes that may come this way. `RemoteProtocolError` for anything else.
     """
-    if not 1 <= len(frames) <= 1 + ARRAYS_LIMIT:
-        raise RemoteProtocolError(f"a message of {len(frames)} frames: expected 1 to {1 + ARRAYS_LIMIT}")
+    if not 1 <= len(frames) <= 2:
+        raise RemoteProtocolError(f"a message of {len(frames)} frames: expected 1 or 2")
     message = decode_header(frames[0], expected)
-    if len(frames) - 1 not in arrays_of(message):
+    if len(frames) - 1 != arrays_of(message):
         raise RemoteProtocolError(
-            f"a {type(message).__name__} with {len(frames) - 1} arrays: expected {_alternatives(arrays_of(message))}"
+            f"a {type(message).__name__} with {len(frames) - 1} arrays: expected {arrays_of(message)}"
         )
     return message, [array_from(frame) for frame in frames[1:]]
-
-
-def _alternatives(numbers: range) -> str:
-    return " or ".join(map(str, numbers))
 
 
 def decode_header(frame: Buffer, expected: Any) -> Message:

@@ -21,7 +21,7 @@ from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.run_options import RunOptions
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 18
+PROTOCOL_VERSION = 19
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -191,7 +191,7 @@ class Ready(Message, frozen=True, kw_only=True):
 class SumsFrame(NodeMessage, frozen=True, kw_only=True):
     """A frame of the sums over the micro-batches `[lo, hi)`: one float32 array, from element `start` of the vector on.
 
-    Frames come in any order, before the result; if all sums fit into one frame, the result carries it.
+    Frames come in any order, before the result.
     """
 
     step: Count
@@ -199,7 +199,7 @@ class SumsFrame(NodeMessage, frozen=True, kw_only=True):
 
 
 class Result(NodeMessage, frozen=True, kw_only=True):
-    """The result of a lease. In training it carries the flat vector of sums, if that is one frame long.
+    """The result of a lease. In training, `SumsFrame`s with its sums come before it.
 
     `[lo, hi)` are micro-batches of a step, or chunks of an evaluation: both are leased in the same way.
     """
@@ -388,9 +388,8 @@ class Lease(NodeMessage, frozen=True, kw_only=True):
 
     work: Work
     step: Count
-    #: Distinguishes leases of the same micro-batches, and names the vector of sums to write into in shared memory.
+    #: Distinguishes leases of the same micro-batches.
     number: Count = 0
-    slot: Annotated[int, Meta(ge=0, lt=SLOTS)] = 0
     #: Whether the result is to have a digest.
     is_digested: bool = False
     #: Which memory holds the weights, if it is shared: a later number means that the run moved on into other memory.

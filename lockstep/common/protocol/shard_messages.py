@@ -12,7 +12,6 @@ from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import (
     NO_TERM,
-    SLOTS,
     Count,
     Eviction,
     Finished,
@@ -59,8 +58,6 @@ class ShardJoin(Message, frozen=True, kw_only=True):
 class ShardReady(Message, frozen=True, kw_only=True):
     """There is room for the slice; as `Ready`."""
 
-    nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
-    obstacle: Text = ""
     index: Count | None = None
     term: Term = NO_TERM
 
@@ -126,7 +123,6 @@ class ShardWelcome(Message, frozen=True, kw_only=True):
     #: Values of the whole vector, and how many of them are trained: these come first.
     size: Annotated[int, Meta(ge=1)]
     parameter_size: Annotated[int, Meta(ge=1)]
-    memory: ShortText = ""
     #: The groups of the trained values, which end where these do; none if all are updated alike.
     spans: Annotated[tuple[SpanWords, ...], Meta(max_length=2**16)] = ()
     #: The files of the run's own functions, as in `Welcome`; empty if no update needs one.
@@ -157,8 +153,6 @@ class Admit(Message, frozen=True, kw_only=True):
 
     rank: Count
     incarnation: ShortText
-    #: Whether its sums are in shared memory.
-    shares: bool
 
 
 class Forget(Message, frozen=True, kw_only=True):
@@ -171,14 +165,6 @@ class SendWeightsTo(Message, frozen=True, kw_only=True):
     """A worker has a lease of a step: send it the weights, and accept its sums."""
 
     rank: Count
-    step: Count
-
-
-class AddFromMemory(NodeMessage, frozen=True, kw_only=True):
-    """The sums over `[lo, hi)` are in a worker's slot of shared memory; they stay there until this is `SumsAck`."""
-
-    rank: Count
-    slot: Annotated[int, Meta(ge=0, lt=SLOTS)]
     step: Count
 
 
@@ -231,7 +217,6 @@ ToShardMessage = (
     | Admit
     | Forget
     | SendWeightsTo
-    | AddFromMemory
     | SquaresRequest
     | Update
     | Collect

@@ -1,16 +1,14 @@
 """The files in the shared memory of a run: their names and the vectors in them.
 
-The server makes one file with both slots of weights; each worker makes one with its slots of sums, once it has read
-back what the server wrote. Either maps the other's for reading only, until a team is to make several steps: then its
-processes write weights and the optimizer's slots, slice by slice, and each slice under its lock. The marks of
-a team's processes are in the team's own folder.
+The server makes one file with both slots of weights, which workers map for reading only, until a team is to make
+several steps: then its processes write weights and the optimizer's slots, slice by slice, and each slice under its
+lock. The marks of a team's processes are in the team's own folder.
 """
 
 from collections.abc import Sequence
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import Slots
-from lockstep.common.protocol.messages import SLOTS
 from lockstep.common.protocol.team_memory import ROWS
 from lockstep.common.transport.shared_memory.segment import Shape
 
@@ -30,16 +28,6 @@ MARKS = "marks"
 def weights_shape(size: int) -> Shape:
     """Return what the file of weights holds, of `size` values each."""
     return Shape(vectors=2, size=size)
-
-
-def sums_file(rank: int) -> str:
-    """Return the name of a worker's file."""
-    return f"sums-{rank}"
-
-
-def sums_shape(size: int) -> Shape:
-    """Return what a worker's file holds."""
-    return Shape(vectors=SLOTS, size=size)
 
 
 def update_file(rank: int) -> str:

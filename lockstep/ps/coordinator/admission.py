@@ -39,7 +39,7 @@ def refused(kind: RefusalKind, reason: str) -> Refused:
 
 
 def without_memory(peer: bytes, named: str, obstacle: str) -> list[Send | Report]:
-    """Refuse a worker or shard that has to share memory, and does not."""
+    """Refuse a worker that has to share memory, and does not."""
     reason = f"it does not share the server's memory: {obstacle}"
     return [
         Send(peer=peer, message=refused(RefusalKind.MEMORY, reason)),
@@ -48,7 +48,7 @@ def without_memory(peer: bytes, named: str, obstacle: str) -> list[Send | Report
 
 
 def through_its_socket(named: str, obstacle: str) -> list[Report]:
-    """Report that a worker or shard does not share memory that it was offered, and why."""
+    """Report that a worker does not share memory that it was offered, and why."""
     text = f"{named} exchanges gradients and weights through its socket: {obstacle}"
     return [Report(text=text)] if obstacle else []
 
@@ -123,9 +123,8 @@ class Admission:
     membership: Membership
     #: By identity, which workers may not come back, and why.
     convicted: Mapping[str, str]
-    #: Addresses of the other servers once they are ready, and whether all servers see the memory that is offered.
+    #: Addresses of the other servers once they are ready.
     shards: Sequence[str] = ()
-    offers_memory: bool = True
     #: Where workers go if this server is gone.
     standbys: tuple[StandbyAddress, ...] = ()
     #: Workers that came before all servers were ready, and how they were let in.
@@ -165,9 +164,9 @@ class Admission:
         waiting = NotLeading(state="opening", reason="the server waits for its shards")
         return [Send(peer=peer, message=waiting)]
 
-    def open(self, shards: Sequence[str], *, offers_memory: bool) -> dict[bytes, tuple[Join, Admittance]]:
+    def open(self, shards: Sequence[str]) -> dict[bytes, tuple[Join, Admittance]]:
         """Record that all servers are ready; return the workers that have waited for that."""
-        self.shards, self.offers_memory = shards, offers_memory
+        self.shards = shards
         early, self.early = self.early, {}
         return early
 
@@ -194,7 +193,7 @@ class Admission:
         return [*effects, Send(peer=peer, message=self._welcome(member.rank)), Report(text=f"{member.named()} joined")]
 
     def _welcome(self, rank: int) -> Welcome:
-        return self.info.welcome(rank, shards=self.shards, offers_memory=self.offers_memory, standbys=self.standbys)
+        return self.info.welcome(rank, shards=self.shards, standbys=self.standbys)
 
 
 def prepared(member: Member, ready: Ready, membership: Membership, info: RunInfo) -> list[Effect]:

@@ -271,12 +271,11 @@ class Coordinator(Machine[events.Event, Effect]):
     def _on_result(self, member: Member, result: Result, now: float) -> list[Effect]:
         withdrawn = self._record_duration(member, result, now)
         times = UNKNOWN if withdrawn is None else withdrawn.times(now)
-        effects, counts = self.state.on_result(member, result, has_shards=self.info.options.servers > 1, times=times)
-        if not counts:
-            return effects + (self.assign_leases(now, self.only(member)) if withdrawn else [])
+        if not self.state.on_result(member, result, has_shards=self.info.options.servers > 1, times=times):
+            return self.assign_leases(now, self.only(member)) if withdrawn else []
         if (answer := self.hooks.answers.get(result.work)) is not None:
-            return effects + answer(member, result, now)
-        return effects + self.accept(member, result, now)
+            return answer(member, result, now)
+        return self.accept(member, result, now)
 
     def _record_duration(self, member: Member, result: Result, now: float) -> WithdrawnLease | None:
         """Measure a result of a lease that a worker holds, or that was withdrawn, which is then returned.

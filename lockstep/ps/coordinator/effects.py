@@ -2,7 +2,6 @@
 
 from msgspec import Struct
 
-from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import EpochRecord
@@ -19,14 +18,6 @@ class SendWeights(Struct, frozen=True, kw_only=True):
 
     peer: bytes
     step: int
-
-
-class AddSharedSums(Struct, frozen=True, kw_only=True):
-    """Add the vector that is in a worker's slot to the step's tree: it stays there until a lease names that slot."""
-
-    node: Node
-    rank: int
-    slot: int
 
 
 class ForgetWorker(Struct, frozen=True, kw_only=True):
@@ -98,7 +89,6 @@ class Finish(Struct, frozen=True, kw_only=True):
 Effect = (
     Send
     | SendWeights
-    | AddSharedSums
     | ForgetWorker
     | UpdateWeights
     | LeaseSteps

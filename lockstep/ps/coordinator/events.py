@@ -40,9 +40,6 @@ class ServersReady(Struct, frozen=True, kw_only=True):
 
     #: Where workers reach them, in the order of their slices.
     addresses: tuple[str, ...]
-    #: Whether all see the server's memory, so that workers may share it, and if not, why.
-    shares: bool
-    obstacle: str = ""
 
 
 class StandbysKnown(Struct, frozen=True, kw_only=True):

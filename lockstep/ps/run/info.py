@@ -43,7 +43,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     signed_run: str = ""
     #: The folder of memory that workers on this machine may share, empty if there is none.
     memory: str = ""
-    #: Refuse workers, and other servers, that do not share it.
+    #: Refuse workers that do not share it.
     needs_memory: bool = False
     #: Of the data, if its samples are sent to workers that do not have it.
     manifest: Manifest | None = None
@@ -66,7 +66,6 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         rank: int,
         *,
         shards: Sequence[str] = (),
-        offers_memory: bool = True,
         standbys: tuple[StandbyAddress, ...] = (),
     ) -> Welcome:
         """Return the welcome of a worker; `shards` are the addresses of other servers, in the order of their slices."""
@@ -79,7 +78,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             source=self.source,
             model_files=list(self.model_files),
             model_folder=self.model_folder,
-            memory=self.memory if offers_memory else "",
+            memory=self.memory,
             shards=list(shards),
             manifest=self.manifest,
             engine="" if self.options.allow_mixed_numerics else one_line(self.fingerprint.engine, NAME_LIMIT),

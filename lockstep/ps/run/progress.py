@@ -12,7 +12,7 @@ from lockstep.common.job.metrics import Metrics
 from lockstep.common.job.score import Guess, Score, score_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.codec import Buffer
-from lockstep.common.protocol.messages import EpochRecord, Message, Result, SumsFrame, Weights
+from lockstep.common.protocol.messages import EpochRecord, Message, SumsFrame, Weights
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +42,7 @@ class Traffic:
 
     def record_received(self, message: Message, frames: Sequence[Buffer]) -> None:
         """Count a message that was received, if it brings sums."""
-        if isinstance(message, SumsFrame) or (isinstance(message, Result) and len(frames) > 1):
+        if isinstance(message, SumsFrame):
             self._moved += Moved(sums=_bytes_of(frames))
 
     def record_sent(self, message: Message, frames: Sequence[Buffer]) -> None:

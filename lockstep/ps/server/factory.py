@@ -102,8 +102,7 @@ def build_server(
     succession = _succession(coordinator, group, recorder, context)
     signers = context.signers if info.options.signed else no_keys
     workers = WorkerMessages(info, membership, group, outbox, context.sharing, _signature_checks(info), signers)
-    sharing = context.sharing if info.options.servers == 1 else None  # in which a team makes steps by itself
-    multi_step = MultiStepLeases(group.own.shard, context.clock, membership, outbox.send, context.say, sharing)
+    multi_step = MultiStepLeases(group.own.shard, context.clock, membership, outbox.send, context.say, context.sharing)
     samples = SampleSender(setup.data, info.manifest, membership, outbox)
     status = StatusAnswers(blocklist, context.clock, succession.registry.statuses)
     room = [] if recorder.room is None else [RoomWatch(recorder.room, committer.write_again, context.say)]
@@ -128,7 +127,7 @@ def build_server(
 def _slices(
     coordinator: Coordinator, setup: RunSetup, outbox: Outbox, blocklist: PeerBlocklist, context: ServerContext
 ) -> SliceGroup:
-    info, sharing = coordinator.info, context.sharing
+    info = coordinator.info
     initial = InitialSlices(info, setup.shard, (len(setup.data.train), len(setup.data.test)))
     own = setup.shard if info.options.servers == 1 else own_part(setup.shard, initial.slices[0])
     return SliceGroup(
@@ -139,8 +138,6 @@ def _slices(
         clock=context.clock,
         report=context.report,
         report_refusal=blocklist.report_refusal,
-        sums_of=None if sharing is None else sharing.sums.__getitem__,
-        nonce="" if sharing is None else sharing.folder.nonce.hex(),
     )
 
 

@@ -189,8 +189,6 @@ class Server:
             case effects.SendWeights():
                 member = self.coordinator.membership.members.get(effect.peer)
                 return [] if member is None else self.group.send_weights(member.rank, effect.step)
-            case effects.AddSharedSums():
-                return self.group.add_shared(effect)
             case effects.ForgetWorker():
                 return [*self.multi_step.forget(effect.rank), *self.workers.forget(effect.rank)]
             case effects.UpdateWeights():

@@ -72,7 +72,7 @@ class WorkerMessages:
                 check_result(message, self.info)
                 if member is not None:
                     self._check(member, message)
-                return [received] if self.group.own.on_result(peer, message, arrays) else []
+                return [received] if self.group.own.on_result(peer, message) else []
         return [received]
 
     def _check(self, member: Member, result: Result) -> None:
@@ -88,7 +88,7 @@ class WorkerMessages:
     # Shared memory
 
     def _prepared(self, member: Member, ready: Ready, received: Received) -> Sequence[Event]:
-        """Map what a worker that shares memory has there, and let it take part."""
+        """Let a worker take part if it has prepared for the place that it has now."""
         if fault := self._fault_of(member, ready):
             # It has broken no rule: it answers a welcome before the last one, since it asked twice, and its first
             # place, or the memory of that time, or the server that welcomed it, is gone. Its shards may be gone as
@@ -127,13 +127,11 @@ class WorkerMessages:
         )
 
     def in_memory(self, peer: bytes, lease: Lease) -> Lease:
-        """Get a worker's slot ready for a lease, if it shares memory; return the lease with the memory's name."""
-        member = self.membership.members.get(peer)
-        if member is None or not member.shares or self.sharing is None:
+        """Return a lease with the memory of the weights, if its worker shares that."""
+        member, sharing = self.membership.members.get(peer), self.sharing
+        if member is None or not member.shares or sharing is None or not sharing.generation:
             return lease
-        self.group.own.settle(member.rank, lease.slot)
-        generation = self.sharing.generation
-        return msgspec.structs.replace(lease, memory=generation) if generation else lease
+        return msgspec.structs.replace(lease, memory=sharing.generation)
 
     def forget(self, rank: int) -> Sequence[Event]:
         """Release what was kept for a worker that is gone."""

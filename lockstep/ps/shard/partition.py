@@ -24,11 +24,10 @@ def own_part(whole: Shard, owned: Slice) -> Shard:
     return part
 
 
-def initial_frames(whole: Shard, owned: Slice, *, has_weights: bool) -> Iterator[NamedFrame]:
+def initial_frames(whole: Shard, owned: Slice) -> Iterator[NamedFrame]:
     """Yield what the shard of a slice is sent when it joins, which may be in the middle of a run."""
-    if not has_weights:
-        for frame in owned.frames():
-            yield WEIGHTS, frame, frame.of(whole.weights)
+    for frame in owned.frames():
+        yield WEIGHTS, frame, frame.of(whole.weights)
     if len(whole.policy.momenta):
         for frame in Slice(0, len(whole.policy.momenta)).frames():
             yield MOMENTA, frame, frame.of(whole.policy.momenta)
@@ -44,13 +43,12 @@ def trained_frames(owned: Slice, parameter_size: int) -> list[Slice]:
     return Slice(owned.start, stop).frames() if owned.start < stop else []
 
 
-def held_frames(shard: Shard, updates: int, *, has_weights: bool, has_state: bool) -> Iterator[NamedFrame]:
+def held_frames(shard: Shard, updates: int, *, has_state: bool) -> Iterator[NamedFrame]:
     """Yield what a shard holds after its last update, or the weights after the one before."""
     owned = Slice(shard.start, shard.start + shard.weights.size)
-    if has_weights:
-        weights = shard.slots[updates % 2]
-        for frame in shard.frames:
-            yield WEIGHTS, frame, weights[frame.start - owned.start : frame.stop - owned.start]
+    weights = shard.slots[updates % 2]
+    for frame in shard.frames:
+        yield WEIGHTS, frame, weights[frame.start - owned.start : frame.stop - owned.start]
     if has_state:
         for name, slot in shard.state.items():
             for frame in trained_frames(owned, shard.policy.parameter_size):

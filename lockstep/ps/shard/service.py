@@ -36,8 +36,8 @@ class SliceWorker:
     admit: Admit
     #: Its connection, None before it has identified itself, or if it needs none.
     peer: bytes | None = None
-    #: Its slots of sums in shared memory, over this slice; none if its sums come in frames.
-    sums: Sequence[Vector] = ()
+    #: Whether it sees the weights in shared memory, so that they need not be sent.
+    shares: bool = False
     #: The step whose weights it is to be sent, and the one whose weights it was sent last.
     wanted: int | None = None
     served: int | None = None
@@ -94,10 +94,10 @@ class SliceService:
 
     # Workers come and go: the server names those that take part, and each names itself. Either may come first.
 
-    def admit(self, admit: Admit, sums: Sequence[Vector] = ()) -> None:
-        """Record that a worker takes part; `sums` are its slots in shared memory, over this slice."""
+    def admit(self, admit: Admit, *, shares: bool = False) -> None:
+        """Record that a worker takes part; one that shares memory sees the weights in it."""
         worker = self.workers.setdefault(admit.rank, SliceWorker(admit))
-        worker.sums = sums
+        worker.shares = shares
         worker.peer = next((peer for peer, hello in self.hellos.items() if _are_one(hello, worker.admit)), None)
 
     def identify(self, peer: bytes, hello: Hello) -> Sequence[PeerLeft]:
@@ -152,7 +152,7 @@ class SliceService:
         if peer is None or not worker.is_due(shard.updates):
             return []
         worker.serve(shard.updates, len(shard.frames))
-        for frame in shard.frames:
+        for frame in () if worker.shares else shard.frames:
             values = shard.served_weights[frame.start - shard.start : frame.stop - shard.start]
             words = shard.policy.wire_weights.pack(values, frame.start)
             if failed := self.send(peer, Weights(step=shard.updates, start=frame.start), words):
@@ -181,13 +181,8 @@ class SliceService:
         self.shard.receive(frame, node, words)
         return True
 
-    def on_result(self, peer: bytes, result: Result, arrays: Sequence[Vector]) -> bool:
-        """Add the frame that a result carries, if any; return False if the sums that it is about have not all come."""
-        if arrays:
-            if len(self.shard.frames) > 1:
-                raise RemoteProtocolError(f"a result with {len(arrays[0])} sums: expected them in frames of their own")
-            start = self.shard.frames[0].start
-            self.on_frame(peer, SumsFrame(step=result.step, lo=result.lo, hi=result.hi, start=start), arrays[0])
+    def on_result(self, peer: bytes, result: Result) -> bool:
+        """Return False if the sums that a result is about have not all come."""
         return result.work != "train" or self.has_all(peer, result.step, result.node())
 
     def _is_wanted(self, worker: SliceWorker, step: int, node: Node) -> bool:
@@ -204,20 +199,6 @@ class SliceService:
         if worker is None or not self._is_wanted(worker, step, node):
             return True
         return node in worker.missing and 1 not in worker.missing[node]
-
-    def add_shared(self, node: Node, rank: int, slot: int) -> None:
-        """Add the sums in a worker's slot of shared memory, which stay there until the slot is settled.
-
-        They are not checked for values that are not finite, which takes a fifth of an exchange's time: their worker,
-        which only our own user can have started, did so, and `NonFiniteGuard` checks the weights.
-        """
-        self.shard.add(node, self.workers[rank].sums[slot])
-
-    def settle(self, rank: int, slot: int) -> None:
-        """Copy what is still to be read from a worker's slot, because other sums will be written there."""
-        worker = self.workers.get(rank)
-        if worker is not None and worker.sums:
-            self.shard.settle(worker.sums[slot])
 
     def validate(self) -> None:
         """Raise AssertionError if the records contradict one another: for tests, after each event."""

@@ -106,7 +106,7 @@ class Shard:
         return None if wire.is_exact else add
 
     def add(self, node: Node, sums: Vector) -> None:
-        """Add the sums of a node over the whole slice, which must stay unchanged until the update or `settle`."""
+        """Add the sums of a node over the whole slice, which must stay unchanged until the update."""
         with np.errstate(all="ignore"):  # as in `add_frame`
             for tree, frame in zip(self.trees, self.frames, strict=True):
                 tree.add(node, sums[frame.start - self.start : frame.stop - self.start])
@@ -138,11 +138,6 @@ class Shard:
         """Tell whether one frame of sums, as it travelled, holds finite values only."""
         part = self.frames[frame]
         return self.policy.wire.is_finite(words, part.start, len(part))
-
-    def settle(self, memory: Vector) -> None:
-        """Copy what is still to be read from some memory, since other sums will be written there after this."""
-        for tree in self.trees:
-            tree.settle(memory)
 
     def squares(self, divisor: float) -> NDArray[np.float64]:
         """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""

@@ -17,8 +17,6 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Eviction, Leave, Message, Ping
 from lockstep.common.protocol.shard_messages import (
-    WEIGHTS,
-    AddFromMemory,
     Admit,
     Begin,
     Collect,
@@ -51,7 +49,7 @@ from lockstep.common.statemachine.machine import (
     carry_out,
 )
 from lockstep.common.transport.port import ServerPort
-from lockstep.ps.coordinator.effects import AddSharedSums, Finish
+from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import Event, ServerLost, ServersReady, StepUpdated, SumsAcknowledged
 from lockstep.ps.coordinator.membership import Member, Membership
 from lockstep.ps.shard.partition import checksum_in, held_frames
@@ -74,9 +72,6 @@ STRANGER = "its connection broke, or the server was started again, and its slice
 #: Seconds in which the shards of a run that fails are to bring their weights.
 FINAL_WEIGHTS_S = 1.0
 
-#: The weights, or the slots of the optimizer, of all servers.
-Slots = tuple[Vector, ...]
-
 
 @dataclass
 class SliceGroup:
@@ -91,10 +86,6 @@ class SliceGroup:
     clock: Clock
     report: Callable[[Report], None]
     report_refusal: Callable[[str], None]
-    #: Returns a worker's slots of sums in shared memory, over the whole vector; None if no memory is shared.
-    sums_of: Callable[[int], Slots] | None = None
-    #: In hex, what a shard finds in the memory that is shared; empty if none is.
-    nonce: str = ""
     shards: ShardMembers = field(init=False)
     #: The weights of all servers, None if there is one server.
     gathered: GatheredWeights | None = None
@@ -158,12 +149,9 @@ class SliceGroup:
                 return self._on_answer(member, message, arrays) if is_expected else []
 
     def _on_ready(self, member: ShardMember, ready: ShardReady) -> list[Event]:
-        if ready.nonce and not self.nonce:
-            raise RemoteProtocolError("it shares memory that it was not offered")
         place = member.index, self.initial.info.term
-        is_other_place = ready.index is not None and (ready.index, ready.term) != place
-        if is_other_place or (ready.nonce and ready.nonce != self.nonce):
-            # It answers a welcome before the last one, as it asked twice: that place or its memory is gone.
+        if ready.index is not None and (ready.index, ready.term) != place:
+            # It answers a welcome before the last one, as it asked twice: that place is gone.
             happened = self.on_left(member.peer, "it is ready for another place")
             return [*self._send_to([member.peer], Eviction(reason=STRANGER)), *happened]
         return self._dispatch(Received(peer=member.peer, message=ready))
@@ -232,7 +220,7 @@ class SliceGroup:
         return []
 
     def _fill(self, effect: FillShard) -> Sequence[PeerLeft]:
-        for name, part, values in self.initial.frames(effect.index, shares=effect.shares):
+        for name, part, values in self.initial.frames(effect.index):
             if failed := self._send(effect.peer, InitialFrame(name=name, start=part.start), values):
                 return failed
         return self._send(effect.peer, Begin(steps=self.initial.whole.updates))
@@ -253,9 +241,8 @@ class SliceGroup:
     def admit(self, member: Member, *, shares: bool) -> Sequence[Event]:
         """Let a worker take part."""
         rank, incarnation = member.rank, member.join.incarnation
-        admit = Admit(rank=rank, incarnation=incarnation, shares=shares)
-        sums = self.sums_of(rank) if shares and self.sums_of is not None else ()
-        self.own.admit(admit, tuple(self.own.shard.owned.of(slot) for slot in sums))
+        admit = Admit(rank=rank, incarnation=incarnation)
+        self.own.admit(admit, shares=shares)
         return [*self.own.identify(member.peer, Hello(rank=rank, incarnation=incarnation)), *self.send_all(admit)]
 
     def forget(self, rank: int) -> list[Event]:
@@ -269,12 +256,6 @@ class SliceGroup:
             return failed
         return [] if rank in self.update.pushed else self.send_all(SendWeightsTo(rank=rank, step=step))
 
-    def add_shared(self, added: AddSharedSums) -> Sequence[Event]:
-        """Add the sums in a worker's slot of shared memory."""
-        node = added.node
-        self.own.add_shared(node, added.rank, added.slot)
-        return self.send_all(AddFromMemory(rank=added.rank, slot=added.slot, step=self.updates, lo=node.lo, hi=node.hi))
-
     # Updates
 
     def begin_update(self, step: int, divisor: float, collected: Collected) -> list[Event]:
@@ -283,7 +264,7 @@ class SliceGroup:
             return []
         assert self.update.phase is UpdatePhase.DONE, "an update is under way"
         others = self.shards.others
-        pushed = frozenset(member.rank for member in self.membership.ready() if not member.shares and others)
+        pushed = frozenset(member.rank for member in self.membership.ready() if others)
         self.update = DistributedUpdate(
             step=step, others=others, divisor=divisor, began=self.clock.now(), collected=collected, pushed=pushed
         )
@@ -322,7 +303,7 @@ class SliceGroup:
         self.completed = update
         self.confirmed.clear()
         if self.gathered is not None and update.collected != "nothing":
-            self._gather_near(self.gathered, update.step + 1, has_state=update.collected == "all")
+            self._gather_own(self.gathered, update.step + 1, has_state=update.collected == "all")
             if not self.gathered.end(update.step + 1):
                 raise RemoteProtocolError("not all shards have sent their slices")
         return [StepUpdated(step=update.step)]
@@ -352,14 +333,10 @@ class SliceGroup:
         assert self.gathered is not None  # there are shards
         self.gathered.put(frame.name, part, values)
 
-    def _gather_near(self, gathered: GatheredWeights, updates: int, *, has_state: bool) -> None:
-        """Gather what is in our own memory: our slice, and the weights of those that share it."""
-        for name, part, values in held_frames(self.own.shard, updates, has_weights=True, has_state=has_state):
+    def _gather_own(self, gathered: GatheredWeights, updates: int, *, has_state: bool) -> None:
+        """Gather our own slice."""
+        for name, part, values in held_frames(self.own.shard, updates, has_state=has_state):
             gathered.put(name, part, values)
-        for member in self.shards.members.values():
-            if member.shares and self.initial.are_seen:
-                owned = self.initial.slices[member.index]
-                gathered.put(WEIGHTS, owned, owned.of(self.initial.whole.slots[updates % 2]))
 
     # The run ends
 
@@ -377,7 +354,7 @@ class SliceGroup:
             return gathered.weights, updates
         before = gathered.weights.copy()
         gathered.begin()
-        self._gather_near(gathered, updates, has_state=False)
+        self._gather_own(gathered, updates, has_state=False)
         if self._request_weights(updates):
             self._receive_weights(gathered, updates)
         if not gathered.end(updates):
@@ -385,10 +362,8 @@ class SliceGroup:
         return gathered.weights, gathered.updates
 
     def _request_weights(self, updates: int) -> bool:
-        """Request the weights that we do not see; return whether all shards can be reached."""
-        are_seen = self.initial.are_seen
-        hidden = [member.peer for member in self.shards.members.values() if not (member.shares and are_seen)]
-        return not any(self._send(peer, Collect(steps=updates)) for peer in hidden)
+        """Request the weights of all shards; return whether they can be reached."""
+        return not any(self._send(peer, Collect(steps=updates)) for peer in self.shards.members)
 
     def _receive_weights(self, gathered: GatheredWeights, updates: int) -> None:
         deadline = self.clock.now() + FINAL_WEIGHTS_S

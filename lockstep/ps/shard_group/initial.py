@@ -49,7 +49,6 @@ class InitialSlices:
             test_samples=test,
             size=self.whole.weights.size,
             parameter_size=self.whole.policy.parameter_size,
-            memory=self.info.memory,
             spans=tuple((span.stop, *span.group) for span in self.whole.policy.spans),
             term=self.info.term,
             standbys=self.standbys,
@@ -62,14 +61,9 @@ class InitialSlices:
         info = self.info
         return {"source": info.source, "model_files": tuple(info.model_files), "model_folder": info.model_folder}
 
-    def frames(self, index: int, *, shares: bool) -> Iterator[NamedFrame]:
-        """Yield the vectors of a slice, without the weights if its shard sees them in shared memory."""
-        return initial_frames(self.whole, self.slices[index], has_weights=shares and self.are_seen)
-
-    @property
-    def are_seen(self) -> bool:
-        """Whether the weights themselves are in shared memory: otherwise a rounded copy of them is."""
-        return self.whole.policy.wire_weights.is_exact
+    def frames(self, index: int) -> Iterator[NamedFrame]:
+        """Yield the vectors of a slice."""
+        return initial_frames(self.whole, self.slices[index])
 
     def trained(self, index: int) -> int:
         """Return how many of the values in a slice are trained."""

@@ -11,7 +11,6 @@ from typing import assert_never
 from msgspec import Struct
 
 from lockstep.common.errors import CONTINUED, RefusalKind
-from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import Eviction, Finished, Message, Ping, Refused, shortened
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.statemachine.machine import (
@@ -28,7 +27,7 @@ from lockstep.common.statemachine.machine import (
     stays,
     table_of,
 )
-from lockstep.ps.coordinator.admission import refusal, refused, superseded_text, through_its_socket, without_memory
+from lockstep.ps.coordinator.admission import refusal, refused, superseded_text
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import ServerLost, ServersReady
 from lockstep.ps.coordinator.status import Reminder
@@ -54,11 +53,10 @@ MembersEvent = Received | PeerLeft | TimePassed | Finish
 
 
 class FillShard(Struct, frozen=True, kw_only=True):
-    """Send a shard the vectors that its slice begins with: the weights only if it does not share them."""
+    """Send a shard the vectors that its slice begins with."""
 
     peer: bytes
     index: int
-    shares: bool
 
 
 MembersEffect = Send | FillShard | ServersReady | ServerLost | Report | ReportRefusal
@@ -91,8 +89,6 @@ class ShardMember:
     #: When its last message came.
     heard: float
     is_ready: bool = False
-    shares: bool = False
-    obstacle: str = ""
 
     def named(self) -> str:
         """Return its name in messages to people."""
@@ -154,7 +150,7 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
             case ShardJoin():
                 return self._join(peer, message, now)
             case ShardReady():
-                return self._prepared(peer, message, now)
+                return self._prepared(peer, now)
             case _:
                 return []
 
@@ -203,29 +199,19 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
             return refused(RefusalKind.FULL, text)
         return refusal(join, info.fingerprint, allows_mixed_numerics=info.options.allow_mixed_numerics)
 
-    def _prepared(self, peer: bytes, ready: ShardReady, now: float) -> list[MembersEffect]:
-        member, shares, obstacle = self.members.get(peer), bool(ready.nonce), one_line(ready.obstacle)
+    def _prepared(self, peer: bytes, now: float) -> list[MembersEffect]:
+        member = self.members.get(peer)
         if member is None or member.is_ready:
             return []
-        if self.info.needs_memory and not shares:
-            del self.members[peer]
-            return [*without_memory(peer, member.named(), obstacle)]
-        member.is_ready, member.shares, member.obstacle = True, shares, obstacle
-        fill = FillShard(peer=peer, index=member.index, shares=shares)
-        return [fill, *through_its_socket(member.named(), obstacle), *self._announce(), *self._remind(now)]
+        member.is_ready = True
+        return [FillShard(peer=peer, index=member.index), *self._announce(), *self._remind(now)]
 
     def _announce(self) -> list[MembersEffect]:
         members = self.in_order()
         if sum(member.is_ready for member in members) < self.others:
             return []
         self.phase = GroupPhase.SERVING
-        return [
-            ServersReady(
-                addresses=tuple(member.join.address for member in members),
-                shares=all(member.shares for member in members),
-                obstacle=next((member.obstacle for member in members if member.obstacle), ""),
-            )
-        ]
+        return [ServersReady(addresses=tuple(member.join.address for member in members))]
 
     def in_order(self) -> list[ShardMember]:
         """Return the shards in the order of their slices."""

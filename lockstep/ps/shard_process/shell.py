@@ -4,14 +4,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import assert_never
 
 import numpy as np
 
 from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.errors import LockstepError, RefusalKind, RemoteProtocolError, SharingError
+from lockstep.common.errors import LockstepError, RefusalKind, RemoteProtocolError
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
@@ -25,7 +24,6 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import (
-    AddFromMemory,
     Admit,
     Begin,
     Collect,
@@ -81,8 +79,6 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     clock: Clock
     say: Callable[[str], None]
     wait: Wait
-    #: Where memory that a server offers is found, None if none is to be shared.
-    root: Path | None = None
     diagnose: Callable[[], Diagnosis | None] | None = None
     #: Connections that were rejected.
     rejections: RejectionLog = field(default_factory=RejectionLog)
@@ -107,8 +103,6 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     def close(self) -> None:
         self.port.close(LINGER_S)
         self.upstream.close(LINGER_S)
-        if self.storage is not None:
-            self.storage.close()
 
     def step(self) -> bool:
         return self.loop.step()
@@ -193,13 +187,11 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
             case PeerLeft():
                 self._lose(service, effect)
             case Admit():
-                self._admit(storage, effect)
+                service.admit(effect)
             case Forget(rank=rank):
                 service.forget(rank)
             case SendWeightsTo(rank=rank, step=step):
                 yield from service.send_weights(rank, step)
-            case AddFromMemory():
-                self._add_from_memory(service, effect)
             case SquaresRequest():
                 squares = storage.shard.squares(effect.divisor).view(np.float32)
                 self.send_to_server(Squares(step=effect.step), squares)
@@ -228,21 +220,6 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         if rank is not None:
             self.send_to_server(WorkerLost(rank=rank, reason=reason))
 
-    def _admit(self, storage: ShardStorage, admit: Admit) -> None:
-        try:
-            storage.service.admit(admit, storage.sums_of(admit.rank) if admit.shares else ())
-        except SharingError as error:
-            self.send_to_server(WorkerLost(rank=admit.rank, reason=shortened(str(error))))
-
-    def _add_from_memory(self, service: SliceService, added: AddFromMemory) -> None:
-        worker = service.workers.get(added.rank)
-        if added.step != service.shard.updates or worker is None or not worker.sums:
-            return
-        service.add_shared(added.node(), added.rank, added.slot)
-        # The server leases the slot again as soon as this is acknowledged.
-        service.settle(added.rank, added.slot)
-        self.send_to_server(SumsAck(rank=added.rank, step=added.step, lo=added.lo, hi=added.hi))
-
     def _update(self, storage: ShardStorage, update: Update) -> Sequence[PeerLeft]:
         """Make an update, send the server what it collects of it, and workers the new weights."""
         shard = storage.shard
@@ -261,9 +238,8 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         return [left for rank in update.ranks for left in storage.service.send_weights(rank, shard.updates)]
 
     def _send_held(self, storage: ShardStorage, updates: int, *, has_state: bool) -> None:
-        """Send the server what it cannot see of the slice."""
-        frames = held_frames(storage.shard, updates, has_weights=not storage.shows_weights, has_state=has_state)
-        for name, part, values in frames:
+        """Send the server what it collects of the slice."""
+        for name, part, values in held_frames(storage.shard, updates, has_state=has_state):
             self.send_to_server(CollectedFrame(name=name, steps=updates, start=part.start), values)
 
     def send_to_server(self, message: Message, *arrays: Vector) -> None:
@@ -289,16 +265,12 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         assert isinstance(welcome, ShardWelcome)
         try:
             take_numerics(welcome.job.numerics)
-            storage = storage_of(welcome, self.root, self._send)
+            storage = storage_of(welcome, self._send)
         except LockstepError as error:
             return PreparationFailed(reason=str(error))
         except MemoryError:
             return PreparationFailed(reason=f"a slice of {welcome.size:,} values does not fit into the memory")
-        if self.storage is not None:
-            self.storage.close()
         self.storage = storage
         # Before workers are told where this shard is.
         self.port.make_room(QUEUE + WINDOW * len(storage.shard.frames))
-        obstacle = shortened(storage.obstacle)
-        ready = ShardReady(nonce=storage.nonce, obstacle=obstacle, index=welcome.index, term=welcome.term)
-        return Prepared(ready=ready)
+        return Prepared(ready=ShardReady(index=welcome.index, term=welcome.term))

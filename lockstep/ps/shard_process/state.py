@@ -9,7 +9,6 @@ from enum import Enum
 
 from lockstep.common.protocol.messages import Ping, SumsFrame
 from lockstep.common.protocol.shard_messages import (
-    AddFromMemory,
     Admit,
     Begin,
     Collect,
@@ -46,9 +45,7 @@ class ShardPhase(Enum):
 
 
 #: What the server sends a shard that is in the run.
-Request = (
-    InitialFrame | Begin | Admit | Forget | SendWeightsTo | AddFromMemory | SquaresRequest | Update | Collect | Ping
-)
+Request = InitialFrame | Begin | Admit | Forget | SendWeightsTo | SquaresRequest | Update | Collect | Ping
 SliceEvent = Request | Received | PeerLeft
 ShardEvent = SliceEvent | ClientEvent
 
@@ -72,7 +69,6 @@ TRANSITIONS = table_of(
         Hello: stays(_FILLING, _SERVING),
         SendWeightsTo: stays(_SERVING),
         SumsFrame: stays(_SERVING),
-        AddFromMemory: stays(_SERVING),
         SquaresRequest: stays(_SERVING),
         Update: stays(_SERVING),
         Collect: stays(_FILLING, _SERVING),

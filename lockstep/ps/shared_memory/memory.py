@@ -6,7 +6,6 @@ from pathlib import Path
 
 import msgspec
 
-from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import Pair
 from lockstep.common.errors import RemoteProtocolError, SharingError
 from lockstep.common.protocol.shared_files import (
@@ -16,8 +15,6 @@ from lockstep.common.protocol.shared_files import (
     lock_file,
     state_sets,
     state_shape,
-    sums_file,
-    sums_shape,
     update_file,
     weights_shape,
 )
@@ -54,9 +51,7 @@ class ServerSharedMemory:
     folder: SharedFolder
     #: Number of values of a vector.
     size: int
-    #: By rank, the slots of sums of the workers that share.
-    sums: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
-    #: By rank, those of them that may make several steps by themselves.
+    #: By rank, the workers that may make several steps by themselves.
     teams: dict[int, TeamShape] = field(default_factory=dict)
     #: None as long as no update was made by anybody but the server.
     update: SharedUpdate | None = None
@@ -69,25 +64,18 @@ class ServerSharedMemory:
     obstacle: str = ""
 
     def admit(self, rank: int, nonce: str, team: TeamShape | None = None) -> None:
-        """Map the sums of a worker that claims to have read the nonce; `RemoteProtocolError` if it has not.
+        """Let a worker share that claims to have read the nonce; `RemoteProtocolError` if it has not.
 
         It may make several steps by itself if it is a team of that shape.
         """
         if nonce != self.folder.nonce.hex():
             raise RemoteProtocolError(f"the nonce {nonce!r} is not that of the shared memory")
-        try:
-            segment = self.folder.attach(sums_file(rank), sums_shape(self.size))
-        except SharingError as error:
-            raise RemoteProtocolError(f"sums that are not there: {error}") from None
-        self.sums[rank] = segment.vectors
         if team is not None:
             self.teams[rank] = team
 
     def forget(self, rank: int) -> None:
         """Release the memory of a worker that is gone."""
-        self.sums.pop(rank, None)
         self.teams.pop(rank, None)
-        self.folder.drop(sums_file(rank))
         if self.update is not None:
             self.update.marks.pop(rank, None)
             self.folder.drop(update_file(rank))

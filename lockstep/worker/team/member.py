@@ -103,8 +103,6 @@ class TeamMember:
     patience: Patience
     #: Where the server's memory is; None if it is not shared.
     place: UpdatePlace | None
-    #: Number among the vectors of sums that `compute` writes into of the first that is our own.
-    first_row: int
     session: int = 1
     #: The last error of an order.
     error: str = ""
@@ -390,7 +388,7 @@ class TeamMember:
 
     def _compute(self, order: Order, part: ComputeNode) -> None:
         compute, began, before = self.compute, self.clock.now(), self.clock.times()
-        compute.turn(order.step, into=self.first_row + part.row)
+        compute.turn(order.step, into=part.row)
         if order.work in OF_A_STEP:
             _, tally = compute.train(order.step, part.node)
             losses: Sequence[float] = compute.losses

@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 
 from lockstep.common.aggregation.slices import frames_of
-from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS, process_shape, weights_shape
@@ -86,23 +85,23 @@ def lead(welcome: Welcome, loaded: LoadedRun, context: TeamContext) -> LeaderSet
             shared = attach(context.root, welcome, size)
         except SharingError as error:
             obstacle = str(error)
-    frames = () if shared is not None else frames_of(size, 1 + len(welcome.shards))
+    frames = frames_of(size, 1 + len(welcome.shards))
     slots: Slots = () if shared is None else shared.slots
-    sums: tuple[Vector, ...] = () if shared is None else shared.sums
     if shared is None and context.processes == 1:
-        return LeaderSetup(compute=loaded.compute(slots, sums, frames), obstacle=obstacle)
+        return LeaderSetup(compute=loaded.compute(slots, (), frames), obstacle=obstacle)
     shape = shape_of(welcome, context.processes, size, context.patience.cores)
     try:
         folder, memory, own_slots = _make(context, shape, has_weights=shared is None)
     except SharingError as error:
         if context.processes > 1:
             context.say(warning(f"only one of {context.processes} processes computes: {error}"))
-        return LeaderSetup(compute=loaded.compute(slots, sums, frames), shared=shared, obstacle=obstacle)
+        return LeaderSetup(compute=loaded.compute(slots, (), frames), shared=shared, obstacle=obstacle)
     with ExitStack() as stack:
         stack.callback(folder.remove)
         stack.callback(memory.close)
-        sums = sums or (loaded.model.layout.new_vector(),)
-        compute = loaded.compute(slots or own_slots, (*sums, *memory.own.vectors[:ROWS]), frames)
+        memory.own.reserve(0)
+        memory.own.reserve(RESULT)
+        compute = loaded.compute(slots or own_slots, memory.own.vectors[:ROWS], frames)
         member = context.kind(
             compute,
             memory,
@@ -110,7 +109,6 @@ def lead(welcome: Welcome, loaded: LoadedRun, context: TeamContext) -> LeaderSet
             context.bells,
             context.patience,
             None if shared is None else shared.updates,
-            first_row=len(sums),
         )
         if context.meeting is not None:
             member.session = _announce(welcome, memory, shared, context.meeting)
@@ -216,7 +214,6 @@ def follow(session: Session, loaded: LoadedRun, context: TeamContext) -> TeamMem
             context.bells,
             context.patience,
             updates,
-            first_row=0,
             session=session.number,
         )
         compute.is_wanted = member.is_wanted

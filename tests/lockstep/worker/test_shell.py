@@ -35,6 +35,7 @@ from lockstep.common.protocol.messages import (
     ServerMessage,
     Standby,
     StandbyAddress,
+    SumsFrame,
     Weights,
     Welcome,
     Withdrawal,
@@ -110,7 +111,8 @@ def test_it_prepares_and_computes_what_is_leased() -> None:
     bench = Bench(job_of())
     assert bench.enter() == [Ready(rank=0, term=bench.opening.info.term)]
     assert bench.send(Weights(step=0, start=0), bench.opening.shard.weights) == []
-    (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2))
+    sums, result = bench.send(Lease(work="train", step=0, lo=0, hi=2))
+    assert sums == SumsFrame(step=0, lo=0, hi=2, start=0)
     assert isinstance(result, Result)
     assert (result.lo, result.hi, result.count) == (0, 2, 8)
     (result,) = bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))
@@ -374,10 +376,10 @@ class Busy(Bench):
         return wanted
 
     def lease(self, number: int = 1, lo: int = 0, hi: int = 16) -> list[Message]:
-        """Lease micro-batches to the worker, let it act until it waits, and return what it says."""
+        """Lease micro-batches to the worker, let it act until it waits, and return what it says besides sums."""
         self.computed = 0
         self.looks.clear()
-        return self.send(leased(number, lo, hi))
+        return [one for one in self.send(leased(number, lo, hi)) if not isinstance(one, SumsFrame)]
 
 
 def leased(number: int, lo: int = 0, hi: int = 16) -> Lease:
@@ -527,18 +529,17 @@ def test_a_lease_tells_that_the_server_has_seen_the_last_of_several_steps() -> N
 @pytest.mark.parametrize("is_digested", [True, False])
 def test_a_result_of_a_team_has_the_digest_of_what_its_processes_have_found(work: Any, is_digested: bool) -> None:
     found = Found(tally=Tally(1.5, 2), losses=[0.5, 1.0], compute_s=0.1)
-    sums = tuple(np.full(4, number, np.float32) for number in (1.0, 2.0))
+    sums = (np.full(4, 1.0, np.float32),)
     shell, leader = (
         SimpleNamespace(
-            _compute=SimpleNamespace(sums=sums),
-            state=SimpleNamespace(shares=True),
+            _compute=SimpleNamespace(sums=sums, frames=()),
             _result=lambda lease, found, digest: digest,
         ),
         SimpleNamespace(found=lambda order, out: found),
     )
-    lease = Lease(work=work, step=0, lo=0, hi=2, slot=1, is_digested=is_digested)
+    lease = Lease(work=work, step=0, lo=0, hi=2, is_digested=is_digested)
     digest: Any = WorkerShell._team_result(cast(Any, shell), cast(Any, leader), cast(Any, None), lease)
-    expected = result_digest(sums[1], found.losses, found.tally) if is_digested and work != "evaluate" else ""
+    expected = result_digest(sums[0], found.losses, found.tally) if is_digested and work != "evaluate" else ""
     assert digest == expected
 
 
@@ -553,7 +554,7 @@ def test_a_result_carries_all_that_was_found_and_is_signed_if_the_run_asks_for_i
     bench.runner.sign = lambda statement: hashlib.sha256(statement).digest()
     bench.enter(msgspec.structs.replace(bench.welcome(), signed_run=run))
     bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
-    (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2, number=3, is_digested=is_digested))
+    _, result = bench.send(Lease(work="train", step=0, lo=0, hi=2, number=3, is_digested=is_digested))
     alone = open_run("alone", job, digits(), RunOptions())
     compute = Compute(job, alone.model, alone.data, alone.shard.slots)
     sums, tally = compute.train(0, Node(0, 2))
@@ -725,16 +726,16 @@ def test_samples_that_nobody_requested_or_that_cannot_be_stored() -> None:
     assert WorkerShell._store(shell, samples) == machine.SamplesNotStored(reason="no room")
 
 
-@pytest.mark.parametrize(("shares", "work", "slot"), [(True, "train", 1), (False, "train", 0), (False, "audit", 0)])
-def test_sums_of_a_team_are_sent_if_the_server_does_not_see_them(shares: bool, work: Any, slot: int) -> None:
+@pytest.mark.parametrize("work", ["train", "audit"])
+def test_sums_of_a_team_are_sent_frame_by_frame_but_for_those_of_an_audit(work: Any) -> None:
     sent: list[Any] = []
-    sums = np.zeros(1, np.float32), np.ones(1, np.float32)
-    compute = SimpleNamespace(sums=sums)
+    sums = np.arange(8, dtype=np.float32)
+    wire = SimpleNamespace(pack=lambda part, start: (part.tolist(), start))
+    compute = SimpleNamespace(sums=(sums,), frames=list(Slice(0, 8).cut(4)), wire=wire)
     found = Found(tally=Tally(1.5, 2), losses=[0.5], compute_s=0.1)
     shell = shell_of(
-        shares=shares,
         _compute=compute,
-        _send_sums=lambda *given: sent.append(given),
+        _send_frame=lambda *given: sent.append(given),
         _result=lambda *given: given,
     )
     outs: list[Any] = []
@@ -744,12 +745,13 @@ def test_sums_of_a_team_are_sent_if_the_server_does_not_see_them(shares: bool, w
         return found
 
     leader = SimpleNamespace(found=find)
-    lease = Lease(work=work, step=0, lo=0, hi=1, slot=1)
+    lease = Lease(work=work, step=0, lo=0, hi=1)
     order: Any = object()
     result: Any = WorkerShell._team_result(shell, cast(Any, leader), order, lease)
     assert result == (lease, found, "")
-    assert [(given, out is sums[slot]) for given, out in outs] == [(order, True)]
-    assert [given[:2] for given in sent] == ([(compute, lease)] if not shares and work == "train" else [])
+    assert [(given, out is sums) for given, out in outs] == [(order, True)]
+    packed = [(lease, start, (sums[start : start + 4].tolist(), start)) for start in (0, 4)]
+    assert sent == (packed if work == "train" else [])
 
 
 @dataclass
@@ -865,21 +867,6 @@ def test_as_long_as_its_team_is_busy_a_worker_does_nothing_else() -> None:
     bench.runner._leader = cast(Any, leader)
     assert bench.runner.step()
     assert (leader.stops, bench.heard()) == (1, [])
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_sums_of_one_frame_go_with_the_result_and_those_of_several_before_it(count: int) -> None:
-    sent: list[Any] = []
-    frames = list(Slice(0, 4 * count).cut(4))
-    wire = SimpleNamespace(pack=lambda part, start: (part.tolist(), start))
-    lease, sums = leased(1), np.arange(4 * count, dtype=np.float32)
-    shell: Any = SimpleNamespace(_sums=None, _send_frame=lambda *given: sent.append(given))
-    WorkerShell._send_sums(shell, cast(Any, SimpleNamespace(frames=frames, wire=wire)), lease, sums)
-    packed = [(sums[4 * number : 4 * number + 4].tolist(), 4 * number) for number in range(count)]
-    if count == 1:
-        assert (shell._sums, sent) == (packed, [])
-    else:
-        assert (shell._sums, sent) == (None, [(lease, 4 * number, words) for number, words in enumerate(packed)])
 
 
 def test_several_steps_are_begun_and_stopped_by_the_team() -> None:

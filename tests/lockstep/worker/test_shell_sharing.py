@@ -5,18 +5,13 @@ import os
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Leave, Message, Ready, Result, Weights
-from lockstep.common.protocol.run_options import RunOptions
-from lockstep.ps.setup import open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
-from lockstep.worker.compute import Compute
 from tests.lockstep.worker.test_shell import Bench
-from tests.simulation.small import digits, job_of
+from tests.simulation.small import job_of
 
 
 class SharingBench(Bench):
@@ -34,21 +29,6 @@ class SharingBench(Bench):
         assert (ready.obstacle, ready.makers) == ("", self.runner.patience.cores)
         self.sharing.admit(0, ready.nonce)
         return self.sharing
-
-
-@pytest.mark.parametrize("slot", [0, 1])
-@pytest.mark.parametrize("node", [Node(0, 1), Node(0, 2), Node(0, 4)])
-def test_sums_are_where_the_server_sees_them_and_no_vector_is_sent(tmp_path: Path, slot: int, node: Node) -> None:
-    bench = SharingBench(tmp_path, tmp_path)
-    sharing = bench.enter_here()
-    other = sharing.sums[0][1 - slot].copy()
-    answers = bench.send(Lease(work="train", step=0, lo=node.lo, hi=node.hi, number=9, slot=slot))
-    assert [(type(answer), isinstance(answer, Result) and answer.number) for answer in answers] == [(Result, 9)]
-    alone = open_run("alone", job_of(model="mlp"), digits(), RunOptions())
-    expected, _ = Compute(alone.info.job, alone.model, alone.data, alone.shard.slots).train(0, node)
-    assert sharing.sums[0][slot].tobytes() == expected.tobytes()
-    assert np.array_equal(sharing.sums[0][1 - slot], other)
-    sharing.close()
 
 
 def test_the_weights_of_a_step_are_those_of_its_slot(tmp_path: Path) -> None:

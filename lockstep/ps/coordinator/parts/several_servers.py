@@ -21,9 +21,8 @@ class SeveralServers:
 
     def _on_ready(self, event: events.ServersReady, now: float) -> list[Effect]:
         core = self._core
-        core.membership.obstacle = core.membership.obstacle or event.obstacle
         core.enter(RunPhase.AWAITING_WORKERS)
-        early = core.admission.open(event.addresses, offers_memory=event.shares)
+        early = core.admission.open(event.addresses)
         return [effect for peer, (join, admitted) in early.items() for effect in core.join(peer, join, admitted, now)]
 
     def _on_sums_acknowledged(self, event: events.SumsAcknowledged, now: float) -> list[Effect]:

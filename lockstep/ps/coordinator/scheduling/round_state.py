@@ -2,20 +2,15 @@
 
 Results come before their sums count: with several servers, each of which adds a slice of the sums, a result is pending
 until all of them have theirs.
-
-A worker that shares memory writes a lease's sums into the slot that the lease names. It works through its leases in
-turn, some of which may have ended here long ago. So what is in a slot is a result's only while no later lease has named
-that slot: the worker may be writing that one's sums by now.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from lockstep.common.aggregation.tree import Node, TreeSum
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import SLOTS, Result
-from lockstep.ps.coordinator.effects import AddSharedSums, Effect
+from lockstep.common.protocol.messages import Result
 from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from lockstep.ps.records.ledger import Account, SignedResult
@@ -65,35 +60,8 @@ class PendingAcknowledgements:
         return [result.number for (owner, _), result in self.results.items() if owner == rank]
 
 
-#: Leases that a worker may hold: the next one is there when it finishes one. Each needs a slot for its sums.
-WINDOW = SLOTS
-
-
-@dataclass
-class BufferPool:
-    """The slots of all workers in one round."""
-
-    #: By rank, for each slot, the number of the lease that it was last named in, 0 if there was none.
-    lent: dict[int, list[int]] = field(default_factory=dict)
-
-    def lend(self, rank: int, number: int, needed: Collection[int] = ()) -> int:
-        """Return a slot for the sums of a lease, which is later than all before.
-
-        The slots of leases with the numbers in `needed` are left alone: their worker holds them, or the sums are still
-        being read. Of the others, it is the one that was named longest ago: its lease has ended here, and the worker
-        is more likely to be done with it than with the other.
-        """
-        slots = self.lent.setdefault(rank, [0] * SLOTS)
-        free = [slot for slot, last in enumerate(slots) if last not in needed]
-        assert free, f"rank {rank} needs the slots of leases {needed}: none is free"
-        slot = min(free, key=slots.__getitem__)
-        slots[slot] = number
-        return slot
-
-    def slot_of(self, rank: int, number: int) -> int | None:
-        """Return the slot that holds the sums of a lease whose result has come, None if it may not any more."""
-        numbers = self.lent.get(rank, ())
-        return numbers.index(number) if number and number in numbers else None
+#: Leases that a worker may hold: the next one is there when it finishes one.
+WINDOW = 2
 
 
 #: A time, and the number of the lease, so that leases are not compared.
@@ -157,7 +125,6 @@ class RoundState:
     #: When it began: the ledger's times are counted from there.
     began: float = 0.0
     leases: LeaseTable = field(init=False)
-    buffers: BufferPool = field(default_factory=BufferPool)
     pending: PendingAcknowledgements = field(default_factory=PendingAcknowledgements)
     #: When leases are expected to end.
     expected: ExpectedEnds = field(default_factory=ExpectedEnds)
@@ -176,9 +143,8 @@ class RoundState:
         self.tallies = TreeSum(total, lambda left, right: left + right)
 
     def in_use(self, rank: int) -> set[int]:
-        """Return the leases, by number, whose slots of sums are needed: a worker holds them, or they are being read."""
+        """Return the leases, by number, that a worker holds, or whose sums other servers are still to acknowledge."""
         held = {lease.number for lease in self.leases.held_by(rank)}
-        # Other servers seldom still read one.
         return held.union(self.pending.numbers(rank)) if self.pending.results else held
 
     def waits_for_servers(self, rank: int) -> bool:
@@ -191,29 +157,21 @@ class RoundState:
             return False
         return len(self.in_use(rank)) == WINDOW
 
-    def on_result(
-        self, member: Member, result: Result, *, has_shards: bool, times: Times = UNKNOWN
-    ) -> tuple[list[Effect], bool]:
-        """Check a result; return what is to be done with its sums, and whether it counts by now.
+    def on_result(self, member: Member, result: Result, *, has_shards: bool, times: Times = UNKNOWN) -> bool:
+        """Check a result, whose sums came before it; return whether it counts by now.
 
-        `times` are those of its lease if that was withdrawn.
-
-        Sums that travel came before it; those in shared memory are still in their slot, or not to be had any more. With
-        shards a result does not count before all of them have their part.
+        `times` are those of its lease if that was withdrawn. With shards a result does not count before all of them
+        have their part of the sums.
         """
-        rank, node, is_training = member.rank, result.node(), result.work == "train"
-        slot = self.buffers.slot_of(rank, result.number) if member.shares and is_training else None
-        is_lost = member.shares and is_training and slot is None
-        if is_lost or not self.is_needed(result) or not self.leases.was_granted(rank, node):
+        rank, node = member.rank, result.node()
+        if not self.is_needed(result) or not self.leases.was_granted(rank, node):
             self.refuse(member, result, times)
-            return [], False
-        effects: list[Effect] = [] if slot is None else [AddSharedSums(node=node, rank=rank, slot=slot)]
-        if not is_training or not has_shards or self.pending.has_sums(rank, node):
-            return effects, True
+            return False
+        if result.work != "train" or not has_shards or self.pending.has_sums(rank, node):
+            return True
         if not self.pending.add(rank, result):
             self.refuse(member, result)
-            return [], False
-        return effects, False
+        return False
 
     def is_needed(self, result: Result) -> bool:
         """Tell whether a result is of this round, and no other was faster."""

@@ -323,17 +323,15 @@ class Scheduler:
             self.timeouts.begin(rank, now + stops_s)
         if self._has_copies and is_known:
             state.expected.add(lease, self._expected_end(state, lease, now), self._slack_s(state, lease))
-        slot = state.buffers.lend(rank, lease.number, state.in_use(rank))
         message = Lease(
             work=work,
             step=step,
             lo=node.lo,
             hi=node.hi,
             number=lease.number,
-            slot=slot,
             is_digested=node.lo in state.leases.single or (self.digests_all and work in OF_A_STEP),
         )
-        if member.shares or member.weights_step == step:
+        if member.weights_step == step:
             return [Send(peer=member.peer, message=message)]
         member.weights_step = step
         return [SendWeights(peer=member.peer, step=step), Send(peer=member.peer, message=message)]

@@ -11,6 +11,7 @@ from lockstep.checking.simulation.jobs import AUDITED, data, load
 from lockstep.checking.simulation.oracle import SimulationOutcome, simulate
 from lockstep.checking.simulation.processes import Parts
 from lockstep.checking.simulation.scenario import Scenario, scenario_of
+from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.tally import Tally
 from lockstep.common.numerics.random import Purpose, generator
@@ -64,10 +65,9 @@ def evictions(outcome: SimulationOutcome) -> list[str]:
 def test_the_weights_are_those_of_honest_workers(seed: int) -> None:
     outcome = simulate(calm(seed), LYING, is_traced=True)
     assert outcome.violations == ()
-    (line,) = evictions(outcome)
-    # Who is evicted is the one whose memory is faulty.
-    named = line.rpartition(EVICTED)[0].rpartition("pid ")[2]
-    assert int(named.partition(")")[0]) % 3 == 2
+    # A process that is started in the place of an evicted one may have a faulty memory too.
+    named = [line.rpartition(EVICTED)[0].rpartition("pid ")[2] for line in evictions(outcome)]
+    assert {int(name.partition(")")[0]) % 3 for name in named} == {2}
 
 
 def test_a_share_of_the_micro_batches_is_enough_when_there_are_many_steps() -> None:
@@ -114,9 +114,13 @@ class Liar(WorkerShell):
         tally = super()._train(compute, lease)
         if any(lies_about(self.seed, lease.step, micro_batch) for micro_batch in range(lease.lo, lease.hi)):
             compute.into[0] += 1.0
-            if self._sums:
-                self._sums = [compute.wire.pack(compute.into, 0)]
         return tally
+
+    def _send_frame(self, lease: Lease, start: int, words: Vector) -> None:
+        lies = any(lies_about(self.seed, lease.step, micro_batch) for micro_batch in range(lease.lo, lease.hi))
+        words = words.copy()
+        words[0] += lies and start == 0
+        super()._send_frame(lease, start, words)
 
 
 def lies_about(seed: int, step: int, micro_batch: int) -> bool:

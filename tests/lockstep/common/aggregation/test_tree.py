@@ -84,7 +84,7 @@ def add_owned(tree: VectorTree, node: Node, vector: Vector) -> bool:
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)
-@given(arrivals(), st.sampled_from(["kept", "owned", "settled"]))
+@given(arrivals(), st.sampled_from(["kept", "owned"]))
 def test_any_tiling_order_and_duplicates_give_the_same_bits(arriving: tuple[int, list[Node]], how: str) -> None:
     micro_batches, nodes = arriving
     vectors = pieces_of(micro_batches)
@@ -96,8 +96,6 @@ def test_any_tiling_order_and_duplicates_give_the_same_bits(arriving: tuple[int,
         is_new = add_owned(tree, node, value) if how == "owned" else tree.add(node, value)
         assert is_new == (not members <= known)
         known |= members if is_new else set()
-        if how == "settled":
-            tree.settle(value)
         if how != "kept":
             value.fill(np.nan)
     assert tree.tree.is_whole()
@@ -144,23 +142,6 @@ def test_a_pool_serves_many_rounds_with_the_vectors_of_the_first() -> None:
         add_owned(tree, node, vectors[node.lo])
     tree.reset()
     assert len(pool.free) == counts[-1] <= 8
-
-
-def test_only_what_still_stands_in_a_memory_is_copied_when_that_is_settled() -> None:
-    memory, pool = np.concatenate(pieces_of(4)), PoisoningPool(SIZE)
-    tree = VectorTree(4, pool)
-    parts = [memory[piece * SIZE : (piece + 1) * SIZE] for piece in range(4)]
-    for piece in (0, 2, 3):
-        tree.add(Node(piece, piece + 1), parts[piece])
-    # Of the three, two are merged already.
-    merged = tree.tree.held[Node(2, 4)].vector
-    tree.settle(parts[1])
-    assert tree.tree.held[Node(0, 1)].vector is parts[0]
-    tree.settle(memory)
-    assert tree.tree.held[Node(0, 1)].vector is not parts[0]
-    assert tree.tree.held[Node(2, 4)].vector is merged
-    tree.reset()
-    assert len(pool.free) == 2
 
 
 def test_added_vectors_that_are_not_copied_stay_as_they_are() -> None:

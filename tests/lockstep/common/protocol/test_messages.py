@@ -125,7 +125,6 @@ STATUS = {
         (Lease, LEASE, "lo", [0, 2**31], [-1, 2**31 + 1]),
         (Lease, LEASE, "hi", [0, 2**31], [-1, 2**31 + 1]),
         (Lease, LEASE, "number", [0, 2**62], [-1, 2**62 + 1]),
-        (Lease, LEASE, "slot", [0, 1], [-1, 2]),
         (Lease, LEASE, "work", ["train", "audit", "validate", "evaluate"], ["", "Train", "steal"]),
         (Result, RESULT, "count", [0, 2**62], [-1, 2**62 + 1]),
         (Result, RESULT, "metrics", [b"", bytes(8 * MOST_SUMS)], [bytes(8 * MOST_SUMS + 1)]),

@@ -1,91 +1,22 @@
-"""The coordinator and workers that share memory: no vector is sent, and no slot read that may be written."""
+"""The coordinator and workers that share memory: they read the weights there."""
 
 import pytest
 from msgspec.structs import replace
 
-from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import RefusalKind
-from lockstep.common.protocol.messages import SLOTS, Lease, Refused
-from lockstep.ps.coordinator.effects import AddSharedSums, Effect, ForgetWorker, SendWeights
-from tests.lockstep.ps.runs import Drive, facts_of, kinds, messages, peer_of, result_of, said
-
-
-def added(effects: list[Effect]) -> list[AddSharedSums]:
-    return [effect for effect in effects if isinstance(effect, AddSharedSums)]
+from lockstep.common.protocol.messages import Lease, Refused
+from lockstep.ps.coordinator.effects import Effect, ForgetWorker, SendWeights
+from tests.lockstep.ps.runs import Drive, facts_of, kinds, messages, peer_of, said
 
 
 def sent_weights(effects: list[Effect]) -> list[bytes]:
     return [effect.peer for effect in effects if isinstance(effect, SendWeights)]
 
 
-def test_a_worker_that_shares_is_sent_leases_and_no_weights() -> None:
-    drive = Drive(facts_of(min_workers=2))
-    effects = drive.enter(1, shares=True) + drive.enter(2)
-    assert kinds(effects, 1)[1:] == [Lease, Lease]
-    assert sent_weights(effects) == [peer_of(2)]
-    effects = drive.finish_round()
-    assert set(kinds(effects, 1)) == {Lease}
-    assert sent_weights(effects) == [peer_of(2)]
-
-
-def test_the_leases_that_a_worker_holds_name_different_slots() -> None:
-    drive = Drive(facts_of(min_workers=2))
-    drive.enter(1, 2, shares=True)
-    slots = [[lease.slot for lease in leases] for leases in drive.leases.values()]
-    assert slots == [list(range(SLOTS))] * 2
-    numbers = [lease.number for leases in drive.leases.values() for lease in leases]
-    assert sorted(numbers) == [1, 2, 3, 4]
-
-
-def test_sums_are_added_from_the_slot_of_the_lease_or_came_before_the_result() -> None:
-    drive = Drive(facts_of(min_workers=2))
-    drive.enter(1, shares=True)
-    drive.enter(2)
-    first, second = drive.leases[1]
-    expected = [
-        AddSharedSums(node=Node(first.lo, first.hi), rank=0, slot=0),
-        AddSharedSums(node=Node(second.lo, second.hi), rank=0, slot=1),
-    ]
-    assert added(drive.answer(1)) + added(drive.answer(1)) == expected
-    other = drive.leases[2][0]
-    assert added(drive.answer(2)) == []
-    assert drive.counted[-1] == Node(other.lo, other.hi)
-
-
-def late() -> tuple[Drive, Lease, Lease]:
-    """A worker whose two leases ended, and that got two others when it answered the first; the second, and the last."""
-    drive = Drive(replace(facts_of(min_workers=2), needs_memory=True))
-    drive.enter(1, 2, shares=True)
-    first, second = drive.leases[1]
-    drive.leases[2].clear()
-    drive.pass_time(drive.info.options.lease_timeout)
-    drive.leases[1] = []
-    drive.send(1, result_of(first))
-    assert [lease.slot for lease in drive.leases[1]] == [0, 1]
-    return drive, second, drive.leases[1][1]
-
-
-def test_a_late_result_is_ignored_once_another_lease_names_its_slot() -> None:
-    drive, second, last = late()
-    assert (second.slot, last.slot) == (1, 1)
-    before = drive.coordinator.leases.held_by(0)
-    assert added(drive.send(1, result_of(second))) == []
-    assert [held.node for held in drive.coordinator.leases.held_by(0)] == [held.node for held in before]
-    assert added(drive.send(1, result_of(last))) == [AddSharedSums(node=Node(last.lo, last.hi), rank=0, slot=1)]
-
-
-def test_a_result_that_arrives_twice_is_added_once() -> None:
-    drive = Drive(facts_of(min_workers=2))
-    drive.enter(1, 2, shares=True)
-    result = result_of(drive.leases[1][0])
-    assert len(added(drive.send(1, result)) + added(drive.send(1, result))) == 1
-
-
 def test_a_run_of_workers_that_share_comes_to_its_end() -> None:
     drive = Drive(facts_of(min_workers=3))
     drive.enter(1, 2, 3, shares=True)
-    effects = drive.finish()
-    assert sent_weights(effects) == []
+    drive.finish()
     assert drive.coordinator.membership.sharing == {True}
 
 

@@ -27,10 +27,10 @@ from lockstep.common.protocol.messages import (
     Ping,
     Ready,
     Refused,
-    Result,
     ServerMessage,
     Status,
     StatusRequest,
+    SumsFrame,
     Term,
     Weights,
     Welcome,
@@ -102,8 +102,7 @@ def test_sums_of_a_wrong_length_cost_the_worker_its_place_and_the_run_goes_on() 
     odd.send(encode(JOIN))
     simulation.add_worker()
     simulation.run_to(1)
-    result = Result(work="train", step=1, lo=0, hi=1, loss_sum=0.0, count=4, compute_s=0.0, losses=bytes(4))
-    odd.send(encode(result, [np.zeros(3, np.float32)]))
+    odd.send(encode(SumsFrame(step=1, lo=0, hi=1, start=0), [np.zeros(3, np.float32)]))
     before = simulation.finish()
     (refused,) = [message for message in heard(odd) if isinstance(message, Refused)]
     assert "sums of 3 values: expected 7850" in refused.reason
@@ -111,17 +110,13 @@ def test_sums_of_a_wrong_length_cost_the_worker_its_place_and_the_run_goes_on() 
 
 
 @pytest.mark.parametrize(
-    ("is_offered", "fault"),
-    [(True, "sums that are not there"), (True, "is not that of the shared memory"), (False, "it was not offered")],
+    ("is_offered", "fault"), [(True, "is not that of the shared memory"), (False, "it was not offered")]
 )
 def test_who_says_to_share_memory_and_does_not_loses_its_place(short_root: Path, is_offered: bool, fault: str) -> None:
     with Simulation(job_of(), root=short_root if is_offered else None) as simulation:
-        nonce = "0" * 32
-        if simulation.sharing is not None and "sums" in fault:
-            nonce = simulation.sharing.folder.nonce.hex()
         odd = simulation.network.client()
         odd.send(encode(JOIN))
-        odd.send(encode(Ready(nonce=nonce, rank=0, term=simulation.server.coordinator.info.term)))
+        odd.send(encode(Ready(nonce="0" * 32, rank=0, term=simulation.server.coordinator.info.term)))
         simulation.run_until_quiet()
         # Memory of another place is that of a welcome before the last one.
         (answer,) = [message for message in heard(odd) if isinstance(message, Refused | Eviction)]

@@ -87,23 +87,22 @@ def test_a_server_of_a_slice_works_in_the_memory_of_the_whole_on_a_state_of_its_
         assert not np.shares_memory(slot, whole.state[name])
 
 
-@pytest.mark.parametrize("has_weights", [True, False])
 @pytest.mark.parametrize("updates", [0, 1])
 def test_a_server_is_sent_the_weights_the_momenta_and_in_the_middle_of_a_run_the_optimizers_state(
-    updates: int, has_weights: bool
+    updates: int,
 ) -> None:
     whole = shard_of(Slice(0, SIZE), updates=updates)
-    weights = [] if has_weights else parts(WEIGHTS, whole.slots[updates], *FRAMES)
+    weights = parts(WEIGHTS, whole.slots[updates], *FRAMES)
     momenta = parts(MOMENTA, whole.policy.momenta, Slice(0, SIZE - TRAINED))
     state = [frame for name in STATE for frame in parts(name, whole.state[name], *TRAINED_FRAMES)]
     expected = [*weights, *momenta, *(state if updates else [])]
-    assert told(initial_frames(whole, LATER, has_weights=has_weights)) == expected
+    assert told(initial_frames(whole, LATER)) == expected
 
 
 def test_a_model_without_statistics_has_no_momenta_to_send() -> None:
     whole = shard_of(Slice(0, TRAINED), updates=0)
     whole.policy = replace(whole.policy, momenta=np.empty(0, np.float32))
-    assert told(initial_frames(whole, Slice(0, BLOCK), has_weights=True)) == []
+    assert {name for name, *_ in initial_frames(whole, Slice(0, BLOCK))} == {WEIGHTS}
 
 
 @pytest.mark.parametrize(
@@ -125,9 +124,8 @@ def test_a_server_sends_its_weights_after_any_of_the_last_two_updates_and_its_st
     whole, shard = shard_of(Slice(0, SIZE)), shard_of(LATER)
     weights = parts(WEIGHTS, whole.slots[updates % 2], *FRAMES)
     state = [frame for name in STATE for frame in parts(name, whole.state[name], *TRAINED_FRAMES)]
-    assert told(held_frames(shard, updates, has_weights=True, has_state=True)) == [*weights, *state]
-    assert told(held_frames(shard, updates, has_weights=False, has_state=True)) == state
-    assert told(held_frames(shard, updates, has_weights=True, has_state=False)) == weights
+    assert told(held_frames(shard, updates, has_state=True)) == [*weights, *state]
+    assert told(held_frames(shard, updates, has_state=False)) == weights
 
 
 @pytest.mark.parametrize("servers", [1, 2, 3, 7])

@@ -21,8 +21,8 @@ SMALL, LARGE = job_of(micro_batches=4), job_of(model="mlp", micro_batches=4)
 PEER, OTHER = b"peer", b"other"
 
 
-def admit_of(rank: int, *, shares: bool = False) -> Admit:
-    return Admit(rank=rank, incarnation=f"life-{rank}", shares=shares)
+def admit_of(rank: int) -> Admit:
+    return Admit(rank=rank, incarnation=f"life-{rank}")
 
 
 def hello_of(rank: int) -> Hello:
@@ -63,7 +63,7 @@ class Served:
     def frames(self, lo: int, hi: int) -> list[bool]:
         return [self.frame(part_of(lo, hi, start=frame.start)) for frame in self.shard.frames]
 
-    def result(self, lo: int, hi: int, *, step: int = 0, has_sums: bool = False, work: str = "train") -> bool:
+    def result(self, lo: int, hi: int, *, step: int = 0, work: str = "train") -> bool:
         result = Result(
             work=work,  # type: ignore[arg-type]  # one of the works
             step=step,
@@ -74,8 +74,7 @@ class Served:
             compute_s=0.1,
             losses=b"",
         )
-        sums = np.ones(self.shard.weights.size, np.float32)
-        return self.service.on_result(PEER, result, [sums] if has_sums else [])
+        return self.service.on_result(PEER, result)
 
     def has(self, node: Node) -> bool:
         return self.shard.trees[0].tree.covers(node)
@@ -195,15 +194,6 @@ def test_sums_are_whole_once_all_their_frames_have_come_in_any_order() -> None:
     assert not served.result(2, 4)
 
 
-def test_a_frame_that_comes_with_its_result_is_added_like_any_other() -> None:
-    served = Served()
-    assert served.result(0, 4, has_sums=True)
-    assert served.shard.is_whole()
-    assert not served.frame(part_of(0, 4))
-    with pytest.raises(RemoteProtocolError, match=r"a result with .* sums: expected them in frames of their own"):
-        Served(LARGE).result(0, 4, has_sums=True)
-
-
 def test_a_result_without_sums_is_for_the_coordinator_if_none_could_count() -> None:
     served = Served()
     assert served.result(0, 4, work="evaluate")
@@ -265,16 +255,11 @@ def test_values_that_are_not_finite_or_too_many_break_the_protocol() -> None:
         served.service.on_frame(PEER, part_of(0, 2), np.full(size, np.inf, np.float32))
 
 
-# Sums in shared memory
-
-
-def test_sums_in_memory_are_added_and_copied_before_their_slot_is_used_again() -> None:
+def test_a_worker_that_shares_memory_may_send_sums_and_is_sent_no_weights() -> None:
     served = Served()
-    slots = tuple(np.full(served.shard.weights.size, value, np.float32) for value in (1.0, 2.0))
-    served.service.admit(admit_of(5, shares=True), slots)
-    served.service.add_shared(Node(0, 2), 5, 0)
-    served.service.add_shared(Node(2, 4), 5, 1)
-    served.service.settle(5, 0)
-    for slot in slots:
-        slot[:] = 7.0
-    assert {float(vector[0]) for vector in served.shard.trees[0].terms()} == {1.0, 7.0}
+    served.sent.clear()
+    served.service.admit(admit_of(5), shares=True)
+    served.service.identify(OTHER, hello_of(5))
+    assert not served.frame(part_of(0, 4), peer=OTHER)
+    assert (served.service.send_weights(5, 0), served.sent) == ([], [])
+    assert served.frame(part_of(0, 4), peer=OTHER)

@@ -421,20 +421,6 @@ def test_an_update_takes_no_memory_of_its_own() -> None:
     assert peak < CHUNK * 4
 
 
-def test_what_others_will_write_over_is_copied_in_every_frame() -> None:
-    (memory,) = generator(7, Purpose.CANARY).standard_normal((1, LONG), dtype=np.float32)
-    shards = [long_shard(Slice(0, LONG), long_policy(EXACT), micro_batches=2) for _ in range(2)]
-    other = memory.copy()
-    for shard in shards:
-        shard.add(Node(0, 1), memory if shard is shards[0] else other)
-    shards[0].settle(memory)
-    memory[:] = np.nan
-    for shard in shards:
-        shard.add(Node(1, 2), np.ones(LONG, np.float32))
-        shard.update(0, 2)
-    assert shards[0].digest() == shards[1].digest()
-
-
 def test_a_shard_is_whole_once_every_frame_is() -> None:
     shard = long_shard(Slice(0, LONG), long_policy(EXACT))
     for index, frame in enumerate(shard.frames):

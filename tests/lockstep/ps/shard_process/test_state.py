@@ -10,7 +10,6 @@ from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Eviction, Ping, SumsFrame
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import (
-    AddFromMemory,
     Admit,
     Begin,
     Collect,
@@ -49,7 +48,7 @@ WELCOME = ShardWelcome(
     size=8192,
     parameter_size=8192,
 )
-ADMIT = Admit(rank=3, incarnation="life-3", shares=False)
+ADMIT = Admit(rank=3, incarnation="life-3")
 HELLO = Hello(rank=3, incarnation="life-3")
 PEER = b"peer"
 
@@ -68,7 +67,6 @@ EVENTS: dict[type, events.SliceEvent] = {
         Received(peer=PEER, message=HELLO),
         SendWeightsTo(rank=3, step=5),
         Received(peer=PEER, message=SumsFrame(step=5, lo=0, hi=1, start=4096)),
-        AddFromMemory(rank=3, slot=0, step=5, lo=0, hi=1),
         SquaresRequest(step=5, divisor=64.0),
         update_of(5),
         PeerLeft(peer=PEER, reason="its connection is gone"),

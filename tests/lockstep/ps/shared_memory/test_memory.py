@@ -14,7 +14,7 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import RemoteProtocolError, SharingError
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.shared_files import WEIGHTS, sums_file, sums_shape, weights_shape
+from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
 from lockstep.common.protocol.team_memory import TeamShape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import Allocate, reserve
@@ -45,14 +45,12 @@ class FakeWorker:
 
     nonce: str
     slots: tuple[Vector, ...]
-    sums: tuple[Vector, ...]
 
 
-def joined(opening: RunSetup, root: Path, rank: int = 0) -> FakeWorker:
+def joined(opening: RunSetup, root: Path) -> FakeWorker:
     with closing(SharedFolder.join(root, opening.info.memory)) as folder:
         weights = folder.attach(WEIGHTS, weights_shape(SIZE))
-        sums = folder.make(sums_file(rank), sums_shape(SIZE))
-    return FakeWorker(weights.nonce.hex(), weights.vectors, sums.vectors)
+    return FakeWorker(weights.nonce.hex(), weights.vectors)
 
 
 def team_of(processes: int) -> TeamShape:
@@ -87,25 +85,6 @@ def test_an_update_is_seen_in_the_other_slot(shared: tuple[RunSetup, ServerShare
     assert np.array_equal(worker.slots[0], before)
 
 
-def test_sums_that_a_worker_writes_are_read_by_rank_and_slot(
-    shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path
-) -> None:
-    opening, sharing = shared
-    for rank in (0, 3):
-        worker = joined(opening, tmp_path, rank)
-        sharing.admit(rank, worker.nonce)
-        for slot, sums in enumerate(worker.sums):
-            sums[:] = 10 * rank + slot
-    assert [[slot[-1] for slot in sharing.sums[rank]] for rank in (0, 3)] == [[0.0, 1.0], [30.0, 31.0]]
-
-
-def test_the_server_cannot_write_sums(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
-    opening, sharing = shared
-    sharing.admit(0, joined(opening, tmp_path).nonce)
-    for vector in sharing.sums[0]:
-        assert not vector.flags.writeable
-
-
 def test_the_nonce_is_not_in_the_welcome(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
     opening, _ = shared
     assert joined(opening, tmp_path).nonce not in repr(opening.info.welcome(0))
@@ -119,23 +98,6 @@ def test_who_has_not_read_the_nonce_is_not_believed(
     joined(opening, tmp_path)
     with pytest.raises(RemoteProtocolError, match="is not that of the shared memory"):
         sharing.admit(0, nonce)
-    assert not sharing.sums
-
-
-def test_who_has_no_sums_is_not_believed(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
-    opening, sharing = shared
-    nonce = joined(opening, tmp_path, rank=1).nonce
-    with pytest.raises(RemoteProtocolError, match=r"sums that are not there: .*sums-0 cannot be opened"):
-        sharing.admit(0, nonce)
-
-
-def test_what_a_worker_had_is_given_back(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
-    opening, sharing = shared
-    sharing.admit(0, joined(opening, tmp_path).nonce)
-    sharing.forget(0)
-    sharing.forget(0)
-    assert not sharing.sums
-    assert names_in(sharing) == {"weights"}
 
 
 def test_nothing_is_left_at_the_end_and_the_weights_can_still_be_read(tmp_path: Path) -> None:
@@ -145,7 +107,7 @@ def test_nothing_is_left_at_the_end_and_the_weights_can_still_be_read(tmp_path: 
     sharing.close()
     assert list(tmp_path.iterdir()) == []
     assert opening.shard.digest() == opened().shard.digest()
-    worker.sums[0][:] = 1.0
+    assert weights_digest(worker.slots[0]) == opening.shard.digest()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EOPNOTSUPP])
@@ -160,7 +122,7 @@ def test_a_server_and_workers_that_come_and_go_leave_nothing_open(short_root: Pa
     with nothing_left_open():
         opening, sharing = share(opened(), short_root)
         for rank in range(3):
-            nonce = joined(opening, short_root, rank).nonce
+            nonce = joined(opening, short_root).nonce
             sharing.admit(rank, nonce)
         sharing.forget(0)
         sharing.admit(1, sharing.folder.nonce.hex(), team_of(2))
@@ -191,7 +153,7 @@ def updated(wire_weights: str) -> RunSetup:
 
 
 def admitted(opening: RunSetup, sharing: ServerSharedMemory, root: Path, rank: int = 0, processes: int = 1) -> None:
-    sharing.admit(rank, joined(opening, root, rank).nonce, team_of(processes))
+    sharing.admit(rank, joined(opening, root).nonce, team_of(processes))
 
 
 @pytest.mark.parametrize("wire_weights", ["float32", "bfloat16"])
@@ -202,17 +164,17 @@ def test_a_run_goes_on_in_other_memory_which_new_workers_find(tmp_path: Path, wi
     shard.update(0, 3)
     admitted(opening, sharing, tmp_path)
     before, marks = bits_of(shard), sharing.share_update(shard, 0)
-    old = joined(opening, tmp_path, rank=1).slots
+    old = joined(opening, tmp_path).slots
     assert bits_of(shard) == before
     exact = set() if wire_weights == "float32" else {"exact-weights"}
-    names = {"weights", "state", "lock-0", "sums-0", "sums-1", *exact}
+    names = {"weights", "state", "lock-0", *exact}
     assert names_in(sharing) == {*names, "update-0"}
     assert sharing.move(shard)
     assert (sharing.generation, bits_of(shard)) == (1, before)
     assert names_in(sharing) == names
     shard.served_weights[:] = 7.0
     assert 7.0 not in old[1]
-    assert set(joined(opening, tmp_path, rank=2).slots[1].tolist()) == {7.0}
+    assert set(joined(opening, tmp_path).slots[1].tolist()) == {7.0}
     newer = sharing.share_update(shard, 0)
     assert newer is not None
     assert newer is not marks
@@ -240,7 +202,6 @@ def test_a_team_of_more_processes_has_more_locks_and_marks_of_its_own(tmp_path: 
     size = opening.layout.size
     opening, sharing = share(opening, tmp_path)
     for rank, processes in ((0, 1), (1, 4)):
-        sharing.folder.make(sums_file(rank), sums_shape(size))
         team = TeamShape(processes=processes, micro_batches=4, size=size, clips=True)
         sharing.admit(rank, sharing.folder.nonce.hex(), team)
     first, second = (sharing.share_update(opening.shard, rank) for rank in (0, 1))
@@ -274,7 +235,7 @@ def test_without_room_for_its_slots_no_update_is_shared(tmp_path: Path) -> None:
     sharing.allocate = refuse(errno.ENOSPC)
     assert sharing.share_update(opening.shard, 0) is None
     assert "no room" in sharing.obstacle or "No space" in sharing.obstacle
-    assert names_in(sharing) == {"weights", "sums-0"}
+    assert names_in(sharing) == {"weights"}
     # One failure does not last for the whole run.
     sharing.allocate = reserve
     assert sharing.share_update(opening.shard, 0) is not None

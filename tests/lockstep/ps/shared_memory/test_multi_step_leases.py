@@ -19,8 +19,6 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shared_files import (
     WEIGHTS,
     lock_file,
-    sums_file,
-    sums_shape,
     update_file,
     weights_shape,
 )
@@ -118,7 +116,6 @@ class Bench:
         self.shard.skip_to(ASKED.first)
         size = self.shard.weights.size
         self.shape = TeamShape(processes=PROCESSES, micro_batches=JOB.micro_batches, size=size, clips=False, metrics=2)
-        self.sharing.folder.make(sums_file(ASKED.rank), sums_shape(size))
         self.sharing.admit(ASKED.rank, self.sharing.folder.nonce.hex(), self.shape)
         self.shell = MultiStepLeases(
             self.shard, self.clock, self.membership, self._send, self.said.append, self.sharing

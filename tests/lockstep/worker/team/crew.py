@@ -372,7 +372,7 @@ def _member(
 ) -> TeamMember:
     # Some do several things at once, as processes do, and others one.
     is_stepwise = memory.process % 2 == 0
-    member = TeamMember(compute, memory, clock, Silent(), patience, place, first_row=0, is_stepwise=is_stepwise)
+    member = TeamMember(compute, memory, clock, Silent(), patience, place, is_stepwise=is_stepwise)
     compute.is_wanted = member.is_wanted
     # As if it had computed before: otherwise others would wait for seconds.
     memory.record_speed(TICK_S)

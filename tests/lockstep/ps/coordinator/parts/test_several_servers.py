@@ -2,7 +2,6 @@
 
 import msgspec
 import pytest
-from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, ProtocolError
@@ -27,7 +26,7 @@ from tests.lockstep.ps.runs import (
 #: Workers that come early and leave.
 LEAVING = 9
 
-SHARDS = events.ServersReady(addresses=("memory://0",), shares=False, obstacle="no such folder")
+SHARDS = events.ServersReady(addresses=("memory://0",))
 
 
 def several(*, min_workers: int = 1, job: Job | None = None) -> RunInfo:
@@ -129,7 +128,6 @@ def test_workers_that_came_before_the_servers_are_welcomed_with_them_in_order() 
     assert [message.rank for worker in (2, 1) for message in welcomes[worker] if isinstance(message, Welcome)] == [0, 1]
     assert [message.shards for message in messages(effects) if isinstance(message, Welcome)] == [["memory://0"]] * 2
     assert drive.coordinator.admission.early == {}
-    assert drive.coordinator.membership.obstacle == "no such folder"
 
 
 def test_workers_that_came_before_the_servers_are_told_of_an_interrupt() -> None:
@@ -184,22 +182,6 @@ def test_the_next_round_begins_when_this_step_is_updated_and_an_update_of_anothe
     assert coordinator.phase is RunPhase.UPDATING
     assert kinds(coordinator.handle(events.StepUpdated(step=0), now)) == [Lease]
     assert coordinator.round.step == 1
-
-
-def test_an_obstacle_that_is_known_is_not_replaced_by_that_of_the_servers() -> None:
-    drive = Drive(several())
-    drive.coordinator.membership.obstacle = "first"
-    drive.happen(SHARDS)
-    assert drive.coordinator.membership.obstacle == "first"
-
-
-@pytest.mark.parametrize("shares", [False, True])
-def test_memory_is_offered_where_all_servers_see_it(shares: bool) -> None:
-    drive = Drive(replace(several(), memory="lockstep-1"))
-    drive.happen(msgspec.structs.replace(SHARDS, shares=shares))
-    (welcome,) = messages(drive.join(1))
-    assert isinstance(welcome, Welcome)
-    assert welcome.memory == ("lockstep-1" if shares else "")
 
 
 @pytest.mark.parametrize("times", [1, 3])

@@ -8,7 +8,6 @@ from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Result
-from lockstep.ps.coordinator.effects import AddSharedSums
 from lockstep.ps.coordinator.membership import Member, MemberState
 from lockstep.ps.coordinator.scheduling.lease_table import LeaseTable
 from lockstep.ps.coordinator.scheduling.round_state import PendingAcknowledgements, RoundState
@@ -20,8 +19,8 @@ ROUND = Round("train", 5, 8)
 NODE, OTHER = Node(0, 2), Node(2, 4)
 
 
-def member_of(rank: int, *, shares: bool = False) -> Member:
-    return Member(peer_of(rank), rank, join_of(rank), MemberState.READY, shares=shares)
+def member_of(rank: int) -> Member:
+    return Member(peer_of(rank), rank, join_of(rank), MemberState.READY)
 
 
 def result(node: Node = NODE, number: int = 1, *, step: int = 5) -> Result:
@@ -34,7 +33,6 @@ def leased(*members: Member, chosen: frozenset[int] = frozenset()) -> RoundState
     for member in members:
         lease = state.leases.lease(member.rank, 2, 9.0, is_alone=False)
         assert lease is not None
-        state.buffers.lend(member.rank, lease.number)
     return state
 
 
@@ -118,21 +116,17 @@ def test_a_result_that_is_refused_is_listed_with_the_times_of_its_lease_if_it_wa
     assert times(state) == [(2.0, 6.0), (None, None)]
 
 
-@pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("has_shards", [False, True])
-def test_a_result_counts_at_once_or_when_all_servers_have_its_sums(has_shards: bool, shares: bool) -> None:
-    member = member_of(0, shares=shares)
-    state = leased(member)
-    effects, counts = state.on_result(member, result(), has_shards=has_shards)
-    assert effects == ([AddSharedSums(node=NODE, rank=0, slot=0)] if shares else [])
-    assert counts is not has_shards
+def test_a_result_counts_at_once_or_when_all_servers_have_its_sums(has_shards: bool) -> None:
+    member = member_of(0)
+    assert leased(member).on_result(member, result(), has_shards=has_shards) is not has_shards
 
 
 def test_a_result_that_comes_again_while_the_first_is_awaited_is_refused_and_listed() -> None:
     member = member_of(0)
     state = leased(member)
     state.on_result(member, result(), has_shards=True)
-    assert state.on_result(member, result(), has_shards=True) == ([], False)
+    assert not state.on_result(member, result(), has_shards=True)
     assert list(again(state)) == [("train", 5, 0, 0, "others had done it, or it came twice")]
 
 
@@ -142,7 +136,7 @@ def test_a_result_that_no_lease_asked_its_worker_for_is_refused_and_listed_altho
 ) -> None:
     state = leased(member_of(0), member_of(1))
     assert state.is_needed(result(node))
-    assert state.on_result(member_of(rank), result(node), has_shards=False) == ([], False)
+    assert not state.on_result(member_of(rank), result(node), has_shards=False)
     assert [(entry[2], entry[3]) for entry in again(state)] == [(node.lo, rank)]
 
 
@@ -150,26 +144,16 @@ def test_a_result_of_a_lease_that_others_have_done_is_refused() -> None:
     state = leased(member_of(0))
     state.accept(member_of(3), result(), 9.0)
     assert [(share.rank, share.lo, share.hi) for share in state.account.shares] == [(3, 0, 2)]
-    assert state.on_result(member_of(0), result(), has_shards=False) == ([], False)
+    assert not state.on_result(member_of(0), result(), has_shards=False)
 
 
-def test_what_is_evaluated_is_in_no_slot_and_waits_for_no_server() -> None:
-    member, at = member_of(0, shares=True), Round("evaluate", 5, 8)
-    state = RoundState(at)
+def test_what_is_evaluated_waits_for_no_server() -> None:
+    member, state = member_of(0), RoundState(Round("evaluate", 5, 8))
     state.leases.lease(0, 2, 9.0, is_alone=False)
-    state.buffers.lend(0, 1)
-    for number in (1, 7):
-        one = msgspec.structs.replace(result(number=number), work="evaluate")
-        assert state.on_result(member, one, has_shards=True) == ([], True)
+    one = msgspec.structs.replace(result(), work="evaluate")
+    assert state.on_result(member, one, has_shards=True)
     state.accept(member, one, 9.0)
     assert state.account.shares == []
-
-
-@pytest.mark.parametrize("number", [0, 7])
-def test_sums_in_a_slot_that_is_another_leases_are_lost(number: int) -> None:
-    member = member_of(0, shares=True)
-    state = leased(member)
-    assert state.on_result(member, result(number=number), has_shards=False) == ([], False)
 
 
 def test_a_result_is_needed_if_it_is_of_this_round_and_not_done() -> None:
