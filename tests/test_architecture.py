@@ -184,6 +184,11 @@ PLANTED = {
         "from numpy.polynomial import chebyshev",
         "imports numpy.polynomial, whose bits may",
     ),
+    "field of a record": (
+        "lockstep.ps.store",
+        "from dataclasses import field\nclass Stored(Struct):\n    names: list[str] = field(default_factory=list)",
+        "Stored is not a dataclass",
+    ),
     "long": ("lockstep.common.nn.module", "\n" * (LONGEST + 1), "lines, above"),
 }
 

@@ -1,5 +1,6 @@
 """All rules over one tree: a pure function from sources to violations."""
 
+import ast
 from collections.abc import Callable, Iterator, Mapping
 
 from tests.architecture.code_from_data import check_code_from_data
@@ -10,6 +11,20 @@ from tests.architecture.naming import check_class_names, check_words
 from tests.architecture.source import Source, Violation, sources_of
 
 Rule = Callable[[Mapping[str, Source]], Iterator[Violation]]
+
+
+def check_defaults(sources: Mapping[str, Source]) -> Iterator[Violation]:
+    """Find `dataclasses.field` in classes that are not dataclasses: a msgspec.Struct takes it as the default value."""
+    for source in sources.values():
+        for node in source.nodes:
+            if not isinstance(node, ast.ClassDef) or any(map(source.is_dataclass, node.decorator_list)):
+                continue
+            for each in node.body:
+                value = each.value if isinstance(each, ast.AnnAssign) else None
+                if isinstance(value, ast.Call) and source.dotted(value.func) == "dataclasses.field":
+                    text = f"{node.name} is not a dataclass, and has dataclasses.field: use msgspec.field"
+                    yield Violation(source.module, each.lineno, text)
+
 
 RULES: tuple[Rule, ...] = (
     check_directions,
@@ -23,6 +38,7 @@ RULES: tuple[Rule, ...] = (
     check_length,
     check_class_names,
     check_words,
+    check_defaults,
 )
 
 

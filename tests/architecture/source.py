@@ -80,6 +80,11 @@ class Source:
             return f"{owner}.{node.attr}" if owner else ""
         return ""
 
+    def is_dataclass(self, decorator: ast.AST) -> bool:
+        """Tell whether a decorator makes a dataclass."""
+        name = self.dotted(decorator.func if isinstance(decorator, ast.Call) else decorator)
+        return name == "dataclasses.dataclass"
+
 
 def _imports(node: ast.AST) -> Iterator[Import]:
     if isinstance(node, ast.Import):
