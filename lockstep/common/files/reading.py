@@ -7,6 +7,8 @@ import errno
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -33,6 +35,16 @@ def decode(data: bytes | memoryview | str, kind: Any) -> Any:
         return decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError, BufferError) as error:
         raise msgspec.DecodeError(one_line(str(error))) from error
+
+
+def known_lines(data: bytes, kind: Any) -> Iterator[Any]:
+    """Yield the values in lines of JSON, without those that are damaged or of another version."""
+    try:
+        yield from _decoder(kind).decode_lines(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        for line in data.splitlines():
+            with suppress(msgspec.DecodeError):
+                yield decode(line, kind)
 
 
 def convert(value: object, kind: type[T]) -> T:

@@ -9,13 +9,14 @@ from msgspec.structs import replace
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
+from lockstep.common.files.reading import known_lines
 from lockstep.common.job.tally import Tally
 from lockstep.common.runtime.notice import warning
 from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointFolder, CheckpointIdentity, RunProgress
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.coordinator.parts.multi_step import FIRST_STEPS
-from lockstep.ps.records.ledger import RunBegun
+from lockstep.ps.records.ledger import Line, RunBegun, StepDone
 from lockstep.ps.records.receipt import read_chain
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.records.run_folder import RunFolder, read_ledger
@@ -177,5 +178,5 @@ def _cut_lines(folder: RunFolder, metrics_bytes: int = 0, ledger_bytes: int = 0)
                 "the run's own file back"
             )
     folder.metrics.cut(metrics_bytes)
-    # Not parsed: after a loss of power there may be anything.
-    return folder.ledger.cut(ledger_bytes).count(b'"kind":"step"')
+    # After a loss of power there may be anything.
+    return sum(isinstance(line, StepDone) for line in known_lines(folder.ledger.cut(ledger_bytes), Line))

@@ -39,7 +39,7 @@ from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
 from lockstep.ps.coordinator.status import Reminder, status_of, waiting_text
 from lockstep.ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase
-from lockstep.ps.records.ledger import OTHERS_FASTER, WorkerOut
+from lockstep.ps.records.ledger import UnusedCause, WorkerOut
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round, next_round
 from lockstep.ps.run.progress import Progress
@@ -301,7 +301,7 @@ class Coordinator(Machine[events.Event, Effect]):
             part = [Node(node.lo, min(node.hi, node.lo + dropped.computed))]
             began_s, ended_s = withdrawn.times(now)
             self.state.account.record_recomputed(
-                dropped.work, dropped.step, part, member.rank, OTHERS_FASTER, [began_s], ended_s
+                dropped.work, dropped.step, part, member.rank, UnusedCause.FASTER, [began_s], ended_s
             )
         return self.assign_leases(now, self.only(member))
 

@@ -7,6 +7,7 @@ differs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -20,11 +21,19 @@ from lockstep.common.files.reading import decode
 from lockstep.common.protocol.messages import Result, Work
 from lockstep.common.protocol.statement import statement_of
 
-#: Why a result was not used although its worker was neither late nor gone.
-OTHERS_FASTER = "others had done it, or it came twice"
 
-#: Why the ledger lists a micro-batch that was audited.
-AUDITED = "for the audit: the same bits"
+class UnusedCause(StrEnum):
+    """Why a result was not used although its worker was neither late nor gone."""
+
+    FASTER = "faster"
+    AUDITED = "audited"
+
+
+#: The same in words.
+CAUSES = {
+    UnusedCause.FASTER: "others had done it, or it came twice",
+    UnusedCause.AUDITED: "for the audit: the same bits",
+}
 
 #: Most entries of a round besides that of its step: what a peer sends must not fill our memory.
 MOST_ENTRIES = 1000
@@ -177,8 +186,10 @@ class UnusedWork(LedgerEntry, frozen=True, kw_only=True, tag="again", omit_defau
     hi: Count
     #: The worker.
     rank: Count
-    #: The reason.
+    #: The reason in words.
     why: str
+    #: The reason if it is one of these; None if the worker was late or gone, and in an older ledger.
+    cause: UnusedCause | None = None
     #: When they were leased to the worker, in seconds from the begin of the round. None if that is unknown.
     began_s: RoundSeconds | None = None
     #: When its result was refused or its lease ended. None if that is unknown.
@@ -322,7 +333,7 @@ class Account:
         step: int,
         nodes: Sequence[Node],
         rank: int,
-        why: str,
+        why: str | UnusedCause,
         began_s: Sequence[float | None] = (),
         ended_s: float | None = None,
     ) -> None:
@@ -330,12 +341,20 @@ class Account:
 
         `began_s` has a time for each node, or is empty if they are unknown; all of them end at `ended_s`.
         """
-        end = in_microseconds(ended_s)
+        cause = why if isinstance(why, UnusedCause) else None
         for node, began in zip(nodes, began_s or [None] * len(nodes), strict=True):
-            start = in_microseconds(began)
-            self.add(
-                UnusedWork(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why, began_s=start, ended_s=end)
+            entry = UnusedWork(
+                work=work,
+                step=step,
+                lo=node.lo,
+                hi=node.hi,
+                rank=rank,
+                why=why if cause is None else CAUSES[cause],
+                cause=cause,
+                began_s=in_microseconds(began),
+                ended_s=in_microseconds(ended_s),
             )
+            self.add(entry)
 
     def merge(self, before: "Account") -> None:
         """Add the entries of the round before this one, which has no line of its own."""
@@ -348,7 +367,9 @@ class Account:
     ) -> None:
         """Record a result that nobody needs."""
         if result.lo < result.hi:
-            self.record_recomputed(result.work, result.step, [result.node()], rank, OTHERS_FASTER, [began_s], ended_s)
+            self.record_recomputed(
+                result.work, result.step, [result.node()], rank, UnusedCause.FASTER, [began_s], ended_s
+            )
 
     def step_done(self, step: int, checksum: int) -> StepDone:
         """Return the entry of a training step that is over."""

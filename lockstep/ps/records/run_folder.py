@@ -23,11 +23,11 @@ from lockstep.common.files.safetensors import write
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.common.runtime.notice import warning
 from lockstep.ps.records.ledger import (
-    AUDITED,
     Line,
     ResultInDoubt,
     RunBegun,
     StepDone,
+    UnusedCause,
     UnusedWork,
     WorkerConvicted,
     WorkerIn,
@@ -386,9 +386,7 @@ def doubt_of(lines: Sequence[Line], identities: Collection[str]) -> Doubt:
     """Return which accepted results of workers with these identities are in doubt, by a run's ledger."""
     # The entries of an audit come before that of its step.
     agreed = {
-        (line.step, line.lo)
-        for line in lines
-        if isinstance(line, UnusedWork) and line.work == "audit" and line.why == AUDITED
+        (line.step, line.lo) for line in lines if isinstance(line, UnusedWork) and line.cause is UnusedCause.AUDITED
     }
     mine: set[int] = set()
     results: list[ResultInDoubt] = []
@@ -399,7 +397,7 @@ def doubt_of(lines: Sequence[Line], identities: Collection[str]) -> Doubt:
                 mine = set()
             case WorkerIn():
                 mine = mine - {line.rank} | ({line.rank} if line.identity in identities else set())
-            case UnusedWork(work="audit", why=why, rank=rank, step=step) if why == AUDITED and rank in mine:
+            case UnusedWork(cause=UnusedCause.AUDITED, rank=rank, step=step) if rank in mine:
                 last_agreed = max(last_agreed, step)
             case StepDone():
                 for share in line.shares:

@@ -8,12 +8,12 @@ from enum import StrEnum
 import msgspec
 
 from lockstep.ps.records.ledger import (
-    OTHERS_FASTER,
     EpochDone,
     LedgerShare,
     Line,
     RunBegun,
     StepDone,
+    UnusedCause,
     UnusedWork,
     WeightsAt,
     WorkerConvicted,
@@ -141,7 +141,7 @@ class LedgerFigures:
             self._unused.append(entry)
         if entry.work == "audit":
             self.audited += 1
-        elif entry.why == OTHERS_FASTER:
+        elif entry.cause is UnusedCause.FASTER:
             # Common, and no event: the timeline shows it.
             self.copied += 1
         else:

@@ -1,13 +1,13 @@
 """Follows a file of lines that another process writes: returns what is new, and notices when the file was cut."""
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from lockstep.common.files.reading import known_lines
 
 #: Most bytes that are read at once, so that a long file never fills memory.
 CHUNK_BYTES = 2**24
@@ -38,6 +38,8 @@ class LineFollower:
 
     path: Path
     most_bytes: int = CHUNK_BYTES
+    #: Lines that are damaged, or of another version.
+    unread: int = 0
     #: Bytes that were returned, and the last of them.
     _offset: int = 0
     _mark: bytes = b""
@@ -82,35 +84,11 @@ class LineFollower:
         self._offset += len(lines)
         self._mark = (self._mark + lines[-MARK_BYTES:])[-MARK_BYTES:]
 
-
-@dataclass
-class RecordFollower:
-    """Follows a file of JSON lines, each a record."""
-
-    lines: LineFollower
-    decoder: msgspec.json.Decoder[Any]
-    #: Lines that are damaged, or of another version.
-    unread: int = 0
-
-    def read(self) -> tuple[NewLines, list[Any]]:
-        """Return what is new, and the records in it."""
-        new = self.lines.read()
+    def read_records(self, kind: Any) -> tuple[NewLines, list[Any]]:
+        """Return the lines that are new, and the records of this kind in them."""
+        new = self.read()
         self.unread = 0 if new.is_restarted else self.unread
-        return new, list(self._records(new.data))
-
-    def _records(self, data: bytes) -> Iterator[Any]:
-        try:
-            yield from self.decoder.decode_lines(data)
-        except (msgspec.MsgspecError, ValueError):
-            # One bad line costs no other.
-            self.unread += data.count(b"\n")
-            for record in known_records(data, self.decoder):
-                self.unread -= 1
-                yield record
-
-
-def known_records(data: bytes, decoder: msgspec.json.Decoder[Any]) -> Iterator[Any]:
-    """Yield the records in lines, without those that are damaged or of another version."""
-    for line in data.splitlines():
-        with suppress(msgspec.MsgspecError, ValueError):
-            yield decoder.decode(line)
+        # One bad line costs no other.
+        records = list(known_lines(new.data, kind))
+        self.unread += new.data.count(b"\n") - len(records)
+        return new, records

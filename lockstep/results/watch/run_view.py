@@ -26,7 +26,7 @@ from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, r
 from lockstep.results.reports.display import speed_of
 from lockstep.results.watch.curves import MetricsFigures
 from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent
-from lockstep.results.watch.line_follower import LineFollower, RecordFollower
+from lockstep.results.watch.line_follower import LineFollower
 from lockstep.results.watch.processes import LeadingProcess, ProcessUse, ProcessWatch
 from lockstep.runs.job_file import named, shown_values
 from lockstep.runs.run_dir import JOB, has_begun, recorded
@@ -176,8 +176,8 @@ class RunView:
     #: When somebody last looked at it, and when the run last wrote something, by the clock of `refresh`.
     seen: float = 0.0
     _written: float = 0.0
-    _metrics_file: RecordFollower = field(init=False)
-    _ledger_file: RecordFollower = field(init=False)
+    _metrics_file: LineFollower = field(init=False)
+    _ledger_file: LineFollower = field(init=False)
     #: Of each small file, what tells whether it is the one that was read.
     _stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _was_stopped: bool = False
@@ -187,9 +187,8 @@ class RunView:
     _encoded: tuple[int, bytes] = (-1, b"")
 
     def __post_init__(self) -> None:
-        self._metrics_file = RecordFollower(LineFollower(self.folder / METRICS), msgspec.json.Decoder(Record))
-        ledger = LineFollower(self.folder / LEDGER, most_bytes=2**22)
-        self._ledger_file = RecordFollower(ledger, msgspec.json.Decoder(Line))
+        self._metrics_file = LineFollower(self.folder / METRICS)
+        self._ledger_file = LineFollower(self.folder / LEDGER, most_bytes=2**22)
 
     def refresh(self, now: float, status: Status | None = None) -> bool:
         """Read a part of what is new at `now` seconds; return whether there is more to read at once."""
@@ -222,10 +221,10 @@ class RunView:
 
     def _read_lines(self) -> tuple[bool, bool]:
         """Read a part of what is new in the files of lines; return whether any is, and whether there is more."""
-        lines, records = self._metrics_file.read()
+        lines, records = self._metrics_file.read_records(Record)
         self.metrics = MetricsFigures() if lines.is_restarted else self.metrics
         self.metrics.add(records)
-        more, entries = self._ledger_file.read()
+        more, entries = self._ledger_file.read_records(Line)
         self.ledger = LedgerFigures() if more.is_restarted else self.ledger
         self.ledger.add(entries)
         return lines.is_news or more.is_news, lines.has_more or more.has_more

@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lockstep.common.errors import FailureKind, FileFormatError, LockstepError, UsageError
-from lockstep.common.files.reading import open_regular
+from lockstep.common.files.reading import known_lines, open_regular
 from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import EpochRecord, Status
@@ -24,7 +24,6 @@ from lockstep.ps.records.metrics import (
     StepRecord,
 )
 from lockstep.ps.records.run_folder import RunResult, read_result
-from lockstep.results.watch.line_follower import known_records
 from lockstep.results.watch.run_view import STOPPED_S, RunState, RunView, written_at
 from lockstep.runs.job_file import named
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
@@ -281,4 +280,4 @@ def _last_lines(path: Path) -> list[Record]:
         return []
     # Neither the end of a line at the beginning nor the beginning of one at the end.
     start = data.find(b"\n") + 1 if size > TAIL_BYTES else 0
-    return list(known_records(data[start : data.rfind(b"\n") + 1], msgspec.json.Decoder(Record)))
+    return list(known_lines(data[start : data.rfind(b"\n") + 1], Record))

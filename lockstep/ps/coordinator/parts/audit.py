@@ -28,7 +28,7 @@ from lockstep.ps.coordinator.findings import AuditFinding, Conviction, MicroBatc
 from lockstep.ps.coordinator.membership import Member, process_of
 from lockstep.ps.coordinator.scheduling.lease_table import LeaseTable
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.records.ledger import AUDITED
+from lockstep.ps.records.ledger import UnusedCause
 from lockstep.ps.run.plan import Round
 
 #: What the server is called next to workers.
@@ -206,7 +206,7 @@ class Audit:
         """Record a micro-batch for which a worker found the same bits."""
         core, node = self._core, result.node()
         ended = core.leases.accept(node) or []
-        core.state.account.record_recomputed("audit", result.step, [node], member.rank, AUDITED)
+        core.state.account.record_recomputed("audit", result.step, [node], member.rank, UnusedCause.AUDITED)
         withdrawn = core.withdraw([lease for lease in ended if lease.rank != member.rank], now)
         core.progress.audited += 1
         core.membership.credit_audit(member, result.compute_s)

@@ -4,7 +4,7 @@ from lockstep.common.protocol.messages import Result
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import RecordEpoch, UpdateWeights
 from lockstep.ps.coordinator.parts.assembly import all_parts
-from lockstep.ps.records.ledger import LedgerEntry, UnusedWork, WorkerIn
+from lockstep.ps.records.ledger import CAUSES, LedgerEntry, UnusedCause, UnusedWork, WorkerIn
 from tests.lockstep.ps.runs import Drive, facts_of, result_of
 
 
@@ -83,9 +83,8 @@ def test_a_result_that_comes_twice_or_too_late_is_booked() -> None:
     drive.finish_round()
     drive.send(1, result)
     drive.finish_round()
-    twice = UnusedWork(
-        work="train", step=0, lo=result.lo, hi=result.hi, rank=0, why="others had done it, or it came twice"
-    )
+    why, cause = CAUSES[UnusedCause.FASTER], UnusedCause.FASTER
+    twice = UnusedWork(work="train", step=0, lo=result.lo, hi=result.hi, rank=0, why=why, cause=cause)
     assert again(drive) == [twice, twice]
     assert [update.step for update in updates(drive)][:2] == [0, 1]
 

@@ -7,7 +7,7 @@ from lockstep.common.protocol.messages import Dropped, Eviction, Lease, SumsFram
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.membership import MemberState
-from lockstep.ps.records.ledger import OTHERS_FASTER, UnusedWork
+from lockstep.ps.records.ledger import UnusedCause, UnusedWork
 from tests.lockstep.ps.runs import Drive, finished, kinds, messages, peer_of, result_of, said
 
 
@@ -55,7 +55,7 @@ def test_what_was_computed_in_vain_is_listed_with_its_times(computed: int, hi: i
     drive.pass_time(0.5)
     drop(drive, 2, lease, computed)
     (entry,) = listed(drive, 2)
-    assert (entry.work, entry.step, entry.node(), entry.why) == ("train", 0, Node(0, hi), OTHERS_FASTER)
+    assert (entry.work, entry.step, entry.node(), entry.cause) == ("train", 0, Node(0, hi), UnusedCause.FASTER)
     assert entry.began_s is not None
     assert entry.ended_s == pytest.approx(entry.began_s + 2.0)
 
@@ -84,7 +84,7 @@ def test_a_result_that_was_on_its_way_is_an_answer_too_and_is_not_applied() -> N
     drive.send(2, result_of(lease))
     assert drive.counted == counted
     (entry,) = listed(drive, 2)
-    assert (entry.node(), entry.why) == (Node(0, 4), OTHERS_FASTER)
+    assert (entry.node(), entry.cause) == (Node(0, 4), UnusedCause.FASTER)
     assert entry.began_s is not None
     assert entry.ended_s == pytest.approx(entry.began_s + 2.0)
     # What it says of the withdrawal, which it reads later, changes nothing.

@@ -6,12 +6,12 @@ import pytest
 
 from lockstep.common.errors import FileFormatError
 from lockstep.ps.records.ledger import (
-    AUDITED,
     LedgerShare,
     Line,
     ResultInDoubt,
     RunBegun,
     StepDone,
+    UnusedCause,
     UnusedWork,
     WorkerConvicted,
     WorkerIn,
@@ -29,8 +29,8 @@ def step(number: int, *shares: tuple[int, int, int]) -> StepDone:
     return StepDone(step=number, shares=[LedgerShare(*share) for share in shares], losses=b"", checksum=0)
 
 
-def audit(number: int, micro_batch: int, rank: int, why: str = AUDITED) -> UnusedWork:
-    return UnusedWork(work="audit", step=number, lo=micro_batch, hi=micro_batch + 1, rank=rank, why=why)
+def audit(number: int, micro_batch: int, rank: int, cause: UnusedCause | None = UnusedCause.AUDITED) -> UnusedWork:
+    return UnusedWork(work="audit", step=number, lo=micro_batch, hi=micro_batch + 1, rank=rank, why="", cause=cause)
 
 
 #: Two workers, of which the second is looked at.
@@ -48,7 +48,7 @@ def test_all_is_in_doubt_that_no_audit_has_confirmed() -> None:
 
 
 def test_an_audit_that_did_not_end_confirms_nothing() -> None:
-    lines = [*START, audit(0, 2, 0, "it left: interrupted"), step(0, (0, 2, 0), (2, 3, 1))]
+    lines = [*START, audit(0, 2, 0, None), step(0, (0, 2, 0), (2, 3, 1))]
     assert results(lines) == [ResultInDoubt(0, 2, 3)]
 
 
@@ -70,7 +70,7 @@ def test_an_audit_shows_only_where_the_likeliest_faults_begin() -> None:
 
 def test_an_audit_that_did_not_end_and_one_of_another_worker_show_nothing_of_where_faults_begin() -> None:
     before = [*START, step(0, (0, 1, 1))]
-    for checked in (audit(1, 0, 1, "it left: interrupted"), audit(1, 1, 0)):
+    for checked in (audit(1, 0, 1, None), audit(1, 1, 0)):
         doubt = doubt_of([*before, checked, step(1, (0, 2, 0))], ["process b"])
         assert doubt.since == [ResultInDoubt(0, 0, 1)]
 

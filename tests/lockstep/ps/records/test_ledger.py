@@ -8,6 +8,7 @@ from lockstep.common.errors import FileFormatError
 from lockstep.common.job.tally import pack_losses
 from lockstep.common.protocol.messages import Result
 from lockstep.ps.records.ledger import (
+    CAUSES,
     MOST_ENTRIES,
     Account,
     EpochDone,
@@ -15,6 +16,7 @@ from lockstep.ps.records.ledger import (
     OmittedEntries,
     RunBegun,
     StepDone,
+    UnusedCause,
     UnusedWork,
     WeightsAt,
     WorkerIn,
@@ -136,7 +138,8 @@ def test_a_round_with_room_for_all_lists_nothing_more() -> None:
 def test_a_result_that_nobody_needs_is_listed_if_it_is_of_any_micro_batch(lo: int, hi: int, count: int) -> None:
     account = Account(4)
     account.record_unused(a_result(lo, hi), 1)
-    entry = UnusedWork(work="train", step=3, lo=lo, hi=hi, rank=1, why="others had done it, or it came twice")
+    why, cause = CAUSES[UnusedCause.FASTER], UnusedCause.FASTER
+    entry = UnusedWork(work="train", step=3, lo=lo, hi=hi, rank=1, why=why, cause=cause)
     assert account.entries == [entry] * count
 
 

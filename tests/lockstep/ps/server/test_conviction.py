@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from lockstep.common.errors import FileFormatError
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.coordinator.findings import AuditFinding, Conviction, MicroBatchOutcome
-from lockstep.ps.records.ledger import AUDITED, LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
+from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedCause, UnusedWork, WorkerIn
 from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder, read_convictions
 from lockstep.ps.server.conviction import Consequences, quarantine_checkpoints
 
@@ -41,7 +41,7 @@ def done(step: int, rank: int) -> StepDone:
 
 
 def audited(step: int) -> UnusedWork:
-    return UnusedWork(work="audit", step=step, lo=2, hi=3, rank=0, why=AUDITED)
+    return UnusedWork(work="audit", step=step, lo=2, hi=3, rank=0, why="", cause=UnusedCause.AUDITED)
 
 
 def set_aside(folder: RunFolder, checkpoints: CheckpointFolder, *wrong: AuditFinding) -> tuple[Consequences, list[str]]:

@@ -24,7 +24,7 @@ from lockstep.ps.coordinator.findings import Conviction, MicroBatchOutcome
 from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.parts.audit import AuditOfStep, chosen_for_audit, finding_of, share_to_find, steps_to_find
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.records.ledger import AUDITED, UnusedWork
+from lockstep.ps.records.ledger import UnusedCause, UnusedWork
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
 from tests.lockstep.ps.runs import (
@@ -104,7 +104,7 @@ def test_every_micro_batch_is_computed_again_by_another_worker_and_booked() -> N
     assert drive.coordinator.progress.audited == 6 * 4
     assert drive.coordinator.progress.unaudited == 0
     entries = again(drive)
-    assert {entry.why for entry in entries} == {AUDITED}
+    assert {entry.cause for entry in entries} == {UnusedCause.AUDITED}
     assert [(entry.step, entry.lo) for entry in sorted(entries, key=lambda it: (it.step, it.lo))] == [
         (step, micro_batch) for step in range(6) for micro_batch in range(4)
     ]
