@@ -332,10 +332,10 @@ class ScalingBench(Bench[ScalingRow]):
             trained = peers.BaselineSubject(model=str(subject), data="" if subject in MODELS else trials[0].job.data)
             arguments = trained.arguments("ddp", global_batch // workers, str(workers))
             ddp = peers.start_baselines(python, arguments, stack, trained.layouts())
-            whole = peers.start_whole_machine(
+            all_threads, compiled = peers.start_whole_machine(
                 python, trained, global_batch, stack, is_compiling=self.is_compiling, say=session.say
             )
-            groups = [*(trial.singles for trial in trials), *([each] for each in ddp), *whole.groups()]
+            groups = [*(trial.singles for trial in trials), *([each] for each in (*ddp, *all_threads, *compiled))]
             peers.in_turns(self.rounds, turn, groups, partial(_run_each, session, trials))
         for trial in trials:
             for (launch, teams), runs in trial.runs.items():
@@ -345,8 +345,8 @@ class ScalingBench(Bench[ScalingRow]):
                     row,
                     teams=teams,
                     peer=peers.faster(ddp, mean, turns, global_batch),
-                    all_threads=peers.faster(whole.all_threads, mean, turns, global_batch),
-                    compiled=peers.faster(whole.compiled, mean, turns, global_batch),
+                    all_threads=peers.faster(all_threads, mean, turns, global_batch),
+                    compiled=peers.faster(compiled, mean, turns, global_batch),
                 )
 
     def _trial(self, values: dict[str, str], global_batch: int, workers: int, cut: int, turn: int) -> ScalingTrial:

@@ -201,10 +201,10 @@ class StepBench(Bench[StepFigures]):
         with ExitStack() as stack:
             ours = [peers.start_singles(job, 1, session.folder, stack)[0] for job in jobs]
             alone = peers.start_baselines(python, subject.arguments("step", batch), stack, subject.layouts())
-            whole = peers.start_whole_machine(
+            all_threads, compiled = peers.start_whole_machine(
                 python, subject, batch, stack, is_compiling=self.is_compiling, say=session.say
             )
-            peers.in_turns(self.rounds, turn, [[each] for each in (*ours, *alone)] + whole.groups())
+            peers.in_turns(self.rounds, turn, [[each] for each in (*ours, *alone, *all_threads, *compiled)])
         # The products are the same in any number of micro-batches.
         local, median = LocalSteps(jobs[0], load(self.data), session.clock), statistics.median
         for job, process in zip(jobs, ours, strict=True):
@@ -222,8 +222,8 @@ class StepBench(Bench[StepFigures]):
                 gemm_gflops_share=local.share_of_products(peak, step_s),
                 gemm_peak_gflops=peak,
                 peer=peers.faster(alone, median, turns, batch),
-                all_threads=peers.faster(whole.all_threads, median, turns, batch),
-                compiled=peers.faster(whole.compiled, median, turns, batch),
+                all_threads=peers.faster(all_threads, median, turns, batch),
+                compiled=peers.faster(compiled, median, turns, batch),
             )
 
     def advice(self, rows: Sequence[StepFigures]) -> str:

@@ -315,24 +315,17 @@ class ShownValue(msgspec.Struct, frozen=True, kw_only=True):
     is_unusual: bool
 
 
-class ShownGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """Values that belong together."""
-
-    group: str
-    values: list[ShownValue]
-
-
-def shown_values(job: Job, options: RunOptions) -> list[ShownGroup]:
-    """Return the values of a job and the options of its run in their groups."""
+def shown_values(job: Job, options: RunOptions) -> dict[str, list[ShownValue]]:
+    """Return the values of a job and the options of its run by their groups."""
     usual_job, usual_options = resolve({}, {"model": job.model} if job.model in SHIPPED else {})
     values = msgspec.to_builtins(job) | kept(options)
     usual = msgspec.to_builtins(usual_job) | kept(usual_options)
     grouped = {name for names in GROUPS.values() for name in names}
     left = tuple(name for name in values if name not in grouped)
-    return [
-        ShownGroup(group=group, values=[_shown(name, values[name], usual[name]) for name in names])
+    return {
+        group: [_shown(name, values[name], usual[name]) for name in names]
         for group, names in ((GROUPS | {"Others": left}) if left else GROUPS).items()
-    ]
+    }
 
 
 def named(value: Any) -> Any:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -35,15 +35,8 @@ MOST_NAMED = 8
 Moment = Literal["last", "best", "ema"] | int
 
 
-class KeptWeights(NamedTuple):
-    """A run's weights after so many steps."""
-
-    vector: Vector
-    steps: int
-
-
-def kept_weights(folder: Path, job: Job, model: Model, moment: Moment) -> KeptWeights:
-    """Return a run's weights, and give the model what was frozen.
+def kept_weights(folder: Path, job: Job, model: Model, moment: Moment) -> tuple[Vector, int]:
+    """Return a run's weights and after how many steps they are, and give the model what was frozen.
 
     `JobError` if these were not kept, `ModelError` if they are another model's.
     """
@@ -62,10 +55,10 @@ def kept_weights(folder: Path, job: Job, model: Model, moment: Moment) -> KeptWe
     raise JobError(f"{str(folder)!r} holds no whole checkpoint after {moment} steps: {_advice(folder, checkpoints)}")
 
 
-def _written(path: Path, model: Model) -> KeptWeights:
+def _written(path: Path, model: Model) -> tuple[Vector, int]:
     arrays, metadata = read(path)
     steps = metadata.get("steps", "0")
-    return KeptWeights(_vector(arrays, model), int(steps) if steps.isdecimal() else 0)
+    return _vector(arrays, model), int(steps) if steps.isdecimal() else 0
 
 
 def _vector(arrays: Mapping[str, NDArray[Any]], model: Model) -> Vector:
@@ -82,11 +75,11 @@ def _weights_in(arrays: Mapping[str, NDArray[Any]], model: Model) -> Vector:
     return _vector({name: arrays[name] for name in names if name in arrays}, model)
 
 
-def _own(checkpoint: Checkpoint, model: Model) -> KeptWeights:
-    return KeptWeights(_weights_in(checkpoint.arrays, model), checkpoint.progress.steps)
+def _own(checkpoint: Checkpoint, model: Model) -> tuple[Vector, int]:
+    return _weights_in(checkpoint.arrays, model), checkpoint.progress.steps
 
 
-def _best(folder: Path, job: Job, model: Model, checkpoints: Sequence[Checkpoint]) -> KeptWeights:
+def _best(folder: Path, job: Job, model: Model, checkpoints: Sequence[Checkpoint]) -> tuple[Vector, int]:
     result = finished(folder)
     history = result.history if result else checkpoints[0].progress.history if checkpoints else []
     best = best_epoch(job, history)
@@ -96,7 +89,7 @@ def _best(folder: Path, job: Job, model: Model, checkpoints: Sequence[Checkpoint
         return kept_weights(folder, job, model, "last")
     # By their digest: a checkpoint of the epoch's last step may have been taken before the epoch was evaluated.
     for kept in (_own(checkpoint, model) for checkpoint in checkpoints):
-        if weights_digest(kept.vector) == best.weights_sha256:
+        if weights_digest(kept[0]) == best.weights_sha256:
             return kept
     raise JobError(
         f"{str(folder)!r} holds no checkpoint of its best epoch, which was {best.epoch}: "

@@ -229,17 +229,6 @@ def python_for(model: str, given: Path | None) -> Path | None:
     return None
 
 
-class WholeMachine(msgspec.Struct, frozen=True, kw_only=True):
-    """PyTorch in one process with a thread per core: what most people would use first. As it is, and compiled."""
-
-    all_threads: list[Stepper]
-    compiled: list[Stepper]
-
-    def groups(self) -> list[list[Stepper]]:
-        """Return what takes turns: each by itself, since it needs the whole machine."""
-        return [[stepper] for stepper in (*self.all_threads, *self.compiled)]
-
-
 def start_whole_machine(
     python: Path | None,
     subject: BaselineSubject,
@@ -248,9 +237,10 @@ def start_whole_machine(
     *,
     is_compiling: bool,
     say: Callable[[str], None],
-) -> WholeMachine:
-    """Start PyTorch in one process with all threads on a batch, and `torch.compile` of the same where that works.
+) -> tuple[list[Stepper], list[Stepper]]:
+    """Start PyTorch in one process with all threads on a batch, as it is, and by `torch.compile` where that works.
 
+    Most people would use one of the two first. Each takes its turns by itself, because it needs the whole machine.
     To compile takes a quarter of a minute, so it is done only in the layout that was faster without it in the warm-up.
     """
     arguments = subject.arguments("step", batch)
@@ -263,7 +253,7 @@ def start_whole_machine(
             say(f"torch.compile is left out: {obstacle}")
         else:
             compiled.append(stepper)
-    return WholeMachine(all_threads=plain, compiled=compiled)
+    return plain, compiled
 
 
 class BaselineRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -60,11 +60,8 @@ class StepProcessorTime(msgspec.Struct, frozen=True, kw_only=True):
     process_ms: float | None
 
 
-class ProcessorSeconds(msgspec.Struct, frozen=True):
-    """Seconds of processor time that processes took since they began, when the run had made some steps."""
-
-    step: int
-    seconds: Mapping[tuple[TeamRole, int], float]
+#: Seconds of processor time that processes took since they began, by their roles and numbers, after so many steps.
+Reading = tuple[int, Mapping[tuple[TeamRole, int], float]]
 
 
 @dataclass
@@ -72,14 +69,14 @@ class ProcessorClock:
     """Reads the processor time of a run's processes with each status; keeps the first that counts, and the last."""
 
     proc: Path = PROC
-    first: ProcessorSeconds | None = None
-    last: ProcessorSeconds | None = None
+    first: Reading | None = None
+    last: Reading | None = None
 
     def on_status(self, status: Status, server: int, workers: Sequence[int]) -> None:
         """Read, unless the run has just begun or is over; of the processes that workers have started as well."""
         if not max(WARM_UP, EVEN * status.steps) <= status.step < status.steps:
             return
-        reading = ProcessorSeconds(status.step, dict(self._read(server, workers)))
+        reading = status.step, dict(self._read(server, workers))
         self.first, self.last = self.first or reading, reading
 
     def _read(self, server: int, workers: Sequence[int]) -> Iterator[tuple[tuple[TeamRole, int], float]]:
@@ -135,10 +132,10 @@ def per_step(clocks: Iterable[ProcessorClock]) -> StepProcessorTime | None:
     """Return the processor time of an average step over several runs; None if it was not read twice in any."""
     steps, taken = 0, defaultdict[TeamRole, float](float)
     for clock in clocks:
-        if clock.first is None or clock.last is None or clock.last.step - clock.first.step < FEWEST_STEPS:
+        if clock.first is None or clock.last is None or (made := clock.last[0] - clock.first[0]) < FEWEST_STEPS:
             continue
-        steps += clock.last.step - clock.first.step
-        for role, seconds in _taken(clock.first, clock.last).items():
+        steps += made
+        for role, seconds in _taken(clock.first[1], clock.last[1]).items():
             taken[role] += seconds
     if not steps or TeamRole.SERVER not in taken:
         return None
@@ -148,12 +145,14 @@ def per_step(clocks: Iterable[ProcessorClock]) -> StepProcessorTime | None:
     )
 
 
-def _taken(first: ProcessorSeconds, last: ProcessorSeconds) -> dict[TeamRole, float]:
+def _taken(
+    first: Mapping[tuple[TeamRole, int], float], last: Mapping[tuple[TeamRole, int], float]
+) -> dict[TeamRole, float]:
     """Return what an average process of each role took between two readings, of those that were there in both."""
     differences = defaultdict[TeamRole, list[float]](list)
-    for (role, pid), seconds in last.seconds.items():
-        if (role, pid) in first.seconds:
-            differences[role].append(seconds - first.seconds[role, pid])
+    for (role, pid), seconds in last.items():
+        if (role, pid) in first:
+            differences[role].append(seconds - first[role, pid])
     return {role: sum(values) / len(values) for role, values in differences.items()}
 
 

@@ -39,15 +39,10 @@ FINE = Precision(1e-6, 1e-3, 1e-7)
 COARSE = Precision(1e-2, 0.1, 1e-3)
 
 
-class Mismatch(msgspec.Struct, frozen=True):
-    """An argument with a wrong gradient, and its slopes along some directions."""
+def mismatches_of(call: ModuleCall, walk: Walk) -> Iterator[tuple[str, list[Slope]]]:
+    """Yield the arguments with a wrong gradient of a call in float64, and their slopes along some directions.
 
-    argument: str
-    slopes: list[Slope]
-
-
-def mismatches_of(call: ModuleCall, walk: Walk) -> Iterator[Mismatch]:
-    """Yield the arguments with a wrong gradient of a call in float64, whose arguments may be changed.
+    The arguments may be changed.
 
     Raises what the backward pass raises.
     """
@@ -65,7 +60,7 @@ def mismatches_of(call: ModuleCall, walk: Walk) -> Iterator[Mismatch]:
                 break  # it is right, or NaN, which another check reports
             slopes.append(slope)
         else:
-            yield Mismatch(argument, slopes)
+            yield argument, slopes
 
 
 def _checked_arrays(call: ModuleCall) -> Iterator[tuple[str, Tensor]]:
@@ -187,8 +182,8 @@ def _examine(call: ModuleCall, walk: Walk, number: int) -> Finding | None:
         return _finding(call, f"backward raised {_described(error)}", "its derivative does not fit its forward")
     if not mismatches:
         return None
-    if not any(slope.exact for slope in mismatches[0].slopes):
-        argument = mismatches[0].argument
+    argument, slopes = mismatches[0]
+    if not any(slope.exact for slope in slopes):
         return found(
             "leaves-the-graph",
             layer=call.named,
@@ -229,20 +224,20 @@ def _described(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _evidence(mismatches: list[Mismatch]) -> str:
+def _evidence(mismatches: list[tuple[str, list[Slope]]]) -> str:
     """Return both slopes of the first argument with a wrong gradient, and the names of the others."""
-    first, others = mismatches[0], [each.argument for each in mismatches[1:]]
-    text = f"along a random direction of {first.argument} the output changes by {first.slopes[0].numeric:.4g}"
-    text += f", and by its gradient it should be {first.slopes[0].exact:.4g}"
+    (first, (slope, *_)), others = mismatches[0], [argument for argument, _ in mismatches[1:]]
+    text = f"along a random direction of {first} the output changes by {slope.numeric:.4g}"
+    text += f", and by its gradient it should be {slope.exact:.4g}"
     return f"{text}; also wrong: {', '.join(others)}" if others else text
 
 
-def _cause(call: ModuleCall, mismatches: list[Mismatch]) -> str:
-    first = mismatches[0]
+def _cause(call: ModuleCall, mismatches: list[tuple[str, list[Slope]]]) -> str:
+    first, slopes = mismatches[0]
     samples = call.output.shape[0] if call.output.ndim else 1
-    if first.argument == "its input" and (mistake := known_mistake(call)) is not None:
+    if first == "its input" and (mistake := known_mistake(call)) is not None:
         return mistake
-    ratios = [slope.exact / slope.numeric for slope in first.slopes if slope.numeric]
+    ratios = [slope.exact / slope.numeric for slope in slopes if slope.numeric]
     if ratios and all(abs(ratio - ratios[0]) <= _SAME * abs(ratios[0]) for ratio in ratios):
         return _factor(ratios[0], samples)
     return "its derivative is not that of its forward"

@@ -88,17 +88,13 @@ class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     ports: dict[str, str]
 
 
-class MachineReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts about a machine, and the findings."""
+def examine_machine() -> tuple[MachineInfo, list[Finding]]:
+    """Return the facts about this machine, and the findings.
 
-    facts: MachineInfo
-    findings: list[Finding]
-
-
-def examine_machine() -> MachineReport:
-    """Examine this machine. Takes half a second, or three times as long if a kernel was selected by hand."""
+    Takes half a second, or three times as long if a kernel was selected by hand.
+    """
     facts = facts_of(child_environment())
-    return MachineReport(facts=facts, findings=machine_findings(facts))
+    return facts, machine_findings(facts)
 
 
 def facts_of(environment: Mapping[str, str]) -> MachineInfo:
@@ -146,9 +142,9 @@ def machine_findings(facts: MachineInfo) -> list[Finding]:
     return findings + [found("unusable-port", name=name, why=why) for name, why in facts.ports.items() if why]
 
 
-def machine_lines(machine: MachineReport) -> list[str]:
+def machine_lines(facts: MachineInfo, findings: list[Finding]) -> list[str]:
     """Return the facts, one per line, and the findings."""
-    facts, shown = machine.facts, machine.facts.fingerprint
+    shown = facts.fingerprint
     chosen = f", by {CORETYPE}={facts.coretype}" if facts.coretype else ""
     free = _mebibytes(facts.shared.free_bytes)
     memory = "" if facts.shared.folder == "/dev/shm" else ", which is on a disk and slower"
@@ -164,7 +160,7 @@ def machine_lines(machine: MachineReport) -> list[str]:
         f"kernels        {_kernels_line(facts.kernels)}",
         f"native         {shown.canary}: machines with the same value give the same bits with native numerics",
         f"processor      {shown.features}",
-        *(findings_lines(machine.findings) or ["", "no findings: nothing would hinder a run"]),
+        *(findings_lines(findings) or ["", "no findings: nothing would hinder a run"]),
     ]
 
 

@@ -59,8 +59,8 @@ def doctor(
         connection = Examiner(connect, credential_of(key, None)).examine()
         lines, findings, figures = connection.lines(), connection.findings, msgspec.to_builtins(connection)
     elif is_machine:
-        machine = examine_machine()
-        lines, findings, figures = machine_lines(machine), machine.findings, msgspec.to_builtins(machine)
+        machine, findings = examine_machine()
+        lines, figures = machine_lines(machine, findings), msgspec.to_builtins({"facts": machine, "findings": findings})
     else:
         resolved, _ = job.resolve()
         # On standard error: the report of packing is not a finding.

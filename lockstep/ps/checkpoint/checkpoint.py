@@ -194,16 +194,13 @@ class CheckpointHead(msgspec.Struct, frozen=True, kw_only=True):
     ledger_bytes: Count
 
 
-class _Header(msgspec.Struct):
-    metadata: CheckpointHead = msgspec.field(name="__metadata__")
-
-
 def head_of(path: Path) -> CheckpointHead:
     """Return what the header of a checkpoint says, without reading the rest; `FileFormatError` if it has none."""
     try:
         with open_regular(path, MAX_FILE_BYTES) as file:
             length = int.from_bytes(file.read(8), "little")
-            return msgspec.json.decode(file.read(min(length, MAX_HEADER_BYTES)), type=_Header, strict=False).metadata
+            header = msgspec.json.decode(file.read(min(length, MAX_HEADER_BYTES)), type=dict[str, Any])
+            return msgspec.convert(header.get("__metadata__"), CheckpointHead, strict=False)
     except OSError as error:
         raise _unreadable(path, error) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

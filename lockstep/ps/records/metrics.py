@@ -1,6 +1,8 @@
 """The lines of `metrics.jsonl`: the one schema of a run's figures by step and epoch, with its writer and reader."""
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -66,10 +68,6 @@ class FailureRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
 Record = StepRecord | EpochRecord | FailureRecord
 
 
-class _AnyLine(msgspec.Struct):
-    kind: str = ""
-
-
 def encode_record(record: Record) -> bytes:
     """Return the line of a record, without its end; figures that the run does not have are left out."""
     figures = msgspec.to_builtins(record)
@@ -104,8 +102,11 @@ def read_metrics(folder: Path) -> RunMetrics:
 
 def _record(path: Path, number: int, line: bytes) -> Record | None:
     try:
-        # Another kind of line is one of a newer version.
-        is_known = decode(line, _AnyLine).kind in ("step", "epoch", "failure")
-        return decode(line, Record) if is_known else None
+        record: Record = decode(line, Record)
+        return record
     except msgspec.MsgspecError as error:
+        with suppress(msgspec.MsgspecError):
+            # Another kind of line is one of a newer version.
+            if decode(line, dict[str, Any]).get("kind", "") not in ("step", "epoch", "failure"):
+                return None
         raise FileFormatError(f"{str(path)!r}: line {number} is not a record of a run: {error}") from None

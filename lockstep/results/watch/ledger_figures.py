@@ -47,15 +47,17 @@ class RunEvent(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-@dataclass
-class StepLeases:
-    """Who computed what in one step, and when: pairs of shares with whether they were used."""
+class StepLeases(msgspec.Struct, frozen=True, kw_only=True):
+    """The shares of one step. Times are seconds from its begin."""
 
     step: int
-    shares: list[LedgerShare]
-    unused: list[UnusedWork]
-    #: For each share, which process of its team computed it; empty if that is unknown.
-    processes: list[int] = field(default_factory=list)
+    used: list[LedgerShare]
+    unused: list[LedgerShare]
+    #: For each that was used, which process of its team computed it; empty if that is unknown.
+    processes: list[int]
+    #: As the metrics have them; 0 until they are read.
+    round_s: float = 0.0
+    update_s: float = 0.0
 
 
 @dataclass
@@ -131,8 +133,8 @@ class LedgerFigures:
     def _add_step(self, entry: StepDone) -> None:
         for share in entry.shares:
             self.accepted[share.rank] += share.hi - share.lo
-        unused, self._unused = [one for one in self._unused if one.step == entry.step], []
-        self.timeline.append(StepLeases(entry.step, entry.shares, unused, entry.processes))
+        unused, self._unused = [_share(one) for one in self._unused if one.step == entry.step], []
+        self.timeline.append(StepLeases(step=entry.step, used=entry.shares, unused=unused, processes=entry.processes))
         self._step = entry.step + 1
 
     def _add_unused(self, entry: UnusedWork) -> None:
@@ -154,3 +156,7 @@ class LedgerFigures:
 
     def _note(self, kind: EventKind, text: str, step: int | None = None) -> None:
         self.events.append(RunEvent(kind=kind, step=self._step if step is None else step, text=text))
+
+
+def _share(one: UnusedWork) -> LedgerShare:
+    return LedgerShare(one.lo, one.hi, one.rank, one.began_s, one.ended_s)

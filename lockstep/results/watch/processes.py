@@ -31,14 +31,27 @@ class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
 
 
-class LeadingProcess(msgspec.Struct, frozen=True):
-    """The process that a worker is known by: its own, or that of its team's leader."""
+class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker, or a team: what the server says of it if that answers, and what the ledger has of it."""
 
     rank: int
     host: str
+    #: The process that it is known by: its own, or that of its team's leader.
     pid: int
-    #: The number of its first process among all workers.
+    #: Of how many processes it is a team.
+    processes: int = 1
+    #: The number of the first of these among all that the run ever had: what a worker's colour follows from.
     first: int
+    state: str
+    #: Whether it is no longer in the run, and why, as far as the ledger has it.
+    is_gone: bool
+    reason: str
+    #: Part of the last steps' micro-batches that were accepted from it, from 0 to 1.
+    share: float
+    #: Samples per second that its processes compute together, None if the server does not answer.
+    samples_per_s: float | None = None
+    accepted: int = 0
+    unused: int = 0
 
 
 @dataclass
@@ -51,17 +64,17 @@ class ProcessWatch:
     _looked: float = float("-inf")
     _found: list[ProcessUse] = field(default_factory=list)
 
-    def look(self, leaders: Iterable[LeadingProcess], now: float) -> list[ProcessUse]:
-        """Return what the processes of these workers and their servers use; the last answer if that is new enough."""
+    def look(self, workers: Iterable[WorkerView], now: float) -> list[ProcessUse]:
+        """Return the use of those that are not gone, and of their servers; the last answer if that is new enough."""
         if now >= self._looked + USE_S:
             self._looked = now
             before, self._known = self._known, {}
-            found = [use for leader in leaders for use in self._of(leader, before)]
+            found = [use for worker in workers if not worker.is_gone for use in self._of(worker, before)]
             # Servers first, then the workers.
             self._found = sorted(found, key=lambda use: (use.number is not None, use.number or 0))
         return self._found
 
-    def _of(self, leader: LeadingProcess, before: dict[int, psutil.Process]) -> Iterator[ProcessUse]:
+    def _of(self, leader: WorkerView, before: dict[int, psutil.Process]) -> Iterator[ProcessUse]:
         if leader.host != socket.gethostname():
             return
         for process, words in _relatives(leader.pid, self.user):
@@ -108,9 +121,7 @@ def _words(process: psutil.Process, user: int) -> list[str]:
     return []
 
 
-def _named(
-    process: psutil.Process, words: list[str], leader: LeadingProcess, user: int
-) -> tuple[str, int | None] | None:
+def _named(process: psutil.Process, words: list[str], leader: WorkerView, user: int) -> tuple[str, int | None] | None:
     """Return what a process is called, and its number if it is a worker; None if it belongs to another run."""
     if process.pid == leader.pid:
         is_team = "--team" in words

@@ -11,6 +11,7 @@ from threading import RLock
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.errors import LockstepError
 from lockstep.common.files.sanitize import one_line
@@ -19,15 +20,15 @@ from lockstep.common.job.losses import has_accuracy
 from lockstep.common.protocol.messages import EpochRecord, Status, WorkerStatus
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import file_time
-from lockstep.ps.records.ledger import LedgerShare, Line, WorkerIn
+from lockstep.ps.records.ledger import Line, WorkerIn
 from lockstep.ps.records.metrics import METRICS, Record
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
 from lockstep.results.reports.display import speed_of
 from lockstep.results.watch.curves import MetricsFigures
-from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent
+from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent, StepLeases
 from lockstep.results.watch.line_follower import LineFollower
-from lockstep.results.watch.processes import LeadingProcess, ProcessUse, ProcessWatch
+from lockstep.results.watch.processes import ProcessUse, ProcessWatch, WorkerView
 from lockstep.runs.job_file import named, shown_values
 from lockstep.runs.run_dir import JOB, has_begun, recorded
 
@@ -81,41 +82,6 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     left_s: float | None = None
 
 
-class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker, or a team: what the server says of it if that answers, and what the ledger has of it."""
-
-    rank: int
-    host: str
-    pid: int
-    #: Of how many processes it is a team.
-    processes: int = 1
-    #: The number of the first of these among all that the run ever had: what a worker's colour follows from.
-    first: int
-    state: str
-    #: Whether it is no longer in the run, and why, as far as the ledger has it.
-    is_gone: bool
-    reason: str
-    #: Part of the last steps' micro-batches that were accepted from it, from 0 to 1.
-    share: float
-    #: Samples per second that its processes compute together, None if the server does not answer.
-    samples_per_s: float | None = None
-    accepted: int = 0
-    unused: int = 0
-
-
-class DrawnStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of the timeline. Times are seconds from its begin."""
-
-    step: int
-    round_s: float
-    update_s: float
-    #: Each [lo, hi, rank, began_s, ended_s].
-    used: list[LedgerShare]
-    unused: list[Any]
-    #: For each that was used, which process of its team computed it; empty if that is unknown.
-    processes: list[int]
-
-
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """All that changes while a run goes on, but for its curves."""
 
@@ -129,7 +95,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     is_alone: bool
     #: What those on this machine use of it, empty if the run does not go on.
     processes: list[ProcessUse]
-    timeline: list[DrawnStep]
+    timeline: list[StepLeases]
     events: list[RunEvent]
     epochs: list[EpochRecord]
     #: For each of these the last of its steps, None if that is unknown.
@@ -205,7 +171,8 @@ class RunView:
             before = self.is_whole, self._was_stopped, self._processes
             self.is_whole = self.is_whole or not has_more
             self._was_stopped = status is None and now >= self._written + STOPPED_S
-            self._processes = self._watch.look(self._leaders(), now) if self.state is RunState.RUNNING else []
+            is_running = self.state is RunState.RUNNING
+            self._processes = self._watch.look(self.workers(), now) if is_running else []
             if changed or has_lines or before != (self.is_whole, self._was_stopped, self._processes):
                 self.version += 1
             return has_more
@@ -214,10 +181,6 @@ class RunView:
         """Return how many seconds ago the run last wrote something."""
         written = written_at(self.folder)
         return max(0.0, self.file_time() - written) if written else 0.0
-
-    def _leaders(self) -> list[LeadingProcess]:
-        workers = [worker for worker in self.workers() if not worker.is_gone]
-        return [LeadingProcess(worker.rank, worker.host, worker.pid, worker.first) for worker in workers]
 
     def _read_lines(self) -> tuple[bool, bool]:
         """Read a part of what is new in the files of lines; return whether any is, and whether there is more."""
@@ -358,32 +321,22 @@ class RunView:
         """Return the micro-batches of the last steps by rank."""
         counts = Counter[int]()
         for leases in self.ledger.timeline:
-            for share in leases.shares:
+            for share in leases.used:
                 counts[share.rank] += share.hi - share.lo
         return counts
 
-    def timeline(self) -> list[DrawnStep]:
+    def timeline(self) -> list[StepLeases]:
         """Return who computed what in the last steps that the metrics have too."""
         steps = self.metrics.steps
         first = int(steps["step"][0]) if steps.count else 0
-        drawn = list[DrawnStep]()
+        drawn = list[StepLeases]()
         for leases in list(self.ledger.timeline)[-DRAWN_STEPS:]:
             place = leases.step - first
             if 0 <= place < steps.count and int(steps["step"][place]) == leases.step:
                 is_follower = place > 0 and steps["epoch"][place - 1] == steps["epoch"][place]
                 update_s = float(steps["update_s"][place - 1]) if is_follower else 0.0
-                unused = [[one.lo, one.hi, one.rank, one.began_s, one.ended_s] for one in leases.unused]
                 round_s = float(steps["round_s"][place])
-                drawn.append(
-                    DrawnStep(
-                        step=leases.step,
-                        round_s=round_s,
-                        update_s=update_s,
-                        used=leases.shares,
-                        unused=unused,
-                        processes=leases.processes,
-                    )
-                )
+                drawn.append(replace(leases, round_s=round_s, update_s=update_s))
         return drawn
 
     def encoded_snapshot(self) -> bytes:
@@ -440,11 +393,12 @@ class RunView:
     def facts(self) -> dict[str, Any]:
         """Return what changes seldom: the values of the run's job, and what its receipt and its result say of it."""
         job, launch = self.job, self.launch
+        shown = {} if job is None or launch is None else shown_values(job, launch)
         return {
             "folder": str(self.folder) if self.has_folder else None,
             "has_begun": job is not None,
             "is_classification": job is not None and has_accuracy(job.loss),
-            "job": [] if job is None or launch is None else shown_values(job, launch),
+            "job": [{"group": group, "values": values} for group, values in shown.items()],
             "receipt": {**_of_receipt(self.receipt), **_of_result(self.result)},
         }
 

@@ -80,17 +80,17 @@ def test_pytorch_has_a_thread_per_core_and_is_compiled_in_its_faster_layout(tmp_
     python, calls = write_peer(tmp_path)
     with ExitStack() as stack:
         subject = BaselineSubject(model="cnn")
-        whole = start_whole_machine(python, subject, 64, stack, is_compiling=True, say=lambda _: None)
-        assert [(each.layout, each.threads) for each in whole.all_threads] == [
+        whole, compiled = start_whole_machine(python, subject, 64, stack, is_compiling=True, say=lambda _: None)
+        assert [(each.layout, each.threads) for each in whole] == [
             ("contiguous", cores()),
             ("channels-last", cores()),
         ]
-        assert [each.layout for each in whole.compiled] == ["channels-last"]
+        assert [each.layout for each in compiled] == ["channels-last"]
     threads = f" --threads {cores()}" if cores() > 1 else ""
-    *plain, compiled = calls.read_text().splitlines()
+    *plain, last = calls.read_text().splitlines()
     # Both layouts are started at once.
     assert sorted(plain) == sorted([f"step cnn 64{threads}", f"step cnn 64 --channels-last{threads}"])
-    assert compiled == f"step cnn 64 --compile --channels-last{threads}"
+    assert last == f"step cnn 64 --compile --channels-last{threads}"
 
 
 def test_what_cannot_be_compiled_is_left_out_and_named(tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_what_cannot_be_compiled_is_left_out_and_named(tmp_path: Path) -> None:
     said = list[str]()
     with ExitStack() as stack:
         subject = BaselineSubject(model="mlp")
-        whole = start_whole_machine(python, subject, 64, stack, is_compiling=True, say=said.append)
-    assert (len(whole.all_threads), whole.compiled) == (1, [])
+        whole, compiled = start_whole_machine(python, subject, 64, stack, is_compiling=True, say=said.append)
+    assert (len(whole), compiled) == (1, [])
     assert said == ["torch.compile is left out: it cannot do with --compile"]
 
 

@@ -95,7 +95,7 @@ def test_the_difference_of_two_readings_counts(tmp_path: Path) -> None:
         read(tmp_path, step, clock)
     assert clock.first is not None
     assert clock.last is not None
-    assert (clock.first.step, clock.last.step) == (100, 300)
+    assert (clock.first[0], clock.last[0]) == (100, 300)
     # A second in 200 steps; the other processes take 3 and 5.
     assert per_step([clock]) == StepProcessorTime(server_ms=5.0, leader_ms=10.0, process_ms=20.0)
 

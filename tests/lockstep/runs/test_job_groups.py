@@ -22,6 +22,6 @@ def test_a_whole_path_is_told_by_its_name(value: object, expected: object) -> No
 
 def test_what_is_shown_of_a_job_has_no_whole_path() -> None:
     job, launch = resolve({}, {"model": "/home/you/net.py:build", "data": "/home/you/runs/net/data.npz"})
-    shown = {value.name: value for group in shown_values(job, launch) for value in group.values}
+    shown = {value.name: value for values in shown_values(job, launch).values() for value in values}
     assert [shown[name].value for name in ("model", "data")] == ["net.py:build", "data.npz"]
     assert shown["data"].is_unusual

@@ -10,7 +10,6 @@ import pytest
 from lockstep.checking.checkup.machine import (
     Gemm,
     MachineInfo,
-    MachineReport,
     SharedMemory,
     facts_of,
     machine_findings,
@@ -55,7 +54,7 @@ def test_what_is_in_the_way_is_named(change: dict[str, Any], kind: str, text: st
     (finding,) = machine_findings(facts)
     assert finding.kind == kind
     assert re.search(text, str(finding)), finding
-    lines = machine_lines(MachineReport(facts=facts, findings=[finding]))
+    lines = machine_lines(facts, [finding])
     assert all(len(line) <= 80 for line in lines[-4:])
 
 
@@ -89,7 +88,7 @@ def test_the_facts_of_this_machine() -> None:
     assert facts.gemm_without is None
     assert Path(facts.shared.folder).is_dir()
     assert facts.ports == {"tcp://127.0.0.1": "", "ipc": ""}
-    lines = machine_lines(MachineReport(facts=facts, findings=[]))
+    lines = machine_lines(facts, [])
     assert len(lines) == 14
     assert lines[-1] == "no findings: nothing would hinder a run"
 
@@ -103,7 +102,7 @@ def test_the_facts_of_this_machine() -> None:
 )
 def test_the_kernels_are_told_or_why_there_are_none(kernels: Kernels, line: str) -> None:
     facts = msgspec.structs.replace(GOOD, kernels=kernels)
-    assert f"kernels        {line}" in machine_lines(MachineReport(facts=facts, findings=[]))
+    assert f"kernels        {line}" in machine_lines(facts, [])
 
 
 def test_another_process_measures_the_kernel_that_it_was_told_to_use() -> None:
