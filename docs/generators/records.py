@@ -12,7 +12,7 @@ from lockstep.ps.records.receipt import Receipt, ReceiptLink
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.progress import Moved, Split
 from lockstep.ps.standby.terms import LedTerm, TermHistory
-from lockstep.results.watch import exposition
+from lockstep.results.watch import figures
 
 
 def metrics_lines() -> str:
@@ -58,8 +58,10 @@ def _record(title: str, kind: Any) -> str:
 
 def prometheus_metrics() -> str:
     """Return the metrics of `/metrics`."""
-    rows = [[code("lockstep_run_info"), "info", ", ".join(map(code, exposition.RUN_LABELS)), exposition.RUN_TEXT]]
-    for metric in exposition.METRICS:
+    rows = [[code("lockstep_run_info"), "info", ", ".join(map(code, figures.RUN_LABELS)), figures.RUN_TEXT]]
+    for metric in figures.METRICS:
+        if not metric.name:
+            continue
         name = f"lockstep_{metric.name}{'_total' if metric.kind == 'counter' else ''}"
         rows.append([code(name), metric.kind, code(metric.label) if metric.label else "", metric.text])
     return table(("metric", "type", "labels", "what it is"), rows)

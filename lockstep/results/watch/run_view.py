@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ from lockstep.common.errors import LockstepError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import has_accuracy
-from lockstep.common.protocol.messages import EpochRecord, Status, WorkerStatus
+from lockstep.common.protocol.messages import Status, WorkerStatus
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import file_time
 from lockstep.ps.records.ledger import Line, WorkerIn
@@ -25,8 +24,10 @@ from lockstep.ps.records.metrics import METRICS, Record
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
 from lockstep.results.reports.display import speed_of
+from lockstep.results.reports.plots.curves import parts_of
 from lockstep.results.watch.curves import MetricsFigures
-from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent, StepLeases
+from lockstep.results.watch.figures import Figures, RunState, Snapshot, tiles_of
+from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, StepLeases
 from lockstep.results.watch.line_follower import LineFollower
 from lockstep.results.watch.processes import ProcessUse, ProcessWatch, WorkerView
 from lockstep.runs.job_file import named, shown_values
@@ -41,80 +42,8 @@ DRAWN_STEPS = 8
 SENT_EVENTS = 200
 
 
-class RunState(StrEnum):
-    """How a run stands, as far as its folder shows it."""
-
-    #: The folder is missing, or holds no job.
-    MISSING = "missing"
-    #: Claimed, and nothing is written yet; or its server waits for workers.
-    WAITING = "waiting"
-    RUNNING = "running"
-    #: It has steps and no end, and nothing was written for a while.
-    STOPPED = "stopped"
-    FINISHED = "finished"
-    FAILED = "failed"
-    #: Somebody ended it: it can be resumed.
-    INTERRUPTED = "interrupted"
-
-
 #: Seconds without a new line after which a run without a server that answers counts as stopped.
 STOPPED_S = 30.0
-
-
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run is, and how fast it goes."""
-
-    step: int = 0
-    steps: int = 0
-    epoch: int = 0
-    epochs: int = 0
-    loss: float | None = None
-    accuracy: float | None = None
-    r2: float | None = None
-    lr: float | None = None
-    #: Means over the last `recent_steps`, which do not jump from step to step.
-    recent_loss: float | None = None
-    recent_accuracy: float | None = None
-    recent_r2: float | None = None
-    recent_steps: int = 0
-    samples_per_s: float = 0.0
-    #: Seconds until the end at this speed, None if that is unknown.
-    left_s: float | None = None
-
-
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """All that changes while a run goes on, but for its curves."""
-
-    name: str
-    state: RunState
-    phase: str
-    model: str
-    figures: Figures
-    workers: list[WorkerView]
-    #: Whether it has none because one process computes everything.
-    is_alone: bool
-    #: What those on this machine use of it, empty if the run does not go on.
-    processes: list[ProcessUse]
-    timeline: list[StepLeases]
-    events: list[RunEvent]
-    epochs: list[EpochRecord]
-    #: For each of these the last of its steps, None if that is unknown.
-    epoch_ends: list[int | None]
-    failure: str
-    weights_sha256: str
-    #: First and last step that there is a figure of; None before the first.
-    first_step: int | None
-    last_step: int | None
-    copied: int
-    reassigned: int
-    restarts: int
-    audited: int
-    #: Connections that the server rejected, None if it does not answer.
-    refused: int | None
-    #: Lines of the run's files that could not be read.
-    unread: int
-    #: Whether the files have been read to their ends.
-    is_whole: bool
 
 
 @dataclass
@@ -352,7 +281,7 @@ class RunView:
         status, result, ledger = self.status, self.result, self.ledger
         failure = self.metrics.failure or (status.failure if status is not None else "")
         digest = result.weights_sha256 if result is not None else ""
-        return Snapshot(
+        snapshot = Snapshot(
             name=one_line(status.run if status is not None and not self.has_folder else self.folder.name, 100),
             state=self.state,
             phase=one_line(status.phase, 100) if status is not None else "",
@@ -374,9 +303,25 @@ class RunView:
             restarts=ledger.restarts,
             audited=ledger.audited,
             refused=None if status is None else status.refused + status.broken,
+            is_answered=status is not None,
             unread=self._metrics_file.unread + self._ledger_file.unread,
             is_whole=self.is_whole,
         )
+        return replace(snapshot, tiles=tiles_of(snapshot))
+
+    def totals(self) -> dict[str, float | dict[str, float]]:
+        """Return sums over the run's steps, for metrics that only Prometheus has; empty if its steps are not known.
+
+        A server reports where its run is, and not what each step took.
+        """
+        if self.status is not None and not self.has_folder:
+            return {}
+        steps = self.metrics.steps
+        return {
+            "samples": float(steps["samples"].sum()),
+            "wire_bytes": {vector: float(steps[f"{vector}_bytes"].sum()) for vector in ("sums", "weights")},
+            "step_seconds": {part: float(values.sum()) for part, values in parts_of(steps.__getitem__).items()},
+        }
 
     def _end_of(self, epoch: int) -> int | None:
         if epoch in self.ledger.epoch_ends:

@@ -47,7 +47,7 @@ from lockstep.launch.endpoints import credential_of
 from lockstep.results.evaluation.model_answers import ModelAnswers
 from lockstep.results.evaluation.pictures import FIELD
 from lockstep.results.watch.curves import curves
-from lockstep.results.watch.exposition import exposition
+from lockstep.results.watch.figures import exposition
 from lockstep.results.watch.guard import Guard, client_of
 from lockstep.results.watch.run_view import RunView
 from lockstep.results.watch.sources import ONLY, WatchedRuns
@@ -313,7 +313,10 @@ class WatchApp:
 
     async def metrics(self, request: Request) -> Response:
         missing = "metrics are those of one run: expected its folder, as `lockstep watch runs/NAME`"
-        return Response(exposition(await self._view(ONLY, missing)), media_type=CONTENT_TYPE_LATEST)
+        view = await self._view(ONLY, missing)
+        with view.lock:
+            snapshot, totals = view.snapshot(), view.totals()
+        return Response(exposition(snapshot, totals), media_type=CONTENT_TYPE_LATEST)
 
 
 def _json(value: Any) -> Response:

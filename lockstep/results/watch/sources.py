@@ -24,7 +24,8 @@ from lockstep.ps.records.metrics import (
     StepRecord,
 )
 from lockstep.ps.records.run_folder import RunResult, read_result
-from lockstep.results.watch.run_view import STOPPED_S, RunState, RunView, written_at
+from lockstep.results.watch.figures import RunState
+from lockstep.results.watch.run_view import STOPPED_S, RunView, written_at
 from lockstep.runs.job_file import named
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
 

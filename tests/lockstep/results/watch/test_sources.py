@@ -10,7 +10,8 @@ from lockstep import fit, nn
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import default_options
 from lockstep.ps.records.metrics import FailureRecord, encode_record
-from lockstep.results.watch.run_view import STOPPED_S, RunState
+from lockstep.results.watch.figures import RunState
+from lockstep.results.watch.run_view import STOPPED_S
 from lockstep.results.watch.sources import MOST_RUNS, WatchedRuns
 from lockstep.runs.job_file import to_toml
 from tests.lockstep.results.watch.folders import running

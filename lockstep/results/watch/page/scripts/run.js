@@ -123,7 +123,7 @@ export class RunPage extends Page {
   }
 
   showFigures(snapshot) {
-    const shown = tiles(snapshot), box = this.$("figures");
+    const shown = snapshot.tiles.map(({ name, value, unit, whole }) => [name, UNITS[unit](value, whole)]), box = this.$("figures");
     if (box.children.length !== shown.length) {
       box.replaceChildren(...shown.map(([name]) => {
         const one = element("div", undefined, name.startsWith("weights") ? "wide digest" : "");
@@ -174,32 +174,15 @@ export class RunPage extends Page {
   }
 }
 
-function tiles({ state, figures, weights_sha256: digest, restarts, epochs, copied, is_whole: isWhole }) {
-  const last = epochs.at(-1), isRegression = figures.r2 !== null;
-  // Of the weights whose digest is shown: with keep_best, or after an early stop, they need not be the last ones.
-  const tested = epochs.findLast((one) => one.weights_sha256 === digest) ?? last, after = tested === last ? "" : ` after epoch ${tested.epoch}`;
-  const of = (done, all) => (all ? `${count(done)} / ${count(all)}` : count(done));
-  const test = isRegression ? [`test R²${after}`, number(tested?.test_r2)] : [`test accuracy${after}`, percent(tested?.test_accuracy)];
-  return [
-    ["step", of(figures.step, figures.steps)],
-    ["epoch", of(figures.epoch, figures.epochs)],
-    [`loss${recently(figures)}`, number(figures.recent_loss)],
-    isRegression ? [`R²${recently(figures)}`, number(figures.recent_r2)] : [`accuracy${recently(figures)}`, percent(figures.recent_accuracy)],
-    ...(last ? [test, ...Object.entries(tested.metrics ?? {}).filter(([name]) => name.startsWith("test_")).map(([name, value]) => [`${metricName(name)}${after}`, number(value)])] : []),
-    ["learning rate", number(figures.lr, 6)],
-    ["speed", speed(figures.samples_per_s)],
-    ...(state === "running" ? [["time left", duration(figures.left_s)]] : last ? [["time", duration(last.wall_s)]] : []),
-    ...(copied ? [["second copies", count(copied)]] : []),
-    ...(restarts ? [["restarts", count(restarts)]] : []),
-    ...(isWhole ? [] : [["reading", "…"]]),
-    ...(digest ? [["weights, SHA-256", digest]] : []),
-  ];
-}
+// What the units of tiles are called, and how they are read.
+const UNITS = {
+  count: (value, whole) => (whole ? `${count(value)} / ${count(whole)}` : count(value)),
+  rate: (value) => number(value, 6),
+  number: (value) => number(value), percent, speed, duration, text: (value) => value,
+};
 
 // "test_f1" is f1 of the test set, and "f1" is that of the training samples.
 const metricName = (name) => name.replace(/^test_/, "test ").replace(/^val_/, "validation ");
-
-const recently = ({ recent_steps: steps }) => (steps > 1 ? `, last ${steps} steps` : "");
 
 function showWorkers(table, workers) {
   const heads = [

@@ -12,7 +12,7 @@ pytest.importorskip(
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from lockstep.results.watch.exposition import exposition
+from lockstep.results.watch.figures import exposition
 from tests.architecture.source import ROOT
 from tests.lockstep.results.watch.folders import running, viewed
 from tests.lockstep.statuses import status, worker
@@ -24,7 +24,7 @@ def samples(folder: Path, *, is_asked: bool = False) -> dict[str, float]:
         view.refresh(
             2.0, status(workers=[worker(0, processes=4), worker(1), worker(2, state='odd "name"\n')], refused=3)
         )
-    families = text_string_to_metric_families(exposition(view).decode())
+    families = text_string_to_metric_families(exposition(view.snapshot(), view.totals()).decode())
     return {
         sample.name + "".join(f"/{value}" for value in sample.labels.values()): sample.value
         for family in families
@@ -74,7 +74,7 @@ def test_names_and_units_follow_the_conventions_and_each_is_documented(tmp_path:
     view = viewed(running(tmp_path / "mine"))
     view.refresh(2.0, status(workers=[worker(0)]))
     documented = (ROOT / "docs" / "how-to" / "watch.md").read_text(encoding="utf-8")
-    families = list(text_string_to_metric_families(exposition(view).decode()))
+    families = list(text_string_to_metric_families(exposition(view.snapshot(), view.totals()).decode()))
     assert families
     for family in families:
         assert re.fullmatch(r"lockstep_[a-z0-9_]+", family.name)
