@@ -58,6 +58,8 @@ def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
 
     A set is (x, y), or (x, y, w) with weights of samples; x and y may be dictionaries or tuples of arrays.
     """
+    for part in data if isinstance(data, tuple | list) else ():
+        _check_numbered(part)
     try:
         train, test = (_items_of(part) if is_dataset(part) else tuple(part) for part in data)
         if not {len(train), len(test)} <= {2, 3}:
@@ -84,6 +86,20 @@ def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
             )
             raise DataError(f"{name} is of dtype {str(array.dtype)!r}: expected an array of numbers{advice}")
     return arrays
+
+
+def _check_numbered(part: Any) -> None:
+    """Raise `DataError` for a dataset of PyTorch whose samples have no numbers, or no last one."""
+    kinds = {each.__name__ for each in type(part).__mro__}
+    if "IterableDataset" in kinds:
+        raise DataError(
+            f"the {type(part).__name__} is an IterableDataset, whose samples have no numbers: expected a dataset with "
+            "__getitem__ and __len__; read its samples once, and give them as arrays"
+        )
+    if "Dataset" in kinds and not hasattr(type(part), "__len__"):
+        raise DataError(
+            f"the {type(part).__name__} has no __len__: expected the number of its samples; add a method __len__"
+        )
 
 
 def is_dataset(part: Any) -> bool:

@@ -90,6 +90,12 @@ def open_run(
     slices_for(model.layout.size, options.servers)  # raises if there are too many
     initial = initial_weights(job, model, kept_next_to(model_folder))
     layout = model.layout
+    if not np.isfinite(initial.vector).all():
+        name = layout.name_at(int(np.flatnonzero(~np.isfinite(initial.vector))[0]))
+        raise ModelError(
+            f"the initial weights of {name!r} are not finite: expected numbers; check how they are initialized, or the "
+            "file that they are read from"
+        )
     batch = first_micro_batch(job, data, is_here=not options.ship_data)
     evidence = source.check_repeated(model, job.seed, objective, *batch, initial.taken)
     is_own_loss_untried = objective.kind is LossKind.OWN and not evidence.engine
@@ -135,7 +141,11 @@ def open_run(
         shard=shard,
         source=source,
         own=code,
-        notices=[*initial.notices, *native_notices(job.numerics, evidence.engine, kernels_here().obstacle)],
+        notices=[
+            *initial.notices,
+            *native_notices(job.numerics, evidence.engine, kernels_here().obstacle),
+            *evidence.notices(),
+        ],
     )
 
 

@@ -48,14 +48,6 @@ ALLOWED: Mapping[tuple[str, str], str] = {
     ("lockstep.common.aggregation.checksum", "np.add.reduce"): _WHOLE,
     ("lockstep.common.aggregation.update", "self.mean"): _NODES,
     ("lockstep.common.autograd.functional", "builtins.sum"): _WHOLE,
-    (
-        "lockstep.common.autograd.functional",
-        "query * (1 / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)",
-    ): _TENSOR,
-    (
-        "lockstep.common.autograd.functional",
-        "(causal_softmax(scores) if is_causal else softmax(scores)) @ value",
-    ): _TENSOR,
     ("lockstep.common.autograd.gradient_check", "np.sum"): _CHECK,
     ("lockstep.common.autograd.gradient_check", "rng.standard_normal"): _CHECK,
     ("lockstep.common.data.preparation", "np.dot"): _WHOLE,

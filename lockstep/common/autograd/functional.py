@@ -5,7 +5,7 @@ Arguments may be tensors, arrays or numbers; targets that are classes are intege
 
 import builtins
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from lockstep.common.autograd.primitives import (
     shape,
 )
 from lockstep.common.autograd.primitives import softmax as softmax_primitives
-from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.autograd.primitives.primitive import Array, Primitive
 from lockstep.common.autograd.primitives.windows import Pair
 from lockstep.common.autograd.tensor import Tensor, apply
 from lockstep.common.numerics.random import Source
@@ -156,22 +156,55 @@ def broadcast_to(x: Any, sizes: Sequence[int]) -> Tensor:
     return apply(shape.broadcast_to, x, shape=tuple(sizes))
 
 
-def pad(x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
-    """Add a frame of `value`. `pad` is (before, after) of the last axis, then of the axis before that, and so on.
+def pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """Add a frame of `value`, by default 0. `pad` is (before, after) of the last axis, then of the one before, and so
+    on.
 
-    Each number is at least 0, in elements. Raises ValueError if there are more pairs than axes, or a number is
-    negative.
+    Negative numbers cut elements off. The frame is that of a mirror with `mode="reflect"`, of the elements at the edge
+    with "replicate", and of those at the other end with "circular". Raises ValueError if there are more pairs than
+    axes, or if the frame does not fit.
 
     >>> F.pad(Tensor([[1.0, 2.0]]), (1, 0))
     tensor([[0., 1., 2.]])
 
-    Differs from PyTorch: there is one mode, a constant value, and nothing is cut off by negative numbers.
+    Differs from PyTorch: in any mode, each axis may be padded, and empty axes may not.
     """
-    count = len(pad) // 2
-    if len(pad) % 2 or count > x.ndim or any(each < 0 for each in pad):
-        raise ValueError(f"pad is {pad!r} for shape {x.shape}: expected a (before, after) >= 0 for some last axes")
+    x, count = _tensor(x), len(pad) // 2
+    if len(pad) % 2 or count > x.ndim:
+        raise ValueError(f"pad is {pad!r} for shape {x.shape}: expected a (before, after) for some last axes")
     last = [(pad[2 * index], pad[2 * index + 1]) for index in reversed(range(count))]
-    return apply(shape.pad, x, widths=((0, 0),) * (x.ndim - count) + tuple(last), value=value)
+    widths = [(0, 0)] * (x.ndim - count) + last
+    if mode != "constant":
+        return _framed(x, widths, mode)
+    inner: Any = tuple(slice(-builtins.min(0, before), size + builtins.min(0, after) if size else 0)
+                       for size, (before, after) in zip(x.shape, widths, strict=True))  # fmt: skip
+    if any(before < 0 or after < 0 for before, after in last):
+        if any(size + before + after < 0 for size, (before, after) in zip(x.shape, widths, strict=True)):
+            raise ValueError(f"pad is {pad!r} for shape {x.shape}: expected to cut off no more than there is")
+        x = x[inner]
+    widths = [(builtins.max(0, before), builtins.max(0, after)) for before, after in widths]
+    return apply(shape.pad, x, widths=tuple(widths), value=0.0 if value is None else value)
+
+
+#: By mode, the elements that frame an axis of `size`, at places from below 0 to beyond the end.
+_FRAMES = {
+    "reflect": lambda at, size: size - 1 - np.abs(size - 1 - np.abs(at)),
+    "replicate": lambda at, size: np.clip(at, 0, size - 1),
+    "circular": lambda at, size: at % size,
+}
+
+
+def _framed(x: Tensor, widths: Sequence[tuple[int, int]], mode: str) -> Tensor:
+    if mode not in _FRAMES:
+        raise ValueError(f"mode is {mode!r}: expected 'constant', 'reflect', 'replicate' or 'circular'")
+    for axis, (before, after) in enumerate(widths):
+        size = x.shape[axis]
+        most = {"reflect": size - 1, "circular": size}.get(mode, math.inf if size else 0)
+        if builtins.max(before, after) > most:
+            raise ValueError(f"padding {(before, after)} of an axis of {size} elements does not fit mode {mode!r}")
+        if before or after:
+            x = x[(slice(None),) * axis + (_FRAMES[mode](np.arange(-before, size + after), size),)]
+    return x
 
 
 def concatenate(tensors: Sequence[Any], dim: int = 0) -> Tensor:
@@ -179,7 +212,9 @@ def concatenate(tensors: Sequence[Any], dim: int = 0) -> Tensor:
 
     Raises ValueError if another size differs, or if there are no tensors.
     """
-    return apply(shape.concatenate, *tensors, axis=dim)
+    # PyTorch leaves out what has one axis and no elements, whatever the shapes of the others.
+    filled = [each for each in tensors if np.shape(each.data if isinstance(each, Tensor) else each) != (0,)]
+    return apply(shape.concatenate, *(filled or tensors), axis=dim)
 
 
 cat = concatenate
@@ -220,7 +255,13 @@ def split(x: Tensor, sizes: int | Sequence[int], dim: int = 0) -> tuple[Tensor, 
 
 
 def conv1d(
-    x: Any, weight: Any, bias: Any = None, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
 ) -> Tensor:
     """Correlate signals (n, in, l) with `weight` (out, in/groups, k), plus `bias` (out,): the result is (n, out, l').
 
@@ -228,14 +269,19 @@ def conv1d(
     Raises ValueError if the channels do not fit, if the window is longer than the padded signal, and for a stride below
     1.
 
-    Differs from PyTorch: `padding` is a number, never "same" or "valid"; signals always have a batch axis.
+    `padding` may be "valid", which is 0, or "same", with which l' = l for a stride of 1. The batch axis may be missing.
     """
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return apply(convolution.conv1d, x, weight, bias, **options)
+    return _convolved(convolution.conv1d, 1, x, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(
-    x: Any, weight: Any, bias: Any = None, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
 ) -> Tensor:
     """Correlate images (n, in, h, w) with `weight` (out, in/groups, kh, kw), plus `bias` (out,): the result is (n, out,
     h', w').
@@ -247,10 +293,48 @@ def conv2d(
     >>> F.conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))).tolist()
     [[[[4.0, 4.0], [4.0, 4.0]]]]
 
-    Differs from PyTorch: `padding` is a number, never "same" or "valid"; images always have a batch axis.
+    `padding` may be "valid", which is 0, or "same", with which the size stays for a stride of 1. An image may lack the
+    batch axis.
     """
+    return _convolved(convolution.conv2d, 2, x, weight, bias, stride, padding, dilation, groups)
+
+
+def _convolved(
+    primitive: Primitive,
+    axes: int,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+) -> Tensor:
+    if isinstance(padding, str):
+        x, padding = _named_padding(axes, x, weight, stride, padding, dilation)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return apply(convolution.conv2d, x, weight, bias, **options)
+    return _batched(axes, x, lambda x: apply(primitive, x, weight, bias, **options))
+
+
+def _named_padding(axes: int, x: Any, weight: Any, stride: Pair, padding: str, dilation: Pair) -> tuple[Any, Pair]:
+    """Return a padded input, and the padding that is left to do."""
+    if padding == "valid":
+        return x, 0
+    steps, reaches = (each if isinstance(each, Sequence) else (each,) * axes for each in (stride, dilation))
+    if padding != "same" or set(steps) != {1}:
+        raise ValueError(f"padding is {padding!r} with stride {stride!r}: expected a number, 'valid', or 'same' with 1")
+    kernel = weight.shape[-axes:]
+    wanted = [reach * (size - 1) for reach, size in zip(reaches, kernel, strict=False)]
+    if all(each % 2 == 0 for each in wanted):
+        return x, [each // 2 for each in wanted]
+    sides = [side for each in reversed(wanted) for side in (each // 2, each - each // 2)]
+    return pad(x, sides), 0
+
+
+def _batched(axes: int, x: Any, function: Callable[[Any], Tensor]) -> Tensor:
+    """Return the function of a batch; of one sample (channels, ...) without the batch axis."""
+    x = _tensor(x)
+    return function(x) if x.ndim != axes + 1 else function(x.unsqueeze(0)).squeeze(0)
 
 
 def max_pool1d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
@@ -261,7 +345,9 @@ def max_pool1d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: P
 
     Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
     """
-    return apply(pooling.max_pool1d, x, kernel_size=kernel_size, stride=stride, padding=padding)
+    return _batched(
+        1, x, lambda x: apply(pooling.max_pool1d, x, kernel_size=kernel_size, stride=stride, padding=padding)
+    )
 
 
 def max_pool2d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
@@ -275,7 +361,9 @@ def max_pool2d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: P
 
     Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
     """
-    return apply(pooling.max_pool2d, x, kernel_size=kernel_size, stride=stride, padding=padding)
+    return _batched(
+        2, x, lambda x: apply(pooling.max_pool2d, x, kernel_size=kernel_size, stride=stride, padding=padding)
+    )
 
 
 def avg_pool1d(
@@ -288,7 +376,7 @@ def avg_pool1d(
     Differs from PyTorch: there is no `ceil_mode`.
     """
     options = {"stride": stride, "padding": padding, "count_include_pad": count_include_pad}
-    return apply(pooling.avg_pool1d, x, kernel_size=kernel_size, **options)
+    return _batched(1, x, lambda x: apply(pooling.avg_pool1d, x, kernel_size=kernel_size, **options))
 
 
 def avg_pool2d(
@@ -301,7 +389,7 @@ def avg_pool2d(
     Differs from PyTorch: there is no `ceil_mode` and no `divisor_override`.
     """
     options = {"stride": stride, "padding": padding, "count_include_pad": count_include_pad}
-    return apply(pooling.avg_pool2d, x, kernel_size=kernel_size, **options)
+    return _batched(2, x, lambda x: apply(pooling.avg_pool2d, x, kernel_size=kernel_size, **options))
 
 
 def adaptive_avg_pool1d(x: Any, output_size: Pair) -> Tensor:
@@ -309,18 +397,16 @@ def adaptive_avg_pool1d(x: Any, output_size: Pair) -> Tensor:
 
     Raises ValueError if `output_size` is below 1.
     """
-    return apply(pooling.adaptive_avg_pool1d, x, output_size=output_size)
+    return _batched(1, x, lambda x: apply(pooling.adaptive_avg_pool1d, x, output_size=output_size))
 
 
-def adaptive_avg_pool2d(x: Any, output_size: Pair) -> Tensor:
+def adaptive_avg_pool2d(x: Any, output_size: Pair | tuple[int | None, int | None]) -> Tensor:
     """Return the means over `output_size` windows (rows, columns) that cover each image: (n, c, h, w) to (n, c, rows,
     columns).
 
-    One number is taken for both. Raises ValueError if one is below 1.
-
-    Differs from PyTorch: a size is never None.
+    One number is taken for both, and None is the size of the image. Raises ValueError if one is below 1.
     """
-    return apply(pooling.adaptive_avg_pool2d, x, output_size=output_size)
+    return _batched(2, x, lambda x: apply(pooling.adaptive_avg_pool2d, x, output_size=output_size))
 
 
 # Softmax and losses
@@ -337,13 +423,13 @@ def softmax(x: Any, dim: int = -1) -> Tensor:
 
     Differs from PyTorch: `dim` has a default, the last axis.
     """
-    return apply(softmax_primitives.softmax, x, axis=dim)
+    return _along(softmax_primitives.softmax, x, dim)
 
 
 def causal_softmax(x: Any) -> Tensor:
     """Return the softmax of each row of (..., t, s) over the columns up to its own; 0 in later ones.
 
-    The shape stays. Raises ValueError for fewer than two axes, and if t is more than s.
+    The shape stays. Raises ValueError for fewer than two axes.
 
     Differs from PyTorch: PyTorch has no such function.
     """
@@ -357,7 +443,14 @@ def log_softmax(x: Any, dim: int = -1) -> Tensor:
 
     Differs from PyTorch: `dim` has a default, the last axis.
     """
-    return apply(softmax_primitives.log_softmax, x, axis=dim)
+    return _along(softmax_primitives.log_softmax, x, dim)
+
+
+def _along(primitive: Primitive, x: Any, dim: int) -> Tensor:
+    """Apply a primitive along an axis; a number has one element along the axis 0 or -1, as in PyTorch."""
+    if np.ndim(x.data if isinstance(x, Tensor) else x):
+        return apply(primitive, x, axis=dim)
+    return apply(primitive, _tensor(x).reshape(1), axis=dim).reshape(())
 
 
 def cross_entropy(
@@ -541,13 +634,28 @@ def embedding(indices: Any, weight: Any) -> Tensor:
     return apply(shape.embedding, chosen, weight)
 
 
-def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
+def scaled_dot_product_attention(
+    query: Any, key: Any, value: Any, attn_mask: Any = None, *, is_causal: bool = False, scale: float | None = None
+) -> Tensor:
     """Return `softmax(query keyᵀ / √d) value`: (..., t, d), (..., s, d) and (..., s, e) to (..., t, e).
 
-    Vaswani et al., "Attention is all you need", NeurIPS 2017, eq. 1. With `is_causal`, a position sees none that is
-    later. Raises ValueError if the sizes do not fit.
+    Vaswani et al., "Attention is all you need", NeurIPS 2017, eq. 1. With `is_causal`, position i of t sees the first
+    i + 1 of s. `attn_mask` (..., t, s) is added to the scores, or of bools is True where a position sees another;
+    `scale` is in place of 1 / √d. Raises ValueError if the sizes do not fit, or for a mask together with `is_causal`.
 
-    Differs from PyTorch: there is no `attn_mask` and no dropout.
+    Differs from PyTorch: there is no dropout.
     """
-    scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
-    return (causal_softmax(scores) if is_causal else softmax(scores)) @ value
+    if is_causal and attn_mask is not None:
+        raise ValueError("attn_mask is given together with is_causal: expected one of the two")
+    query = _tensor(query)
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = matmul(query * factor, transpose(key, -2, -1))
+    if attn_mask is not None:
+        mask = _tensor(attn_mask)
+        hidden = np.where(mask.data, 0, -np.inf).astype(scores.dtype) if mask.dtype == np.bool_ else mask
+        scores = scores + hidden
+    return matmul(causal_softmax(scores) if is_causal else softmax(scores), value)
+
+
+def _tensor(x: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else Tensor(x)

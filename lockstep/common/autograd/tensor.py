@@ -487,13 +487,19 @@ class Tensor:
     def clip(x: Any, min: Any = None, max: Any = None) -> "Tensor":  # noqa: A002
         """Bound from below by `min` and from above by `max`; None leaves that side open.
 
-        The gradient passes where nothing was cut. The bounds are numbers, or arrays whose shapes broadcast with `x`;
-        raises ValueError if they do not. `clamp` is the same function.
+        The gradient passes where nothing was cut. The bounds are numbers, or arrays or tensors whose shapes broadcast
+        with `x`; raises ValueError if they do not. `clamp` is the same function.
 
         >>> F.clip([-2.0, 0.5, 3.0], min=0, max=1)
         tensor([0. , 0.5, 1. ])
         """
-        return Tensor._apply(elementwise.clip, x, low=min, high=max)
+        if isinstance(min, Tensor) or isinstance(max, Tensor):
+            x = x if isinstance(x, Tensor) else Tensor(x)
+            if min is not None:  # the bound gets the gradient where it takes the place of `x`
+                x = Tensor._apply(elementwise.where, (x < min).data, min, x)
+            return x if max is None else Tensor._apply(elementwise.where, (x > max).data, max, x)
+        low, high = (as_array(each) if isinstance(each, list | tuple) else each for each in (min, max))
+        return Tensor._apply(elementwise.clip, x, low=low, high=high)
 
     clamp = clip
 
@@ -593,6 +599,9 @@ class Tensor:
 
     def transpose(x: Any, dim0: int, dim1: int) -> "Tensor":
         """Swap the axes `dim0` and `dim1`: (a, b) to (b, a). Raises ValueError for an axis that `x` does not have."""
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        if not np.ndim(x.data):
+            return Tensor._apply(shape.reshape, x, shape=())
         return Tensor._apply(shape.transpose, x, first=dim0, second=dim1)
 
     def squeeze(x: Any, dim: Axis = None) -> "Tensor":
@@ -601,8 +610,8 @@ class Tensor:
         Raises IndexError for an axis that `x` does not have.
         """
         if dim is not None:
-            chosen = dim if isinstance(dim, tuple) else (dim,)
-            dim = tuple(each for each in chosen if x.shape[each] == 1)
+            chosen, sizes = dim if isinstance(dim, tuple) else (dim,), np.shape(x.data if isinstance(x, Tensor) else x)
+            dim = tuple(each for each in chosen if (sizes or (0,))[each] == 1)
         return Tensor._apply(shape.squeeze, x, axis=dim)
 
     def unsqueeze(x: Any, dim: int) -> "Tensor":

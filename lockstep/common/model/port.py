@@ -111,6 +111,20 @@ class Evidence(NamedTuple):
     engine: str = ""
     #: The digest of what it computed with the model, in hex.
     digest: str = ""
+    #: The names of the trained parameters that got no gradient.
+    unused: tuple[str, ...] = ()
+
+    def notices(self) -> list[str]:
+        """Return a line about parameters without a gradient, if there are any."""
+        if not self.unused:
+            return []
+        more = f" and {len(self.unused) - 1} more parameters get" if len(self.unused) > 1 else " gets"
+        text = (
+            f"{self.unused[0]!r}{more} no gradient from the first micro-batch, which counts as a gradient of 0: weight "
+            "decay and momentum still move them, while PyTorch's optimizers leave them as they are; to keep a "
+            "parameter, set requires_grad = False"
+        )
+        return [text]
 
 
 class Engine(Protocol):

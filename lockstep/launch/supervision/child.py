@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,12 @@ GRACE_S = 2.0
 
 #: Most lines of a log that are shown if its process has reported no error.
 TAIL_LINES = 20
+
+#: By signal, a cause that a user can remove.
+HINTS: Mapping[int, str] = {
+    signal.SIGSEGV: ": a PyTorch model that writes to its weights by way of .data ends like that, because "
+    "their memory is read only"
+}
 
 
 @dataclass
@@ -166,7 +172,9 @@ class WatchedProcess(ABC):
         if self.is_lost:
             return "is gone with its node"
         code = self.code
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if code >= 0:
+            return f"ended with exit code {code}"
+        return f"was killed by {signal.Signals(-code).name}{HINTS.get(-code, '')}"
 
 
 def exit_message(child: WatchedProcess) -> str:

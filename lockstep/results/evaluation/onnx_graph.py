@@ -388,7 +388,7 @@ def _softplus(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) ->
 def _causal_softmax(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     rows, columns = step.before[-2:]
     # The standard has no causal mask: adding -inf removes later positions.
-    later = np.where(np.tri(rows, columns, columns - rows, dtype=np.bool_), 0, -np.inf).astype(np.float32)
+    later = np.where(np.tri(rows, columns, dtype=np.bool_), 0, -np.inf).astype(np.float32)
     graph.add("Softmax", [graph.add("Add", [names[0], graph.constant(later)])], out, axis=-1)
 
 

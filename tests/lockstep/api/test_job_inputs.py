@@ -233,3 +233,13 @@ def test_a_mistake_in_arrays_names_no_file_that_is_gone(
     with pytest.raises(DataError, match=r"^the arrays: train: sample 15 holds an infinity or NaN"):
         call(nn.Linear(3, 2), ((x, y), (x, y)), global_batch=20, workers=0)
     assert list(tmp_path.rglob("*.npz")) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("Dataset", "the Dataset has no __len__"), ("IterableDataset", "an IterableDataset, whose samples have no num")],
+)
+def test_a_dataset_whose_samples_cannot_be_counted_is_named(kind: str, text: str) -> None:
+    part = type(kind, (), {"__getitem__": lambda _, place: (0.0, place)})()
+    with pytest.raises(DataError, match=text):
+        named_arrays((part, part))

@@ -46,6 +46,16 @@ def test_the_first_weights_may_come_from_a_file(tmp_path: Path) -> None:
     assert opening.shard.weights.tobytes() == gather(model, layout_of(model)).tobytes()
 
 
+def test_initial_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    path, model = tmp_path / "w.safetensors", build_model("linear").initialize(9)
+    state = model.state_dict()
+    first = next(iter(state))
+    state[first][0] = np.nan
+    write(path, state, {})
+    with pytest.raises(ModelError, match=f"the initial weights of {first!r} are not finite"):
+        opened(initial=str(path))
+
+
 def test_a_process_without_the_jobs_numerics_opens_nothing() -> None:
     with pytest.raises(NumericsError, match="numerics = 'native' in a process that computes with portable ones"):
         opened(numerics="native")

@@ -122,7 +122,10 @@ def _weighted(
     losses = -leaves.total(shares * scores, axis=1)
     divisor = np.asanyarray(leaves.total(own), scores.dtype)
     result = _reduced(losses, target.shape, reduction if reduction != "mean" else "sum")
-    return (np.asanyarray(result / divisor) if reduction == "mean" else result), (shares, probabilities, shape, divisor)
+    if reduction == "mean":
+        with np.errstate(invalid="ignore"):
+            result = np.asanyarray(result / divisor)
+    return result, (shares, probabilities, shape, divisor)
 
 
 def _weighted_scores(
@@ -135,7 +138,10 @@ def _weighted_scores(
     shares, probabilities, shape, divisor = saved
     result = probabilities * leaves.total(shares, axis=1, keepdims=True)
     result = result - shares
-    spread = np.asanyarray(gradient / divisor) if reduction == "mean" else gradient
+    if reduction != "mean":
+        spread = gradient
+    else:  # 0 if all targets are ignored, as in PyTorch, where the loss is NaN
+        spread = np.asanyarray(gradient / divisor) if divisor else np.zeros_like(gradient)
     result *= spread.reshape(-1, 1) if reduction == "none" else spread
     return _unrow(result, shape)
 

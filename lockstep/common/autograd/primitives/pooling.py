@@ -142,7 +142,10 @@ def _adaptive_avg_pool2d_x(gradient: Array, image: tuple[int, ...], _: None, *, 
 
 
 def _adaptive_spans(image: tuple[int, ...], output_size: Pair) -> tuple[_Spans, _Spans]:
-    outputs = pair(output_size, "output_size")
+    sizes = output_size if isinstance(output_size, tuple | list) else (output_size,) * 2
+    outputs = pair(
+        [size if wanted is None else wanted for wanted, size in zip(sizes, image, strict=True)], "output_size"
+    )
     if min(outputs) < 1 or min(image) < 1:
         raise ValueError(
             f"adaptive pooling has output_size {output_size!r} for images of {image!r}, expected each to be at least 1"

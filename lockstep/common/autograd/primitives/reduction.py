@@ -40,7 +40,8 @@ def _sum_derivative(gradient: Array, shape: Shape, _: None, axis: Axis, keepdims
 
 
 def _mean(x: Array, axis: Axis, keepdims: bool) -> tuple[Array, Shape]:
-    return leaves.mean(x, axis, keepdims), x.shape
+    means = leaves.mean(x, axis, keepdims)
+    return (means if _count(x.shape, axis) else np.full_like(means, np.nan)), x.shape
 
 
 def _mean_derivative(gradient: Array, shape: Shape, _: None, axis: Axis, keepdims: bool) -> Array:
@@ -64,12 +65,14 @@ def _extreme(name: str, ufunc: np.ufunc) -> Primitive:
 
 def _variance(x: Array, axis: Axis, correction: int, keepdims: bool) -> Array:
     squares = leaves.total(np.square(x - leaves.mean(x, axis, keepdims=True)), axis, keepdims)
-    return np.asanyarray(squares / np.asanyarray(_count(x.shape, axis) - correction, squares.dtype))
+    with np.errstate(divide="ignore", invalid="ignore"):  # NaN of too few elements, as in PyTorch
+        return np.asanyarray(squares / np.asanyarray(max(0, _count(x.shape, axis) - correction), squares.dtype))
 
 
 def _variance_derivative(gradient: Array, _: None, x: Array, axis: Axis, correction: int, keepdims: bool) -> Array:
     centred = x - leaves.mean(x, axis, keepdims=True)
-    scale = _restore(gradient, x.shape, axis, keepdims) * (2 / (_count(x.shape, axis) - correction))
+    count = max(0, _count(x.shape, axis) - correction)
+    scale = _restore(gradient, x.shape, axis, keepdims) * (2 / count if count else math.nan)
     product: Array = centred * scale
     return product
 

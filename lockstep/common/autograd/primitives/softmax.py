@@ -10,6 +10,8 @@ from lockstep.common.numerics import leaves
 
 def shifted(x: Array, axis: int) -> Array:
     """Return `x` minus its maximum along `axis`, a new array. Infinite maxima give NaN, as in PyTorch, silently."""
+    if not x.size:
+        return x.copy()
     with np.errstate(invalid="ignore", over="ignore"):  # a difference below all floats is -inf, and its exponential 0
         result: Array = np.subtract(x, np.maximum.reduce(x, axis=axis, keepdims=True))
     return result
@@ -33,12 +35,12 @@ softmax = Primitive("softmax", _softmax, (_softmax_x,), reads=((RESULT,),))
 
 
 def _causal_softmax(x: Array) -> Array:
-    """Return the softmax of each row over the columns up to its own: (..., t, s), row i of t sees s - t + i + 1 of s.
+    """Return the softmax of each row over the columns up to its own: row i of (..., t, s) sees the first i + 1.
 
-    Others come out as 0, so that the derivative is that of softmax. Raises ValueError if a row would see nothing.
+    Others come out as 0, so that the derivative is that of softmax.
     """
-    if x.ndim < 2 or x.shape[-2] > x.shape[-1]:
-        raise ValueError(f"causal_softmax got shape {x.shape!r}, expected (..., t, s) with t up to s")
+    if x.ndim < 2:
+        raise ValueError(f"causal_softmax got shape {x.shape!r}, expected (..., t, s)")
     return _softmax(x + _later(x.shape[-2], x.shape[-1], x.dtype.str))
 
 
@@ -46,7 +48,7 @@ def _causal_softmax(x: Array) -> Array:
 def _later(rows: int, columns: int, dtype: str) -> Array:
     """Return -inf where a column is later than its row, 0 elsewhere, to be read only."""
     mask = np.zeros((rows, columns), dtype)
-    mask[~np.tri(rows, columns, columns - rows, dtype=np.bool_)] = -np.inf
+    mask[~np.tri(rows, columns, dtype=np.bool_)] = -np.inf
     mask.flags.writeable = False
     return mask
 
@@ -59,6 +61,8 @@ causal_softmax = Primitive(
 def _log_softmax(x: Array, *, axis: int = -1) -> Array:
     """Return x - log Σ exp(x), the sum over `axis`."""
     result = shifted(x, axis)
+    if not x.size:
+        return result
     result -= leaves.log(leaves.total(leaves.exp(result), axis=axis, keepdims=True))
     return result
 

@@ -4,6 +4,7 @@ Parameters are views into the vector of weights, and their gradients views into 
 gradient that is there already, so that it writes where the sums are to be.
 """
 
+import faulthandler
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,11 @@ from lockstep.common.model.port import (
     main_output,
 )
 from lockstep.common.model.pytorch.runtime import make_repeatable, placed, seed_draws
-from lockstep.common.model.pytorch.structure import Structure
+from lockstep.common.model.pytorch.structure import COUNTER, Structure
+
+#: One in so many forwards computes with a copy of the weights, which shows writes that PyTorch does not count, as by
+#: `.data`. It costs two copies and a comparison, less than a hundredth of so many forwards.
+AUDITED = 128
 
 #: The name of a layer, its class, and its output.
 OnLayer = Callable[[str, str, Any], None]
@@ -53,6 +58,13 @@ class TorchEngine:
         self._observed = torch.zeros(structure.layout.size - structure.layout.parameter_size)
         self._observed_views = _views(structure.layout.statistics, self._observed, structure.layout.parameter_size)
         self._has_statistics = bool(structure.layout.statistics)
+        #: By statistic, the calls of its layer in this pass, and whether the layer averages over several by itself.
+        self._calls = [0] * len(structure.statistics)
+        self._is_repeated = [False] * len(structure.statistics)
+        self._counted = [0] * len(structure.statistics)
+        self._samples = self._forwards = 0
+        #: The copy of the weights with which an audited pass computes, and their values.
+        self._audited: tuple[Vector, Vector] | None = None
         self._reading = self._writing = 0
         self._on_final: OnFinal | None = None
         self._frozen = [(name, each) for name, each in structure.frozen if isinstance(each, torch.nn.Parameter)]
@@ -80,15 +92,22 @@ class TorchEngine:
         self._values = [_views(layout.parameters, vector) for vector in flat]
         self._averages = [_views(layout.statistics, vector) for vector in flat]
         self._gradients = [_views(layout.parameters, _tensor(vector)) for vector in sums]
+        if not all(vector.flags.writeable for vector in weights) and not faulthandler.is_enabled():
+            # Memory that another process shares ends this one if a model writes to it: show where.
+            faulthandler.enable()
         self.read_from(0)
         self.write_to(0)
 
     def read_from(self, index: int) -> None:
-        self._reading = index
-        for parameter, view in zip(self._parameters, self._values[index], strict=True):
-            parameter.data = view
+        self._reading, self._audited = index, None
+        self._place_parameters(self._values[index])
         self._place_statistics()
         self._expected = [(held.place[held.key], held.place[held.key]._version) for held in self._structure.held]
+
+    def _place_parameters(self, views: Sequence[Any]) -> None:
+        for parameter, view in zip(self._parameters, views, strict=True):
+            parameter.data = view
+        self._placed, self._addresses = views, [view.data_ptr() for view in views]
 
     def write_to(self, index: int) -> None:
         self._writing = index
@@ -96,9 +115,9 @@ class TorchEngine:
 
     def forward(self, images: Array, targets: Array, key: DrawKey) -> Outcome:
         self._put(is_training=True)
-        seed_draws(key)
-        self._begin_statistics()
-        outputs = apply(self._module, images)
+        self._check_place()
+        self._begin_audit()
+        outputs = self._observing(images, key)
         loss, weight = self._objective.training_loss(self._compared(outputs), targets, TORCH)
         self._check_held()
         self._end_statistics(len(images))
@@ -107,6 +126,11 @@ class TorchEngine:
 
     def backward(self, on_final: OnFinal | None) -> None:
         loss, self._loss = self._loss, None
+        if not loss.requires_grad:
+            raise ModelError(
+                "the loss does not depend on any parameter: expected a forward that stays in PyTorch's graph; remove "
+                ".detach(), .data, .item(), .numpy() or torch.no_grad() on the way from the parameters to the outputs"
+            )
         self._place_gradients()
         self._sums[self._writing][: self._structure.layout.parameter_size].fill(0.0)
         if on_final is not None and not self._additions:
@@ -117,6 +141,9 @@ class TorchEngine:
         self._on_final = None
         self._check_gradients(is_first=on_final is not None and self._is_final_at_once is None)
         self._check_held()
+        self._end_audit()
+        if self._has_statistics and self._count_calls():  # a checkpoint has computed a part of the forward again
+            self._end_statistics(self._samples)
 
     def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> None:
         """Return None."""
@@ -127,12 +154,13 @@ class TorchEngine:
 
     def evaluate(self, images: Array, targets: Array) -> Outcome:
         self._put(is_training=False)
+        self._check_place()
         seed_draws(None)
         with torch.no_grad():
             outputs = apply(self._module, images)
             loss, weight = self._objective.test_loss(self._compared(outputs), targets, TORCH)
         self._check_held()
-        return Outcome(loss.item(), taken(outputs).numpy(), weight)
+        return Outcome(loss.item(), taken(outputs).detach().numpy(), weight)
 
     def inspect(self, images: Array, targets: Array, key: DrawKey) -> Inspection:
         layers: list[LayerOutput] = []
@@ -232,6 +260,11 @@ class TorchEngine:
         """Return what the loss is given: of an own loss all that the model returns."""
         return outputs if self._objective.kind is LossKind.OWN else taken(outputs)
 
+    def _check_place(self) -> None:
+        """Let parameters be views into the weights again, if the model has computed with values of its own since."""
+        if self._parameters and self._parameters[0].data_ptr() != self._addresses[0]:
+            self._place_parameters(self._placed)
+
     # Statistics: a layer that averages with momentum 1 leaves those of its batch, whatever was there. What a spectral
     # norm moves begins with what the last step has left, and is the same in each micro-batch
 
@@ -239,9 +272,7 @@ class TorchEngine:
         if self._is_training is not is_training:
             self._module.train(is_training)
             self._is_training = is_training
-            for statistic in self._structure.statistics:
-                if statistic.is_average:
-                    statistic.layer.momentum = 1.0 if is_training else statistic.momentum
+            self._place_momenta()
             self._place_statistics()
 
     def _place_statistics(self) -> None:
@@ -250,16 +281,70 @@ class TorchEngine:
         for statistic, place in zip(self._structure.statistics, places, strict=True):
             statistic.layer._buffers[statistic.buffer] = place
 
+    def _observing(self, images: Array, key: DrawKey) -> Any:
+        """Return the outputs; compute them again if a layer was called more or less often than it was set up for.
+
+        A layer that is called several times in a forward averages over its calls, with its own momentum; a layer that
+        is called once leaves what it has observed. So the result depends on this micro-batch alone.
+        """
+        for _ in range(2):
+            seed_draws(key)
+            self._begin_statistics()
+            outputs = apply(self._module, images)
+            if not self._has_statistics:
+                break
+            self._count_calls()
+            is_repeated = [calls > 1 for calls in self._calls]
+            if is_repeated == self._is_repeated:
+                break
+            self._is_repeated = is_repeated
+            self._place_momenta()
+        return outputs
+
+    def _count_calls(self) -> bool:
+        """Count the calls of layers since the last count, by the changes of their own counters; tell if there is one.
+
+        `InstanceNorm` counts nothing.
+        """
+        statistics = self._structure.statistics
+        now = [getattr(each.layer._buffers.get(COUNTER), "_version", 0) for each in statistics]
+        new = [after - before for after, before in zip(now, self._counted, strict=True)]
+        self._counted = now
+        self._calls = [calls + more for calls, more in zip(self._calls, new, strict=True)]
+        return any(new)
+
+    def _place_momenta(self) -> None:
+        for statistic, is_repeated in zip(self._structure.statistics, self._is_repeated, strict=True):
+            if statistic.is_average:
+                is_one = self._is_training and not is_repeated
+                statistic.layer.momentum = 1.0 if is_one else statistic.momentum
+
     def _begin_statistics(self) -> None:
         """Let each statistic stay as it is if its layer takes no part."""
         if self._has_statistics:
             size = self._structure.layout.parameter_size
             np.copyto(self._observed.numpy(), self._weights[self._reading][size:])
+            self._count_calls()
+            self._calls = [0] * len(self._calls)
 
     def _end_statistics(self, samples: int) -> None:
         if self._has_statistics:
-            size = self._structure.layout.parameter_size
-            np.multiply(self._observed.numpy(), np.float32(samples), out=self._sums[self._writing][size:])
+            self._samples, size = samples, self._structure.layout.parameter_size
+            sums = self._sums[self._writing][size:]
+            np.multiply(self._observed.numpy(), np.float32(samples), out=sums)
+            for index, calls in enumerate(self._calls):
+                if calls > 1 and self._structure.statistics[index].momentum:
+                    self._average_calls(index, calls)
+
+    def _average_calls(self, index: int, calls: int) -> None:
+        """Write the value by which one update with the momentum gives what several updates do."""
+        layout, momentum = self._structure.layout, self._structure.statistics[index].momentum
+        entry = layout.statistics[index]
+        before, sums = entry.view(self._weights[self._reading]), entry.view(self._sums[self._writing])
+        moved = self._observed_views[index].numpy() - before
+        # A layer that was called once, and again in the backward, has observed the same in each of its calls.
+        factor = 1.0 if self._is_repeated[index] else 1.0 - (1.0 - momentum) ** calls
+        np.multiply(before + moved * np.float32(factor / momentum), np.float32(self._samples), out=sums)
 
     # What a forward has to leave alone
 
@@ -268,12 +353,33 @@ class TorchEngine:
         for held, (tensor, version) in zip(self._structure.held, self._expected, strict=True):
             if held.place[held.key] is not tensor or tensor._version != version:
                 raise changed(held.name)
-        for name, parameter in self._structure.parameters:
+        for (name, parameter), address in zip(self._structure.parameters, self._addresses, strict=True):
             if not parameter.requires_grad:
                 raise changed_freezing(name, is_frozen=True)
+            if parameter.data_ptr() != address:
+                raise changed(name)
         for name, parameter in self._frozen:
             if parameter.requires_grad:
                 raise changed_freezing(name, is_frozen=False)
+
+    def _begin_audit(self) -> None:
+        """Compute this micro-batch with a copy of the weights, if it is its turn."""
+        if self._forwards % AUDITED == 0:
+            copy = self.layout.new_vector()
+            np.copyto(copy, self._weights[self._reading])
+            self._audited = copy, copy.copy()
+            self._place_parameters(_views(self.layout.parameters, _tensor(copy)))
+        self._forwards += 1
+
+    def _end_audit(self) -> None:
+        """Raise `ModelError` if the copy was written to."""
+        if self._audited is None:
+            return
+        (used, values), self._audited = self._audited, None
+        self._place_parameters(self._values[self._reading])
+        odd = used.view(np.uint32) != values.view(np.uint32)
+        if odd.any():
+            raise changed(self.layout.name_at(int(np.flatnonzero(odd)[0])))
 
 
 class TorchLibrary:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
@@ -20,7 +22,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import DrawKey, Evidence
 from lockstep.common.model.pytorch.engine import TorchEngine, changed
 from lockstep.common.model.pytorch.runtime import build_name, fill_new_memory
-from lockstep.common.model.pytorch.state import State, bytes_of, state_of, views_of
+from lockstep.common.model.pytorch.state import State, StateSearch, bytes_of, views_of
 from lockstep.common.model.pytorch.structure import Structure, frozen_arrays
 from lockstep.common.numerics.random import shared_generators
 
@@ -29,6 +31,48 @@ SHARED = dict(shared_generators()).keys()
 
 #: The place in a run at which a model is tried.
 _KEY = DrawKey(seed=0, step=0, micro_batch=0)
+
+
+class WeightWrites(TorchDispatchMode):  # type: ignore[misc]  # PyTorch's classes are not looked at
+    """Records, within the context, at which places of the weights PyTorch's operations write: `.data` counts nothing.
+
+    A write of what is there already, as a clamp makes of weights that are within its bounds, changes no byte.
+    """
+
+    def __init__(self, weights: Vector) -> None:
+        super().__init__()
+        self._start = weights.ctypes.data
+        self._stop = self._start + weights.nbytes
+        #: In elements of the vector.
+        self.places = list[int]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(zip((each.name for each in function._schema.arguments), args, strict=False)) | (kwargs or {})
+        for argument in function._schema.arguments:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._look(given.get(argument.name))
+        return function(*args, **(kwargs or {}))
+
+    def _look(self, written: Any) -> None:
+        for tensor in written if isinstance(written, list | tuple) else (written,):
+            if isinstance(tensor, torch.Tensor) and self._start <= tensor.data_ptr() < self._stop:
+                self.places.append((tensor.data_ptr() - self._start) // 4)
+
+
+def other_samples(images: Array) -> Array:
+    """Return samples of the same shapes and within the same bounds: with another maximum, and other values.
+
+    Of floats, half of each and a quarter; of whole numbers, half of the way to the smallest. Masks are only in another
+    order, in which all samples come. Several arrays are changed one by one.
+    """
+    turned = images[::-1].copy()
+    for name in images.dtype.names or ((),):
+        field = turned[name]
+        if field.dtype.kind == "f":
+            field[...] = field * 0.5 + 0.25
+        elif field.dtype.kind in "iu" and field.size and field.min() >= 0 and field.max() > 1:
+            field[...] = field.min() + (field - field.min()) // 2
+    return turned
 
 
 class Repetition(NamedTuple):
@@ -42,6 +86,8 @@ class Repetition(NamedTuple):
     evaluated: bytes
     #: The state that the model keeps besides parameters and buffers.
     state: State
+    #: The types of the objects that the search for state could not look into, by place.
+    opaque: Mapping[str, str]
 
 
 @dataclass
@@ -72,6 +118,7 @@ class Trial:
         constants = {name: bytes_of(buffer) for name, buffer in self.structure.constants}
         frozen = self._frozen_digests()
         first = self.first = self._computed(images, targets)
+        unused = self._check_writes(images, targets)
         for place, name in views_of(self.module, self.own):
             raise ModelError(
                 f"the model keeps a view of the parameter {name!r} in {_attribute(place)!r}: expected it to be taken "
@@ -96,30 +143,67 @@ class Trial:
             raise ModelError(
                 f"the model is not repeatable: {what} differs when it is computed again from the same weights and "
                 "samples; expected the same bits: draw only from PyTorch's generator, and keep no state"
+                f"{_opaque(second)}"
             )
-        return Evidence(engine=build_name(), digest=_digest(first, constants))
+        return Evidence(engine=build_name(), digest=_digest(first, constants), unused=unused)
 
     def _frozen_digests(self) -> dict[str, str]:
         """Return the digests of frozen parameters: the engine does not see writes by way of `.data`."""
         arrays = frozen_arrays(self.structure.frozen)
         return {array.name: array.sha256 for array in arrays if array.is_parameter}
 
-    def check_order(self, images: Array, targets: Array, first: Repetition) -> None:
-        """Raise `ModelError` if a micro-batch has other results after another one, in a model that was built again.
+    def check_order(self, images: Array, targets: Array, tried: "Trial") -> None:
+        """Raise `ModelError` if the order of micro-batches changes anything, in this model, which was built again.
 
-        `first` is what the other model computed of it at its beginning. So what a model keeps of the first micro-batch
-        that it is given is found.
+        `tried` has computed the micro-batch of `evidence`, which comes after another one here, and before it there. So
+        a maximum is found whichever of the two has the greater one, and so is what a model keeps of the first.
         """
-        self._computed(-images[::-1] if images.dtype.kind == "f" else images[::-1], targets)
+        assert tried.first is not None
+        for other in (other_samples(images), images[::-1]):
+            try:
+                first = self._computed(other, targets)
+                break
+            except Exception:  # noqa: BLE001  # samples that the user's code may not be made for
+                continue
+        else:
+            return
         later = self._computed(images, targets)
-        if (what := self._difference(first, later)) is not None:
-            moved = sorted(_moved(first, later))
-            where = f", in {_attribute(moved[0])!r}" if moved else ""
-            raise ModelError(
-                f"the model keeps state of its own from one call to the next{where}: {what} differs when the model "
-                "was given another micro-batch before; expected a forward that depends on weights, samples and "
-                "PyTorch's generator only"
-            )
+        self._compare_after_another(tried.first, later)
+        again = self._computed(other, targets)
+        self._compare_after_another(first, again)
+        self._compare_after_another(first, tried._computed(other, targets))
+        for one, two in ((first, again), (tried.first, tried._computed(images, targets))):
+            if moved := sorted(_moved(one, two)):
+                raise _stateful(moved[0])
+
+    def _compare_after_another(self, first: Repetition, later: Repetition) -> None:
+        if (what := self._difference(first, later)) is None:
+            return
+        moved = sorted(_moved(first, later))
+        where = f", in {_attribute(moved[0])!r}" if moved else ""
+        raise ModelError(
+            f"the model keeps state of its own from one call to the next{where}: {what} differs when the model "
+            "was given another micro-batch before; expected a forward that depends on weights, samples and "
+            f"PyTorch's generator only{'' if moved else _opaque(later)}"
+        )
+
+    def _check_writes(self, images: Array, targets: Array) -> tuple[str, ...]:
+        """Return the names of the parameters that get no gradient.
+
+        `ModelError` if an operation writes to the memory of the weights, even what is there already.
+        """
+        watch, used = WeightWrites(self.weights), set[int]()
+        parameters = self.structure.parameters
+        handles = [each.register_post_accumulate_grad_hook(lambda each: used.add(id(each))) for _, each in parameters]
+        try:
+            with watch:
+                self._computed(images, targets)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if watch.places:
+            raise changed(self.structure.layout.name_at(watch.places[0]))
+        return tuple(name for name, parameter in parameters if id(parameter) not in used)
 
     def _computed(self, images: Array, targets: Array) -> Repetition:
         return _repeated(self._engine, self.module, self.weights, images, targets)
@@ -149,7 +233,8 @@ def _repeated(engine: TorchEngine, module: Any, weights: Vector, images: Array, 
         evaluated = engine.evaluate(images, targets).outputs.tobytes()
     except RuntimeError as error:
         raise _refusal(error) from error
-    one = Repetition(np.float64(loss).tobytes(), kept, sums, evaluated, state_of(module))
+    search = StateSearch.of(module)
+    one = Repetition(np.float64(loss).tobytes(), kept, sums, evaluated, search.found, search.opaque)
     if weights.tobytes() != before:
         place = int(np.flatnonzero(weights.view(np.uint32) != np.frombuffer(before, np.uint32))[0])
         raise changed(engine.layout.name_at(place))
@@ -179,6 +264,14 @@ def _moved(first: Repetition, second: Repetition) -> Iterator[str]:
     for place in first.state.keys() | second.state.keys():
         if place not in first.state or place not in second.state or first.state[place] != second.state[place]:
             yield place
+
+
+def _opaque(later: Repetition) -> str:
+    """Return the end of a message about the first object that cannot be looked into, if there is one."""
+    return next(
+        (f"; {_attribute(at)!r} is a {kind}, which cannot be looked into" for at, kind in sorted(later.opaque.items())),
+        "",
+    )
 
 
 def _attribute(place: str) -> str:

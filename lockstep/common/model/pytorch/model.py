@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from msgspec.structs import replace
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
@@ -92,7 +93,8 @@ class TorchModel:
     def load(self, weights: Vector, steps: int = 0) -> None:
         self._module.train()
         # A frozen backbone may stay in evaluation mode, in which nothing is counted.
-        counting = [layer for layer in self.structure.counting if layer.training]
+        # InstanceNorm leaves its counter at 0.
+        counting = [each for each in self.structure.counting if each.training and not isinstance(each, _InstanceNorm)]
         self._rest()
         tensors = [*(data for _, data in self._own), *(tensor for _, tensor in self._averages)]
         with torch.no_grad():
@@ -107,7 +109,7 @@ class TorchModel:
         with torch.no_grad():
             outputs = apply(self._module, images)
         self.taken = main_output(outputs).which
-        found: Array = taken(outputs).numpy()
+        found: Array = taken(outputs).detach().numpy()
         return found
 
     def engine(self, objective: Objective) -> TorchEngine:
@@ -157,8 +159,7 @@ def check_order(model: Model, again: Model, objective: Objective, images: Array,
     assert isinstance(model, TorchModel)
     assert isinstance(again, TorchModel)
     assert model.tried is not None
-    assert model.tried.first is not None
-    again.trial(objective).check_order(images, targets, model.tried.first)
+    again.trial(objective).check_order(images, targets, model.tried)
 
 
 def _values(model: TorchModel) -> Iterator[tuple[str, tuple[object, bytes]]]:

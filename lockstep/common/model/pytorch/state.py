@@ -5,13 +5,20 @@ files, in what a hook or a function has closed over, or in a generator of number
 called, so that looking changes nothing. Installed packages are not searched: only what layers hold of them.
 """
 
+import array
+import datetime
+import decimal
+import fractions
 import functools
 import inspect
+import io
 import itertools
 import operator
 import sys
 import sysconfig
+import threading
 import types
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -55,7 +62,10 @@ _IGNORED = ("logging", "weakref", "_weakref", "_weakrefset", "_thread", "_abc")
 _VALUES: tuple[tuple[Any, Callable[[Any], object]], ...] = (
     (np.ndarray, lambda array: (array.shape, repr(array.tolist()) if array.dtype == object else array.tobytes())),
     (np.generic, lambda number: number.tobytes()),
-    (bytearray, bytes),
+    ((bytearray, memoryview), bytes),
+    (array.array, lambda values: (values.typecode, values.tobytes())),
+    ((io.BytesIO, io.StringIO), lambda file: None if file.closed else (file.getvalue(), file.tell())),
+    ((decimal.Decimal, fractions.Fraction, datetime.date, datetime.time, datetime.timedelta), repr),
     ((dict, types.MappingProxyType, list, tuple, deque), len),
     ((set, frozenset), lambda values: (len(values), sorted(repr(each) for each in values if isinstance(each, _PLAIN)))),
     (torch.Generator, lambda generator: bytes_of(generator.get_state())),
@@ -108,6 +118,7 @@ _PARTS: tuple[tuple[Any, Callable[[str, Any], Iterator[Part]]], ...] = (
     (types.CellType, _cell),
     (types.GeneratorType, _frame),
     (ContextVar, _variable),
+    (threading.local, lambda place, value: ((f"{place}.{key}", item) for key, item in vars(value).items())),
 )
 
 
@@ -168,6 +179,8 @@ class StateSearch:
     found: State = field(default_factory=lambda: dict(shared_generators()))
     #: Tensors that are neither parameters nor buffers.
     tensors: dict[str, Any] = field(default_factory=dict)
+    #: By place, the types of objects that cannot be looked into.
+    opaque: dict[str, str] = field(default_factory=dict)
     #: By identity, to keep them alive: another object would get the identity of one that is gone.
     _seen: dict[int, object] = field(default_factory=dict)
     _classes: set[type] = field(default_factory=set)
@@ -240,8 +253,19 @@ class StateSearch:
             for name, part in parts(place, value):
                 self.look(name, part)
         if record is None and parts is None and type(value).__module__ not in _IGNORED:
+            if _is_opaque(type(value)):
+                self._opaque(place, value)
             self._attributes(place, value)
             self._class(type(value))
+
+    def _opaque(self, place: str, value: Any) -> None:
+        """Look at what an object without attributes gives to `copy`, if it gives anything; nothing else can be read."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # some iterators still give it, and will not
+                self.look(place, value.__reduce_ex__(4)[1:])
+        except Exception:  # noqa: BLE001  # of whatever kind
+            self.opaque[place] = type(value).__name__
 
     def _tensor(self, place: str, tensor: Any) -> None:
         if tensor.device.type == "cpu":
@@ -300,6 +324,14 @@ class StateSearch:
             elif _is_own(value.__name__):
                 for other in names & vars(value).keys():
                     self.look(f"{name}.{other}", vars(value)[other])
+
+
+def _is_opaque(kind: type) -> bool:
+    """Tell whether objects of a type of the standard library or of PyTorch have neither a dictionary nor slots."""
+    own = {key for each in kind.__mro__[:-1] for key in vars(each)}
+    members = (vars(each).values() for each in kind.__mro__[:-1])
+    has_members = any(isinstance(member, types.MemberDescriptorType) for each in members for member in each)
+    return "__dict__" not in own and not has_members and not kind.__dictoffset__ and not issubclass(kind, type)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

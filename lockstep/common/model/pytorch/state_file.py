@@ -46,10 +46,9 @@ def _state_in(found: object) -> dict[str, Any] | None:
     """Return the tensors of a state dict, or of one that is among other things under a usual name."""
     if not isinstance(found, Mapping):
         return None
-    tensors = {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
-    if tensors:
-        return tensors
-    return next((inner for name in NESTED if name in found and (inner := _state_in(found[name]))), None)
+    inner = next((inner for name in NESTED if name in found and (inner := _state_in(found[name]))), None)
+    # A script may save other tensors next to the state dict, as the best loss.
+    return inner or {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)} or None
 
 
 def _array(path: Path, name: str, tensor: Any) -> Array:

@@ -32,6 +32,9 @@ STORABLE = (
 #: Wrappers around a model that replicate or compile it.
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "ScriptModule")
 
+#: Classes of layers that quantization adds to a model.
+OBSERVERS = ("FakeQuantizeBase", "ObserverBase")
+
 
 class Statistic(msgspec.Struct, frozen=True):
     """A running mean or variance, or a singular vector of a spectral norm: a buffer of a layer."""
@@ -135,6 +138,13 @@ def _check_layer(name: str, layer: Any) -> None:
             f"{where} has a part that torch.compile has compiled{f', {compiled[0]!r}' if compiled else ''}: expected "
             "the plain one, since what a compiler makes of it has other bits; remove the call of compile"
         )
+    observer = next((kind for kind in OBSERVERS if kind in kinds), None)
+    if observer is not None:
+        raise ModelError(
+            f"{where} is a {type(layer).__name__}, which records the range of what it sees in each forward: expected a "
+            "model without observers, since another worker would not see that range; train the model without "
+            "prepare_qat, and quantize the result"
+        )
     if isinstance(layer, SyncBatchNorm):
         raise ModelError(
             f"{where} is a SyncBatchNorm, which exchanges statistics by itself: expected BatchNorm2d or its like, "
@@ -154,6 +164,13 @@ def _check_parameter(name: str, parameter: Any) -> None:
             "layer instead of using its lazy form"
         )
     _check_device(f"the parameter {name!r}", parameter)
+    if not parameter.requires_grad:
+        if not is_storable(parameter):
+            raise ModelError(
+                f"the frozen parameter {name!r} is {str(parameter.dtype).removeprefix('torch.')}, which NumPy and "
+                "files of weights lack: expected float32 or another of their types; convert it by .float()"
+            )
+        return
     if parameter.dtype != torch.float32:
         raise ModelError(
             f"the parameter {name!r} is {str(parameter.dtype).removeprefix('torch.')}: expected float32, in which all "

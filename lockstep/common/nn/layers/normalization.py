@@ -31,6 +31,11 @@ class _BatchNorm(Module):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
         super().__init__()
+        if momentum is None:
+            raise ValueError(
+                "momentum is None, an average over all batches, which depends on their number: expected a number in "
+                "[0, 1], such as 0.1"
+            )
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum is {momentum!r}: expected a number in [0, 1]")
         self.num_features = positive(num_features, "num_features")

@@ -11,6 +11,7 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import DrawKey, Engine, Model
+from lockstep.common.model.pytorch.engine import AUDITED
 from lockstep.common.model.source import open_model
 from lockstep.common.optim.rules import SGDRule, SlotSets
 from lockstep.common.protocol.run_options import RunOptions
@@ -91,6 +92,68 @@ def test_ten_steps_are_those_of_a_plain_loop(name: str) -> None:
     model.load(weights, 10)
     if name in ("mlp", "cnn"):
         assert {int(value) for key, value in model.module.state_dict().items() if key.endswith("tracked")} == {10}
+
+
+TWICE = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tower = nn.Sequential(nn.Flatten(), nn.Linear(784, 6), nn.BatchNorm1d(6), nn.Linear(6, 10))
+
+    def forward(self, x):
+        return {output}
+"""
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "self.tower(x) + self.tower(x.flip(2) * 3)",
+        "self.tower(x) if len(x) == 2 else self.tower(x) + self.tower(x.flip(2) * 3)",
+        "torch.utils.checkpoint.checkpoint(self.tower, x, use_reentrant=False)",
+        "torch.utils.checkpoint.checkpoint(self.tower, x, use_reentrant=False) + self.tower(x * 2)",
+    ],
+)
+def test_statistics_of_a_layer_that_is_called_twice_are_those_of_pytorch(tmp_path: Path, output: str) -> None:
+    text = "import torch.utils.checkpoint\n" + TWICE.format(output=output)
+    model, alone = (model_of(tmp_path, text) for _ in range(2))
+    engine, weights, sums = bound(model)
+    module = alone.module.train()
+    for count in (2, 5, 2):
+        images, labels = batch(count)
+        engine.forward(images, labels, KEY)
+        engine.backward(None)
+        outputs = module(torch.from_numpy(images))
+        torch.nn.functional.cross_entropy(outputs, torch.from_numpy(labels), reduction="sum").backward()
+        for entry, momentum in zip(model.layout.statistics, (0.1, 0.1), strict=True):
+            # As the server updates it.
+            entry.view(weights)[...] += momentum * (entry.view(sums) / count - entry.view(weights))
+            np.testing.assert_allclose(entry.view(weights), module.state_dict()[entry.name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_that_is_changed_by_way_of_data_later_on_is_found(tmp_path: Path) -> None:
+    text = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(784, 10)
+
+    def forward(self, x):
+        if self.inner.bias.sum() > 50:
+            self.inner.weight.data.numpy()[0] += 0.5
+        return self.inner(x.flatten(1))
+"""
+    model = model_of(tmp_path, text)
+    engine, weights, _ = bound(model)
+    engine.forward(*batch(), KEY)
+    engine.backward(None)
+    next(each for each in model.layout.parameters if each.name == "inner.bias").view(weights).fill(9.0)
+    for _ in range(AUDITED - 1):
+        engine.forward(*batch(), KEY)
+        engine.backward(None)
+    engine.forward(*batch(), KEY)
+    with pytest.raises(ModelError, match=r"changes 'inner\.weight' in its forward"):
+        engine.backward(None)
 
 
 def test_a_regression_has_the_sum_of_squares(tmp_path: Path) -> None:

@@ -46,7 +46,27 @@ def test_a_model_that_can_be_repeated_has_the_same_evidence_each_time(name: str)
     assert evidence_of(open_model(f"{NETS}:{name}", 4)) != first
 
 
+def test_parameters_without_a_gradient_are_named(tmp_path: Path) -> None:
+    text = NET.format(made="self.spare = nn.Linear(2, 2)", done="x = x if len(x) > 99 else x")
+    found = evidence_of(model_of(tmp_path, text))
+    assert found.unused == ("spare.weight", "spare.bias")
+    assert "'spare.weight' and 1 more parameters get no gradient" in found.notices()[0]
+    assert not evidence_of(open_model(f"{NETS}:mlp", 3)).notices()
+
+
 PLANTED = {
+    "a loss that is detached": (
+        NET.format(made="", done="return self.inner(x).detach()"),
+        "the loss does not depend on any parameter",
+    ),
+    "weights within the bounds of a clamp": (
+        NET.format(made="", done="self.inner.weight.data.clamp_(-9.0, 9.0)"),
+        "changes 'inner.weight' in its forward",
+    ),
+    "weights, replaced by way of .data": (
+        NET.format(made="", done="self.inner.weight.data = torch.renorm(self.inner.weight.data, 2, 0, 1e9)"),
+        "changes 'inner.weight' in its forward",
+    ),
     "counter": (NET.format(made="self.calls = 0", done="self.calls += 1"), "state of its own .* in 'calls'"),
     "list": (NET.format(made="self.seen = []", done="self.seen.append(len(x))"), "state of its own .* in 'seen'"),
     "hidden state": (

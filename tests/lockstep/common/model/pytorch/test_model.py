@@ -165,3 +165,19 @@ ODD = torch.tensor([1.0, float("nan")])
 )
 def test_outputs_are_finite_if_all_tensors_are(output: object, is_finite: bool) -> None:
     assert engine.is_finite(output) is is_finite
+
+
+def test_a_counter_of_instance_norm_stays_at_0_as_in_pytorch() -> None:
+    model = model_room.TorchModel(nn.Sequential(nn.InstanceNorm1d(1, track_running_stats=True), nn.Linear(784, 10)))
+    model.load(model.first_weights(3), steps=7)
+    assert int(model.module.state_dict()["0.num_batches_tracked"]) == 0
+
+
+def test_outputs_in_evaluation_may_have_a_gradient_of_their_own() -> None:
+    class Forces(torch.nn.Sequential):  # type: ignore[misc,name-defined]
+        def forward(self, x: Any) -> Any:
+            with torch.enable_grad():
+                return super().forward(x)
+
+    model = model_room.TorchModel(Forces(nn.Linear(3, 2)))
+    assert model.outputs(np.zeros((4, 3), np.float32)).shape == (4, 2)

@@ -107,6 +107,16 @@ class Twice(torch.autograd.Function):
     "function's attribute": (
         net("def count():\n    count.n += 1\n\n\ncount.n = 0", done="count()"), "count.n",
     ),
+    "local of a thread": (
+        net("import threading", made="self._local = threading.local(); self._local.n = 0", done="self._local.n += 1"),
+        "_local.n",
+    ),
+    "typed array": (net("import array", made="self._n = array.array('q', [0])", done="self._n[0] += 1"), "_n"),
+    "decimal number": (net("import decimal", made="self._n = decimal.Decimal(0)", done="self._n += 1"), "_n"),
+    "file in memory": (net("import io", made="self._log = io.BytesIO()", done="self._log.write(b'.')"), "_log"),
+    "iterator of a library": (
+        net("import itertools", made="self._n = itertools.islice([1] * 999, 999)", done="next(self._n)"), "_n",
+    ),
     "default argument": (net(default=", seen=[]", done="seen.append(1)"), "Net.forward, a default"),
     "closure": (net(CLOSURE, made="self.count = counting()", done="self.count()"), "count, n"),
     "one of two closures": (
@@ -225,6 +235,60 @@ class Net(nn.Module):
     tokens = np.arange(12, dtype=np.int32).reshape(4, 3) % 7
     with pytest.raises(ModelError, match="in '_first'"):
         source.check_repeated(source.build(3), 3, Objective(), tokens, np.arange(4))
+
+
+#: State that only grows: after samples with the same maximum, and the same values, it is what it was.
+RATCHETS = {
+    "a maximum": net(made="self.top = 0.0", done="self.top = max(self.top, x.max().item()); x = x / self.top"),
+    "a greatest magnitude, as of fake quantization": net(
+        made="self.range = torch.zeros(())",
+        done="self.range = torch.maximum(self.range, x.detach().abs().max()); x = x / self.range",
+    ),
+    "a minimum that changes no result yet": net(
+        made="self.low = 0.0", done="self.low = min(self.low, x.min().item()); x = x if self.low > -99 else -x"
+    ),
+    "values of samples": net(
+        made="self.seen = set()", done="self.seen.update(x[:, 0].tolist()); x = x * len(self.seen)"
+    ),
+}
+
+
+@pytest.mark.parametrize("scale", [0.1, 4.0])
+@pytest.mark.parametrize("what", RATCHETS)
+def test_what_only_grows_is_found(tmp_path: Path, what: str, scale: float) -> None:
+    source = read_model_source(model_file(tmp_path, RATCHETS[what]))
+    images, labels = batch()
+    with pytest.raises(
+        ModelError, match=r"keeps state of its own from one call to the next, in '(top|range|low|seen)'"
+    ):
+        source.check_repeated(source.build(3), 3, Objective(), images * np.float32(scale), labels)
+
+
+def test_a_set_of_tokens_is_found(tmp_path: Path) -> None:
+    text = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.seen = nn.Embedding(9, 4), set()
+
+    def forward(self, x):
+        self.seen.update(x.flatten().tolist())
+        return self.table(x).mean(1) * len(self.seen)
+"""
+    source = read_model_source(model_file(tmp_path, text))
+    with pytest.raises(ModelError, match="in 'seen'"):
+        source.check_repeated(source.build(3), 3, Objective(), np.array([[1, 7], [7, 1]], np.int32), np.arange(2))
+
+
+def test_an_object_that_cannot_be_looked_into_is_named_by_its_effect(tmp_path: Path) -> None:
+    text = net(
+        "import zlib",
+        made="self._all = zlib.compressobj()",
+        done="self._all.compress(x.detach().numpy().tobytes()); x = x * len(self._all.copy().flush())",
+    )
+    source = read_model_source(model_file(tmp_path, text))
+    with pytest.raises(ModelError, match=r"not repeatable: .*; '_all' is a Compress, which cannot be looked into"):
+        source.check_repeated(source.build(3), 3, Objective(), *batch())
 
 
 ALLOWED = {

@@ -23,6 +23,7 @@ AROUND: dict[str, Any] = {
     "nothing": STATE,
     **{name: {name: STATE, "epoch": 3} for name in ("state_dict", "model_state_dict", "model", "module")},
     "two of them": {"model": {"module": STATE}, "optimizer": {"lr": 0.1}},
+    "a tensor next to it": {"state_dict": STATE, "best_loss": torch.tensor(0.5)},
     "numbers next to tensors": {**STATE, "epoch": 3},
     **{
         prefix: {f"{prefix}{name}": tensor for name, tensor in STATE.items()}

@@ -80,8 +80,27 @@ REFUSED = {
     "script": (scripted, r"expected the plain module"),
     "synchronized": (lambda: nn.SyncBatchNorm(3), r"is a SyncBatchNorm"),
     "cumulative": (lambda: nn.BatchNorm1d(3, momentum=None), r"momentum=None, whose average depends"),
+    "observed": (
+        lambda: nn.Sequential(nn.Linear(2, 2), torch.ao.quantization.FakeQuantize()),
+        r"the module '1' is a FakeQuantize, which records the range",
+    ),
+    "frozen bfloat16": (
+        lambda: with_frozen(torch.zeros(2, dtype=torch.bfloat16)),
+        r"the frozen parameter 'fixed' is bfloat16, which NumPy and files of weights lack",
+    ),
     "nothing": (lambda: nn.ReLU(), r"the model has no parameters"),
 }
+
+
+def with_frozen(value: Any) -> Any:
+    model = nn.Linear(2, 2)
+    model.fixed = nn.Parameter(value, requires_grad=False)
+    return model
+
+
+def test_a_frozen_parameter_may_be_of_whole_numbers() -> None:
+    frozen = torch_model(with_frozen(torch.arange(3))).layout.frozen
+    assert [(each.name, str(each.array.dtype)) for each in frozen] == [("fixed", "int64")]
 
 
 def far() -> Any:

@@ -94,3 +94,8 @@ def test_layer_norm_normalises_each_sample() -> None:
     np.testing.assert_allclose(y.var((1, 2)), 1, rtol=1e-4)
     with pytest.raises(ValueError, match="normalized_shape is empty"):
         nn.LayerNorm(())
+
+
+def test_a_momentum_of_none_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match="momentum is None, an average over all batches"):
+        nn.BatchNorm1d(4, momentum=None)  # type: ignore[arg-type]
