@@ -53,7 +53,7 @@ class TestShaping:
 
     @pytest.mark.parametrize("pad", [(1,), (-2, -1), (1, 1, 1, 1, 1, 1)])
     def test_pads_that_do_not_fit(self, pad: Sequence[int]) -> None:
-        with pytest.raises(ValueError, match="expected (a|to)"):
+        with pytest.raises(ValueError, match=r"expected (a|to)"):
             F.pad(Tensor([[1.0, 2.0]]), pad)
 
     def test_joining(self) -> None:

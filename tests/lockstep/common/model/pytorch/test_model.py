@@ -174,7 +174,7 @@ def test_a_counter_of_instance_norm_stays_at_0_as_in_pytorch() -> None:
 
 
 def test_outputs_in_evaluation_may_have_a_gradient_of_their_own() -> None:
-    class Forces(torch.nn.Sequential):  # type: ignore[misc,name-defined]
+    class Forces(torch.nn.Sequential):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
             with torch.enable_grad():
                 return super().forward(x)
