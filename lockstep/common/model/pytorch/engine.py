@@ -343,7 +343,7 @@ class TorchEngine:
         before, sums = entry.view(self._weights[self._reading]), entry.view(self._sums[self._writing])
         moved = self._observed_views[index].numpy() - before
         # A layer that was called once, and again in the backward, has observed the same in each of its calls.
-        factor = 1.0 if self._is_repeated[index] else 1.0 - (1.0 - momentum) ** calls
+        factor = 1.0 if self._is_repeated[index] else 1.0 - math.prod([1.0 - momentum] * calls)
         np.multiply(before + moved * np.float32(factor / momentum), np.float32(self._samples), out=sums)
 
     # What a forward has to leave alone

@@ -6,7 +6,6 @@ called, so that looking changes nothing. Installed packages are not searched: on
 """
 
 import array
-import datetime
 import decimal
 import fractions
 import functools
@@ -65,7 +64,7 @@ _VALUES: tuple[tuple[Any, Callable[[Any], object]], ...] = (
     ((bytearray, memoryview), bytes),
     (array.array, lambda values: (values.typecode, values.tobytes())),
     ((io.BytesIO, io.StringIO), lambda file: None if file.closed else (file.getvalue(), file.tell())),
-    ((decimal.Decimal, fractions.Fraction, datetime.date, datetime.time, datetime.timedelta), repr),
+    ((decimal.Decimal, fractions.Fraction), repr),
     ((dict, types.MappingProxyType, list, tuple, deque), len),
     ((set, frozenset), lambda values: (len(values), sorted(repr(each) for each in values if isinstance(each, _PLAIN)))),
     (torch.Generator, lambda generator: bytes_of(generator.get_state())),
