@@ -257,6 +257,8 @@ class Cluster:
             takeover_s = self.starter.destination.options.takeover_seconds
             after = "" if leads(self.starter.home / STANDBY_FOLDER) else f" after {takeover_s:g} s without it"
             return f"{text}; its workers go to the standby{after}"
+        if death.place == STANDBY:
+            return f"{text}; restarting in {death.delay_s:.1f} s"
         if death.place.role is not Role.WORKER:
             return f"{text}; restarting in {death.delay_s:.1f} s, from the last checkpoint"
         outlook = "it is restarted" if death.outlook is Outlook.RESTARTED else "it is not restarted"

@@ -232,8 +232,9 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
     look: Callable[[], FilesSeen]
     phase: SupervisorPhase = _STARTING
     workers: WorkerSupervisor = field(init=False)
-    #: Of the servers.
+    #: Of the servers, and of the standby.
     restarts: Restarts = field(init=False)
+    standby_restarts: Restarts = field(init=False)
     #: Whether the server was started before, or the standby leads the run: then not all workers have to be there.
     is_second: bool = False
     #: When the server was last started, and the most steps that the run had made then.
@@ -257,6 +258,7 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
     def __post_init__(self) -> None:
         self.workers = WorkerSupervisor(self.config.max_restarts, self.config.team_size)
         self.restarts = Restarts(self.config.max_restarts, seed="server")
+        self.standby_restarts = Restarts(self.config.max_restarts, seed="standby")
 
     def handle(self, event: SupervisorEvent, now: float) -> list[SupervisorEffect]:
         return self.obey(event, now)
@@ -283,7 +285,7 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
 
     def _start_server(self, now: float) -> list[SupervisorEffect]:
         self.phase, self._started_s, self._started_steps = _STARTING, now, self.workers.steps
-        self._due, self._status = {}, UNANSWERED
+        self._due, self._status = self._standby_due(), UNANSWERED
         self._gone = {place: end for place, end in self._gone.items() if place.role is not Role.SHARD}
         return [StartProcess(place=SERVER)]
 
@@ -301,19 +303,31 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
             effects += [StartProcess(place=ProcessPlace(Role.WORKER, number)) for number in started]
             if self.config.has_standby:
                 self._gone.pop(STANDBY, None)
+                self._due.pop(STANDBY, None)
                 effects.append(StartProcess(place=STANDBY))
         return effects
+
+    def _standby_due(self) -> dict[ProcessPlace, float]:
+        return {place: due_s for place, due_s in self._due.items() if place == STANDBY}
+
+    def _standby_died(self, end: ProcessEnd, now: float) -> list[SupervisorEffect]:
+        """Restart a standby that was killed: it mirrors the run again, from what it has."""
+        delay_s = self.standby_restarts.delay_s(now - self._started_s, end) if end.is_from_outside else None
+        if delay_s is None:
+            return []
+        self._due[STANDBY] = now + delay_s
+        return [ReportDeath(place=STANDBY, outlook=Outlook.RESTARTED, delay_s=delay_s)]
 
     def _ended(self, ends: Mapping[ProcessPlace, ProcessEnd], now: float) -> list[SupervisorEffect]:
         workers = {place: end for place, end in ends.items() if place.role is Role.WORKER}
         self._gone.update({place: end for place, end in ends.items() if place.role in (Role.SHARD, Role.STANDBY)})
+        effects = self._standby_died(ends[STANDBY], now) if STANDBY in ends and self.phase is not _OVER else []
         if SERVER in ends:
             # Its own reason is the better one, if it has failed; if it was killed, they are needed again.
             for place, end in (*self._failed.items(), *workers.items()):
                 self.workers.ended(place.number, end, now)
             self._failed, self._judged_s = {}, math.inf
-            return self._server_ended(ends[SERVER], now)
-        effects = list[SupervisorEffect]()
+            return [*effects, *self._server_ended(ends[SERVER], now)]
         for place, end in ends.items():
             if place.role is Role.SHARD and end.code and self.phase is _SERVING:
                 effects += self._shard_died(place, end, now)
@@ -346,7 +360,8 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
         if delay_s is None:
             return self._over(RunEnd.SERVER) if killed is None else self._over(RunEnd.SHARD_KILLED, killed)
         self.is_second = self.is_second or self.phase is not _STARTING
-        self.phase, self._grace_s, self._due = _RESTARTING, math.inf, {SERVER: now + delay_s}
+        self.phase, self._grace_s, self._due = _RESTARTING, math.inf, self._standby_due()
+        self._due[SERVER] = now + delay_s
         stopped: list[SupervisorEffect] = [StopProcess(place=shard) for shard in self._shards()]
         return [ReportDeath(place=dead, outlook=Outlook.RESTARTED, delay_s=delay_s), *stopped]
 

@@ -269,8 +269,26 @@ def test_a_standby_that_was_not_started_is_not_followed_whatever_an_earlier_one_
 
 def test_a_standby_that_is_gone_is_not_followed() -> None:
     scene = Scene(CAN_LEAD, has_standby=True).served()
-    assert scene.ended(STANDBY, end=KILLED) == []
+    assert deaths(scene.ended(STANDBY, end=KILLED)) == [(STANDBY, Outlook.RESTARTED)]
     assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
+
+
+@pytest.mark.parametrize(("end", "is_restarted"), [(KILLED, True), (REFUSED, False), (INTERRUPT, True), (DONE, False)])
+def test_a_standby_that_was_killed_is_restarted(end: ProcessEnd, is_restarted: bool) -> None:
+    scene = Scene(CAN_LEAD, has_standby=True).served()
+    assert deaths(scene.ended(STANDBY, end=end)) == [(STANDBY, Outlook.RESTARTED)] * is_restarted
+    assert starts(scene.after(FIRST_S)) == [STANDBY] * is_restarted
+    # Then it is followed again.
+    assert (FollowStandby() in scene.ended(SERVER, end=KILLED)) == is_restarted
+
+
+def test_a_standby_that_dies_with_its_server_is_restarted_with_it_and_not_for_ever() -> None:
+    scene = Scene(CAN_LEAD, has_standby=True, max_restarts=1).served()
+    effects = scene.ended(SERVER, STANDBY, end=KILLED)
+    assert deaths(effects) == [(STANDBY, Outlook.RESTARTED), (SERVER, Outlook.RESTARTED)]
+    started = [*starts(scene.after(FIRST_S)), *starts(scene.after(FIRST_S))]
+    assert sorted(started, key=str) == [SERVER, STANDBY]
+    assert scene.ended(STANDBY, end=KILLED) == []
 
 
 def test_a_shard_that_is_gone_when_the_standby_takes_over_joins_that() -> None:
