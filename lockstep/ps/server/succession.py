@@ -86,7 +86,9 @@ class Succession:
     until: float = 0.0
 
     def __post_init__(self) -> None:
-        self.absent = {standby.address: standby for standby in self.history.standbys}
+        self.absent = {one.address: one for one in self.history.standbys if one.address != self.address}
+        # One of them may lead the run if this server is lost again before any of them is back.
+        self.group.initial.standbys = self.coordinator.admission.standbys = tuple(self.absent.values())
 
     @property
     def term(self) -> Term:

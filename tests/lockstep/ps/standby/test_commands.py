@@ -251,6 +251,11 @@ def test_a_standby_that_goes_without_a_word_may_lead_the_run(says_so: bool, reme
     # A server that is started again asks those that it knows, and so does a worker whose server is gone.
     assert known(simulation) == remembered
     assert [standby.address for standby in simulation.server.coordinator.admission.standbys] == remembered
+    # So does a server that resumes the run, before any of them is back.
+    simulation.process.end(is_killed=True)
+    again = Simulation(job_of(), folder=simulation.folder)
+    assert [standby.address for standby in again.server.coordinator.admission.standbys] == remembered
+    assert [standby.address for standby in again.server.group.initial.standbys] == remembered
 
 
 def test_a_standby_gets_to_know_those_that_have_gone_without_a_word() -> None:
