@@ -49,7 +49,6 @@ PURE = (
     "lockstep.ps.coordinator.events",
     "lockstep.ps.coordinator.failures",
     "lockstep.ps.coordinator.findings",
-    "lockstep.ps.coordinator.hooks",
     "lockstep.ps.coordinator.membership",
     "lockstep.ps.coordinator.parts.audit",
     "lockstep.ps.coordinator.parts.callbacks",

@@ -34,8 +34,16 @@ from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.launch.endpoints import dial_with, lock_of, server_credential
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.page_process import PageRequest
-from lockstep.launch.remote.rejoin import FolderHolds, found_in, server_with_more, show_finished
-from lockstep.launch.remote.standby import HANDED_OVER, StandbyRequest, follow, stand_by
+from lockstep.launch.remote.standby import (
+    HANDED_OVER,
+    FolderHolds,
+    StandbyRequest,
+    follow,
+    found_in,
+    server_with_more,
+    show_finished,
+    stand_by,
+)
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.launch.supervision.channel import ParentLink

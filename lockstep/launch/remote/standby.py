@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ from lockstep.common.model.source import names_files, read_model_source
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.fingerprint import fingerprint_of
 from lockstep.common.protocol.messages import NAME_LIMIT, StandbyAddress
-from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.protocol.standby_messages import LeaderRequest
+from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.notice import notice
+from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
+from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import SERVER_NAME, ClientKeys, Credential, Lock, ServerKeys
 from lockstep.common.transport.auth.keys import STANDBY, AllowList, SecretKey, read_key
-from lockstep.common.transport.port import ServerPort
+from lockstep.common.transport.port import Dial, ServerPort
 from lockstep.common.transport.zeromq.ports import wait_for_any
 from lockstep.launch.endpoints import WARNING, dial_with, dialled, lock_of, nearby, server_credential
-from lockstep.launch.remote.rejoin import FolderHolds, found_in, has_led_as_standby, set_aside
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.serve import Listening, LoggedLines, Service, serve_by_hand, serve_run
 from lockstep.launch.supervision.channel import ListeningReport, ParentLink
@@ -39,9 +42,10 @@ from lockstep.ps.standby.mirror import CONTENTS, MIRROR, Mirror
 from lockstep.ps.standby.shell import LINGER_S, StandbyShell
 from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
+from lockstep.ps.standby.terms import read_terms
 from lockstep.results.reports.display import Display, display_for, print_plainly
 from lockstep.runs.optional_packages import demand
-from lockstep.runs.run_dir import check_run_dir, recorded_job, resumed_job, trust_source
+from lockstep.runs.run_dir import check_run_dir, finished, has_begun, recorded_job, resumed_job, trust_source
 from lockstep.runs.session import Destination
 
 #: The exit code of a server that has handed its run over, and may be started again to be a standby: that of an
@@ -172,6 +176,67 @@ def _check_numerics(folder: Path, receipt: Receipt) -> None:
             f"the numerics of this machine differ from the server's, and so would the bits: {named}: use equal "
             "machines and versions, or a job with --numerics portable"
         )
+
+
+class FolderHolds(Enum):
+    """What a server finds in its folder."""
+
+    #: Nothing, or a claim of a process that was killed before it had written anything.
+    NOTHING = "nothing"
+    #: A mirror: it was a standby.
+    MIRROR = "mirror"
+    #: A run that it led.
+    RUN = "run"
+    #: A run that is over.
+    RESULT = "result"
+
+
+def found_in(folder: Path) -> FolderHolds:
+    """Return what a folder holds."""
+    if has_begun(folder) and finished(folder) is not None:
+        return FolderHolds.RESULT
+    if (folder / MIRROR).is_file():
+        return FolderHolds.MIRROR
+    return FolderHolds.RUN if has_begun(folder) else FolderHolds.NOTHING
+
+
+def has_led_as_standby(folder: Path, own: str) -> bool:
+    """Tell whether the server at the address `own` led the run in a folder after another one, perhaps to its end."""
+    is_led = has_begun(folder) and not (folder / MIRROR).is_file()
+    return is_led and read_terms(folder).earlier_leader(own) is not None
+
+
+def server_with_more(servers: tuple[StandbyAddress, ...], dial: Dial, clock: Clock) -> StandbyAddress | None:
+    """Return the first of these servers to answer that it leads the run, or has a checkpoint; None if none does."""
+    search = LeaderSearch(servers)
+    found = LeaderInquiry(search, dial).find(LeaderRequest(), clock, lambda answer: answer.is_leader or answer.step > 0)
+    return None if found is None else found[0]
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename the folder of a run that goes on elsewhere, after the last term in which it was led here; return it.
+
+    `UsageError` if that cannot be done, as with the root of a volume.
+    """
+    stem = f"{folder.name}-term-{read_terms(folder).last.number}"
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
+    target = next(path for name in names if not (path := folder.with_name(name)).exists())
+    try:
+        folder.rename(target)
+    except OSError as error:
+        raise UsageError(
+            f"cannot rename the run folder {str(folder)!r} ({error.strerror}), whose run goes on elsewhere: expected a "
+            "folder within one that you may write to, as --run-dir VOLUME/run"
+        ) from error
+    return target
+
+
+def show_finished(console: Console, folder: Path) -> None:
+    """Show the end of a run that is over already."""
+    result = finished(folder)
+    assert result is not None  # as was found
+    print_plainly(console, f"the run in {folder} is already finished")
+    show_end(console, result, folder, has_picture=False)
 
 
 def stand_by(request: StandbyRequest) -> int:

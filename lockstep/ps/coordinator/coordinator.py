@@ -6,7 +6,7 @@ are the rounds, their leases and the members; whatever is optional plugs in thro
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from msgspec.structs import replace
 
@@ -24,6 +24,7 @@ from lockstep.common.protocol.messages import (
     Ready,
     Result,
     Status,
+    Work,
     shortened,
 )
 from lockstep.common.statemachine.machine import Machine, PeerLeft, Received, Report, Send, kind_of, soonest
@@ -31,7 +32,6 @@ from lockstep.ps.coordinator import admission, events, failures
 from lockstep.ps.coordinator.admission import Admission, Admittance
 from lockstep.ps.coordinator.effects import Effect, Finish, ForgetWorker, RecordEpoch, UpdateWeights
 from lockstep.ps.coordinator.findings import Conviction
-from lockstep.ps.coordinator.hooks import Hooks
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
 from lockstep.ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
@@ -51,6 +51,42 @@ STRANGER = "the server does not know this worker: it was silent for too long, or
 Plug = Callable[["Coordinator"], object]
 
 P = TypeVar("P")
+
+
+class RoundWatch(Protocol):
+    """Follows each round."""
+
+    def opened(self, at: Round) -> frozenset[int]:
+        """Return which micro-batches of a round that begins are leased alone, and digested."""
+
+    def accepted(self, member: Member, result: Result) -> None:
+        """Record a result of a training step that counts."""
+
+    def completed(self) -> bool:
+        """Tell whether the round, all of whose results are there, goes on under this watch before it is complete."""
+
+
+@dataclass
+class Hooks:
+    """Where parts plug in; all of these are empty in a coordinator without parts."""
+
+    #: By the class of an event, or of the message that was received, the part that handles it.
+    events: dict[type, Callable[[Any, float], list[Effect]]] = field(default_factory=dict)
+    #: By the kind of work that a part has leased, where its answers go.
+    answers: dict[Work, Callable[[Member, Result | Diverged, float], list[Effect]]] = field(default_factory=dict)
+    rounds: list[RoundWatch] = field(default_factory=list)
+    #: Each returns in which phase a round begins, or None if that is not changed.
+    begins: list[Callable[[Round], RunPhase | None]] = field(default_factory=list)
+    #: Each tells whether no work is to be leased now.
+    holds: list[Callable[[], bool]] = field(default_factory=list)
+    #: Each tells whether the run ends here after an update, for which the slices of all servers are gathered then.
+    ends: list[Callable[[], bool]] = field(default_factory=list)
+    #: Each returns what the run waits for, empty if it does not.
+    waits: list[Callable[[], str]] = field(default_factory=list)
+    #: Called after each event, unless the run is over.
+    after: list[Callable[[float], list[Effect]]] = field(default_factory=list)
+    #: Each returns a status with what the part adds to it.
+    statuses: list[Callable[[Status], Status]] = field(default_factory=list)
 
 
 @dataclass

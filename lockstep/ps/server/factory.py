@@ -25,12 +25,11 @@ from lockstep.ps.run.progress import Traffic
 from lockstep.ps.server.inbox import ServerInbox
 from lockstep.ps.server.limits import PeerBlocklist, StatusAnswers
 from lockstep.ps.server.outbox import Outbox
-from lockstep.ps.server.rivals import Rivals
 from lockstep.ps.server.room_watch import RoomWatch
 from lockstep.ps.server.samples import SampleSender
 from lockstep.ps.server.server import Server
 from lockstep.ps.server.step_committer import StepCommitter
-from lockstep.ps.server.succession import Succession
+from lockstep.ps.server.succession import Rivals, Succession
 from lockstep.ps.server.workers import ResultCheck, WorkerMessages
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.partition import own_part

@@ -1,7 +1,10 @@
-"""What a server does for those that may lead its run after it: shows them the run's folder, knows where they are, finds
-out whether one of them leads the run already, and hands the run over. A shell.
+"""Serves standbys: shows them the files of the run, knows their addresses, hands the run over to one of them.
+
+It also detects servers of other terms: one of them may lead the run by now, and others have to learn that this one
+does. A shell.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
@@ -20,6 +23,7 @@ from lockstep.common.protocol.messages import (
     Refused,
     StandbyAddress,
     StandbysChanged,
+    StandbyStatus,
     Term,
 )
 from lockstep.common.protocol.standby_messages import (
@@ -35,7 +39,7 @@ from lockstep.common.protocol.standby_messages import (
 )
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.notice import warning
-from lockstep.common.statemachine.leader_inquiry import LOOK_S
+from lockstep.common.statemachine.leader_inquiry import LOOK_S, LeaderInquiry
 from lockstep.common.statemachine.loop import deliver
 from lockstep.common.statemachine.machine import soonest
 from lockstep.common.transport.auth.keys import is_standbys
@@ -43,9 +47,7 @@ from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.admission import superseded_text
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.server.rivals import Rivals
 from lockstep.ps.shard_group.group import SliceGroup
-from lockstep.ps.standby.registry import StandbyMember, StandbyRegistry
 from lockstep.ps.standby.source import MirrorSource
 from lockstep.ps.standby.terms import TermHistory, write_terms
 
@@ -55,6 +57,126 @@ ABSENT_S = 1.0
 
 #: Seconds that standbys have to get the end of a run, or all of one that is handed over; and if it was interrupted.
 END_S, HAND_OVER_S, INTERRUPTED_S = 10.0, 30.0, 1.0
+
+#: Seconds of silence after which a standby counts as gone: it asks twice a second.
+GONE_S = 10.0
+
+#: Seconds for which a server that did not look for a while waits for the answers of its standbys.
+HOLD_S = 0.5
+
+#: Seconds between two notices to servers that do not know the term yet, and after a notice until answers are read.
+NOTICE_S, ANSWER_S = 2.0, 0.1
+
+
+@dataclass
+class Rivals:
+    """Asks other servers of a run which one leads it, and tells them this server's term until each knows it."""
+
+    inquiry: LeaderInquiry
+    #: When the rivals are told next, and when their answers are read before that.
+    due: float = 0.0
+    answers_due: float = math.inf
+    #: When the server last looked, and until when it waits for answers instead of leading the run.
+    looked: float | None = None
+    held_until: float = -math.inf
+
+    def deadline(self) -> float | None:
+        """Return when `on_time` has something to do."""
+        return min(self.due, self.answers_due) if self.inquiry.search.unsettled() else None
+
+    def on_time(self, now: float, *notices: Message) -> Term | None:
+        """Read answers, and send notices if they are due; return a higher term that an answer names."""
+        search = self.inquiry.search
+        if not search.unsettled() or now < min(self.due, self.answers_due):
+            return None
+        self.answers_due = math.inf
+        above = self.inquiry.hear()
+        if above is None and now >= self.due:
+            self.due, self.answers_due = now + NOTICE_S, now + ANSWER_S
+            self.inquiry.ask(search.unsettled(), *notices)
+        return above
+
+    def holds(self, now: float, absent_s: float, standbys: Sequence[StandbyAddress], request: Message) -> bool:
+        """Tell whether it is not known now which server leads, after so many seconds in which this one did not look."""
+        search, looked = self.inquiry.search, self.looked
+        self.looked = now
+        if now < self.held_until:
+            asked = {one.address for one in standbys}
+            return any(one.address in asked for one in search.unanswered())
+        if looked is None or now - looked < absent_s or not standbys:
+            return False
+        search.named = (*search.named, *standbys)
+        for standby in standbys:
+            search.notices.pop(standby.address, None)
+        self.held_until = now + HOLD_S
+        self.inquiry.ask(search.unsettled(), request)
+        return True
+
+
+@dataclass
+class StandbyMember:
+    """One standby."""
+
+    peer: bytes
+    request: MirrorRequest
+    heard: float
+
+    @property
+    def address(self) -> StandbyAddress:
+        return StandbyAddress(address=self.request.address, public=self.request.public)
+
+    def status(self) -> StandbyStatus:
+        request = self.request
+        return StandbyStatus(address=request.address, host=request.host, step=request.step, is_whole=request.is_whole)
+
+
+@dataclass
+class StandbyRegistry:
+    """All standbys, by their addresses, in the order in which they came."""
+
+    members: dict[str, StandbyMember] = field(default_factory=dict)
+
+    def on_request(self, peer: bytes, request: MirrorRequest, now: float) -> bool | None:
+        """Record that a standby asks; return whether it is new, None if there is no room for another one."""
+        known = self.members.get(request.address)
+        if known is None and len(self.members) == STANDBYS_LIMIT:
+            return None
+        is_new = known is None or known.request.public != request.public
+        self.members[request.address] = StandbyMember(peer, request, now)
+        return is_new
+
+    def by_peer(self, peer: bytes) -> StandbyMember | None:
+        """Return the standby behind a connection, None if there is none."""
+        return next((member for member in self.members.values() if member.peer == peer), None)
+
+    def remove_peer(self, peer: bytes) -> StandbyMember | None:
+        """Record that a connection is gone; return whose it was."""
+        found = self.by_peer(peer)
+        return None if found is None else self.members.pop(found.request.address)
+
+    def deadline(self) -> float | None:
+        """Return when the next one counts as gone if it stays silent."""
+        return min((member.heard + GONE_S for member in self.members.values()), default=None)
+
+    def expire(self, now: float) -> list[StandbyMember]:
+        """Remove those that have been silent for too long; return them."""
+        gone = [member for member in self.members.values() if now >= member.heard + GONE_S]
+        for member in gone:
+            del self.members[member.request.address]
+        return gone
+
+    def addresses(self) -> tuple[StandbyAddress, ...]:
+        """Return where they are."""
+        return tuple(member.address for member in self.members.values())
+
+    def statuses(self) -> list[StandbyStatus]:
+        """Return how far they are."""
+        return [member.status() for member in self.members.values()]
+
+    def best(self) -> StandbyMember | None:
+        """Return the one that has most of the run, None if there is none."""
+        members = self.members.values()
+        return max(members, key=lambda member: (member.request.is_whole, member.request.step), default=None)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from lockstep.common.protocol.messages import StandbyAddress, Term
 from lockstep.common.protocol.standby_messages import LeaderNotice, LeaderRequest
 from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
 from lockstep.common.statemachine.leader_search import LeaderSearch
-from lockstep.ps.server.rivals import ANSWER_S, HOLD_S, NOTICE_S, Rivals
+from lockstep.ps.server.succession import ANSWER_S, HOLD_S, NOTICE_S, Rivals
 from tests.lockstep.common.statemachine.answering import AnsweringPort
 
 OWN, OLD, STANDBY = "tcp://h:1", StandbyAddress(address="tcp://h:2"), StandbyAddress(address="tcp://h:3")

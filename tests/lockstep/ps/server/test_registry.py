@@ -4,7 +4,7 @@ import msgspec
 
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, STANDBYS_LIMIT, StandbyAddress, StandbyStatus
 from lockstep.common.protocol.standby_messages import MirrorRequest
-from lockstep.ps.standby.registry import GONE_S, StandbyRegistry
+from lockstep.ps.server.succession import GONE_S, StandbyRegistry
 
 FIRST = MirrorRequest(
     protocol=PROTOCOL_VERSION, host="h", pid=1, address="tcp://h:1", public="k", step=3, is_whole=True

@@ -9,7 +9,7 @@ from lockstep.common.errors import UsageError
 from lockstep.common.protocol.messages import NO_TERM, StandbyAddress
 from lockstep.common.protocol.standby_messages import LeaderNotice
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.launch.remote.rejoin import (
+from lockstep.launch.remote.standby import (
     FolderHolds,
     found_in,
     has_led_as_standby,
