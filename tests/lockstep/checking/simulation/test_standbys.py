@@ -52,7 +52,7 @@ class ForgetfulClient(Client):
     """Forgets the terms that it has seen when it is welcome."""
 
     def _on_welcome(self, welcome: Welcome | ShardWelcome, now: float) -> list[ClientEffect]:
-        self.term = NO_TERM
+        self.search.term = NO_TERM
         return super()._on_welcome(welcome, now)
 
 
