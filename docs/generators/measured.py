@@ -13,15 +13,14 @@ from rich.console import Console
 
 from docs.generators.tables import table
 from lockstep.bench.coordinator import CoordinatorRow
-from lockstep.bench.exchange import ExchangeRow
-from lockstep.bench.measuring.peers import BaselineRow
-from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.exchange import ExchangeRow, QuantizationRow
+from lockstep.bench.peers import BaselineRow
 from lockstep.bench.performance import BUSY, BenchMachine, MeasuredPart, read_measurements
 from lockstep.bench.predict import PredictBench, PredictionRow
 from lockstep.bench.scaling import ScalingRow
 from lockstep.bench.step import StepFigures
 from lockstep.bench.straggler import StragglerRow, case_name
-from lockstep.bench.wire import QuantizationRow
+from lockstep.bench.timed_run import BenchSession
 
 R = TypeVar("R", bound=msgspec.Struct)
 

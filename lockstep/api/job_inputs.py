@@ -1,7 +1,7 @@
 """Writes what the calling process has in memory into the run's folder: weights, data, a model's source, tables."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
@@ -21,7 +21,7 @@ from lockstep.common.model.source import MARK
 from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import packed_source
 from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, known_encoding
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import MODEL
 
 #: `((x_train, y_train), (x_test, y_test))`, as Keras has it.
@@ -189,14 +189,19 @@ def job_inputs(
         if isinstance(data, dict) and "data" in paths:
             # The file is gone below, and was never the caller's.
             error.args = (str(error).replace(str(paths["data"]), "the arrays"),)
-        for path in paths.values():
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        with suppress(OSError):
-            for value in functions:
-                (folder / MODEL / f"{MARK}{value}").rmdir()
-            for path in ([folder / MODEL] if model is not None or functions else []) + made:
-                path.rmdir()
+        folders = [folder / MODEL / f"{MARK}{value}" for value in functions]
+        folders += [folder / MODEL] if model is not None or functions else []
+        _remove(paths.values(), [*folders, *made])
         raise
+
+
+def _remove(paths: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Remove files and folders, and then those of the folders that are empty, up to the first that is not."""
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 #: A data frame, or two, or a mapping of them: of any library, so that it has no type here.

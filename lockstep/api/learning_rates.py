@@ -32,7 +32,7 @@ from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.ps.setup import RunSetup, open_run
 from lockstep.runs.job_file import resolve
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.gradient_sink import NotFiniteError
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 import click
 import msgspec
 
-from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.completion import MODELS, complete_list
 from lockstep.cli.options.types import WholeNumber, number_range
 from lockstep.common.transport.transports import Transport

@@ -15,7 +15,7 @@ import msgspec
 
 from lockstep.bench import bench as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn
-from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint

@@ -15,15 +15,14 @@ import msgspec
 from rich.console import Console
 
 from lockstep.bench import bench as options
+from lockstep.bench import peers
 from lockstep.bench.bench import Bench
 from lockstep.bench.coordinator import CoordinatorBench
-from lockstep.bench.exchange import ExchangeBench
-from lockstep.bench.measuring import peers
-from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.exchange import ExchangeBench, WireBench
 from lockstep.bench.scaling import ScalingBench
 from lockstep.bench.step import StepBench
 from lockstep.bench.straggler import StragglerBench
-from lockstep.bench.wire import WireBench
+from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import FileFormatError, LockstepError, UsageError
 from lockstep.common.files.atomic import write_atomically
@@ -153,8 +152,8 @@ BUSY = 0.1
 
 def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
     """Return the benches by the name of their part. Steps are as few as give a steady figure in a turn."""
-    each = cores()
     sleepers = [1 << power for power in range(MOST_SLEEPERS.bit_length())]
+    compared: dict[str, Any] = {"rounds": rounds, "peer_python": python}
     sleeping: dict[str, Any] = {"sleep_s": SLEEP_S, "values": (535_818,), "rounds": rounds}
     return {
         "step": StepBench(
@@ -168,11 +167,10 @@ def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
         "scaling": ScalingBench(
             models=NETS,
             batches=(32, 128),
-            workers=(each,),
+            workers=(cores(),),
             cuts=(1, 4),
             steps=max(8, 100 * rounds),
-            rounds=rounds,
-            peer_python=python,
+            **compared,
         ),
         "micro-batches": StepBench(
             models=("linear", *NETS),
@@ -185,8 +183,7 @@ def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
             parameters=(535_818, 25_000_000),
             transports=("auto", "tcp"),
             steps=max(8, 15 * rounds),
-            rounds=rounds,
-            peer_python=python,
+            **compared,
         ),
         "straggler": StragglerBench(steps=200 * rounds, rounds=rounds),
         "teams": ScalingBench(workers=tuple(sleepers), steps=40 * rounds, **sleeping),

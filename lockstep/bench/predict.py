@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from lockstep.bench import bench as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn, counted, heading
-from lockstep.bench.measuring.timed_run import BenchSession
 from lockstep.bench.performance import Measurements
 from lockstep.bench.scaling import VALUES, ScalingBench, ScalingRow
+from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.runtime.environment import cores

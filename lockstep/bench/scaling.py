@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from lockstep.bench import bench as options
+from lockstep.bench import peers, timed_run
 from lockstep.bench.bench import (
     TORCH,
     Bench,
@@ -26,10 +27,9 @@ from lockstep.bench.bench import (
     torch_marks,
     whole_machine_marks,
 )
-from lockstep.bench.measuring import peers, timed_run
-from lockstep.bench.measuring.peers import WARM_UP, BaselineRow, Stepper
-from lockstep.bench.measuring.stand_ins import CLASSES, Sleeper, write_model, write_samples
-from lockstep.bench.measuring.timed_run import BenchSession, StepProcessorTime, TimedRun, per_step
+from lockstep.bench.peers import WARM_UP, BaselineRow, Stepper
+from lockstep.bench.stand_ins import CLASSES, Sleeper, write_model, write_samples
+from lockstep.bench.timed_run import BenchSession, StepProcessorTime, TimedRun, per_step
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job

@@ -17,10 +17,10 @@ import numpy as np
 from rich.table import Table
 
 from lockstep.bench import bench as options
+from lockstep.bench import peers, timed_run
 from lockstep.bench.bench import Bench, Panel, Series, counted, ranged, whole_machine_marks, with_torch
-from lockstep.bench.measuring import peers, timed_run
-from lockstep.bench.measuring.peers import WARM_UP, Answer, BaselineRow
-from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.peers import WARM_UP, Answer, BaselineRow
+from lockstep.bench.timed_run import BenchSession
 from lockstep.checking.checkup.machine import measured
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.autograd.graph import no_grad, observe

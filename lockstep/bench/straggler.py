@@ -16,8 +16,8 @@ import msgspec
 
 from lockstep.bench import bench as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn
-from lockstep.bench.measuring.peers import WARM_UP
-from lockstep.bench.measuring.timed_run import (
+from lockstep.bench.peers import WARM_UP
+from lockstep.bench.timed_run import (
     BenchSession,
     TimedRun,
     all_seconds,

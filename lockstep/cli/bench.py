@@ -12,18 +12,17 @@ from rich.console import Console
 
 from lockstep.bench.bench import Bench
 from lockstep.bench.coordinator import CoordinatorBench
-from lockstep.bench.exchange import ExchangeBench
+from lockstep.bench.exchange import ExchangeBench, WireBench
 from lockstep.bench.local_steps import LocalStepsBench
-from lockstep.bench.measuring.timed_run import BenchSession
 from lockstep.bench.performance import all_parts
 from lockstep.bench.predict import PredictBench
 from lockstep.bench.scaling import ScalingBench
 from lockstep.bench.step import StepBench, lone
 from lockstep.bench.straggler import StragglerBench
-from lockstep.bench.wire import WireBench
+from lockstep.bench.timed_run import BenchSession
 from lockstep.common.errors import RunError, UsageError
 from lockstep.common.files.atomic import write_atomically
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 
 BENCHES: tuple[type[Bench[Any]], ...] = (
     StepBench,

@@ -15,8 +15,7 @@ from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.launch.process_backend import private_folder, remove_private
 from lockstep.launch.supervision.child import Child
 from lockstep.results.reports.display import Display
-from lockstep.runs.optional_packages import demand
-from lockstep.runs.own_command import own_command
+from lockstep.runs.own_command import demand, own_command
 from lockstep.runs.run_dir import has_begun
 
 #: Where a page is served if nothing else is said: any free port of this machine alone.

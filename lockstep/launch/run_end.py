@@ -18,8 +18,7 @@ from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
 from lockstep.results.reports.display import print_plainly
 from lockstep.results.reports.summary import show_advice, show_summary
-from lockstep.runs.optional_packages import is_installed
-from lockstep.runs.own_command import own_command
+from lockstep.runs.own_command import is_installed, own_command
 from lockstep.runs.run_dir import has_begun
 
 #: The picture of how a run went, in its folder.

@@ -17,7 +17,7 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.files import has_pictures, table_files
 from lockstep.packing.options import Packed, PackOptions, SampleSource, Watch
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 
 
 def pack(source: str, destination: Path, options: PackOptions, watch: Watch = lambda share: None) -> Packed:

@@ -3,7 +3,7 @@
 from lockstep.sklearn import LockstepClassifier, LockstepRegressor
 """
 
-from lockstep.runs.optional_packages import install_command, is_installed
+from lockstep.runs.own_command import install_command, is_installed
 
 if not is_installed("scikit-learn"):
     raise ModuleNotFoundError(

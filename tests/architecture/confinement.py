@@ -24,7 +24,7 @@ CONFINED = {
 }
 
 #: A script that runs alone under a Python which has torch and not us: it cannot import what confines a module.
-ALONE = "lockstep.bench.measuring.torch_baseline"
+ALONE = "lockstep.bench.torch_baseline"
 
 #: The same for what is used rather than imported: attributes and builtins.
 CONFINED_USES = {

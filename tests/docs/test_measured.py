@@ -11,7 +11,7 @@ from docs.generators.measured import MAKERS, Report
 from docs.generators.pictures import IMAGES, is_current, main, pictures
 from lockstep.bench.bench import Bench
 from lockstep.bench.coordinator import CoordinatorRow
-from lockstep.bench.measuring.peers import BaselineRow
+from lockstep.bench.peers import BaselineRow
 from lockstep.bench.performance import PARTS, BenchMachine, MeasuredPart, Measurements, command_text, parts_of
 from lockstep.bench.step import StepFigures
 from tests.architecture.source import ROOT

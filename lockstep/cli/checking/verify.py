@@ -18,7 +18,6 @@ from lockstep.checking.recorded_run import (
 )
 from lockstep.checking.verify import (
     Difference,
-    SignatureReport,
     Verifier,
     check_signatures,
     has_signatures,
@@ -39,7 +38,7 @@ from lockstep.ps.records.receipt import read_chain
 from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_receipt, read_result
 from lockstep.ps.setup import RunSetup
 from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 
 
 @click.command(short_help="Recompute a run and compare every bit.")
@@ -86,57 +85,54 @@ def verify(
     """
     console = Console(highlight=False, stderr=as_json)
     if against is not None:
-        ours, theirs = read_receipt(run), read_receipt(against)
-        if difference := comparison(ours, theirs):
-            raise DifferenceError(difference)
-        click.echo(f"the same weights after each of {len(ours.chain) - 1} epochs: {ours.chain[-1].weights_sha256}")
+        click.echo(compared(run, against))
         return
     recorded = read_run(run, data)
     with suppress(NumericsError) if allow_mixed_numerics else nullcontext():
         take_numerics(recorded.job.numerics)
     low, high = wanted_steps(recorded, steps)
-    report = coverage_of(recorded)
-    print_plainly(console, *coverage_lines(recorded, report))
+    print_plainly(console, *coverage_lines(recorded, report := coverage_of(recorded)))
     demand_coverage(report)
-    signatures = demand_signatures(recorded, keys)
-    if signatures is not None:
-        by = ", ".join(f"{count:,} by {owner}" for owner, count in signatures.by.items())
-        print_plainly(console, f"signatures: all {signatures.valid:,} results are signed: {by}")
+    print_plainly(console, *signature_lines(recorded, keys))
     setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)
     check_chain(recorded, setup)
     if low:
         load_checkpoint_before(setup, run, low, lambda text: print_plainly(console, text))
     verifier = Verifier(recorded, setup)
     first = setup.shard.updates
-    found = verifier.verify(high, Watch(console, high))
-    if found is None and (run / RESULT).exists():
-        found = end_difference(recorded, setup, high)
+    found = verifier.verify(high, Watch(console, high)) or end_difference(recorded, setup, high)
     if found is not None and (numerics := other_numerics(recorded, setup)):
-        text = f"the numerics differ from the run's, and so may the bits: {numerics}; {found.text}"
-        found = replace(found, text=text)
+        differ = f"the numerics differ from the run's, and so may the bits: {numerics}"
+        found = replace(found, text=f"{differ}; {found.text}")
     if as_json:
         figures = {"run": run.name, "steps": [first, high], "micro_batches": verifier.micro_batches}
         click.echo(msgspec.json.encode({**figures, "is_same": found is None, "difference": found}).decode())
         context.exit(0 if found is None else 1)
     if found is not None:
         raise DifferenceError(found.text)
-    print_plainly(
-        console,
-        f"the same bits: steps {first} to {high - 1}, the losses of {verifier.micro_batches:,} micro-batches and the "
-        f"weights after each step",
-    )
+    counted = f"the losses of {verifier.micro_batches:,} micro-batches"
+    print_plainly(console, f"the same bits: steps {first} to {high - 1}, {counted} and the weights after each step")
 
 
-def demand_signatures(recorded: RecordedRun, keys: Path | None) -> SignatureReport | None:
+def compared(run: Path, against: Path) -> str:
+    """Return in which epochs two runs have the same weights; raise `DifferenceError` if not in all."""
+    ours, theirs = read_receipt(run), read_receipt(against)
+    if difference := comparison(ours, theirs):
+        raise DifferenceError(difference)
+    return f"the same weights after each of {len(ours.chain) - 1} epochs: {ours.chain[-1].weights_sha256}"
+
+
+def signature_lines(recorded: RecordedRun, keys: Path | None) -> list[str]:
     """Check the signatures of a run that has some, or has to; raise `DifferenceError` if any is wrong or missing."""
     if keys is None and not has_signatures(recorded):
-        return None
+        return []
     demand("cryptography", "signing", "a run whose results are signed")
     report = check_signatures(recorded, None if keys is None else KeyFolder(keys).signers())
     if report.faults:
         more = f"; and {len(report.faults) - 1:,} more" if len(report.faults) > 1 else ""
         raise DifferenceError(f"{report.faults[0]}{more}")
-    return report
+    by = ", ".join(f"{count:,} by {owner}" for owner, count in report.by.items())
+    return [f"signatures: all {report.valid:,} results are signed: {by}"]
 
 
 class Watch:
@@ -180,8 +176,7 @@ def check_chain(recorded: RecordedRun, setup: RunSetup) -> None:
 
 def end_difference(recorded: RecordedRun, setup: RunSetup, steps: int) -> Difference | None:
     """Return where the files of a finished run differ from the computed ones, if all its steps were."""
-    result = read_result(recorded.folder)
-    if steps != result.steps:
+    if not (recorded.folder / RESULT).exists() or steps != (result := read_result(recorded.folder)).steps:
         return None
     arrays, _ = read(recorded.folder / WEIGHTS)
     kept: Vector = setup.shard.weights.copy()

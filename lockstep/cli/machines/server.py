@@ -48,7 +48,7 @@ from lockstep.launch.run_end import keep_logs
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.launch.supervision.channel import ParentLink
 from lockstep.runs.job_file import CHECKPOINT_FIELDS
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job, unclaim
 from lockstep.runs.session import Destination, destination_of
 

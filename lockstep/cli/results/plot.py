@@ -13,7 +13,7 @@ from lockstep.launch.run_end import PICTURE
 from lockstep.ps.records.metrics import METRICS
 from lockstep.results.reports.display import print_plainly
 from lockstep.results.reports.plots.curves import RunCurves, read_curves
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 
 #: The default folder for plots of several runs; those of a single run go into its own folder.
 PLOTS = Path("plots")

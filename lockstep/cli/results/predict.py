@@ -23,7 +23,7 @@ from lockstep.results.evaluation.figures import shown_names
 from lockstep.results.evaluation.pictures import Recognizer
 from lockstep.results.evaluation.predictor import Predictor, RowPrediction, problems_text
 from lockstep.results.reports.display import print_plainly
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 from lockstep.runs.trained_model import Moment, demand_data, open_trained
 
 #: Classes that are shown after the likeliest.
@@ -87,6 +87,7 @@ def predict(
     from lockstep.results.evaluation.image_file import read_image
 
     recognizer = Recognizer.of(predictor, centres=not no_center)
+    width = min(MOST_NAME, max(map(len, map(str, pictures))))
     console = Console(highlight=False)
     for path in pictures:
         if (content := NO_PICTURES.get(path.suffix.lower())) is not None:
@@ -100,15 +101,10 @@ def predict(
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
         if as_json:
-            found = {
-                "picture": str(path),
-                "class": int(probabilities.argmax()),
-                "name": recognizer.name(int(probabilities.argmax())),
-                "probabilities": probabilities.tolist(),
-            }
-            click.echo(msgspec.json.encode(found).decode())
+            label = int(probabilities.argmax())
+            found = {"picture": str(path), "class": label, "name": recognizer.name(label)}
+            click.echo(msgspec.json.encode({**found, "probabilities": probabilities.tolist()}).decode())
         else:
-            width = min(MOST_NAME, max(map(len, map(str, pictures))))
             print_plainly(console, line(str(path), probabilities, width, recognizer.class_names))
 
 

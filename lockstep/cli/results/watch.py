@@ -2,6 +2,7 @@
 
 import threading
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -67,13 +68,7 @@ def watch(
         link.open()
     demand_page("lockstep watch")
     # Imported here, since the extra may not be installed.
-    from lockstep.results.watch.serving import (
-        PageServer,
-        ask_statuses,
-        parse_place,
-        read_statuses,
-        read_token,
-    )
+    from lockstep.results.watch.serving import PageServer, ask_statuses, parse_place, read_statuses, read_token
     from lockstep.results.watch.sources import WatchedRuns
 
     place, token = parse_place(listen), "" if token_file is None else read_token(token_file)
@@ -81,9 +76,7 @@ def watch(
     folder, address = folder_and_address(what, address)
     source = WatchedRuns(None) if folder is None else WatchedRuns.at(folder)
     if source.is_many and (address is not None or is_metrics_only):
-        raise UsageError(
-            f"{what!r} is a folder of runs: expected the folder of one run with --server or --metrics-only"
-        )
+        raise UsageError(f"{what!r} is a folder of runs: expected that of one run with --server or --metrics-only")
     is_over = threading.Event()
     if is_fed:
         threading.Thread(target=read_statuses, args=(source,), daemon=True).start()
@@ -91,20 +84,24 @@ def watch(
         threading.Thread(target=ask_statuses, args=(source, address, key, is_over), daemon=True).start()
 
     def show(address: str) -> None:
-        if is_fed:
-            link.report(ListeningReport(address=address))
-        else:
-            say(f"{'metrics' if is_metrics_only else 'page'} at {address}  (press Ctrl-C to stop)")
-        if is_opened:
-            webbrowser.open(address)
+        report_page(link if is_fed else None, "metrics" if is_metrics_only else "page", address, is_opened=is_opened)
 
-    try:
-        PageServer(source, place, is_metrics_only, token, reached).run(show)
-    except KeyboardInterrupt:
-        # How a page ends: nothing has failed.
-        return
-    finally:
-        is_over.set()
+    # An interrupt is how a page ends: nothing has failed.
+    with suppress(KeyboardInterrupt):
+        try:
+            PageServer(source, place, is_metrics_only, token, reached).run(show)
+        finally:
+            is_over.set()
+
+
+def report_page(link: ParentLink | None, name: str, address: str, *, is_opened: bool) -> None:
+    """Report to the process that started this one, or to a person, where the page is; open it if wanted."""
+    if link is not None:
+        link.report(ListeningReport(address=address))
+    else:
+        say(f"{name} at {address}  (press Ctrl-C to stop)")
+    if is_opened:
+        webbrowser.open(address)
 
 
 def folder_and_address(what: str, server: str | None) -> tuple[Path | None, str | None]:

@@ -23,7 +23,7 @@ from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.results.reports.display import Display, display_for, print_plainly
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job
 from lockstep.runs.session import Destination, destination_of
 

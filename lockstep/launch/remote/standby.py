@@ -44,7 +44,7 @@ from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
 from lockstep.ps.standby.terms import read_terms
 from lockstep.results.reports.display import Display, display_for, print_plainly
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import check_run_dir, finished, has_begun, recorded_job, resumed_job, trust_source
 from lockstep.runs.session import Destination
 

@@ -21,7 +21,7 @@ from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.tally import Tally
 from lockstep.results.evaluation.figures import Integers, TargetFigures, confusion_of, in_units, target_figures
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 from lockstep.runs.trained_model import Trained, dataset_of, table_of
 from lockstep.worker.compute import Compute
 

@@ -14,7 +14,7 @@ from lockstep.common.errors import ModelError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.safetensors import write
 from lockstep.common.nn.module import Module
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 from lockstep.runs.trained_model import Trained, dataset_of, preparation_of, table_of
 
 Format = Literal["safetensors", "onnx", "npz"]

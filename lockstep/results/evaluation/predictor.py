@@ -28,7 +28,7 @@ from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.packing.options import Spelling
-from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import demand
 from lockstep.runs.trained_model import Trained, dataset_of, preparation_of, table_of
 
 #: Samples that are predicted at once.

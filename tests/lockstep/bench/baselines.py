@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from unittest.mock import Mock
 
-from lockstep.bench.measuring.peers import Answer, Stepper
+from lockstep.bench.peers import Answer, Stepper
 
 #: Its steps take no time, but what they are said to take: a millisecond less in the layout that is asked for by a flag.
 SOURCE = """#!{python}

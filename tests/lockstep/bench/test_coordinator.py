@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from lockstep.bench.coordinator import CoordinatorBench, CoordinatorRow, SimulatedWorkers
-from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.main import run
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator.transitions import RunPhase

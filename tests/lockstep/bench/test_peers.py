@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from lockstep.bench.measuring.peers import (
+from lockstep.bench.peers import (
     BaselineSubject,
     Stepper,
     faster,

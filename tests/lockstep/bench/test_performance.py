@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lockstep.bench.bench import Bench
 from lockstep.bench.coordinator import CoordinatorBench, CoordinatorRow
-from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.exchange import QuantizationRow, WireBench
 from lockstep.bench.performance import (
     LOOK_S,
     PARTS,
@@ -28,7 +28,7 @@ from lockstep.bench.performance import (
     read_measurements,
     this_machine,
 )
-from lockstep.bench.wire import QuantizationRow, WireBench
+from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.bench import command_of
 from lockstep.cli.main import run
 from lockstep.common.errors import FileFormatError, UsageError

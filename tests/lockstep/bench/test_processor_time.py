@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.bench.measuring.timed_run import (
+from lockstep.bench.timed_run import (
     ProcessorClock,
     StepProcessorTime,
     TeamRole,

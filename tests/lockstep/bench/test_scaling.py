@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.measuring.timed_run import StepProcessorTime
 from lockstep.bench.scaling import COSTS, ScalingRow, short_number
+from lockstep.bench.timed_run import StepProcessorTime
 from lockstep.cli.main import run
 from lockstep.common.runtime.environment import cores
 from tests.lockstep.bench.baselines import write_peer

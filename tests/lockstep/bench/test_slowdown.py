@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lockstep.bench.measuring.timed_run import BenchSession
 from lockstep.bench.straggler import PATTERNS, Begun, Slowdown, slow_down
+from lockstep.bench.timed_run import BenchSession
 from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock, SystemClock

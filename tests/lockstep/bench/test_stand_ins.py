@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lockstep.bench.measuring.stand_ins import CLASSES, Filler, Sleeper, write_model, write_samples
+from lockstep.bench.stand_ins import CLASSES, Filler, Sleeper, write_model, write_samples
 from lockstep.common.aggregation.layout import Binding, layout_of
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.source import load

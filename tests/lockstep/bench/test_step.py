@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lockstep.bench.measuring.peers import ADVICE, FIRST, BaselineRow, BaselineSubject, in_turns, start_baselines
+from lockstep.bench.peers import ADVICE, FIRST, BaselineRow, BaselineSubject, in_turns, start_baselines
 from lockstep.bench.step import LocalSteps, Profile, StepBench, StepFigures, peak_rss_bytes, step_flops
 from lockstep.cli.main import run
 from lockstep.common.autograd.graph import observe

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.measuring.peers import WARM_UP
-from lockstep.bench.measuring.timed_run import TimedRun
+from lockstep.bench.peers import WARM_UP
 from lockstep.bench.straggler import Begun, StragglerBench, StragglerRow, Turn, ratios_of, turn_of
+from lockstep.bench.timed_run import TimedRun
 from lockstep.cli.main import run
 from lockstep.common.errors import RunError
 from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn

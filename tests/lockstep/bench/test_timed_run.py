@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from lockstep.bench.measuring.peers import WARM_UP
-from lockstep.bench.measuring.timed_run import TimedRun, mean_step_s, middle_run, split_of
+from lockstep.bench.peers import WARM_UP
+from lockstep.bench.timed_run import TimedRun, mean_step_s, middle_run, split_of
 from lockstep.ps.records.metrics import StepRecord
 from tests.lockstep.statuses import result
 

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.measuring.timed_run import least_s
-from lockstep.bench.wire import QuantizationRow
+from lockstep.bench.exchange import QuantizationRow
+from lockstep.bench.timed_run import least_s
 from lockstep.cli.main import run
 from lockstep.common.runtime.clock import ManualClock
 

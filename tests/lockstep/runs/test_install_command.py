@@ -10,7 +10,7 @@ import pytest
 
 from lockstep.common.errors import UsageError
 from lockstep.common.runtime.version import DISTRIBUTION
-from lockstep.runs.optional_packages import command_for, demand
+from lockstep.runs.own_command import demand, pip_command
 from tests.architecture.source import PACKAGES, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -24,19 +24,19 @@ def test_the_checkout_names_its_own_environment(tmp_path: Path) -> None:
     checkout = tmp_path / "a checkout"
     checkout.mkdir()
     python = checkout / ".venv" / "bin" / "python"
-    assert command_for("plot", checkout, checkout / ".venv", python, checkout) == ".venv/bin/pip install -e '.[plot]'"
-    elsewhere = shlex.split(command_for("plot", checkout, checkout / ".venv", python, tmp_path))
+    assert pip_command("plot", checkout, checkout / ".venv", python, checkout) == ".venv/bin/pip install -e '.[plot]'"
+    elsewhere = shlex.split(pip_command("plot", checkout, checkout / ".venv", python, tmp_path))
     assert elsewhere == [str(python), "-m", "pip", "install", "-e", f"{checkout}[plot]"]
 
 
 def test_another_environment_is_named_by_its_path(tmp_path: Path) -> None:
     python = Path("/opt/my env/bin/python")
-    words = shlex.split(command_for("plot", tmp_path, python.parents[1], python, tmp_path))
+    words = shlex.split(pip_command("plot", tmp_path, python.parents[1], python, tmp_path))
     assert words == [str(python), "-m", "pip", "install", "-e", f"{tmp_path}[plot]"]
 
 
 def test_a_wheel_is_asked_for_by_its_name() -> None:
-    words = shlex.split(command_for("plot", None, Path("/opt"), Path("/opt/bin/python"), Path("/")))
+    words = shlex.split(pip_command("plot", None, Path("/opt"), Path("/opt/bin/python"), Path("/")))
     assert words == ["/opt/bin/python", "-m", "pip", "install", f"{DISTRIBUTION}[plot]"]
 
 

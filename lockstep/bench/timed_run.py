@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from lockstep.bench.measuring.peers import WARM_UP
+from lockstep.bench.peers import WARM_UP
 from lockstep.common.data.source import load
 from lockstep.common.errors import RunError
 from lockstep.common.files.reading import read_regular
