@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from numpy.typing import NDArray
 from rich.console import Console
 
 from lockstep.api.callbacks import Callback, CallbackRunner, EarlyStopping, Training, check_form
-from lockstep.api.exported_model import Model, exported, exported_functions, is_described, names_of, placed, with_names
-from lockstep.api.job_inputs import Arrays, Frame, job_inputs, taken_options, takes_data_in_one, with_data
+from lockstep.api.exported_model import Model, exported, exported_functions, is_described, names_of, with_names
+from lockstep.api.job_inputs import Arrays, Frame, completed, job_inputs, taken_options, takes_data_in_one, with_data
 from lockstep.api.run import Run, load_run
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
@@ -21,6 +20,7 @@ from lockstep.common.runtime.notice import notice
 from lockstep.launch.cluster import train_here
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 from lockstep.results.reports.display import Display, NotebookPage, cell_output, display_for
+from lockstep.runs.job_data import draft_of
 from lockstep.runs.job_file import resolve
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job, trust, trust_own
 from lockstep.runs.session import Destination
@@ -53,7 +53,8 @@ def fit(
     pictures, a data frame of pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` names
     the target, and `columns`, `drop`, `task`, `categories`, `one_hot`, `numbers`, `missing`, `na`,
     `standardize`, `delimiter`, `encoding`, `decimal`, `size`, `grayscale` and `test_split` are those of `lockstep
-    pack`; a pair of frames is one to train and one to test with.
+    pack`; a pair of frames is one to train and one to test with. A table needs no model: `fit(frame, target="price")`
+    trains `dense`, with a loss that follows from the target, and a batch and epochs that follow from the rows.
 
     **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on;
     `workers=0` trains in this process. The bits are the same on every processor, unless PyTorch computes the model or
@@ -79,15 +80,15 @@ def fit(
     options, values = taken_options(values)
     known, functions = exported(model), exported_functions(values)
     given = with_names({**known.values(), **_with_values_of(callbacks, values)}, names_of(functions))
-    job, launch = resolve({}, given)
-    job, arrays = with_data(job, data, options, verbose=verbose)
+    job, launch = resolve({}, draft_of(given, given))
+    job, arrays = with_data(job, data, options, given.get("loss"), verbose=verbose)
     weights = _weights(model) if warm_start else None
     wanted = None if run_dir is None else Path(run_dir)
     with (
         claimed_run_dir(wanted, job.model_name() if known.text is None else known.text.name) as folder,
         job_inputs(folder, weights, arrays, known.text, functions) as paths,
     ):
-        job = msgspec.structs.replace(job, **placed(job, paths))
+        job = completed(job, given, paths)
         trust_own(job)
         note = "" if warm_start or job.initial is not None else _unused_weights(model, job)
         return _carry_out(job, Destination(folder=folder, options=launch), callbacks, verbose=verbose, note=note)

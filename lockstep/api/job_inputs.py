@@ -12,15 +12,19 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lockstep.api.exported_model import ModelText
+from lockstep.api.exported_model import ModelText, placed
+from lockstep.common.data.folder import table_at
 from lockstep.common.errors import DataError, JobError, UsageError
 from lockstep.common.files.safetensors import write
-from lockstep.common.job.job import Job
+from lockstep.common.job.job import DENSE, Job
 from lockstep.common.model.initial import INITIAL
 from lockstep.common.model.source import MARK
 from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import packed_source
+from lockstep.packing.files import table_files
 from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, known_encoding
+from lockstep.runs.job_data import values_of_table, with_layers
+from lockstep.runs.job_file import resolve
 from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import MODEL
 
@@ -39,10 +43,17 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 def takes_data_in_one(function: Call) -> Call:
-    """Let a function of a model and its data raise `DataError` with the right call if x and y are given one by one."""
+    """Let a function of a model and its data take a table alone, which `dense` learns from then.
+
+    It raises `DataError` with the right call if x and y are given one by one.
+    """
 
     @wraps(function)
     def called(*given: Any, **values: Any) -> Any:
+        if len(given) == 1 and "data" not in values and is_table(given[0]):
+            given = (DENSE, given[0])
+        elif not given and "model" not in values and is_table(values.get("data")):
+            given = (DENSE,)
         if len(given) > 2:
             raise DataError(
                 f"data is one argument, and {len(given) - 1} were given after the model: expected "
@@ -252,15 +263,35 @@ def _check_form(given: Mapping[str, Any]) -> None:
 
 
 def with_data(
-    job: Job, data: Any, options: PackOptions, *, verbose: bool
+    job: Job, data: Any, options: PackOptions, loss: str | None, *, verbose: bool
 ) -> tuple[Job, dict[str, NDArray[Any]] | PackInto | None]:
     """Return the job with the name of its data, or as it is with what the calling process has in memory.
 
-    Raises `DataError` for data of another form.
+    `loss` is the job's if that is given. Raises `DataError` for data of another form.
     """
     if isinstance(data, str | Path):
-        return msgspec.structs.replace(job, data=_named_data(str(data), options, job.loss, verbose=verbose)), None
-    return job, _memory_data(data, options, job.loss)
+        return msgspec.structs.replace(job, data=_named_data(str(data), options, loss, verbose=verbose)), None
+    return job, _memory_data(data, options, loss)
+
+
+def completed(job: Job, given: Mapping[str, Any], paths: Mapping[str, str]) -> Job:
+    """Return a job with the places of the files that were written for it, and with what follows from its data.
+
+    `given` are the values that the job was made of.
+    """
+    data = paths.get("data", job.data)
+    found, _ = resolve({}, {**given, **values_of_table(data, given), "data": data})
+    return with_layers(msgspec.structs.replace(found, **placed(found, paths)), given)
+
+
+def is_table(data: Any) -> bool:
+    """Tell whether something is a table: a frame, two of them, a mapping of them, or the name of a file."""
+    if isinstance(data, str | Path):
+        return bool(table_files(Path(data))) or table_at(str(data)) is not None
+    if isinstance(data, tuple | Mapping):
+        parts = list(data.values() if isinstance(data, Mapping) else data)
+        return bool(parts) and all(map(is_frame, parts))
+    return is_frame(data)
 
 
 def is_frame(data: Any) -> bool:
@@ -270,7 +301,7 @@ def is_frame(data: Any) -> bool:
     return any(all(hasattr(data, name) for name in names) for names in marks)
 
 
-def _memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArray[Any]] | PackInto:
+def _memory_data(data: Any, options: PackOptions, loss: str | None) -> dict[str, NDArray[Any]] | PackInto:
     """Return what the calling process has in memory: arrays by name, or what packs a data frame."""
     first = data[0] if isinstance(data, tuple) and data else data
     if isinstance(data, Mapping):
@@ -282,7 +313,7 @@ def _memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArra
             # Imported here, since the extra may not be installed.
             from lockstep.packing.pack_table import pack_frame
 
-            return pack_frame(data, folder, options.for_loss(loss))
+            return pack_frame(data, folder, options if loss is None else options.for_loss(loss))
 
         return into
     if given := options.changed():
@@ -290,7 +321,7 @@ def _memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArra
     return named_arrays(data)
 
 
-def _named_data(name: str, options: PackOptions, loss: str, *, verbose: bool) -> str:
+def _named_data(name: str, options: PackOptions, loss: str | None, *, verbose: bool) -> str:
     """Return a job's data: the packed folder of a file that has to be packed."""
     cache = Path(cache_home()) / "lockstep"
     say = print if verbose else lambda text: None

@@ -18,8 +18,8 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from lockstep.api.exported_model import Model, exported, exported_functions, names_of, placed, with_names
-from lockstep.api.job_inputs import Arrays, Frame, job_inputs, taken_options, takes_data_in_one, with_data
+from lockstep.api.exported_model import Model, exported, exported_functions, names_of, with_names
+from lockstep.api.job_inputs import Arrays, Frame, completed, job_inputs, taken_options, takes_data_in_one, with_data
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job
@@ -31,6 +31,7 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.ps.setup import RunSetup, open_run
+from lockstep.runs.job_data import draft_of
 from lockstep.runs.job_file import resolve
 from lockstep.runs.own_command import demand
 from lockstep.runs.single_process import SingleProcessTrainer
@@ -129,13 +130,14 @@ def find_lr(
     """
     options, values = taken_options(values)
     known, functions = exported(model), exported_functions(values)
-    job, _ = resolve({}, with_names({**known.values(), **values}, names_of(functions)))
-    job, arrays = with_data(job, data, options, verbose=False)
+    given = with_names({**known.values(), **values}, names_of(functions))
+    job, _ = resolve({}, draft_of(given, given))
+    job, arrays = with_data(job, data, options, given.get("loss"), verbose=False)
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-rates-") as folder,
         job_inputs(Path(folder), None, arrays, known.text, functions) as paths,
     ):
-        return rates_of(msgspec.structs.replace(job, **placed(job, paths)), lowest=lowest, highest=highest, steps=steps)
+        return rates_of(completed(job, given, paths), lowest=lowest, highest=highest, steps=steps)
 
 
 @computing()

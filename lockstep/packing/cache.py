@@ -48,12 +48,12 @@ def _has_no_test_set(path: Path) -> bool:
 
 
 def packed_source(
-    source: str, options: PackOptions, loss: str, cache: Path, progress: Progress, say: Callable[[str], None]
+    source: str, options: PackOptions, loss: str | None, cache: Path, progress: Progress, say: Callable[[str], None]
 ) -> str:
     """Return a job's data: as it is, or the folder in the cache that it was packed into, now or before.
 
-    `loss` is the job's, which decides what a target is if the options do not. Raises DataError as `pack`, or if options
-    are given that the data has no use for.
+    `loss` is the job's if that is given, which decides what a target is if the options do not. Raises DataError as
+    `pack`, or if options are given that the data has no use for.
     """
     path = Path(os.path.expanduser(source))
     if not is_to_be_packed(source):
@@ -63,7 +63,7 @@ def packed_source(
             given = ", ".join(map(options.spelled, options.changed()))
             raise DataError(f"{given} with data {source!r}: expected {PACKED}")
         return source
-    options = options.for_loss(loss)
+    options = options if loss is None else options.for_loss(loss)
     stem = re.sub(r"[^\w-]+", "-", path.resolve().stem)[:40] or "data"
     folder = cache / "datasets" / f"{stem}-{digest_of(path, options)[:16]}"
     if not (folder / MANIFEST).is_file():
@@ -71,7 +71,8 @@ def packed_source(
             packed = pack(str(path), folder, options, watch)
         for line in packed.lines():
             say(line)
-    _check_target(source, folder, loss, options.spelled)
+    if loss is not None:
+        _check_target(source, folder, loss, options.spelled)
     return str(folder)
 
 

@@ -24,8 +24,9 @@ from lockstep.packing.texts import TextKind, are_digits, in_order, kinds_of
 
 #: Most texts of a column that is learned from, and most classes.
 MOST_CATEGORIES, MOST_CLASSES = 1000, 2**16
-#: Whole numbers to predict are classes if they are no more than so many.
-FEW = 100
+#: Whole numbers to predict are classes if they are no more than so many, and each has so many rows in the mean; up to
+#: so many are classes in any case.
+FEW, ROWS_EACH, FEW_IN_ANY_CASE = 100, 20, 10
 #: So many texts may all be different: more are clear categories only if they repeat.
 FEW_TEXTS = 20
 #: No number may be further from 0: the difference of two is then a number of float32.
@@ -393,7 +394,8 @@ class ColumnSurvey:
     def _target(self, kind: ColumnKind) -> ColumnPlan:
         task, facts, several = self.options.task, self.facts.get(kind, Facts()), len(self.options.target) > 1
         named, spelled = one_line(self.name, 60), self.options.spelled
-        few = facts.whole is not None and 0 < len(facts.whole) <= FEW and not several
+        most = max(FEW_IN_ANY_CASE, min(FEW, (self.rows - self.missing) // ROWS_EACH))
+        few = facts.whole is not None and 0 < len(facts.whole) <= most and not several
         is_named = kind is ColumnKind.CATEGORY
         if task == "numbers" or not (task == "classes" or is_named or few):
             if is_named:

@@ -16,7 +16,7 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import fields_of
 from lockstep.common.data.source import with_moments, with_validation
 from lockstep.common.errors import JobError, LockstepError, ModelError, NumericsError
-from lockstep.common.job.job import Job, check_batch
+from lockstep.common.job.job import DENSE, Job, check_batch
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import check_rule, spans_of
@@ -206,7 +206,7 @@ def dry_run(model: Model, images: Vector) -> tuple[int, ...]:
         raised = " ".join(f"{type(error).__name__}: {error}".split())
         if "__array_ufunc__" in raised:
             raised += ": NumPy's functions take no tensors; use those of lockstep.F, or methods as x.tanh()"
-        advice = _without_channel(model, images)
+        advice = _without_channel(model, images) or _of_other_inputs(images)
         raise ModelError(f"the model cannot take samples {_described(images)}: it raised {raised}{advice}") from error
 
 
@@ -223,6 +223,13 @@ def _without_channel(model: Model, images: Vector) -> str:
         "begin its forward with x = x.squeeze(1), or pass a dictionary, as {'x': array}, whose keys are the arguments "
         "of forward"
     )
+
+
+def _of_other_inputs(images: Vector) -> str:
+    """Return the number of inputs that samples of plain numbers have, and the shipped model that takes any number."""
+    if images.dtype != np.float32 or images.ndim != 2:
+        return ""
+    return f": expected a model with {images.shape[1]} inputs, or the model {DENSE!r}, which takes tables"
 
 
 def _described(samples: NDArray[Any]) -> str:

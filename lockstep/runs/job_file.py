@@ -68,7 +68,7 @@ OUTER = {"lr": 0.7, "momentum": 0.6, "nesterov": True}
 NEAR = 4.0
 
 #: The names of the shipped jobs, which are those of the models.
-SHIPPED = ("linear", "mlp", "lenet", "cnn")
+SHIPPED = ("linear", "mlp", "lenet", "cnn", "dense")
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -277,7 +277,18 @@ CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_ev
 #: The groups in their order; the help has values in no group before them, the page after them.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Model and data": (
-        *("model", "data", "initial", "initial_partial", "normalize", "max_shift", "transform", "seed", "numerics"),
+        *(
+            "model",
+            "hidden",
+            "data",
+            "initial",
+            "initial_partial",
+            "normalize",
+            "max_shift",
+            "transform",
+            "seed",
+            "numerics",
+        ),
     ),
     "Length and micro-batches": ("epochs", "steps", "global_batch", "micro_batches"),
     "Fewer bytes": ("wire", "wire_weights"),
@@ -317,8 +328,9 @@ class ShownValue(msgspec.Struct, frozen=True, kw_only=True):
 
 def shown_values(job: Job, options: RunOptions) -> dict[str, list[ShownValue]]:
     """Return the values of a job and the options of its run by their groups."""
-    usual_job, usual_options = resolve({}, {"model": job.model} if job.model in SHIPPED else {})
-    values = msgspec.to_builtins(job) | kept(options)
+    is_shipped = job.model_name() in SHIPPED
+    usual_job, usual_options = resolve({}, {"model": job.model_name()} if is_shipped else {})
+    values = msgspec.to_builtins(job) | kept(options) | ({"model": job.model_name()} if is_shipped else {})
     usual = msgspec.to_builtins(usual_job) | kept(usual_options)
     grouped = {name for names in GROUPS.values() for name in names}
     left = tuple(name for name in values if name not in grouped)

@@ -7,7 +7,7 @@ model of these files on this machine, or has agreed to them once. Models of the 
 import fcntl
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,17 @@ from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.safetensors import write
 from lockstep.common.job.job import Job
+from lockstep.common.job.own_code import functions_of
 from lockstep.common.model.initial import INITIAL
-from lockstep.common.model.source import ModelSource, WantedSource, names_own_files, read_job_source
+from lockstep.common.model.source import ModelSource, WantedSource, names_files, names_own_files, read_job_source
 from lockstep.common.protocol.messages import NAME_LIMIT
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import wall_time
 from lockstep.common.runtime.environment import state_home
+from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.run_folder import (
+    AVERAGE_WEIGHTS,
+    CHECKPOINTS,
     LEDGER,
     RECEIPT,
     RESULT,
@@ -217,8 +221,9 @@ def finished(folder: Path) -> RunResult | None:
 #: The copy of the model's files in a run's folder.
 MODEL = "model"
 
-#: What a folder has that is a run's; a job file alone may be one that a person wrote.
-RECORDS = (LEDGER, RECEIPT)
+#: Entries of a run's folder. A job file next to any of them is a run's, whatever else is missing; one without them may
+#: be one that a person wrote.
+RECORDS = (LEDGER, RECEIPT, RESULT, METRICS, CHECKPOINTS, WEIGHTS, AVERAGE_WEIGHTS, MODEL)
 
 #: Bytes of the list of trusted models: a line takes a hundred.
 MOST_BYTES = 2**24
@@ -302,14 +307,22 @@ def demand_trust(folder: Path, source: ModelSource) -> None:
         )
 
 
-def job_of_file(path: Path, job: Job) -> Job:
+def job_of_file(path: Path, job: Job, given: Collection[str] = ()) -> Job:
     """Return the job of a job file; if that is of a run's folder, with the model that was trained there.
 
-    `ModelError` as of `trusted_source`. Other job files name what their writer wants to run.
+    `given` are the values that do not come from the file. `ModelError` as of `trusted_source`. Other job files name
+    what their writer wants to run.
     """
-    folder = path.parent
-    if not names_own_files(job) or not any((folder / name).exists() for name in RECORDS):
+    folder, code = path.parent, {*functions_of(job), *(["model"] if names_files(job.model) else [])}
+    # Also a link that leads nowhere.
+    mark = next((name for name in RECORDS if os.path.lexists(folder / name)), None)
+    if code <= set(given) or mark is None:
         return job
+    if not (folder / RECEIPT).is_file():
+        raise ModelError(
+            f"{str(path)!r} is the job file of a run, because {mark!r} is next to it, and the run has no {RECEIPT}: "
+            "its code cannot be trusted; if you wrote the job file, move it to another folder"
+        )
     source = trusted_source(folder, job)
     named = {**({} if source.files is None else {"model": source.files}), **source.functions}
     copies = {value: str(files) for value, files in named.items() if files.root.is_relative_to(folder / MODEL)}

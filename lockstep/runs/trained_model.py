@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.data.folder import MANIFEST, FolderManifest, read_manifest
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.source import digest_of, load, with_validation
 from lockstep.common.errors import DataError, FileFormatError, JobError
@@ -212,10 +211,3 @@ def dataset_of(job: Job) -> TrainTest:
 def preparation_of(job: Job, data: TrainTest) -> Preparation:
     """Return how samples are prepared, as in training: with the moments of the set without the validation samples."""
     return Preparation.of(data.train) if job.normalize else Preparation(mean=0.0, std=1.0)
-
-
-def table_of(job: Job) -> FolderManifest | None:
-    """Return how the table was packed that a job's data is; None if it is something else."""
-    folder = Path(job.data).expanduser()
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
-    return manifest if manifest is not None and manifest.kind == "table" else None

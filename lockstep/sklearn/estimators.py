@@ -48,6 +48,7 @@ from lockstep.sklearn.training import Stream, TrainingTask, train, train_pass
 #: Values of a job that are not parameters, with what decides them.
 FOLLOWING = {
     "model": "the first parameter",
+    "hidden": "the first parameter",
     "data": "the arrays that fit is given",
     "seed": "random_state",
     "initial": "warm_start=True, which starts with the weights of the last fit",

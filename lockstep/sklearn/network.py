@@ -19,7 +19,7 @@ from lockstep.common.model.port import Model
 from lockstep.common.model.source import is_torch_module, open_model, torch_model
 from lockstep.common.nn.layers.activations import GELU, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
 from lockstep.common.nn.layers.containers import Sequential
-from lockstep.common.nn.layers.linear import Flatten, Linear
+from lockstep.common.nn.models import dense
 from lockstep.common.nn.module import Module
 
 Rows = NDArray[np.float32]
@@ -133,12 +133,7 @@ def _of_sizes(hidden: Sequence[int], activation: str, shape: NetworkShape) -> Se
             f"activation = {activation!r}{nearest(str(activation), ACTIVATIONS)}: expected one of "
             f"{', '.join(ACTIVATIONS)}"
         )
-    layers: list[Module] = [Flatten()] if len(shape.sample) > 1 else []
-    inputs = shape.inputs
-    for size in hidden:
-        layers += [Linear(inputs, size), ACTIVATIONS[activation]()]
-        inputs = size
-    return Sequential(*layers, Linear(inputs, shape.outputs))
+    return dense(shape.sample, hidden, shape.outputs, ACTIVATIONS[activation])
 
 
 def _sizes(network: Any) -> list[int]:

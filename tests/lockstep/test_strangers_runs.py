@@ -13,9 +13,9 @@ import pytest
 from lockstep import load_run, resume
 from lockstep.cli.main import PLACES, run
 from lockstep.common.errors import UsageError
-from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, RESULT, read_receipt
+from lockstep.ps.records.run_folder import CHECKPOINTS, LEDGER, RECEIPT, RESULT, read_receipt
 from lockstep.results.evaluation.model_answers import ModelAnswers
-from lockstep.runs.run_dir import MODEL, trusted_list
+from lockstep.runs.run_dir import MODEL, RECORDS, trusted_list
 from tests.lockstep.small_runs import small_run
 
 NET = (
@@ -143,6 +143,23 @@ def without_a_receipt(folders: Folders, theirs: Path) -> None:
     folders.name(theirs, f"{theirs}/{MODEL}/net.py:build")
 
 
+def without_records(folders: Folders, theirs: Path) -> None:
+    without_a_receipt(folders, theirs)
+    (theirs / LEDGER).unlink()
+
+
+def with_a_link_that_leads_nowhere(folders: Folders, theirs: Path) -> None:
+    without_records(folders, theirs)
+    (theirs / "evil.py").write_text(folders.evil)
+    folders.name(theirs, f"{theirs}/evil.py:build")
+    for name in (MODEL, CHECKPOINTS):
+        shutil.rmtree(theirs / name)
+    for path in theirs.iterdir():
+        if path.name not in ("job.toml", "evil.py"):
+            path.unlink()
+    (theirs / LEDGER).symlink_to(theirs / "nothing")
+
+
 #: How a stranger may have made the folder. With the first, all is as Lockstep would have written it.
 MAKERS = (whole, whole_in_a_helper, unsigned, of_an_older_version, without_a_receipt)
 
@@ -260,6 +277,23 @@ def test_a_run_of_this_user_needs_no_agreement_wherever_it_is(folders: Folders) 
 
 def test_a_model_of_the_library_needs_no_agreement(folders: Folders, tmp_path: Path) -> None:
     assert run(["evaluate", str(small_run(tmp_path, "linear", "shipped").folder)]) == 0
+
+
+@pytest.mark.parametrize("mark", RECORDS)
+def test_a_job_file_next_to_a_records_name_is_a_runs(
+    folders: Folders, mark: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folders.write({"evil.py": folders.evil})
+    job = folders.root / "mine" / "job.toml"
+    job.write_text('model = "mlp"\nloss = "mine/evil.py:build"\n')
+    (job.parent / mark).symlink_to("nothing")
+    for arguments in (["find-lr", str(job)], ["find-lr", str(job), "--model", "mlp"]):
+        assert run(arguments) == 2
+        assert f"is the job file of a run, because {mark!r} is next to it" in capfd.readouterr().err
+    assert not folders.marker.exists()
+    (job.parent / mark).unlink()
+    run(["find-lr", str(job)])
+    assert folders.marker.exists()
 
 
 def test_a_changed_file_is_not_believed(folders: Folders, capfd: pytest.CaptureFixture[str]) -> None:

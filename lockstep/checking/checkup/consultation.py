@@ -18,10 +18,9 @@ from lockstep.api.exported_model import (
     exported,
     exported_functions,
     names_of,
-    placed,
     with_names,
 )
-from lockstep.api.job_inputs import Arrays, Frame, job_inputs, taken_options, takes_data_in_one, with_data
+from lockstep.api.job_inputs import Arrays, Frame, completed, job_inputs, taken_options, takes_data_in_one, with_data
 from lockstep.checking.checkup.activations import check_activations, check_initial_values, check_norms
 from lockstep.checking.checkup.data import check_balance, check_classes, check_labels, check_loss, check_samples
 from lockstep.checking.checkup.first_steps import check_first_loss, check_rate, check_workers, first_steps
@@ -50,6 +49,7 @@ from lockstep.common.runtime.environment import cores
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.ps.setup import dry_run, two_samples
+from lockstep.runs.job_data import draft_of
 from lockstep.runs.job_file import resolve
 
 #: Losses whose value shows whether anything is learned: that of guessing is known.
@@ -96,12 +96,13 @@ def doctor(
 
     Raises what `fit` raises if its arguments cannot be used.
     """
-    known = ExportedModel("") if isinstance(model, Module) else exported(model)
-    given = {} if isinstance(model, Module) else known.values()
+    # A Module is examined itself: the job needs no description of it.
+    known = ExportedModel({}) if isinstance(model, Module) else exported(model)
     options, values = taken_options(values)
     functions = exported_functions(values)
-    job, _ = resolve({"data": "mnist"}, with_names({**given, **values}, names_of(functions)))
-    job, arrays = with_data(job, data, options, verbose=False)
+    given = with_names({**known.values(), **values}, names_of(functions))
+    job, _ = resolve({}, draft_of(given, given))
+    job, arrays = with_data(job, data, options, given.get("loss"), verbose=False)
     name = known.text.name if known.text is not None else job.model_name()
     name = type(model).__name__ if isinstance(model, Module) else name
     kind = "a table" if callable(arrays) else "arrays"
@@ -110,7 +111,7 @@ def doctor(
         tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder,
         job_inputs(Path(folder), None, arrays, known.text, functions) as paths,
     ):
-        job = msgspec.structs.replace(job, **placed(job, paths))
+        job = completed(job, given, paths)
         examined_model = AutogradModel(model) if isinstance(model, Module) else model_of(job)
         return _examine(subject, job, examined_model, values.get("workers"), walk)
 

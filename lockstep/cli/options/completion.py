@@ -16,7 +16,7 @@ Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]
 RUNS, JOB = Path("runs"), "job.toml"
 
 #: The models that are part of Lockstep.
-MODELS = ("linear", "mlp", "lenet", "cnn")
+MODELS = ("linear", "mlp", "lenet", "cnn", "dense")
 
 
 class RunPath(click.Path):

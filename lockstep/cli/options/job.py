@@ -16,6 +16,7 @@ from lockstep.common.job.losses import LOSSES
 from lockstep.common.optim.rules import RULES
 from lockstep.common.protocol.run_options import KEPT_OPTIONS, OF_A_SERVER, RunOptions
 from lockstep.packing.options import DIRECT
+from lockstep.runs.job_data import draft_of, values_of_table, with_layers
 from lockstep.runs.job_file import GROUPS, Field, fields, read_values, resolve, shipped_values
 from lockstep.runs.run_dir import JOB, job_of_file, trust
 
@@ -93,13 +94,24 @@ class JobRequest(msgspec.Struct, frozen=True):
             )
         return values
 
+    def data(self) -> str:
+        """Return the job's data; raises as `resolve` for values that are wrong whatever the data is."""
+        job, _ = resolve(draft_of(self.in_file(), self.values()), draft_of(self.given, self.values()))
+        return job.data
+
+    def values(self) -> dict[str, Any]:
+        """Return the values that the job file and the flags give."""
+        return {**self.in_file(), **self.given}
+
     def resolve(self) -> tuple[Job, RunOptions]:
-        """Return the job, and how it is carried out.
+        """Return the job, with what follows from its data, and how it is carried out.
 
         `ModelError` if its file is of a run's folder, and names code that is not trusted here.
         """
-        job, options = resolve(self.in_file(), self.given)
-        return job if self.file is None or "model" in self.given else job_of_file(self.file, job), options
+        given = {**self.given, **values_of_table(self.data(), self.values())}
+        job, options = resolve(self.in_file(), given)
+        job = job if self.file is None else job_of_file(self.file, job, given)
+        return with_layers(job, self.values()), options
 
 
 def takes_job(*names: str) -> Callable[[F], F]:

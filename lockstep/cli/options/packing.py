@@ -13,9 +13,9 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from lockstep.cli.options.job import JobRequest
 from lockstep.cli.options.types import SEED, share_below_one
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.job.job import Job
 from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import packed_source
 from lockstep.packing.options import DIRECT, Missing, PackOptions, known_encoding
@@ -179,11 +179,11 @@ def direct_options(flags: dict[str, Any]) -> PackOptions:
     return options_of({name: flags.pop(name) for name in DIRECT})
 
 
-def with_packed_data(job: Job, packing: PackOptions, console: Console) -> Job:
+def with_packed_data(job: JobRequest, packing: PackOptions, console: Console) -> JobRequest:
     """Return the job with a dataset made of its data if that is a table or a folder of pictures."""
-    cache = Path(cache_home()) / "lockstep"
-    data = packed_source(job.data, packing, job.loss, cache, progress_of, lambda text: print_plainly(console, text))
-    return msgspec.structs.replace(job, data=data)
+    cache, loss = Path(cache_home()) / "lockstep", job.values().get("loss")
+    data = packed_source(job.data(), packing, loss, cache, progress_of, lambda text: print_plainly(console, text))
+    return msgspec.structs.replace(job, given={**job.given, "data": data})
 
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:

@@ -43,7 +43,7 @@ def doctor(
     \b
       lockstep doctor job.toml
       lockstep doctor --model examples/my_model.py:build --lr 0.5
-      lockstep doctor --data houses.csv --target price --model net.py:build
+      lockstep doctor --data houses.csv --target price
       lockstep doctor --machine     # cores, BLAS, shared memory, ports
       lockstep doctor --connect tcp://192.168.1.7:5555 --key worker-1.key
     """
@@ -62,10 +62,9 @@ def doctor(
         machine, findings = examine_machine()
         lines, figures = machine_lines(machine, findings), msgspec.to_builtins({"facts": machine, "findings": findings})
     else:
-        resolved, _ = job.resolve()
         # On standard error: the report of packing is not a finding.
-        packed = with_packed_data(resolved, packing, Console(stderr=True, highlight=False))
-        examined = examine_job(packed, {**job.in_file(), **job.given}.get("workers"), shown_data=resolved.data)
+        packed, _ = with_packed_data(job, packing, Console(stderr=True, highlight=False)).resolve()
+        examined = examine_job(packed, job.values().get("workers"), shown_data=job.data())
         lines, findings = examined.lines(), examined.findings
         figures = {"subject": examined.subject, "findings": msgspec.to_builtins(findings)}
     if as_json:

@@ -48,12 +48,11 @@ def find_lr(
     \b
       lockstep find-lr --model lenet --plot rates.png
       lockstep find-lr job.toml --optimizer adam
-      lockstep find-lr --data houses.csv --target price --model net.py:build
+      lockstep find-lr --data houses.csv --target price
     """
     packing = direct_options(packing_flags)
-    resolved, _ = job.resolve()
     # On standard error: the report of packing is not a figure.
-    resolved = with_packed_data(resolved, packing, Console(stderr=True, highlight=False))
+    resolved, _ = with_packed_data(job, packing, Console(stderr=True, highlight=False)).resolve()
     test = rates_of(resolved, lowest=lowest, highest=highest, steps=tries)
     if plot is not None:
         test.plot(plot)

@@ -73,8 +73,9 @@ def train(
 ) -> None:
     """Train a model on this machine, with a parameter server and one worker per core.
 
-    The values come from the job file JOB, or from the job that is shipped with the model (linear, mlp, lenet, cnn).
-    Flags override them. The defaults in brackets are those of LeNet. The result depends on the job alone: any number
+    The values come from the job file JOB, or from the job that is shipped with the model (linear, mlp, lenet, cnn,
+    dense). Flags override them. The defaults in brackets are those of LeNet. A table needs no model: it is learned by
+    dense, with the loss that its target asks for. The result depends on the job alone: any number
     of workers gives the same weights, to the bit.
 
     \b
@@ -82,7 +83,7 @@ def train(
       lockstep train --model mlp --workers 3 --epochs 2 --seed 7
       lockstep train examples/cnn.toml --run-dir runs/mine
       lockstep train --model examples/my_model.py:build
-      lockstep train --data houses.csv --target price --model net.py:build
+      lockstep train --data houses.csv --target price
       lockstep train --workers 0             # in this process: the same bits
       lockstep train --resume runs/mine      # from where it stopped
       lockstep train --chaos kill-worker=2   # kill two workers on the way
@@ -94,7 +95,7 @@ def train(
     page = PageRequest() if is_watched else None
     console = Console(highlight=False)
     if resume is None:
-        resolved, launch = job.resolve()
+        resolved, launch = with_packed_data(job, packing, console).resolve()
     else:
         check_resume_flags(job=job.file, run_dir=run_dir)
         if given_too := packing.changed():
@@ -106,8 +107,6 @@ def train(
             print_plainly(console, f"the run in {resume} is already finished")
             show_end(console, result, resume, cores(), has_picture=False)
             return
-    if resume is None:
-        resolved = with_packed_data(resolved, packing, console)
     with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
         if faults is not None:
             check_chaos(faults, destination.options)

@@ -139,6 +139,13 @@ def read_manifest(folder: Path) -> FolderManifest:
     return _with_kinds(manifest) if manifest.format != FORMAT else manifest
 
 
+def table_at(data: str) -> FolderManifest | None:
+    """Return how the table was packed that a job's data is; None if it is something else."""
+    folder = Path(data).expanduser()
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    return manifest if manifest is not None and manifest.kind == "table" else None
+
+
 def _with_kinds(manifest: FolderManifest) -> FolderManifest:
     """Return the manifest of an older version with what it implied of columns: numbers, unless they have categories."""
     columns = [

@@ -30,6 +30,9 @@ MOST_TOLD = 200
 #: one with 32 images 1.0 times in two, and 2.2 in eight.
 MICRO_BATCHES, LEAST_SAMPLES = 8, 16
 
+#: The name of the model whose sizes follow from the data.
+DENSE = "dense"
+
 #: The schedules that have a name.
 SCHEDULES = ("constant", "step", "exponential", "polynomial", "cosine", "one-cycle")
 
@@ -43,9 +46,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     model: Annotated[
         str | dict[str, Any],
         Meta(
-            description="linear, mlp, lenet, cnn, or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a Module"
+            description="linear, mlp, lenet, cnn, dense, or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a "
+            "Module  [lenet; dense for a table]"
         ),
     ] = "lenet"
+    hidden: (
+        Annotated[
+            tuple[PositiveInt, ...],
+            Meta(max_length=64, description="sizes of the hidden layers of dense  [128,64]"),
+        ]
+        | None
+    ) = None
     data: Annotated[
         str,
         Meta(
@@ -262,7 +273,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     def model_name(self) -> str:
         """Return the model's name, "custom" for one given as data."""
-        return self.model if isinstance(self.model, str) else "custom"
+        return self.model if isinstance(self.model, str) else "custom" if self.hidden is None else DENSE
 
     def monitored(self) -> str:
         """Return the figure by which epochs are compared."""
@@ -347,6 +358,8 @@ def check(job: Job) -> Job:
         )
     if job.initial_partial and job.initial is None:
         raise JobError("initial_partial = true without initial: expected initial = 'FILE', the weights to start from")
+    if job.hidden is not None and isinstance(job.model, str) and job.model != DENSE:
+        raise JobError(f"hidden = {list(job.hidden)} with model = {_told(job.model)}: expected {DENSE}")
     _check_loss(job)
     _check_updates(job)
     if job.micro_batches > job.global_batch:

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError, nearest
-from lockstep.common.job.job import Job
+from lockstep.common.job.job import DENSE, Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import OwnCode, functions_of
 from lockstep.common.model.autograd import AutogradModel
@@ -349,9 +349,12 @@ def read_model_source(model: str | Mapping[str, Any]) -> ModelSource:
         return ModelSource(model)
     if names_files(model):
         return ModelSource(files=read_model_files(model))
+    if model == DENSE:
+        raise ModelError(f"model = {model!r} without data: expected a job whose data it can take the sizes from")
     if model not in MODELS:
+        known = (*MODELS, DENSE)
         raise ModelError(
-            f"model = {model!r} is not known{nearest(model, MODELS)}: expected one of {', '.join(MODELS)}, "
+            f"model = {model!r} is not known{nearest(model, known)}: expected one of {', '.join(known)}, "
             "or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a Module"
         )
     return ModelSource(model)

@@ -1,12 +1,14 @@
-"""The four models that ship with Lockstep; each maps images (n, 1, 28, 28) to logits (n, 10)."""
+"""The models that ship with Lockstep. All but `dense` map images (n, 1, 28, 28) to logits (n, 10)."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 from lockstep.common.nn.layers.activations import ReLU
 from lockstep.common.nn.layers.containers import Sequential
 from lockstep.common.nn.layers.convolution import Conv2d
 from lockstep.common.nn.layers.linear import Flatten, Linear
 from lockstep.common.nn.layers.pooling import MaxPool2d
+from lockstep.common.nn.module import Module
 
 
 def linear() -> Sequential:
@@ -50,5 +52,17 @@ def cnn() -> Sequential:
     )
 
 
-#: The names that a job may give as its model.
+def dense(
+    sample_shape: Sequence[int], hidden: Sequence[int], outputs: int, activation: Callable[[], Module] = ReLU
+) -> Sequential:
+    """Return linear layers with an activation after each hidden one: (n, *sample_shape) to (n, outputs)."""
+    layers: list[Module] = [Flatten()] if len(sample_shape) > 1 else []
+    inputs = math.prod(sample_shape)
+    for size in hidden:
+        layers += [Linear(inputs, size), activation()]
+        inputs = size
+    return Sequential(*layers, Linear(inputs, outputs))
+
+
+#: The other names that a job may give as its model.
 MODELS: dict[str, Callable[[], Sequential]] = {"linear": linear, "mlp": mlp, "lenet": lenet, "cnn": cnn}

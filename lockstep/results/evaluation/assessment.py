@@ -13,7 +13,7 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.columns import Column
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.folder import MANIFEST, read_manifest
+from lockstep.common.data.folder import MANIFEST, read_manifest, table_at
 from lockstep.common.data.sampler import evaluation_chunks
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, ModelError
@@ -22,7 +22,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.job.tally import Tally
 from lockstep.results.evaluation.figures import Integers, TargetFigures, confusion_of, in_units, target_figures
 from lockstep.runs.own_command import demand
-from lockstep.runs.trained_model import Trained, dataset_of, table_of
+from lockstep.runs.trained_model import Trained, dataset_of
 from lockstep.worker.compute import Compute
 
 
@@ -106,14 +106,14 @@ def assess(trained: Trained, data: str | None = None, **reading: Any) -> Assessm
     test = batches.data.test
     compute.on_outputs = lambda chunk: outputs.append(objective.rows(chunk, test.targets).copy())
     tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
-    table = None if objective.kind is LossKind.CLASSES else table_of(trained.job)
+    table = None if objective.kind is LossKind.CLASSES else table_at(trained.job.data)
     columns = () if table is None or table.classes else tuple(table.targets)
     return Assessment(test, tally, np.concatenate(outputs), objective, trained_on.class_names, columns)
 
 
 def _tested_with(trained: Trained, trained_on: TrainTest, data: str, reading: Mapping[str, Any]) -> TrainTest:
     """Return other data to test with. A table becomes samples as those of the training did."""
-    manifest, path = table_of(trained.job), Path(data).expanduser()
+    manifest, path = table_at(trained.job.data), Path(data).expanduser()
     if manifest is None:
         return load(data)
     if (path / MANIFEST).is_file():

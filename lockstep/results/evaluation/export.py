@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from lockstep.common.data.folder import table_at
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError, UsageError
@@ -15,7 +16,7 @@ from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.safetensors import write
 from lockstep.common.nn.module import Module
 from lockstep.runs.own_command import demand
-from lockstep.runs.trained_model import Trained, dataset_of, preparation_of, table_of
+from lockstep.runs.trained_model import Trained, dataset_of, preparation_of
 
 Format = Literal["safetensors", "onnx", "npz"]
 
@@ -54,7 +55,7 @@ def _onnx(trained: Trained) -> bytes:
     samples = np.resize(train.images[: onnx.MORE], (onnx.MORE, *train.sample_shape))
     trace = onnx.trace_of(model, preparation.images(samples))
     graph, metadata = onnx.graph_of(trace, trained.arrays()), _metadata(trained, preparation)
-    if (table := table_of(trained.job)) is not None:
+    if (table := table_at(trained.job.data)) is not None:
         return onnx.onnx_bytes(*onnx.with_table(graph, table, preparation), metadata)
     parts = fields_of(train.images[:1])
     inputs = [onnx.sample_port(name, part.shape[1:], of_tokens=part.dtype == np.int32) for name, part in parts.items()]
@@ -69,7 +70,7 @@ def _metadata(trained: Trained, preparation: Preparation) -> dict[str, str]:
     by the place of a text in `categories`, and (x - mean) / std of the column. If a model has several inputs, `inputs`
     has the two numbers of each by its name.
     """
-    job, names, table = trained.job, dataset_of(trained.job).class_names, table_of(trained.job)
+    job, names, table = trained.job, dataset_of(trained.job).class_names, table_at(trained.job.data)
     columns = {} if table is None else {"columns": table.columns, "targets": table.targets}
     several = {name: {"mean": each.mean, "std": each.std} for name, each in preparation.inputs.items()}
     scale = {"inputs": json.dumps(several, ensure_ascii=False)} if several else {}

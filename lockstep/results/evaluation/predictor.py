@@ -19,7 +19,7 @@ from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.array_source import as_samples
 from lockstep.common.data.columns import unscaled
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.folder import FolderManifest, Reading
+from lockstep.common.data.folder import FolderManifest, Reading, table_at
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import as_input, as_records
 from lockstep.common.errors import DataError
@@ -29,7 +29,7 @@ from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.packing.options import Spelling
 from lockstep.runs.own_command import demand
-from lockstep.runs.trained_model import Trained, dataset_of, preparation_of, table_of
+from lockstep.runs.trained_model import Trained, dataset_of, preparation_of
 
 #: Samples that are predicted at once.
 AT_ONCE = 256
@@ -57,7 +57,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def table(self) -> FolderManifest | None:
         """How the table was packed that the data is, None if it is something else."""
-        return table_of(self.trained.job)
+        return table_at(self.trained.job.data)
 
     @cached_property
     def data(self) -> TrainTest:

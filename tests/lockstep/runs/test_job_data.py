@@ -1,0 +1,134 @@
+"""The loss, the layers of `dense` and the length of its training follow from the data unless they are given."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lockstep import fit, nn
+from lockstep.cli.main import run
+from lockstep.common.errors import JobError, ModelError
+from lockstep.common.job.job import Job
+from lockstep.runs.job_data import MOST_EPOCHS, values_of_table, with_layers
+from lockstep.runs.job_file import read_values, resolve
+from tests.lockstep.packing.test_mess import text_of
+
+pa = pytest.importorskip("pyarrow")
+
+#: Prices that follow from the other columns.
+HOUSES: dict[str, Any] = {
+    "rooms": [1 + row % 7 for row in range(200)],
+    "town": ["Zug" if row % 3 else "Bern" for row in range(200)],
+    "price": [1e5 * (1 + row % 7) + (3e5 if row % 3 else 0.0) + 0.5 for row in range(200)],
+}
+
+
+@pytest.fixture
+def houses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "houses.csv").write_text(text_of({name: list(map(str, values)) for name, values in HOUSES.items()}))
+    return tmp_path / "houses.csv"
+
+
+def sizes(job: Job) -> list[Any]:
+    """Return the arguments of the linear layers of a job's model."""
+    assert isinstance(job.model, dict)
+    return [layer["kwargs"] for layer in job.model["args"] if layer["class"] == "Linear"]
+
+
+def test_a_table_and_its_target_are_enough(houses: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--data", "houses.csv", "--target", "price", "--workers", "0", "--run-dir", "new"]) == 0
+    told = capfd.readouterr().out
+    assert "training dense on " in told
+    job, _ = resolve(read_values(houses.parent / "new" / "job.toml"), {})
+    assert (job.model_name(), job.loss, job.hidden, job.optimizer) == ("dense", "mse", (128, 64), "adamw")
+    assert sizes(job) == [
+        {"in_features": 2, "out_features": 128},
+        {"in_features": 128, "out_features": 64},
+        {"in_features": 64, "out_features": 1},
+    ]
+    assert float(told.rpartition("test R²")[2].split()[0]) > 0.95
+    # Any command takes it: a run's folder says all of it.
+    for command in (
+        ["evaluate", "new"],
+        ["verify", "new"],
+        ["train", "new/job.toml", "--steps", "1", "--workers", "0"],
+    ):
+        assert run(command) == 0
+
+
+def test_classes_have_another_loss_and_values_that_are_given_stay(houses: Path) -> None:
+    flags = ["--hidden", "5,4", "--steps", "3", "--global-batch", "20", "--lr", "0.5", "--metrics", "f1"]
+    assert run(["train", "--data", str(houses), "--target", "town", "--workers", "0", "--run-dir", "new", *flags]) == 0
+    job, _ = resolve(read_values(houses.parent / "new" / "job.toml"), {})
+    assert (job.loss, job.hidden, job.steps, job.global_batch, job.lr) == ("cross-entropy", (5, 4), 3, 20, 0.5)
+    assert [layer["out_features"] for layer in sizes(job)] == [5, 4, 2]
+
+
+def test_metrics_of_numbers_need_no_loss(houses: Path) -> None:
+    call = ["train", "--data", str(houses), "--target", "price", "--workers", "0", "--steps", "2", "--run-dir", "new"]
+    assert run([*call, "--metrics", "mae", "--monitor", "test_mae"]) == 0
+    assert run([*call[:-1], "other", "--metrics", "f1"]) == 2
+
+
+@pytest.mark.parametrize("form", ["frame", "file", "named", "packed"])
+def test_fit_takes_a_table_alone(houses: Path, form: str) -> None:
+    values: dict[str, Any] = {"target": "price", "workers": 0, "verbose": False, "steps": 30, "seed": 3}
+    frame = pa.table(HOUSES)
+    if form == "named":
+        found = fit(data=frame, **values)
+    elif form == "packed":
+        assert run(["pack", str(houses), "packed", "--target", "price"]) == 0
+        del values["target"]
+        found = fit("packed", **values)
+    else:
+        found = fit(frame if form == "frame" else houses, **values)
+    assert (found.job.model_name(), found.job.loss) == ("dense", "mse")
+    expected = fit("dense", frame, loss="mse", **{"target": "price"} | values)
+    assert found.weights_sha256 == expected.weights_sha256
+
+
+def test_another_model_gets_the_loss_of_the_target(houses: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 1))
+    found = fit(model, pa.table(HOUSES), target="price", workers=0, verbose=False, steps=2)
+    assert (found.job.model_name(), found.job.loss) == ("custom", "mse")
+
+
+@pytest.mark.parametrize(
+    ("model", "text"), [("mlp", "expected a model with 2 inputs, or the model 'dense', which takes tables")]
+)
+def test_a_model_of_other_inputs_is_refused_with_the_number(
+    houses: Path, model: str, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "--data", str(houses), "--target", "town", "--model", model, "--workers", "0"]) == 2
+    assert text in capfd.readouterr().err
+
+
+def test_dense_takes_pictures_too_and_not_tokens(tmp_path: Path) -> None:
+    images = np.zeros((40, 3, 4), np.uint8)
+    run_of = fit("dense", ((images, np.arange(40) % 3), (images, np.arange(40) % 3)), workers=0, verbose=False, steps=1)
+    assert [layer["in_features"] for layer in sizes(run_of.job)] == [12, 128, 64]
+    np.savez(tmp_path / "tokens.npz", x_train=np.ones((40, 3), np.int64), y_train=np.arange(40) % 3)
+    with np.load(tmp_path / "tokens.npz") as known:
+        np.savez(tmp_path / "tokens.npz", x_test=known["x_train"], y_test=known["y_train"], **known)
+    with pytest.raises(ModelError, match="or of tokens: expected one array of numbers for each sample"):
+        with_layers(Job(model="dense", data=str(tmp_path / "tokens.npz")), {})
+
+
+@pytest.mark.parametrize(("rows", "batch", "epochs"), [(40, 32, MOST_EPOCHS), (4000, 64, 24), (60_000, 512, 13)])
+def test_batch_and_length_follow_from_the_number_of_samples(tmp_path: Path, rows: int, batch: int, epochs: int) -> None:
+    samples, labels = np.zeros((rows, 2), np.float32), np.arange(rows) % 2
+    np.savez(tmp_path / "some.npz", x_train=samples, y_train=labels, x_test=samples[:2], y_test=labels[:2])
+    job = with_layers(Job(model="dense", data=str(tmp_path / "some.npz")), {})
+    assert (job.global_batch, job.epochs) == (batch, epochs)
+    given = Job(model="dense", data=str(tmp_path / "some.npz"), micro_batches=1, global_batch=8, epochs=3)
+    job = with_layers(given, {"global_batch": 8, "epochs": 3})
+    assert (job.global_batch, job.epochs) == (8, 3)
+
+
+def test_sizes_are_those_of_dense_alone() -> None:
+    with pytest.raises(JobError, match=r"hidden = \[3\] with model = 'mlp': expected dense"):
+        resolve({}, {"model": "mlp", "hidden": [3]})
+    assert values_of_table("mnist", {}) == {}
