@@ -15,8 +15,8 @@ from lockstep.common.job.job import DENSE, Job, check, default_micro_batches
 from lockstep.common.nn.description import describe
 from lockstep.common.nn.models import dense
 
-#: Values of a job that are valid with some losses alone: they are looked at once the loss is known.
-AFTER_LOSS = ("metrics", "monitor", "monitor_mode")
+#: Values of a job that are valid with some others alone, by the value that follows from the data if it is not given.
+LATER = {"metrics": "loss", "monitor": "loss", "monitor_mode": "loss", "hidden": "model"}
 
 #: The hidden layers of `dense` if a job file names it and not these: those of the shipped job.
 HIDDEN = (128, 64)
@@ -29,7 +29,7 @@ STEPS_PER_EPOCH, LEAST_BATCH, MOST_BATCH = 50, 32, 512
 
 def draft_of(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of some values of a job that can be checked before its data is known."""
-    return {name: value for name, value in values.items() if "loss" in given or name not in AFTER_LOSS}
+    return {name: value for name, value in values.items() if LATER.get(name, name) in given}
 
 
 def values_of_table(data: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_another_model_gets_the_loss_of_the_target(houses: Path) -> None:
 def test_a_model_of_other_inputs_is_refused_with_the_number(
     houses: Path, model: str, text: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["train", "--data", str(houses), "--target", "town", "--model", model, "--workers", "0"]) == 2
+    assert run(["train", "--data", str(houses), "--target", "town", "--model", model, "--global-batch", "32"]) == 2
     assert text in capfd.readouterr().err
 
 

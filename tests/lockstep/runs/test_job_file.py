@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.common.errors import JobError
-from lockstep.common.job.job import Job
+from lockstep.common.job.job import DENSE, Job
 from lockstep.common.nn.models import MODELS
 from lockstep.common.protocol.run_options import RunOptions, default_options
 from lockstep.runs.job_file import OUTER, SHIPPED, fields, read_values, resolve, shipped_values, to_toml
@@ -58,7 +58,7 @@ def test_a_shipped_job_is_of_its_model_and_whole(model: str) -> None:
 
 
 def test_every_model_has_a_shipped_job() -> None:
-    assert set(SHIPPED) == set(MODELS)
+    assert set(SHIPPED) == {*MODELS, DENSE}
 
 
 def test_without_anything_it_is_lenet() -> None:
@@ -141,7 +141,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"modle": "mlp"}, "the job has no key 'modle' (did you mean 'model'?)"),
     "key of another library": ({"batch_size": 32}, "the job has no key 'batch_size' (did you mean 'global_batch'?)"),
     "unknown key of the launch": ({"worker": 2}, "the job has no key 'worker' (did you mean 'workers'?)"),
-    "unlike any": ({"zzz": 1}, "the job has no key 'zzz': expected one of model, data, .*, checkpoint_every_seconds"),
+    "unlike any": (
+        {"zzz": 1},
+        "the job has no key 'zzz': expected one of model, hidden, data, .*, checkpoint_every_seconds",
+    ),
     "text for a number": ({"lr": "fast"}, "lr = 'fast': expected a number, got text"),
     "table for a number": ({"lr": {"peak": 1}}, "lr = {'peak': 1}: expected a number, got a table"),
     "fraction": ({"epochs": 1.5}, "epochs = 1.5: expected a whole number, got a number"),

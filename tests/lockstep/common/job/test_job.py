@@ -12,6 +12,7 @@ from lockstep.common.job.job import Job, check
 OTHER: dict[str, Any] = {
     "model": "mlp",
     "data": "digits.npz",
+    "hidden": [4, 3],
     "seed": 1,
     "epochs": 4,
     "steps": 5,
