@@ -35,7 +35,7 @@ from lockstep.ps.run.progress import Count, RunTotals
 
 PROGRESS_ARRAY = "lockstep/past"
 
-#: What precedes the seal in the header, and what is in its place while the digest is taken.
+#: The text before the seal in the header, and the text in its place while the digest is taken.
 _KEY, _BLANK = b'"sha256":"', b"0" * 64
 
 
@@ -50,7 +50,7 @@ class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
     dataset: str
     #: The digest of names, shapes and places of all parameters, and of the values of frozen ones.
     layout: str
-    #: What computed it.
+    #: The versions and the processor that computed it.
     numerics: Fingerprint
 
     @classmethod
@@ -61,7 +61,7 @@ class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunProgress(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  # msgspec allows it
-    """How far a run has come, next to its weights."""
+    """The progress of a run, next to its weights."""
 
     #: Whether the evaluation that may follow the last step is done.
     is_evaluated: bool
@@ -88,7 +88,7 @@ class RunProgress(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  
 
 
 class HeldState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a shard holds after an update, of the whole vector; the vectors belong to the shard."""
+    """The state of a shard after an update, of the whole vector; the vectors belong to the shard."""
 
     weights: Vector
     #: The optimizer's slots by name, each as long as the trained part of the weights.
@@ -115,7 +115,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         weights = layout.new_vector()
         state = {slot: np.zeros(layout.parameter_size, np.float32) for slot in slots}
         places = _places(layout, weights, state)
-        # What is frozen is the model's already, whose layout has the same digest.
+        # Frozen arrays are the model's already, whose layout has the same digest.
         odd = sorted(places.keys() ^ (self.arrays.keys() - {each.name for each in layout.frozen}))
         if odd:
             raise FileFormatError(f"{self.path}: array {odd[0]!r} is in the file or in the model, but not in both")
@@ -186,7 +186,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 class CheckpointHead(msgspec.Struct, frozen=True, kw_only=True):
-    """What the header of a checkpoint says about it."""
+    """The figures in the header of a checkpoint."""
 
     #: It stands for the whole file, as far as that is not damaged.
     seal: str = msgspec.field(name="sha256")
@@ -267,7 +267,7 @@ class CheckpointFolder:
     #: How many are kept next to the best one.
     keep: int = 2
     write: Writer = write_atomically
-    #: Learns that the disk is full; None: nobody waits for room.
+    #: Learns that the disk is full; None if no run waits for room.
     room: DiskRoom | None = None
 
     def save(self, step: int, parts: Iterable[bytes | memoryview], best: int | None, size: int = 0) -> bool:

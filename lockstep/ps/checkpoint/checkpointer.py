@@ -1,4 +1,4 @@
-"""Takes a run's checkpoints while it runs: when they are due, and what is in them. If that fails, the run does not.
+"""Takes a run's checkpoints while it runs: when they are due, and their contents. If that fails, the run does not.
 
 On a full disk the checkpoint is taken when there is room again, for which the run waits.
 """
@@ -26,7 +26,7 @@ MORE_BYTES = 2**16
 
 @dataclass
 class CheckpointSchedule:
-    """When a checkpoint is due: every so many steps or seconds, and at the end of each epoch."""
+    """The times of checkpoints: every so many steps or seconds, and at the end of each epoch."""
 
     #: None: not by steps.
     every_steps: int | None = None
@@ -96,7 +96,7 @@ class Checkpointer:
     def take(self, holder: WeightsHolder, progress: Progress) -> bool:
         """Take a checkpoint now; return whether there is one of these steps.
 
-        After an interrupt the records may be incomplete, and then there is none.
+        After an interrupt the records may be incomplete: then no checkpoint is taken.
         """
         if not self.folder.keep or not self._agrees(holder, progress):
             return False

@@ -28,7 +28,7 @@ from lockstep.ps.shard.shard import Shard
 
 
 class Resumption(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run begins or resumes."""
+    """The place at which a run begins or resumes."""
 
     round: Round
     progress: Progress
@@ -146,7 +146,7 @@ def best_of(checkpoint: Checkpoint, checkpoints: CheckpointFolder, setup: RunSet
 def fill(shard: Shard, checkpoint: Checkpoint, setup: RunSetup) -> None:
     """Let a shard of the whole vector hold what the checkpoint has."""
     held = checkpoint.held(setup.layout, shard.state)
-    # Both: where the weights at hand turn out to be of no use, there are none before them.
+    # Both: if the current weights cannot be used, no earlier ones exist.
     for slot in shard.slots:
         slot[...] = held.weights
     for name, values in held.state.items():

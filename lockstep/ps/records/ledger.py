@@ -1,4 +1,4 @@
-"""The ledger: who computed each micro-batch of each step, what its loss was, and what had to be computed again. Pure.
+"""The ledger: the worker and the loss of each micro-batch of each step, and repeated computations. Pure.
 
 One JSON line for each entry, in the order in which things happened. With the job's arithmetic of samples it proves that
 an epoch used each sample exactly once; with the losses, which come for free, it names the place where a recomputed run
@@ -94,7 +94,7 @@ class WorkerOut(LedgerEntry, frozen=True, kw_only=True, tag="left"):
 
 
 def worker_name(rank: int, host: str, pid: int, processes: int) -> str:
-    """Return how a worker is named in messages to people, who count each process of a team as a worker."""
+    """Return the name of a worker in messages to people: for them, each process of a team is a worker."""
     if processes == 1:
         return f"worker {rank} (host {host}, pid {pid})"
     return f"team {rank} (host {host}, pid {pid}, {processes} workers)"
@@ -121,9 +121,9 @@ class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SignedResult(msgspec.Struct, frozen=True, array_like=True):
-    """What a worker has signed of a result: anybody can check with its public key that nobody else has signed it."""
+    """The part of a result that its worker has signed: its public key proves that no other process has."""
 
-    #: What names the run in signatures: a digest of its name, and of all that its bits follow from.
+    #: The run's name in signatures: a digest of its name, and of all that its bits follow from.
     run: str
     #: The step, from 0.
     step: Count
@@ -138,11 +138,11 @@ class SignedResult(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, run: str, result: Result) -> "SignedResult":
-        """Return what is signed of a result, in the run of that name in signatures."""
+        """Return the signed part of a result, in the run of that name in signatures."""
         return cls(run, result.step, result.lo, result.hi, result.digest, result.signature)
 
     def statement(self, job: str) -> bytes:
-        """Return what was signed, in a run of a job with that digest."""
+        """Return the statement that was signed, in a run of a job with that digest."""
         return statement_of(self.run, job, self.step, Node(self.lo, self.hi), self.digest)
 
 
@@ -151,7 +151,7 @@ class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step", omit_defaults
 
     #: The step, from 0.
     step: Count
-    #: Who computed which micro-batches.
+    #: The workers that computed the micro-batches.
     shares: list[LedgerShare]
     #: The sum of losses of each micro-batch: float32, little-endian, in order.
     losses: bytes
@@ -254,11 +254,11 @@ class WorkerConvicted(LedgerEntry, frozen=True, kw_only=True, tag="convicted"):
     step: Count
     #: The micro-batch about which it was wrong.
     micro_batch: MicroBatch
-    #: What it found: the digest of its result, or what was not finite.
+    #: The worker's result: its digest, or the name of the values that were not finite.
     found: str
-    #: What is right.
+    #: The right result.
     right: str
-    #: Who found that.
+    #: The workers that found that.
     judges: list[str]
     #: Its accepted results since its last audit that agreed, at most 1000 of them.
     since: list[ResultInDoubt]
@@ -266,7 +266,7 @@ class WorkerConvicted(LedgerEntry, frozen=True, kw_only=True, tag="convicted"):
     since_count: Count
     #: The number of all its accepted results that no audit has confirmed.
     unconfirmed_count: Count
-    #: The step of the first of all its unconfirmed results; None if there are none.
+    #: The step of the first of all its unconfirmed results; None if all are confirmed.
     first_unconfirmed: Count | None
     #: After how many steps the run was resumed without it: all steps from there on were computed again.
     back_to: Count
@@ -290,7 +290,7 @@ class Account:
     entries: list[LedgerEntry] = field(default_factory=list)
     shares: list[LedgerShare] = field(default_factory=list)
     processes: list[int] = field(default_factory=list)
-    #: For each share, what was signed of it, if anything was.
+    #: For each share, its signed part, if workers sign.
     signed: list[SignedResult] = field(default_factory=list)
     omitted: int = 0
     _losses: bytearray = field(init=False)
@@ -365,7 +365,7 @@ class Account:
     def record_unused(
         self, result: Result, rank: int, began_s: float | None = None, ended_s: float | None = None
     ) -> None:
-        """Record a result that nobody needs."""
+        """Record a result that is not needed."""
         if result.lo < result.hi:
             self.record_recomputed(
                 result.work, result.step, [result.node()], rank, UnusedCause.FASTER, [began_s], ended_s

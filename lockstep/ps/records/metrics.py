@@ -34,7 +34,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     metrics: dict[str, float] | None = None
     #: The learning rate of its update.
     lr: float
-    #: Its training samples: the global batch, or what is left of an epoch.
+    #: Its training samples: the global batch, or the rest of an epoch.
     samples: int
     #: Seconds from the last result of the step before to its own last result.
     round_s: float = 0.0
@@ -75,7 +75,7 @@ def encode_record(record: Record) -> bytes:
 
 
 class RunMetrics(msgspec.Struct, frozen=True):
-    """What the file of a run says, whether the run has finished or not."""
+    """The figures of a run, finished or not."""
 
     #: In order; a step that was made again, after a restart, counts as it was made last.
     steps: list[StepRecord]

@@ -33,7 +33,7 @@ class ReceiptLink(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What `receipt.json` says about a run, finished or not."""
+    """The content of `receipt.json`, of a run that has finished or not."""
 
     #: The name of the run.
     run: str

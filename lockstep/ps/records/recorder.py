@@ -21,7 +21,7 @@ from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import best_epoch, is_stopped
 from lockstep.ps.run.progress import NOTHING, Moved, Progress, StepTime, StepTimeTotals
 
-#: Seconds after which lines that wait are written, so that whoever follows the files sees each step within a second.
+#: Seconds after which lines that wait are written, so that readers of the files see each step within a second.
 FLUSH_S = 0.3
 
 
@@ -30,7 +30,7 @@ NO_TRANSPORT = "none"
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run was carried out, as `result.json` says it next to the job and the options."""
+    """The circumstances of a run, as `result.json` has them next to the job and the options."""
 
     transport: str
     #: Why vectors did not go through shared memory although they might have.
@@ -54,9 +54,9 @@ class MetricsRecorder:
     layout: ParameterLayout
     folder: RunFolder | None
     history: list[EpochRecord] = field(default_factory=list)
-    #: Where the time of the steps so far went.
+    #: The time of the steps so far, in parts.
     times: StepTimeTotals = field(default_factory=StepTimeTotals)
-    #: What has crossed sockets, and in how many steps.
+    #: The bytes that have crossed sockets, and in how many steps.
     moved: Moved = NOTHING
     moved_steps: int = 0
     #: Steps whose entry is in the ledger.
@@ -105,7 +105,7 @@ class MetricsRecorder:
             self.folder.add_record(record)
 
     def account(self, step: int, account: Account, checksum: int) -> None:
-        """Record who computed a training step, and what was computed without being used."""
+        """Record the workers of a training step, and the results that were not used."""
         if self.folder is not None:
             self.add_entries(*account.other_entries("train", step), account.step_done(step, checksum))
         # Last, so that after an interrupt it shows whether all is there.
@@ -255,7 +255,7 @@ class MetricsRecorder:
 
     @property
     def room(self) -> DiskRoom | None:
-        """What knows whether the folder's disk has room, None without a folder."""
+        """The room on the folder's disk, None without a folder."""
         return None if self.folder is None else self.folder.room
 
     def flush(self) -> None:

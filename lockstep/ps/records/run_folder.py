@@ -83,7 +83,7 @@ class DiskRoom:
 
     @property
     def text(self) -> str:
-        """What is missing where, for a person."""
+        """The missing room and its folder, for a person."""
         return (
             f"the run pauses: the disk of {str(self.path)!r} is full: it needs {-(-self.needed // KIB):,} KiB, and "
             f"{self.free(self.path) // KIB:,} KiB are free; make room, and it continues by itself"
@@ -93,7 +93,7 @@ class DiskRoom:
 #: Lines that wait for the next write.
 BUFFER_LINES = 500
 
-#: What writes, as `os.write`: an argument so that a full disk can be tried.
+#: The function that writes, as `os.write`: an argument so that a full disk can be tried.
 Write = Callable[[int, bytes], int]
 
 
@@ -104,9 +104,9 @@ class LineFile:
     path: Path
     say: Callable[[str], None] = lambda text: None
     write: Write = os.write
-    #: Makes what was written outlive a loss of power: an argument so that a disk that fails in this can be tried.
+    #: Makes written lines outlive a loss of power: an argument so that a disk that fails in this can be tried.
     fsync: Sync = os.fsync
-    #: Learns that the disk is full; None: nobody waits for room.
+    #: Learns that the disk is full; None if no run waits for room.
     room: DiskRoom | None = None
     _waiting: list[bytes] = field(default_factory=list)
     _written_bytes: int = 0
@@ -160,7 +160,7 @@ class LineFile:
         self._is_failing = False
 
     def _catch_up(self) -> None:
-        """Forget what is written, by the file's length: an interrupt may have come before we could."""
+        """Forget the lines that are written, by the file's length: an interrupt may have come before we could."""
         size = os.fstat(self._descriptor).st_size
         taken = size - self._written_bytes
         if taken:
@@ -172,7 +172,7 @@ class LineFile:
         return not self._waiting
 
     def sync(self) -> None:
-        """Make what was flushed outlive a loss of power. Raises OSError."""
+        """Make flushed lines outlive a loss of power. Raises OSError."""
         if self._descriptor >= 0:
             self.fsync(self._descriptor)
 
@@ -207,7 +207,7 @@ MOST_BYTES = 2**26
 
 
 class RunResult(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  # msgspec allows it
-    """What `result.json` says about a finished run."""
+    """The content of `result.json`, of a finished run."""
 
     #: The name of the run.
     run: str
@@ -221,7 +221,7 @@ class RunResult(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  # 
     workers: int
     #: The number of servers.
     servers: int
-    #: What carried the vectors, as `shm` or `shm+tcp`.
+    #: The transport of the vectors, as `shm` or `shm+tcp`.
     transport: str
     #: The number of epochs that were made.
     epochs: int
@@ -245,7 +245,7 @@ class RunResult(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  # 
     job_sha256: str
     #: The digest of the data.
     dataset_sha256: str
-    #: What computed it: versions, BLAS kernel, processor features.
+    #: The numerics that computed it: versions, BLAS kernel, processor features.
     numerics: dict[str, Any]
     #: One record per epoch.
     history: list[EpochRecord]
@@ -255,7 +255,7 @@ class RunResult(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  # 
     test_metrics: dict[str, float] = msgspec.field(default_factory=dict)
     #: Number of values that are trained; 0 in the folder of an older version.
     parameters: int = 0
-    #: Where the time of an average step went; None if no step was followed by another in its epoch.
+    #: The time of an average step, in parts; None if no step was followed by another in its epoch.
     split: Split | None = None
     #: Why vectors did not go through shared memory although they might have; empty if they did.
     obstacle: str = ""
@@ -326,12 +326,12 @@ class RunFolder:
         self.metrics.append(encode_record(record))
 
     def flush(self) -> None:
-        """Write what was recorded."""
+        """Write the recorded lines."""
         self.metrics.flush()
         self.ledger.flush()
 
     def demand_written(self) -> None:
-        """Write what was recorded; raise OSError if the disk has no room for it."""
+        """Write the recorded lines; raise OSError if the disk has no room for them."""
         self.flush()
         if self.room.is_lacking:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
@@ -362,7 +362,7 @@ class RunFolder:
         write_atomically(self.path / name, [text, b"\n"])
 
 
-#: Who was evicted from a run for good: entries of its ledger, whose own is cut off when the run goes back.
+#: The workers that were evicted from a run for good: entries of its ledger, which is cut off when the run goes back.
 CONVICTIONS = "convictions.jsonl"
 
 #: Most results that are named one by one.
@@ -378,7 +378,7 @@ class Doubt(msgspec.Struct, frozen=True):
 
     @property
     def first(self) -> int | None:
-        """The step of the first of them: the weights before it do not depend on any. None if there are none."""
+        """The step of the first of them: the weights before it do not depend on any. None if no result is in doubt."""
         return self.results[0].step if self.results else None
 
 
@@ -414,17 +414,17 @@ def doubt_of(lines: Sequence[Line], identities: Collection[str]) -> Doubt:
 
 
 def read_convictions(folder: Path) -> list[WorkerConvicted]:
-    """Return who was evicted from a run for good; `FileFormatError` if the file is damaged."""
+    """Return the workers that were evicted from a run for good; `FileFormatError` if the file is damaged."""
     path = folder / CONVICTIONS
     try:
         lines = read_lines(read_regular(path, MOST_LINES_BYTES), str(path))
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}: expected who was evicted") from error
+        raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}: expected the evicted workers") from error
     return [line for line in lines if isinstance(line, WorkerConvicted)]
 
 
 def keep_convictions(folder: Path, convicted: Sequence[WorkerConvicted]) -> None:
-    """Write who was evicted for good, whole or not at all. Raises OSError."""
+    """Write the workers that were evicted for good, whole or not at all. Raises OSError."""
     write_atomically(folder / CONVICTIONS, [msgspec.json.encode(one) + b"\n" for one in convicted])

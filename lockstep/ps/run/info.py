@@ -1,4 +1,4 @@
-"""What is known of a run from its start to its end, and does not change."""
+"""The facts about a run that hold from its start to its end."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -33,15 +33,15 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     fingerprint: Fingerprint
     #: Labels, or numbers, of one sample: they are what tallies count.
     targets: int = 1
-    #: Where the run keeps a copy of the model's files, empty if workers are not told.
+    #: The folder with the run's copy of the model's files, empty if workers do not learn it.
     model_folder: str = ""
     #: Sums of metrics in each tally.
     metric_sums: int = 0
-    #: What R² is measured by; None without it.
+    #: The guess that R² is measured by; None without R².
     guess: Guess | None = None
-    #: What names the run in signatures, empty if results are not signed.
+    #: The run's name in signatures, empty if results are not signed.
     signed_run: str = ""
-    #: The folder of memory that workers on this machine may share, empty if there is none.
+    #: The folder of memory that workers on this machine may share, empty without such a folder.
     memory: str = ""
     #: Refuse workers that do not share it.
     needs_memory: bool = False
@@ -58,7 +58,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def metrics(self) -> Metrics:
-        """What is counted besides the loss."""
+        """The figures that are counted besides the loss."""
         return Metrics.of(self.job.loss, self.job.metrics or ())
 
     def welcome(

@@ -18,7 +18,7 @@ Epoch = TypeVar("Epoch", bound=EpochRecord)
 
 
 def best_epoch(job: Job, history: Sequence[Epoch]) -> Epoch | None:
-    """Return the best epoch by a job's `monitor` and `min_delta`, of equals the first; None if there is none yet."""
+    """Return the best epoch by a job's `monitor` and `min_delta`, of equals the first; None before the first."""
     if not history:
         return None
     best = history[0]
@@ -50,7 +50,7 @@ def figure_of(epoch: EpochRecord, monitor: str) -> float:
     return figure
 
 
-#: What an evaluation is called on the screen.
+#: The names of evaluations on the screen.
 EVALUATIONS: dict[Work, str] = {"validate": "validation", "evaluate": "evaluation"}
 
 

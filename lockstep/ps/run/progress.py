@@ -16,7 +16,7 @@ from lockstep.common.protocol.messages import EpochRecord, Message, SumsFrame, W
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that crossed sockets: sums came in, weights went out. With shared memory there are none."""
+    """Bytes that crossed sockets: sums came in, weights went out. With shared memory, none does."""
 
     #: Bytes of sums.
     sums: int = 0
@@ -55,7 +55,7 @@ class Traffic:
         self._moved += moved
 
     def drain(self) -> Moved:
-        """Return what was counted since the last call."""
+        """Return the bytes that were counted since the last call."""
         moved, self._moved = self._moved, NOTHING
         return moved
 
@@ -87,7 +87,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
     #: Seconds that the average worker computes: forward, backward, the sums of its own micro-batches. By its own clock:
     #: what other processes take of its core meanwhile is in it, what it sends meanwhile is not.
     compute_s: float
-    #: Seconds in which sums and weights are on their way, copied or added. It is what is left of the step: the slowest
+    #: Seconds in which sums and weights are on their way, copied or added. It is the rest of the step: the slowest
     #: worker does not compute and nothing is updated. An exchange that hides behind computing is not in it.
     exchange_s: float
     #: Seconds that the server takes to change the weights, for which all workers wait.
@@ -151,7 +151,7 @@ class RunTotals(msgspec.Struct, kw_only=True):
     samples: Count = 0
     #: Seconds in training rounds, without evaluations.
     train_s: float = 0.0
-    #: Seconds that all workers spent in computing what was accepted.
+    #: Seconds that all workers spent in computing the accepted results.
     compute_s: float = 0.0
     #: Seconds that the server spent in updates.
     update_s: float = 0.0

@@ -42,7 +42,7 @@ class Assessment(msgspec.Struct, frozen=True):
 
     @property
     def targets(self) -> Array:
-        """What the outputs are compared with: a class per row, or as many numbers as a row has."""
+        """The right outputs: a class per row, or as many numbers as a row has."""
         return self.objective.compared(self.objective.targets(self.dataset.labels))
 
     @property
@@ -131,7 +131,7 @@ def _tested_with(trained: Trained, trained_on: TrainTest, data: str, reading: Ma
     if path.suffix == ".npz" or not path.exists():
         return load(data)
     demand("pyarrow", "data", "lockstep evaluate")
-    # Here, as the extra may be missing if nobody tests on a table.
+    # Here, as the extra may be missing without a table.
     from lockstep.results.evaluation.table_rows import TableRows
 
     samples, labels = TableRows(manifest, manifest.reading.but(**reading)).test_set(path)

@@ -127,7 +127,7 @@ class TargetFigures(msgspec.Struct, frozen=True, kw_only=True):
     mae: float
     #: The share of the variance that is explained, at most 1; None if the target is constant.
     r2: float | None
-    #: What the number is called in the table that it is from; empty if nobody has given it a name.
+    #: The number's name in the table that it is from; empty without a name.
     name: str = ""
 
 

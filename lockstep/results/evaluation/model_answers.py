@@ -1,6 +1,6 @@
-"""What a run's model says by now: probabilities for a drawn digit, the confusion matrix, the worst mistakes.
+"""The answers of a run's model so far: probabilities for a drawn digit, the confusion matrix, the worst mistakes.
 
-Computed only if somebody asks, in a thread of this process, one after the other. The run is not asked for anything: the
+Computed only on request, in a thread of this process, one after the other. The run is not asked for anything: the
 weights are those of its last checkpoint, or its final ones.
 """
 
@@ -52,7 +52,7 @@ class ModelAnswers:
     _drawing: dict[str, Any] | None = None
 
     def _newest(self) -> Moment:
-        """Return the newest weights that there are; `UsageError` if there are none yet."""
+        """Return the newest weights; `UsageError` before the first checkpoint."""
         steps = CheckpointFolder(self.folder / CHECKPOINTS, lambda text: None).steps()
         if (self.folder / WEIGHTS).is_file():
             moment: Moment = "last"
@@ -66,7 +66,7 @@ class ModelAnswers:
         return moment
 
     def drawing(self) -> dict[str, Any]:
-        """Return whether the model was trained on images as somebody can draw them, (1, 28, 28), and its classes."""
+        """Return whether the model was trained on images as a person can draw them, (1, 28, 28), and its classes."""
         with self._lock:
             if self._drawing is None:
                 self._drawing = _drawing_of(recorded_job(self.folder))
@@ -99,7 +99,7 @@ def _drawing_of(job: Job) -> dict[str, Any]:
     if kind_of(job.loss) is not LossKind.CLASSES or is_large:
         return {"is_possible": False, "names": []}
     data = dataset_of(job)
-    # Nobody draws clothes with a finger: of what has this size, only MNIST will do, in whatever form it is there.
+    # People do not draw clothes with a finger: of data of this size, only MNIST will do, in any form.
     is_possible = data.train.sample_shape == (1, FIELD, FIELD) and (
         job.data == "mnist" or np.array_equal(data.test.labels, load("mnist").test.labels)
     )

@@ -34,7 +34,7 @@ FEW, MORE = 2, 3
 ANY = -1
 
 
-#: What the samples are called.
+#: The name of the samples.
 INPUT = "images"
 
 #: The name of the samples, of an array of the state dict, or of an earlier step's result; or an array or a number of
@@ -49,7 +49,7 @@ class TracedStep(msgspec.Struct, frozen=True):
     operands: tuple[Operand, ...]
     #: Arrays among the options are operands, too.
     options: Mapping[str, Any]
-    #: What the result is called.
+    #: The name of the result.
     result: str
     #: Shapes of the result and of the first operand, with the number of samples of the run.
     shape: tuple[int, ...]
@@ -168,7 +168,7 @@ class OnnxGraph:
 
     nodes: list[NodeProto] = field(default_factory=list)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    #: What the names of results and arrays without a name of their own begin with.
+    #: The begin of the names of results, and of arrays without a name.
     prefix: str = ""
 
     def add(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:

@@ -30,7 +30,7 @@ MOST_HOST = 12
 
 
 class Medium(Protocol):
-    """What a run is shown on."""
+    """The medium that shows a run."""
 
     #: Seconds between two looks at how far the run is.
     every_s: ClassVar[float]
@@ -76,7 +76,7 @@ class Display:
 
     @property
     def is_silent(self) -> bool:
-        """Whether nobody sees what is shown."""
+        """True if the output is thrown away."""
         return isinstance(self.medium, Lines) and self.medium.console.quiet
 
     def show(self, status: Status) -> None:
@@ -171,7 +171,7 @@ class LiveRegion:
         self._live.update(self.picture(status), refresh=True)
 
     def picture(self, status: Status) -> Group:
-        """Return what is redrawn."""
+        """Return the region that is redrawn."""
         self._bar.update(self._task, description=place(status), total=status.steps, completed=status.step)
         # Cut and not wrapped: if the height changed, traces of it would remain above.
         line = Text(f"{status.phase}  {figures(status)}" if status.elapsed_s else figures(status))
@@ -199,7 +199,7 @@ def _others(epoch: EpochRecord) -> str:
 
 
 def _named(score: Score) -> str:
-    """Return the number with its name and a space, empty if there is none."""
+    """Return the number with its name and a space, empty without a score."""
     return f"{score.name} {score.text()}  " if score.name else ""
 
 
@@ -333,7 +333,7 @@ class CellOutput:
 
 def cell_output() -> CellOutput | None:
     """Return an output of the running cell, or None outside a notebook."""
-    # Looked up among the loaded modules, so that nobody else has to import IPython.
+    # Looked up among the loaded modules, so that no other process imports IPython.
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is None or not getattr(shell, "kernel", None):
         return None

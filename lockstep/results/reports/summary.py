@@ -21,7 +21,7 @@ from lockstep.runs.cost_model import Measured, fitted
 #: Seconds of training below which times mean nothing.
 NOTED_S = 0.5
 
-#: With more columns of figures than these, headings have two lines, and with more than these one blank stands between
+#: With more columns of figures than these, headings have two lines, and with more than these one blank is between
 #: two columns: so 80 columns have room for nine. (Rich would break headings anywhere.)
 LONG_HEADINGS, WIDE_GAPS = 5, 7
 
@@ -102,7 +102,7 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
 
 
 def numerics_line(numerics: Mapping[str, Any]) -> str:
-    """Return what decides whether somebody else gets the same digest."""
+    """Return the numerics that another machine needs for the same digest."""
     versions = f"NumPy {numerics.get('numpy')} with {numerics.get('blas')}"
     if numerics.get("mode") == "portable":
         # Of an older version: portable were the bits of these versions.
@@ -144,7 +144,7 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
             f"each micro-batch had {samples} samples, too few for fast products: --micro-batches {wider} makes it "
             f"{result.global_batch // (wider * result.local_steps)}, but changes the bits"
         )
-    # What a single process would need: the same computing and updates, without an exchange.
+    # A single process would need the same computing and updates, without an exchange.
     single_s = result.compute_s + result.update_s
     is_noted = result.train_s > NOTED_S
     measured = Measured.of(result) if is_noted else None
@@ -157,7 +157,7 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
             f"training took {result.train_s:.1f} s; a single process would take about {single_s:.1f} s for the same "
             f"bits{verdict}"
         )
-    # Who is advised to have no workers needs no advice on one more.
+    # After the advice to have no workers, advice on one more would be noise.
     if gain is not None and not is_too_small:
         notes.append(one_more(result, gain, cores))
     return notes

@@ -11,23 +11,23 @@ from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.ps.records.metrics import FailureRecord, Record, StepRecord
 from lockstep.results.reports.plots.curves import Floats, StepColumns
 
-#: What is drawn over the steps; `throughput` is samples per second.
+#: The curves over the steps; `throughput` is samples per second.
 CURVES = ("loss", "accuracy", "r2", "lr", "throughput")
 
 
 @dataclass
 class MetricsFigures:
-    """What `metrics.jsonl` has of a run by now."""
+    """The figures in `metrics.jsonl` of a run so far."""
 
     steps: StepColumns = field(default_factory=StepColumns)
     #: In order; an epoch that was made again counts as it was made last.
     epochs: list[EpochRecord] = field(default_factory=list)
-    #: Why the run failed, empty if it has not, or goes on; and whether somebody has only interrupted it.
+    #: Why the run failed, empty if it has not, or goes on; and whether it was only interrupted.
     failure: str = ""
     is_interrupted: bool = False
 
     def add(self, records: Iterable[Record]) -> None:
-        """Add what is new."""
+        """Add new records."""
         steps = list[StepRecord]()
         for record in records:
             match record:

@@ -20,7 +20,7 @@ from lockstep.results.watch.processes import ProcessUse, WorkerView
 
 
 class RunState(StrEnum):
-    """How a run stands, as far as its folder shows it."""
+    """The state of a run, as far as its folder shows it."""
 
     #: The folder is missing, or holds no job.
     MISSING = "missing"
@@ -31,12 +31,12 @@ class RunState(StrEnum):
     STOPPED = "stopped"
     FINISHED = "finished"
     FAILED = "failed"
-    #: Somebody ended it: it can be resumed.
+    #: A person ended it: it can be resumed.
     INTERRUPTED = "interrupted"
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run is, and how fast it goes."""
+    """The progress of a run, and its speed."""
 
     step: int = 0
     steps: int = 0
@@ -78,7 +78,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     workers: list[WorkerView]
     #: Whether it has none because one process computes everything.
     is_alone: bool
-    #: What those on this machine use of it, empty if the run does not go on.
+    #: The use of this machine by the processes on it, empty if the run does not go on.
     processes: list[ProcessUse]
     timeline: list[StepLeases]
     events: list[RunEvent]
@@ -132,7 +132,7 @@ class RunMetric(msgspec.Struct, frozen=True):
     #: Without `lockstep_`; empty if only the page has it.
     name: str
     text: str
-    #: Where it is in a snapshot, or a function of one; empty if it is one of the totals of the run's steps.
+    #: Its place in a snapshot, or a function of one; empty if it is one of the totals of the run's steps.
     of: str | Callable[[Snapshot], Value] = ""
     #: The name of the label by which it has several values; empty if it has one.
     label: str = ""
@@ -140,7 +140,7 @@ class RunMetric(msgspec.Struct, frozen=True):
     #: Its title on the page; empty if it has no tile. If it has several values, each has a tile with its own name.
     tile: str = ""
     unit: Literal["count", "number", "rate", "percent", "speed", "duration", "text"] = "count"
-    #: Where the figure is that it is a part of.
+    #: The place of the figure that it is a part of.
     whole: str = ""
     #: Whether a run has the tile.
     shows: Callable[[Snapshot], object] = lambda snapshot: True
@@ -169,7 +169,7 @@ class RunMetric(msgspec.Struct, frozen=True):
 
 
 def read(snapshot: Snapshot, path: str) -> Any:
-    """Return what is in a place of a snapshot, None if there is nothing."""
+    """Return the value in a place of a snapshot, None if a part of the path is missing."""
     value: Any = snapshot
     for name in path.split("."):
         value = None if value is None else getattr(value, name)

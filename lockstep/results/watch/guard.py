@@ -1,11 +1,11 @@
-"""Who may read the page: a check of each request, before anything else sees it.
+"""The check of each request for the page, before anything else sees it.
 
 Any web page that the same browser has open can reach a page on loopback. Three things keep it out. The `Host` header
 has to be one that leads here, since a name of an attacker's may resolve to 127.0.0.1 (DNS rebinding). No answer allows
 another origin to read it. And nothing is computed for another site: browsers report where a request comes from. If
 anybody but this machine may reach the page, the path begins with a random token.
 
-What is refused is not counted. So those who may ask are never kept out by the requests of those who may not.
+Refused requests are not counted. So those who may ask are never kept out by the requests of those who may not.
 """
 
 import hmac
@@ -40,7 +40,7 @@ MOST_BODY_BYTES = 64 * 1024
 MOST_REQUESTS, WINDOW_S = 2000, 10.0
 MOST_CLIENTS = 1000
 
-#: What a browser says of a request that comes from the page itself, or from nowhere, as a typed address.
+#: A browser's mark of a request that comes from the page itself, or from a typed address.
 OWN_SITES = ("same-origin", "none")
 
 
@@ -75,7 +75,7 @@ class Guard:
     #: Names, each with its port, by which a browser may call us.
     hosts: frozenset[str]
     now: Callable[[], float]
-    #: What the path begins with, empty if none is needed.
+    #: The begin of the path, empty if none is needed.
     token: str = ""
     limit: RequestLimit = field(default_factory=RequestLimit)
 
@@ -129,7 +129,7 @@ def client_of(scope: Scope) -> str:
 
 
 def _refused(code: int, text: str) -> PlainTextResponse:
-    # Whoever is refused does not keep its connection.
+    # A refused browser does not keep its connection.
     return PlainTextResponse(f"{text}\n", status_code=code, headers={"Connection": "close"})
 
 

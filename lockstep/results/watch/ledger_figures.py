@@ -1,4 +1,4 @@
-"""What `ledger.jsonl` says of a run by now: its workers, who computed what in the last steps, and what happened."""
+"""The figures in `ledger.jsonl` of a run so far: its workers, their shares of the last steps, and events."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ RECENT_STEPS = 64
 
 
 class EventKind(StrEnum):
-    """What may happen in a run, as it is marked on its curves."""
+    """The kinds of events of a run, as they are marked on its curves."""
 
     BEGUN = "begun"
     RESUMED = "resumed"
@@ -62,7 +62,7 @@ class StepLeases(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class LedgerFigures:
-    """What `ledger.jsonl` has of a run by now."""
+    """The figures in `ledger.jsonl` of a run so far."""
 
     #: The workers that took part since the run was last begun or resumed, by rank.
     workers: dict[int, WorkerIn] = field(default_factory=dict)
@@ -86,11 +86,11 @@ class LedgerFigures:
 
     @property
     def is_alone(self) -> bool:
-        """Whether the process of the command computes by itself: work was done, and nobody had joined."""
+        """True if the process of the command computes by itself: work was done, and no worker had joined."""
         return self.accepted.total() > 0 and not self.workers
 
     def add(self, entries: Iterable[Line]) -> None:
-        """Add what is new."""
+        """Add new entries."""
         for entry in entries:
             self._add(entry)
 

@@ -1,4 +1,4 @@
-"""Follows a file of lines that another process writes: returns what is new, and notices when the file was cut."""
+"""Follows a file of lines that another process writes: returns new lines, and notices when the file was cut."""
 
 import os
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ MARK_BYTES = 256
 
 
 class NewLines(msgspec.Struct, frozen=True):
-    """What came since the last call."""
+    """The lines that came since the last call."""
 
     #: Whole lines, each with its end; empty if none is complete.
     data: bytes
@@ -28,7 +28,7 @@ class NewLines(msgspec.Struct, frozen=True):
 
     @property
     def is_news(self) -> bool:
-        """Whether anything has changed."""
+        """True if anything has changed."""
         return bool(self.data) or self.is_restarted
 
 

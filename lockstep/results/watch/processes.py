@@ -1,4 +1,4 @@
-"""What the processes of a run on this machine use of it: processor and memory, as the system counts them.
+"""The use of this machine by the processes of a run: processor and memory, as the system counts them.
 
 The numbers of processes come from a run's files or its server, so any number may be named: only processes of ours that
 run this program are looked at.
@@ -14,12 +14,12 @@ import psutil
 #: Seconds between two looks: the share of the processor is a mean over this time.
 USE_S = 2.0
 
-#: What processes of a run are started as.
+#: The commands of a run's processes.
 KINDS = ("server", "shard", "worker")
 
 
 class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
-    """What one process uses."""
+    """The use of one process."""
 
     name: str
     #: Its number among all workers that the run ever had, by which it has its colour; None if it is not a worker.
@@ -58,7 +58,7 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
 class ProcessWatch:
     """Looks at the processes of one run, again and again."""
 
-    #: The number of the user whose processes are looked at: by default of the one who looks.
+    #: The number of the user whose processes are looked at: by default the user of this process.
     user: int = field(default_factory=lambda: int(psutil.Process().uids().real))
     _known: dict[int, psutil.Process] = field(default_factory=dict)
     _looked: float = float("-inf")

@@ -112,7 +112,7 @@ class RunView:
         return max(0.0, self.file_time() - written) if written else 0.0
 
     def _read_lines(self) -> tuple[bool, bool]:
-        """Read a part of what is new in the files of lines; return whether any is, and whether there is more."""
+        """Read a part of the new lines; return whether there are any, and whether there is more."""
         lines, records = self._metrics_file.read_records(Record)
         self.metrics = MetricsFigures() if lines.is_restarted else self.metrics
         self.metrics.add(records)
@@ -144,7 +144,7 @@ class RunView:
 
     @property
     def state(self) -> RunState:
-        """How the run stands."""
+        """The state of the run."""
         if self.result is not None:
             return RunState.FINISHED
         if self.status is not None and not self.status.failure:
@@ -226,7 +226,7 @@ class RunView:
         place = known or seen
         host, pid, processes = (place.host, place.pid, place.processes) if place is not None else ("", 0, 1)
         speed = None if known is None else speed_of(known)
-        # The server knows who is there; without it, the ledger does.
+        # The server knows its workers; without it, the ledger does.
         is_gone = known is None and (self.status is not None or rank in self.ledger.gone)
         state = "computed in the last steps" if share else "no recent work"
         if known is not None or is_gone:
@@ -255,7 +255,7 @@ class RunView:
         return counts
 
     def timeline(self) -> list[StepLeases]:
-        """Return who computed what in the last steps that the metrics have too."""
+        """Return the shares of the last steps that the metrics have too."""
         steps = self.metrics.steps
         first = int(steps["step"][0]) if steps.count else 0
         drawn = list[StepLeases]()
@@ -269,7 +269,7 @@ class RunView:
         return drawn
 
     def encoded_snapshot(self) -> bytes:
-        """Return the snapshot as JSON, made once for all who ask."""
+        """Return the snapshot as JSON, made once for all requests."""
         with self.lock:
             if self._encoded[0] != self.version:
                 self._encoded = self.version, msgspec.json.encode(self.snapshot())

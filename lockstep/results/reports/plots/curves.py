@@ -67,7 +67,7 @@ class StepColumns:
         return {name: float(self[name][-1]) for name in COLUMNS} if self.count else {}
 
     def mean(self, name: str, steps: int) -> float:
-        """Return the mean of a column over the last steps, NaN if there are none or the run does not have it."""
+        """Return the mean of a column over the last steps, NaN without steps, or if the run lacks it."""
         return float(self[name][-steps:].mean()) if self.count else math.nan
 
     def throughput(self, steps: int) -> float:
@@ -101,7 +101,7 @@ class RunCurves(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def has_score(self) -> bool:
-        """Whether there is an accuracy or an R²."""
+        """True if there is an accuracy or an R²."""
         return self.has("accuracy") or self.has("r2")
 
     @cached_property

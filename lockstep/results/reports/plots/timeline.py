@@ -169,7 +169,7 @@ def bars_of(shares: Sequence[ComputedShare]) -> Iterator[tuple[ComputedShare, fl
 def _plot_waiting(
     axes: Axes, step: TimedStep, bars: Sequence[tuple[ComputedShare, float, float]], last: ComputedShare
 ) -> None:
-    """Plot how long each worker waits for the last result of the step, and mark who sent that."""
+    """Plot how long each worker waits for the last result of the step, and mark the worker that sent it."""
     end_s = last.ended_s or 0.0
     for row, stop_s in {share.row: stop_s for share, _, stop_s in bars}.items():
         left, width = 1e3 * (step.began_s + stop_s), 1e3 * max(0.0, end_s - stop_s)

@@ -1,4 +1,4 @@
-"""What the workers of a run computed, and when, as its ledger tells it; plots nothing."""
+"""The work of each worker of a run, with its times, from the ledger; plots nothing."""
 
 from dataclasses import dataclass, field
 from itertools import repeat
