@@ -31,7 +31,7 @@ HANDLING = 2.1e9
 
 
 class Machines(msgspec.Struct, frozen=True, kw_only=True):
-    """Where steps are made: processes in a team on each host, and servers."""
+    """The machines of a run: processes in a team on each host, and servers."""
 
     #: Processes of all teams.
     workers: int = 1
@@ -110,14 +110,14 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True):
     is_weak: bool
     #: Bytes/s at which the processes of a host together add up vectors.
     memory: float = MEMORY
-    #: What else a team takes for a step that it makes without the server.
+    #: The other costs of a step that a team makes without the server.
     local_s: float = 0.0
     #: An exchange with servers: the least that it takes, and what one server takes per host.
     latency_s: float
     per_host_s: float
     #: One process's update of all weights.
     update_s: float
-    #: What the slowest of several processes takes longer than its share of the micro-batches explains.
+    #: The time of the slowest of several processes beyond its share of the micro-batches.
     jitter_s: float
     #: Cores that all processes share; None if each has its own.
     cores: int | None = None

@@ -33,7 +33,7 @@ from lockstep.common.runtime.numerics import Numerics
 
 S = TypeVar("S", Job, RunOptions)
 
-#: What a person calls the validator's kinds of values.
+#: The validator's kinds of values in plain words.
 KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -55,10 +55,10 @@ MOST_PARTS = 16
 _PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
 _DEEP_KEY = re.compile(rf"(?<![\w-])(?:{_PART}){{{MOST_PARTS}}}", re.ASCII)
 
-#: What keys are called by Keras, Lightning and PyTorch, if that is not near to the name here.
+#: The names of keys in Keras, Lightning and PyTorch, if that is not near to the name here.
 ELSEWHERE = {"batch_size": "global_batch", "learning_rate": "lr", "num_workers": "workers"}
 
-#: The outer optimizer of a job with local steps, if nobody says otherwise: sgd with Nesterov's momentum. DiLoCo has a
+#: The outer optimizer of a job with local steps, by default: sgd with Nesterov's momentum. DiLoCo has a
 #: momentum of 0.9, which needs hundreds of exchanges: with 60 of them, `bench local-steps` has 96.5 % with that for
 #: `mlp`, and 98.1 % without any.
 OUTER = {"lr": 0.7, "momentum": 0.6, "nesterov": True}
@@ -75,7 +75,7 @@ class Field(msgspec.Struct, frozen=True):
     """One value of a job, or option of its run."""
 
     name: str
-    #: What a flag's text is turned into.
+    #: The kind of value that a flag's text becomes.
     kind: type[str] | type[int] | type[float] | type[bool]
     #: The only values allowed, empty if any of the kind is.
     choices: tuple[str, ...]
@@ -321,7 +321,7 @@ class ShownValue(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     value: Any
-    #: What a job of this model has if nobody says anything.
+    #: The value in a job of this model by default.
     usual: Any
     is_unusual: bool
 
@@ -343,8 +343,8 @@ def shown_values(job: Job, options: RunOptions) -> dict[str, list[ShownValue]]:
 def named(value: Any) -> Any:
     """Return the name of a file or a folder that is given by its whole path, and any other value as it is.
 
-    Whoever wrote `data = "homes.csv"` reads it so; what we put somewhere, as the arrays of `fit` and packed tables, has
-    a path that nobody wrote. The job has all of it.
+    The author of `data = "homes.csv"` reads it so; files that we put somewhere, as the arrays of `fit` and packed
+    tables, have paths that no person wrote. The job has all of it.
     """
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 

@@ -68,7 +68,7 @@ def pip_command(extra: str, checkout: Path | None, prefix: Path, python: Path, c
 
 
 def editable_checkout() -> Path | None:
-    """Return the checkout that is installed editable in this environment, None if there is none (PEP 610)."""
+    """Return the checkout that is installed editable in this environment, None without one (PEP 610)."""
     try:
         text = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:

@@ -1,8 +1,8 @@
 """The folder that a run writes to: claimed by one run alone, resumed from, and gone if the run could not begin.
 
 It has the weights of a file that the run began with, and a copy of the model's own files. These files run only if they
-are those of the receipt. They are code, and a folder may come from anybody. So they run only if this user has trained a
-model of these files on this machine, or has agreed to them once. Models of the library need neither."""
+are those of the receipt. They are code, and a folder may come from any machine. So they run only if this user has
+trained a model of these files on this machine, or has agreed to them once. Models of the library need neither."""
 
 import fcntl
 import os
@@ -42,7 +42,7 @@ from lockstep.ps.records.run_folder import (
 from lockstep.ps.setup import RunSetup
 from lockstep.runs.job_file import read_values, resolve, to_toml
 
-#: Where runs go that were given no folder.
+#: The folder of runs that were given no folder.
 RUNS = Path("runs")
 
 #: The resolved job in a run's folder. While a folder is only claimed, the file is empty, and the process that begins a
@@ -179,7 +179,7 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
     """Return the job of the run in `folder`, and its options with the flags given overriding them.
 
     `JobError` if there is no run, or a flag asks for another job than the run's: both values are named. `ModelError` if
-    its model is not the one of its receipt, or is code that nobody here has agreed to run.
+    its model is not the one of its receipt, or is code that this user has not agreed to run.
     """
     if not has_begun(folder):
         raise JobError(f"{str(folder)!r} holds no run to resume: expected a run folder, with its {JOB}")
@@ -228,7 +228,7 @@ RECORDS = (LEDGER, RECEIPT, RESULT, METRICS, CHECKPOINTS, WEIGHTS, AVERAGE_WEIGH
 #: Bytes of the list of trusted models: a line takes a hundred.
 MOST_BYTES = 2**24
 
-#: What is trusted by this process, in case the list cannot be written.
+#: The files that this process trusts, in case the list cannot be written.
 _trusted_here: set[str] = set()
 
 
@@ -285,18 +285,18 @@ def resumed_source(folder: Path, job: Job) -> ModelSource:
 
 
 def trusted_source(folder: Path, job: Job) -> ModelSource:
-    """Return the source that is recorded in a folder; `ModelError` also if nobody here has agreed to run it."""
+    """Return the source that is recorded in a folder; `ModelError` also if this user has not agreed to run it."""
     source = recorded_source(folder, job)
     demand_trust(folder, source)
     return source
 
 
-#: Files that somebody is asked to read, by name.
+#: Files that a person is asked to read, by name.
 MOST_FILES = 4
 
 
 def demand_trust(folder: Path, source: ModelSource) -> None:
-    """Raise `ModelError` if the source of the run in a folder is code that nobody here has agreed to run."""
+    """Raise `ModelError` if the source of the run in a folder is code that this user has not agreed to run."""
     if source.entries() and not _is_trusted(source):
         files = dict.fromkeys(str(each.root / place) for each in source.entries() for place in each.texts)
         named, more = list(map(repr, files))[:MOST_FILES], len(files) - MOST_FILES

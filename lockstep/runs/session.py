@@ -44,7 +44,7 @@ from lockstep.runs.run_dir import (
 
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run's files go, how it is carried out, and whether it resumes what is there."""
+    """The folder of a run, its options, and whether it resumes the run that is there."""
 
     folder: Path
     options: RunOptions
@@ -53,7 +53,7 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
     #: or is resumed in the term that it had.
     server: str = msgspec.field(default_factory=lambda: secrets.token_hex(4))
     term: int | None = None
-    #: Where that server is reached, empty if no other one asks for it.
+    #: The address of that server, empty if no other one asks for it.
     address: str = ""
 
 
@@ -84,7 +84,7 @@ def run_name(destination: Destination) -> str:
 
 
 class RunSession(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is recorded in, and where it begins."""
+    """The records of a run, and the place at which it begins."""
 
     recorder: MetricsRecorder
     checkpointer: Checkpointer
@@ -100,7 +100,7 @@ class RunSession(msgspec.Struct, frozen=True, kw_only=True):
 def open_session(
     setup: RunSetup, setting: Setting, destination: Destination, clock: Clock, say: Callable[[str], None]
 ) -> RunSession:
-    """Open the session of a run, in whose folder nobody else may write from now on.
+    """Open the session of a run, in whose folder no other process may write from now on.
 
     Raises `UsageError` if the folder cannot be written to, is in use, or holds another run.
     """
@@ -155,7 +155,7 @@ def _opened_folder(setup: RunSetup, destination: Destination, say: Callable[[str
 
 
 def keep_terms(folder: Path, history: TermHistory) -> None:
-    """Write who leads the run, before anybody can see a line of that server's; `UsageError` if that fails."""
+    """Write the leader's term, before another process can see a line of that server; `UsageError` if that fails."""
     try:
         write_terms(folder, history)
     except OSError as error:

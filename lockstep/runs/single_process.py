@@ -98,9 +98,9 @@ class SerialRun:
     setup: RunSetup
     recorder: MetricsRecorder
     clock: Clock
-    #: Called with the status of the run after each round; None if nobody looks.
+    #: Called with the status of the run after each round; None without a reader.
     watch: Callable[[Status], None] | None
-    #: Where it begins: by default at the beginning.
+    #: The place at which it begins: by default the beginning.
     start: Resumption | None = None
     checkpointer: Checkpointer | None = None
     #: Called between two epochs if the run pauses for callbacks: whether it ends with the one that is over.
@@ -177,7 +177,7 @@ class SerialRun:
         return recorder.result
 
     def _await_room(self, write: Callable[[], None]) -> None:
-        """Wait while the disk has no room for what is recorded; `write` writes it again. An interrupt ends the wait."""
+        """Wait while the disk has no room for its records; `write` writes it again. An interrupt ends the wait."""
         room = self.recorder.room
         if room is None or not room.is_lacking:
             return

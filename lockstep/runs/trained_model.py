@@ -35,7 +35,7 @@ Moment = Literal["last", "best", "ema"] | int
 
 
 def kept_weights(folder: Path, job: Job, model: Model, moment: Moment) -> tuple[Vector, int]:
-    """Return a run's weights and after how many steps they are, and give the model what was frozen.
+    """Return a run's weights and after how many steps they are, and give the model its frozen arrays.
 
     `JobError` if these were not kept, `ModelError` if they are another model's.
     """
@@ -61,7 +61,7 @@ def _written(path: Path, model: Model) -> tuple[Vector, int]:
 
 
 def _vector(arrays: Mapping[str, NDArray[Any]], model: Model) -> Vector:
-    """Return the weights among a state dict's arrays, and give the model what is frozen."""
+    """Return the weights among a state dict's arrays, and give the model its frozen arrays."""
     model.adopt(arrays)
     weights = np.zeros(model.layout.size, dtype=np.float32)
     model.layout.write(weights, arrays)
@@ -69,7 +69,7 @@ def _vector(arrays: Mapping[str, NDArray[Any]], model: Model) -> Vector:
 
 
 def _weights_in(arrays: Mapping[str, NDArray[Any]], model: Model) -> Vector:
-    """Return the same of arrays of which some are no weights: a checkpoint has the optimizer's slots too."""
+    """Return the same of arrays of which some are not weights: a checkpoint has the optimizer's slots too."""
     names = model.layout.read(np.empty(model.layout.size, np.float32))
     return _vector({name: arrays[name] for name in names if name in arrays}, model)
 
@@ -123,7 +123,7 @@ class Trained(msgspec.Struct, frozen=True):
 
 
 def open_trained(folder: Path, moment: Moment = "last") -> Trained:
-    """Return a run's weights, the last ones or others; a `UsageError` names what is missing or damaged.
+    """Return a run's weights, the last ones or others; a `UsageError` names the missing or damaged file.
 
     The model is built from what the run was trained with; `ModelError` as of `trusted_source`.
     """
@@ -188,7 +188,7 @@ def has_data(job: Job) -> bool:
 
 
 def demand_data(job: Job) -> None:
-    """Raise `DataError` if a run's data is not where its job names it: it was moved, or the run is somebody else's."""
+    """Raise `DataError` if a run's data is not where its job names it: it was moved, or the run is another user's."""
     if has_data(job):
         return
     place = (

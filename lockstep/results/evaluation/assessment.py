@@ -47,7 +47,7 @@ class Assessment(msgspec.Struct, frozen=True):
 
     @property
     def has_classes(self) -> bool:
-        """Whether each row has one right class. With a loss of the user's own it has if the run has an accuracy."""
+        """True if each row has one right class. With a loss of the user's own it has if the run has an accuracy."""
         if self.objective.kind is not LossKind.OWN:
             return self.objective.kind is LossKind.CLASSES
         is_one_each = self.outputs.ndim == 2 and self.targets.shape == (len(self.outputs), 1)
@@ -72,7 +72,7 @@ class Assessment(msgspec.Struct, frozen=True):
 
     @property
     def has_numbers(self) -> bool:
-        """Whether each row has numbers to predict. With a loss of the user's own it has if the run has R²."""
+        """True if each row has numbers to predict. With a loss of the user's own it has if the run has R²."""
         if self.objective.kind is not LossKind.OWN:
             return self.objective.is_regression
         return "r2" in self.objective.metrics.by_name and self.outputs.shape == self.targets.shape

@@ -3,7 +3,7 @@
 Any web page that the same browser has open can reach a page on loopback. Three things keep it out. The `Host` header
 has to be one that leads here, since a name of an attacker's may resolve to 127.0.0.1 (DNS rebinding). No answer allows
 another origin to read it. And nothing is computed for another site: browsers report where a request comes from. If
-anybody but this machine may reach the page, the path begins with a random token.
+another machine may reach the page, the path begins with a random token.
 
 Refused requests are not counted. So those who may ask are never kept out by the requests of those who may not.
 """

@@ -62,13 +62,13 @@ class RunView:
     ledger: LedgerFigures = field(default_factory=LedgerFigures)
     #: Held while files are read, in another thread than the one that answers.
     lock: RLock = field(default_factory=RLock)
-    #: Counts what has changed.
+    #: Counts changes.
     version: int = 0
     #: Whether all files have been read to their ends once.
     is_whole: bool = False
     #: Whether there is a folder with the run's job.
     has_folder: bool = False
-    #: When somebody last looked at it, and when the run last wrote something, by the clock of `refresh`.
+    #: The times of the last look at it, and of the last line that the run wrote, by the clock of `refresh`.
     seen: float = 0.0
     _written: float = 0.0
     _metrics_file: LineFollower = field(init=False)
@@ -86,7 +86,7 @@ class RunView:
         self._ledger_file = LineFollower(self.folder / LEDGER, most_bytes=2**22)
 
     def refresh(self, now: float, status: Status | None = None) -> bool:
-        """Read a part of what is new at `now` seconds; return whether there is more to read at once."""
+        """Read a part of the new lines at `now` seconds; return whether there is more to read at once."""
         with self.lock:
             has_folder = (self.folder / JOB).is_file()
             changed = has_folder != self.has_folder or status != self.status

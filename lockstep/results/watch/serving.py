@@ -132,7 +132,7 @@ def _host(connection: H11Protocol) -> str:
     return connection.client[0] if connection.client is not None else ""
 
 
-#: Where the page is, and what a browser may ask for next to `index.html`.
+#: The folder of the page, and the files that a browser may ask for next to `index.html`.
 PAGE = Path(__file__).parent / "page"
 FILES = frozenset(path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*.*") if path.name != "index.html")
 
@@ -159,7 +159,7 @@ class WatchApp:
     is_metrics_only: bool = False
     #: Set when the process ends, so that streams end too.
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
-    #: The clients of streams that are open, each as long as somebody holds its stream.
+    #: The clients of streams that are open, each as long as its stream is held.
     _streams: WeakKeyDictionary[AsyncIterator[dict[str, str]], str] = field(default_factory=WeakKeyDictionary)
     _asked: int = 0
     #: Of the run whose model was asked last: each holds its data.
@@ -232,7 +232,7 @@ class WatchApp:
         if view is None:
             raise _refusal(404, missing)
         if not view.version:
-            # It has just been opened: after a moment, what is small is there at once.
+            # It has just been opened: after a moment, the small files are read.
             await anyio.to_thread.run_sync(self.source.refresh, view, self.now())
         return view
 
@@ -277,7 +277,7 @@ class WatchApp:
                 yield {"event": "snapshot", "data": view.encoded_snapshot().decode()}
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.is_over.wait(), SEND_S)
-            # Somebody still looks at it.
+            # A browser still shows it.
             self.source.view(name, self.now())
 
     # Its model
@@ -384,14 +384,14 @@ class PageServer:
     source: WatchedRuns
     place: TcpAddress
     is_metrics_only: bool = False
-    #: What the link has in it; by default something new, and nothing if only this machine can reach us.
+    #: The token in the link; by default a new one, and none if only this machine can reach us.
     token: str = ""
     #: By which browsers reach us, if that is another place: a proxy's, or one outside of a container.
     published: TcpAddress | None = None
 
     @property
     def is_reachable(self) -> bool:
-        """Whether others than this machine may reach us: directly, or by way of a proxy, as of a container."""
+        """True if other machines may reach us: directly, or by way of a proxy, as of a container."""
         return not self.place.is_loopback or self.published is not None
 
     def secret(self) -> str:
@@ -466,7 +466,7 @@ def read_statuses(source: WatchedRuns) -> None:
 
 
 def ask_statuses(source: WatchedRuns, address: str, key: Path | None, is_over: threading.Event) -> None:
-    """Ask a server how its run stands, about once a second, until `is_over` is set."""
+    """Ask a server for the status of its run, about once a second, until `is_over` is set."""
     clock = SystemClock()
     client = StatusClient(dial(address, credential=credential_of(key, None)))
     heard = clock.now()
@@ -486,7 +486,7 @@ def ask_statuses(source: WatchedRuns, address: str, key: Path | None, is_over: t
 
 
 def read_token(path: Path) -> str:
-    """Return the token in a file of ours that nobody else can read; `UsageError` if it is not fit to be one."""
+    """Return the token in a file of ours that no other user can read; `UsageError` if it is not fit to be one."""
     token = read_ours(path, forbidden=0o077).strip()
     if not re.fullmatch(r"[A-Za-z0-9_-]{16,200}", token):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What is watched: the folder of one run, a folder of many, or the server at an address."""
+"""The watched runs: the folder of one run, a folder of many, or the server at an address."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ MOST_DIFFERING, MOST_VALUE = 8, 60
 #: The folder of a run of which only the server is known: it cannot exist.
 NOWHERE = Path(os.devnull, "run")
 
-#: Seconds after which a run that nobody looks at is forgotten, and read again when it is opened.
+#: Seconds after which a run that no browser shows is forgotten, and read again when it is opened.
 FORGET_S = 600.0
 
 #: Bytes of the end of a run's metrics in which its last figures are looked for.
@@ -91,7 +91,7 @@ class WatchedRuns:
     folder: Path | None
     #: Whether it is a folder of runs.
     is_many: bool = False
-    #: What the server of the only run has last answered.
+    #: The last answer of the server of the only run.
     status: Status | None = None
     #: Seconds since 1970, as the times of files are.
     file_time: Callable[[], float] = file_time
@@ -126,7 +126,7 @@ class WatchedRuns:
             self.is_many = bool(self._names())
 
     def view(self, name: str, now: float) -> RunView | None:
-        """Return a run that somebody looks at, None if there is none of this name."""
+        """Return a run that a browser shows, None if no run has this name."""
         with self._lock:
             if name not in self._views:
                 folder = self._folder_of(name)
@@ -152,13 +152,13 @@ class WatchedRuns:
             return []
 
     def open_views(self, now: float) -> list[RunView]:
-        """Return the runs that somebody has looked at lately; the others are forgotten."""
+        """Return the runs that a browser has shown lately; the others are forgotten."""
         with self._lock:
             self._views = {name: view for name, view in self._views.items() if now <= view.seen + FORGET_S}
             return list(self._views.values())
 
     def refresh(self, view: RunView, now: float) -> bool:
-        """Read a part of what is new of a run; return whether there is more to read at once."""
+        """Read a part of the new lines of a run; return whether there is more to read at once."""
         return view.refresh(now, None if self.is_many else self.status)
 
     def listing(self) -> RunList:

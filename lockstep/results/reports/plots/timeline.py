@@ -155,7 +155,7 @@ def bars_of(shares: Sequence[ComputedShare]) -> Iterator[tuple[ComputedShare, fl
     """Yield shares of one step, used or not, with the seconds at which their workers began and ended computing them.
 
     A worker is leased more than it computes at a time, so that it never waits: it begins with a lease once it is done
-    with the one before. Where it is not known when it was leased something, that is all there is to go by.
+    with the one before. If the time of a lease is not known, the bar follows from that alone.
     """
     free_s: dict[int, float] = {}
     for share in sorted(shares, key=lambda share: share.ended_s or 0.0):
