@@ -95,12 +95,12 @@ def words_of(proc: Path, pid: int) -> list[str]:
 
 
 def children_of(proc: Path, pid: int) -> list[int]:
-    """Return the numbers of the processes that a process has started."""
-    found = list[int]()
+    """Return the numbers of the processes that a process has started, and of those that these have started."""
+    started = list[int]()
     with suppress(OSError):
         for task in (proc / str(pid) / "task").iterdir():
-            found += map(int, (task / "children").read_text(encoding="ascii").split())
-    return found
+            started += map(int, (task / "children").read_text(encoding="ascii").split())
+    return [*started, *(each for one in started for each in children_of(proc, one))]
 
 
 def seconds_of(proc: Path, pid: int) -> float | None:

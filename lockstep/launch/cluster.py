@@ -56,6 +56,7 @@ from lockstep.launch.supervision.supervisor import (
     SupervisorEffect,
     SupervisorEvent,
 )
+from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.launch.supervision.worker_supervisor import USAGE
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
@@ -368,7 +369,8 @@ def train_here(
     check_launch(launch)
     if launch.workers == 0:
         return train_alone(job, destination, display, is_to_stop)
-    return train_on(LocalBackend(launch), job, destination, display, chaos, is_to_stop)
+    with ProcessTemplate.of("server", "worker") as template:
+        return train_on(LocalBackend(launch, template), job, destination, display, chaos, is_to_stop)
 
 
 def train_on(

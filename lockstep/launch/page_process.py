@@ -72,8 +72,7 @@ class PageProcess:
             if not link:
                 child.end(GRACE_S)
                 raise UsageError(child.last_message() or "the page could not be started")
-            assert child.process.stdin is not None
-            os.set_blocking(child.process.stdin.fileno(), False)
+            os.set_blocking(child.lifeline, False)
         except BaseException:
             remove_private(private)
             raise
@@ -88,8 +87,7 @@ class PageProcess:
         if not self._rest:
             self._rest = msgspec.json.encode(status) + b"\n"
         try:
-            assert self.child.process.stdin is not None
-            self._rest = self._rest[os.write(self.child.process.stdin.fileno(), self._rest) :]
+            self._rest = self._rest[os.write(self.child.lifeline, self._rest) :]
         except OSError:
             # It does not read, or is gone: the run goes on.
             return
@@ -102,8 +100,7 @@ class PageProcess:
 
     def close(self) -> None:
         """End it."""
-        if self.child.process.stdin is not None and not self.child.process.stdin.closed:
-            self.child.process.stdin.close()
+        self.child.cut_lifeline()
         self.child.end(GRACE_S)
         remove_private(self.private)
 

@@ -18,6 +18,7 @@ from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.endpoints import make_token
 from lockstep.launch.supervision.child import LOG, Child, WatchedProcess
 from lockstep.launch.supervision.supervisor import ProcessPlace, Role
+from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.launch.team import team_arguments
 
 
@@ -86,6 +87,8 @@ class LocalBackend:
     """This machine alone."""
 
     launch: RunOptions
+    #: The process that those of the run are forked from, None to start each anew.
+    template: ProcessTemplate | None = None
     has_external_workers: bool = field(default=False, init=False)
     workers: int = field(init=False)
     team_size: int = field(init=False)
@@ -99,10 +102,10 @@ class LocalBackend:
 
     def start_server(self, command: ProcessCommand, folder: Path) -> Child:
         bind = ["--bind", command.address or self._bind(command.stem, folder)]
-        return start_here(command, bind, folder)
+        return start_here(command, bind, folder, self.template)
 
     def start_worker(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
-        child = start_here(command, self._team(command.place.number, folder), folder)
+        child = start_here(command, self._team(command.place.number, folder), folder, self.template)
         if self.team_size == 1 and self.workers == cores():
             # The processes of a team do this themselves.
             keep_to_core(child.pid, command.place.number)
@@ -124,9 +127,12 @@ class LocalBackend:
         return transport.local_address.format(folder=folder, name=name)
 
 
-def start_here(command: ProcessCommand, added: list[str], folder: Path) -> Child:
-    """Start a process on this machine, with some more arguments."""
-    return Child.start(command.name, [*command.arguments, *added], folder / f"{command.stem}{LOG}")
+def start_here(
+    command: ProcessCommand, added: list[str], folder: Path, template: ProcessTemplate | None = None
+) -> Child:
+    """Start a process on this machine, with some more arguments; fork it from the template, if there is one."""
+    log = folder / f"{command.stem}{LOG}"
+    return Child.start(command.name, [*command.arguments, *added], log, template=template)
 
 
 #: Longest folder name below which a socket's path stays within the system's 107 bytes.

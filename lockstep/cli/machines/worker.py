@@ -28,6 +28,7 @@ from lockstep.launch.supervision.channel import ParentLink
 from lockstep.launch.supervision.child import HERE, Child
 from lockstep.launch.supervision.crew import Crew
 from lockstep.launch.supervision.supervisor import ProcessPlace
+from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.launch.team import TeamSupervisor, default_processes, own_core, team_arguments
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import SILENCE_S, WorkerState
@@ -218,8 +219,9 @@ def supervise(request: WorkerRequest, count: int) -> int:
     private = private_folder()
     with ends_with_parent(request.supervised) if request.supervised else nullcontext():
         try:
-            start = functools.partial(start_process, request, private.path)
-            code = TeamSupervisor(Crew(start), count, SystemClock(), say, request.link.report).run()
+            with ProcessTemplate.of("worker") as template:
+                start = functools.partial(start_process, request, private.path, template)
+                code = TeamSupervisor(Crew(start), count, SystemClock(), say, request.link.report).run()
         finally:
             with uninterrupted():
                 remove_private(private)
@@ -228,10 +230,10 @@ def supervise(request: WorkerRequest, count: int) -> int:
     return code
 
 
-def start_process(request: WorkerRequest, folder: Path, place: ProcessPlace) -> Child:
+def start_process(request: WorkerRequest, folder: Path, template: ProcessTemplate | None, place: ProcessPlace) -> Child:
     """Start one process of a team, in a folder of those that are started here."""
     number = place.number
     flags = [*team_arguments(request.team or folder / "team", number, request.processes), "--supervised", HERE]
     name = "a process of the team" if number else "the leader"
     # Without the ending of logs that are kept: the last process removes it.
-    return Child.start(name, ["worker", *request.arguments(), *flags], folder / f"{number}")
+    return Child.start(name, ["worker", *request.arguments(), *flags], folder / f"{number}", template=template)

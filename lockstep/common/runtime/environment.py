@@ -5,7 +5,7 @@ import gc
 import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 #: Read once by the BLAS libraries that NumPy may be linked with, when they are loaded.
@@ -103,6 +103,21 @@ def kept_to_core(number: int) -> Iterator[None]:
     finally:
         if sys.platform == "linux":
             os.sched_setaffinity(0, before)
+
+
+def name_process(words: Sequence[str]) -> None:
+    """Let lists of processes show these words as the command of this process, as far as the old command has room.
+
+    Does nothing if the system does not support it.
+    """
+    with suppress(OSError, IndexError):
+        with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        begin, end = int(fields[45]), int(fields[46])  # `arg_start` and `arg_end` of proc(5)
+        if begin:
+            text = b"".join(os.fsencode(word) + b"\0" for word in words)[: end - begin - 1]
+            ctypes.memset(begin, 0, end - begin)
+            ctypes.memmove(begin, text, len(text))
 
 
 def child_environment() -> Mapping[str, str]:

@@ -98,8 +98,9 @@ def signal_family(pid: int, number: int) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the processes that a process has started and that still run."""
+    """Return the processes that a process has started and that still run, and those that these have started."""
     try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        started = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+    return [*started, *(each for one in started for each in children_of(one))]

@@ -12,6 +12,7 @@ from pathlib import Path
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import child_environment
 from lockstep.launch.supervision.channel import ChildReport, EndReport, ListeningReport, ReportReader
+from lockstep.launch.supervision.template import ForkedProcess, ForkRequest, ProcessTemplate
 from lockstep.launch.supervision.worker_supervisor import ProcessEnd
 
 #: How the names of logs end.
@@ -201,31 +202,44 @@ HERE = "{here}"
 class Child(WatchedProcess):
     """One child process; it ends by itself when our end of its standard input closes."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     reader: ReportReader
+    #: Our end of its standard input, -1 once it is closed.
+    lifeline: int
+    #: Whether its reports are not read any more.
+    is_closed: bool = False
 
     @classmethod
-    def start(cls, name: str, arguments: list[str], log: Path, folder: Path | None = None) -> "Child":
+    def start(
+        cls,
+        name: str,
+        arguments: list[str],
+        log: Path,
+        folder: Path | None = None,
+        template: ProcessTemplate | None = None,
+    ) -> "Child":
         """Start `lockstep` with these arguments in `folder`, or where we are; its standard error is added to `log`.
 
-        `HERE` stands in the arguments for the folder of the log.
+        `HERE` stands in the arguments for the folder of the log. The process is forked from the template, if there is
+        one.
         """
         process_log = ProcessLog.at_end_of(log)
         words = [word.replace(HERE, str(log.parent)) for word in arguments]
-        with log.open("ab") as errors:
-            process = subprocess.Popen(
-                # -P: the working folder is not on the path, where a `lockstep.py` of the user's would take our place.
-                [sys.executable, "-P", "-m", "lockstep", *words],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd=folder,
-                env=dict(child_environment()),
-                # Ctrl-C in a terminal reaches the whole foreground group: we end the children ourselves, in order.
-                start_new_session=True,
-            )
-        assert process.stdout is not None  # it is a pipe
-        return cls(name, process_log, process, ReportReader(process.stdout.fileno()))
+        stdin, lifeline = os.pipe()
+        reports, stdout = os.pipe()
+        try:
+            with log.open("ab") as errors:
+                streams = (stdin, stdout, errors.fileno())
+                request = ForkRequest(words, "" if folder is None else str(folder))
+                process = (None if template is None else template.fork(request, streams)) or _start(request, streams)
+        except BaseException:
+            os.close(lifeline)
+            os.close(reports)
+            raise
+        finally:
+            os.close(stdin)
+            os.close(stdout)
+        return cls(name, process_log, process, ReportReader(reports), lifeline)
 
     @property
     def pid(self) -> int:
@@ -233,7 +247,8 @@ class Child(WatchedProcess):
 
     @property
     def code(self) -> int:
-        return int(self.process.returncode)
+        assert self.process.returncode is not None  # it has ended
+        return self.process.returncode
 
     def place(self) -> str:
         return f"pid {self.pid}"
@@ -256,8 +271,30 @@ class Child(WatchedProcess):
         if not self.wait(grace_s):
             self.process.kill()
             self.process.wait()
-        self.take()
-        self.reader.is_at_end = True
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self.cut_lifeline()
+        if not self.is_closed:
+            self.take()
+            self.is_closed = self.reader.is_at_end = True
+            os.close(self.reader.descriptor)
+
+    def cut_lifeline(self) -> None:
+        """Close our end of its standard input, so that it ends by itself."""
+        if self.lifeline >= 0:
+            os.close(self.lifeline)
+            self.lifeline = -1
+
+
+def _start(request: ForkRequest, streams: tuple[int, int, int]) -> subprocess.Popen[bytes]:
+    """Start a process without a template."""
+    stdin, stdout, stderr = streams
+    return subprocess.Popen(
+        # -P: the working folder is not on the path, where a `lockstep.py` of the user's would take our place.
+        [sys.executable, "-P", "-m", "lockstep", *request.words],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        cwd=request.folder or None,
+        env=dict(child_environment()),
+        # Ctrl-C in a terminal reaches the whole foreground group: we end the children ourselves, in order.
+        start_new_session=True,
+    )

@@ -72,11 +72,11 @@ Sleepers = dict[Role, list[Child]]
 def sleepers(tmp_path: Path) -> Iterator[Sleepers]:
     children = []
     for name in ("the server", "a worker", "a worker"):
-        process = subprocess.Popen(
-            [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        children.append(Child(name, ProcessLog(tmp_path / "log"), process, ReportReader(process.stdout.fileno())))
+        (stdin, lifeline), (reports, stdout) = os.pipe(), os.pipe()
+        process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=stdin, stdout=stdout)
+        os.close(stdin)
+        os.close(stdout)
+        children.append(Child(name, ProcessLog(tmp_path / "log"), process, ReportReader(reports), lifeline))
     yield {Role.SERVER: children[:1], Role.WORKER: children[1:], Role.SHARD: []}
     for child in children:
         child.process.kill()

@@ -1,10 +1,14 @@
 """Children: their last message is what is shown, and they end by themselves with their parent."""
 
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lockstep.launch.supervision.child import TAIL_LINES, Child, ProcessLog, exit_message
+from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.launch.supervision.worker_supervisor import USAGE
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: boom'
@@ -19,11 +23,39 @@ TAILS = {
 }
 
 
-def ended(folder: Path, arguments: list[str]) -> Child:
+#: A worker whose server never answers.
+PATIENT = ["worker", "tcp://127.0.0.1:9", "--workers", "1"]
+
+#: Seconds for the end of a process that was asked to end.
+GONE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def forking() -> Iterator[ProcessTemplate]:
+    """Return a template that all tests of this file use."""
+    with ProcessTemplate.of("worker") as template:
+        if template is None:
+            pytest.skip("this system cannot fork a template")
+        yield template
+
+
+@pytest.fixture(params=["started anew", "forked"])
+def template(request: pytest.FixtureRequest) -> ProcessTemplate | None:
+    """Return what children are forked from, None to start each anew."""
+    forked: ProcessTemplate | None = request.getfixturevalue("forking") if request.param == "forked" else None
+    return forked
+
+
+def ended(folder: Path, arguments: list[str], template: ProcessTemplate | None) -> Child:
     """Return a child that has ended."""
-    child = Child.start("a worker", arguments, folder / "child.log")
-    child.end(60.0)
+    child = Child.start("a worker", arguments, folder / "child.log", template=template)
+    child.end(GONE_S)
     return child
+
+
+def shown(pid: int, name: str) -> list[str]:
+    """Return words that the system shows of a process: its command, or its environment."""
+    return Path(f"/proc/{pid}/{name}").read_text().rstrip("\0").split("\0")
 
 
 @pytest.mark.parametrize(("text", "tail"), TAILS.values(), ids=TAILS)
@@ -33,15 +65,15 @@ def test_the_end_of_a_log_is_its_traceback_or_its_last_lines(tmp_path: Path, tex
     assert log.tail() == tail
 
 
-def test_how_it_ended_well(tmp_path: Path) -> None:
-    good = ended(tmp_path, ["--version"])
+def test_how_it_ended_well(tmp_path: Path, template: ProcessTemplate | None) -> None:
+    good = ended(tmp_path, ["--version"], template)
     assert good.has_ended()
     assert good.how_it_ended() == "ended with exit code 0"
 
 
-def test_the_error_that_a_process_reports_is_its_last_message(tmp_path: Path) -> None:
+def test_the_error_that_a_process_reports_is_its_last_message(tmp_path: Path, template: ProcessTemplate | None) -> None:
     missing, reports = str(tmp_path / "key"), ["--supervised", str(tmp_path)]
-    child = ended(tmp_path, ["worker", "tcp://127.0.0.1:9", "--key", missing, *reports])
+    child = ended(tmp_path, ["worker", "tcp://127.0.0.1:9", "--key", missing, *reports], template)
     assert child.code == USAGE
     assert child.failure is not None
     assert exit_message(child) == f"a worker (pid {child.pid}) ended with exit code 2: {child.failure.text}"
@@ -49,8 +81,10 @@ def test_the_error_that_a_process_reports_is_its_last_message(tmp_path: Path) ->
     assert child.log.tail().startswith("error: ")
 
 
-def test_of_a_process_that_reports_nothing_the_end_of_its_log_is_shown(tmp_path: Path) -> None:
-    child = ended(tmp_path, ["worker"])
+def test_of_a_process_that_reports_nothing_the_end_of_its_log_is_shown(
+    tmp_path: Path, template: ProcessTemplate | None
+) -> None:
+    child = ended(tmp_path, ["worker"], template)
     assert child.failure is None
     assert exit_message(child) == f"a worker (pid {child.pid}) ended with exit code 2: {child.log.tail()}"
 
@@ -61,7 +95,60 @@ def test_a_folder_of_the_same_name_where_we_stand_is_not_imported(
     (tmp_path / "common").mkdir()
     (tmp_path / "common" / "__init__.py").write_text("raise RuntimeError('not ours')")
     monkeypatch.chdir(tmp_path)
-    assert ended(tmp_path, ["--version"]).code == 0
+    assert ended(tmp_path, ["--version"], None).code == 0
+
+
+def connecting(folder: Path, template: ProcessTemplate | None) -> Child:
+    """Return a worker that waits for its server."""
+    child = Child.start("a worker", PATIENT, folder / "child.log", folder, template)
+    while not child.log.tail():
+        assert not child.has_ended()
+    return child
+
+
+def test_a_forked_process_is_shown_as_one_that_was_started_anew(tmp_path: Path, forking: ProcessTemplate) -> None:
+    children = [connecting(tmp_path, template) for template in (None, forking)]
+    anew, forked = (shown(child.pid, "cmdline") for child in children)
+    assert anew == forked
+    # The name of the test is that of an earlier one if the template began in that.
+    environments = [{word for word in shown(child.pid, "environ") if "PYTEST" not in word} for child in children]
+    assert environments[0] == environments[1]
+    for name in ("cwd", "fd/2"):
+        assert len({os.readlink(f"/proc/{child.pid}/{name}") for child in children}) == 1
+    assert [os.getsid(child.pid) for child in children] == [child.pid for child in children]
+    for child in children:
+        child.end(0.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_signal_ends_it(tmp_path: Path, template: ProcessTemplate | None, number: signal.Signals, code: int) -> None:
+    child = connecting(tmp_path, template)
+    child.send(number)
+    child.end(GONE_S)
+    assert child.code == code
+
+
+def test_it_ends_with_its_parent_although_others_are_forked_later(tmp_path: Path, forking: ProcessTemplate) -> None:
+    words = [*PATIENT, "--supervised", str(tmp_path / "private")]
+    first, second = (Child.start("a worker", words, tmp_path / "child.log", template=forking) for _ in range(2))
+    first.cut_lifeline()
+    assert first.wait(GONE_S)
+    assert not second.has_ended()
+    second.end(0.0)
+
+
+def test_without_its_template_a_process_goes_on_and_others_are_started_anew(tmp_path: Path) -> None:
+    with ProcessTemplate.of() as template:
+        first = connecting(tmp_path, template)
+    second = connecting(tmp_path, template)
+    assert not first.has_ended()
+    for child in (first, second):
+        child.send(signal.SIGTERM)
+        child.end(GONE_S)
+    # The end of the first can be seen, and not how it came.
+    assert (first.code, second.code) == (-signal.SIGKILL, 130)
 
 
 def test_news_are_the_lines_since_the_last_call(tmp_path: Path) -> None:
