@@ -12,23 +12,22 @@ from typing import NoReturn
 
 import msgspec
 
-from lockstep.cli.main import main
-from lockstep.cli.root import cli
+from lockstep.cli.main import cli, main
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.runtime.environment import name_process
 from lockstep.launch.supervision.template import MOST_BYTES, ForkReport, ForkRequest
 
-#: What a process of ours is called in lists of processes, before its arguments.
+#: The beginning of the command of a process of ours.
 PROGRAM = [sys.executable, "-P", "-m"]
 
 
 def be_template(control: socket.socket, commands: Sequence[str]) -> None:
     """Import commands, and fork processes until the owner is gone."""
+    name_process([*PROGRAM, "lockstep.cli.template"])
     for name in commands:
         assert cli.commands[name]  # which imports it
     fingerprint()  # which each server and worker needs, and which reads all code that decides bits
-    name_process([*PROGRAM, "lockstep.cli.template"])
-    # Their objects are nobody's garbage: a process that looks for some would copy the pages that they are in.
+    # These objects are never garbage: a process that looks for garbage would copy the pages that they are in.
     gc.collect()
     gc.freeze()
     running = dict[int, int]()

@@ -34,6 +34,7 @@ from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.launch.cluster import train_on
 from lockstep.launch.process_backend import LocalBackend
+from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.records.recorder import NO_TRANSPORT, MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import WEIGHTS, RunResult
@@ -137,10 +138,10 @@ def train_by_workers(setup: RunSetup, data: TrainTest, workers: int, folder: Pat
         for kind, values in (("x", each.images[:]), ("y", each.labels))
     }
     launch = RunOptions(workers=workers, checkpoint_keep=0)
-    with job_inputs(folder, None, arrays) as paths:
+    with job_inputs(folder, None, arrays) as paths, ProcessTemplate.of("server", "worker") as template:
         job = msgspec.structs.replace(setup.info.job, **paths)
         destination = Destination(folder=folder / "run", options=launch)
-        result = train_on(LocalBackend(launch), job, destination, display)
+        result = train_on(LocalBackend(launch, template), job, destination, display)
         weights, _ = read(destination.folder / WEIGHTS)
         return TrainedNetwork(weights=weights, moments=_moments(setup), result=result)
 

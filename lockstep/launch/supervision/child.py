@@ -43,7 +43,7 @@ class ProcessLog:
 
     @classmethod
     def at_end_of(cls, path: Path) -> "ProcessLog":
-        """Return the log of a process that is about to write; the file is made if there is none."""
+        """Return the log of a process that is about to write; the file is made if it is missing."""
         with path.open("ab") as file:
             end = file.tell()
         return cls(path, end, end)
@@ -74,7 +74,7 @@ class WatchedProcess(ABC):
 
     name: str
     log: ProcessLog
-    #: Where it listens, empty until it has reported that.
+    #: Its address, empty until it has reported that.
     address: str = field(default="", init=False)
     #: The error that it has reported.
     failure: EndReport | None = field(default=None, init=False)
@@ -108,7 +108,7 @@ class WatchedProcess(ABC):
 
     @abstractmethod
     def end(self, grace_s: float) -> None:
-        """Wait for the end, and kill after `grace_s` seconds; free what is held of the process."""
+        """Wait for the end, and kill after `grace_s` seconds; free its pipes."""
 
     @abstractmethod
     def read(self, timeout_s: float | None) -> list[ChildReport] | None:
@@ -164,7 +164,7 @@ class WatchedProcess(ABC):
         self.send(signal.SIGKILL)
 
     def process_end(self) -> ProcessEnd:
-        """Return what is known of its end, once that has come."""
+        """Return how it has ended."""
         is_excused = self.is_killed_on_purpose or self.is_lost
         return ProcessEnd(code=self.code, has_reported=self.has_failed(), is_excused=is_excused)
 
@@ -194,7 +194,7 @@ def end_all(children: Sequence[WatchedProcess]) -> None:
         child.end(max(0.0, deadline - clock.now()))
 
 
-#: Stands in a command for the private folder of the process that it starts, on whatever machine that is.
+#: In a command, the place of the private folder of the process, on any machine.
 HERE = "{here}"
 
 
@@ -220,7 +220,7 @@ class Child(WatchedProcess):
     ) -> "Child":
         """Start `lockstep` with these arguments in `folder`, or where we are; its standard error is added to `log`.
 
-        `HERE` stands in the arguments for the folder of the log. The process is forked from the template, if there is
+        `HERE` in the arguments is the folder of the log. The process is forked from the template, if there is
         one.
         """
         process_log = ProcessLog.at_end_of(log)

@@ -30,7 +30,7 @@ ROOM = " " * 4096
 
 
 class ForkRequest(msgspec.Struct, frozen=True):
-    """What a process is to run: it gets its standard streams along with this."""
+    """A process to fork, whose standard streams come along."""
 
     #: The arguments of `lockstep`.
     words: list[str]
