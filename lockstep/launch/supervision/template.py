@@ -110,12 +110,24 @@ class ProcessTemplate:
 
     def fork(self, request: ForkRequest, streams: Sequence[int]) -> ForkedProcess | None:
         """Start a process with these standard input, output and error; None if the template is lost."""
-        with held_back(), suppress(OSError):
-            socket.send_fds(self.control, [msgspec.msgpack.encode(request)], streams)
-            while (found := self._receive()) is not None:
-                report, descriptors = found
-                if descriptors:
-                    return ForkedProcess(self, report.pid, descriptors[0])
+        process = None
+        try:
+            with held_back(), suppress(OSError):
+                process = self._fork(request, streams)
+        except KeyboardInterrupt:
+            # It came meanwhile, and the caller does not learn of the process.
+            if process is not None:
+                process.kill()
+                process.wait()
+            raise
+        return process
+
+    def _fork(self, request: ForkRequest, streams: Sequence[int]) -> ForkedProcess | None:
+        socket.send_fds(self.control, [msgspec.msgpack.encode(request)], streams)
+        while (found := self._receive()) is not None:
+            report, descriptors = found
+            if descriptors:
+                return ForkedProcess(self, report.pid, descriptors[0])
         return None
 
     def code_of(self, pid: int) -> int:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lockstep.common.runtime.interrupts import interrupt
+from lockstep.launch.remote.agent import children_of
 from lockstep.launch.supervision.child import TAIL_LINES, Child, ProcessLog, exit_message
 from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.launch.supervision.worker_supervisor import USAGE
@@ -24,7 +26,7 @@ TAILS = {
 
 
 #: A worker whose server never answers.
-PATIENT = ["worker", "tcp://127.0.0.1:9", "--workers", "1"]
+PATIENT = ["worker", "tcp://127.0.0.1:9", "--workers", "1", "--timeout", "999"]
 
 #: Seconds for the end of a process that was asked to end.
 GONE_S = 60.0
@@ -137,6 +139,24 @@ def test_it_ends_with_its_parent_although_others_are_forked_later(tmp_path: Path
     assert first.wait(GONE_S)
     assert not second.has_ended()
     second.end(0.0)
+
+
+def interrupted_start(folder: Path, template: ProcessTemplate | None) -> None:
+    # Long before the template has imported anything.
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
+    Child.start("a worker", PATIENT, folder / "child.log", template=template)
+
+
+def test_an_interrupt_while_a_process_is_forked_leaves_none_behind(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGALRM, lambda number, frame: interrupt())
+    try:
+        with ProcessTemplate.of("worker") as template:
+            with pytest.raises(KeyboardInterrupt):
+                interrupted_start(tmp_path, template)
+            others = [pid for pid in children_of(os.getpid()) if "--timeout" in shown(pid, "cmdline")]
+            assert others == []
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_without_its_template_a_process_goes_on_and_others_are_started_anew(tmp_path: Path) -> None:
