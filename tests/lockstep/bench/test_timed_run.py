@@ -1,14 +1,28 @@
-"""What counts of the steps of timed runs, and what their figures are."""
+"""Timed runs: the steps that count, their figures, and the processor time of their processes."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lockstep.bench.peers import WARM_UP
-from lockstep.bench.timed_run import TimedRun, mean_step_s, middle_run, split_of
+from lockstep.bench.timed_run import (
+    ProcessorClock,
+    StepProcessorTime,
+    TeamRole,
+    TimedRun,
+    children_of,
+    mean_step_s,
+    middle_run,
+    per_step,
+    role_of,
+    seconds_of,
+    split_of,
+)
 from lockstep.ps.records.metrics import StepRecord
-from tests.lockstep.statuses import result
+from tests.lockstep.statuses import result, status
 
 
 def step(number: int, round_s: float, epoch: int = 1) -> StepRecord:
@@ -52,3 +66,124 @@ def test_the_parts_of_a_step_add_up_to_the_mean_step_of_the_middle_turn() -> Non
     assert split.step_s == pytest.approx(mean_step_s([run.seconds() for run in runs])) == pytest.approx(3.0)
     # The warm-up's last update lies within the first step that counts.
     assert split.update_s == pytest.approx((0.9 + 0.2) / 2)
+
+
+#: Ticks in a second, of which the system counts in whole numbers.
+TICKS = os.sysconf("SC_CLK_TCK")
+
+WORKER = ["python", "-P", "-m", "lockstep", "worker", "tcp://127.0.0.1:5000"]
+
+
+def show(proc: Path, pid: int, seconds: float, words: list[str], children: tuple[int, ...] = ()) -> None:
+    """Show a process with so many seconds of processor time, a third of them in the system."""
+    folder = proc / str(pid)
+    (folder / "task" / str(pid)).mkdir(parents=True, exist_ok=True)
+    ticks = round(seconds * TICKS)
+    before = " ".join(str(number) for number in range(1, 11))
+    (folder / "stat").write_text(f"{pid} (a (name) of two) S {before} {ticks - ticks // 3} {ticks // 3} 7 7 20\n")
+    (folder / "cmdline").write_text("\0".join([*words, ""]))
+    (folder / "task" / str(pid) / "children").write_text(" ".join(map(str, children)))
+
+
+def test_the_time_of_a_process_is_its_own_and_the_systems(tmp_path: Path) -> None:
+    show(tmp_path, 8, 1.5, ["lockstep"])
+    assert seconds_of(tmp_path, 8) == 1.5
+    assert seconds_of(tmp_path, 9) is None
+
+
+def test_this_process_has_taken_some() -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("the system does not show its processes in files")
+    own = seconds_of(Path("/proc"), os.getpid())
+    assert own is not None
+    assert own == pytest.approx(sum(os.times()[:2]), abs=0.5)
+
+
+def test_children_of_all_threads_are_found(tmp_path: Path) -> None:
+    show(tmp_path, 8, 0.0, [], (9, 10))
+    (tmp_path / "8" / "task" / "12").mkdir()
+    (tmp_path / "8" / "task" / "12" / "children").write_text("11")
+    assert sorted(children_of(tmp_path, 8)) == [9, 10, 11]
+    assert children_of(tmp_path, 7) == []
+
+
+@pytest.mark.parametrize(
+    ("added", "role"),
+    [
+        ([], TeamRole.LEADER),
+        (["--workers", "1"], TeamRole.LEADER),
+        (["--workers", "4"], None),
+        (["--workers", "4", "--process", "0"], TeamRole.LEADER),
+        (["--workers", "4", "--process", "3", "--team", "x"], TeamRole.PROCESS),
+    ],
+)
+def test_the_command_tells_what_a_process_does(added: list[str], role: TeamRole | None) -> None:
+    assert role_of([*WORKER, *added]) is role
+
+
+def test_what_is_not_a_worker_computes_nothing() -> None:
+    assert role_of(["python", "-c", "from multiprocessing import resource_tracker"]) is None
+
+
+def one_team(proc: Path, seconds: float) -> None:
+    """Show a server with so many seconds, and a command that has started a leader, with twice that, and two others."""
+    show(proc, 1, seconds, ["python", "-m", "lockstep", "server"])
+    show(proc, 2, 50.0 * seconds, [*WORKER, "--workers", "3"], (3, 4, 5))
+    for number, share in ((0, 2.0), (1, 3.0), (2, 5.0)):
+        show(proc, 3 + number, share * seconds, [*WORKER, "--workers", "3", "--process", str(number)])
+
+
+def read(proc: Path, step: int, clock: ProcessorClock | None = None) -> ProcessorClock:
+    clock = clock or ProcessorClock(proc)
+    clock.on_status(status(step=step, steps=400), server=1, workers=[2])
+    return clock
+
+
+def test_the_difference_of_two_readings_counts(tmp_path: Path) -> None:
+    clock = ProcessorClock(tmp_path)
+    # Before a quarter of the run, at a quarter, in between, near the end, and over.
+    for step, seconds in ((99, 9.0), (100, 1.0), (200, 7.0), (300, 2.0), (400, 9.0)):
+        one_team(tmp_path, seconds)
+        read(tmp_path, step, clock)
+    assert clock.first is not None
+    assert clock.last is not None
+    assert (clock.first[0], clock.last[0]) == (100, 300)
+    # A second in 200 steps; the other processes take 3 and 5.
+    assert per_step([clock]) == StepProcessorTime(server_ms=5.0, leader_ms=10.0, process_ms=20.0)
+
+
+def test_runs_are_taken_together(tmp_path: Path) -> None:
+    clocks = []
+    for more in (1.0, 3.0):
+        one_team(tmp_path, 1.0)
+        clock = read(tmp_path, 100)
+        one_team(tmp_path, 1.0 + more)
+        clocks.append(read(tmp_path, 200, clock))
+    found = per_step(clocks)
+    assert found is not None
+    assert found.server_ms == 20.0
+
+
+def test_who_was_started_in_between_does_not_count(tmp_path: Path) -> None:
+    one_team(tmp_path, 1.0)
+    clock = read(tmp_path, 100)
+    show(tmp_path, 2, 0.0, [*WORKER, "--workers", "3"], (3, 4, 9))
+    show(tmp_path, 1, 1.5, ["server"])
+    show(tmp_path, 4, 3.25, [*WORKER, "--workers", "3", "--process", "1"])
+    show(tmp_path, 9, 77.0, [*WORKER, "--workers", "3", "--process", "2"])
+    assert per_step([read(tmp_path, 150, clock)]) == StepProcessorTime(server_ms=10.0, leader_ms=0.0, process_ms=5.0)
+
+
+def test_a_worker_of_one_process_has_no_other_processes(tmp_path: Path) -> None:
+    show(tmp_path, 1, 1.0, ["server"])
+    show(tmp_path, 2, 1.0, WORKER)
+    clock = read(tmp_path, 100)
+    show(tmp_path, 1, 2.0, ["server"])
+    found = per_step([read(tmp_path, 200, clock)])
+    assert found == StepProcessorTime(server_ms=10.0, leader_ms=0.0, process_ms=None)
+
+
+def test_a_run_that_was_read_once_or_not_at_all_says_nothing(tmp_path: Path) -> None:
+    one_team(tmp_path, 1.0)
+    assert per_step([read(tmp_path, 100), ProcessorClock(tmp_path)]) is None
+    assert per_step([read(tmp_path / "elsewhere", 200, read(tmp_path / "elsewhere", 100))]) is None

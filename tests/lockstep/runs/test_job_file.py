@@ -1,4 +1,4 @@
-"""Job files: what is written resolves to the same job, flags lie over files, and a mistake is named."""
+"""Job files: a written job resolves to the same one, flags override files, a mistake is named; values in groups."""
 
 import re
 import tomllib
@@ -14,7 +14,17 @@ from lockstep.common.errors import JobError
 from lockstep.common.job.job import DENSE, Job
 from lockstep.common.nn.models import MODELS
 from lockstep.common.protocol.run_options import RunOptions, default_options
-from lockstep.runs.job_file import OUTER, SHIPPED, fields, read_values, resolve, shipped_values, to_toml
+from lockstep.runs.job_file import (
+    OUTER,
+    SHIPPED,
+    fields,
+    named,
+    read_values,
+    resolve,
+    shipped_values,
+    shown_values,
+    to_toml,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXT
@@ -251,3 +261,25 @@ def test_the_numerics_of_a_job_that_does_not_say_which(tmp_path: Path, text: str
     assert resolve({}, {"model": model})[0].numerics == numerics
     assert resolve({"model": model}, {"numerics": "portable"})[0].numerics == "portable"
     assert resolve({"model": model, "numerics": "native"}, {})[0].numerics == "native"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/home/you/runs/net/data.npz", "data.npz"),
+        ("/home/you/runs/net/model/model.py:build", "model.py:build"),
+        ("runs/homes.csv", "runs/homes.csv"),
+        ("mnist", "mnist"),
+        (0.1, 0.1),
+        (None, None),
+    ],
+)
+def test_a_whole_path_is_told_by_its_name(value: object, expected: object) -> None:
+    assert named(value) == expected
+
+
+def test_what_is_shown_of_a_job_has_no_whole_path() -> None:
+    job, launch = resolve({}, {"model": "/home/you/net.py:build", "data": "/home/you/runs/net/data.npz"})
+    shown = {value.name: value for values in shown_values(job, launch).values() for value in values}
+    assert [shown[name].value for name in ("model", "data")] == ["net.py:build", "data.npz"]
+    assert shown["data"].is_unusual

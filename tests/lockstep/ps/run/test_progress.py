@@ -1,9 +1,12 @@
-"""How far a run is: epochs, speed, time left."""
+"""The progress of a run: epochs, speed, time left, the parts of a step's time, and traffic."""
 
+import numpy as np
 import pytest
 
 from lockstep.common.job.tally import Tally
-from lockstep.ps.run.progress import Progress, StepTime
+from lockstep.common.protocol.codec import encode
+from lockstep.common.protocol.messages import Message, Ping, Result, SumsFrame, Weights
+from lockstep.ps.run.progress import NOTHING, Moved, Progress, Split, StepTime, StepTimeTotals, Traffic
 
 
 def test_nothing_is_known_before_the_first_step() -> None:
@@ -65,3 +68,68 @@ def test_no_time_is_left_at_the_end(samples: int) -> None:
     progress.begin_round(0.0)
     progress.end_step(Tally(0.0, 300), 1.0)
     assert progress.eta_s(samples) == 0.0
+
+
+def test_nothing_is_known_of_steps_that_do_not_count() -> None:
+    totals = StepTimeTotals()
+    totals.add(StepTime(round_s=9.0, mean_s=1.0, slowest_s=2.0), 0.5, is_counted=False)
+    assert totals.split() is None
+
+
+def test_the_four_parts_of_a_step() -> None:
+    totals = StepTimeTotals()
+    # An epoch's first step: what it took says nothing, but its update delays the second step.
+    totals.add(StepTime(round_s=99.0, mean_s=50.0, slowest_s=60.0), 0.5, is_counted=False)
+    # Ten seconds: half a second of update, then the slowest computes for seven, and two and a half are the exchange's.
+    totals.add(StepTime(round_s=10.0, mean_s=6.0, slowest_s=7.0), 9.0, is_counted=True)
+    assert totals.split() == Split(steps=1, compute_s=6.0, exchange_s=2.5, update_s=0.5, waiting_s=1.0)
+
+
+def test_the_parts_add_up_to_the_average_step() -> None:
+    totals = StepTimeTotals()
+    for seconds in (4.0, 5.0, 9.0):
+        totals.add(StepTime(round_s=seconds, mean_s=1.0, slowest_s=seconds / 2), 0.25, is_counted=True)
+    split = totals.split()
+    assert split is not None
+    assert split.step_s == pytest.approx(6.0)
+    assert split.update_s == pytest.approx(0.5 / 3)  # the first update fell into nobody's step
+
+
+VALUES = np.ones(100, np.float32)
+
+RESULT = Result(work="train", step=0, lo=0, hi=1, loss_sum=1.0, count=1, compute_s=0.1)
+
+
+def counted(*messages: Message, values: np.ndarray | None = VALUES) -> Moved:
+    traffic = Traffic()
+    for message in messages:
+        frames = encode(message, [] if values is None else [values])
+        traffic.record_received(message, frames)
+        traffic.record_sent(message, frames)
+    return traffic.drain()
+
+
+def test_sums_that_come_and_weights_that_go_are_counted_with_their_headers() -> None:
+    part, weights = SumsFrame(step=0, lo=0, hi=1, start=0), Weights(step=0, start=0)
+    assert 400 < counted(part).sums < 480
+    assert counted(part).weights == 0
+    assert counted(part, part).sums == 2 * counted(part).sums
+    assert 400 < counted(weights).weights < 480
+    assert counted(weights).sums == 0
+
+
+def test_what_brings_no_array_is_not_counted() -> None:
+    assert counted(RESULT, Ping(), values=None) == Moved()
+
+
+def test_what_was_taken_is_not_counted_again() -> None:
+    traffic = Traffic()
+    traffic.add(Moved(sums=7, weights=5))
+    traffic.add(Moved(sums=1))
+    assert [traffic.drain(), traffic.drain()] == [Moved(sums=8, weights=5), Moved()]
+
+
+def test_the_mean_is_over_the_steps() -> None:
+    assert NOTHING.mean(0) == Moved()
+    moved = [Moved(sums=sums, weights=10) for sums in (100, 200, 301)]
+    assert sum(moved, NOTHING).mean(3) == Moved(sums=200, weights=10)
