@@ -478,11 +478,12 @@ def text_of_module(model: Any) -> ModelText | None:
     built = constructed(model, gathering.value)
     if built is None:
         return None
-    lines = [f"return {built.call}"]
-    if built.requires_grad:
+    call, requires_grad = built
+    lines = [f"return {call}"]
+    if requires_grad:
         lines = [
-            f"model = {built.call}",
-            *(f"model.get_parameter({name!r}).requires_grad = {value}" for name, value in built.requires_grad.items()),
+            f"model = {call}",
+            *(f"model.get_parameter({name!r}).requires_grad = {value}" for name, value in requires_grad.items()),
             "return model",
         ]
     body = "\n".join(f"    {line}" for line in lines)

@@ -92,7 +92,7 @@ def make(file: Path, server: str, standbys: tuple[str, ...]) -> None:
                 f"{standby!r} is not a public key: expected 40 characters, as `lockstep keys list` has"
             )
     pair, signing = new_pair(), new_signing_key()
-    write_secret(file, SecretKey(name, pair, public, signing.seed, standbys))
+    write_secret(file, SecretKey(name, pair, public, signing.secret, standbys))
     click.echo(f"made {file}; admit it on the server's machine, where DIR is the folder of keys:")
     click.echo(f"  lockstep keys allow DIR {name} '{pair.public}'{f' {signing.public}' * bool(signing.public)}")
 

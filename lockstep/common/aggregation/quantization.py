@@ -206,7 +206,7 @@ class BFloat16(_Halves):
 
 #: Values that share a scale. A byte of scale for 32 makes 0.258 of float32's bytes; a longer block saves at most 0.008
 #: of them, and rounds more of its values by the size of a single large one.
-BLOCK = 32
+INT8_BLOCK = 32
 
 #: The largest number of scales: 127, of which 1.984375 is the part after the exponent.
 MOST = 127
@@ -252,7 +252,7 @@ class Int8:
     """
 
     _bits: NDArray[np.uint32] = field(default_factory=lambda: np.empty(CHUNK, np.uint32))
-    _starts: NDArray[np.intp] = field(default_factory=lambda: np.arange(0, CHUNK, BLOCK))
+    _starts: NDArray[np.intp] = field(default_factory=lambda: np.arange(0, CHUNK, INT8_BLOCK))
     _scratch: Vector = field(default_factory=lambda: np.empty(CHUNK, np.float32))
     _up: Vector = field(default_factory=lambda: np.empty(CHUNK, np.float32))
 
@@ -294,17 +294,17 @@ class Int8:
         if not count or codes.max() < _LARGEST:
             return True
         # The largest scale takes 127 to a number, and -128, which `encode` never writes, to an infinity.
-        largest = np.repeat(codes >= _LARGEST, BLOCK)[:count]
+        largest = np.repeat(codes >= _LARGEST, INT8_BLOCK)[:count]
         return bool(codes.max() < _NOT_FINITE and not (steps[largest] < -MOST).any())
 
     def _exponents(self, values: Vector) -> Exponents:
         """Return the exponent bytes of the blocks' scales: the smallest with which no value is more than `MOST`."""
-        whole = _blocks(values.size) * BLOCK
+        whole = _blocks(values.size) * INT8_BLOCK
         bits = self._bits[:whole]
         np.bitwise_and(values.view(np.uint32), _MAGNITUDE, out=bits[: values.size])
         bits[values.size :] = 0
         # Half the time of `max(axis=1)`, whose inner loop is too short.
-        top: Exponents = np.maximum.reduceat(bits, self._starts[: whole // BLOCK])
+        top: Exponents = np.maximum.reduceat(bits, self._starts[: whole // INT8_BLOCK])
         exponents: Exponents = (top + _CARRY) >> _MANTISSA_BITS
         np.clip(exponents, _SMALLEST + _SHIFT, _LARGEST + _SHIFT, out=exponents)
         exponents -= _SHIFT
@@ -314,12 +314,12 @@ class Int8:
 
 
 def _blocks(count: int) -> int:
-    return -(-count // BLOCK)
+    return -(-count // INT8_BLOCK)
 
 
 def _of_blocks(part: slice) -> slice:
     """Return the positions of the blocks of a chunk."""
-    return slice(part.start // BLOCK, _blocks(part.stop))
+    return slice(part.start // INT8_BLOCK, _blocks(part.stop))
 
 
 def _scale(exponents: Exponents) -> Vector:
@@ -334,9 +334,11 @@ def _inverse(exponents: Exponents) -> Vector:
 
 def _multiply(values: Vector, factors: Vector, out: Vector) -> None:
     """Multiply each block with its factor."""
-    whole = values.size // BLOCK * BLOCK
-    in_blocks = (-1, BLOCK)
-    np.multiply(values[:whole].reshape(in_blocks), factors[: whole // BLOCK, None], out=out[:whole].reshape(in_blocks))
+    whole = values.size // INT8_BLOCK * INT8_BLOCK
+    in_blocks = (-1, INT8_BLOCK)
+    np.multiply(
+        values[:whole].reshape(in_blocks), factors[: whole // INT8_BLOCK, None], out=out[:whole].reshape(in_blocks)
+    )
     if whole < values.size:
         np.multiply(values[whole:], factors[-1], out=out[whole:])
 
@@ -345,7 +347,7 @@ def _fill_not_finite(values: Vector, exponents: Exponents, by: float = np.nan) -
     """Overwrite the blocks in which something is not finite."""
     if exponents.max() == _NOT_FINITE:
         for block in np.flatnonzero(exponents == _NOT_FINITE):
-            values[block * BLOCK : (block + 1) * BLOCK] = by
+            values[block * INT8_BLOCK : (block + 1) * INT8_BLOCK] = by
 
 
 #: The formats other than float32, by their names in a job.

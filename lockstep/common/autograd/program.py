@@ -57,29 +57,23 @@ def aligned(size: int) -> Array:
     return memory[start : start + size]
 
 
-class Stay(msgspec.Struct, frozen=True):
-    """Memory that is wanted from one call to another, both included."""
+def placed(uses: Mapping[Memory, tuple[int, int]], count: int) -> tuple[Array, dict[Memory, int]]:
+    """Return new memory, and the offset of each one, for `count` batches: as low as it fits next to those in use.
 
-    memory: Memory
-    size: int
-    first: int
-    last: int
-
-
-def placed(stays: Iterable[Stay]) -> tuple[Array, dict[Memory, int]]:
-    """Return new memory, and where in it each one begins: as low as it fits next to those in use meanwhile."""
+    A memory is in use from its first call to its last, both included.
+    """
     in_use: list[tuple[int, int, int]] = []  # (offset, end, last)
     offsets: dict[Memory, int] = {}
     whole = 0
-    for stay in sorted(stays, key=lambda each: (each.first, -each.size)):
-        size, offset = -(-stay.size // _ALIGNMENT) * _ALIGNMENT, 0
-        in_use = sorted(each for each in in_use if each[2] >= stay.first)
+    for memory, (first, last) in sorted(uses.items(), key=lambda use: (use[1][0], -use[0].size)):
+        size, offset = -(-count * memory.size // _ALIGNMENT) * _ALIGNMENT, 0
+        in_use = sorted(each for each in in_use if each[2] >= first)
         for begin, end, _ in in_use:
             if begin - offset >= size:
                 break
             offset = max(offset, end)
-        in_use.append((offset, offset + size, stay.last))
-        offsets[stay.memory] = offset
+        in_use.append((offset, offset + size, last))
+        offsets[memory] = offset
         whole = max(whole, offset + size)
     return aligned(whole), offsets
 
@@ -102,19 +96,16 @@ Instruction = Callable[[], Any]
 Own = Source | Sink | Saved
 
 
-class CallList(msgspec.Struct, frozen=True):
-    """Instructions that are carried out without a break, and the gradients that are final after them."""
-
-    instructions: list[Instruction]
-    finishes: tuple[int, ...] = ()
+#: Instructions that are carried out without a break, and the gradients that are final after them.
+CallList = tuple[list[Instruction], tuple[int, ...]]
 
 
 def run(segments: Iterable[CallList], between: Callable[[Sequence[int]], None]) -> None:
     """Carry out segments; call `between` after each with the gradients that are final."""
-    for segment in segments:
-        for instruction in segment.instructions:
+    for instructions, finishes in segments:
+        for instruction in instructions:
             instruction()
-        between(segment.finishes)
+        between(finishes)
 
 
 @dataclass(slots=True, eq=False)
@@ -139,11 +130,12 @@ class Program:
         self._parts = list(_parts(calls, {memory: last for memory, (_, last) in uses.items() if _is_gradient(memory)}))
         self._products = self._sole_products([call for call, _ in calls])
         kept = {view.memory for view in capture.outputs}
-        self._memory, offsets = placed(
-            Stay(memory, count * memory.size, first, len(calls) if memory in kept else last)
+        own = {
+            memory: (first, len(calls) if memory in kept else last)
             for memory, (first, last) in uses.items()
             if memory.kind is MemoryKind.TEMPORARY or (_is_gradient(memory) and memory not in self._products)
-        )
+        }
+        self._memory, offsets = placed(own, count)
         self._bases = {memory: Base(self._memory, offset, memory.size) for memory, offset in offsets.items()}
         self._memories = capture.tape.memories
         given = [memory for memory in self._memories if memory.kind is MemoryKind.INPUT]
@@ -209,7 +201,7 @@ class Program:
     def forward(self, shared: Sequence[Array]) -> list[CallList]:
         """Return the forward pass that reads `shared`, in the order of the tape."""
         emitter = self._emitter(shared, ())
-        return [CallList(joined(list(emitter.stacked(part.calls)))) for part in self._parts if not part.is_backward]
+        return [(joined(list(emitter.stacked(part.calls))), ()) for part in self._parts if not part.is_backward]
 
     def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[CallList]:
         """Return the backward pass that reads `shared` and writes sums into `gradients`, in the order of the tape.
@@ -242,7 +234,7 @@ class Program:
         for memory in part.finishes:
             if memory not in self._products and (adds or self._count > 1):
                 instructions += self._summed(memory, gradients[memory.number], adds=adds)
-        return CallList(joined(instructions), tuple(memory.number for memory in part.finishes))
+        return joined(instructions), tuple(memory.number for memory in part.finishes)
 
     def _summed(self, memory: Memory, out: Array, *, adds: bool) -> Iterator[Instruction]:
         """Write the sum over the tree of the batches' gradients, or add it to the values there."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -37,18 +37,12 @@ TRIED = 64
 LOCAL = tuple(name for name in Job.__struct_fields__ if name != "steps" and f"local_{name}" in Job.__struct_fields__)
 
 
-class Group(NamedTuple):
-    """Rules for parameters that are not updated as the others."""
-
-    decays: bool = True
-    lr_factor: float = 1.0
-
-
 class Span(NamedTuple):
-    """Parameters that follow one another and belong to one group: up to the element `stop` of the vector."""
+    """Parameters that follow one another and are updated alike: up to the element `stop` of the vector."""
 
-    stop: int
-    group: Group
+    stop: Annotated[int, msgspec.Meta(ge=1)]
+    decays: bool = True
+    lr_factor: Annotated[float, msgspec.Meta(ge=0.0)] = 1.0
 
 
 def spans_of(job: Job, layout: ParameterLayout) -> tuple[Span, ...]:
@@ -68,9 +62,9 @@ def spans_of(job: Job, layout: ParameterLayout) -> tuple[Span, ...]:
             for pattern in job.no_decay or ()
         )
         factor = next((factor for pattern, factor in factors if fnmatchcase(entry.name, pattern)), 1.0)
-        found.append(Span(entry.offset + entry.size, Group(not is_exempt, factor)))
+        found.append(Span(entry.offset + entry.size, not is_exempt, factor))
     found[-1] = found[-1]._replace(stop=layout.parameter_size)
-    return tuple(list(spans)[-1] for _, spans in groupby(found, lambda span: span.group))
+    return tuple(list(spans)[-1] for _, spans in groupby(found, lambda span: span[1:]))
 
 
 def _factor(text: str) -> tuple[str, float]:
@@ -84,7 +78,7 @@ def _factor(text: str) -> tuple[str, float]:
     return pattern, factor
 
 
-def rule_of(job: Job, own: OwnCode = NO_CODE, group: Group = Group()) -> Rule:  # noqa: B008  # an immutable one
+def rule_of(job: Job, own: OwnCode = NO_CODE, decays: bool = True, lr_factor: float = 1.0) -> Rule:
     """Return the update rule that a job names; each hyperparameter is the job's value of the same name.
 
     One of the user's own has its own, in its code.
@@ -95,12 +89,12 @@ def rule_of(job: Job, own: OwnCode = NO_CODE, group: Group = Group()) -> Rule:  
     else:
         kind: Any = RULES[job.optimizer]
         rule = kind(**{field.name: getattr(job, field.name) for field in fields(kind)})
-    if not group.decays:
+    if not decays:
         if not hasattr(rule, "weight_decay"):
             raise JobError(f"no_decay with optimizer = {job.optimizer!r}, which has no weight_decay: remove it")
         rule = replace(rule, weight_decay=0.0)
-    if group.lr_factor != 1.0:
-        rule = ScaledRule(rule, group.lr_factor)
+    if lr_factor != 1.0:
+        rule = ScaledRule(rule, lr_factor)
     if job.clip_value is not None:
         rule = ClippedRule(rule, job.clip_value)
     return rule if job.ema_decay is None else AveragedRule(rule, job.ema_decay)
@@ -112,9 +106,9 @@ def rules_of(job: Job, spans: Sequence[Span], own: OwnCode = NO_CODE) -> tuple[t
     With local steps, groups of parameters are those of the local steps.
     """
     if job.local_steps > 1:
-        spans = (Span(spans[-1].stop, Group()),)
-    rules = {group: rule_of(job, own, group) for group in dict.fromkeys(span.group for span in spans)}
-    return tuple((span.stop, rules[span.group]) for span in spans)
+        spans = (Span(spans[-1].stop),)
+    rules = {group: rule_of(job, own, *group) for group in dict.fromkeys(span[1:] for span in spans)}
+    return tuple((span.stop, rules[span[1:]]) for span in spans)
 
 
 def hyperparameters() -> list[str]:

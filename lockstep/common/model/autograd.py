@@ -65,7 +65,7 @@ def arguments(images: Array) -> tuple[list[Tensor], dict[str, Tensor]]:
 
 def taken(outputs: Any) -> Tensor:
     """Return the output that a named loss and evaluations take of a model that has several."""
-    found = main_output(outputs).value
+    _, found = main_output(outputs)
     if not isinstance(found, Tensor):
         raise ModelError(
             f"the model returned a {type(found).__name__}: expected a tensor of outputs, or several of them in a tuple "
@@ -131,7 +131,7 @@ class AutogradModel:
         self.module.eval()
         with no_grad():
             outputs = apply(self.module, images)
-        self.taken = main_output(outputs).which
+        self.taken, _ = main_output(outputs)
         found: Array = taken(outputs).data
         return found
 

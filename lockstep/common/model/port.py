@@ -253,29 +253,22 @@ LOGITS = "logits"
 LOSS = "loss"
 
 
-class MainOutput(NamedTuple):
-    """The output that named losses and evaluations take."""
+def main_output(outputs: Any) -> tuple[str, Any]:
+    """Return the output that named losses and evaluations take: "logits" of a dictionary, or else the first of several.
 
-    #: Which of several it is, in words; empty if it is the only one.
-    which: str
-    value: Any
-
-
-def main_output(outputs: Any) -> MainOutput:
-    """Return the output that counts of several: "logits" of a dictionary, or else the first of several.
-
-    Dictionaries may be of any kind, as the `ModelOutput` of transformers. A part of a tuple may be a tuple again.
+    Before it comes its name among several, in words; empty if it is the only one. Dictionaries may be of any kind, as
+    the `ModelOutput` of transformers. A part of a tuple may be a tuple again.
     """
     if isinstance(outputs, Mapping):
         names = [name for name in outputs if name != LOSS]
         if not names:
-            return MainOutput("", outputs)
+            return "", outputs
         name = LOGITS if LOGITS in names else names[0]
-        return MainOutput(f"{name!r} of {', '.join(map(repr, outputs))}", main_output(outputs[name]).value)
+        return f"{name!r} of {', '.join(map(repr, outputs))}", main_output(outputs[name])[1]
     if isinstance(outputs, Sequence) and outputs:
         which = f"the first of {len(outputs)}" if len(outputs) > 1 else ""
-        return MainOutput(which, main_output(outputs[0]).value)
-    return MainOutput("", outputs)
+        return which, main_output(outputs[0])[1]
+    return "", outputs
 
 
 def is_numbered(names: Sequence[str]) -> bool:

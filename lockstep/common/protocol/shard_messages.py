@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from lockstep.common.job.job import Job
+from lockstep.common.job.optimizer import Span
 from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import (
@@ -107,10 +108,6 @@ class WorkerLost(Message, frozen=True, kw_only=True):
 # From the server to a shard
 
 
-#: Up to which value a group's rule holds, whether its weights decay, and its factor of the learning rate.
-SpanWords = tuple[Annotated[int, Meta(ge=1)], bool, Annotated[float, Meta(ge=0.0)]]
-
-
 class ShardWelcome(Message, frozen=True, kw_only=True):
     """The place among the servers, and all that the shard must know about the run."""
 
@@ -124,7 +121,7 @@ class ShardWelcome(Message, frozen=True, kw_only=True):
     size: Annotated[int, Meta(ge=1)]
     parameter_size: Annotated[int, Meta(ge=1)]
     #: The groups of the trained values, which end where these do; none if all are updated alike.
-    spans: Annotated[tuple[SpanWords, ...], Meta(max_length=2**16)] = ()
+    spans: Annotated[tuple[Span, ...], Meta(max_length=2**16)] = ()
     #: The files of the run's own functions, as in `Welcome`; empty if no update needs one.
     source: ShortText = ""
     model_files: Annotated[tuple[ModelFile, ...], Meta(max_length=MOST_FILES)] = ()

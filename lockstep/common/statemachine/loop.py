@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
-from lockstep.common.statemachine.machine import Machine, PeerLeft, TimePassed, soonest
+from lockstep.common.statemachine.machine import PeerLeft, soonest
 from lockstep.common.transport.port import Frames, PeerGone, PeerSlow, ServerPort
 
 Event = TypeVar("Event")
@@ -32,19 +32,6 @@ class Inbox(Protocol[Event_co]):
 
     def take(self) -> Sequence[Event_co] | None:
         """Handle one message, or that peers are gone; return what that means, None if nothing has come."""
-
-
-@dataclass
-class MachinePart:
-    """A state machine that only has to know that its time has come."""
-
-    machine: Machine[Any, Any]
-
-    def deadline(self) -> float | None:
-        return self.machine.deadline()
-
-    def on_time(self, now: float) -> Sequence[TimePassed]:
-        return [TimePassed()]
 
 
 @dataclass

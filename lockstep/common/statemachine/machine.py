@@ -91,10 +91,6 @@ class Send(Struct, frozen=True, kw_only=True):
 
     peer: bytes
     message: Message
-    #: The name of the key with which the peer was let in, empty if there are no keys or if it does not matter.
-    key: str = ""
-    #: The public key of signatures that belongs to that key, or empty.
-    signer: str = ""
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -129,6 +125,10 @@ class Machine(ABC, Generic[Event, Effect]):
     @abstractmethod
     def deadline(self) -> float | None:
         """Return when `TimePassed` is due if nothing happens before, None if only a message can move the machine."""
+
+    def on_time(self, now: float) -> list[TimePassed]:
+        """Return the event that the deadline has passed: a machine is a part of a process's loop."""
+        return [TimePassed()]
 
     @abstractmethod
     def react(self, event: Event, now: float) -> list[Effect]:

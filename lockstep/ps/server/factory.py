@@ -11,7 +11,6 @@ from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
 from lockstep.common.statemachine.leader_search import LeaderSearch
-from lockstep.common.statemachine.loop import MachinePart
 from lockstep.common.statemachine.machine import Report
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ClientPort, Dial, ServerPort
@@ -111,7 +110,7 @@ def build_server(
         coordinator,
         ServerInbox(outbox, blocklist, (succession, group), (samples, multi_step, status, workers)),
         outbox,
-        (*room, status, group, multi_step, succession, MachinePart(coordinator)),
+        (*room, status, group, multi_step, succession, coordinator),
         workers=workers,
         group=group,
         committer=committer,

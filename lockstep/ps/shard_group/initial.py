@@ -49,7 +49,7 @@ class InitialSlices:
             test_samples=test,
             size=self.whole.weights.size,
             parameter_size=self.whole.policy.parameter_size,
-            spans=tuple((span.stop, *span.group) for span in self.whole.policy.spans),
+            spans=tuple(self.whole.policy.spans),
             term=self.info.term,
             standbys=self.standbys,
             options=msgspec.structs.replace(options, takeover_seconds=max(options.takeover_seconds, LEAST_TAKEOVER_S)),

@@ -7,7 +7,7 @@ import numpy as np
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
-from lockstep.common.job.optimizer import Group, Span
+from lockstep.common.job.optimizer import Span
 from lockstep.common.job.own_code import NO_CODE, needs_code
 from lockstep.common.model.source import source_from_welcome
 from lockstep.common.protocol.shard_messages import MOMENTA, WEIGHTS, ShardWelcome
@@ -65,8 +65,7 @@ def storage_of(welcome: ShardWelcome, send: SendFrame) -> ShardStorage:
     own = NO_CODE
     if needs_code(job):
         own = source_from_welcome(job, welcome.source, welcome.model_files, welcome.model_folder).own_code()
-    spans = [Span(stop, Group(decays, lr_factor)) for stop, decays, lr_factor in welcome.spans]
-    spans = spans or [Span(welcome.parameter_size, Group())]
+    spans = welcome.spans or (Span(welcome.parameter_size),)
     if spans[-1].stop != welcome.parameter_size:
         raise RemoteProtocolError(f"groups of {spans[-1].stop} values: expected {welcome.parameter_size}")
     policy = policy_of(job, plan, spans, momenta, own)

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import msgspec
 import torch
 
 from lockstep.common.model.likeness import differences as unlike
@@ -85,24 +84,17 @@ Expression = Callable[[object, str], str]
 UNKEPT = ("self", "device", "dtype")
 
 
-class Construction(msgspec.Struct, frozen=True):
-    """A call that builds a module, and the changes made afterwards."""
+def constructed(model: Any, expression: Expression) -> tuple[str, Mapping[str, bool]] | None:
+    """Return a call that builds a module like this one; None if its layers do not show what they were built with.
 
-    call: str
-    #: Parameters that are frozen or not, other than in what the call returns, by name.
-    requires_grad: Mapping[str, bool]
-
-
-def constructed(model: Any, expression: Expression) -> Construction | None:
-    """Return how to build a module like this one; None if its layers do not show what they were built with.
-
-    The call was made, and its result compared.
+    The call was made, and its result compared. The mapping has `requires_grad` of parameters, by name, if that differs
+    from the result of the call.
     """
     requires_grad: dict[str, bool] = {}
     call, again = _call(model, expression, "", requires_grad)
     if call is None or any(True for _ in differences(model, again)):
         return None
-    return Construction(call, requires_grad)
+    return call, requires_grad
 
 
 def _call(layer: Any, expression: Expression, prefix: str, requires_grad: dict[str, bool]) -> tuple[str | None, Any]:

@@ -410,7 +410,7 @@ def _input(array: Array) -> Any:
 
 def taken(outputs: Any) -> Any:
     """Return the tensor that named losses and evaluations take of outputs; `ModelError` without a tensor."""
-    found = outputs if isinstance(outputs, torch.Tensor) else main_output(outputs).value
+    found = outputs if isinstance(outputs, torch.Tensor) else main_output(outputs)[1]
     if not isinstance(found, torch.Tensor):
         raise ModelError(
             f"the model returned a {type(found).__name__}: expected a tensor of outputs, or several of them in a tuple "

@@ -108,7 +108,7 @@ class TorchModel:
         self._rest()
         with torch.no_grad():
             outputs = apply(self._module, images)
-        self.taken = main_output(outputs).which
+        self.taken, _ = main_output(outputs)
         found: Array = taken(outputs).detach().numpy()
         return found
 

@@ -18,18 +18,10 @@ Z85_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A CURVE key, both halves in Z85."""
+    """A CURVE key, both halves in Z85; or an Ed25519 key that signs results, with the seed of its secret, in hex."""
 
     public: str
     secret: str = field(repr=False)
-
-
-@dataclass(frozen=True)
-class SigningKey:
-    """An Ed25519 key, by which results are signed: the public half, and the seed of the secret one, both in hex."""
-
-    public: str = ""
-    seed: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import msgspec
 
 from lockstep.common.errors import KeyFileError
 from lockstep.common.files.atomic import write_atomically
-from lockstep.common.transport.auth.credentials import SERVER_NAME, Z85_KEY, ClientKeys, KeyPair, ServerKeys, SigningKey
+from lockstep.common.transport.auth.credentials import SERVER_NAME, Z85_KEY, ClientKeys, KeyPair, ServerKeys
 from lockstep.common.transport.auth.curve import new_pair, public_of
 
 #: Valid names of keys.
@@ -241,7 +241,7 @@ class KeyFolder(msgspec.Struct, frozen=True):
         self._check_new(name)
         path = self.path / f"{name}.key"
         pair, signing = new_pair(), new_signing_key()
-        write_secret(path, SecretKey(name, pair, self.server_key().pair.public, signing.seed, self.standbys()))
+        write_secret(path, SecretKey(name, pair, self.server_key().pair.public, signing.secret, self.standbys()))
         try:
             self.allow(name, pair.public, signing.public)
         except BaseException:
@@ -345,12 +345,12 @@ def _entry(path: Path, line: str) -> tuple[str, str, str]:
     return public, name, signer
 
 
-def new_signing_key() -> SigningKey:
+def new_signing_key() -> KeyPair:
     """Return a new key for signatures, an empty one if the library for them is not installed."""
     try:
         from lockstep.common.transport.auth.signing import Signer
     except ImportError:
-        return SigningKey()
+        return KeyPair("", "")
     return Signer.new().key
 
 

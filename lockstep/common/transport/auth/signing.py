@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from lockstep.common.transport.auth.credentials import SigningKey
+from lockstep.common.transport.auth.credentials import KeyPair
 
 
 @dataclass(frozen=True)
 class Signer:
     """A signer with a key."""
 
-    key: SigningKey
+    key: KeyPair
     _private: Ed25519PrivateKey = field(repr=False)
 
     @classmethod
     def of(cls, seed: str) -> "Signer":
         """Return the signer with a seed."""
         private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(seed))
-        return cls(SigningKey(private.public_key().public_bytes_raw().hex(), seed), private)
+        return cls(KeyPair(private.public_key().public_bytes_raw().hex(), seed), private)
 
     @classmethod
     def new(cls) -> "Signer":

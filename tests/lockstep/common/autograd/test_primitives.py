@@ -102,6 +102,48 @@ def test_float32_stays_float32_without_a_detour(case: Case, data: st.DataObject)
         assert derivative(np.ones_like(result.data), node.saved, *node.check(), **options).dtype == np.float32
 
 
+#: Primitives whose bits do not depend on the layout of their arguments.
+IN_BATCH_INNERMOST = frozenset({"conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "batch_norm"})
+
+
+@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
+@settings(derandomize=True, deadline=None, max_examples=10)
+@given(data=st.data())
+def test_the_layout_of_arguments_does_not_matter(case: Case, data: st.DataObject) -> None:
+    arguments, options = data.draw(case.calls)
+    result, found = gradients(case, arguments, options, buffered=False)
+    packed = [each.copy("C") if isinstance(each, np.ndarray) else each for each in arguments]
+    expected, wanted = gradients(case, packed, options, buffered=False)
+    is_exact = case.primitive.name in {*IN_BATCH_INNERMOST, "layer_norm"}
+    for one, other in zip([result.data, *found], [expected.data, *wanted], strict=True):
+        if is_exact:
+            np.testing.assert_array_equal(one, other, strict=True)
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+    if case.primitive.name in IN_BATCH_INNERMOST and result.ndim == 4:
+        assert result.data.transpose(1, 2, 3, 0).flags.c_contiguous
+
+
+@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
+@settings(derandomize=True, deadline=None, max_examples=5)
+@given(data=st.data())
+def test_a_second_backward_has_the_bits_of_the_first_and_changes_no_argument(case: Case, data: st.DataObject) -> None:
+    arguments, options = data.draw(case.calls)
+    before = [each.copy() if isinstance(each, np.ndarray) else each for each in arguments]
+    tensors = [
+        Tensor(each, requires_grad=True) if index in floats(arguments) else each for index, each in enumerate(arguments)
+    ]
+    result = apply(case.primitive, *tensors, **options)
+    found: list[list[bytes]] = []
+    for _ in range(2):
+        for index in floats(arguments):
+            tensors[index].zero_grad()
+        result.backward(np.full(result.shape, 3.0))
+        found.append([np.asarray(tensors[index].grad).tobytes() for index in floats(arguments)])
+    assert found[0] == found[1]
+    for one, other in zip(arguments, before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def arrays_in(saved: Any) -> list[Array]:
     """Return all arrays in what a primitive keeps: an array, a tuple, or a dataclass of such."""
     if isinstance(saved, np.ndarray):

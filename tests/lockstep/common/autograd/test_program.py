@@ -339,4 +339,4 @@ def test_between_segments_the_gradients_that_are_final_are_named_once_each() -> 
     weights = [tensor.data for tensor in loss.tensors]
     segments = [*made.forward(weights), *made.backward(weights, [np.empty_like(each) for each in weights])]
     assert len(segments) == made.length
-    assert [number for segment in segments for number in segment.finishes] == [4, 5, 2, 3, 0, 1]
+    assert [number for segment in segments for number in segment[1]] == [4, 5, 2, 3, 0, 1]

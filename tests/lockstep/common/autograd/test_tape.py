@@ -46,7 +46,10 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
     "a sum of some elements": (lambda x: np.add.reduce(x, where=BEFORE > 2), "add.reduce is called with"),
     "a sum in another type": (lambda x: np.add.reduce(x, dtype=np.float64), "add.reduce is called with"),
     "a sum that begins with an array's number": (lambda x: np.add.reduce(x, initial=x[0, 0]), "add.reduce is called"),
-    "to nobody's memory": (lambda x: np.add(x, 1, out=locked(np.zeros((2, 3), np.float32))), "nobody can write to"),
+    "to memory that is not writable": (
+        lambda x: np.add(x, 1, out=locked(np.zeros((2, 3), np.float32))),
+        "not writable",
+    ),
 }
 
 

@@ -10,7 +10,6 @@ from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import SCHEDULES, Job
 from lockstep.common.job.optimizer import (
-    Group,
     Span,
     check_rule,
     hyperparameters,
@@ -115,13 +114,13 @@ LAYOUT = ParameterLayout.of({"body.weight": (3, 2), "body.bias": (3,), "norm.wei
 
 
 def test_parameters_without_decay_and_those_with_a_rate_of_their_own_are_spans_of_the_vector() -> None:
-    assert spans_of(Job(), LAYOUT) == (Span(18, Group()),)
+    assert spans_of(Job(), LAYOUT) == (Span(18),)
     job = Job(weight_decay=0.1, no_decay=("vectors",), lr_factors=("head.*=10", "*.weight=2"))
     assert spans_of(job, LAYOUT) == (
-        Span(6, Group(True, 2.0)),
-        Span(9, Group(False, 1.0)),
-        Span(12, Group(False, 2.0)),
-        Span(18, Group(True, 10.0)),
+        Span(6, True, 2.0),
+        Span(9, False),
+        Span(12, False, 2.0),
+        Span(18, True, 10.0),
     )
     rules = rules_of(job, spans_of(job, LAYOUT))
     assert [stop for stop, _ in rules] == [6, 9, 12, 18]
@@ -163,7 +162,7 @@ def test_a_rule_of_ones_own_has_its_own_numbers_and_may_have_groups() -> None:
     job, own = Job(optimizer="lion.py:Lion", no_decay=("vectors",)), OwnCode(optimizer=Lion)
     check_rule(job, own)
     assert rule_of(job, own) == Lion()
-    assert rule_of(job, own, Group(decays=False)) == Lion(weight_decay=0.0)
+    assert rule_of(job, own, decays=False) == Lion(weight_decay=0.0)
 
 
 @dataclass(frozen=True)
@@ -262,7 +261,7 @@ def test_the_names_of_parameters_are_cut_in_an_error_if_they_are_many() -> None:
 
 def test_what_stands_after_the_last_sign_of_equality_is_the_factor() -> None:
     layout = ParameterLayout.of({"a=b": (2,), "c": (1,)}, {})
-    assert spans_of(Job(lr_factors=("a=b=1e6",)), layout) == (Span(2, Group(True, 1e6)), Span(3, Group()))
+    assert spans_of(Job(lr_factors=("a=b=1e6",)), layout) == (Span(2, True, 1e6), Span(3))
     for text in ("c=fast", "c=nan", "c=-1", "c=1e7", "=2"):
         with pytest.raises(JobError, match="expected PATTERN=NUMBER"):
             spans_of(Job(lr_factors=(text,)), layout)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lockstep.common.autograd.primitives.convolution import conv1d, conv2d
 from lockstep.common.autograd.primitives.primitive import Array
 from tests.lockstep.common.autograd.primitives import twins
-from tests.lockstep.common.autograd.primitives.directional import check_derivatives, gradients_of, layouts, result_of
+from tests.lockstep.common.autograd.primitives.calls import gradients_of, result_of
 
 Two = tuple[int, int]
 
@@ -54,41 +54,6 @@ def test_equals_the_loops(case: tuple[list[Array], Options]) -> None:
     np.testing.assert_allclose(result_of(conv2d, *arrays, **asdict(options)), expected, rtol=1e-12, atol=1e-12)
 
 
-@given(convolutions())
-@settings(derandomize=True, deadline=None, max_examples=80)
-def test_derivatives(case: tuple[list[Array], Options]) -> None:
-    arrays, options = case
-    check_derivatives(conv2d, *arrays, **asdict(options))
-
-
-@given(convolutions())
-@settings(derandomize=True, deadline=None, max_examples=30)
-def test_layout_of_inputs_and_gradients_changes_no_bit(case: tuple[list[Array], Options]) -> None:
-    arrays, options = case
-    expected = result_of(conv2d, *arrays, **asdict(options))
-    gradient = np.random.default_rng(0).standard_normal(expected.shape)
-    gradients = gradients_of(conv2d, gradient, *arrays, **asdict(options))
-    for x, weight, g in zip(layouts(arrays[0]), layouts(arrays[1]), layouts(gradient), strict=True):
-        changed = (x, weight, *arrays[2:])
-        np.testing.assert_array_equal(result_of(conv2d, *changed, **asdict(options)), expected)
-        for one, other in zip(gradients_of(conv2d, g, *changed, **asdict(options)), gradients, strict=True):
-            assert one is not None
-            assert other is not None
-            np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_dtype_is_kept_and_the_batch_is_innermost(dtype: type[np.floating]) -> None:
-    rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((2, 4, 5, 5), (6, 2, 3, 3), (6,))]
-    result = result_of(conv2d, *arrays, padding=1, groups=2)
-    assert result.dtype == dtype
-    assert result.transpose(1, 2, 3, 0).flags.c_contiguous
-    for gradient in gradients_of(conv2d, np.ones_like(result), *arrays, padding=1, groups=2):
-        assert gradient is not None
-        assert gradient.dtype == dtype
-
-
 def test_blocks_of_columns_add_up_in_float32() -> None:
     rng = np.random.default_rng(1)
     x, weight = rng.standard_normal((40, 8, 20, 20)), rng.standard_normal((5, 8, 3, 3))
@@ -101,17 +66,6 @@ def test_blocks_of_columns_add_up_in_float32() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-2)
 
 
-def test_an_empty_batch_has_an_empty_result_and_no_gradient() -> None:
-    x, weight, bias = np.zeros((0, 2, 5, 5)), np.ones((3, 2, 3, 3)), np.ones(3)
-    result = result_of(conv2d, x, weight, bias)
-    assert result.shape == (0, 3, 3, 3)
-    by_x, by_weight, by_bias = gradients_of(conv2d, result, x, weight, bias)
-    assert by_x is not None
-    assert by_x.shape == x.shape
-    np.testing.assert_array_equal(by_weight, np.zeros_like(weight))
-    np.testing.assert_array_equal(by_bias, np.zeros(3))
-
-
 @given(st.integers(1, 3), st.integers(0, 3), st.integers(1, 2), st.integers(1, 2), st.booleans())
 @settings(derandomize=True, deadline=None, max_examples=40)
 def test_conv1d(stride: int, padding: int, dilation: int, groups: int, has_bias: bool) -> None:
@@ -122,7 +76,6 @@ def test_conv1d(stride: int, padding: int, dilation: int, groups: int, has_bias:
     images = [arrays[0][:, :, None], arrays[1][:, :, None], arrays[2] if has_bias else None]
     expected = twins.conv2d(images[0], images[1], images[2], (1, stride), (0, padding), (1, dilation), groups)  # type: ignore[arg-type]
     np.testing.assert_allclose(result, expected[:, :, 0], rtol=1e-12, atol=1e-12)
-    check_derivatives(conv1d, *arrays, stride=stride, padding=padding, dilation=(dilation,), groups=groups)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lockstep.common.autograd.primitives.pooling import max_pool1d, max_pool2d
 from lockstep.common.autograd.primitives.primitive import Array
 from tests.lockstep.common.autograd.primitives import twins
-from tests.lockstep.common.autograd.primitives.directional import check_derivatives, gradients_of, layouts, result_of
+from tests.lockstep.common.autograd.primitives.calls import gradients_of, result_of
 
 Two = tuple[int, int]
 
@@ -39,35 +39,6 @@ def test_equals_the_walk_with_the_gradient_to_the_first_of_equals(case: tuple[Tw
     np.testing.assert_array_equal(result, expected)
     (got,) = gradients_of(max_pool2d, gradient, x, kernel_size=kernel, stride=stride, padding=padding)
     np.testing.assert_array_equal(got, taken)
-
-
-@given(poolings())
-@settings(derandomize=True, deadline=None, max_examples=50)
-def test_derivatives(case: tuple[Two, Two, Two, Two]) -> None:
-    image, kernel, stride, padding = case
-    check_derivatives(max_pool2d, _distinct((2, 2, *image)), kernel_size=kernel, stride=stride, padding=padding)
-
-
-@pytest.mark.parametrize("options", [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}])
-def test_layout_changes_no_bit(options: dict[str, int]) -> None:
-    x = np.random.default_rng(0).standard_normal((3, 4, 6, 8))
-    result = result_of(max_pool2d, x, **options)
-    gradient = np.random.default_rng(1).standard_normal(result.shape)
-    (expected,) = gradients_of(max_pool2d, gradient, x, **options)
-    for other, upstream in zip(layouts(x), layouts(gradient), strict=True):
-        np.testing.assert_array_equal(result_of(max_pool2d, other, **options), result)
-        np.testing.assert_array_equal(gradients_of(max_pool2d, upstream, other, **options)[0], expected)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_dtype_is_kept_and_the_batch_is_innermost(dtype: type[np.floating]) -> None:
-    x = np.random.default_rng(0).standard_normal((3, 2, 5, 4)).astype(dtype)
-    result = result_of(max_pool2d, x, kernel_size=2)
-    (gradient,) = gradients_of(max_pool2d, np.ones_like(result), x, kernel_size=2)
-    assert gradient is not None
-    assert result.dtype == gradient.dtype == dtype
-    assert result.transpose(1, 2, 3, 0).flags.c_contiguous
-    assert gradient.transpose(1, 2, 3, 0).flags.c_contiguous
 
 
 def test_large_images_go_through_in_blocks_of_channels() -> None:
@@ -101,23 +72,12 @@ def test_infinite_gradients_and_elements_make_no_nan(options: dict[str, int]) ->
     assert not np.isnan(gradient).any()
 
 
-@pytest.mark.parametrize("shape", [(0, 2, 4, 4), (1, 0, 4, 4)])
-def test_empty_batch_or_no_channels(shape: tuple[int, ...]) -> None:
-    x = np.zeros(shape)
-    result = result_of(max_pool2d, x, kernel_size=2)
-    assert result.shape == (*shape[:2], 2, 2)
-    (gradient,) = gradients_of(max_pool2d, result, x, kernel_size=2)
-    assert gradient is not None
-    assert gradient.shape == shape
-
-
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, None, 0), (3, 2, 1), (3, 1, 1), (1, 2, 0)])
 def test_max_pool1d(kernel: int, stride: int | None, padding: int) -> None:
     x = _distinct((2, 3, 9))
     result = result_of(max_pool1d, x, kernel_size=kernel, stride=stride, padding=(padding,))
     expected, _ = twins.max_pool2d(x[:, :, None], None, (1, kernel), (1, stride or kernel), (0, padding))
     np.testing.assert_array_equal(result, expected[:, :, 0])
-    check_derivatives(max_pool1d, x, kernel_size=kernel, stride=stride, padding=(padding,))
 
 
 def test_wrong_number_of_axes_is_refused() -> None:

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import array_shapes
 from lockstep.common.autograd.primitives.primitive import Primitive
 from lockstep.common.autograd.primitives.softmax import log_softmax, softmax
 from tests.lockstep.common.autograd.primitives import twins
-from tests.lockstep.common.autograd.primitives.directional import check_derivatives, gradients_of, layouts, result_of
+from tests.lockstep.common.autograd.primitives.calls import result_of
 
 BOTH = pytest.mark.parametrize("primitive", [softmax, log_softmax], ids=lambda each: each.name)
 
@@ -24,32 +24,6 @@ def test_equal_the_definition_along_any_axis(shape: tuple[int, ...], axis: int, 
     result = result_of(softmax, x, axis=axis)
     np.testing.assert_allclose(np.moveaxis(result, axis, -1), expected, rtol=1e-12)
     np.testing.assert_allclose(result_of(log_softmax, x, axis=axis), np.log(result), rtol=1e-9, atol=1e-12)
-
-
-@given(array_shapes(min_dims=1, max_dims=4, max_side=4), st.integers(-4, 3))
-@settings(derandomize=True, deadline=None, max_examples=40)
-def test_derivatives(shape: tuple[int, ...], axis: int) -> None:
-    x = np.random.default_rng(1).standard_normal(shape)
-    for primitive in (softmax, log_softmax):
-        check_derivatives(primitive, x, axis=axis % len(shape) - len(shape))
-
-
-@BOTH
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_dtype_is_kept(primitive: Primitive, dtype: type[np.floating]) -> None:
-    x = np.arange(12, dtype=dtype).reshape(3, 4)
-    (gradient,) = gradients_of(primitive, x, x)
-    assert gradient is not None
-    assert result_of(primitive, x).dtype == gradient.dtype == dtype
-
-
-@BOTH
-def test_any_layout(primitive: Primitive) -> None:
-    x = np.random.default_rng(2).standard_normal((3, 4, 5))
-    (expected,) = gradients_of(primitive, x, x, axis=1)
-    for other in layouts(x):
-        np.testing.assert_allclose(result_of(primitive, other, axis=1), result_of(primitive, x, axis=1), rtol=1e-12)
-        np.testing.assert_allclose(gradients_of(primitive, other, other, axis=1)[0], expected, rtol=1e-9, atol=1e-12)  # type: ignore[arg-type]
 
 
 def test_huge_scores_do_not_overflow() -> None:
