@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 
@@ -32,36 +32,20 @@ from lockstep.common.numerics.sums import halved_sum, halved_sums
 OwnLoss = Callable[[Any, Any], tuple[Any, Any]]
 
 
-class LossLibrary(Protocol):
+class LossLibrary(NamedTuple):
     """A library that computes losses and their gradients."""
 
-    @property
-    def functional(self) -> Any:
-        """Functions with the names and arguments of `torch.nn.functional`."""
-
-    def constant(self, array: Array) -> Any:
-        """Return an array as what these functions take as targets and weights."""
+    #: Functions with the names and arguments of `torch.nn.functional`.
+    functional: Any
+    #: Returns an array as these functions take targets and weights.
+    constant: Callable[[Array], Any]
 
 
-class OwnLibrary:
-    """Our autograd."""
+AUTOGRAD = LossLibrary(functional, lambda array: array)
 
-    functional: Any = functional
-
-    def constant(self, array: Array) -> Array:
-        return array
-
-
-AUTOGRAD = OwnLibrary()
-
-
-class LossSum(NamedTuple):
-    """The loss of a batch."""
-
-    #: A number with a gradient.
-    total: Any
-    #: The sum of the targets' weights, None if each that is not ignored weighs 1.
-    weight: float | None
+#: The loss of a batch: a number with a gradient, and the sum of the targets' weights, None if each that is not ignored
+#: weighs 1.
+LossSum = tuple[Any, float | None]
 
 
 @dataclass(frozen=True)
@@ -197,7 +181,7 @@ class Objective:
         if weights is not None:
             shape = (-1, *[1] * (values.ndim - 1))
             losses = (losses * library.constant(weights.reshape(shape))).sum()
-        return LossSum(losses, self.weight(targets))
+        return losses, self.weight(targets)
 
     def _class_losses(self, outputs: Any, values: Array, smoothing: float, library: LossLibrary, reduction: str) -> Any:
         options: dict[str, Any] = {"reduction": reduction}
@@ -249,7 +233,7 @@ class Objective:
                 f"{self.loss} returned losses of shape {tuple(total.shape)!r}: expected their sum, a "
                 "tensor with one number; call .sum()"
             )
-        return LossSum(total, weight)
+        return total, weight
 
     # The counted figures
 

@@ -59,7 +59,15 @@ UNPRINTABLE = r"\x00-\x1f\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u20
 #: A name, shown as it is in lines of ours.
 ShortText = Annotated[str, Meta(max_length=NAME_LIMIT, pattern=rf"^[^{UNPRINTABLE}]*\Z")]
 HexDigest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+#: A digest or a key, in hex, or empty.
+OptionalHex = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+#: A number that is written into shared memory only, in hex, or empty.
+Nonce = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")]
+#: The public half of a key of ZeroMQ, or empty.
+PublicKey = Annotated[str, Meta(max_length=40)]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
+#: The ranks of several workers.
+Ranks = Annotated[list[Count], Meta(max_length=4096)]
 MicroBatch = Annotated[int, Meta(ge=0, le=2**31)]
 #: Thirty years at most: their sums stay numbers, which JSON can hold.
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
@@ -140,7 +148,7 @@ class StandbyAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     address: ShortText
     #: The public half of its key; empty if the run has no keys, or if it has that of the server.
-    public: Annotated[str, Meta(max_length=40)] = ""
+    public: PublicKey = ""
 
 
 Standbys = Annotated[tuple[StandbyAddress, ...], Meta(max_length=STANDBYS_LIMIT)]
@@ -167,7 +175,7 @@ class Join(Message, frozen=True, kw_only=True):
     #: The run that it was evicted from; empty if it was in none.
     run: ShortText = ""
     #: The public key of its signatures, in hex; empty if it has none.
-    signer: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    signer: OptionalHex = ""
     #: The highest term that it has seen, and its rank in the last one that it was in.
     term: Term = NO_TERM
     last_rank: Count | None = None
@@ -178,7 +186,7 @@ class Ready(Message, frozen=True, kw_only=True):
 
     #: The number that the worker has read in the memory that it was offered, in hex: it is nowhere else. Empty if it
     #: shares none.
-    nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
+    nonce: Nonce = ""
     #: Why it does not share the memory that it was offered.
     obstacle: Text = ""
     #: How many processes of its team, which shares that memory, make slices at a time; 0 if there is no such team.
@@ -218,7 +226,7 @@ class Result(NodeMessage, frozen=True, kw_only=True):
     #: In training and audits, the sum of losses of each micro-batch: float32, little-endian, in order.
     losses: Annotated[bytes, Meta(max_length=4 * 4096)] = b""
     #: Of the sums and the figures here, if the lease asks for it; otherwise empty.
-    digest: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    digest: OptionalHex = ""
     #: Of the digest and what it is of, if the run asks for it: see `common.protocol.statement`. Otherwise empty.
     signature: Annotated[bytes, Meta(max_length=64)] = b""
 
@@ -314,7 +322,7 @@ class Welcome(Message, frozen=True, kw_only=True):
     layout: HexDigest
     dataset: HexDigest
     #: Of the model's own files, empty for a model of the library.
-    source: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+    source: OptionalHex
     #: These files, the one that the job names first, and the folder at the server in which the run has a copy of them.
     model_files: Annotated[list[ModelFile], Meta(max_length=MOST_FILES)] = []
     model_folder: ShortText = ""
@@ -335,7 +343,7 @@ class Welcome(Message, frozen=True, kw_only=True):
     #: Sums of metrics in each tally.
     metric_sums: Annotated[int, Meta(ge=0, le=MOST_SUMS)] = 0
     #: The name of the run in signatures of results, empty if results are not to be signed.
-    signed_run: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    signed_run: OptionalHex = ""
     term: Term = NO_TERM
     #: The servers to dial if the server is gone.
     standbys: Standbys = ()

@@ -22,6 +22,7 @@ from lockstep.common.protocol.messages import (
     NodeMessage,
     NotLeading,
     Ping,
+    Ranks,
     Refused,
     ShortText,
     Standbys,
@@ -182,7 +183,7 @@ class Update(Message, frozen=True, kw_only=True):
     #: Clipping's factor, None where nothing is clipped.
     scale: float | None
     #: Workers that get the new weights at once.
-    ranks: Annotated[list[Count], Meta(max_length=4096)]
+    ranks: Ranks
     collected: Collected
 
 

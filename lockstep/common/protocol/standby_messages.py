@@ -11,11 +11,14 @@ from msgspec import Meta
 from lockstep.common.protocol.messages import (
     NO_TERM,
     Count,
+    HexDigest,
     Join,
     Leave,
     Message,
     NotLeading,
     Ping,
+    PublicKey,
+    Ranks,
     Refused,
     ShortText,
     StandbyAddress,
@@ -37,10 +40,6 @@ FILES_LIMIT = 4096
 FileName = Annotated[str, Meta(max_length=255, pattern=r"^(?!\.)[^/\x00-\x1f\\]+(/(?!\.)[^/\x00-\x1f\\]+)*\Z")]
 
 
-#: A SHA-256.
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-
-
 class RunFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A file of a run that is mirrored, as it is once nothing of it changes any more."""
 
@@ -48,7 +47,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     #: Bytes of it: of a file of lines, those before the checkpoint of the set.
     size: Count
     #: Its SHA-256; of a checkpoint, its seal.
-    digest: Digest
+    digest: HexDigest
 
 
 # From a standby to the server
@@ -62,7 +61,7 @@ class MirrorRequest(Message, frozen=True, kw_only=True):
     pid: Count
     #: Its address for workers, and the public half of its key.
     address: ShortText
-    public: Annotated[str, Meta(max_length=40)] = ""
+    public: PublicKey = ""
     #: The highest term that it has seen.
     term: Term = NO_TERM
     #: The step of the checkpoint that it has, and whether it has all that it was offered last.
@@ -74,7 +73,7 @@ class FilePartRequest(Message, frozen=True, kw_only=True):
     """Ask for a part of a file: answered by `FilePart`, or by `RunFiles` if the file has another content by now."""
 
     name: FileName
-    digest: Digest
+    digest: HexDigest
     start: Count
 
 
@@ -93,7 +92,7 @@ class RunFiles(Message, frozen=True, kw_only=True):
     checkpoint: Count
     files: Annotated[list[RunFile], Meta(max_length=FILES_LIMIT)]
     #: The ranks of those that computed the last step: more than half of them decide that the server is gone.
-    electors: Annotated[list[Count], Meta(max_length=4096)]
+    electors: Ranks
     standbys: Standbys
     #: The place of this standby among all servers of the run, which decides the numbers of its terms.
     place: Count
@@ -107,7 +106,7 @@ class FilePart(Message, frozen=True, kw_only=True):
     """A part of a file: one array, which begins with its `size` bytes."""
 
     name: FileName
-    digest: Digest
+    digest: HexDigest
     start: Count
     size: Annotated[int, Meta(ge=0, le=PART_BYTES)]
 

@@ -22,7 +22,7 @@ from lockstep.common.autograd.program import Tree
 from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError
 from lockstep.common.job.losses import LossKind
-from lockstep.common.job.objective import Objective
+from lockstep.common.job.objective import LossLibrary, Objective
 from lockstep.common.model.port import (
     Batch,
     DrawKey,
@@ -382,16 +382,8 @@ class TorchEngine:
             raise changed(self.layout.name_at(int(np.flatnonzero(odd)[0])))
 
 
-class TorchLibrary:
-    """PyTorch, as what computes losses."""
-
-    functional: Any = functional
-
-    def constant(self, array: Array) -> Any:
-        return placed(torch.from_numpy(np.ascontiguousarray(array)))
-
-
-TORCH = TorchLibrary()
+#: PyTorch, which computes losses.
+TORCH = LossLibrary(functional, lambda array: placed(torch.from_numpy(np.ascontiguousarray(array))))
 
 
 def apply(module: Any, images: Array) -> Any:

@@ -28,11 +28,11 @@ def test_it_is_the_jobs() -> None:
 def test_classes_are_counted_one_a_sample() -> None:
     objective, outputs = Objective(label_smoothing=0.5), Tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 2.0]])
     targets = objective.targets(np.array([1, 0, 0]))
-    loss = objective.test_loss(outputs, targets).total
+    loss = objective.test_loss(outputs, targets)[0]
     # -log of 1 / (1 + 1/e), of 1 / (1 + 1/e³) and of 1 / (1 + e²).
     assert loss.item() == pytest.approx(np.log1p(np.exp([-1, -3, 2])).sum(), rel=1e-6)
     assert objective.tally(loss.data, outputs.data, targets) == Tally(loss.item(), 3, metrics=(2, 3))
-    assert objective.training_loss(outputs, targets).total.item() > loss.item()  # its labels are smoothed
+    assert objective.training_loss(outputs, targets)[0].item() > loss.item()  # its labels are smoothed
 
 
 def test_of_sequences_every_place_is_a_target() -> None:
@@ -40,9 +40,9 @@ def test_of_sequences_every_place_is_a_target() -> None:
     logits[0, 1, 1] = 5.0
     objective, outputs = Objective(), Tensor(logits, requires_grad=True)
     targets = objective.targets(labels)
-    loss = objective.training_loss(outputs, targets).total
+    loss = objective.training_loss(outputs, targets)[0]
     flat = Tensor(logits.reshape(6, 4), requires_grad=True)
-    expected = objective.training_loss(flat, labels.reshape(6)).total
+    expected = objective.training_loss(flat, labels.reshape(6))[0]
     loss.backward()
     expected.backward()
     assert loss.data.tobytes() == expected.data.tobytes()
@@ -56,7 +56,7 @@ def test_of_sequences_every_place_is_a_target() -> None:
 def test_numbers_are_counted_one_by_one_and_none_is_right() -> None:
     outputs = Tensor([[1.0, 2.0], [0.0, 0.0]])
     targets = REGRESSION.targets(np.array([[1.0, 4.0], [3.0, 0.0]], np.float32))
-    loss = REGRESSION.training_loss(outputs, targets).total
+    loss = REGRESSION.training_loss(outputs, targets)[0]
     assert (loss.item(), REGRESSION.mean_loss(outputs, targets).item()) == (13.0, 13 / 4)
     assert REGRESSION.tally(loss.data, outputs.data, targets) == Tally(13.0, 4)
 
@@ -212,7 +212,7 @@ def test_classes_of_a_sequence_may_be_the_last_axis_or_the_one_before() -> None:
     objective.check_fit(data, (2, 4, 3))
     objective.check_fit(data, (2, 3, 4))
     targets = objective.targets(labels)
-    last, before = (objective.training_loss(Tensor(each), targets).total for each in (scores, scores.swapaxes(1, 2)))
+    last, before = (objective.training_loss(Tensor(each), targets)[0] for each in (scores, scores.swapaxes(1, 2)))
     assert last.item() == pytest.approx(before.item())
     assert objective.correct(scores, targets) == objective.correct(scores.swapaxes(1, 2), targets)
 
@@ -305,7 +305,7 @@ def test_a_loss_of_ones_own_that_is_none_is_named(own: Any, text: str) -> None:
 
 def test_a_loss_of_ones_own_may_count_nothing() -> None:
     objective = Objective("mine.py:loss", own=lambda outputs, targets: (outputs.sum(), 0))
-    assert objective.training_loss(Tensor([[1.0, 2.0]]), np.zeros(1, np.int64)).weight == 0.0
+    assert objective.training_loss(Tensor([[1.0, 2.0]]), np.zeros(1, np.int64))[1] == 0.0
 
 
 def test_rows_of_one_hot_classes_are_told_how_to_become_classes() -> None:

@@ -1,4 +1,6 @@
-"""Sums by halves: the order is that of the docstring, whatever the layout of the array is."""
+"""Sums by halves: the order is that of the docstring, whatever the layout of the array is; and finiteness."""
+
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from lockstep.common.numerics.random import Purpose, generator
-from lockstep.common.numerics.sums import halved_sum, halved_sums
+from lockstep.common.numerics.sums import first_not_finite, halved_sum, halved_sums
 
 ROWS = arrays(np.float64, st.tuples(st.integers(0, 4), st.integers(0, 40)), elements=st.floats(-1e300, 1e300))
 
@@ -34,3 +36,20 @@ def test_layout_and_type_do_not_matter(shape: tuple[int, ...]) -> None:
     expected = by_hand(values.astype(np.float64).reshape(-1).tolist())
     wide = np.repeat(np.atleast_1d(values), 2, axis=-1)[..., ::2]
     assert halved_sum(values) == halved_sum(np.asfortranarray(values)) == halved_sum(wide) == expected
+
+
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("place", [0, 7, 999])
+def test_the_first_value_that_is_not_finite_is_found(wrong: float, place: int) -> None:
+    vector = np.linspace(-1, 1, 1000, dtype=np.float32)
+    vector[place] = vector[-1] = wrong
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert first_not_finite(vector) == place
+
+
+def test_a_finite_vector_is_finite_even_if_its_squares_are_not() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert first_not_finite(np.zeros(0, np.float32)) is None
+        assert first_not_finite(np.full(1000, 3e38, np.float32)) is None

@@ -1,12 +1,14 @@
-"""What is read of this machine."""
+"""What is read of this machine, and the allocator, which can be told to keep what is freed."""
 
 import gc
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lockstep.cli.main import Commands
@@ -17,6 +19,7 @@ from lockstep.common.runtime.environment import (
     collector_paused,
     core_numbers,
     cores,
+    keep_freed_memory,
     keep_to_core,
     machine_id,
     use_one_blas_thread,
@@ -97,3 +100,13 @@ def test_the_garbage_collector_rests_for_a_block_and_is_then_as_before() -> None
 def test_it_collects_again_when_a_command_is_called() -> None:
     assert Commands()["worker"].name == "worker"
     assert gc.isenabled()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_a_freed_array_is_used_again() -> None:
+    assert keep_freed_memory()
+    first = np.empty(1 << 20, dtype=np.float32)
+    first.fill(1.0)
+    place = first.ctypes.data
+    del first
+    assert np.empty(1 << 20, dtype=np.float32).ctypes.data == place

@@ -1,4 +1,4 @@
-"""Where windows lie, against a walk over every window and offset."""
+"""Where windows lie, against a walk over every window and offset; and the layout of images."""
 
 from itertools import product
 
@@ -7,6 +7,9 @@ import pytest
 
 from lockstep.common.autograd.primitives.windows import (
     Window,
+    batch_first,
+    batch_innermost,
+    channel_blocks,
     check_window,
     pair,
     pooling_windows,
@@ -103,3 +106,18 @@ def test_pooling_padding_beyond_half_the_kernel_is_refused() -> None:
 def test_stride_defaults_to_the_kernel() -> None:
     rows, columns = pooling_windows((8, 9), (2, 3), None, 0)
     assert (rows.stride, columns.stride) == (2, 3)
+
+
+def test_batch_innermost_is_a_view_where_memory_is_so() -> None:
+    x = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
+    innermost = batch_innermost(x)
+    assert innermost.shape == (3, 4, 5, 2)
+    assert innermost.flags.c_contiguous
+    np.testing.assert_array_equal(batch_first(innermost), x)
+    assert np.shares_memory(batch_innermost(batch_first(innermost)), innermost)
+
+
+@pytest.mark.parametrize("shape", [(5, 300, 300, 4), (1, 2, 2, 2), (0, 2, 2, 2), (3, 4, 4, 0)])
+def test_channel_blocks_cover_every_channel_once(shape: tuple[int, ...]) -> None:
+    x = np.empty(shape, np.float32)
+    assert [c for block in channel_blocks(x) for c in range(shape[0])[block]] == list(range(shape[0]))
