@@ -1,5 +1,7 @@
-"""The walk back: every use counts, in a fixed order, over any number of nodes, as often as one likes; nothing is recorded
-without need, changes in place are noticed, buffers are filled, and final gradients are reported at once."""
+"""The walk back: every use counts, in a fixed order, over any number of nodes, as often as one likes.
+
+Nothing is recorded without need, changes in place are noticed, buffers are filled, and final gradients are reported.
+"""
 
 import gc
 import threading

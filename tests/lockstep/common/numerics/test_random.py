@@ -1,4 +1,6 @@
-"""The default generators: one for each purpose, restarted by `manual_seed`; floats have the distribution of their name."""
+"""The default generators: one for each purpose, restarted by `manual_seed`; floats have the distribution of their
+name.
+"""
 
 import math
 from statistics import NormalDist

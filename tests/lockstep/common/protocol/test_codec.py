@@ -1,8 +1,9 @@
 """The codec gives back what it was given, and answers anything else with the project's typed error."""
 
+import re
 import tracemalloc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 import msgspec
@@ -11,200 +12,98 @@ import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import inspect
 
 from lockstep.checking.simulation.messages import AnyMessage
-from lockstep.common.errors import FailureKind, ProtocolError, RefusalKind, RemoteProtocolError
+from lockstep.common.data.manifest import Manifest
+from lockstep.common.errors import ProtocolError, RemoteProtocolError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import HEADER_LIMIT, ITEMS_LIMIT, decode, encode, kind_of
-from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint
 from lockstep.common.protocol.messages import (
-    CallbackDecision,
-    ComputeFailed,
-    Diverged,
-    Dropped,
-    Echo,
-    EpochRecord,
-    Eviction,
     Finished,
-    HandedOver,
-    Join,
     Lease,
-    Leave,
     Message,
-    MultiStepLease,
-    MultiStepResult,
-    MultiStepWithdrawal,
     NodeMessage,
-    NotLeading,
-    Ping,
     Ready,
-    Refused,
-    Result,
-    Samples,
-    SamplesRequest,
     ServerMessage,
-    Standby,
-    StandbyAddress,
-    StandbysChanged,
-    Status,
-    StatusRequest,
-    SumsFrame,
     Term,
     Weights,
     Welcome,
-    Withdrawal,
     WorkerMessage,
-    WorkerStatus,
 )
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.shard_messages import (
-    Admit,
-    Begin,
-    Collect,
-    CollectedFrame,
-    Forget,
-    Hello,
-    InitialFrame,
-    SendWeightsTo,
-    ShardJoin,
-    ShardReady,
-    ShardWelcome,
-    Squares,
-    SquaresRequest,
-    SumsAck,
-    Update,
-    UpdateDone,
-    WorkerLost,
-)
-from lockstep.common.protocol.standby_messages import (
-    CommandOutcome,
-    Drain,
-    FilePart,
-    FilePartRequest,
-    LeaderNotice,
-    LeaderRequest,
-    MirrorRequest,
-    Promote,
-    RunFile,
-    RunFiles,
-)
+from lockstep.common.protocol.standby_messages import CommandOutcome
 
 DIGEST = "0123456789abcdef" * 4
 
 NOT_A_MESSAGE = "^a header that is not a message of this protocol: "
-TERM = Term(run="r", number=2, server="s")
 ONES = np.ones(2, np.float32)
-EXAMPLES: list[Message] = [
-    Join(protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint()),
-    Join(
-        protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint(), machine="c", cores=[0, 5], processes=2
-    ),
-    Ready(rank=0, term=Term()),
-    Ready(nonce="0123456789abcdef" * 2, makers=3, rank=2, term=Term(run="r", number=7, server="s")),
-    SumsFrame(step=3, lo=0, hi=2, start=131072),
-    Result(work="train", step=3, lo=0, hi=2, loss_sum=1.5, count=4, compute_s=0.1, losses=bytes(range(8))),
-    Result(work="evaluate", step=3, lo=0, hi=2, loss_sum=float("inf"), count=4, compute_s=0.1),
-    ComputeFailed(work="train", step=3, lo=0, hi=2, traceback="Traceback …"),
-    Diverged(work="train", step=3, micro_batch=1, layer="0 (Linear)"),
-    Dropped(work="evaluate", step=3, number=7, computed=2),
-    Leave(reason="interrupted"),
-    Ping(),
-    StatusRequest(),
-    CallbackDecision(epoch=1, stops=True),
-    Welcome(
-        rank=2, run="r", job=Job(model={"class": "Linear", "args": [2, 3]}), layout=DIGEST, dataset=DIGEST, source=""
-    ),
-    Refused(reason="other numerics", kind=RefusalKind.NUMERICS),
-    Eviction(reason="silent for 9 s"),
-    Standby(reason="enough"),
-    Samples(part="test", places=b"\1\0\0\0"),
-    SamplesRequest(part="train", places=b"\1\0\0\0\2\0\0\0"),
-    Echo(number=2),
-    Weights(step=4, start=0),
-    Lease(work="train", step=4, lo=2, hi=4, number=7),
-    Withdrawal(work="audit", step=4, number=7),
-    MultiStepLease(number=3, incarnation="life-1", first=4, last=90, reads=1, memory=1),
-    MultiStepWithdrawal(number=3),
-    MultiStepResult(number=3, is_done=True),
-    Finished(reason=""),
-    Finished(reason="a loss is not finite", kind=FailureKind.DIVERGED),
-    Status(
-        run="r",
-        model="mlp",
-        phase="training",
-        epoch=1,
-        epochs=2,
-        step=3,
-        steps=4,
-        loss=0.5,
-        accuracy=0.5,
-        images_per_s=1.0,
-        elapsed_s=1.0,
-        eta_s=1.0,
-        min_workers=1,
-        workers=[WorkerStatus(rank=0, host="h", pid=1, state="idle", samples=3, compute_s=0.5)],
-        history=[EpochRecord(epoch=1, loss=1.0, accuracy=0.1, test_loss=1.0, test_accuracy=0.2, wall_s=1.0)],
-        failure="",
-    ),
-    ShardJoin(protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint(), address="tcp://127.0.0.1:5556"),
-    ShardReady(index=1),
-    SumsAck(rank=1, step=3, lo=0, hi=2),
-    Squares(step=3),
-    CollectedFrame(name="weights", steps=4, start=0),
-    UpdateDone(step=3, checksum=str(2**64 - 1)),
-    WorkerLost(rank=1, reason="it does not read what it is sent"),
-    ShardWelcome(
-        index=1,
-        options=RunOptions(servers=2),
-        run="r",
-        job=Job(model="mlp"),
-        training_samples=60_000,
-        test_samples=10_000,
-        size=7850,
-        parameter_size=7850,
-    ),
-    InitialFrame(name="momenta", start=0),
-    Begin(steps=3),
-    Admit(rank=1, incarnation="a1"),
-    Forget(rank=1),
-    SendWeightsTo(rank=1, step=3),
-    SquaresRequest(step=3, divisor=32.0),
-    Update(step=3, divisor=32.0, scale=0.5, ranks=[0, 1], collected="all"),
-    Update(step=3, divisor=32.0, scale=None, ranks=[], collected="nothing"),
-    Collect(steps=3),
-    Hello(rank=1, incarnation="a1"),
-    StandbysChanged(standbys=(StandbyAddress(address="tcp://127.0.0.1:5557"),)),
-    HandedOver(standby=StandbyAddress(address="tcp://127.0.0.1:5557", public="k" * 40)),
-    NotLeading(state="silent", reason="1 of the 3 of the last step say so"),
-    MirrorRequest(protocol=1, host="b", pid=7, address="tcp://127.0.0.1:5557", term=TERM, step=3, is_whole=True),
-    FilePartRequest(name="checkpoints/step-00000003.safetensors", digest=DIGEST, start=8),
-    RunFiles(
-        term=TERM,
-        run="r",
-        step=3,
-        steps=9,
-        checkpoint=2,
-        files=[RunFile(name="ledger.jsonl", size=3, digest=DIGEST)],
-        electors=[0, 1],
-        standbys=(),
-        place=5,
-        options=RunOptions(),
-    ),
-    FilePart(name="ledger.jsonl", digest=DIGEST, start=0, size=19),
-    LeaderRequest(),
-    LeaderNotice(term=TERM, address="tcp://127.0.0.1:5557"),
-    Promote(),
-    Drain(),
-    CommandOutcome(is_accepted=True, text="it leads the run from now on"),
-]
 
 #: Whatever comes any way.
 ANY = AnyMessage | CommandOutcome
 
+#: Texts, of which each pattern of a field takes one.
+TEXTS = ("a1", DIGEST, DIGEST[:32], "7")
+
+#: Records whose values have to fit one another.
+WHOLE: dict[type, Any] = {
+    Job: msgspec.to_builtins(Job(model={"class": "Linear", "args": [2, 3]})),
+    Fingerprint: msgspec.to_builtins(fingerprint()),
+    RunOptions: msgspec.to_builtins(RunOptions(servers=2)),
+    Manifest: None,
+}
+
+
+def value_of(kind: inspect.Type) -> Any:
+    """Return a value that a field of this type takes."""
+    match kind:
+        case inspect.StructType():
+            return WHOLE[kind.cls] if kind.cls in WHOLE else values_of(kind, is_full=True)
+        case inspect.NamedTupleType():
+            return [value_of(field.type) for field in kind.fields]
+        case inspect.TupleType():
+            return [value_of(item) for item in kind.item_types]
+        case inspect.ListType() | inspect.VarTupleType():
+            return [value_of(kind.item_type)]
+        case inspect.UnionType():
+            return value_of(next(each for each in kind.types if not isinstance(each, inspect.NoneType)))
+        case inspect.LiteralType():
+            return "train" if "train" in kind.values else kind.values[0]
+        case inspect.EnumType():
+            return next(iter(kind.cls)).value
+        case inspect.StrType():
+            return next(text for text in TEXTS if kind.pattern is None or re.search(kind.pattern, text))
+        case inspect.BytesType():
+            return b"\1\0\0\0"
+        case inspect.DictType():
+            return {}
+        case _:
+            return {inspect.IntType: 1, inspect.FloatType: 0.5, inspect.BoolType: True}[type(kind)]
+
+
+def values_of(kind: inspect.StructType, *, is_full: bool) -> dict[str, Any]:
+    """Return values for the fields of a record: all, or those without a default."""
+    values = {field.encode_name: value_of(field.type) for field in kind.fields if field.required or is_full}
+    return {**values, "lo": 0} if "lo" in values else values
+
+
+def examples_of(kind: type[Message]) -> list[Message]:
+    """Return a message with its necessary fields, and one with all of them."""
+    info: Any = inspect.type_info(kind)
+    tag = {"type": kind.__struct_config__.tag}
+    return [msgspec.convert({**tag, **values_of(info, is_full=is_full)}, kind) for is_full in (False, True)]
+
+
+EXAMPLES = [
+    example for kind in sorted(get_args(ANY), key=lambda kind: str(kind.__name__)) for example in examples_of(kind)
+]
+
+CARRIERS = {"Echo", "SumsFrame", "Samples", "Weights", "InitialFrame", "CollectedFrame", "Squares", "FilePart"}
+
 
 def vectors_for(message: Message) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    carriers = Echo | SumsFrame | Samples | Weights | InitialFrame | CollectedFrame | Squares | FilePart
-    return [np.arange(5, dtype=np.float32)] if isinstance(message, carriers) else []
+    return [np.arange(5, dtype=np.float32)] if type(message).__name__ in CARRIERS else []
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
