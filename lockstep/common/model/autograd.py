@@ -22,9 +22,6 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import CallList, Program, Tree, proven, run
 from lockstep.common.autograd.tape import UntapeableError
 from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.data.records import fields_of
-from lockstep.common.errors import ModelError
-from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import LossSum, Objective
 from lockstep.common.model.port import (
     Batch,
@@ -35,9 +32,11 @@ from lockstep.common.model.port import (
     OnFinal,
     Outcome,
     adopted,
+    arguments_of,
     changed_freezing,
-    is_numbered,
+    compared,
     main_output,
+    main_tensor,
 )
 from lockstep.common.nn.inspection import Inspector, first_nonfinite_layer
 from lockstep.common.nn.module import Module, Stochastic, first_unrepeatable
@@ -56,21 +55,13 @@ def apply(module: Module, images: Array) -> Any:
 
 
 def arguments(images: Array) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Return samples as a module is given them: several arrays by their names, or in order if they have none."""
-    fields = {name: Tensor(np.ascontiguousarray(array)) for name, array in fields_of(images).items()}
-    if images.dtype.names is None or is_numbered(images.dtype.names):
-        return list(fields.values()), {}
-    return [], fields
+    """Return samples as a module is given them."""
+    return arguments_of(images, Tensor)
 
 
 def taken(outputs: Any) -> Tensor:
     """Return the output that a named loss and evaluations take of a model that has several."""
-    _, found = main_output(outputs)
-    if not isinstance(found, Tensor):
-        raise ModelError(
-            f"the model returned a {type(found).__name__}: expected a tensor of outputs, or several of them in a tuple "
-            "or a dictionary"
-        )
+    found: Tensor = main_tensor(outputs, Tensor)
     return found
 
 
@@ -299,11 +290,7 @@ class AutogradEngine:
     def _compute(self, images: Array, targets: Array) -> tuple[LossSum, Any]:
         """Return the sum of the losses, and the outputs."""
         outputs = apply(self._module, images)
-        return self._objective.training_loss(self._compared(outputs), targets), outputs
-
-    def _compared(self, outputs: Any) -> Any:
-        """Return what the loss is given: of an own loss all that the model returns."""
-        return outputs if self._objective.kind is LossKind.OWN else taken(outputs)
+        return self._objective.training_loss(compared(self._objective, outputs, Tensor), targets), outputs
 
     def _compute_repeatedly(self, images: Array, targets: Array) -> tuple[Tensor, Tensor]:
         """Return the same of a model and a loss that make the same calls with each batch."""
@@ -395,7 +382,7 @@ class AutogradEngine:
         self._put(is_training=False)
         with no_grad():
             outputs = apply(self._module, images)
-            loss, weight = self._objective.test_loss(self._compared(outputs), targets)
+            loss, weight = self._objective.test_loss(compared(self._objective, outputs, Tensor), targets)
         return Outcome(float(loss.data), taken(outputs).data, weight)
 
     def inspect(self, images: Array, targets: Array, key: DrawKey) -> Inspection:

@@ -14,7 +14,9 @@ from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import Tree
+from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError
+from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
 
 #: Called with the index of a parameter, in the order of the layout, as soon as its gradient is final.
@@ -271,6 +273,26 @@ def main_output(outputs: Any) -> tuple[str, Any]:
     return "", outputs
 
 
-def is_numbered(names: Sequence[str]) -> bool:
-    """Tell whether arrays have places and no names: then a model is given them in order."""
-    return list(names) == [str(place) for place in range(len(names))]
+def main_tensor(outputs: Any, kind: type) -> Any:
+    """Return the output that named losses and evaluations take, a tensor of this kind; `ModelError` if it is none."""
+    found = outputs if isinstance(outputs, kind) else main_output(outputs)[1]
+    if not isinstance(found, kind):
+        raise ModelError(
+            f"the model returned a {type(found).__name__}: expected a tensor of outputs, or several of them in a tuple "
+            "or a dictionary; return the logits from its forward"
+        )
+    return found
+
+
+def compared(objective: Objective, outputs: Any, kind: type) -> Any:
+    """Return the outputs that a loss takes: one of the user takes all that the model returns."""
+    return outputs if objective.kind is LossKind.OWN else main_tensor(outputs, kind)
+
+
+def arguments_of(images: Array, tensor: Callable[[Array], Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return samples as a model is given them: several arrays by their names, or in order if these are their places."""
+    fields = {name: tensor(np.ascontiguousarray(array)) for name, array in fields_of(images).items()}
+    names = images.dtype.names
+    if names is None or list(names) == [str(place) for place in range(len(names))]:
+        return list(fields.values()), {}
+    return [], fields

@@ -21,7 +21,6 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import Tree
 from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError
-from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import LossLibrary, Objective
 from lockstep.common.model.port import (
     Batch,
@@ -30,9 +29,10 @@ from lockstep.common.model.port import (
     LayerOutput,
     OnFinal,
     Outcome,
+    arguments_of,
     changed_freezing,
-    is_numbered,
-    main_output,
+    compared,
+    main_tensor,
 )
 from lockstep.common.model.pytorch.runtime import make_repeatable, placed, seed_draws
 from lockstep.common.model.pytorch.structure import COUNTER, Structure
@@ -118,7 +118,7 @@ class TorchEngine:
         self._check_place()
         self._begin_audit()
         outputs = self._observing(images, key)
-        loss, weight = self._objective.training_loss(self._compared(outputs), targets, TORCH)
+        loss, weight = self._objective.training_loss(compared(self._objective, outputs, torch.Tensor), targets, TORCH)
         self._check_held()
         self._end_statistics(len(images))
         self._loss = loss
@@ -158,7 +158,7 @@ class TorchEngine:
         seed_draws(None)
         with torch.no_grad():
             outputs = apply(self._module, images)
-            loss, weight = self._objective.test_loss(self._compared(outputs), targets, TORCH)
+            loss, weight = self._objective.test_loss(compared(self._objective, outputs, torch.Tensor), targets, TORCH)
         self._check_held()
         return Outcome(loss.item(), taken(outputs).detach().numpy(), weight)
 
@@ -177,7 +177,7 @@ class TorchEngine:
         self._begin_statistics()
         with observed_layers(self._module, on_layer):
             outputs = apply(self._module, images)
-        loss, weight = self._objective.training_loss(self._compared(outputs), targets, TORCH)
+        loss, weight = self._objective.training_loss(compared(self._objective, outputs, torch.Tensor), targets, TORCH)
         if not is_finite(loss):
             odd.append("the loss")
         gradients = self._gradients_of(loss)
@@ -255,10 +255,6 @@ class TorchEngine:
                 f"the gradient of {name!r} has several parts in one micro-batch, and had one before: expected the same "
                 "graph each time; use torch.utils.checkpoint with use_reentrant=False"
             )
-
-    def _compared(self, outputs: Any) -> Any:
-        """Return what the loss is given: of an own loss all that the model returns."""
-        return outputs if self._objective.kind is LossKind.OWN else taken(outputs)
 
     def _check_place(self) -> None:
         """Let parameters be views into the weights again, if the model has computed with values of its own since."""
@@ -387,28 +383,20 @@ TORCH = LossLibrary(functional, lambda array: placed(torch.from_numpy(np.asconti
 
 
 def apply(module: Any, images: Array) -> Any:
-    """Return what a module makes of samples: several arrays are given by their names, or in order if numbered."""
-    fields = {name: _input(array) for name, array in fields_of(images).items()}
-    if images.dtype.names is None or is_numbered(images.dtype.names):
-        return module(*fields.values())
-    return module(**fields)
+    """Return what a module makes of samples."""
+    inputs, by_name = arguments_of(images, _input)
+    return module(*inputs, **by_name)
 
 
 def _input(array: Array) -> Any:
-    x = placed(torch.from_numpy(np.ascontiguousarray(array)))
+    x = placed(torch.from_numpy(array))
     # PyTorch's own examples have tokens as int64, and so have models that are written after them.
     return x.long() if x.dtype == torch.int32 else x
 
 
 def taken(outputs: Any) -> Any:
     """Return the tensor that named losses and evaluations take of outputs; `ModelError` without a tensor."""
-    found = outputs if isinstance(outputs, torch.Tensor) else main_output(outputs)[1]
-    if not isinstance(found, torch.Tensor):
-        raise ModelError(
-            f"the model returned a {type(found).__name__}: expected a tensor of outputs, or several of them in a tuple "
-            "or a dictionary; return the logits from its forward"
-        )
-    return found
+    return main_tensor(outputs, torch.Tensor)
 
 
 def changed(name: str) -> ModelError:
