@@ -15,7 +15,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import JobError, ModelError, nearest
 from lockstep.common.job.job import Job
 from lockstep.common.job.own_code import NO_CODE, OwnCode
-from lockstep.common.optim.rules import RULES, AveragedRule, ClippedRule, Rule, ScaledRule, SlotSets
+from lockstep.common.optim.rules import RULES, AdjustedRule, AveragedRule, Rule, SlotSets
 from lockstep.common.optim.schedules import (
     Constant,
     Cosine,
@@ -93,10 +93,8 @@ def rule_of(job: Job, own: OwnCode = NO_CODE, decays: bool = True, lr_factor: fl
         if not hasattr(rule, "weight_decay"):
             raise JobError(f"no_decay with optimizer = {job.optimizer!r}, which has no weight_decay: remove it")
         rule = replace(rule, weight_decay=0.0)
-    if lr_factor != 1.0:
-        rule = ScaledRule(rule, lr_factor)
-    if job.clip_value is not None:
-        rule = ClippedRule(rule, job.clip_value)
+    if lr_factor != 1.0 or job.clip_value is not None:
+        rule = AdjustedRule(rule, lr_factor, job.clip_value)
     return rule if job.ema_decay is None else AveragedRule(rule, job.ema_decay)
 
 

@@ -241,31 +241,23 @@ def averaged(weights: Vector, state: Mapping[str, Vector]) -> Vector | None:
     return average
 
 
-class ClippedRule(msgspec.Struct, frozen=True):
-    """Limits each element of the gradient to [-most, most], as PyTorch's `clip_grad_value_`."""
+class AdjustedRule(msgspec.Struct, frozen=True):
+    """Updates by a multiple of the learning rate, with a gradient whose elements are limited.
+
+    They are limited to [-most, most], as by PyTorch's `clip_grad_value_`; not at all if `most` is None.
+    """
 
     inner: Rule
-    most: float
+    lr_factor: float = 1.0
+    most: float | None = None
 
     def init(self, size: int) -> dict[str, Vector]:
         return self.inner.init(size)
 
     def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
-        np.clip(gradient, -self.most, self.most, out=gradient)
-        self.inner.update(weights, gradient, slots, step, lr, out)
-
-
-class ScaledRule(msgspec.Struct, frozen=True):
-    """Updates by a multiple of the learning rate."""
-
-    inner: Rule
-    factor: float
-
-    def init(self, size: int) -> dict[str, Vector]:
-        return self.inner.init(size)
-
-    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
-        self.inner.update(weights, gradient, slots, step, self.factor * lr, out)
+        if self.most is not None:
+            np.clip(gradient, -self.most, self.most, out=gradient)
+        self.inner.update(weights, gradient, slots, step, self.lr_factor * lr, out)
 
 
 class AveragedRule(msgspec.Struct, frozen=True):

@@ -27,11 +27,10 @@ from lockstep.common.optim.rules import (
     RULES,
     AdamRule,
     AdamWRule,
+    AdjustedRule,
     AveragedRule,
-    ClippedRule,
     RMSPropRule,
     Rule,
-    ScaledRule,
     SGDRule,
     SlotSets,
     Vector,
@@ -125,7 +124,7 @@ def test_parameters_without_decay_and_those_with_a_rate_of_their_own_are_spans_o
     rules = rules_of(job, spans_of(job, LAYOUT))
     assert [stop for stop, _ in rules] == [6, 9, 12, 18]
     assert rules[1][1] == SGDRule(momentum=0.9)
-    assert rules[3][1] == ScaledRule(SGDRule(momentum=0.9, weight_decay=0.1), 10.0)
+    assert rules[3][1] == AdjustedRule(SGDRule(momentum=0.9, weight_decay=0.1), 10.0)
 
 
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
@@ -137,7 +136,7 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
 
 def test_clipping_by_value_and_the_average_are_laid_around_the_rule() -> None:
     job = Job(momentum=0.0, clip_value=0.5, ema_decay=0.9)
-    assert rule_of(job) == AveragedRule(ClippedRule(SGDRule(), 0.5), 0.9)
+    assert rule_of(job) == AveragedRule(AdjustedRule(SGDRule(), most=0.5), 0.9)
 
 
 @dataclass(frozen=True)
@@ -234,11 +233,10 @@ GRADIENT = np.array([3.0, -0.2, -5.0], np.float32)
 
 @pytest.mark.parametrize("inner", [SGDRule(momentum=0.9), AdamRule(weight_decay=0.1)])
 def test_a_rule_around_another_changes_the_gradient_or_the_rate_alone(inner: Rule) -> None:
-    assert updated(ClippedRule(inner, 0.5), GRADIENT, 0.1) == updated(inner, GRADIENT.clip(-0.5, 0.5), 0.1)
-    assert updated(ScaledRule(inner, 3.0), GRADIENT, 0.1) == updated(inner, GRADIENT, 3.0 * 0.1)
+    assert updated(AdjustedRule(inner, most=0.5), GRADIENT, 0.1) == updated(inner, GRADIENT.clip(-0.5, 0.5), 0.1)
+    assert updated(AdjustedRule(inner, 3.0), GRADIENT, 0.1) == updated(inner, GRADIENT, 3.0 * 0.1)
     assert updated(AveragedRule(inner, 0.9), GRADIENT, 0.1) == updated(inner, GRADIENT, 0.1)
-    for rule in (ClippedRule(inner, 0.5), ScaledRule(inner, 3.0)):
-        assert rule.init(3).keys() == inner.init(3).keys()
+    assert AdjustedRule(inner, 3.0, 0.5).init(3).keys() == inner.init(3).keys()
     assert {slot.dtype for slot in AveragedRule(inner, 0.9).init(3).values()} == {np.dtype(np.float32)}
 
 
