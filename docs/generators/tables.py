@@ -95,6 +95,8 @@ def words(kind: types.Type) -> str:
             return f"list of {_plural(words(item))}"
         case types.TupleType(item_types=items):
             return "list of " + ", ".join(words(each) for each in items)
+        case types.NamedTupleType(fields=fields):
+            return "list of " + ", ".join(words(each.type) for each in fields)
         case types.DictType():
             return "object"
         case types.StructType(cls=cls):
