@@ -1,7 +1,11 @@
-"""Contiguous slices of the flat vector: what one server owns, and the frames that travel. Arithmetic only."""
+"""Contiguous slices of the flat vector: those of servers, frames that travel, and spans that are updated alike.
+
+Arithmetic only.
+"""
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -40,6 +44,14 @@ class Slice(msgspec.Struct, frozen=True, order=True):
     def frames(self) -> list["Slice"]:
         """Return the frames in which the slice travels."""
         return list(self.cut(FRAME))
+
+
+class Span(NamedTuple):
+    """Parameters that follow one another and are updated alike: up to the element `stop` of the vector."""
+
+    stop: Annotated[int, msgspec.Meta(ge=1)]
+    decays: bool = True
+    lr_factor: Annotated[float, msgspec.Meta(ge=0.0)] = 1.0
 
 
 def frames_of(size: int, servers: int) -> list[Slice]:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from itertools import groupby
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from lockstep.common.aggregation.layout import ParameterLayout
+from lockstep.common.aggregation.slices import Span
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import JobError, ModelError, nearest
 from lockstep.common.job.job import Job
@@ -35,14 +36,6 @@ TRIED = 64
 
 #: The values of a job that its local steps have too, as `local_lr` next to `lr`.
 LOCAL = tuple(name for name in Job.__struct_fields__ if name != "steps" and f"local_{name}" in Job.__struct_fields__)
-
-
-class Span(NamedTuple):
-    """Parameters that follow one another and are updated alike: up to the element `stop` of the vector."""
-
-    stop: Annotated[int, msgspec.Meta(ge=1)]
-    decays: bool = True
-    lr_factor: Annotated[float, msgspec.Meta(ge=0.0)] = 1.0
 
 
 def spans_of(job: Job, layout: ParameterLayout) -> tuple[Span, ...]:

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from lockstep.common.aggregation.slices import Span
 from lockstep.common.job.job import Job
-from lockstep.common.job.optimizer import Span
 from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import (

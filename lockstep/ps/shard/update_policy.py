@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from lockstep.common.aggregation.quantization import EXACT, Quantization, quantization_of
+from lockstep.common.aggregation.slices import Span
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import UpdateRule
 from lockstep.common.job.job import Job
-from lockstep.common.job.optimizer import Span, outer_momenta, replica_schedule, rules_of, schedule_of
+from lockstep.common.job.optimizer import outer_momenta, replica_schedule, rules_of, schedule_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.optim.schedules import Schedule
 from lockstep.ps.run.plan import Plan

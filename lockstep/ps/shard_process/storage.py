@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lockstep.common.aggregation.slices import Slice, slices_for
+from lockstep.common.aggregation.slices import Slice, Span, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
-from lockstep.common.job.optimizer import Span
 from lockstep.common.job.own_code import NO_CODE, needs_code
 from lockstep.common.model.source import source_from_welcome
 from lockstep.common.protocol.shard_messages import MOMENTA, WEIGHTS, ShardWelcome

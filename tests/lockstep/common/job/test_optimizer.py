@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from lockstep.common.aggregation.layout import ParameterLayout
+from lockstep.common.aggregation.slices import Span
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import SCHEDULES, Job
 from lockstep.common.job.optimizer import (
-    Span,
     check_rule,
     hyperparameters,
     outer_momenta,
