@@ -23,8 +23,7 @@ from lockstep.common.job.optimizer import check_rule, spans_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode, transform_of
 from lockstep.common.job.score import Guess
 from lockstep.common.job.tally import Tally
-from lockstep.common.model.first_batch import first_micro_batch
-from lockstep.common.model.initial import initial_weights, kept_next_to
+from lockstep.common.model.initial import first_micro_batch, initial_weights, kept_next_to
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, read_job_source
 from lockstep.common.numerics.choice import kernels_here

@@ -16,8 +16,7 @@ from lockstep.common.errors import DataError, FileFormatError, ModelError
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import NO_CODE, OwnCode
-from lockstep.common.model.first_batch import first_micro_batch
-from lockstep.common.model.initial import kept_next_to, read_initial
+from lockstep.common.model.initial import first_micro_batch, kept_next_to, read_initial
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, source_from_welcome
 from lockstep.common.numerics.choice import take_numerics

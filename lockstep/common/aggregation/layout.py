@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Vector, new_vector
 from lockstep.common.errors import ModelError
-from lockstep.common.nn.module import Module, Parameter
-from lockstep.common.nn.state_dict import is_counter
+from lockstep.common.nn.module import Module, Parameter, is_counter
 
 
 class LayoutEntry(msgspec.Struct, frozen=True):

@@ -1,23 +1,31 @@
 """The weights that a run begins with: drawn from the seed, set by the model's function, or those of a file.
 
 A file may have them all, or a part: then the rest stays as it was drawn or built. Pure, but for reading the file.
+
+A model is tried on the first samples of its job before the run begins: they are the same on all machines.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.sampler import Sampler
 from lockstep.common.errors import FileFormatError, ModelError
 from lockstep.common.files.reading import open_regular
 from lockstep.common.files.safetensors import MAX_FILE_BYTES, read
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
+from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import Model
-from lockstep.common.nn.state_dict import is_counter
+from lockstep.common.nn.module import is_counter
+from lockstep.common.numerics.random import Purpose, generator, normal
 
 #: In a run's folder, the weights that it began with, if its job names a file of them: that may be gone later.
 INITIAL = "initial.safetensors"
@@ -160,3 +168,21 @@ def initial_weights(job: Job, model: Model, copy: Path | None = None) -> Initial
         trained = model.layout.parameter_count
         notices.append(f"trains {trained:,} of {trained + frozen:,} parameters: the others are frozen")
     return InitialWeights(vector, {} if found is None else found.taken, notices)
+
+
+def first_micro_batch(job: Job, data: TrainTest, *, is_here: bool) -> tuple[Array, Array]:
+    """Return samples and targets of the shapes of the first micro-batch, or of what its first local step takes of it.
+
+    Without the mean and deviation of the training set, which a worker does not always have. If samples are sent to
+    workers, so that none `is_here`, numbers are drawn instead; tokens and labels are 0 then, which is always one.
+    """
+    train = data.train
+    indices = Sampler(len(train), job.global_batch, job.local_batches, job.seed).indices(0, 0)
+    targets = Objective.of(job).targets(train.labels.take(indices, axis=0))
+    if is_here:
+        return Preparation(mean=0.0, std=1.0).images(train.images.take(indices, axis=0)), targets
+    shape = (len(indices), *train.sample_shape)
+    if train.is_tokens:
+        return np.zeros(shape, np.int32), np.zeros_like(targets)
+    drawn = normal(generator(job.seed, Purpose.CANARY), 0.0, 1.0, shape)
+    return drawn.astype(np.float32), np.zeros_like(targets)
