@@ -177,7 +177,7 @@ def alone(step: int, node: Node) -> Vector:
     model = Odd()
     for name, parameter in model.named_parameters():
         parameter.data[...] = compute.layout.read(compute.weights)[name]
-    compute.batches.objective.training_loss(model(Tensor(images)), targets).total.backward()
+    compute.batches.objective.training_loss(model(Tensor(images)), targets)[0].backward()
     for entry, parameter in zip(compute.layout.parameters, model.parameters(), strict=True):
         if parameter.grad is not None:
             entry.view(sums)[...] = parameter.grad

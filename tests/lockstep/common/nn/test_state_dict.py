@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from lockstep.common.nn import state_dict as state
+from lockstep.common.nn import module as state
 
 
 def own() -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
