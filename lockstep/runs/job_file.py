@@ -228,7 +228,8 @@ def _convert(values: dict[str, Any], to: type[S]) -> S:
         return msgspec.convert(values, to)
     except msgspec.ValidationError as error:
         fact, _, place = str(error).partition(" - at `$.")
-        key = place.rstrip("`")
+        # Of a value in a list, the place has its index too.
+        key = place.rstrip("`").partition("[")[0]
         raise JobError(f"{key} = {one_line(repr(values[key]), MOST_TOLD)}: {_told(fact, fields()[key])}") from error
 
 

@@ -183,6 +183,7 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
     """
     if not has_begun(folder):
         raise JobError(f"{str(folder)!r} holds no run to resume: expected a run folder, with its {JOB}")
+    check_records(folder)
     # A resumed run waits for other workers than it began with.
     values = {key: value for key, value in read_values(folder / JOB).items() if key != "min_workers"}
     job, _ = resolve(values, {})
@@ -195,6 +196,13 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
         )
     demand_trust(folder, resumed_source(folder, job))
     return job, options
+
+
+def check_records(folder: Path) -> None:
+    """Raise `JobError` if a record of a run is a folder or a link, which would lead what is written somewhere else."""
+    for path in (folder / name for name in RECORD_FILES):
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise JobError(f"{str(path)!r} is not a regular file: expected that of the run; remove it, or put it back")
 
 
 def trust(folder: Path) -> None:
@@ -223,7 +231,8 @@ MODEL = "model"
 
 #: Entries of a run's folder. A job file next to any of them is a run's, whatever else is missing; one without them may
 #: be one that a person wrote.
-RECORDS = (LEDGER, RECEIPT, RESULT, METRICS, CHECKPOINTS, WEIGHTS, AVERAGE_WEIGHTS, MODEL)
+RECORD_FILES = (LEDGER, RECEIPT, RESULT, METRICS, WEIGHTS, AVERAGE_WEIGHTS)
+RECORDS = (*RECORD_FILES, CHECKPOINTS, MODEL)
 
 #: Bytes of the list of trusted models: a line takes a hundred.
 MOST_BYTES = 2**24

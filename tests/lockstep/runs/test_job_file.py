@@ -155,6 +155,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"zzz": 1},
         "the job has no key 'zzz': expected one of model, hidden, data, .*, checkpoint_every_seconds",
     ),
+    "a wrong one in a list": ({"hidden": [0]}, "hidden = [0]: expected a whole number >= 1"),
     "text for a number": ({"lr": "fast"}, "lr = 'fast': expected a number, got text"),
     "table for a number": ({"lr": {"peak": 1}}, "lr = {'peak': 1}: expected a number, got a table"),
     "fraction": ({"epochs": 1.5}, "epochs = 1.5: expected a whole number, got a number"),
