@@ -12,7 +12,7 @@ from lockstep.common.aggregation.layout import layout_of
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, read_checkpoint, sealed_parts
+from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, RunProgress, read_checkpoint, sealed_parts
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged
 from tests.fuzz.tape import Tape
@@ -37,8 +37,8 @@ PROGRESS = RunProgress(
     ledger_bytes=0,
 )
 IDENTITY = CheckpointIdentity(job=JOB, source="", dataset=DIGEST, layout=LAYOUT.digest(), numerics=fingerprint())
-HELD = HeldState(weights=np.zeros(LAYOUT.size, np.float32), state={"momentum_buffer": np.ones(LAYOUT.size, np.float32)})
-LENGTH, HEADER, *ARRAYS = (bytes(part) for part in sealed_parts(IDENTITY, PROGRESS, LAYOUT, HELD))
+HELD = np.zeros(LAYOUT.size, np.float32), {"momentum_buffer": np.ones(LAYOUT.size, np.float32)}
+LENGTH, HEADER, *ARRAYS = (bytes(part) for part in sealed_parts(IDENTITY, PROGRESS, LAYOUT, *HELD))
 WHOLE = b"".join((LENGTH, HEADER, *ARRAYS))
 KEY = b'"sha256":"'
 

@@ -74,7 +74,7 @@ def watch(
     place, token = parse_place(listen), "" if token_file is None else read_token(token_file)
     reached = None if published is None else parse_place(published)
     folder, address = folder_and_address(what, address)
-    source = WatchedRuns(None) if folder is None else WatchedRuns.at(folder)
+    source = WatchedRuns() if folder is None else WatchedRuns.at(folder)
     if source.is_many and (address is not None or is_metrics_only):
         raise UsageError(f"{what!r} is a folder of runs: expected that of one run with --server or --metrics-only")
     is_over = threading.Event()

@@ -87,14 +87,6 @@ class RunProgress(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  
     ledger_bytes: Count
 
 
-class HeldState(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a shard after an update, of the whole vector; the vectors belong to the shard."""
-
-    weights: Vector
-    #: The optimizer's slots by name, each as long as the trained part of the weights.
-    state: Mapping[str, Vector]
-
-
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint that was read."""
 
@@ -110,8 +102,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         last = history[-1] if history and self.progress.is_evaluated else None
         return last is not None and (last.epoch, last.weights_sha256) == (epoch.epoch, epoch.weights_sha256)
 
-    def held(self, layout: ParameterLayout, slots: Iterable[str]) -> HeldState:
-        """Return the vectors for a layout and an optimizer's slots; `FileFormatError` if the file has others."""
+    def held(self, layout: ParameterLayout, slots: Iterable[str]) -> tuple[Vector, dict[str, Vector]]:
+        """Return the weights for a layout, and an optimizer's slots; `FileFormatError` if the file has others."""
         weights = layout.new_vector()
         state = {slot: np.zeros(layout.parameter_size, np.float32) for slot in slots}
         places = _places(layout, weights, state)
@@ -123,7 +115,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
             if self.arrays[name].shape != place.shape or self.arrays[name].dtype != np.float32:
                 raise FileFormatError(f"{self.path}: array {name!r} is not float32 of shape {place.shape}")
             place[...] = self.arrays[name]
-        return HeldState(weights=weights, state=state)
+        return weights, state
 
 
 def _places(layout: ParameterLayout, weights: Vector, state: Mapping[str, Vector]) -> dict[str, Vector]:
@@ -137,10 +129,14 @@ def _places(layout: ParameterLayout, weights: Vector, state: Mapping[str, Vector
 
 
 def sealed_parts(
-    identity: CheckpointIdentity, progress: RunProgress, layout: ParameterLayout, held: HeldState
+    identity: CheckpointIdentity,
+    progress: RunProgress,
+    layout: ParameterLayout,
+    weights: Vector,
+    state: Mapping[str, Vector],
 ) -> list[bytes | memoryview]:
-    """Return the bytes of a checkpoint, to be written one after the other."""
-    arrays: dict[str, NDArray[Any]] = layout.read(held.weights) | _places(layout, held.weights, held.state)
+    """Return the bytes of a checkpoint, to be written in order; `state` has the optimizer's slots by name."""
+    arrays: dict[str, NDArray[Any]] = layout.read(weights) | _places(layout, weights, state)
     arrays[PROGRESS_ARRAY] = np.frombuffer(msgspec.json.encode(progress), np.uint8)
     metadata = {
         "format": "lockstep checkpoint 1",

@@ -11,7 +11,7 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.notice import warning
-from lockstep.ps.checkpoint.checkpoint import CheckpointFolder, CheckpointIdentity, HeldState, RunProgress, sealed_parts
+from lockstep.ps.checkpoint.checkpoint import CheckpointFolder, CheckpointIdentity, RunProgress, sealed_parts
 from lockstep.ps.records.ledger import WeightsAt
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.records.run_folder import RunFolder
@@ -129,9 +129,9 @@ class Checkpointer:
             metrics_bytes=self.run.metrics.size(),
             ledger_bytes=self.run.ledger.size(),
         )
-        held = HeldState(weights=holder.weights, state=holder.state)
-        parts = sealed_parts(CheckpointIdentity.of(recorder.info), saved, recorder.layout, held)
-        size = holder.weights.nbytes + sum(slot.nbytes for slot in holder.state.values()) + MORE_BYTES
+        identity, weights, state = CheckpointIdentity.of(recorder.info), holder.weights, holder.state
+        parts = sealed_parts(identity, saved, recorder.layout, weights, state)
+        size = weights.nbytes + sum(slot.nbytes for slot in state.values()) + MORE_BYTES
         return self.folder.save(steps, parts, self.best(), size)
 
     def _sync(self) -> bool:

@@ -140,16 +140,16 @@ def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:
 def best_of(checkpoint: Checkpoint, checkpoints: CheckpointFolder, setup: RunSetup) -> Vector | None:
     """Return the weights of the best epoch before a checkpoint, None before the first."""
     best = _best(checkpoint, checkpoints)
-    return None if best is None else best.held(setup.layout, setup.shard.state).weights
+    return None if best is None else best.held(setup.layout, setup.shard.state)[0]
 
 
 def fill(shard: Shard, checkpoint: Checkpoint, setup: RunSetup) -> None:
     """Let a shard of the whole vector hold what the checkpoint has."""
-    held = checkpoint.held(setup.layout, shard.state)
+    weights, state = checkpoint.held(setup.layout, shard.state)
     # Both: if the current weights cannot be used, no earlier ones exist.
     for slot in shard.slots:
-        slot[...] = held.weights
-    for name, values in held.state.items():
+        slot[...] = weights
+    for name, values in state.items():
         shard.state[name][...] = values
     shard.updates = checkpoint.progress.steps
     shard.refresh_served()

@@ -50,7 +50,7 @@ from lockstep.results.watch.curves import curves
 from lockstep.results.watch.figures import exposition
 from lockstep.results.watch.guard import Guard, client_of
 from lockstep.results.watch.run_view import RunView
-from lockstep.results.watch.sources import ONLY, WatchedRuns
+from lockstep.results.watch.sources import NOWHERE, ONLY, WatchedRuns
 
 #: Seconds in which a request has to come whole, from the begin of its connection or the end of the answer before it;
 #: and in which a browser has to take what it is sent.
@@ -219,7 +219,7 @@ class WatchApp:
     async def what(self, request: Request) -> Response:
         """Tell whether one run is watched, or many."""
         self.source.decide()
-        folder = None if self.source.folder is None else str(self.source.folder)
+        folder = None if self.source.folder == NOWHERE else str(self.source.folder)
         return _json({"is_many": self.source.is_many, "run": None if self.source.is_many else ONLY, "folder": folder})
 
     async def runs(self, request: Request) -> Response:

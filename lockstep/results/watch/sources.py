@@ -87,8 +87,8 @@ class RunList(msgspec.Struct, frozen=True, kw_only=True):
 class WatchedRuns:
     """All runs that are watched."""
 
-    #: A run's folder, or one of runs; None where a server is asked.
-    folder: Path | None
+    #: The folder of a run, or of runs; `NOWHERE` if a server is asked.
+    folder: Path = NOWHERE
     #: Whether it is a folder of runs.
     is_many: bool = False
     #: The last answer of the server of the only run.
@@ -122,7 +122,7 @@ class WatchedRuns:
 
     def decide(self) -> None:
         """Find out whether the folder holds many runs: one that was empty may hold some by now."""
-        if self.folder is not None and not self.is_many and not (self.folder / JOB).exists():
+        if not self.is_many and not (self.folder / JOB).exists():
             self.is_many = bool(self._names())
 
     def view(self, name: str, now: float) -> RunView | None:
@@ -138,13 +138,11 @@ class WatchedRuns:
 
     def _folder_of(self, name: str) -> Path | None:
         if not self.is_many:
-            return (self.folder or NOWHERE) if name == ONLY else None
-        assert self.folder is not None
+            return self.folder if name == ONLY else None
         # A name comes from the address line of a browser: it must be one of those that the folder has.
         return self.folder / name if name in self._names() else None
 
     def _names(self) -> list[str]:
-        assert self.folder is not None
         try:
             with os.scandir(self.folder) as entries:
                 return [entry.name for entry in entries if os.path.exists(os.path.join(entry.path, JOB))]
@@ -165,7 +163,6 @@ class WatchedRuns:
         """Return the list of runs, the newest first."""
         if not self.is_many:
             return RunList(runs=[], total=0, differing=[])
-        assert self.folder is not None
         found = [(written_at(self.folder / name), name) for name in self._names()]
         found.sort(reverse=True)
         briefs = [self._brief(name, written) for written, name in found[:MOST_RUNS]]
@@ -176,7 +173,6 @@ class WatchedRuns:
         return RunList(runs=shown, total=len(found), differing=differing)
 
     def _brief(self, name: str, written: float) -> RunBrief:
-        assert self.folder is not None
         known = self._briefs.get(name)
         if known is None or known[0] != written:
             known = self._briefs[name] = written, brief_of(self.folder / name, written)

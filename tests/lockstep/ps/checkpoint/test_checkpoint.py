@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from lockstep.common import nn
 from lockstep.common.aggregation.layout import layout_of
+from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.safetensors import parts_of
@@ -22,7 +23,6 @@ from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.checkpoint.checkpoint import (
     Checkpoint,
     CheckpointIdentity,
-    HeldState,
     RunProgress,
     read_checkpoint,
     sealed_parts,
@@ -50,39 +50,39 @@ PROGRESS = RunProgress(
 )
 
 
-def held() -> HeldState:
+def held() -> tuple[Vector, dict[str, Vector]]:
     rng = generator(0, Purpose.CANARY)
     weights = rng.standard_normal(LAYOUT.size, dtype=np.float32)
     state = {name: rng.standard_normal(LAYOUT.parameter_size, dtype=np.float32) for name in ("exp_avg", "exp_avg_sq")}
-    return HeldState(weights=weights, state=state)
+    return weights, state
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "step-00000007.safetensors"
-    write_atomically(path, sealed_parts(CheckpointIdentity.of(facts_of()), PROGRESS, LAYOUT, held()))
+    write_atomically(path, sealed_parts(CheckpointIdentity.of(facts_of()), PROGRESS, LAYOUT, *held()))
     return path
 
 
 def test_it_comes_back_as_it_went_in(file: Path) -> None:
-    checkpoint, kept = read_checkpoint(file), held()
+    checkpoint, (weights, state) = read_checkpoint(file), held()
     assert (checkpoint.identity, checkpoint.progress) == (CheckpointIdentity.of(facts_of()), PROGRESS)
-    back = checkpoint.held(LAYOUT, kept.state)
-    assert back.weights.tobytes() == kept.weights.tobytes()
-    assert {name: slot.tobytes() for name, slot in back.state.items()} == {
-        name: slot.tobytes() for name, slot in kept.state.items()
+    weights_back, state_back = checkpoint.held(LAYOUT, state)
+    assert weights_back.tobytes() == weights.tobytes()
+    assert {name: slot.tobytes() for name, slot in state_back.items()} == {
+        name: slot.tobytes() for name, slot in state.items()
     }
 
 
 def test_the_weights_open_with_the_safetensors_package_under_their_own_names(file: Path) -> None:
-    weights = LAYOUT.read(held().weights)
+    weights = LAYOUT.read(held()[0])
     with safe_open(file, "numpy") as opened:
         metadata = opened.metadata()
         assert (metadata["format"], metadata["step"]) == ("lockstep checkpoint 1", "7")
         for name, array in weights.items():
             np.testing.assert_array_equal(opened.get_tensor(name), array)
         np.testing.assert_array_equal(
-            opened.get_tensor("optimizer/exp_avg/0.weight"), LAYOUT.parameters[0].view(held().state["exp_avg"])
+            opened.get_tensor("optimizer/exp_avg/0.weight"), LAYOUT.parameters[0].view(held()[1]["exp_avg"])
         )
 
 
@@ -184,7 +184,7 @@ IDENTITY = msgspec.structs.replace(
 
 
 def written(path: Path, progress: RunProgress = PROGRESS) -> Checkpoint:
-    write_atomically(path, sealed_parts(IDENTITY, progress, LAYOUT, held()))
+    write_atomically(path, sealed_parts(IDENTITY, progress, LAYOUT, *held()))
     return read_checkpoint(path)
 
 

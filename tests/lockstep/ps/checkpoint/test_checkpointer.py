@@ -266,8 +266,8 @@ def test_a_checkpoint_has_every_figure_of_the_run_and_the_ledger_its_weights(
     *_, entry = read_lines(run.ledger.path.read_bytes(), "ledger")
     assert entry == WeightsAt(step=steps, weights_sha256=opening.shard.digest())
     assert checkpoint.identity == CheckpointIdentity.of(opening.info)
-    held = checkpoint.held(opening.layout, opening.shard.state)
-    assert held.weights.tobytes() == opening.shard.weights.tobytes()
+    weights, _ = checkpoint.held(opening.layout, opening.shard.state)
+    assert weights.tobytes() == opening.shard.weights.tobytes()
     assert (checkpointer.schedule.last_steps, checkpointer.schedule.last_s) == (steps, 150.0)
     session.recorder.close()
 

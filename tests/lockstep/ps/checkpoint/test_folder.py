@@ -16,7 +16,7 @@ from tests.lockstep.common.files.test_atomic import failing_at
 from tests.lockstep.ps.checkpoint.test_checkpoint import LAYOUT, PROGRESS, held
 from tests.lockstep.ps.runs import facts_of
 
-PARTS = sealed_parts(CheckpointIdentity.of(facts_of()), PROGRESS, LAYOUT, held())
+PARTS = sealed_parts(CheckpointIdentity.of(facts_of()), PROGRESS, LAYOUT, *held())
 
 
 @dataclass

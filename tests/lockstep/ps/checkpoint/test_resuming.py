@@ -21,7 +21,6 @@ from lockstep.ps.checkpoint.checkpoint import (
     Checkpoint,
     CheckpointFolder,
     CheckpointIdentity,
-    HeldState,
     RunProgress,
     read_checkpoint,
     sealed_parts,
@@ -90,8 +89,8 @@ def opened(job: Job = JOB) -> RunSetup:
 def checkpoint_of(setup: RunSetup, path: Path, saved: RunProgress = SAVED) -> Checkpoint:
     rng = generator(0, Purpose.CANARY)
     state = {name: rng.standard_normal(slot.size, dtype=np.float32) for name, slot in setup.shard.state.items()}
-    held = HeldState(weights=rng.standard_normal(setup.layout.size, dtype=np.float32), state=state)
-    write_atomically(path, sealed_parts(CheckpointIdentity.of(setup.info), saved, setup.layout, held))
+    weights = rng.standard_normal(setup.layout.size, dtype=np.float32)
+    write_atomically(path, sealed_parts(CheckpointIdentity.of(setup.info), saved, setup.layout, weights, state))
     return read_checkpoint(path)
 
 
@@ -131,12 +130,12 @@ def test_both_slots_have_the_weights_of_the_checkpoint(tmp_path: Path, steps: in
     setup = opened()
     checkpoint = checkpoint_of(setup, tmp_path / "checkpoint", msgspec.structs.replace(SAVED, steps=steps))
     fill(setup.shard, checkpoint, setup)
-    held = checkpoint.held(setup.layout, setup.shard.state)
-    assert [slot.tobytes() for slot in setup.shard.slots] == [held.weights.tobytes()] * 2
-    assert setup.shard.previous_weights()[0].tobytes() == held.weights.tobytes()
+    weights, state = checkpoint.held(setup.layout, setup.shard.state)
+    assert [slot.tobytes() for slot in setup.shard.slots] == [weights.tobytes()] * 2
+    assert setup.shard.previous_weights()[0].tobytes() == weights.tobytes()
     assert setup.shard.updates == steps
     assert {name: slot.tobytes() for name, slot in setup.shard.state.items()} == {
-        name: slot.tobytes() for name, slot in held.state.items()
+        name: slot.tobytes() for name, slot in state.items()
     }
 
 
@@ -376,8 +375,8 @@ def saved_epochs(path: Path, setup: RunSetup) -> tuple[CheckpointFolder, list[st
     folder = CheckpointFolder(path / "checkpoints", said.append)
     for steps, history in ((3, EPOCHS[:1]), (6, EPOCHS)):
         saved = msgspec.structs.replace(SAVED, steps=steps, is_evaluated=True, history=history)
-        held = HeldState(weights=np.full(setup.layout.size, steps, np.float32), state=setup.shard.state)
-        folder.save(steps, sealed_parts(CheckpointIdentity.of(setup.info), saved, setup.layout, held), None)
+        weights, state = np.full(setup.layout.size, steps, np.float32), setup.shard.state
+        folder.save(steps, sealed_parts(CheckpointIdentity.of(setup.info), saved, setup.layout, weights, state), None)
     return folder, said
 
 

@@ -59,13 +59,13 @@ def test_only_loopback_goes_without_a_token() -> None:
 )
 def test_who_may_be_reached_by_others_needs_a_token(listen_at: str, published: str | None, is_reachable: bool) -> None:
     reached = None if published is None else parse_place(published)
-    server = PageServer(WatchedRuns(None), parse_place(listen_at), published=reached)
+    server = PageServer(WatchedRuns(), parse_place(listen_at), published=reached)
     assert server.is_reachable == is_reachable
     assert len(server.secret()) == (32 if is_reachable else 0)
 
 
 def test_a_token_that_was_given_is_asked_for_wherever_the_page_listens() -> None:
-    assert PageServer(WatchedRuns(None), parse_place("127.0.0.1:0"), token="mine").secret() == "mine"
+    assert PageServer(WatchedRuns(), parse_place("127.0.0.1:0"), token="mine").secret() == "mine"
 
 
 def test_a_token_is_long_and_nobody_else_can_read_it(tmp_path: Path) -> None:
