@@ -15,8 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from lockstep.common.protocol.messages import EpochRecord
-from lockstep.results.watch.ledger_figures import RunEvent, StepLeases
 from lockstep.results.watch.processes import ProcessUse, WorkerView
+from lockstep.results.watch.run_files import RunEvent, StepLeases
 
 
 class RunState(StrEnum):

@@ -25,11 +25,9 @@ from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
 from lockstep.results.reports.display import speed_of
 from lockstep.results.reports.plots.curves import parts_of
-from lockstep.results.watch.curves import MetricsFigures
 from lockstep.results.watch.figures import Figures, RunState, Snapshot, tiles_of
-from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, StepLeases
-from lockstep.results.watch.line_follower import LineFollower
 from lockstep.results.watch.processes import ProcessUse, ProcessWatch, WorkerView
+from lockstep.results.watch.run_files import RECENT_STEPS, LedgerFigures, LineFollower, MetricsFigures, StepLeases
 from lockstep.runs.job_file import named, shown_values
 from lockstep.runs.run_dir import JOB, has_begun, recorded
 

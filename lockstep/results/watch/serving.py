@@ -46,9 +46,9 @@ from lockstep.launch.client import StatusClient
 from lockstep.launch.endpoints import credential_of
 from lockstep.results.evaluation.model_answers import ModelAnswers
 from lockstep.results.evaluation.pictures import FIELD
-from lockstep.results.watch.curves import curves
 from lockstep.results.watch.figures import exposition
 from lockstep.results.watch.guard import Guard, client_of
+from lockstep.results.watch.run_files import curves
 from lockstep.results.watch.run_view import RunView
 from lockstep.results.watch.sources import NOWHERE, ONLY, WatchedRuns
 

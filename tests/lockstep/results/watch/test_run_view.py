@@ -9,7 +9,7 @@ import pytest
 from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn, WorkerOut
 from lockstep.ps.records.metrics import FailureRecord, encode_record
 from lockstep.results.watch.figures import RunState
-from lockstep.results.watch.ledger_figures import EventKind
+from lockstep.results.watch.run_files import EventKind
 from lockstep.results.watch.run_view import STOPPED_S, RunView
 from tests.lockstep.results.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
 from tests.lockstep.results.watch.folders import running, viewed
