@@ -30,16 +30,15 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.statemachine.machine import Machine, PeerLeft, Received, Report, Send, kind_of, soonest
 from lockstep.ps.coordinator import admission, events, failures
 from lockstep.ps.coordinator.admission import Admission, Admittance
-from lockstep.ps.coordinator.effects import Effect, Finish, ForgetWorker, RecordEpoch, UpdateWeights
+from lockstep.ps.coordinator.effects import Effect, Finish, RecordEpoch, UpdateWeights
 from lockstep.ps.coordinator.findings import Conviction
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
+from lockstep.ps.coordinator.scheduling.lease_table import LeaseTable
 from lockstep.ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
 from lockstep.ps.coordinator.status import Reminder, status_of, waiting_text
 from lockstep.ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase
-from lockstep.ps.records.ledger import UnusedCause, WorkerOut
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round, next_round
 from lockstep.ps.run.progress import Progress
@@ -251,42 +250,21 @@ class Coordinator(Machine[events.Event, Effect]):
         member = self.membership.remove(event.peer)
         if member is None:
             return []
-        released = self.state.release(member.rank, f"it left: {event.reason}", now)
-        self.state.account.add(WorkerOut(rank=member.rank, why=event.reason))
-        self.state.pending.remove(member.rank)
-        self.stragglers.remove(member.rank)
-        passed_on = f"; {self.round.named(released)} go to others" if released else ""
-        report = Report(text=f"{member.named()} left: {event.reason}{passed_on}")
-        forget = ForgetWorker(peer=member.peer, rank=member.rank)
-        return [report, forget, *admission.activate_standby(self.membership, self.info), *self.assign_leases(now)]
+        left = failures.worker_left(member, event.reason, self.state, self.stragglers, now)
+        return [*left, *admission.activate_standby(self.membership, self.info), *self.assign_leases(now)]
 
     def _record_sign_of_life(self, event: events.Event, now: float) -> list[Effect]:
-        """Record that a worker is alive: progress extends its leases, and a suspect gets work again.
-
-        A suspect that says something again and again, but brings nothing, does not.
-        """
+        """Record that a worker is alive; a suspect may get work again."""
         if not isinstance(event, Received | events.StatusRequested):
             return []
         message = event.message if isinstance(event, Received) else None
-        member = self.membership.on_message(event.peer, now)
+        member, timeout_s = self.membership.on_message(event.peer, now), self.info.options.lease_timeout
         if member is None:
             return []
-        self.stragglers.evictions.drop(member.rank)
-        if isinstance(message, events.PROGRESS) and member.rank in self.leases.held:
-            self.leases.extend(member.rank, now + self._timeout_s(member.rank))
-        if member.state is not MemberState.SUSPECT:
-            return []
-        is_needed = not self.membership.count(MemberState.READY)
-        is_on_probation = self.stragglers.is_on_probation(member.rank, now)
-        if isinstance(message, Ping | None) and not is_needed and is_on_probation:
+        state, stragglers = self.state, self.stragglers
+        if not failures.is_back(member, message, state, self.membership, stragglers, timeout_s, now):
             return []
         return admission.activate(member, self.membership, self.info) + self.assign_leases(now)
-
-    def _timeout_s(self, rank: int) -> float:
-        """Return how many seconds a worker may take for what it holds from now on."""
-        if self.state.pending.has(rank):  # other servers are not done: the shard group watches those
-            return self.info.options.lease_timeout
-        return self.stragglers.timeout_s(rank, self.round.work, self.leases.held_by(rank))
 
     # Work is given out and comes back
 
@@ -305,7 +283,7 @@ class Coordinator(Machine[events.Event, Effect]):
         return [member] if member.state is MemberState.READY else []
 
     def _on_result(self, member: Member, result: Result, now: float) -> list[Effect]:
-        withdrawn = self._record_duration(member, result, now)
+        withdrawn = self.scheduler.measure(member, result, self.leases.held_by(member.rank), now)
         times = UNKNOWN if withdrawn is None else withdrawn.times(now)
         if not self.state.on_result(member, result, has_shards=self.info.options.servers > 1, times=times):
             return self.assign_leases(now, self.only(member)) if withdrawn else []
@@ -313,38 +291,18 @@ class Coordinator(Machine[events.Event, Effect]):
             return answer(member, result, now)
         return self.accept(member, result, now)
 
-    def _record_duration(self, member: Member, result: Result, now: float) -> WithdrawnLease | None:
-        """Measure a result of a lease that a worker holds, or that was withdrawn, which is then returned.
-
-        A result of anything else measures nothing: it came twice, or too late.
-        """
-        withdrawn = self.scheduler.past(member, result, None, now)
-        if withdrawn is not None:
-            return withdrawn
-        node, rank = result.node(), member.rank
-        if any(lease.node == node for lease in self.leases.held_by(rank)):
-            is_trial = member.trial is not None
-            self.scheduler.timeouts.record(rank, result.work, len(node), now, is_trial=is_trial)
-        return None
-
     def _on_dropped(self, member: Member, dropped: Dropped, now: float) -> list[Effect]:
         """Let a worker have work again that is past a lease which was withdrawn."""
         withdrawn = self.scheduler.past(member, dropped, dropped.computed, now)
         if withdrawn is None or withdrawn.lease is None:
             return []
-        node = withdrawn.lease.node
-        if dropped.computed:
-            part = [Node(node.lo, min(node.hi, node.lo + dropped.computed))]
-            began_s, ended_s = withdrawn.times(now)
-            self.state.account.record_recomputed(
-                dropped.work, dropped.step, part, member.rank, UnusedCause.FASTER, [began_s], ended_s
-            )
+        self.state.record_dropped(member.rank, dropped, withdrawn.lease.node, withdrawn.times(now))
         return self.assign_leases(now, self.only(member))
 
     def accept(self, member: Member, result: Result, now: float) -> list[Effect]:
         """Count a result whose sums are, or will be at once, in the tree."""
         (ended, is_freed), progress = self.state.accept(member, result, now), self.progress
-        withdrawn = self.withdraw(ended, now)
+        withdrawn = self.scheduler.withdraw(self.state, self.membership, ended, now)
         if result.work == "train":
             for watch in self.hooks.rounds:
                 watch.accepted(member, result)
@@ -352,15 +310,6 @@ class Coordinator(Machine[events.Event, Effect]):
         if self.leases.is_complete():
             return [*withdrawn, *self.complete_round(now), *self.assign_leases(now)]
         return [*withdrawn, *self.assign_leases(now, None if is_freed else self.only(member))]
-
-    def withdraw(self, ended: Sequence[HeldLease], now: float) -> list[Effect]:
-        """Tell workers that others were faster."""
-        effects: list[Effect] = []
-        for lease in ended:
-            member = self.membership.by_rank(lease.rank)
-            assert member is not None  # what a member held was released when it left
-            effects.append(Send(peer=member.peer, message=self.scheduler.withdraw(self.state, lease, now)))
-        return effects
 
     def _on_compute_failed(self, member: Member, failed: ComputeFailed, now: float) -> list[Effect]:
         found = failures.lease_failed(member, failed, self.state)

@@ -13,8 +13,9 @@ import numpy as np
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, RemoteProtocolError
 from lockstep.common.files.sanitize import indented, one_line
-from lockstep.common.protocol.messages import OF_A_STEP, ComputeFailed, Diverged, Quantity, Result, Work
+from lockstep.common.protocol.messages import OF_A_STEP, ComputeFailed, Diverged, Message, Ping, Quantity, Result, Work
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report
+from lockstep.ps.coordinator.events import PROGRESS
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.round_state import RoundState
 from lockstep.ps.coordinator.scheduling.stragglers import StragglerMonitor
@@ -155,11 +156,50 @@ def _evict(
     assert member is not None
     why = f"it has sent nothing for {silent_s:.1f} s"
     membership.remove(member.peer)
-    state.account.add(WorkerOut(rank=rank, why=why))
-    state.pending.remove(rank)
-    stragglers.remove(rank)
-    report = Report(text=f"{member.named()} was evicted: {why}")
-    return [report, ForgetWorker(peer=member.peer, rank=rank)]
+    return [Report(text=f"{member.named()} was evicted: {why}"), _forget(member, why, state, stragglers)]
+
+
+def worker_left(
+    member: Member, reason: str, state: RoundState, stragglers: StragglerMonitor, now: float
+) -> list[Effect]:
+    """Release what a worker held that has left, and report it."""
+    released = state.release(member.rank, f"it left: {reason}", now)
+    passed_on = f"; {state.round.named(released)} go to others" if released else ""
+    forget = _forget(member, reason, state, stragglers)
+    return [Report(text=f"{member.named()} left: {reason}{passed_on}"), forget]
+
+
+def _forget(member: Member, why: str, state: RoundState, stragglers: StragglerMonitor) -> ForgetWorker:
+    state.account.add(WorkerOut(rank=member.rank, why=why))
+    state.pending.remove(member.rank)
+    stragglers.remove(member.rank)
+    return ForgetWorker(peer=member.peer, rank=member.rank)
+
+
+def is_back(
+    member: Member,
+    message: Message | None,
+    state: RoundState,
+    membership: Membership,
+    stragglers: StragglerMonitor,
+    lease_timeout_s: float,
+    now: float,
+) -> bool:
+    """Record that a worker is alive: progress extends its leases. Tell whether it is a suspect that gets work again.
+
+    A suspect that says something again and again, but brings nothing, does not. `message` is None if it only asks for
+    the status.
+    """
+    rank, leases = member.rank, state.leases
+    stragglers.evictions.drop(rank)
+    if isinstance(message, PROGRESS) and rank in leases.held:
+        # If other servers are not done, the shard group watches those.
+        is_pending = state.pending.has(rank)
+        own_s = stragglers.timeout_s(rank, state.round.work, leases.held_by(rank))
+        leases.extend(rank, now + (lease_timeout_s if is_pending else own_s))
+    is_needed = not membership.count(MemberState.READY)
+    brings = is_needed or not isinstance(message, Ping | None) or not stragglers.is_on_probation(rank, now)
+    return member.state is MemberState.SUSPECT and brings
 
 
 # Results that cannot be true

@@ -207,7 +207,8 @@ class Audit:
         core, node = self._core, result.node()
         ended = core.leases.accept(node) or []
         core.state.account.record_recomputed("audit", result.step, [node], member.rank, UnusedCause.AUDITED)
-        withdrawn = core.withdraw([lease for lease in ended if lease.rank != member.rank], now)
+        others = [lease for lease in ended if lease.rank != member.rank]
+        withdrawn = core.scheduler.withdraw(core.state, core.membership, others, now)
         core.progress.audited += 1
         core.membership.credit_audit(member, result.compute_s)
         return [*withdrawn, *core.assign_leases(now)]

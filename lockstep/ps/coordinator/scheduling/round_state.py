@@ -10,10 +10,10 @@ from heapq import heappop, heappush
 
 from lockstep.common.aggregation.tree import Node, TreeSum
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import Result
+from lockstep.common.protocol.messages import Dropped, Result
 from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
-from lockstep.ps.records.ledger import Account, SignedResult
+from lockstep.ps.records.ledger import Account, SignedResult, UnusedCause
 from lockstep.ps.run.plan import Round
 
 #: Seconds from the begin of a lease's round until it was leased, and until its worker was past it.
@@ -199,6 +199,14 @@ class RoundState:
             ended_s = now - self.began
             self.account.record_accepted(node, member.rank, result.losses, began_s, ended_s, signed=signed)
         return [lease for lease in ended if lease.rank != member.rank], leases.free() > free
+
+    def record_dropped(self, rank: int, dropped: Dropped, node: Node, times: tuple[float, float]) -> None:
+        """Record how much of a lease that was withdrawn its worker had computed by then."""
+        if dropped.computed:
+            part, (began_s, ended_s) = Node(node.lo, min(node.hi, node.lo + dropped.computed)), times
+            self.account.record_recomputed(
+                dropped.work, dropped.step, [part], rank, UnusedCause.FASTER, [began_s], ended_s
+            )
 
     def release(self, rank: int, why: str, now: float) -> list[Node]:
         """Release the leases of a worker that is gone or late, for a reason that the ledger lists; return them."""

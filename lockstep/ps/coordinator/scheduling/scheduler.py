@@ -67,8 +67,19 @@ class Scheduler:
             return False
         return now >= self._expected_end(state, held[0], now) + self._slack_s(state, held[0])
 
-    def withdraw(self, state: RoundState, lease: HeldLease, now: float) -> Withdrawal:
-        """Withdraw a lease that another worker was faster with; return the message that says so.
+    def withdraw(
+        self, state: RoundState, membership: Membership, leases: Iterable[HeldLease], now: float
+    ) -> list[Effect]:
+        """Withdraw leases that other workers were faster with."""
+        effects: list[Effect] = []
+        for lease in leases:
+            member = membership.by_rank(lease.rank)
+            assert member is not None  # what a member held was released when it left
+            effects.append(Send(peer=member.peer, message=self._withdraw(state, lease, now)))
+        return effects
+
+    def _withdraw(self, state: RoundState, lease: HeldLease, now: float) -> Withdrawal:
+        """Withdraw a lease; return the message that says so.
 
         Its worker stops within a micro-batch, unless it is so late already that it seems to stand still.
         """
@@ -108,6 +119,17 @@ class Scheduler:
             self.timeouts.add(member.rank, answer.work, each_s, is_trial=member.trial is not None)
         # What it was given meanwhile it begins now.
         self.timeouts.begin(member.rank, now)
+        return withdrawn
+
+    def measure(self, member: Member, result: Result, held: Iterable[HeldLease], now: float) -> WithdrawnLease | None:
+        """Measure a result of a lease that a worker holds, or that was withdrawn, which is then returned.
+
+        A result of anything else measures nothing: it came twice, or too late.
+        """
+        withdrawn = self.past(member, result, None, now)
+        if withdrawn is None and any(lease.node == result.node() for lease in held):
+            is_trial, micro_batches = member.trial is not None, len(result.node())
+            self.timeouts.record(member.rank, result.work, micro_batches, now, is_trial=is_trial)
         return withdrawn
 
     def await_multi_step(self, rank: int, key: LeaseKey, now: float, *, is_late: bool) -> None:
