@@ -1,4 +1,4 @@
-"""How workers join a run and get work, and why some are refused. Pure."""
+"""Admits workers to a run, or refuses them with a reason. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from lockstep.ps.records.ledger import Account, WorkerIn, WorkerOut
 from lockstep.ps.run.info import RunInfo
 
 #: Fields of a fingerprint that are the same wherever the same versions are installed. Other versions may compute alike,
-#: and are refused since nobody knows it.
+#: and are refused because that is not known.
 VERSIONS = ("lockstep", "code", "contract", "numpy", "blas")
 
 
@@ -62,8 +62,8 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
             f"the {who} speaks protocol {join.protocol}, the server {PROTOCOL_VERSION}: "
             "install the same version of lockstep on both",
         )
-    # The numerics of the run, and who computes its model, are known after the welcome only: a worker takes the one, and
-    # compares the other with what that says.
+    # The numerics of the run, and the engine of its model, are known after the welcome only: a worker takes these, and
+    # compares the other with the welcome.
     same = {"mode": ours.mode, "engine": ours.engine, "evidence": ours.evidence}
     differences = ours.differences(msgspec.structs.replace(join.fingerprint, **same))
     if not differences or allows_mixed_numerics:
@@ -125,7 +125,7 @@ class Admission:
     convicted: Mapping[str, str]
     #: Addresses of the other servers once they are ready.
     shards: Sequence[str] = ()
-    #: Where workers go if this server is gone.
+    #: The servers that workers ask if this one is gone.
     standbys: tuple[StandbyAddress, ...] = ()
     #: Workers that came before all servers were ready, and how they were let in.
     early: dict[bytes, tuple[Join, Admittance]] = field(default_factory=dict)

@@ -67,7 +67,7 @@ class RoundWatch(Protocol):
 
 @dataclass
 class Hooks:
-    """Where parts plug in; all of these are empty in a coordinator without parts."""
+    """The hooks of parts; all of these are empty in a coordinator without parts."""
 
     #: By the class of an event, or of the message that was received, the part that handles it.
     events: dict[type, Callable[[Any, float], list[Effect]]] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     @property
     def round(self) -> Round:
-        """The round at hand, or the last one."""
+        """The current round, or the last one."""
         return self.state.round
 
     @property
@@ -155,7 +155,7 @@ class Coordinator(Machine[events.Event, Effect]):
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         self.stragglers.check(now, self.leases)
         if isinstance(event, Received) and self._is_stranger(event) and self.ended is None:
-            # Before the table, which is of the run's phases: whoever this is takes no part in the run.
+            # Before the table, which is of the run's phases: this process takes no part in the run.
             return [Send(peer=event.peer, message=Eviction(reason=STRANGER))]
         return self.obey(event, now)
 
@@ -442,4 +442,4 @@ class Coordinator(Machine[events.Event, Effect]):
         if self.is_running() and not self.is_held():
             assert not self.leases.is_complete()
             self.state.validate(sorted(rank for rank in ready if not self.scheduler.withdrawals.has_any(rank)))
-            assert ready or self.reminder.due is not None, "nobody works, and nobody is reminded"
+            assert ready or self.reminder.due is not None, "no worker has work, and no reminder is due"

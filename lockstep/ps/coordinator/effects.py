@@ -1,4 +1,4 @@
-"""What the coordinator wants done, as imperatives; the shell does it, in order."""
+"""The effects of the coordinator, as imperatives; the shell carries them out, in order."""
 
 from msgspec import Struct
 
@@ -21,7 +21,7 @@ class SendWeights(Struct, frozen=True, kw_only=True):
 
 
 class ForgetWorker(Struct, frozen=True, kw_only=True):
-    """A worker is gone: release what was kept for it."""
+    """A worker is gone: release all that is kept for it."""
 
     peer: bytes
     rank: int
@@ -82,7 +82,7 @@ class Finish(Struct, frozen=True, kw_only=True):
     failure: str = ""
     #: Why it failed, None if it succeeded. If it diverged, the weights before the last update are kept.
     kind: FailureKind | None = None
-    #: Who has computed wrongly, if that is why.
+    #: The workers that have computed wrongly, if that is the reason.
     conviction: Conviction | None = None
 
 

@@ -1,4 +1,4 @@
-"""What can happen to the coordinator, in the past tense."""
+"""The events that the coordinator handles, in the past tense."""
 
 from msgspec import Struct
 
@@ -38,7 +38,7 @@ class StatusRequested(Struct, frozen=True, kw_only=True):
 class ServersReady(Struct, frozen=True, kw_only=True):
     """All shards are ready."""
 
-    #: Where workers reach them, in the order of their slices.
+    #: Their addresses for workers, in the order of their slices.
     addresses: tuple[str, ...]
 
 
@@ -75,7 +75,7 @@ class StepUpdated(Struct, frozen=True, kw_only=True):
 
 
 class PartMade(Struct, frozen=True, kw_only=True):
-    """What a process of a team computed of a step that the team has made by itself."""
+    """The share of one process in a step that its team has made by itself."""
 
     node: Node
     process: int
@@ -94,7 +94,7 @@ class StepMade(Struct, frozen=True, kw_only=True):
     tally: Tally
     #: Of all micro-batches, as in `Result`.
     losses: bytes
-    #: What it was put together from.
+    #: The shares of its processes.
     parts: tuple[PartMade, ...]
     #: Seconds from the last sums of the step before to its own, and of its update.
     round_s: float
@@ -150,11 +150,11 @@ class WeightsNotFinite(Struct, frozen=True, kw_only=True):
 class RoomChanged(Struct, frozen=True, kw_only=True):
     """The disk has no room for the run's records, or has some again."""
 
-    #: What is missing, for a person; empty if nothing is.
+    #: A text that names the lack, empty if there is room.
     missing: str
 
 
-#: What a worker sends, or whoever decides for callbacks, that the coordinator decides on. `SumsFrame` and
+#: Messages of workers, and of the process that runs callbacks, on which the coordinator decides. `SumsFrame` and
 #: `SamplesRequest` only show that the worker works: they come once the server has carried them out.
 CoordinatorMessage = (
     Join

@@ -1,7 +1,7 @@
-"""What becomes of workers that fail: leases that raise, values that are not finite, results that cannot be true. Pure.
+"""Handles workers that fail: leases that raise, values that are not finite, results that cannot be true. Pure.
 
-Also of workers that are late or silent. Gradients have to be believed, or audited. What follows from the job alone does
-not: the step's sums are divided by the counts, and a wrong one would change all weights.
+Also of workers that are late or silent. Gradients have to be believed, or audited. Figures that follow from the job
+alone do not: the step's sums are divided by the counts, and a wrong one would change all weights.
 """
 
 import math
@@ -38,7 +38,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def lease_failed(member: Member, failed: ComputeFailed, state: RoundState) -> Failure | Report | None:
-    """Record a lease that raised; return the run's failure or what is reported, None if the lease had ended."""
+    """Record a lease that raised; return the run's failure or a report, None if the lease had ended."""
     at = state.round
     if (failed.work, failed.step) != (at.work, at.step):
         return None
@@ -60,7 +60,7 @@ def diverged_by(member: Member, found: Diverged) -> str:
 
 
 def is_asked(member: Member, found: Diverged, state: RoundState) -> bool:
-    """Tell whether a micro-batch is one that a worker was asked for, and nobody else has computed meanwhile."""
+    """Tell whether a worker was asked for a micro-batch that no other worker has computed meanwhile."""
     at = state.round
     if (found.work, found.step) != (at.work, at.step):
         return False

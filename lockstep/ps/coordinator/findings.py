@@ -1,4 +1,4 @@
-"""What workers find for a micro-batch that is computed again, and the conviction of those that were wrong. Pure."""
+"""The outcomes of a micro-batch that is computed again, and the conviction of workers that were wrong. Pure."""
 
 from msgspec import Struct
 
@@ -22,7 +22,7 @@ class MicroBatchOutcome(Struct, frozen=True, kw_only=True):
         return cls(quantity=answer.quantity, layer=answer.layer)
 
     def recorded(self) -> str:
-        """Return the outcome as the ledger has it: the whole digest, or what is not finite."""
+        """Return the outcome as the ledger has it: the whole digest, or the value that is not finite."""
         return self.digest if self.quantity is None else f"found {self.text()}"
 
     def text(self) -> str:
@@ -37,7 +37,7 @@ class AuditFinding(Struct, frozen=True):
     """A micro-batch's outcome at a worker, which may be gone by now."""
 
     rank: int
-    #: What it was before it ever left: it may have another rank by now; and by what it is known when it comes back.
+    #: The process before it ever left, which may have another rank by now; and its identity when it comes back.
     process: str
     identity: str
     named: str
@@ -49,13 +49,13 @@ class AuditFinding(Struct, frozen=True):
 
 
 class Conviction(Struct, frozen=True):
-    """Who computed a micro-batch wrongly, as two others agree, or the server."""
+    """The workers that computed a micro-batch wrongly, as two others agree, or the server."""
 
     step: int
     micro_batch: int
     #: Not empty.
     wrong: tuple[AuditFinding, ...]
-    #: What is right, and who found that.
+    #: The right outcome, and the processes that found it.
     right: MicroBatchOutcome
     judges: tuple[str, ...]
 

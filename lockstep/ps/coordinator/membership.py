@@ -1,4 +1,4 @@
-"""Who takes part: the workers as the coordinator knows them. Pure."""
+"""The members of a run: the workers as the coordinator knows them. Pure."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ FREE_PATIENCE, MOST_PATIENCE = 8, 64
 
 
 class MemberState(Enum):
-    """What a member of the run may be given."""
+    """The states of a member, which decide whether it may be given work."""
 
     PREPARING = "preparing"
     READY = "ready"
@@ -36,7 +36,7 @@ def process_of(join: Join) -> str:
 def identity_of(join: Join, key: str) -> str:
     """Return by what a worker is known when it comes back: its key, or else its process.
 
-    Without keys anybody may call itself what it likes, and a process that is started again is another worker.
+    Without keys a process may take any name, and a restarted process is another worker.
     """
     return f"key {key}" if key else f"process {process_of(join)}"
 
@@ -171,7 +171,7 @@ class Membership:
         return member
 
     def _move(self, member: Member, change: int) -> None:
-        """Count a member that comes to its machine, or leaves it."""
+        """Count a member that arrives at its machine, or leaves it."""
         machine = member.join.machine
         cores = self._cores.setdefault(machine, Counter())
         self._uncrowded -= 0 if self.is_crowded(member) else self._on_machine[machine]
@@ -184,7 +184,7 @@ class Membership:
         self._uncrowded += 0 if self.is_crowded(member) else self._on_machine[machine]
 
     def is_crowded(self, member: Member) -> bool:
-        """Tell whether the members on a machine may use fewer cores than processes, or nobody knows how many."""
+        """Tell whether the members on a machine may use fewer cores than processes, or an unknown number of them."""
         machine = member.join.machine
         return self._processes_on[machine] > len(self._cores[machine])
 

@@ -1,4 +1,4 @@
-"""How a run is described to a person while it is under way. Pure."""
+"""The description of a run for a person while it is under way. Pure."""
 
 import math
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def waiting_text(phase: RunPhase, membership: Membership, info: RunInfo) -> str:
 class Reminder:
     """Due as soon as the run waits, and every few seconds for as long as it does."""
 
-    #: When to remind next; None while the run waits for nobody. It begins with waiting.
+    #: When to remind next; None while the run does not wait. It begins with waiting.
     due: float | None = -math.inf
 
     def is_due(self, now: float, *, is_waiting: bool) -> bool:

@@ -35,7 +35,7 @@ class TimerQueue(Generic[K]):
         self._valid.pop(key, None)
 
     def soonest(self) -> float | None:
-        """Return the earliest time, None where there is none."""
+        """Return the earliest time, None if there is no key."""
         while self._heap:
             at, number, key = self._heap[0]
             if self._valid.get(key) != (at, number):

@@ -63,11 +63,11 @@ P = RunPhase
 OPEN = frozenset(RunPhase) - {P.FINISHED, P.FAILED}
 WORKING = OPEN - {P.AWAITING_SERVERS, P.AWAITING_WORKERS}
 
-#: What a worker may do at any time while there is work. An audit waits for nobody: what may leave it without a worker
-#: ends it, and that is the end of the step. A run that is to be handed over ends here as soon as nobody is at work.
+#: Phases after an event that may occur at any time while there is work. An audit does not wait: an event after which no
+#: worker is left ends it, and with it the step. A run that is to be handed over ends here as soon as no lease is held.
 _ANY_TIME = {phase: {phase, P.FAILED} for phase in WORKING} | {P.AUDITING: {P.AUDITING, P.UPDATING, P.FAILED}}
 
-#: What may follow; in phases that are not named, nothing happens.
+#: The phases that may follow; in phases that are not named, nothing happens.
 TRANSITIONS = table_of(
     RunPhase,
     {
@@ -109,7 +109,7 @@ TRANSITIONS = table_of(
         events.MultiStepLeaseRefused: {P.MULTI_STEP: {P.TRAINING, P.FAILED}},
         events.StandbysKnown: stays(*OPEN) | _ANY_TIME,
         events.Superseded: leads({P.FAILED}, *OPEN),
-        # At once if nobody is at work.
+        # At once if no lease is held.
         events.DrainRequested: {phase: {phase, P.FAILED} for phase in OPEN},
         events.ServerLost: leads({P.FAILED}, *OPEN),
         events.RoomChanged: stays(*OPEN) | _ANY_TIME,

@@ -1,4 +1,4 @@
-"""Carries out what follows for a run if a worker computes wrongly: what is in doubt is named and set aside. A shell."""
+"""Carries out the conviction of a worker that computes wrongly: quarantines checkpoints in doubt. A shell."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,7 +22,7 @@ TakeCheckpoint = Callable[[], bool]
 
 
 class Consequences(msgspec.Struct, frozen=True):
-    """What is in doubt after a conviction."""
+    """The checkpoints and results in doubt after a conviction."""
 
     #: After how many steps the run can be resumed with right weights.
     back_to: int
@@ -33,15 +33,15 @@ class Consequences(msgspec.Struct, frozen=True):
 def quarantine_checkpoints(
     conviction: Conviction, folder: RunFolder, checkpoints: CheckpointFolder, take: TakeCheckpoint
 ) -> Consequences:
-    """Set all checkpoints aside that depend on results in doubt, and record who was wrong.
+    """Quarantine all checkpoints that depend on results in doubt, and record the workers that were wrong.
 
-    Raises OSError, and FileFormatError if somebody has damaged the run's files.
+    Raises OSError, and FileFormatError if the run's files are damaged.
 
     In this order: if this process ends in between, the run resumes from right weights, and its next audits find the
     worker again.
     """
     folder.flush()
-    # With lines that a full disk does not take, nobody knows what is in doubt: then all is.
+    # If a full disk has not taken all lines, it is not known which results are in doubt: then all are.
     lines: list[Line] | None = read_ledger(folder.path) if folder.ledger.is_written() else None
     doubts = [(one, Doubt([], []) if lines is None else doubt_of(lines, {one.identity})) for one in conviction.wrong]
     firsts = [doubt.first for _, doubt in doubts if doubt.first is not None]
@@ -74,7 +74,7 @@ def _entry(conviction: Conviction, finding: AuditFinding, doubt: Doubt, back_to:
 
 
 def _text(entry: WorkerConvicted) -> str:
-    """Return what is in doubt of a worker's results."""
+    """Return the results of a worker that are in doubt."""
     if entry.first_unconfirmed is None:
         return f"{entry.worker}: no result of it was accepted that an audit has not confirmed"
     since = "none since its last audit that agreed"

@@ -73,7 +73,7 @@ class ServerContext:
     #: How other servers are reached, None if there can be none; and those that may lead the run, besides its standbys.
     dial: Dial | None = None
     others: tuple[StandbyAddress, ...] = ()
-    #: Where this server is reached; by default, where it listens.
+    #: The address of this server for others; by default, the one at which it listens.
     address: str = ""
     #: Whether it hands the run over to a standby when it gets SIGTERM.
     hands_over: bool = False

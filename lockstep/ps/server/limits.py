@@ -40,7 +40,7 @@ class PeerBlocklist:
     _peers: dict[bytes, int] = field(default_factory=dict)
 
     def report(self) -> None:
-        """Print what is new, in as few lines as there may be."""
+        """Print new refusals, in as few lines as possible."""
         for log in (self.rejections, self.broken, self.refused):
             if log.unreported:
                 for text in log.due(self.clock.now()):
@@ -72,9 +72,9 @@ class PeerBlocklist:
 
 @dataclass
 class StatusRateLimit:
-    """How often each peer gets the status: a token bucket, and an answer that is due later. Pure.
+    """Limits how often each peer gets the status: a token bucket, and an answer that is due later. Pure.
 
-    For a long run the answer takes a millisecond. What a peer asks in between is one request.
+    For a long run the answer takes a millisecond. Requests of a peer in between count as one.
     """
 
     #: By peer, the number of requests that were left to it, and when.
@@ -92,7 +92,7 @@ class StatusRateLimit:
         return left >= 0.0
 
     def _take(self, peer: bytes, now: float) -> float:
-        """Take a request off what is left to a peer; return what is left then, negative if none was."""
+        """Take a request off a peer's tokens; return the rest, negative if no token was left."""
         left, then = self._left.pop(peer, (AT_ONCE, now))
         left = min(AT_ONCE, left + PER_SECOND * (now - then)) - 1.0
         self._left[peer] = (left, now)
@@ -120,7 +120,7 @@ class StatusAnswers:
 
     blocklist: PeerBlocklist
     clock: Clock
-    #: Returns what is shown of the standbys.
+    #: Returns the statuses of the standbys.
     standbys: Callable[[], Sequence[StandbyStatus]]
     limit: StatusRateLimit = field(default_factory=StatusRateLimit)
 

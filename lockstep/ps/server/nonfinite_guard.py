@@ -1,4 +1,4 @@
-"""Whether the weights are still numbers if no loss shows it: values that are not finite must not go on unnoticed.
+"""Detects weights that are not numbers although no loss shows it: values that are not finite must not go on unnoticed.
 
 A loss that is not finite names its layer, and so is waited for: most often the next step has one. But what nothing is
 computed from for a while, a row of an embedding or a running statistic, would get into checkpoints and the result.
@@ -19,7 +19,7 @@ class NonFiniteWeightsError(ArithmeticError):
 
 @dataclass
 class NonFiniteGuard:
-    """What the checks have found."""
+    """The findings of the checks."""
 
     layout: ParameterLayout
     #: The message for people, empty while all weights are finite.

@@ -40,7 +40,7 @@ class SampleSender:
 
 
 def answer_to(asked: SamplesRequest, data: TrainTest, manifest: Manifest) -> tuple[Samples, Vector]:
-    """Return the samples that are asked for; `RemoteProtocolError` if there are none such, or too many."""
+    """Return the samples that are asked for; `RemoteProtocolError` if they do not exist, or are too many."""
     part, facts = part_of(data, asked.part), manifest.parts().get(asked.part)
     if part is None or facts is None:
         raise RemoteProtocolError(f"samples of {asked.part!r} are asked for: this run has no such set")

@@ -1,4 +1,4 @@
-"""The server of a run: its loop, and what carries out the effects of the coordinator. Decides nothing.
+"""The server of a run: its loop, and the shell that carries out the effects of the coordinator. Decides nothing.
 
 Its parts handle messages and deadlines: slices of the weights, workers, and the features that a run may have.
 """
@@ -66,7 +66,7 @@ class Server:
 
     @property
     def recorder(self) -> MetricsRecorder:
-        """What the run records."""
+        """The records of the run."""
         return self.committer.recorder
 
     @property
@@ -108,7 +108,7 @@ class Server:
         return self.ended
 
     def _serve(self, watch: Callable[[], None]) -> None:
-        """Do what is due; a machine that is to be stopped hands the run over if it can, and otherwise ends it."""
+        """Serve until the end; a machine that is to be stopped hands the run over if it can, and otherwise ends it."""
         shown = -math.inf
         while self.ended is None:
             try:
@@ -139,7 +139,7 @@ class Server:
         self.send_away()
 
     def begin_to_end(self, ended: effects.Finish) -> None:
-        """Write what is to be written; from now on the server waits for its standbys."""
+        """Write the last records; from now on the server waits for its standbys."""
         self.recorder.flush_if_due(math.inf)
         self.succession.end(ended, self.loop.clock.now())
 
@@ -194,7 +194,7 @@ class Server:
             case effects.UpdateWeights():
                 return self.committer.update(effect)
             case effects.LeaseSteps():
-                # The checksum of the last step's weights is taken before anybody may write over them.
+                # The checksum of the last step's weights is taken before a team may write over them.
                 self.committer.record_completed()
                 return self.multi_step.begin(effect, *self.committer.bounds())
             case effects.WithdrawSteps():

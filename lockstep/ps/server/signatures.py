@@ -1,4 +1,4 @@
-"""Checks what workers sign, as it comes: what is recorded of a worker can be shown to be its own."""
+"""Checks signatures of workers as they come: so a recorded result can be shown to be of its worker."""
 
 import msgspec
 
@@ -12,7 +12,7 @@ from lockstep.ps.records.ledger import SignedResult
 class SignatureCheck(msgspec.Struct, frozen=True):
     """The signatures of one run."""
 
-    #: What names the run in signatures, and the digest of its job.
+    #: The name of the run in signatures, and the digest of its job.
     run: str
     job: str
 

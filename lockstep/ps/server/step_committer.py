@@ -20,13 +20,13 @@ from lockstep.ps.shard_group.group import SliceGroup
 
 @dataclass
 class StepCommitter:
-    """The updates of one run: the one under way, and what is still to be recorded of the last."""
+    """The updates of one run: the one under way, and the last one until it is recorded."""
 
     coordinator: Coordinator
     group: SliceGroup
     recorder: MetricsRecorder
     checkpointer: Checkpointer | None
-    #: Reports what is in doubt.
+    #: Reports the quarantine.
     say: Callable[[str], None]
     #: The server's: bytes that crossed the sockets of all servers since the last step was recorded.
     traffic: Traffic
@@ -48,7 +48,7 @@ class StepCommitter:
         return self.group.begin_update(effect.step, effect.tally.divisor, self._collected(effect))
 
     def _collected(self, effect: effects.UpdateWeights) -> Collected:
-        """Return what is to be gathered from all servers with the update of a step."""
+        """Return the vectors to gather from all servers with the update of a step."""
         step, checkpointer = effect.step, self.checkpointer
         ends_epoch = self.coordinator.info.plan.closes_epoch(step)
         if checkpointer is None or not checkpointer.folder.keep:
@@ -65,7 +65,7 @@ class StepCommitter:
         if done is None:
             return
         update, coordinator = self._update, self.coordinator
-        assert update is not None  # that is what is done
+        assert update is not None  # that update is done
         self.traffic.add(done.moved)
         time, moved = coordinator.progress.last_step, self.traffic.drain()
         coordinator.progress.end_update(done.seconds)
@@ -119,7 +119,7 @@ class StepCommitter:
                 raise
 
     def finish(self, finish: effects.Finish) -> effects.Finish:
-        """Write what the run has come to; return its end, which is a failure if the weights are not finite."""
+        """Write the outcome of the run; return its end, which is a failure if the weights are not finite."""
         self.record_completed()
         coordinator, recorder, group = self.coordinator, self.recorder, self.group
         progress, membership = coordinator.progress, coordinator.membership
@@ -138,7 +138,7 @@ class StepCommitter:
                 now=group.clock.now(),
             )
         elif finish.conviction is not None:
-            # The weights at hand may be wrong. A run that goes back has not failed.
+            # The current weights may be wrong. A run that goes back has not failed.
             if finish.kind is not FailureKind.ROLLBACK:
                 recorder.record_failure(finish.failure, FailureKind.AUDIT, progress.steps)
         else:
@@ -150,7 +150,7 @@ class StepCommitter:
         return finish
 
     def _convict(self, finish: effects.Finish, conviction: Conviction) -> effects.Finish:
-        """Set aside what is in doubt, and report it; return the end of this part of the run."""
+        """Quarantine checkpoints in doubt, and report that; return the end of this part of the run."""
         folder, checkpointer = self.recorder.folder, self.checkpointer
         if folder is None or checkpointer is None:
             return effects.Finish(failure=finish.failure, kind=FailureKind.AUDIT, conviction=conviction)

@@ -146,7 +146,7 @@ class StandbyRegistry:
         return is_new
 
     def by_peer(self, peer: bytes) -> StandbyMember | None:
-        """Return the standby behind a connection, None if there is none."""
+        """Return the standby behind a connection, None if it is not a standby."""
         return next((member for member in self.members.values() if member.peer == peer), None)
 
     def remove_peer(self, peer: bytes) -> StandbyMember | None:
@@ -174,7 +174,7 @@ class StandbyRegistry:
         return [member.status() for member in self.members.values()]
 
     def best(self) -> StandbyMember | None:
-        """Return the one that has most of the run, None if there is none."""
+        """Return the standby that has most of the run, None without a standby."""
         members = self.members.values()
         return max(members, key=lambda member: (member.request.is_whole, member.request.step), default=None)
 
@@ -185,13 +185,13 @@ class Succession:
 
     coordinator: Coordinator
     group: SliceGroup
-    #: The folder of the run, and who is admitted.
+    #: The folder of the run, and the list of processes that are admitted.
     source: MirrorSource
     port: ServerPort
     clock: Clock
     say: Callable[[str], None]
     _: KW_ONLY
-    #: Where this server is reached.
+    #: The address of this server.
     address: str
     #: The servers of other terms.
     rivals: Rivals
@@ -334,7 +334,7 @@ class Succession:
     # Standbys come and go
 
     def _on_change(self, text: str) -> Sequence[events.Event]:
-        """Let everybody know where to go, this server too if it is started again."""
+        """Let all processes know where to go, this server too if it is restarted."""
         self.say(text)
         # Those that have gone without a word as well: one of them may lead the run by now. They come last.
         standbys = (*self.registry.addresses(), *self.absent.values())[:STANDBYS_LIMIT]
@@ -375,7 +375,7 @@ class Succession:
         if obstacle:
             return self._send(peer, CommandOutcome(is_accepted=False, text=obstacle))
         drained = self.hand_over()
-        text = f"the run goes on at {drained.successor}, after the step at hand"
+        text = f"the run goes on at {drained.successor}, after the current step"
         return [*self._send(peer, CommandOutcome(is_accepted=True, text=text)), drained]
 
     def obstacle(self) -> str:
@@ -388,21 +388,21 @@ class Succession:
         return ""
 
     def hand_over(self) -> events.DrainRequested:
-        """Choose who leads the run after the step at hand; only if there is no obstacle."""
+        """Choose the standby that leads the run after the current step; only if there is no obstacle."""
         best = self.registry.best()
         assert best is not None
         self.successor = best.address
         return events.DrainRequested(successor=self.successor.address)
 
     def end(self, finish: effects.Finish, now: float) -> None:
-        """Begin to let standbys have what the run has come to."""
+        """Begin to let standbys have the outcome of the run."""
         self.finish = finish
         limits = {FailureKind.HANDED_OVER: HAND_OVER_S, FailureKind.INTERRUPTED: INTERRUPTED_S}
         is_elsewhere = finish.kind in CONTINUED and finish.kind is not FailureKind.HANDED_OVER
         self.until = now if is_elsewhere else now + (END_S if finish.kind is None else limits.get(finish.kind, END_S))
 
     def is_over(self, now: float) -> bool:
-        """Tell whether nobody is awaited any more."""
+        """Tell whether no standby is awaited any more."""
         return self.is_taken_over or not self.registry.members or now >= self.until
 
     def was_in_vain(self) -> bool:

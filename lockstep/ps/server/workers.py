@@ -42,7 +42,7 @@ class WorkerMessages:
     membership: Membership
     group: SliceGroup
     outbox: Outbox
-    #: The memory that workers on this machine share, None if there is none.
+    #: The memory that workers on this machine share, None if no memory is shared.
     sharing: ServerSharedMemory | None = None
     #: Checks of results besides those that all runs need.
     checks: Sequence[ResultCheck] = ()
@@ -134,7 +134,7 @@ class WorkerMessages:
         return msgspec.structs.replace(lease, memory=sharing.generation)
 
     def forget(self, rank: int) -> Sequence[Event]:
-        """Release what was kept for a worker that is gone."""
+        """Release all that is kept for a worker that is gone."""
         if self.sharing is not None:
             self.sharing.forget(rank)
         return self.group.forget(rank)

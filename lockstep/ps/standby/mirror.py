@@ -31,7 +31,7 @@ MIRROR, CONTENTS = "mirror.json", ".mirror"
 #: The file that is coming, in that folder; and a link before it gets its name.
 COMING, LINK = "coming", "link"
 
-#: What writes, as `os.pwrite`: an argument so that a full disk can be tried.
+#: A function that writes, as `os.pwrite`: an argument so that a full disk can be tried.
 WriteAt = Callable[[int, bytes, int], int]
 
 
@@ -42,11 +42,11 @@ class Mirror:
     folder: Path
     write: WriteAt = os.pwrite
     sync: Sync = os.fsync
-    #: The offer of which all files are here, from which the run can be led; None if there is none.
+    #: The offer of which all files are here, from which the run can be led; None before the first.
     held: RunFiles | None = None
-    #: The offer whose files are coming; None if there is none, or all of them are here.
+    #: The offer whose files are coming; None before the first, or if all of them are here.
     coming: RunFiles | None = None
-    #: What is still to come of that offer, and bytes of the first of these that are here.
+    #: The missing files of that offer, and bytes of the first of them that are here.
     _wanted: deque[RunFile] = field(default_factory=deque)
     _received: int = 0
     #: Whether lines are fetched from their beginning: those that are here may be those of another server.
@@ -87,13 +87,13 @@ class Mirror:
 
     @property
     def step(self) -> int:
-        """The step of the checkpoint that is here, 0 if there is none."""
+        """The step of the checkpoint that is here, 0 without a checkpoint."""
         return 0 if self.held is None else self.held.checkpoint
 
     def obstacle(self, offer: RunFiles) -> str:
         """Return why the files of an offer may not replace those that are here; empty if they may.
 
-        Nothing is given up but for something later. After a conviction a run goes back, with the weights in doubt.
+        Nothing is given up but for something later. A run goes back after a conviction, with the weights in doubt.
         """
         held = self.held
         if held is None or not held.checkpoint:
@@ -144,7 +144,7 @@ class Mirror:
     def add(self, part: FilePart, data: bytes) -> str:
         """Write the part that is expected; return why a file is not what the server said, empty if all is well."""
         place, file = self.folder / CONTENTS / COMING, self._wanted[0]
-        # A list of who is admitted is of no use if others may write it.
+        # A list of admitted keys is of no use if other users may write it.
         descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             rest, at = data[: part.size], part.start
@@ -187,7 +187,7 @@ class Mirror:
         self._show(offer, [] if before is None else before.files)
 
     def _show(self, held: RunFiles, before: Sequence[RunFile] = ()) -> None:
-        """Let the names in the folder lead to what is here; remove what is not needed any more."""
+        """Let the names in the folder lead to the contents; remove files that are not needed any more."""
         for file in held.files:
             path, link = self.folder / file.name, self.folder / CONTENTS / LINK
             if not (path.exists() and (file in before or path.samefile(self._content(file)))):
@@ -204,7 +204,7 @@ class Mirror:
                 path.unlink()
 
     def give_up(self) -> None:
-        """Leave what is still to come to the next offer: the disk may be full, or the server is another one."""
+        """Leave missing files to the next offer: the disk may be full, or the server is another one."""
         self.coming, self._received = None, 0
         self._wanted.clear()
 
@@ -218,7 +218,7 @@ class Mirror:
         (self.folder / MIRROR).unlink()
 
     def discard_coming(self) -> None:
-        """Remove what is not complete."""
+        """Remove a file that is not complete."""
         with suppress(OSError):
             (self.folder / CONTENTS / COMING).unlink()
 

@@ -45,7 +45,7 @@ class StandbyShell:
     """A standby's process: its state, and what carries out the effects of the state."""
 
     state: StandbyState
-    #: Where workers dial, and persons.
+    #: The port that workers dial, and persons.
     port: ServerPort
     #: To the server that is mirrored.
     upstream: ClientPort
@@ -179,7 +179,7 @@ def _event_of(frames: list[memoryview]) -> StandbyEvent:
 
 
 def answer_to_stranger(frames: list[memoryview], fault: RemoteProtocolError) -> Message:
-    """Return the answer to what nobody sends a standby: to a worker that takes it for the server that was here before.
+    """Return the answer to a message that is not for a standby: a worker takes it for an earlier server here.
 
     Such a worker asks for a place again, and then goes to the server that leads the run. Anything else is refused.
     """

@@ -1,8 +1,8 @@
 """The files of a run that its server shows to standbys: those from which the run can be led. Reads only.
 
 These are the files of the last checkpoint: the job, the model's own files, the weights that the run began with, the
-receipt, the terms, the convictions, the checkpoints, and the lines of the records before the last of these. What comes
-after it is computed again by a server that resumes from it. At the end, they are all files of the run, with its result.
+receipt, the terms, the convictions, the checkpoints, and the lines of the records before the last of these. Later steps
+are computed again by a server that resumes from it. At the end, they are all files of the run, with its result.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ FILES = (JOB, TERMS, RECEIPT, CONVICTIONS, INITIAL, "data.npz")
 #: The files of a run that is over.
 ENDS = (WEIGHTS, AVERAGE_WEIGHTS, RESULT)
 
-#: The name under which a standby gets the list of who is admitted.
+#: The name under which a standby gets the list of admitted keys.
 ALLOWED = "allowed"
 
 #: Bytes of a file that is kept in memory while it is shown, since it may be replaced at any moment.
@@ -74,7 +74,7 @@ class MirrorSource:
     """The folder of one run."""
 
     folder: Path
-    #: Who is admitted: names by public key; None if the run has no keys.
+    #: Returns the names of admitted processes by public key; None if the run has no keys.
     allowed: Callable[[], Mapping[str, str]] | None = None
     #: Returns, by name, the public keys of signatures.
     signers: Callable[[], Mapping[str, str]] = dict
@@ -158,13 +158,13 @@ class MirrorSource:
         return RunFile(name=name, size=end, digest=digest)
 
     def _of_keys(self) -> list[RunFile]:
-        """Return the list of who is admitted, as a file of keys has it; nothing if the run has no keys."""
+        """Return the list of admitted keys, as a file of keys has it; nothing if the run has no keys."""
         if self.allowed is None:
             return []
         try:
             allowed, signers = self.allowed(), self.signers()
         except LockstepError:
-            # Its authenticator reports that as well. What is shown of it stays.
+            # Its authenticator reports that as well. The list that is shown stays.
             return [file for file in self.shown.files if file.name == ALLOWED]
         lines = [" ".join(filter(None, (public, name, signers.get(name)))) for public, name in allowed.items()]
         text = "".join(f"{line}\n" for line in lines).encode()

@@ -76,7 +76,7 @@ POLL_S, RETRY_S = 0.5, 2.0
 #: Seconds after which what a process said counts no more, unless it says so again: it asks every five seconds at least.
 CLAIM_S = 15.0
 
-#: What a worker is told that takes this standby for the server that led the run at its address before.
+#: The answer to a worker that takes this standby for the server that led the run at its address before.
 FOLLOWS = "the server that was here has been started again, and is a standby now"
 
 #: How many times as long a server may be silent of which no worker is known: it may just begin, on a slow machine.
@@ -136,10 +136,10 @@ StandbyEffect = SendToServer | Send | Redial | Report | TakeOver | Exit
 
 _MIRRORING, _TAKING_OVER, _ENDED = StandbyPhase
 
-#: What can no longer change anything.
+#: Rows of events that can no longer change anything.
 _LATE = leads(IGNORED, _TAKING_OVER, _ENDED)
 
-#: What may follow.
+#: The phases that may follow.
 TRANSITIONS = table_of(
     StandbyPhase,
     {
@@ -177,10 +177,10 @@ class Claim(Struct, frozen=True, kw_only=True):
 
 
 class StandbyConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a standby is, and whom it mirrors."""
+    """The addresses of a standby, and of the server that it mirrors."""
 
     server: StandbyAddress
-    #: Where workers reach it.
+    #: Its address for workers.
     own: StandbyAddress
     host: str
     pid: int
@@ -204,7 +204,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     due: float = 0.0
     #: Whether its silence was reported.
     is_missed: bool = False
-    #: Who misses the server, by connection.
+    #: Workers that miss the server, by connection.
     claims: dict[bytes, Claim] = field(default_factory=dict)
     #: Faults that were reported: each is reported once.
     reported: set[str] = field(default_factory=set)
@@ -310,12 +310,12 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
 
     @property
     def can_lead(self) -> bool:
-        """Whether the run can be led from what is here."""
+        """True if the run can be led from the mirror."""
         return self.mirror.held is not None
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that the server has shown last is here, or more than that."""
+        """True if the mirror has all that the server has shown last, or more."""
         return self.mirror.held is not None and self.mirror.coming is None
 
     def _on_files(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
@@ -381,7 +381,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         return self._mirrored(lambda: self.mirror.add(event.part, event.data), now)
 
     def _on_progress(self, now: float) -> list[StandbyEffect]:
-        """Ask for the next part, or do what is to be done once all of an offer is here."""
+        """Ask for the next part, or act on an offer of which all is here."""
         request, offer = self.mirror.request(), self.offer
         if request is not None:
             return self._ask(request, now)
@@ -490,7 +490,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         # Asked twice at least: a standby that was stopped for a while has not been listening.
         is_missed = self.unanswered >= 2 and now >= self.heard + BEGINNING * self.takeover_s
         if not self.offer.electors and self.claims and is_missed:
-            return f"{self.search.server.address} is gone, and nobody had computed anything"
+            return f"{self.search.server.address} is gone, and no worker had computed anything"
         return f"{self.search.server.address} is gone: {self._count(now)}" if is_decided else ""
 
     def _not_leading(self, now: float) -> NotLeading:

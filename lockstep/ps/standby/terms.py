@@ -29,12 +29,12 @@ class LedTerm(msgspec.Struct, frozen=True, kw_only=True):
     resumed: int = 0
     #: Steps made by then.
     step: int
-    #: Where the server was reached.
+    #: The address of the server.
     address: str = ""
 
 
 class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
-    """What `terms.json` says about a run."""
+    """The content of `terms.json` for a run."""
 
     #: Drawn when the run began: terms of other runs are not compared.
     run: str = ""
@@ -90,7 +90,7 @@ class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
         return next(found, StandbyAddress(address=known[-1]))
 
     def other_servers(self, own: str, named: tuple[StandbyAddress, ...] = ()) -> tuple[StandbyAddress, ...]:
-        """Return the servers that may lead the run besides that at `own`: standbys, who led before, and those named."""
+        """Return the servers that may lead the run besides that at `own`: its standbys, and those before."""
         before = self.earlier_leader(own)
         known = [*named, *self.standbys, *([] if before is None else [before])]
         # Of two with one address, the one whose key is known.
@@ -103,7 +103,7 @@ def next_number(place: int, seen: int) -> int:
 
 
 def read_terms(folder: Path) -> TermHistory:
-    """Return the history of the run in a folder, empty if there is none; `FileFormatError` if it is damaged."""
+    """Return the history of the run in a folder, empty if the file is missing; `FileFormatError` if it is damaged."""
     path = folder / TERMS
     try:
         return decode(read_regular(path, MOST_BYTES), TermHistory)

@@ -1,11 +1,11 @@
-"""The audit: which micro-batches a second worker computes again, and who is wrong if it finds other bits. Pure.
+"""The audit: a second worker computes some micro-batches again; if it finds other bits, one of both is wrong. Pure.
 
-The choice follows from the seed, the step and the micro-batch (rule R2), so that an audit can be repeated whoever takes
-part. It falls between a step's last sums and its update: what is in doubt is never applied. Digests are compared, made
-by the workers of all that they found; the sums are not sent again.
+The choice follows from the seed, the step and the micro-batch (rule R2), so that an audit can be repeated with other
+workers. It falls between a step's last sums and its update: a gradient in doubt is never applied. Digests are compared,
+made by the workers of all that they found; the sums are not sent again.
 
 If two differ, further workers compute the micro-batch until two agree. Two faults do not give the same wrong bits, so
-whoever has others is wrong. If there is no further worker, the server computes it, and is believed: it makes the
+a worker that has others is wrong. If there is no further worker, the server computes it, and is believed: it makes the
 updates.
 """
 
@@ -31,7 +31,7 @@ from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import UnusedCause
 from lockstep.ps.run.plan import Round
 
-#: What the server is called next to workers.
+#: The name of the server next to workers.
 SERVER = "the server"
 
 
@@ -58,7 +58,7 @@ def steps_to_find(share: float, wrong: float, results: float, probability: float
 def share_to_find(steps: int, wrong: float, results: float, probability: float) -> float:
     """Return which share of the micro-batches an audit must choose: the inverse of `steps_to_find`.
 
-    Above 1 there is none: then the worker is wrong too seldom to be found in so few steps.
+    A result above 1 means that the worker is wrong too seldom to be found in so few steps.
     """
     return -math.expm1(math.log1p(-probability) / (steps * results)) / wrong
 
@@ -120,9 +120,9 @@ class AuditOfStep:
         return len(self.findings.get(micro_batch, ())) > 1
 
     def add(self, micro_batch: int, finding: AuditFinding) -> Conviction | None:
-        """Record what another worker found; return who is wrong if that is known by now.
+        """Record the finding of another worker; return the conviction of those that are wrong if that is known by now.
 
-        If nobody is, either the two agree, or it is disputed.
+        None if the two agree, or if the outcome is disputed.
         """
         found = self.findings[micro_batch]
         agreeing = [one for one in found if one.found == finding.found]
@@ -133,7 +133,7 @@ class AuditOfStep:
         return self._convict(micro_batch, wrong, finding.found, [one.named for one in (*agreeing, finding)])
 
     def decide(self, micro_batch: int, right: MicroBatchOutcome) -> Conviction | None:
-        """Return who is wrong about a micro-batch of which the server has found what is right."""
+        """Return the conviction of workers that are wrong about a micro-batch that the server has computed."""
         found = self.findings.get(micro_batch, [])
         agreeing = [one.named for one in found if one.found == right]
         return self._convict(micro_batch, [one for one in found if one.found != right], right, [*agreeing, SERVER])
@@ -222,9 +222,9 @@ class Audit:
         if conviction is not None:
             return self._convict(conviction)
         text = (
-            f"{audit.dispute(event.micro_batch)}; nobody is left who could decide which of them computes wrongly, and "
-            "the step was not applied: find out with `lockstep verify`, or by leaving out one at a time, and resume "
-            "from the last checkpoint"
+            f"{audit.dispute(event.micro_batch)}; no worker is left that could decide which of them computes wrongly, "
+            "and the step was not applied: find out with `lockstep verify`, or by leaving out one at a time, and "
+            "resume from the last checkpoint"
         )
         return self._core.fail(text, FailureKind.AUDIT)
 

@@ -1,4 +1,4 @@
-"""Whether a team may make the next steps by itself, and which. Pure.
+"""Decides when a team makes steps by itself, and which steps. Pure.
 
 A team that computes all of each step, in the server's own memory, can do without the server between two steps: its
 processes see in their own memory when all sums are there, and when all slices of the update are made. The server leaves
@@ -32,7 +32,7 @@ PAUSE, LONGEST_PAUSE, PASSED = 32, 1024, 4
 
 @dataclass
 class MultiStepPlan:
-    """When the next multi-step lease may begin."""
+    """The plan of the next multi-step lease."""
 
     #: The first step that may be in one.
     earliest: int
@@ -151,7 +151,7 @@ class MultiStep:
         return [RecordStep(account=account, made=made)]
 
     def _on_ended(self, event: events.MultiStepLeaseEnded, now: float) -> list[Effect]:
-        """Continue step by step; a team that has not answered stands still if it was late."""
+        """Continue step by step; a team that has not answered is stuck if it was late."""
         core, lease = self._core, self.lease
         assert lease is not None  # it is completed
         self.plan.on_completed(lease.steps.first, event.steps, is_cut=event.is_cut)
@@ -173,7 +173,7 @@ class MultiStep:
         # The team has measured the time of its steps by its own clock.
         core.progress.begin_round(min(core.progress.round_started, now))
         core.open_round(Round("train", steps, core.round.micro_batches))
-        # What has happened since the last step was made.
+        # Events since the last step was made.
         core.state.account.merge(account)
 
     def _on_answer(self, received: Received, now: float) -> list[Effect]:

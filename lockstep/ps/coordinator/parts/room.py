@@ -1,4 +1,4 @@
-"""The wait for room on the disk: no work is leased meanwhile, and what is under way goes on. Pure."""
+"""The wait for room on the disk: no work is leased meanwhile, and leases that are held are completed. Pure."""
 
 from msgspec.structs import replace
 
@@ -7,7 +7,7 @@ from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
 
-#: What a status shows as the phase of a run whose disk is full.
+#: The phase of a run whose disk is full, in a status.
 NO_ROOM = "waiting for room on the disk"
 
 
@@ -16,7 +16,7 @@ class Room:
 
     def __init__(self, core: Coordinator) -> None:
         self._core = core
-        #: What the disk has no room for, empty if it has.
+        #: A text that names the lack of room, empty if there is room.
         self.missing = ""
         hooks = core.hooks
         hooks.events[events.RoomChanged] = self._on_changed

@@ -1,4 +1,4 @@
-"""The leases of one round: which micro-batches are free, who holds which until when, which are done. Pure.
+"""The leases of one round: micro-batches that are free, that workers hold until a deadline, or that are done. Pure.
 
 Several workers may hold a micro-batch at the same time: the first answer counts, and ends the leases of the others. An
 evaluation's chunks are leased in the same way, and are called micro-batches here too.
@@ -36,7 +36,7 @@ class HeldLease(msgspec.Struct, frozen=True):
 
 @dataclass
 class LeaseTable:
-    """Who computes the micro-batches `[0, total)` of a round."""
+    """A worker computes the micro-batches `[0, total)` of a round."""
 
     total: int
     #: By rank, what a worker holds, in the order it was leased: none is empty, and no two of its leases overlap.
@@ -85,7 +85,7 @@ class LeaseTable:
         return self._open == 0
 
     def lease(self, rank: int, most: int, deadline: float, now: float = 0.0, *, is_alone: bool) -> HeldLease | None:
-        """Lease the first free node of at most `most` micro-batches to `rank`; None if there is none for it.
+        """Lease the first free node of at most `most` micro-batches to `rank`; None if no such node is free for it.
 
         A worker on which a micro-batch has failed gets that one again only if it `is_alone`.
         """
@@ -157,7 +157,7 @@ class LeaseTable:
         return [one for one in free if not any(self._is_free_for(rank, one, is_alone) for rank in ranks)]
 
     def skip(self, micro_batch: int) -> None:
-        """Mark a free micro-batch as done although nobody computes it."""
+        """Mark a free micro-batch as done although no worker computes it."""
         self._set_state(Node(micro_batch, micro_batch + 1), DONE)
 
     def _set_state(self, node: Node, state: int) -> None:
@@ -185,7 +185,7 @@ class LeaseTable:
     def accept(self, node: Node) -> list[HeldLease] | None:
         """Mark a node as done; return the leases that end with it, which are all that overlap it.
 
-        What they would bring would be refused. None, with nothing changed, if it is not a node or part of it is done.
+        Their results would be refused. None, with nothing changed, if it is not a node or part of it is done.
         """
         if not self.may_accept(node):
             return None
@@ -194,12 +194,12 @@ class LeaseTable:
         return ended
 
     def holders(self, node: Node) -> list[int]:
-        """Return who holds part of a node. To ask each worker would be quadratic in them, over a round."""
+        """Return the ranks that hold part of a node. To ask each worker would be quadratic in them, over a round."""
         held = (rank for one in range(node.lo, node.hi) if self._states[one] == HELD for rank in self._holders[one])
         return list(dict.fromkeys(held))
 
     def release(self, rank: int) -> list[Node]:
-        """Let the leases of a worker end, and return their nodes; what nobody else holds is free again."""
+        """Let the leases of a worker end, and return their nodes; parts that no other worker holds are free again."""
         return [lease.node for lease in self._end_leases(rank, Node(0, self.total))]
 
     def is_held(self, lease: HeldLease) -> bool:
@@ -247,7 +247,7 @@ class LeaseTable:
         return ended
 
     def _drop_holder(self, rank: int, node: Node) -> None:
-        """Make free again what of a node nobody but `rank` holds."""
+        """Make free again the part of a node that no worker but `rank` holds."""
         if self._holders[node.lo : node.hi] == [(rank,)] * len(node):
             self._set_state(node, FREE)
             return

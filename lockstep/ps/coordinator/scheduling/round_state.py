@@ -1,4 +1,4 @@
-"""The state of one round: who computes what, when that should be done, which results came, what they add up to. Pure.
+"""The state of one round: its leases, their expected ends, the results that came, and their sums. Pure.
 
 Results come before their sums count: with several servers, each of which adds a slice of the sums, a result is pending
 until all of them have theirs.
@@ -72,11 +72,11 @@ _Entry = tuple[float, int, HeldLease]
 class ExpectedEnds:
     """Heaps whose entries may be of leases that have ended: it costs least to find that out where it matters."""
 
-    #: Leases of which nobody has a second copy, by minus the time at which they are expected to end.
+    #: Leases without a second copy, by minus the time at which they are expected to end.
     _ends: list[_Entry] = field(default_factory=list)
     #: Leases by the time at which they are delayed, unless they have ended.
     _delays: list[_Entry] = field(default_factory=list)
-    #: Leases that are delayed, with what of them nobody else has been given.
+    #: Leases that are delayed, with the part of each that no other worker has been given.
     delayed: list[tuple[HeldLease, Node]] = field(default_factory=list)
 
     def add(self, lease: HeldLease, end: float, slack_s: float) -> None:
@@ -91,7 +91,7 @@ class ExpectedEnds:
         return self._delays[0][0] if self._delays else None
 
     def pop_delayed(self, table: LeaseTable, now: float) -> HeldLease | None:
-        """Return, once, a lease that is delayed by now; None if there is none."""
+        """Return, once, a lease that is delayed by now; None if no lease is."""
         while self._delays and self._delays[0][0] <= now:
             lease = heappop(self._delays)[2]
             if table.is_held(lease):
@@ -103,7 +103,7 @@ class ExpectedEnds:
         heappush(self._delays, (until, lease.number, lease))
 
     def latest(self, table: LeaseTable) -> tuple[HeldLease, float] | None:
-        """Return the lease that is expected to end last, of those that nobody has a second copy of, and when."""
+        """Return the lease that is expected to end last, of those without a second copy, and when."""
         while self._ends and not table.is_held(self._ends[0][2]):
             heappop(self._ends)
         return (self._ends[0][2], -self._ends[0][0]) if self._ends else None
@@ -120,7 +120,7 @@ class RoundState:
     round: Round
     #: Micro-batches that are leased alone, and whose results have digests.
     single: frozenset[int] = frozenset()
-    #: What names the run in signatures of results, empty if they are not signed.
+    #: The name of the run in signatures of results, empty if they are not signed.
     signed_run: str = ""
     #: When it began: the ledger's times are counted from there.
     began: float = 0.0
@@ -134,7 +134,7 @@ class RoundState:
     most: int = 0
     #: The round's counts, over the same tree as its sums.
     tallies: TreeSum[Tally] = field(init=False)
-    #: What the ledger will list of the round.
+    #: The account of the round for the ledger.
     account: Account = field(init=False)
 
     def __post_init__(self) -> None:
@@ -179,7 +179,7 @@ class RoundState:
         return is_current and self.leases.may_accept(result.node())
 
     def refuse(self, member: Member, result: Result, times: Times = UNKNOWN) -> None:
-        """Record a result that nobody needs."""
+        """Record a result that is not needed."""
         if result.step <= self.round.step:
             self.account.record_unused(result, member.rank, *times)
 
@@ -220,7 +220,7 @@ class RoundState:
         self.round, self.leases, self.expected = at, leases, ExpectedEnds()
 
     def validate(self, available: Sequence[int]) -> None:
-        """Raise AssertionError if nobody works, and one of the `available` ranks could: for tests."""
+        """Raise AssertionError if no worker has work, and one of the `available` ranks could: for tests."""
         self.leases.validate()
         waiting = [] if self.leases.held else [rank for rank in available if not self.in_use(rank)]
         cannot = [rank for rank in waiting if len(self.leases.unassignable([rank])) == self.leases.free()]

@@ -1,6 +1,6 @@
-"""Who gets which micro-batches: as many as it is known to compute until all are done, and what others are late with.
+"""Assigns micro-batches to workers: to each as many as it can compute until all are done, and copies of late ones.
 
-Pure. What is decided here never changes the result: the sums are added over one fixed tree.
+Pure. These decisions never change the result: the sums are added over one fixed tree.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ COPY_MARGIN = 0.25
 
 @dataclass
 class Scheduler:
-    """What is known of the workers from round to round, by which the micro-batches of each are leased."""
+    """The speeds of the workers from round to round, by which the micro-batches of each are leased."""
 
     timeouts: LeaseTimeouts
     withdrawals: Withdrawals = field(default_factory=Withdrawals)
@@ -35,7 +35,7 @@ class Scheduler:
     def assign(
         self, state: RoundState, membership: Membership, now: float, members: Sequence[Member] | None = None
     ) -> list[Effect]:
-        """Lease what is free, and second copies of what is late, to some of the ready members or to all."""
+        """Lease free micro-batches, and second copies of late ones, to some of the ready members or to all."""
         self._has_copies = membership.has_spare_cores()
         effects: list[Effect] = []
         if state.leases.free():
@@ -117,7 +117,7 @@ class Scheduler:
         if done:
             each_s = max(0.0, now - withdrawn.began) / done
             self.timeouts.add(member.rank, answer.work, each_s, is_trial=member.trial is not None)
-        # What it was given meanwhile it begins now.
+        # A lease that it was given meanwhile begins now.
         self.timeouts.begin(member.rank, now)
         return withdrawn
 
@@ -146,18 +146,18 @@ class Scheduler:
             self.timeouts.begin(rank, now)
         return is_expected
 
-    # What is free
+    # Free micro-batches
 
     def _share_out(
         self, state: RoundState, membership: Membership, now: float, given: Sequence[Member] | None
     ) -> list[Effect]:
-        """Share out what is free, as much as each worker can compute until all is done."""
+        """Share out free micro-batches, as many as each worker can compute until all are done."""
         ready, leases = membership.count(MemberState.READY), state.leases
         if ready == 1 or leases.is_restricted() or not self.timeouts.is_known(state.round.work):
             state.end = None
             members = self._available(state, membership.ready() if given is None else given, now)
             return self._share_blindly(state, members, ready, now)
-        # Who has nothing to wait for does not wait for the end of a plan in which the last ones are late.
+        # If all leases are late, the work is divided again at once.
         is_on_time = state.end is not None and now < state.end and leases.held
         if given is not None and is_on_time:
             given = self._available(state, given, now)
@@ -171,7 +171,7 @@ class Scheduler:
     def _share_blindly(self, state: RoundState, members: Sequence[Member], ready: int, now: float) -> list[Effect]:
         """Share out where no times are known: the first leases are large, and the last ones small.
 
-        Guided self-scheduling (Polychronopoulos and Kuck, 1987): half a fair share of what is left.
+        Guided self-scheduling (Polychronopoulos and Kuck, 1987): half a fair share of the rest.
         """
         effects: list[Effect] = []
         is_alone, leases = ready == 1, state.leases
@@ -222,7 +222,7 @@ class Scheduler:
         return self._stopping_s(rank, each_s, now), each_s
 
     def _stopping_s(self, rank: int, each_s: float, now: float) -> float:
-        """Return the seconds until a worker has stopped computing what was withdrawn: at the next micro-batch."""
+        """Return the seconds until a worker stops computing a lease that was withdrawn: at the next micro-batch."""
         began = self.withdrawals.began(rank) if self.withdrawals.open else None
         return 0.0 if began is None else each_s - max(0.0, now - began) % each_s
 
@@ -292,7 +292,7 @@ class Scheduler:
         return self.timeouts.slack_s(lease.rank, state.round.work, len(lease.node))
 
     def _copy_delayed(self, state: RoundState, membership: Membership, member: Member, now: float) -> list[Effect]:
-        """Lease a part of what is delayed to an idle member: all that are idle share it."""
+        """Lease a part of a delayed lease to an idle member: all that are idle share it."""
         delayed, table = state.expected.delayed, state.leases
         delayed[:] = [(lease, part) for lease, part in delayed if table.is_held(lease)]
         for place, (lease, part) in enumerate(delayed):

@@ -1,4 +1,4 @@
-"""Which workers are late, and which have been silent for too long: everything the coordinator decides by time. Pure.
+"""Finds workers that are late, or silent for too long: everything that the coordinator decides by time. Pure.
 
 A lease expires by what its worker, or else the others, took before. Too soon costs some computing twice, too late a
 step that all wait for; neither changes the result. So a bound that seldom errs is better than one that is exact.
@@ -34,17 +34,17 @@ ENOUGH, REMEMBERED = 3, 32
 #: Leases by whose median it is judged what the next one takes: few, so that a change is followed within as many steps.
 RECENT = 5
 
-#: Seconds within which the server checks the time at least once while anybody could be late.
+#: Seconds within which the server checks the time at least once while a worker could be late.
 CHECK_S = 1.0
 
-#: If more time passes between two checks, the server did not run, or was busy. What workers sent meanwhile waits.
+#: If more time passes between two checks, the server did not run, or was busy. Messages of workers wait meanwhile.
 STALL_S = 2.0 * CHECK_S
 
 #: Seconds for which a worker that is late stays a member, at least: its answer counts if it is the first.
 EVICTION_S = 3.0
 
 #: A late worker is on probation for so many times the seconds for which it brought nothing. Until then a sign of life
-#: alone gets it no work: it may hang again, and the others, who wait for its micro-batches, would lose most of their
+#: alone gets it no work: it may hang again, and the others, which wait for its micro-batches, would lose most of their
 #: speed.
 PROBATION = 20.0
 
@@ -96,7 +96,7 @@ class DurationEstimate:
 
 @dataclass
 class LeaseTimeouts:
-    """How long leases last: from what was measured of each worker and of all."""
+    """The durations of leases, measured for each worker and for all."""
 
     #: Seconds after which any lease expires.
     limit_s: float
@@ -155,11 +155,11 @@ class LeaseTimeouts:
         return min(self.limit_s, max(GRACE_S, guess_s))
 
     def is_known(self, work: Work) -> bool:
-        """Tell whether anybody has done such work."""
+        """Tell whether a worker has done such work."""
         return _kind(work) in self._all
 
     def expected_s(self, rank: int, work: Work) -> float:
-        """Return the seconds that a micro-batch will take a worker, or else anybody: above 0.
+        """Return the seconds that a micro-batch will take a worker, or else the usual one: above 0.
 
         Only for work that `is_known`.
         """
@@ -169,7 +169,7 @@ class LeaseTimeouts:
     def slack_s(self, rank: int, work: Work, micro_batches: int) -> float:
         """Return by how many seconds a lease may take longer than expected before its worker counts as delayed.
 
-        At least a micro-batch of whoever is quick, which is what a second copy costs; at most one of its worker.
+        At least a micro-batch of a quick worker, which is the cost of a second copy; at most one of its worker.
         """
         quick_s, each_s = min(self._all[_kind(work)].recent), self.expected_s(rank, work)
         return max(LEAST_SLACK_S, quick_s, min(SLACK * micro_batches, 1.0) * each_s)
@@ -202,13 +202,13 @@ def _kind(work: Work) -> Work:
 
 @dataclass
 class StallDetector:
-    """Notices time in which the server did not run: that is no worker's fault."""
+    """Notices time in which the server did not run: that does not count against a worker."""
 
     #: When the server last checked the time.
     last: float | None = None
 
     def check(self, now: float) -> float:
-        """Record a check; return the seconds before it that count against nobody."""
+        """Record a check; return the seconds before it that count against no worker."""
         gap = 0.0 if self.last is None else now - self.last
         self.last = now
         return gap if gap > STALL_S else 0.0
@@ -272,7 +272,7 @@ class StragglerMonitor:
     def to_evict(self, now: float, *, has_others: bool) -> list[int]:
         """Return the ranks to be evicted now.
 
-        None is while nobody else works: a worker that is slow beyond all bounds is then still the one that gets on.
+        No rank is while no other worker has work: a worker that is slow beyond all bounds then still makes progress.
         """
         due = self.evictions.due(now)
         for rank in due:

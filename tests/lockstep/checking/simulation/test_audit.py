@@ -83,7 +83,7 @@ def test_it_is_found_among_faults_of_all_kinds(seeds: range) -> None:
     assert sum(bool(evictions(outcome)) for outcome in outcomes) > len(seeds) / 2
     # Without another worker to audit, the bits are wrong, as they would be in all runs without an audit. Without a
     # third one, a server with a slice of the weights cannot decide: here it cannot wait for the others' slices.
-    allowed = ("weights", "loss", "nobody is left who could decide")
+    allowed = ("weights", "loss", "no worker is left that could decide")
     texts = [outcome.violations[0] for outcome in outcomes if outcome.violations]
     assert all(any(words in text for words in allowed) for text in texts), texts
     assert len(texts) < len(seeds) / 4

@@ -170,7 +170,7 @@ def test_a_run_is_handed_over_to_the_standby_that_has_all_of_it() -> None:
     mirror(simulation, "memory://b", step=9, is_whole=False)
     mirror(simulation, "memory://c", step=2, is_whole=True)
     outcome = drained(simulation)
-    assert outcome == CommandOutcome(is_accepted=True, text="the run goes on at memory://c, after the step at hand")
+    assert outcome == CommandOutcome(is_accepted=True, text="the run goes on at memory://c, after the current step")
     assert simulation.server.succession.successor == StandbyAddress(address="memory://c")
 
 
@@ -196,7 +196,7 @@ def test_a_standby_that_has_left_is_handed_nothing() -> None:
     mirror(simulation, "memory://c", step=9, is_whole=True).close()
     simulation.run(until=lambda: len(simulation.server.succession.registry.members) < 2)
     assert any(line.startswith("standby memory://c left: ") for line in simulation.said)
-    assert drained(simulation).text == "the run goes on at memory://b, after the step at hand"
+    assert drained(simulation).text == "the run goes on at memory://b, after the current step"
 
 
 @pytest.mark.parametrize(

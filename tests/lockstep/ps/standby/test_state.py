@@ -579,7 +579,7 @@ def test_what_was_said_of_an_earlier_term_does_not_count() -> None:
 
 
 def test_a_run_of_which_nothing_was_computed_says_why_it_goes_on_here() -> None:
-    reason = "tcp://h:1 is gone, and nobody had computed anything"
+    reason = "tcp://h:1 is gone, and no worker had computed anything"
     # A starved server may have begun by now: nothing is lost by giving it more time.
     for now, decided in ((14.9, []), (15.0, [TakeOver(number=5, reason=reason)])):
         state = standby()

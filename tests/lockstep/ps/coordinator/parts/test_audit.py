@@ -224,7 +224,7 @@ def test_without_anybody_to_decide_the_run_ends_with_both_named() -> None:
     (finish,) = finished(drive.effects)
     assert finish.kind is FailureKind.AUDIT
     assert finish.conviction is None
-    for named in ("worker 0 (host host, pid 1)", "worker 1 (host host, pid 2)", "nobody is left who could decide"):
+    for named in ("worker 0 (host host, pid 1)", "worker 1 (host host, pid 2)", "no worker is left that could decide"):
         assert named in finish.failure
 
 
