@@ -147,7 +147,8 @@ TRANSITIONS = table_of(
         RunFiles: _LATE | {_MIRRORING: {*StandbyPhase}},
         PartReceived: _LATE | {_MIRRORING: {*StandbyPhase}},
         NotLeading: _LATE | stays(_MIRRORING),
-        LeaderNotice: _LATE | stays(_MIRRORING),
+        # The answer of a server that was told of a later term: it is left already.
+        LeaderNotice: leads(IGNORED, *StandbyPhase),
         Refused: _LATE | {_MIRRORING: {_MIRRORING, _ENDED}},
         ProtocolBroken: _LATE | {_MIRRORING: {_ENDED}},
         ObstacleFound: _LATE | {_MIRRORING: {_MIRRORING, _ENDED}},
@@ -250,7 +251,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
                 self.due = now + POLL_S
                 return self._go_to(self.search.on_not_leading(event) or self.search.following(), now)
             case LeaderNotice():
-                return self._on_notice(event, now)
+                return []
             case Refused(reason=reason):
                 text = f"the server refused this standby: {one_line(reason)}"
                 return self._end(2, text, FailureKind.REFUSED)
@@ -419,14 +420,6 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         if successor is None or successor == self.search.server:
             return []
         return self._go_to(successor, now)
-
-    def _on_notice(self, notice: LeaderNotice, now: float) -> list[StandbyEffect]:
-        """Follow the server that leads the run, if that is another one."""
-        leader = next((one for one in self.search.servers() if one.address == notice.address), None)
-        if leader is None or leader == self.search.server or not notice.term.is_above(self.term):
-            return []
-        self.due = now
-        return self._go_to(leader, now)
 
     # Others ask
 

@@ -626,16 +626,6 @@ def test_a_standby_that_is_asked_by_another_names_it_and_the_next_is_asked() -> 
         assert state.handle(NotLeading(state="silent", reason="no"), 4.0) == [Redial(server=server)]
 
 
-def test_a_server_of_a_higher_term_is_followed_if_it_is_known() -> None:
-    state = standby(0)
-    state.handle(files(0, standbys=(OWN, OTHER)), 1.0)
-    for term, address in ((NEXT, "tcp://h:9"), (NEXT, SERVER.address), (TERM, OTHER.address)):
-        assert state.handle(LeaderNotice(term=term, address=address), 1.1) == []
-        assert state.search.server == SERVER
-    assert state.handle(LeaderNotice(term=NEXT, address=OTHER.address), 1.2) == [Redial(server=OTHER)]
-    assert (state.deadline(), state.search.arrived) == (1.2, 1.2)
-
-
 def test_a_server_that_led_once_is_left_at_once() -> None:
     state, old = standby(0), Term(run="r", number=3, server="z")
     state.handle(files(0, standbys=(OWN, OTHER)), 0.0)
