@@ -103,9 +103,11 @@ class Server:
             self.succession.close()
             self.recorder.close()
         # None after an interrupt between the run's end and the writing of its result, which then is not there.
-        if self.ended is None or (is_interrupted and self.ended.kind in RESUMED_HERE):
-            return effects.Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
-        return self.ended
+        interrupted = effects.Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
+        if self.ended is None:
+            self._dismiss(interrupted)
+            return interrupted
+        return interrupted if is_interrupted and self.ended.kind in RESUMED_HERE else self.ended
 
     def _serve(self, watch: Callable[[], None]) -> None:
         """Serve until the end; a machine that is to be stopped hands the run over if it can, and otherwise ends it."""

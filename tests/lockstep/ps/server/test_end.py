@@ -195,7 +195,7 @@ def interrupted_at_its_result(server: Server) -> Server:
 
 def test_an_interrupt_while_the_result_is_kept_counts_as_one(tmp_path: Path) -> None:
     simulation = Simulation(job_of(steps=1), folder=tmp_path, parts=Parts(server=interrupted_at_its_result))
-    simulation.add_worker()
+    worker = simulation.add_worker()
     with pytest.raises(KeyboardInterrupt):
         simulation.run()
 
@@ -203,6 +203,9 @@ def test_an_interrupt_while_the_result_is_kept_counts_as_one(tmp_path: Path) -> 
         raise KeyboardInterrupt
 
     assert simulation.server.run(watch=interrupt) == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
+    while worker.runner.ended is None:
+        worker.runner.step()
+    assert (worker.runner.ended.code, worker.runner.ended.reason) == (1, "the run failed: interrupted")
 
 
 @dataclass
