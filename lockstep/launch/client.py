@@ -1,4 +1,4 @@
-"""What the clients of a server have in common, and an observer, which asks for the status of the run."""
+"""Requests of clients, the end of a client's process, and questions about a run, which follow it to its leader."""
 
 import os
 import platform
@@ -42,14 +42,14 @@ from lockstep.launch.endpoints import dial_with, keyed
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.supervision.worker_supervisor import INTERRUPTED, USAGE
 
-#: What is printed when a run has ended well.
+#: The line that is printed when a run has ended well.
 DONE = "the run is done"
 
 
 def worker_join(
     incarnation: str, host: str, pid: int, machine: str = "", cores: Sequence[int] = (), processes: int = 1
 ) -> Join:
-    """Return the request of a process to join a run as a worker, with what is known of it."""
+    """Return the request of a process to join a run as a worker, with the facts about its host."""
     return Join(
         protocol=PROTOCOL_VERSION,
         incarnation=incarnation,
@@ -177,7 +177,7 @@ class StatusClient:
     is_waiting: bool = False
 
     def ask(self, timeout_s: float) -> Status | None:
-        """Return how the run stands, None if no answer came in time: the next call waits on for it."""
+        """Return the status of the run, None if no answer came in time: the next call continues to wait for it."""
         if not self.is_waiting:
             self.port.send(encode(StatusRequest()))
             self.is_waiting = True

@@ -79,7 +79,7 @@ LINGER_S = 1.0
 
 
 class Listening(msgspec.Struct, frozen=True):
-    """Where a server listens, whom it lets in, and whom it rejected."""
+    """The address of a server, the lock of its port, and the connections that it has rejected."""
 
     bind: str
     lock: Lock
@@ -184,7 +184,7 @@ def serve_run(service: Service, port: ServerPort, display: Display, listening: L
 
 @dataclass
 class Losses:
-    """How often in a row a run may lose a server without getting further."""
+    """Limits the losses of servers in succession in which a run makes no progress."""
 
     most: int
     #: The steps of the checkpoint from which it was last resumed, and how often.

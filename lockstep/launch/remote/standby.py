@@ -56,7 +56,7 @@ HANDED_OVER = 130
 class StandbyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A standby, as flags ask for it."""
 
-    #: Where the server is that is mirrored.
+    #: The server that is mirrored.
     server: StandbyAddress
     bind: str
     folder: Path
@@ -64,7 +64,7 @@ class StandbyRequest(msgspec.Struct, frozen=True, kw_only=True):
     key: Path | None
     keys: Path | None
     supervised: Path | None
-    #: Where a supervised one reports.
+    #: The link to the parent of a supervised standby.
     link: ParentLink
     is_insecure: bool
     #: Options that the run's folder does not have, for the time when it leads the run.
@@ -73,7 +73,7 @@ class StandbyRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Access(msgspec.Struct, frozen=True):
-    """What a standby shows the server, and demands of those that come to it."""
+    """The credential of a standby at the server, and its own lock."""
 
     credential: Credential
     lock: Lock
@@ -132,7 +132,7 @@ def check_machine(folder: Path, state: StandbyState) -> None:
     if names_files(job.model):
         with suppress(ModelError):
             source = read_model_source(job.model)
-            # As a worker: a file that is here, and is the server's, is this user's own.
+            # As a worker: a file that is here, and is the server's, belongs to this user.
             if source.digest == receipt.model_source_sha256:
                 trust_source(source)
     resumed_job(folder, {})
@@ -179,7 +179,7 @@ def _check_numerics(folder: Path, receipt: Receipt) -> None:
 
 
 class FolderHolds(Enum):
-    """What a server finds in its folder."""
+    """The contents of a folder that a server finds."""
 
     #: Nothing, or a claim of a process that was killed before it had written anything.
     NOTHING = "nothing"
@@ -264,7 +264,7 @@ def follow(request: StandbyRequest, elsewhere: LedElsewhereError, console: Conso
     """Return the request of a standby of the server that leads the run, for which there is room in its folder now."""
     leader = StandbyAddress(address=elsewhere.address, public=elsewhere.public)
     kept = set_aside(request.folder)
-    print_plainly(console, f"the run goes on at {leader.address}; what was led of it here is kept in {kept}")
+    print_plainly(console, f"the run goes on at {leader.address}; the part that was led here is kept in {kept}")
     return replace(request, server=leader)
 
 
