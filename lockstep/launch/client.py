@@ -1,10 +1,10 @@
-"""Requests of clients, the end of a client's process, and questions about a run, which follow it to its leader."""
+"""Requests of clients, the end of a client's process, and an observer, which asks for the status of the run."""
 
 import os
 import platform
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,25 +20,16 @@ from lockstep.common.protocol.messages import (
     PROTOCOL_VERSION,
     CallbackDecision,
     Join,
-    Message,
-    Refused,
     ServerMessage,
-    StandbyAddress,
     Status,
     StatusRequest,
 )
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.protocol.standby_messages import CommandOutcome, Promote
-from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import core_numbers, machine_id
 from lockstep.common.statemachine.client import Exit
-from lockstep.common.statemachine.leader_inquiry import LOOK_S
-from lockstep.common.statemachine.leader_search import LeaderSearch
-from lockstep.common.transport.auth.credentials import Credential
-from lockstep.common.transport.diagnosis import Diagnosis, Stage
+from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.port import ClientPort
-from lockstep.common.transport.zeromq.client import ZeroMqClient
-from lockstep.launch.endpoints import dial_with, keyed
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.supervision.worker_supervisor import INTERRUPTED, USAGE
 
@@ -115,57 +106,6 @@ def no_answer(address: str, timeout_s: float, trouble: Diagnosis | None) -> Unre
         return UnreachableError(trouble.text)
     text = f"no server answered at {address} within {timeout_s:g} s"
     return UnreachableError(text if trouble is None else f"{text}; {trouble.text}")
-
-
-def ask_run(
-    address: str, question: Message, credential: Credential, timeout_s: float, *, is_of_standby: bool = False
-) -> Status | CommandOutcome | Refused:
-    """Ask the server at an address, or the leader that it names if it is a standby, and return the answer.
-
-    `UnreachableError` if no server answers there. A standby may have another key than the server: each is tried, and
-    only its own if the question `is_of_standby`.
-    """
-    *standbys, server = keyed(credential, address)
-    search = LeaderSearch((keyed(credential, address)[0],) if is_of_standby else (server, *standbys))
-    answer, obstacle, asked = None, None, set[StandbyAddress]()
-    while search.server not in asked:
-        asked.add(search.server)
-        with closing(dial_with(credential, search.server.address, search.server.public)) as port:
-            found = _ask_one(port, question, timeout_s)
-            trouble = None if found is not None else port.diagnosis()
-        if found is None:
-            # The first one's: that is what a person has to know.
-            obstacle = obstacle or no_answer(address, timeout_s, trouble)
-            if trouble is None or trouble.stage is not Stage.KEY:
-                break
-            search.turn_to(search.following(), 0.0)
-            continue
-        answer = found
-        leader = None if isinstance(found, Refused) else found.leader
-        search.turn_to(leader or search.server, 0.0)
-    if answer is None:
-        assert obstacle is not None  # one server at least was asked
-        raise obstacle
-    return answer
-
-
-def _ask_one(port: ZeroMqClient, question: Message, timeout_s: float) -> Status | CommandOutcome | Refused | None:
-    """Return the answer if it comes in time, None sooner if handshakes fail: the server reports each as rejected."""
-    port.send(encode(question))
-    clock = SystemClock()
-    until = clock.now() + timeout_s
-    while (left := until - clock.now()) > 0.0 and not (port.is_failing and _has_other_key(port)):
-        frames = port.receive(min(LOOK_S, left))
-        if frames is not None:
-            message, _ = decode(frames, ServerMessage | CommandOutcome)
-            if isinstance(message, Status | CommandOutcome | Refused):
-                return message
-    return None
-
-
-def _has_other_key(port: ZeroMqClient) -> bool:
-    trouble = port.diagnosis()
-    return trouble is not None and trouble.stage is Stage.KEY
 
 
 @dataclass

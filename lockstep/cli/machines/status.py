@@ -1,5 +1,6 @@
-"""`lockstep status`: the state of a run, as its server reports it."""
+"""`lockstep status`: the state of a run, as its server reports it; and questions that follow a run to its leader."""
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -8,11 +9,29 @@ from rich.console import Console
 
 from lockstep.cli.options.run import KEY_OPTION
 from lockstep.cli.options.types import seconds
-from lockstep.common.errors import RunError
-from lockstep.common.protocol.messages import StandbyStatus, Status, StatusRequest
-from lockstep.launch.client import ask_run
-from lockstep.launch.endpoints import credential_of
+from lockstep.common.errors import RunError, UnreachableError
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.messages import (
+    Message,
+    Refused,
+    ServerMessage,
+    StandbyAddress,
+    StandbyStatus,
+    Status,
+    StatusRequest,
+)
+from lockstep.common.protocol.standby_messages import CommandOutcome
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.statemachine.leader_search import LeaderSearch
+from lockstep.common.transport.auth.credentials import Credential
+from lockstep.common.transport.diagnosis import Stage
+from lockstep.common.transport.zeromq.client import ZeroMqClient
+from lockstep.launch.client import no_answer
+from lockstep.launch.endpoints import credential_of, dial_with, keyed
 from lockstep.results.reports.display import epoch_line, figures, in_teams, place, print_plainly, workers_table
+
+#: Seconds between two looks for failed handshakes: the server has another key then.
+HANDSHAKE_S = 0.05
 
 
 @click.command(short_help="Show the progress of a run.")
@@ -36,6 +55,56 @@ def status(address: str, timeout: float, key: Path | None, as_json: bool) -> Non
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
     else:
         show(Console(highlight=False), answer)
+
+
+def ask_run(
+    address: str, question: Message, credential: Credential, timeout_s: float, *, is_of_standby: bool = False
+) -> Status | CommandOutcome | Refused:
+    """Ask the server at an address, or the leader that it names if it is a standby, and return the answer.
+
+    `UnreachableError` if no server answers there. A standby may have another key than the server: each is tried, and
+    only its own if the question `is_of_standby`.
+    """
+    *standbys, server = keyed(credential, address)
+    search = LeaderSearch((keyed(credential, address)[0],) if is_of_standby else (server, *standbys))
+    answer, obstacle, asked = None, UnreachableError(""), set[StandbyAddress]()
+    while search.server not in asked:
+        asked.add(search.server)
+        with closing(dial_with(credential, search.server.address, search.server.public)) as port:
+            found = _ask_one(port, question, timeout_s)
+            trouble = None if found is not None else port.diagnosis()
+        if found is None:
+            # The first obstacle is the one that a person has to know.
+            obstacle = no_answer(address, timeout_s, trouble) if len(asked) == 1 else obstacle
+            if trouble is None or trouble.stage is not Stage.KEY:
+                break
+            search.turn_to(search.following(), 0.0)
+            continue
+        answer = found
+        leader = None if isinstance(found, Refused) else found.leader
+        search.turn_to(leader or search.server, 0.0)
+    if answer is None:
+        raise obstacle
+    return answer
+
+
+def _ask_one(port: ZeroMqClient, question: Message, timeout_s: float) -> Status | CommandOutcome | Refused | None:
+    """Return the answer if it comes in time, None sooner if handshakes fail: the server reports each as rejected."""
+    port.send(encode(question))
+    clock = SystemClock()
+    until = clock.now() + timeout_s
+    while (left := until - clock.now()) > 0.0 and not (port.is_failing and _has_other_key(port)):
+        frames = port.receive(min(HANDSHAKE_S, left))
+        if frames is not None:
+            message, _ = decode(frames, ServerMessage | CommandOutcome)
+            if isinstance(message, Status | CommandOutcome | Refused):
+                return message
+    return None
+
+
+def _has_other_key(port: ZeroMqClient) -> bool:
+    trouble = port.diagnosis()
+    return trouble is not None and trouble.stage is Stage.KEY
 
 
 def standby_line(standby: StandbyStatus) -> str:

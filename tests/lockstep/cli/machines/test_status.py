@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from lockstep.cli.machines.status import status_lines
+from lockstep.cli.machines.status import ask_run, status_lines
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import StandbyAddress, StatusRequest
 from lockstep.common.transport.auth.credentials import ClientKeys, ServerKeys
@@ -13,7 +13,6 @@ from lockstep.common.transport.auth.curve import new_pair
 from lockstep.common.transport.diagnosis import ENOUGH_FAILURES
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.zeromq.ports import serve
-from lockstep.launch.client import ask_run
 from tests.lockstep.statuses import status, worker
 
 

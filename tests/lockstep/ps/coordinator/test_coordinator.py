@@ -134,7 +134,7 @@ def test_an_epoch_may_have_one_step_and_a_run_stops_early_by_its_history() -> No
 
 @pytest.mark.parametrize(
     ("is_held", "told"),
-    [(True, "a worker holds leases that is not ready"), (False, "nobody works, and nobody is reminded")],
+    [(True, "a worker holds leases that is not ready"), (False, "no worker has work, and no reminder is due")],
 )
 def test_validate_finds_a_planted_contradiction(is_held: bool, told: str) -> None:
     drive = Drive()

@@ -10,7 +10,7 @@ from lockstep.common.protocol.messages import Finished, Lease, Result, Welcome
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Effect, Finish, Send, UpdateWeights
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.records.ledger import UnusedWork
+from lockstep.ps.records.ledger import UnusedCause, UnusedWork
 from lockstep.ps.run.info import RunInfo
 from tests.lockstep.ps.runs import (
     Drive,
@@ -96,8 +96,10 @@ def test_sums_that_are_acknowledged_after_another_workers_are_not_counted_again(
     acknowledge(drive, 1, late.node())
     assert drive.counted == [late.node()]
     again = [entry for entry in drive.coordinator.state.account.entries if isinstance(entry, UnusedWork)]
-    why = "others had done it, or it came twice"
-    assert again[-1] == UnusedWork(work="train", step=0, lo=late.lo, hi=late.hi, rank=0, why=why)
+    cause = UnusedCause.FASTER
+    assert again[-1] == UnusedWork(
+        work="train", step=0, lo=late.lo, hi=late.hi, rank=0, why="others had done it, or it came twice", cause=cause
+    )
     (update,) = [effect for effect in finish_step(drive) if isinstance(effect, UpdateWeights)]
     assert sorted(one for share in update.account.shares for one in range(share.lo, share.hi)) == list(range(16))
     assert update.tally.count == 16
