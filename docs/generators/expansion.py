@@ -10,6 +10,7 @@ from pathlib import Path
 
 from docs.generators import (
     command_line,
+    differences,
     job_values,
     local_steps,
     measured,
@@ -42,6 +43,7 @@ PIECES: Mapping[str, Callable[[], str]] = {
     "local steps of lenet": partial(local_steps.accuracy_of, "lenet"),
     "local steps of lstm": partial(local_steps.accuracy_of, "lstm"),
     "local steps with other outer values": local_steps.outer_values,
+    "differences": differences.differences,
     "exit codes": outcomes.exit_codes,
     "error classes": outcomes.error_classes,
     "operations": public_api.operations,

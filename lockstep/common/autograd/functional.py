@@ -121,11 +121,16 @@ def gelu(x: Any, approximate: str = "none") -> Tensor:
     return apply(elementwise.gelu if approximate == "none" else elementwise.gelu_tanh, x)
 
 
-def softplus(x: Any, beta: float = 1.0) -> Tensor:
+def softplus(x: Any, beta: float = 1.0, threshold: float = math.inf) -> Tensor:
     """Return `log(1 + exp(beta x)) / beta`, of the shape of `x`, without overflow.
 
-    Raises TypeError if `x` holds no numbers.
+    Where beta x is above `threshold`, it is `x`. Raises TypeError if `x` holds no numbers.
+
+    Differs from PyTorch: there is no threshold by default, as nothing overflows; PyTorch's is 20.
     """
+    if threshold != math.inf:
+        x = _tensor(x)
+        return where((x * beta > threshold).data, x, apply(elementwise.softplus, x, beta=beta))
     return apply(elementwise.softplus, x, beta=beta)
 
 
@@ -198,12 +203,13 @@ def _framed(x: Tensor, widths: Sequence[tuple[int, int]], mode: str) -> Tensor:
     if mode not in _FRAMES:
         raise ValueError(f"mode is {mode!r}: expected 'constant', 'reflect', 'replicate' or 'circular'")
     for axis, (before, after) in enumerate(widths):
+        if not before and not after:
+            continue
         size = x.shape[axis]
-        most = {"reflect": size - 1, "circular": size}.get(mode, math.inf if size else 0)
-        if builtins.max(before, after) > most:
+        least, most = {"reflect": (-size, size - 1), "circular": (0, size)}.get(mode, (-size, math.inf if size else 0))
+        if builtins.max(before, after) > most or builtins.min(before, after) < least:
             raise ValueError(f"padding {(before, after)} of an axis of {size} elements does not fit mode {mode!r}")
-        if before or after:
-            x = x[(slice(None),) * axis + (_FRAMES[mode](np.arange(-before, size + after), size),)]
+        x = x[(slice(None),) * axis + (_FRAMES[mode](np.arange(-before, size + after), size),)]
     return x
 
 
@@ -337,59 +343,130 @@ def _batched(axes: int, x: Any, function: Callable[[Any], Tensor]) -> Tensor:
     return function(x) if x.ndim != axes + 1 else function(x.unsqueeze(0)).squeeze(0)
 
 
-def max_pool1d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
+def max_pool1d(
+    x: Any,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
     """Return the largest element of each window of signals: (n, c, l) to (n, c, l'). The stride defaults to the kernel.
 
-    Sizes are in elements, and l' = ⌊(l + 2·padding - kernel_size) / stride⌋ + 1. Padding is never the largest. Raises
-    ValueError if a window does not fit, or if more than half of the kernel is padding.
-
-    Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
+    Sizes are in elements, and l' = ⌊(l + 2·padding - dilation·(kernel_size - 1) - 1) / stride⌋ + 1, rounded up with
+    `ceil_mode` if the last window begins within the signal or the padding before it. Padding is never the largest. With
+    `return_indices`, the places of the largest elements come second. Raises ValueError if a window does not fit, or if
+    more than half of the kernel is padding.
     """
-    return _batched(
-        1, x, lambda x: apply(pooling.max_pool1d, x, kernel_size=kernel_size, stride=stride, padding=padding)
-    )
+    options = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return _max_pool(1, pooling.max_pool1d, x, *options)
 
 
-def max_pool2d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
+def max_pool2d(
+    x: Any,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
     """Return the largest element of each window of images: (n, c, h, w) to (n, c, h', w').
 
-    The stride defaults to the kernel.
-
-    Sizes are one number for both axes or one for each, in pixels, and h' = ⌊(h + 2·padding - kernel_size) / stride⌋ +
-    1. Padding is never the largest. Raises ValueError if a window does not fit, or if more than half of the kernel is
-    padding.
-
-    Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
+    The stride defaults to the kernel. Sizes are one number for both axes or one for each, in pixels, and h' and w' are
+    as in `max_pool1d`, with the same options. Padding is never the largest. Raises ValueError if a window does not fit,
+    or if more than half of the kernel is padding.
     """
-    return _batched(
-        2, x, lambda x: apply(pooling.max_pool2d, x, kernel_size=kernel_size, stride=stride, padding=padding)
-    )
+    options = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return _max_pool(2, pooling.max_pool2d, x, *options)
+
+
+def _max_pool(
+    axes: int,
+    primitive: Primitive,
+    x: Any,
+    kernel_size: Pair,
+    stride: Pair | None,
+    padding: Pair,
+    dilation: Pair,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
+    options = {"kernel_size": kernel_size, "stride": stride or None, "padding": padding}
+    is_dense = _each(dilation, axes) == (1,) * axes
+    if is_dense and not ceil_mode and not return_indices:
+        return _batched(axes, x, lambda x: apply(primitive, x, **options))
+    sparse = _on_images(axes, {**options, "dilation": dilation}) | {"ceil_mode": ceil_mode}
+    pooled = _pooled(axes, x, lambda x: apply(pooling.max_pool_any, x, **sparse))
+    if not return_indices:
+        return pooled
+    return pooled, _pooled(axes, x, lambda x: Tensor(pooling.largest_places(x.data, **sparse)))
+
+
+def _each(value: Pair, axes: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    return values * axes if len(values) == 1 else values
+
+
+def _on_images(axes: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a pool over images: signals are images of one row."""
+    across = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+    return {
+        name: value if value is None or axes == 2 else (across[name], *_each(value, 1))
+        for name, value in options.items()
+    }
+
+
+def _pooled(axes: int, x: Any, pool: Callable[[Any], Tensor]) -> Tensor:
+    """Return a pool over images; of signals, as images of one row."""
+    if axes == 2:
+        return _batched(2, x, pool)
+    return _batched(1, x, lambda x: pool(x.unsqueeze(2)).squeeze(2))
 
 
 def avg_pool1d(
-    x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, count_include_pad: bool = True
+    x: Any,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
 ) -> Tensor:
     """Return the mean of each window of signals: (n, c, l) to (n, c, l'), with l' as in `max_pool1d`.
 
     Padding counts as zeros, or not at all with `count_include_pad=False`. Raises ValueError if a window does not fit.
-
-    Differs from PyTorch: there is no `ceil_mode`.
     """
-    options = {"stride": stride, "padding": padding, "count_include_pad": count_include_pad}
-    return _batched(1, x, lambda x: apply(pooling.avg_pool1d, x, kernel_size=kernel_size, **options))
+    options = {"kernel_size": kernel_size, "stride": stride or None, "padding": padding}
+    if not ceil_mode:
+        dense = {**options, "count_include_pad": count_include_pad}
+        return _batched(1, x, lambda x: apply(pooling.avg_pool1d, x, **dense))
+    cut = _on_images(1, options) | {"ceil_mode": True, "count_include_pad": count_include_pad}
+    return _pooled(1, x, lambda x: apply(pooling.avg_pool_any, x, **cut))
 
 
 def avg_pool2d(
-    x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, count_include_pad: bool = True
+    x: Any,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
 ) -> Tensor:
     """Return the mean of each window of images: (n, c, h, w) to (n, c, h', w'), with sizes as in `max_pool2d`.
 
-    Padding counts as zeros, or not at all with `count_include_pad=False`. Raises ValueError if a window does not fit.
-
-    Differs from PyTorch: there is no `ceil_mode` and no `divisor_override`.
+    Padding counts as zeros, or not at all with `count_include_pad=False`; `divisor_override` is in place of the count.
+    Raises ValueError if a window does not fit, and for a divisor of 0.
     """
-    options = {"stride": stride, "padding": padding, "count_include_pad": count_include_pad}
-    return _batched(2, x, lambda x: apply(pooling.avg_pool2d, x, kernel_size=kernel_size, **options))
+    if divisor_override == 0:
+        raise ValueError("divisor_override is 0: expected another number")
+    options = {"kernel_size": kernel_size, "stride": stride or None, "padding": padding}
+    options |= {"count_include_pad": count_include_pad}
+    if not ceil_mode and divisor_override is None:
+        return _batched(2, x, lambda x: apply(pooling.avg_pool2d, x, **options))
+    cut = {**options, "ceil_mode": ceil_mode, "divisor_override": divisor_override}
+    return _batched(2, x, lambda x: apply(pooling.avg_pool_any, x, **cut))
 
 
 def adaptive_avg_pool1d(x: Any, output_size: Pair) -> Tensor:
@@ -473,14 +550,38 @@ def cross_entropy(
     >>> round(F.cross_entropy([[2.0, 0.0], [0.0, 2.0]], [0, 1]).item(), 4)
     0.1269
 
-    Differs from PyTorch: targets are class indices, never probabilities; no `ignore_index` is the default.
+    Targets may be probabilities of the shape of the logits instead.
+
+    Differs from PyTorch: no `ignore_index` is the default.
     """
     target = _indices(target)
+    if (target.data if isinstance(target, Tensor) else target).dtype.kind == "f":
+        return _soft_cross_entropy(_tensor(logits), _tensor(target), label_smoothing, reduction, weight)
     if weight is not None or ignore_index is not None:
         options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
         weights = _class_weights(logits, weight)
         return apply(losses.weighted_cross_entropy, logits, target, weight=weights, **options)
     return apply(losses.cross_entropy, logits, target, label_smoothing=label_smoothing, reduction=reduction)
+
+
+def _soft_cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float, reduction: str, weight: Any) -> Tensor:
+    """Return the cross-entropy with probabilities of classes."""
+    if logits.shape != target.shape:
+        raise ValueError(f"probabilities of shape {target.shape} for logits of {logits.shape}: expected the same shape")
+    axis = 1 if logits.ndim > 1 else 0
+    if label_smoothing:
+        target = target * (1.0 - label_smoothing) + label_smoothing / logits.shape[axis]
+    scores = log_softmax(logits, axis)
+    if weight is not None:
+        scores = scores * Tensor(np.asarray(weight, scores.dtype)).reshape(
+            [-1 if each == axis else 1 for each in range(logits.ndim)]
+        )
+    losses = negate(sum(scores * target, axis))
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}: expected 'mean', 'sum' or 'none'")
+    if reduction == "none":
+        return losses
+    return sum(losses) if reduction == "sum" else divide(sum(losses), builtins.max(1, losses.size))
 
 
 def _class_weights(scores: Any, weight: Any) -> Any:
@@ -635,7 +736,13 @@ def embedding(indices: Any, weight: Any) -> Tensor:
 
 
 def scaled_dot_product_attention(
-    query: Any, key: Any, value: Any, attn_mask: Any = None, *, is_causal: bool = False, scale: float | None = None
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
 ) -> Tensor:
     """Return `softmax(query keyᵀ / √d) value`: (..., t, d), (..., s, d) and (..., s, e) to (..., t, e).
 
@@ -643,8 +750,10 @@ def scaled_dot_product_attention(
     i + 1 of s. `attn_mask` (..., t, s) is added to the scores, or of bools is True where a position sees another;
     `scale` is in place of 1 / √d. Raises ValueError if the sizes do not fit, or for a mask together with `is_causal`.
 
-    Differs from PyTorch: there is no dropout.
+    Differs from PyTorch: `dropout_p` is always 0, and there is no `enable_gqa`.
     """
+    if dropout_p:
+        raise ValueError(f"dropout_p is {dropout_p!r}: expected 0; apply F.dropout, whose generator is an argument")
     if is_causal and attn_mask is not None:
         raise ValueError("attn_mask is given together with is_causal: expected one of the two")
     query = _tensor(query)

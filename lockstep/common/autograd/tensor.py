@@ -35,6 +35,10 @@ def sizes_of(sizes: tuple[Any, ...]) -> tuple[int, ...]:
 def either(axis: Axis, dim: Axis) -> Axis:
     """Return the axis under whichever name it was given; PyTorch's users pass lists too."""
     chosen = axis if dim is None else dim
+    if isinstance(chosen, bool):
+        raise TypeError(
+            f"axis is {chosen!r}: expected a whole number or several; the correction of a variance has a name"
+        )
     return tuple(chosen) if isinstance(chosen, list) else chosen
 
 
@@ -573,7 +577,7 @@ class Tensor:
         x: Any,
         axis: Axis = None,
         keepdims: bool = False,
-        correction: int = 1,
+        correction: float | None = 1,
         *,
         dim: Axis = None,
         keepdim: bool = False,
@@ -583,7 +587,9 @@ class Tensor:
         Other arguments, and shapes, are those of `sum`. Raises ValueError for an axis that `x` does not have.
         """
         along, kept = either(axis, dim), keepdims or keepdim
-        return Tensor._apply(reduction.variance, x, axis=along, correction=correction, keepdims=kept)
+        return Tensor._apply(
+            reduction.variance, x, axis=along, correction=1 if correction is None else correction, keepdims=kept
+        )
 
     def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
         """Merge the axes from `start_dim` to `end_dim`, both included: (a, b, c) to (a, b·c) with `start_dim=1`.

@@ -30,11 +30,15 @@ from lockstep.common.nn.layers.pooling import (
     MaxPool1d,
     MaxPool2d,
 )
+from lockstep.common.nn.layers.recurrent import GRU, LSTM, RNN
 from lockstep.common.nn.module import Module, Parameter, Stochastic
 from lockstep.common.numerics.random import manual_seed
 
 __all__ = [
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AvgPool1d",

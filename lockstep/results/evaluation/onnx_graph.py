@@ -414,6 +414,37 @@ def _unsqueeze(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -
     graph.add("Unsqueeze", [names[0], graph.integers(step.options["axis"])], out)
 
 
+def _recurrent(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    """Write an LSTM, a GRU or an RNN: its output, and behind it the last states."""
+    kind, hidden = step.options["kind"], step.shape[-1]
+    if step.options["lengths"] is not None:
+        raise ModelError("lengths of sequences are not exported to ONNX: expected sequences of one length")
+    # The standard has gates in another order than PyTorch, and one more axis, for the direction.
+    gates = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}.get(kind, (0,))
+    rows = graph.integers([gate * hidden + row for gate in gates for row in range(hidden)])
+    sequence, *states, to_input, to_state, input_bias, state_bias = (*names, "", "")[:7]
+    weights = [graph.add("Unsqueeze", [graph.add("Gather", [each, rows]), graph.integers(0)])
+               for each in (to_input, to_state)]  # fmt: skip
+    bias = ""
+    if input_bias:
+        both = [graph.add("Gather", [each, rows]) for each in (input_bias, state_bias)]
+        bias = graph.add("Unsqueeze", [graph.add("Concat", both, axis=0), graph.integers(0)])
+    first = [graph.add("Unsqueeze", [each, graph.integers(0)]) if each else "" for each in states]
+    given = [sequence, *weights, bias, "", *first[: 1 + (kind == "lstm")]]
+    options: dict[str, dict[str, Any]] = {"gru": {"linear_before_reset": 1}, "relu": {"activations": ["Relu"]}}
+    attributes = options.get(kind, {})
+    operator = {"lstm": "LSTM", "gru": "GRU"}.get(kind, "RNN")
+    direction = "reverse" if step.options["is_reversed"] else "forward"
+    outputs = [f"{out}.{name}" for name in ("steps", "last", "cells")[: 2 + (kind == "lstm")]]
+    while given[-1] == "":
+        given.pop()
+    node = helper.make_node(operator, given, outputs, f"{out}.node", hidden_size=hidden, direction=direction,
+                            **attributes)  # fmt: skip
+    graph.nodes.append(node)
+    whole = graph.add("Squeeze", [outputs[0], graph.integers(1)])
+    graph.add("Concat", [whole, *outputs[1:]], out, axis=0)
+
+
 def _stack(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     axis = step.options["axis"]
     parts = [graph.add("Unsqueeze", [name, graph.integers(axis)]) for name in names]
@@ -473,6 +504,7 @@ _WRITERS: dict[str, Writer] = {
     "transpose": _transpose,
     "concatenate": _with_option("Concat", "axis", "axis"),
     "stack": _stack,
+    "recurrent": _recurrent,
     "pad": _pad,
     "sum": _reduction("ReduceSum"),
     "mean": _reduction("ReduceMean"),

@@ -17,6 +17,7 @@ from lockstep.common.autograd.primitives.windows import (
     batch_innermost,
     channel_blocks,
     check_images,
+    check_window,
     over_signals,
     pair,
     pooling_windows,
@@ -29,6 +30,7 @@ from lockstep.common.numerics.operands import PoolWindows
 _Divided = tuple[Window, Window, Array]
 #: (first, last + 1) of each window along one axis.
 _Spans = list[tuple[int, int]]
+Shape = tuple[int, ...]
 
 
 def _max_pool2d(x: Array, *, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Array:
@@ -161,3 +163,87 @@ adaptive_avg_pool2d = Primitive(
     "adaptive_avg_pool2d", _adaptive_avg_pool2d, (_adaptive_avg_pool2d_x,), keeps=True, reads=((),)
 )
 adaptive_avg_pool1d = over_signals("adaptive_avg_pool1d", adaptive_avg_pool2d)
+
+
+# With gaps between the elements of a window, or with windows that are cut off at the end: every window is a copy
+
+
+def _places(
+    image: Shape, kernel_size: Pair, stride: Pair | None, padding: Pair, dilation: Pair, ceil_mode: bool
+) -> tuple[Array, Array, list[Array]]:
+    """Return places in the flattened image (oh, kh, ow, kw), which of them are in it, and per axis the window's sizes.
+
+    A size counts the padding at both sides, but not what is beyond.
+    """
+    kernel, reach, border = pair(kernel_size, "kernel_size"), pair(dilation, "dilation"), pair(padding, "padding")
+    steps = kernel if stride is None else pair(stride, "stride")
+    found, sizes = [], []
+    for axis in range(2):
+        size, step = image[axis], steps[axis]
+        window = check_window(Window(size, kernel[axis], step, border[axis], reach[axis]), "pooling")
+        count = window.count
+        if ceil_mode and (size + 2 * border[axis] - window.reach) % step and count * step < size + border[axis]:
+            count += 1  # begins within the image or the padding before it
+        starts = np.arange(count) * step - border[axis]
+        found.append(starts[:, np.newaxis] + reach[axis] * np.arange(kernel[axis]))
+        sizes.append(np.minimum(starts + kernel[axis], size + border[axis]) - starts)
+    rows, columns = found[0][:, :, np.newaxis, np.newaxis], found[1]
+    is_inside = (rows >= 0) & (rows < image[0]) & (columns >= 0) & (columns < image[1])
+    return np.where(is_inside, rows * image[1] + columns, 0), is_inside, sizes
+
+
+def largest_places(x: Array, **options: Any) -> Array:
+    """Return the places of the largest elements in each flattened image, (n, c, oh, ow)."""
+    check_images(x, "max_pool2d")
+    places, is_inside, _ = _places(x.shape[2:], **options)
+    seen = np.where(is_inside, x.reshape(*x.shape[:2], -1)[:, :, places], -np.inf)
+    windows = seen.transpose(0, 1, 2, 4, 3, 5).reshape(*x.shape[:2], *places.shape[::2], -1)
+    flat = np.broadcast_to(places.transpose(0, 2, 1, 3).reshape(*places.shape[::2], -1), windows.shape)
+    return np.take_along_axis(flat, windows.argmax(-1)[..., np.newaxis], -1)[..., 0]
+
+
+def _max_pool_any(x: Array, **options: Any) -> tuple[Array, tuple[Array, Shape]]:
+    """Return the largest element of each window."""
+    chosen = largest_places(x, **options)
+    flat = x.reshape(*x.shape[:2], -1)
+    pooled = np.take_along_axis(flat, chosen.reshape(*x.shape[:2], -1), -1).reshape(chosen.shape)
+    return pooled, (chosen, x.shape)
+
+
+def _max_pool_any_x(gradient: Array, saved: tuple[Array, Shape], *_: None, **__: object) -> Array:
+    chosen, shape = saved
+    return _scattered(gradient.reshape(*shape[:2], -1), chosen.reshape(*shape[:2], -1), shape)
+
+
+def _scattered(gradient: Array, places: Array, shape: Shape) -> Array:
+    """Add (n, c, ...) to its places in flattened images, in order."""
+    result = np.zeros((shape[0] * shape[1], shape[2] * shape[3]), gradient.dtype)
+    image = np.arange(len(result)).reshape(*shape[:2], *[1] * (gradient.ndim - 2))
+    np.add.at(result, (np.broadcast_to(image, gradient.shape), np.broadcast_to(places, gradient.shape)), gradient)
+    return result.reshape(shape)
+
+
+def _avg_pool_any(
+    x: Array, *, count_include_pad: bool = True, divisor_override: int | None = None, **options: Any
+) -> tuple[Array, tuple[Array, Array, Array, Shape]]:
+    """Return the sum of each window, divided by its size, or by the number given."""
+    check_images(x, "avg_pool2d")
+    places, is_inside, sizes = _places(x.shape[2:], dilation=1, **options)
+    seen = np.where(is_inside, x.reshape(*x.shape[:2], -1)[:, :, places], x.dtype.type(0))
+    if divisor_override is not None:
+        divisor = np.full((1, 1), divisor_override, x.dtype)
+    elif count_include_pad:
+        divisor = np.multiply.outer(*sizes).astype(x.dtype)
+    else:
+        divisor = np.count_nonzero(is_inside, axis=(1, 3)).astype(x.dtype)
+    return leaves.total(seen, axis=(3, 5)) / divisor, (places, is_inside, divisor, x.shape)
+
+
+def _avg_pool_any_x(gradient: Array, saved: tuple[Array, Array, Array, Shape], *_: None, **__: object) -> Array:
+    places, is_inside, divisor, shape = saved
+    share = (gradient / divisor)[:, :, :, np.newaxis, :, np.newaxis]
+    return _scattered(np.where(is_inside, share, gradient.dtype.type(0)), places, shape)
+
+
+max_pool_any = Primitive("max_pool_any", _max_pool_any, (_max_pool_any_x,), keeps=True, reads=((),), is_opaque=True)
+avg_pool_any = Primitive("avg_pool_any", _avg_pool_any, (_avg_pool_any_x,), keeps=True, reads=((),), is_opaque=True)

@@ -63,13 +63,13 @@ def _extreme(name: str, ufunc: np.ufunc) -> Primitive:
     return Primitive(name, forward, (_extreme_derivative,), reads=((0, RESULT),), is_opaque=True)
 
 
-def _variance(x: Array, axis: Axis, correction: int, keepdims: bool) -> Array:
+def _variance(x: Array, axis: Axis, correction: float, keepdims: bool) -> Array:
     squares = leaves.total(np.square(x - leaves.mean(x, axis, keepdims=True)), axis, keepdims)
     with np.errstate(divide="ignore", invalid="ignore"):  # NaN of too few elements, as in PyTorch
         return np.asanyarray(squares / np.asanyarray(max(0, _count(x.shape, axis) - correction), squares.dtype))
 
 
-def _variance_derivative(gradient: Array, _: None, x: Array, axis: Axis, correction: int, keepdims: bool) -> Array:
+def _variance_derivative(gradient: Array, _: None, x: Array, axis: Axis, correction: float, keepdims: bool) -> Array:
     centred = x - leaves.mean(x, axis, keepdims=True)
     count = max(0, _count(x.shape, axis) - correction)
     scale = _restore(gradient, x.shape, axis, keepdims) * (2 / count if count else math.nan)

@@ -1,5 +1,6 @@
 """Nonlinearities, softmax, dropout and the identity as modules; each keeps the shape of its input."""
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -64,15 +65,18 @@ class Softplus(Module):
 
     Raises TypeError if the input does not hold numbers.
 
-    Differs from PyTorch: there is no `threshold`.
+    Where `beta`·x is above `threshold`, it is x.
+
+    Differs from PyTorch: there is no threshold by default, as nothing overflows; PyTorch's is 20.
     """
 
-    def __init__(self, beta: float = 1.0) -> None:
+    def __init__(self, beta: float = 1.0, threshold: float | None = None) -> None:
         super().__init__()
         self.beta = beta
+        self.threshold = threshold
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.softplus(x, beta=self.beta)
+        return F.softplus(x, self.beta, math.inf if self.threshold is None else self.threshold)
 
 
 @layer(repeatable=True)

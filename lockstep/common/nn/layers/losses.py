@@ -67,12 +67,18 @@ class NLLLoss(_Loss):
     """Negative log-likelihood of class indices (n,) under log-probabilities (n, classes), as LogSoftmax returns them.
 
     `reduction` is "mean", "sum" or "none". Raises ValueError for another one, and for targets that are not classes.
-
-    Differs from PyTorch: there is no `weight` and no `ignore_index`.
+    `weight` (classes,) is what a target of each class weighs, and one that is `ignore_index` weighs nothing.
     """
 
+    def __init__(self, reduction: Reduction = "mean", weight: Sequence[float] = (), ignore_index: int = -100) -> None:
+        super().__init__(reduction)
+        self.weight = list(weight)
+        self.ignore_index = ignore_index
+
     def forward(self, log_probabilities: Tensor, target: Tensor | NDArray[np.int64]) -> Tensor:
-        return F.nll_loss(log_probabilities, target, reduction=self.reduction)
+        has_ignored = bool(np.any((target.data if isinstance(target, Tensor) else target) == self.ignore_index))
+        ignored = self.ignore_index if has_ignored else None
+        return F.nll_loss(log_probabilities, target, self.reduction, self.weight or None, ignored)
 
 
 @layer(repeatable=False)

@@ -17,14 +17,17 @@ class _Pooling(Module):
     _axes: ClassVar[int]
     _function: ClassVar[Callable[..., Tensor]]
 
-    def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
+    def __init__(
+        self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0, ceil_mode: bool = False
+    ) -> None:
         super().__init__()
         self.kernel_size = one_or_each(kernel_size, self._axes, "kernel_size")
         self.stride = one_or_each(kernel_size if stride is None else stride, self._axes, "stride")
         self.padding = one_or_each(padding, self._axes, "padding", at_least=0)
+        self.ceil_mode = ceil_mode
 
     def forward(self, x: Tensor) -> Tensor:
-        return type(self)._function(x, self.kernel_size, self.stride, self.padding)
+        return type(self)._function(x, self.kernel_size, self.stride, self.padding, ceil_mode=self.ceil_mode)
 
 
 class _AdaptivePooling(Module):
@@ -48,7 +51,7 @@ class MaxPool1d(_Pooling):
     l' = ⌊(l + 2·padding - kernel_size) / stride⌋ + 1; `stride` is by default `kernel_size`. Raises ValueError for a
     size below 1, and if a window does not fit.
 
-    Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
+    Differs from PyTorch: there is no `dilation` and no `return_indices`, which `F.max_pool2d` and `F.max_pool1d` have.
     """
 
     _axes = 1
@@ -62,7 +65,7 @@ class MaxPool2d(_Pooling):
     h' = ⌊(h + 2·padding - kernel_size) / stride⌋ + 1, likewise w'; `stride` is by default `kernel_size`. Raises
     ValueError for a size below 1, and if a window does not fit.
 
-    Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
+    Differs from PyTorch: there is no `dilation` and no `return_indices`, which `F.max_pool2d` and `F.max_pool1d` have.
     """
 
     _axes = 2
@@ -75,7 +78,7 @@ class AvgPool1d(_Pooling):
 
     Raises ValueError for a size below 1, and if a window does not fit.
 
-    Differs from PyTorch: there is no `ceil_mode` and no `count_include_pad`: padding always counts.
+    Differs from PyTorch: there is no `count_include_pad`: padding always counts.
     """
 
     _axes = 1
@@ -89,8 +92,7 @@ class AvgPool2d(_Pooling):
 
     Raises ValueError for a size below 1, and if a window does not fit.
 
-    Differs from PyTorch: there is no `ceil_mode`, no `divisor_override` and no `count_include_pad`: padding always
-    counts.
+    Differs from PyTorch: there is no `divisor_override` and no `count_include_pad`: padding always counts.
     """
 
     _axes = 2

@@ -5,7 +5,16 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from lockstep.common.autograd.primitives import convolution, elementwise, losses, normalization, pooling, shape, softmax
+from lockstep.common.autograd.primitives import (
+    convolution,
+    elementwise,
+    losses,
+    normalization,
+    pooling,
+    recurrent,
+    shape,
+    softmax,
+)
 from lockstep.common.autograd.primitives.primitive import Array, Sink
 from tests.lockstep.common.autograd.cases import Call, Case
 from tests.lockstep.common.autograd.strategies import anything, arrays, distinct, positive, shapes
@@ -44,6 +53,32 @@ def _adaptive(draw: st.DrawFn, axes: int) -> Call:
     x = draw(arrays((draw(st.integers(0, 3)), draw(_small), *draw(st.tuples(*[st.integers(1, 5)] * axes)))))
     sizes = draw(st.tuples(*[_small] * axes))
     return [x], {"output_size": sizes if axes == 2 else sizes[0]}
+
+
+@st.composite
+def _sequences(draw: st.DrawFn) -> Call:
+    """Return sequences, states and weights of each kind of step; relu has a kink."""
+    kind = draw(st.sampled_from(["lstm", "gru", "tanh"]))
+    steps, batch, features, hidden = (draw(_small) for _ in range(4))
+    rows = recurrent.GATES[kind] * hidden
+    state = draw(st.none() | arrays((batch, hidden)))
+    cell = draw(st.none() | arrays((batch, hidden))) if kind == "lstm" else None
+    weights = [draw(arrays((rows, features))), draw(arrays((rows, hidden)))]
+    biases = [draw(arrays((rows,))), draw(arrays((rows,)))] if draw(st.booleans()) else [None, None]
+    lengths = draw(st.none() | st.tuples(*[st.integers(1, steps)] * batch))
+    options = {"kind": kind, "is_reversed": draw(st.booleans()), "lengths": lengths}
+    return [draw(arrays((steps, batch, features))), state, cell, *weights, *biases], options
+
+
+@st.composite
+def _sparse(draw: st.DrawFn, /, **options: Any) -> Call:
+    """Return pools with gaps in their windows, or with one that is cut off."""
+    kernel, padding, dilation = draw(_small), draw(st.integers(0, 1)), 1 if options else draw(st.integers(1, 2))
+    image = [dilation * (kernel - 1) + 1 + draw(st.integers(0, 4)) for _ in range(2)]
+    x = draw(arrays((draw(st.integers(1, 2)), draw(_small), *image), distinct))
+    found = {"kernel_size": kernel, "stride": draw(_small), "padding": min(padding, kernel // 2)}
+    found |= {"ceil_mode": draw(st.booleans())} | ({} if options else {"dilation": dilation})
+    return [x], {**found, **options}
 
 
 @st.composite
@@ -162,6 +197,10 @@ LAYER_CASES = [
     Case(pooling.max_pool2d, _pooled(2)),
     *(Case(pooling.avg_pool1d, _pooled(1, count_include_pad=each)) for each in (True, False)),
     *(Case(pooling.avg_pool2d, _pooled(2, count_include_pad=each)) for each in (True, False)),
+    Case(pooling.max_pool_any, _sparse()),
+    Case(pooling.avg_pool_any, _sparse(count_include_pad=True)),
+    Case(pooling.avg_pool_any, _sparse(count_include_pad=False)),
+    Case(pooling.avg_pool_any, _sparse(divisor_override=3)),
     Case(pooling.adaptive_avg_pool1d, _adaptive(1)),
     Case(pooling.adaptive_avg_pool2d, _adaptive(2)),
     Case(normalization.batch_norm, _batch_norm(inference=False)),
@@ -170,6 +209,7 @@ LAYER_CASES = [
     Case(normalization.layer_norm, _layer_norm()),
     Case(elementwise.dropout, _dropped()),
     Case(shape.embedding, _embedded()),
+    Case(recurrent.recurrent, _sequences()),
     Case(softmax.softmax, _along_axis()),
     Case(softmax.log_softmax, _along_axis()),
     Case(softmax.causal_softmax, _scores()),

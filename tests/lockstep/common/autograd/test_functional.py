@@ -17,7 +17,8 @@ def test_every_public_name_is_a_function_with_a_tensor_as_its_result() -> None:
     public = (value for name, value in vars(F).items() if inspect.isfunction(value) and not name.startswith("_"))
     results = [inspect.get_annotations(each, eval_str=True)["return"] for each in public]
     assert len(results) > 50
-    assert set(results) == {Tensor, tuple[Tensor, ...]}
+    # A pool returns indices too if it is asked for them.
+    assert set(results) == {Tensor, tuple[Tensor, ...], Any}
 
 
 @pytest.mark.parametrize("name", ["add", "subtract", "multiply", "divide", "power", "matmul", "maximum", "minimum"])
@@ -235,6 +236,26 @@ def test_what_a_frame_must_be_is_said() -> None:
     with pytest.raises(ValueError, match="mode is 'mirror'"):
         F.pad(Tensor([0.0, 1.0]), (1, 0), "mirror")
     assert F.pad(Tensor([0.0, 1.0, 2.0]), (-1, 1)).tolist() == [1.0, 2.0, 0.0]
+
+
+def test_pools_take_the_options_of_pytorch() -> None:
+    image = np.arange(25.0).reshape(1, 5, 5)
+    assert F.max_pool2d(image, 2, ceil_mode=True).tolist() == [[[6, 8, 9], [16, 18, 19], [21, 23, 24]]]
+    assert F.max_pool2d(image, 2, stride=2, dilation=2).tolist() == [[[12, 14], [22, 24]]]
+    assert F.avg_pool2d(image, 2, ceil_mode=True)[0, 2].tolist() == [20.5, 22.5, 24.0]
+    assert F.avg_pool2d(image, 2, divisor_override=1)[0, 0].tolist() == [12.0, 20.0]
+    values, places = F.max_pool1d(image[0], 3, stride=2, return_indices=True)
+    assert (values[0].tolist(), places[0].tolist()) == ([2.0, 4.0], [2, 4])
+
+
+def test_probabilities_may_be_targets() -> None:
+    logits, classes = X[:, :, 0, 0], np.array([0, 2, 1, 1])
+    certain = np.eye(3, dtype=np.float32)[classes]
+    for reduction in ("mean", "sum", "none"):
+        found = F.cross_entropy(logits, certain, 0.2, reduction).data
+        np.testing.assert_allclose(found, F.cross_entropy(logits, classes, 0.2, reduction).data, rtol=1e-5)
+    with pytest.raises(ValueError, match="expected the same shape"):
+        F.cross_entropy(logits, certain[:, :2])
 
 
 def test_windows_take_one_sample_and_named_padding() -> None:

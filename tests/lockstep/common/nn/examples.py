@@ -63,6 +63,9 @@ LAYERS: list[tuple[Module, tuple[int, ...]]] = [
 OTHERS: list[Module] = [
     nn.Embedding(5, 3),
     nn.TransformerEncoderLayer(8, 2, 16, dropout=0.25),
+    nn.LSTM(3, 4, num_layers=2, dropout=0.5, bidirectional=True),
+    nn.GRU(3, 4, bias=False, batch_first=True),
+    nn.RNN(3, 4, nonlinearity="relu"),
     nn.ModuleList([nn.Linear(4, 3), nn.ReLU()]),
     nn.CrossEntropyLoss(),
     nn.CrossEntropyLoss(label_smoothing=0.1, reduction="sum"),

@@ -44,6 +44,22 @@ class Functions(nn.Module):
         return parts[:, 1:] * parts[:, :-1] + stacked[:, 0, -2:]
 
 
+class Series(nn.Module):
+    """Recurrent layers of each kind, with the last state of one as the first of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(5, 6, num_layers=2, batch_first=True, bidirectional=True)
+        self.gru = nn.GRU(12, 6, bias=False, batch_first=True)
+        self.tanh = nn.RNN(6, 4, batch_first=True)
+        self.relu = nn.RNN(4, 3, nonlinearity="relu", batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, (h, _) = self.lstm(x)
+        x, _ = self.gru(x, h[1:2])
+        return self.relu(self.tanh(x)[0])[0][:, -1]
+
+
 IMAGES = (1, 8, 8)
 
 MODELS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -78,6 +94,7 @@ MODELS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         (4, 5),
     ),
     "functions": (Functions(), (4, 8)),
+    "series": (Series(), (7, 5)),
 }
 
 

@@ -1,0 +1,27 @@
+"""Runs the samples of PyTorch's own tests through our functions and layers, and prints a table."""
+
+import sys
+from collections import Counter
+
+from tests.conformance.modules import module_results
+from tests.conformance.operations import Outcome, results, table
+
+
+def main(names: list[str]) -> int:
+    """Print the table, the reasons by how often they hold, and each difference; return how many differences."""
+    found = [*results(names), *module_results(names)]
+    print(table(found))
+    equal = sum(each.outcome is Outcome.EQUAL for each in found)
+    print(f"\n{equal} of {len(found)} samples are equal ({equal / max(1, len(found)):.0%})\n")
+    for why, count in Counter(each.why for each in found if each.outcome is Outcome.REFUSED).most_common():
+        print(f"{count:6d}  {why}")
+    faults = [each for each in found if each.outcome not in (Outcome.EQUAL, Outcome.REFUSED)]
+    for (name, outcome, why), count in Counter(
+        (each.name, each.outcome.value, each.why) for each in faults
+    ).most_common():
+        print(f"{name}: {outcome}: {why}" + (f" ({count} samples)" if count > 1 else ""))
+    return min(len(faults), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

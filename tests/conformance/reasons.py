@@ -1,0 +1,118 @@
+"""The reasons for which a call of PyTorch is refused: docs/reference/api/differences.md is made from this list.
+
+Knows neither PyTorch nor the functions.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+#: The name of a function, its positional arguments and its other arguments, and the error that it raised.
+Sample = tuple[str, Sequence[Any], Mapping[str, Any], Exception]
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """A documented difference."""
+
+    #: What is refused, as PyTorch calls it.
+    feature: str
+    #: What to do instead.
+    instead: str
+    #: Functions of which it holds; empty for all.
+    functions: tuple[str, ...] = ()
+    #: Arguments with which it holds, by name.
+    arguments: tuple[str, ...] = ()
+    #: Words of the error with which it is refused, one of which has to be there.
+    words: tuple[str, ...] = ()
+    #: Whether the call is not refused, and has another result.
+    is_other_result: bool = False
+
+    def explains(self, sample: Sample) -> bool:
+        """Tell whether a refused sample is refused for this reason."""
+        name, _, given, error = sample
+        if self.is_other_result or (self.functions and name not in self.functions):
+            return False
+        is_named = not self.arguments or any(argument in given for argument in self.arguments)
+        text = f"{type(error).__name__}: {error}"
+        return is_named and (not self.words or any(word in text for word in self.words))
+
+
+#: In the order in which they are tried: the first one that explains a sample counts.
+REASONS = (
+    Reason("`out=`, `dtype=`, `device=`", "assign the result, or use `Tensor.astype`", arguments=("out", "dtype")),
+    Reason(
+        "`alpha` of `add` and `sub`",
+        "`x + alpha * other`",
+        ("add", "sub"),
+        ("alpha",),
+    ),
+    Reason("`rounding_mode` of `div`", "round NumPy's result", ("div",), ("rounding_mode",)),
+    Reason(
+        "complex and integer operands where a gradient flows",
+        "float32 or float64",
+        words=("cannot hold", "cannot require a gradient", "complex"),
+    ),
+    Reason(
+        "`dilation`, `return_indices`, `count_include_pad` and `divisor_override` of pooling layers",
+        "the functions in `lockstep.F`, which have them",
+        words=("return_indices", "'dilation'", "divisor_override", "count_include_pad"),
+    ),
+    Reason(
+        "steps first in `nn.TransformerEncoderLayer`",
+        "batches come first, as with `batch_first=True`",
+        ("nn.TransformerEncoderLayer",),
+        is_other_result=True,
+    ),
+    Reason(
+        "`query`, `key` and `value` of `nn.MultiheadAttention`, its masks and its weights",
+        "`F.scaled_dot_product_attention`",
+        ("nn.MultiheadAttention", "nn.TransformerEncoderLayer"),
+    ),
+    Reason("`track_running_stats`", "`layer.eval()`", ("nn.BatchNorm1d", "nn.BatchNorm2d"), words=("arguments",)),
+    Reason("`momentum=None` of BatchNorm", "a number", words=("momentum is None",)),
+    Reason("`padding_mode` and named padding of convolutional layers", "`F.pad`", ("nn.Conv1d", "nn.Conv2d")),
+    Reason(
+        "`weight` of `mse_loss`, `l1_loss` and of binary cross-entropy; `size_average`, `reduce`",
+        'multiply the losses of `reduction="none"`',
+        words=("'weight'", "size_average", "'reduce'"),
+    ),
+    Reason(
+        "targets of another shape than the prediction, which PyTorch broadcasts",
+        "reshape one of them",
+        words=("expected the same shape",),
+    ),
+    Reason("`beta=0` of `smooth_l1_loss`", "`F.l1_loss`", words=("with 0 it is l1_loss",)),
+    Reason(
+        "`padding_idx`, `max_norm`, `norm_type`, `scale_grad_by_freq` and `sparse` of embeddings",
+        "multiply the rows of the padding by 0",
+        words=("padding_idx", "max_norm", "scale_grad_by_freq", "sparse"),
+    ),
+    Reason("`dropout_p`, `enable_gqa` of attention", "`F.dropout`; repeat the keys", words=("dropout_p", "enable_gqa")),
+    Reason("`proj_size` and `PackedSequence` of recurrent layers", "`lengths=`", words=("proj_size", "PackedSequence")),
+    Reason(
+        "other arguments of layers, such as `kdim`, `layer_norm_eps`, `bias` of normalizations and `inplace`",
+        "see the layer's page",
+        words=("unexpected keyword argument", "positional arguments"),
+    ),
+    Reason(
+        "sizes and axes that NumPy refuses",
+        "sizes that fit",
+        words=("expected", "must be", "out of bounds", "broadcast", "axis", "cannot reshape"),
+    ),
+)
+
+
+def reason_for(sample: Sample) -> Reason | None:
+    """Return the documented reason for which a sample is refused, None if there is none."""
+    return next((each for each in REASONS if each.explains(sample)), None)
+
+
+def reason_for_result(name: str) -> Reason | None:
+    """Return the documented reason for which a function has another result, None if there is none."""
+    return next((each for each in REASONS if each.is_other_result and name in each.functions), None)
+
+
+def rows() -> Iterator[tuple[str, str]]:
+    """Yield what is missing, and what to use instead."""
+    return ((each.feature, each.instead) for each in REASONS)

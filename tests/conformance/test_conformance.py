@@ -1,0 +1,30 @@
+"""A part of PyTorch's own samples is equal, or refused for a documented reason: scripts/conformance runs all."""
+
+import pytest
+
+from tests.conformance.reasons import REASONS, reason_for
+
+pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
+pytest.importorskip("expecttest", reason="the samples of PyTorch's tests need expecttest")
+
+from tests.conformance.modules import module_results  # what may be missing
+from tests.conformance.operations import Outcome, results
+
+#: Samples of each function and layer.
+QUICK = 3
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("source", [results, module_results])
+def test_samples_are_equal_or_refused_for_a_documented_reason(source: object) -> None:
+    assert callable(source)
+    found = list(source(most=QUICK))
+    assert not [each for each in found if each.outcome not in (Outcome.EQUAL, Outcome.REFUSED)]
+    equal = sum(each.outcome is Outcome.EQUAL for each in found)
+    assert equal > 0.55 * len(found)
+
+
+def test_a_refusal_without_a_reason_is_found() -> None:
+    assert reason_for(("add", [], {}, TypeError("planted"))) is None
+    assert reason_for(("add", [], {"alpha": 2}, TypeError("planted"))) in REASONS
