@@ -114,8 +114,8 @@ class _Recurrent(Stochastic):
 
     def extra_repr(self) -> str:
         parts = [str(self.input_size), str(self.hidden_size)]
-        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
-        defaults |= {"nonlinearity": "tanh"}
+        defaults: dict[str, Any] = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
+        defaults |= {"bidirectional": False, "nonlinearity": "tanh"}
         values = ((name, vars(self).get(name, default), default) for name, default in defaults.items())
         return ", ".join([*parts, *(f"{name}={value!r}" for name, value, default in values if value != default)])
 
