@@ -11,6 +11,9 @@ from lockstep.common.nn.module import LAYERS, Module
 #: The beginning of the paragraph of a docstring that lists the differences from PyTorch.
 DIFFERS = "Differs from PyTorch:"
 
+#: Defines functions that `lockstep.F` has too.
+WINDOWED = "lockstep.common.autograd.windowed"
+
 #: Methods that a layer overrides, and that nobody calls on it: its class describes what it computes.
 OF_ANY_LAYER = ("forward", "extra_repr", "count_values", "reset_parameters")
 
@@ -21,7 +24,7 @@ def functions_of(module: ModuleType) -> list[str]:
         name
         for name, member in vars(module).items()
         if inspect.isfunction(member)
-        and (member.__module__ == module.__name__ or "." in member.__qualname__)
+        and (member.__module__ in (module.__name__, WINDOWED) or "." in member.__qualname__)
         and not name.startswith("_")
         and name != "apply"
     ]

@@ -71,6 +71,7 @@ AUTOGRAD_ORDER = Order(
         ("lockstep.common.autograd.program",),
         ("lockstep.common.autograd.capture",),
         ("lockstep.common.autograd.functional",),
+        ("lockstep.common.autograd.windowed",),
         ("lockstep.common.autograd.tensor",),
         ("lockstep.common.autograd.graph",),
         ("lockstep.common.autograd.tape",),

@@ -173,7 +173,7 @@ def _places(
 ) -> tuple[Array, Array, list[Array]]:
     """Return places in the flattened image (oh, kh, ow, kw), which of them are in it, and per axis the window's sizes.
 
-    A size counts the padding at both sides, but not what is beyond.
+    A size counts the padding at both sides, and nothing beyond it.
     """
     kernel, reach, border = pair(kernel_size, "kernel_size"), pair(dilation, "dilation"), pair(padding, "padding")
     steps = kernel if stride is None else pair(stride, "stride")

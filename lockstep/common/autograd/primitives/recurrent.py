@@ -19,7 +19,7 @@ GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
 
 @dataclass(eq=False, slots=True)
 class _Pass:
-    """What a forward leaves for its backward, all of it in the order in which the steps are made."""
+    """The values that a forward keeps for its backward, in the order in which the steps are made."""
 
     kind: str
     #: The number of each step in the sequence.
@@ -110,7 +110,7 @@ def _columns(x: Array) -> Array:
 
 
 def _input_bias(kind: str, input_bias: Array | None, state_bias: Array | None) -> tuple[Array, ...]:
-    """Return what is added for all steps at once. A GRU multiplies the state's bias with a gate."""
+    """Return the bias that is added for all steps at once. A GRU multiplies the state's bias with a gate."""
     if input_bias is None or state_bias is None:
         return ()
     return (input_bias,) if kind == "gru" else (input_bias + state_bias,)

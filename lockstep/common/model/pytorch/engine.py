@@ -93,7 +93,7 @@ class TorchEngine:
         self._averages = [_views(layout.statistics, vector) for vector in flat]
         self._gradients = [_views(layout.parameters, _tensor(vector)) for vector in sums]
         if not all(vector.flags.writeable for vector in weights) and not faulthandler.is_enabled():
-            # Memory that another process shares ends this one if a model writes to it: show where.
+            # A write to memory that is read only ends this process: show the line that did it.
             faulthandler.enable()
         self.read_from(0)
         self.write_to(0)

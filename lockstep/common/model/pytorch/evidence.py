@@ -36,7 +36,7 @@ _KEY = DrawKey(seed=0, step=0, micro_batch=0)
 class WeightWrites(TorchDispatchMode):  # type: ignore[misc]  # PyTorch's classes are not looked at
     """Records, within the context, at which places of the weights PyTorch's operations write: `.data` counts nothing.
 
-    A write of what is there already, as a clamp makes of weights that are within its bounds, changes no byte.
+    A clamp of weights that are within its bounds writes equal values, which no comparison of bytes shows.
     """
 
     def __init__(self, weights: Vector) -> None:
@@ -190,7 +190,7 @@ class Trial:
     def _check_writes(self, images: Array, targets: Array) -> tuple[str, ...]:
         """Return the names of the parameters that get no gradient.
 
-        `ModelError` if an operation writes to the memory of the weights, even what is there already.
+        `ModelError` if an operation writes to the memory of the weights, even equal values.
         """
         watch, used = WeightWrites(self.weights), set[int]()
         parameters = self.structure.parameters

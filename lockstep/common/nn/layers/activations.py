@@ -65,7 +65,7 @@ class Softplus(Module):
 
     Raises TypeError if the input does not hold numbers.
 
-    Where `beta`·x is above `threshold`, it is x.
+    If `beta`·x is above `threshold`, it is x.
 
     Differs from PyTorch: there is no threshold by default, as nothing overflows; PyTorch's is 20.
     """
