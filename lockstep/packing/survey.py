@@ -88,7 +88,7 @@ class ColumnPlan(msgspec.Struct, frozen=True):
     missing: int = 0
     #: Whether all values are numbers that a file has as texts.
     is_plain: bool = False
-    #: A line about values that may be misread, empty if there are none.
+    #: A line about values that may be misread; empty without such values.
     note: str = ""
 
     @property
@@ -204,7 +204,7 @@ class ColumnSurvey:
         self.has_fractions = self.has_fractions or pc.any(pc.and_not(is_pointed, is_grouped)).as_py()
 
     def _note(self) -> str:
-        """Return a line about values that may be misread, empty if there are none."""
+        """Return a line about values that may be misread; empty without such values."""
         if self.grouped is None or self.has_fractions or not self.has_whole or not self.is_plain:
             return ""
         return (
