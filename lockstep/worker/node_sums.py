@@ -53,6 +53,23 @@ class Attempt:
             raise StoppedError(self.computed)
         self.computed += 1
 
+    def over(self, micro_batches: int, length: int) -> Callable[[], None]:
+        """Return what is called at each of `length` advances of a pass over several micro-batches.
+
+        They are counted as if they were computed one by one; it raises `StoppedError` if the rest is not wanted.
+        """
+        self.count()
+        advances, begun = 0, 1
+
+        def advance() -> None:
+            nonlocal advances, begun
+            advances += 1
+            while begun < micro_batches and begun * length <= advances * micro_batches:
+                self.count()
+                begun += 1
+
+        return advance
+
 
 class Vectors(NamedTuple):
     """What an engine reads from and writes to at the moment, and by which indices it knows them."""
@@ -233,14 +250,12 @@ class SumsInOnePass:
         self, made: OnePass, step: int, node: Node, out: Vector, on_final: OnFinal | None = None, *, adds: bool = False
     ) -> Tally:
         """Write the sums over a node into `out` in one pass, or add them to what is there."""
-        attempt = self.one_by_one.attempt
-        attempt.count()
-        batches = self.batches
+        attempt, batches = self.one_by_one.attempt, self.batches
+        advance = attempt.over(len(node), made.length)
         batches.fill(step, node, made.images, made.targets)
         if made.draws:
             made.reseed([DrawKey(batches.job.seed, step, each) for each in range(node.lo, node.hi)])
-        progress = PassProgress(attempt, len(node), made.length)
-        sums, outputs = made.forward(progress.advance)
+        sums, outputs = made.forward(advance)
         losses = sums.tolist()
         if not all(map(math.isfinite, losses)):
             raise NotFiniteError(node.lo, "the loss itself")
@@ -255,7 +270,7 @@ class SumsInOnePass:
                 for each, weight in zip(made.targets, weights, strict=True)
             ]
             made.observe(out, [divisor / samples for divisor in divisors], adds=adds)
-        made.backward(out, progress.advance, on_final, adds=adds)
+        made.backward(out, advance, on_final, adds=adds)
         return tally
 
     def _tally(self, losses: list[float], outputs: Array, targets: Array, weights: Sequence[float | None]) -> Tally:
@@ -276,25 +291,6 @@ class SumsInOnePass:
             _added(known, tree) if known else None,
             metrics,
         )
-
-
-@dataclass
-class PassProgress:
-    """How far a pass over several micro-batches is, counted as if they were computed one by one."""
-
-    attempt: Attempt
-    micro_batches: int
-    #: How often it will advance.
-    length: int
-    _advances: int = 0
-    _begun: int = 1
-
-    def advance(self) -> None:
-        """Raise `StoppedError` if the rest is not wanted any more."""
-        self._advances += 1
-        while self._begun < self.micro_batches and self._begun * self.length <= self._advances * self.micro_batches:
-            self.attempt.count()
-            self._begun += 1
 
 
 @lru_cache(maxsize=256)

@@ -1,14 +1,12 @@
-"""From a welcome to a model with its data, checked to be the server's, and to the memory that both share."""
+"""From a welcome to a model with its data, checked to be the server's."""
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.aggregation.update import Pair
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.manifest import Manifest
 from lockstep.common.data.source import with_validation
@@ -21,28 +19,14 @@ from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, source_from_welcome
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import Welcome
-from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
-from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute, Slots
 from lockstep.worker.samples import SampleStore
-from lockstep.worker.team.updates import UpdatePlace
 
 #: How a dataset is loaded from its name; an argument so that workers in one process can share one.
 Loader = Callable[[str], TrainTest]
 
 #: How a model is built from its source and the seed of a job, as by `ModelSource.build`.
 BuildModel = Callable[[ModelSource, int], Model]
-
-
-class SharedPlace(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker has in the memory of a run."""
-
-    #: What was read there, by which the server knows that we see its memory.
-    nonce: str
-    #: The weights, read only.
-    slots: Pair
-    #: Where updates are made.
-    updates: UpdatePlace
 
 
 class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,12 +142,3 @@ def _shipped(welcome: Welcome, manifest: Manifest, cache: Path) -> tuple[TrainTe
     job = welcome.job
     store = SampleStore.open(cache / manifest.key(welcome.dataset, job.validation_split, job.seed), manifest)
     return store.data(job.data), store
-
-
-def attach(root: Path, welcome: Welcome, size: int) -> SharedPlace:
-    """Map the weights that the server offers; `SharingError` if that fails."""
-    with closing(SharedFolder.join(root, welcome.memory)) as folder:
-        weights = folder.attach(WEIGHTS, weights_shape(size))
-    first, second = weights.vectors
-    updates = UpdatePlace(root, welcome.memory, welcome.rank)
-    return SharedPlace(nonce=weights.nonce.hex(), slots=(first, second), updates=updates)

@@ -56,9 +56,8 @@ from lockstep.worker.setup import BuildModel, Loader, gather
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.leader import Found, Leader
 from lockstep.worker.team.meeting import Meeting
-from lockstep.worker.team.member import OrderOutcome, TeamMember
-from lockstep.worker.team.order import Order
-from lockstep.worker.team.progress import PATIENT, Patience
+from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.progress import PATIENT, Order, OrderOutcome, Patience
 from lockstep.worker.team.session import LeaderSetup, TeamContext, default_roots, dismiss, foretell, lead
 
 #: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is

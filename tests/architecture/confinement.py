@@ -77,11 +77,8 @@ PURE = (
     "lockstep.ps.shard_group.members",
     "lockstep.ps.shard_process.state",
     "lockstep.worker.state",
-    "lockstep.worker.team.additions",
     "lockstep.worker.team.division",
-    "lockstep.worker.team.order",
     "lockstep.worker.team.progress",
-    "lockstep.worker.team.slices",
 )
 
 #: What would make them impure.

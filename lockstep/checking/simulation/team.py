@@ -17,11 +17,10 @@ from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.transport.shared_memory.file_lock import FileLock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
-from lockstep.worker.team.meeting import Session
-from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.meeting import Meeting, Session
+from lockstep.worker.team.member import OrderAtWork, TeamMember
 from lockstep.worker.team.memory import RESULT
-from lockstep.worker.team.order import Order
-from lockstep.worker.team.progress import ComputeNode, MakeSlice, OrderProgress, OrderStage
+from lockstep.worker.team.progress import ComputeNode, MakeSlice, Order, OrderStage, Patience
 from lockstep.worker.team.updates import UpdateMaker
 
 #: Seconds that a fast process takes for a micro-batch, and for a slice.
@@ -130,8 +129,8 @@ class TickingFolder(SharedFolder):
 class SimulatedMember(TeamMember):
     """A process of a team whose clock is a process of the world."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, meeting: Meeting | None, patience: Patience, session: int) -> None:
+        super().__post_init__(meeting, patience, session)
         self.memory.keep_order, self.is_stepwise = self.host.tick, True
 
     @property
@@ -142,26 +141,26 @@ class SimulatedMember(TeamMember):
 
     def _map(self, memory: int) -> None:
         super()._map(memory)
-        updates, tick = self._updates, self.host.tick
-        assert updates is not None
-        updates.marks = replace(updates.marks, keep_order=tick)
-        updates.locks = [TickingLock.of(lock, tick) for lock in updates.locks]
+        if self.chain is not None:
+            updates, tick = self.chain.updates, self.host.tick
+            updates.marks = replace(updates.marks, keep_order=tick)
+            updates.locks = [TickingLock.of(lock, tick) for lock in updates.locks]
 
-    def _begin_action(self, order: Order, progress: OrderProgress, action: ComputeNode | MakeSlice) -> None:
-        super()._begin_action(order, progress, action)
-        if self._begun is not None:
+    def _begin_action(self, at: OrderAtWork, action: ComputeNode | MakeSlice) -> None:
+        super()._begin_action(at, action)
+        if at.begun is not None:
             # Between what it has found and what it writes.
             self.host.tick()
-            self._spoil(order, self._begun)
+            self._spoil(at, at.begun)
 
-    def _spoil(self, order: Order, begun: ComputeNode | MakeSlice) -> None:
+    def _spoil(self, at: OrderAtWork, begun: ComputeNode | MakeSlice) -> None:
         """Fill what is begun with what is no number, until it is made."""
         if isinstance(begun, ComputeNode):
-            if order.work in OF_A_STEP:
+            if at.order.work in OF_A_STEP:
                 self.memory.vector(self.memory.process, begun.row).fill(np.nan)
         elif begun.stage is OrderStage.UPDATE:
-            assert self._updates is not None
-            spoil_update(self._updates, begun.slice_, order)
+            assert at.chain is not None
+            spoil_update(at.chain.updates, begun.slice_, at.order)
         else:
             whole, process = self.memory.shape.slices[begun.slice_], self.memory.process
             if begun.stage is OrderStage.ADDED:
@@ -174,11 +173,11 @@ class SimulatedMember(TeamMember):
         self.host.work(len(part.node) * MICRO_BATCH_S)
         super()._compute(order, part)
 
-    def _make(self, order: Order, making: MakeSlice) -> bool:
+    def _make(self, at: OrderAtWork, making: MakeSlice) -> bool:
         self.host.work(SLICE_S)
         self.host.tick()
         self.host.tick()
-        return super()._make(order, making)
+        return super()._make(at, making)
 
 
 def spoil_update(updates: UpdateMaker, slice_: int, order: Order) -> None:

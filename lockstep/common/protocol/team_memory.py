@@ -7,7 +7,8 @@ belong (`UpdateMarks`): if a process stops with a lock, the run leaves all of th
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import msgspec
@@ -228,6 +229,38 @@ def _occupied(dtype: np.dtype[np.generic], shape: Sequence[int]) -> int:
     return -(-dtype.itemsize * int(np.prod(shape)) // 64) * 64
 
 
+class Published(msgspec.Struct, frozen=True):
+    """Rows that one process at a time writes, and others read while they are whole: that of a version at its remainder.
+
+    The version of a row is written last, and is none while the rest is written.
+    """
+
+    rows: NDArray[np.void]
+    #: The field with the version.
+    version: str
+    keep_order: Callable[[], None]
+
+    @contextmanager
+    def write(self, version: int) -> Iterator[NDArray[np.void]]:
+        """Lend the row of a version, in which all else is written meanwhile."""
+        row: NDArray[np.void] = self.rows[version % len(self.rows)]
+        row[self.version] = -1
+        self.keep_order()
+        yield row
+        self.keep_order()
+        row[self.version] = version
+        self.keep_order()
+
+    def read(self, version: int, name: str | None = None) -> NDArray[np.void] | None:
+        """Return a copy of the row of a version, or of one field of it; None unless it was whole all the time."""
+        row: NDArray[np.void] = self.rows[version % len(self.rows)]
+        was_whole = int(row[self.version]) == version
+        self.keep_order()
+        copy: NDArray[np.void] = (row if name is None else row[name]).copy()
+        self.keep_order()
+        return copy if was_whole and int(row[self.version]) == version else None
+
+
 class TeamMarks(msgspec.Struct, frozen=True):
     """A team's file of marks. Each has one writer, which its comment names; every process reads all of it."""
 
@@ -287,6 +320,11 @@ class UpdateMarks(msgspec.Struct, frozen=True):
         """Return the marks in a file of that shape."""
         arrays: dict[str, Any] = _arrays(segment, shape.of_update())
         return cls(**arrays)
+
+    @property
+    def published(self) -> Published:
+        """The entries of steps, all of each but its checksum."""
+        return Published(self.entries, "step", self.keep_order)
 
     @property
     def number(self) -> int:

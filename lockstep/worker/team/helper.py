@@ -12,7 +12,8 @@ from lockstep.common.protocol.messages import Welcome
 from lockstep.common.statemachine.client import Exit
 from lockstep.worker.setup import BuildModel, LoadedRun, Loader, gather
 from lockstep.worker.team.meeting import Meeting, Session
-from lockstep.worker.team.member import OrderOutcome, TeamMember
+from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.progress import OrderOutcome
 from lockstep.worker.team.session import TeamContext, follow
 
 #: Most seconds that a process sleeps until it looks by itself whether there is something to do.

@@ -9,8 +9,8 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import Lease, MultiStepLease, Work
 from lockstep.common.protocol.team_memory import COMPUTE_S
 from lockstep.worker.team.meeting import Meeting
-from lockstep.worker.team.member import OrderOutcome, TeamMember
-from lockstep.worker.team.order import Order, Steps
+from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.progress import Order, OrderOutcome, Steps
 
 #: Most seconds that the leader sleeps until it looks whether the server has sent something.
 LISTEN_S = 0.01
@@ -41,9 +41,14 @@ class Leader:
         """Whether an order is being carried out."""
         return self.member.is_busy
 
+    @property
+    def _before(self) -> Order | None:
+        """The last order that was begun here."""
+        return None if self.member.last is None else self.member.last.order
+
     def can_divide(self, lease: Lease) -> bool:
         """Tell whether other processes can help with a lease."""
-        return len(lease.node()) > 1 and len(self.member.present(self.member.last)) > 1
+        return len(lease.node()) > 1 and len(self.member.pace.present(self._before)) > 1
 
     def begin_lease(self, lease: Lease) -> None:
         """Let the team compute a lease."""
@@ -61,14 +66,14 @@ class Leader:
             work=work,
             step=step,
             node=node,
-            plan=self.member.plan(work, node, self.member.last),
+            plan=self.member.pace.plan(work, node, self._before),
             memory=memory,
             steps=steps,
         )
         self.order, self._last = order, order.last_number
         self.member.memory.give(order)
         self.member.begin(order)
-        self.member.wake(self.member.wanted_for(order.plan).intersection(self.member.memory.sleepers()))
+        self.member.waking.wake(self.member.pace.wanted_for(order.plan))
 
     def advance(self, now: float) -> OrderOutcome | None:
         """Do what is due, or sleep a little; return how the order has ended if it has."""
@@ -92,14 +97,13 @@ class Leader:
 
     def found(self, order: Order, out: Vector | None) -> Found:
         """Return what was found in an order that is done; sums are written into `out`, of the whole size."""
-        member, memory = self.member, self.member.memory
+        sums, memory = self.member.sums, self.member.memory
         copies = memory.sums_of(order)
         assert copies is not None  # it is done
         if out is not None:
-            member.gather(order, out)
-        figures = memory.figures(copies)
+            sums.gather(order, out)
         return Found(
-            tally=member.tally_of(order, copies, figures),
+            tally=sums.tally_of(order, copies),
             losses=[] if out is None else memory.losses(copies).tolist(),
-            compute_s=float(figures[:, COMPUTE_S].sum()),
+            compute_s=float(memory.figures(copies)[:, COMPUTE_S].sum()),
         )

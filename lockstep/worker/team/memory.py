@@ -1,7 +1,7 @@
 """The memory of a team as one of its processes sees it: its own vectors, those of the others, and everybody's marks."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,10 @@ from lockstep.common.protocol.team_memory import (
     LO,
     METRICS,
     ORDER,
-    ORDERS,
     OWN_PARTS,
     ROWS,
     WORKS,
+    Published,
     TeamMarks,
     TeamShape,
     file_of,
@@ -32,25 +32,10 @@ from lockstep.common.protocol.team_memory import (
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import PAGE_BYTES, Segment, Shape, reserve
 from lockstep.worker.team.division import OrderPlan, TeamPart
-from lockstep.worker.team.order import Order, Steps
+from lockstep.worker.team.progress import ComputeNode, Order, Steps
 
 #: The vector into which a process adds up slices: the one behind those of its rows.
 RESULT = ROWS
-
-#: The weight of a new measurement of a process's speed.
-NEW = 0.3
-
-#: A process counts as one that needs at least this part of a core.
-LEAST_LOAD = 0.01
-
-#: A measurement counts as at most so many times what was known before.
-MOST = 2.0
-
-#: What the seconds of a process that is too slow to be given anything are multiplied by at each order.
-FORGOTTEN = 0.97
-
-#: The same until it has computed so many times: at first memory is cold, and calls are recorded.
-FIRST, FIRST_FORGOTTEN = 24, 0.7
 
 
 class Copy(msgspec.Struct, frozen=True):
@@ -112,8 +97,6 @@ class TeamMemory:
     process: int
     marks: TeamMarks
     own: OwnVectors
-    #: How often we have computed.
-    _measured: int = 0
     #: The plan that was read last, and its bytes.
     _plan: tuple[bytes, OrderPlan] = b"", OrderPlan((), ())
     #: The plan that was written last, and how.
@@ -171,49 +154,23 @@ class TeamMemory:
         found: list[int] = self.marks.nodes[self.process, row, : HI + 1].tolist()
         return found == [order, node.lo, node.hi]
 
-    def show_row(self, row: int, order: int, copy: "Computed") -> None:
-        """Show that a vector of ours holds sums, and all that belongs to them."""
-        marks, node, tally = self.marks, copy.node, copy.tally
-        times = copy.ended_s - copy.began_s, copy.began_s, copy.ended_s
-        counted = tally.loss_sum, tally.count, *times, tally.ignored, weight_in_memory(tally)
-        marks.figures[self.process, row, :METRICS] = counted
+    def show_row(
+        self, part: ComputeNode, order: int, tally: Tally, losses: Sequence[float], times: tuple[float, float]
+    ) -> None:
+        """Show that a vector of ours holds sums, with all that belongs to them.
+
+        `times` are when they were begun and ended, in seconds of this host's clock.
+        """
+        marks, (node, row), (began_s, ended_s) = self.marks, part, times
+        counted = tally.loss_sum, tally.count, ended_s - began_s, began_s, ended_s, tally.ignored
+        marks.figures[self.process, row, :METRICS] = *counted, weight_in_memory(tally)
         marks.figures[self.process, row, METRICS:] = tally.metrics or 0.0
         marks.nodes[self.process, row, LO : HI + 1] = node.lo, node.hi
-        if copy.losses:
-            self.marks.losses[self.process, node.lo : node.hi] = copy.losses
+        if losses:
+            self.marks.losses[self.process, node.lo : node.hi] = losses
         self.keep_order()
         marks.nodes[self.process, row, ORDER] = order
         self.keep_order()
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether it is known what a micro-batch takes us."""
-        return bool(self.marks.seconds[self.process])
-
-    def record_speed(self, seconds: float) -> None:
-        """Record what a micro-batch took us."""
-        before = float(self.marks.seconds[self.process])
-        # The first ones, in which the model's calls are recorded, take much longer; and so does one in which the
-        # process waits for a core, which says little of the next.
-        is_known = before > 0.0 and seconds > before / 2
-        usual = min(seconds, MOST * before)
-        self.marks.seconds[self.process] = before + NEW * (usual - before) if is_known else seconds
-        self._measured += 1
-
-    def record_load(self, load: float) -> None:
-        """Record in which part of the time that we computed we had a core, or waited for nothing else."""
-        before, now = float(self.marks.loads[self.process]), min(max(load, LEAST_LOAD), 1.0)
-        self.marks.loads[self.process] = before + NEW * (now - before) if before else now
-
-    def forget_speed(self, workers: Iterable[int]) -> None:
-        """Let us count as a little faster, since we were given nothing: so we are tried again.
-
-        Not as faster than those who were given something, since these may just be enough.
-        """
-        seconds = self.marks.seconds
-        forgotten = FORGOTTEN if self._measured > FIRST else FIRST_FORGOTTEN
-        least = min((float(seconds[process]) for process in workers), default=0.0)
-        seconds[self.process] = max(least, forgotten * seconds[self.process])
 
     # What all have
 
@@ -319,27 +276,25 @@ class TeamMemory:
 
     # Orders
 
+    @property
+    def _orders(self) -> Published:
+        return Published(self.marks.orders, "order", self.keep_order)
+
     def give(self, order: Order) -> None:
         """Show an order, as the newest; by the leader alone."""
-        cells = self.marks.orders[order.number % ORDERS]
-        cells["order"] = 0
-        self.keep_order()
-        cells["work"], cells["step"], cells["memory"] = WORKS.index(order.work), order.step, order.memory
-        cells["lo"], cells["hi"] = order.node.lo, order.node.hi
-        steps = order.steps or Steps(number=0, first=0, last=0, reads=0)
-        cells["number"], cells["last"], cells["reads"] = steps.number, steps.last, steps.reads
-        cells["plan"] = self.written(order.plan)
-        self.keep_order()
-        cells["order"] = order.number
-        self.keep_order()
+        with self._orders.write(order.number) as cells:
+            cells["work"], cells["step"], cells["memory"] = WORKS.index(order.work), order.step, order.memory
+            cells["lo"], cells["hi"] = order.node.lo, order.node.hi
+            steps = order.steps or Steps(number=0, first=0, last=0, reads=0)
+            cells["number"], cells["last"], cells["reads"] = steps.number, steps.last, steps.reads
+            cells["plan"] = self.written(order.plan)
         self.marks.marks[0] = order.number
         self.keep_order()
 
     def read(self, number: int) -> Order | None:
         """Return an order; None if newer ones have taken its place."""
-        cells = self.marks.orders[number % ORDERS].copy()
-        self.keep_order()
-        if int(cells["order"]) != number or int(self.marks.orders[number % ORDERS]["order"]) != number:
+        cells = self._orders.read(number)
+        if cells is None:
             return None
         step, lease = int(cells["step"]), int(cells["number"])
         steps = Steps(number=lease, first=step, last=int(cells["last"]), reads=int(cells["reads"]))
@@ -353,17 +308,9 @@ class TeamMemory:
             steps=steps if lease else None,
         )
 
-    def plan_in(self, cells: NDArray[np.void], is_whole: Callable[[], bool] = lambda: True) -> OrderPlan | None:
-        """Return the plan in a field of `TeamShape.plan`: most often that of the order before.
-
-        None unless it is whole, before and after it was read.
-        """
-        was_whole = is_whole()
-        self.keep_order()
+    def plan_in(self, cells: NDArray[np.void]) -> OrderPlan:
+        """Return the plan in a field of `TeamShape.plan`: most often that of the order before."""
         words = cells.tobytes()
-        self.keep_order()
-        if not (was_whole and is_whole()):
-            return None
         if words != self._plan[0]:
             self._plan = words, read_plan(np.frombuffer(words, cells.dtype)[0])
         return self._plan[1]
@@ -378,16 +325,6 @@ class TeamMemory:
     def close(self) -> None:
         """Let go of what is not mapped."""
         self.own.close()
-
-
-class Computed(msgspec.Struct, frozen=True, kw_only=True):
-    """The statistics of sums that were computed; times in seconds of this host's clock."""
-
-    node: Node
-    tally: Tally
-    losses: Sequence[float]
-    began_s: float
-    ended_s: float
 
 
 def write_plan(cells: NDArray[np.void], plan: OrderPlan) -> None:

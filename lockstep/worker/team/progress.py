@@ -1,4 +1,4 @@
-"""Chooses the next unit of one process in an order, and when it takes over what other processes are late with. Pure.
+"""Orders of a team, the next unit of one process in one, and when it takes over what others are late with. Pure.
 
 An order is done in stages, each of which is a set of units: the sums of nodes, then slices of vectors. A process makes
 the units that the plan gives it, and looks whether all others are there. If some are not when they should be, whoever
@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
+from lockstep.common.protocol.messages import OF_A_STEP, Work
 from lockstep.common.protocol.team_memory import MOST_SLICES, OWN_PARTS, WHOLE_ROW
 from lockstep.worker.team.division import OrderPlan, share_of
 
@@ -32,6 +33,62 @@ class OrderStage(Enum):
     UPDATE = "update"
 
 
+class Steps(msgspec.Struct, frozen=True, kw_only=True):
+    """A multi-step lease, as in `MultiStepLease`; its orders have the numbers from that of its first step on."""
+
+    number: int
+    first: int
+    last: int
+    reads: int
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """The work of a team's processes together; the numbers of orders only rise."""
+
+    number: int
+    work: Work
+    step: int
+    node: Node
+    plan: OrderPlan
+    #: The memory that holds the weights, as in `Lease`.
+    memory: int = 0
+    #: The multi-step lease of which this is a step, None for a lease.
+    steps: Steps | None = None
+
+    def stages(self, slices: int, updated: int, *, clips: bool) -> tuple[tuple[OrderStage, int], ...]:
+        """Return what is made, one after the other, with the number of slices: those of the team, and of updates."""
+        sums = (OrderStage.SUMS, 0)
+        if self.steps is None:
+            return (sums, (OrderStage.ADDED, slices)) if self.work in OF_A_STEP else (sums,)
+        update = (OrderStage.UPDATE, updated)
+        return (sums, (OrderStage.SQUARES, slices), update) if clips else (sums, update)
+
+    def following(self, step: int, plan: OrderPlan) -> "Order":
+        """Return the order of a later step of the same multi-step lease."""
+        return replace(self, number=self.number + step - self.step, step=step, plan=plan)
+
+    @property
+    def first_number(self) -> int:
+        """The number of the order with which the leader began."""
+        return self.number if self.steps is None else self.number - (self.step - self.steps.first)
+
+    @property
+    def last_number(self) -> int:
+        """The last number that belongs to the leader's order."""
+        return self.number if self.steps is None else self.number + self.steps.last - self.step
+
+
+class OrderOutcome(Enum):
+    """The end of an order for a process."""
+
+    #: All of it is done, of a multi-step lease the last step.
+    DONE = "done"
+    #: Some process cannot carry it out.
+    FAILED = "failed"
+    #: It is not wanted any more.
+    STOPPED = "stopped"
+
+
 class ComputeNode(NamedTuple):
     """Compute the sums over a node into the process's vector of that number."""
 
@@ -46,13 +103,8 @@ class MakeSlice(NamedTuple):
     slice_: int
 
 
-class Look(NamedTuple):
-    """Look what is there of a stage."""
-
-    stage: OrderStage
-
-
-Action = ComputeNode | MakeSlice | Look
+#: Something to make, or a stage of which it is looked what is there.
+Action = ComputeNode | MakeSlice | OrderStage
 
 
 class Patience(msgspec.Struct, frozen=True):
@@ -139,7 +191,7 @@ class OrderProgress:
 
     def action(self) -> Action:
         """Return what is to be done next, from `due` on."""
-        return self.todo[0] if self.todo else Look(self.stage)
+        return self.todo[0] if self.todo else self.stage
 
     def on_made(self, now: float) -> None:
         """Record that what was to be made is there."""

@@ -17,19 +17,12 @@ from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.runtime.notice import warning
 from lockstep.common.transport.shared_memory.folder import SharedFolder, shared_root
 from lockstep.worker.compute import Compute, Slots
-from lockstep.worker.setup import LoadedRun, SharedPlace, attach
+from lockstep.worker.setup import LoadedRun
 from lockstep.worker.team.meeting import Meeting, Session
-from lockstep.worker.team.member import Bells, TeamMember
+from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import RESULT, TeamMemory
 from lockstep.worker.team.progress import Patience
-from lockstep.worker.team.updates import UpdatePlace
-
-
-class Alone:
-    """The bells of a team of one process."""
-
-    def ring(self, process: int) -> None:
-        raise AssertionError(f"process {process} of a team of one")
+from lockstep.worker.team.updates import SharedPlace
 
 
 class TeamContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,11 +44,6 @@ class TeamContext(msgspec.Struct, frozen=True, kw_only=True):
     def processes(self) -> int:
         """The number of processes of the team."""
         return 1 if self.meeting is None else self.meeting.processes
-
-    @property
-    def bells(self) -> Bells:
-        """Wakes the other processes."""
-        return Alone() if self.meeting is None else self.meeting
 
 
 class LeaderSetup(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +70,7 @@ def lead(welcome: Welcome, loaded: LoadedRun, context: TeamContext) -> LeaderSet
     size, shared, obstacle = loaded.model.layout.size, None, ""
     if welcome.memory and context.root is not None:
         try:
-            shared = attach(context.root, welcome, size)
+            shared = SharedPlace.attach(context.root, welcome, size)
         except SharingError as error:
             obstacle = str(error)
     frames = frames_of(size, 1 + len(welcome.shards))
@@ -106,13 +94,13 @@ def lead(welcome: Welcome, loaded: LoadedRun, context: TeamContext) -> LeaderSet
             compute,
             memory,
             context.clock,
-            context.bells,
+            context.meeting,
             context.patience,
-            None if shared is None else shared.updates,
+            shared,
         )
         if context.meeting is not None:
-            member.session = _announce(welcome, memory, shared, context.meeting)
-        member.show_ready()
+            member.pace.session = _announce(welcome, memory, shared, context.meeting)
+        member.pace.show_ready()
         stack.pop_all()
     return LeaderSetup(compute=compute, shared=shared, obstacle=obstacle, member=member, folder=folder)
 
@@ -172,7 +160,7 @@ def foretell(welcome: Welcome, meeting: Meeting) -> None:
 
 def _announce(welcome: Welcome, memory: TeamMemory, shared: SharedPlace | None, meeting: Meeting) -> int:
     """Tell the others where the memory for a run is; return the number of the session."""
-    number, root = _next_number(meeting), "" if shared is None else str(shared.updates.root)
+    number, root = _next_number(meeting), "" if shared is None else str(shared.root)
     folder, makers = str(memory.path), memory.shape.makers
     meeting.announce(Session(number=number, welcome=welcome, folder=folder, shared_root=root, makers=makers))
     return number
@@ -199,25 +187,27 @@ def follow(session: Session, loaded: LoadedRun, context: TeamContext) -> TeamMem
         memory = TeamMemory.join(folder, shape_of(welcome, context.processes, size, session.makers), meeting.process)
         opened = stack.enter_context(ExitStack())
         opened.callback(memory.close)
-        updates = None
+        shared = None
         if session.shared_root:
-            updates = UpdatePlace(Path(session.shared_root), welcome.memory, welcome.rank)
-            folder = stack.enter_context(closing(SharedFolder.join(updates.root, updates.folder)))
-        first, second = folder.attach(WEIGHTS, weights_shape(size)).vectors
+            shared = SharedPlace.attach(Path(session.shared_root), welcome, size)
+            slots = shared.slots
+        else:
+            first, second = folder.attach(WEIGHTS, weights_shape(size)).vectors
+            slots = first, second
         memory.own.reserve(0)
         memory.own.reserve(RESULT)
-        compute = loaded.compute((first, second), memory.own.vectors[:ROWS])
+        compute = loaded.compute(slots, memory.own.vectors[:ROWS])
         member = context.kind(
             compute,
             memory,
             context.clock,
-            context.bells,
+            context.meeting,
             context.patience,
-            updates,
+            shared,
             session=session.number,
         )
         compute.is_wanted = member.is_wanted
-        member.show_ready()
+        member.pace.show_ready()
         opened.pop_all()
     return member
 

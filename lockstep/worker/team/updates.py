@@ -1,7 +1,9 @@
-"""Slices of the update of a step, made by the processes of a team straight in the memory of the weights.
+"""The steps that a team makes by itself, one after the other: slices of their updates, in the memory of the weights.
 
-A slice is written by the process that has its lock, only if the lease is still the team's and it is not made yet: the
-system releases the lock of a process that ends, and one that stands still with it stands in memory that the run leaves.
+The steps of a multi-step lease follow one another without new orders: the process that makes the first slice of an
+update publishes the next plan with it. A slice is written by the process that has its lock, only if the lease is still
+the team's and it is not made yet: the system releases the lock of a process that ends, and one that stands still with
+it stands in memory that the run leaves.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +15,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.aggregation.update import UpdatePass, UpdateRule, UpdateStep, UpdateVectors
+from lockstep.common.aggregation.update import Pair, UpdatePass, UpdateRule, UpdateStep, UpdateVectors
 from lockstep.common.job.optimizer import outer_momenta, rule_of, rules_of, schedule_of, spans_of
 from lockstep.common.optim.clipping import BLOCK, add_blocks, block_squares, scale_for
 from lockstep.common.optim.schedules import Schedule
+from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import (
     EXACT_WEIGHTS,
     STATE,
@@ -29,20 +33,51 @@ from lockstep.common.protocol.shared_files import (
     update_file,
     weights_shape,
 )
-from lockstep.common.protocol.team_memory import TeamShape, UpdateMarks, file_of
+from lockstep.common.protocol.team_memory import (
+    BEGAN_S,
+    COMPUTE_S,
+    ENDED_S,
+    ENTRIES,
+    TeamShape,
+    UpdateMarks,
+    file_of,
+    write_tally,
+)
 from lockstep.common.transport.shared_memory.file_lock import FileLock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
-from lockstep.worker.team.order import Order
-from lockstep.worker.team.slices import PIECE, Operands, SliceAdder
+from lockstep.worker.team.division import OrderPlan
+from lockstep.worker.team.memory import Copies
+from lockstep.worker.team.pace import Pace
+from lockstep.worker.team.progress import Order, OrderOutcome
+from lockstep.worker.team.sums import PIECE, Operands, OrderSums, SliceAdder
 
 
-class UpdatePlace(msgspec.Struct, frozen=True):
-    """Where the server's memory is, and the rank of our team there."""
+class SharedPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's memory as a process of a team sees it."""
 
     root: Path
     folder: str
+    #: The rank of the team there.
     rank: int
+    #: What was read there, by which the server knows that we see its memory.
+    nonce: str
+    #: The weights, read only.
+    slots: Pair
+
+    @classmethod
+    def attach(cls, root: Path, welcome: Welcome, size: int) -> "SharedPlace":
+        """Map the weights that the server offers; `SharingError` if that fails."""
+        nonce, slots = weights_in(root, welcome.memory, size)
+        return cls(root=root, folder=welcome.memory, rank=welcome.rank, nonce=nonce, slots=slots)
+
+
+def weights_in(root: Path, name: str, size: int) -> tuple[str, Pair]:
+    """Map the newest weights in a folder of shared memory, and return them after its nonce; `SharingError` if not."""
+    with closing(SharedFolder.join(root, name)) as folder:
+        weights = folder.attach(WEIGHTS, weights_shape(size))
+    first, second = weights.vectors
+    return weights.nonce.hex(), (first, second)
 
 
 @dataclass
@@ -74,7 +109,7 @@ class UpdateMaker:
         self.slices = slices_for(compute.layout.size, len(self.locks))
 
     @classmethod
-    def open(cls, compute: Compute, shape: TeamShape, adder: SliceAdder, place: UpdatePlace) -> "UpdateMaker":
+    def open(cls, compute: Compute, shape: TeamShape, adder: SliceAdder, place: SharedPlace) -> "UpdateMaker":
         """Map the newest memory of the weights; `SharingError` if it cannot be."""
         layout, names = compute.layout, list(rule_of(compute.job, compute.own).init(0))
         shape_of_weights = weights_shape(layout.size)
@@ -184,3 +219,88 @@ class UpdateMaker:
 
 #: Returns the sums of squares of all blocks of the gradient of the current order, in any order.
 Squares = Callable[[], Sequence[float]]
+
+
+@dataclass
+class StepChain:
+    """The steps of multi-step leases in one memory: the next of them, its update, and its entry for the server."""
+
+    updates: UpdateMaker
+    sums: OrderSums
+    pace: Pace
+    #: The number of the memory.
+    memory: int
+    #: When the leader's order was begun, and when all sums of the current step were seen to be there.
+    started: float = 0.0
+    summed: float = 0.0
+
+    def is_wanted(self, order: Order) -> bool:
+        """Tell whether the step of an order is still to be made."""
+        return self.updates.may_make(order) and self.updates.marks.least() <= order.step
+
+    def is_ahead(self, order: Order) -> bool:
+        """Tell whether the entry of a step would be written over one that the server has not read."""
+        return order.step - self.updates.marks.read >= ENTRIES
+
+    def following(self, order: Order) -> Order | OrderOutcome | None:
+        """Return the step that the team is at, or how the lease has ended; None if the team is even further."""
+        made, steps = self.updates.marks.least(), order.steps
+        if steps is None or not self.updates.may_make(order):
+            return OrderOutcome.STOPPED
+        if made >= steps.last:
+            return OrderOutcome.DONE
+        if made <= order.step:
+            return OrderOutcome.STOPPED
+        plan = self.next_plan(made - 1)
+        return None if plan is None else order.following(made, plan)
+
+    def next_plan(self, step: int) -> OrderPlan | None:
+        """Return the plan of the step after one that the team has made; None if its entry is written over."""
+        entry = self.updates.marks.published.read(step, "next")
+        return None if entry is None else self.sums.memory.plan_in(entry)
+
+    def make(self, order: Order, slice_: int, operands: Operands, copies: Copies, began: float) -> bool:
+        """Make a slice whose lock is ours, and release that; return whether the slice is finite."""
+        updates = self.updates
+        divisor = self.sums.tally_of(order, copies).divisor
+        is_finite = updates.write(slice_, order, operands, divisor, lambda: self._squares(order))
+        updates.end(slice_, order, is_made=is_finite, show=lambda: self._show(order, slice_, copies, began))
+        return is_finite
+
+    def _squares(self, order: Order) -> list[float]:
+        memory, found = self.sums.memory, list[float]()
+        count = -(-self.sums.compute.layout.parameter_size // BLOCK)
+        for slice_, whole in enumerate(memory.shape.slices):
+            process = memory.maker_of(memory.marks.squared, slice_, order.number)
+            start, stop = whole.start // BLOCK, min(-(-whole.stop // BLOCK), count)
+            found += memory.marks.squares[process, start:stop].tolist()
+        return found
+
+    def _show(self, order: Order, slice_: int, copies: Copies, began: float) -> None:
+        """Write what the server gets to know, before a slice is shown: the work is shared by the first and the last."""
+        updates = self.updates
+        if slice_ == 0:
+            with updates.marks.published.write(order.step) as entry:
+                self._write_entry(entry, order, copies, began)
+        if slice_ == len(updates.slices) - 1 and order.step:
+            checksum = checksum_after(order.step - 1, updates.weights_before(order.step))
+            updates.marks.entries["checksum"][order.step % ENTRIES] = checksum
+
+    def _write_entry(self, entry: NDArray[np.void], order: Order, copies: Copies, began: float) -> None:
+        memory, since = self.sums.memory, self._summed_before(order)
+        figures = memory.figures(copies)
+        used = entry["used"] = len(figures)
+        write_tally(entry, self.sums.tally_of(order, copies))
+        entry["summed_s"], entry["round_s"] = self.summed, self.summed - since
+        entry["update_s"] = self.pace.clock.now() - began
+        entry["parts"][:used] = copies.parts
+        figures[:, BEGAN_S : ENDED_S + 1] -= since
+        entry["times"][:used] = figures[:, COMPUTE_S : ENDED_S + 1]
+        entry["losses"][:] = memory.losses(copies)
+        entry["next"] = memory.written(self.pace.plan(order.work, order.node, order))
+
+    def _summed_before(self, order: Order) -> float:
+        """Return when all sums of the step before were there, as its entry says: this process may have missed that."""
+        if order.steps is None or order.step == order.steps.first:
+            return self.started
+        return float(self.updates.marks.entries["summed_s"][(order.step - 1) % ENTRIES])

@@ -17,7 +17,7 @@ from lockstep.common.model.autograd import AutogradEngine, AutogradModel, Stacke
 from lockstep.common.nn.description import describe
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
-from lockstep.worker.node_sums import PassProgress, StoppedError, SumsInOnePass
+from lockstep.worker.node_sums import StoppedError, SumsInOnePass
 from tests.lockstep.common.model.built import build_model
 from tests.lockstep.worker.test_compute import nodes
 from tests.simulation.small import JOBS, digits, job_of
@@ -272,11 +272,10 @@ def test_as_often_as_between_micro_batches_it_is_asked_whether_the_rest_is_wante
     counted = list[int]()
     attempt = compute._attempt
     attempt.begin()
-    attempt.count()
     compute.is_wanted = partial(_count, counted)
-    progress = PassProgress(attempt, micro_batches, length)
+    advance = attempt.over(micro_batches, length)
     for _ in range(length):
-        progress.advance()
+        advance()
     assert len(counted) == micro_batches - 1
 
 

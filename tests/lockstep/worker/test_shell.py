@@ -55,8 +55,8 @@ from lockstep.worker.setup import Loader, gather
 from lockstep.worker.shell import LOOK_S, MOST_EARLY, WorkerShell
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.leader import Found
-from lockstep.worker.team.member import OrderOutcome, TeamMember
-from lockstep.worker.team.progress import CROWDED
+from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.progress import CROWDED, OrderOutcome
 from lockstep.worker.team.session import TeamContext
 from tests.lockstep.common.statemachine.clients import JOIN
 from tests.lockstep.statuses import status

@@ -11,11 +11,12 @@ from lockstep.checking.simulation.team import SimulatedMember
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.protocol.team_memory import HI, LO, ORDER, UpdateMarks
+from lockstep.worker.team.meeting import Meeting
+from lockstep.worker.team.member import OrderAtWork
 from lockstep.worker.team.memory import Copies, Copy, TeamMemory
-from lockstep.worker.team.order import Order
-from lockstep.worker.team.progress import ComputeNode, MakeSlice, OrderProgress
-from lockstep.worker.team.slices import Operands
-from lockstep.worker.team.updates import UpdateMaker
+from lockstep.worker.team.progress import ComputeNode, MakeSlice, Order, OrderStage, Patience
+from lockstep.worker.team.sums import Operands, OrderSums
+from lockstep.worker.team.updates import StepChain, UpdateMaker
 from tests.lockstep.checking.simulation.planted import OTHER_LOSSES, OTHER_WEIGHTS, Planted
 
 
@@ -44,8 +45,8 @@ def making(kind: type[UpdateMaker]) -> Parts:
     class Making(SimulatedMember):
         def _map(self, memory: int) -> None:
             super()._map(memory)
-            assert self._updates is not None
-            self._updates.__class__ = kind
+            assert self.chain is not None
+            self.chain.updates.__class__ = kind
 
     return Parts(member=Making)
 
@@ -53,12 +54,12 @@ def making(kind: type[UpdateMaker]) -> Parts:
 class Boastful(SimulatedMember):
     """Shows sums before they are written."""
 
-    def _begin_action(self, order: Order, progress: OrderProgress, action: ComputeNode | MakeSlice) -> None:
-        super()._begin_action(order, progress, action)
-        begun, nodes = self._begun, self.memory.marks.nodes[self.memory.process]
-        if isinstance(begun, ComputeNode) and order.work in OF_A_STEP:
+    def _begin_action(self, at: OrderAtWork, action: ComputeNode | MakeSlice) -> None:
+        super()._begin_action(at, action)
+        begun, nodes = at.begun, self.memory.marks.nodes[self.memory.process]
+        if isinstance(begun, ComputeNode) and at.order.work in OF_A_STEP:
             nodes[begun.row, LO : HI + 1] = begun.node.lo, begun.node.hi
-            nodes[begun.row, ORDER] = order.number
+            nodes[begun.row, ORDER] = at.order.number
 
 
 class Greedy(TeamMemory):
@@ -82,28 +83,28 @@ def remembering(kind: type[TeamMemory]) -> Parts:
     """Return parts whose processes look at memory like that."""
 
     class Remembering(SimulatedMember):
-        def __post_init__(self) -> None:
-            super().__post_init__()
+        def __post_init__(self, meeting: Meeting | None, patience: Patience, session: int) -> None:
+            super().__post_init__(meeting, patience, session)
             self.memory.__class__ = kind
 
     return Parts(member=Remembering)
 
 
-class Doubling(SimulatedMember):
+class Doubling(OrderSums):
     """Counts sums twice that two processes have."""
 
-    def operands(self, order: Order) -> Operands | None:
-        found = super().operands(order)
-        if found is None:
+    def operands(self, order: Order) -> tuple[Operands, Copies] | None:
+        known = super().operands(order)
+        if known is None:
             return None
-        nodes, vectors = self.memory.marks.nodes, list[Any]()
+        (found, of), nodes, vectors = known, self.memory.marks.nodes, list[Any]()
         for node, vector in zip(found.nodes, found.vectors, strict=True):
             same = (nodes[:, :, : HI + 1] == (order.number, node.lo, node.hi)).all(axis=2)
             copies = [
                 self.memory.vector(int(process), int(row)) for process, row in zip(*np.nonzero(same), strict=True)
             ]
             vectors.append(vector if len(copies) < 2 else copies[0] + copies[1])
-        return found.__class__(found.step, found.nodes, vectors, found.micro_batches)
+        return Operands(found.step, found.nodes, vectors, found.micro_batches), of
 
 
 class SomeMarks(UpdateMarks, frozen=True):
@@ -118,19 +119,37 @@ class Impatient(SimulatedMember):
 
     def _map(self, memory: int) -> None:
         super()._map(memory)
-        assert self._updates is not None
-        self._updates.marks = SomeMarks(**msgspec.structs.asdict(self._updates.marks))
+        assert self.chain is not None
+        updates = self.chain.updates
+        updates.marks = SomeMarks(**msgspec.structs.asdict(updates.marks))
 
-    def _missing(self, order: Order, stage: Any) -> Sequence[Node] | Sequence[int]:
-        missing = super()._missing(order, stage)
-        return () if self._updates is not None and self._updates.marks.least() > order.step else missing
+    def _missing(self, at: OrderAtWork, stage: OrderStage) -> Sequence[Node] | Sequence[int]:
+        missing = super()._missing(at, stage)
+        return () if self.chain is not None and self.chain.updates.marks.least() > at.order.step else missing
 
 
-class Headlong(SimulatedMember):
+class Headlong(StepChain):
     """Does not wait until the server has read the entries that it writes over."""
 
-    def _is_ahead(self, order: Order) -> bool:
+    def is_ahead(self, order: Order) -> bool:
         return False
+
+
+class OddPart(SimulatedMember):
+    """A process, of whose parts one is changed."""
+
+    odd: type[OrderSums | StepChain]
+
+    def _map(self, memory: int) -> None:
+        super()._map(memory)
+        for part in (self.sums, self.chain):
+            if part is not None and issubclass(self.odd, type(part)):
+                part.__class__ = self.odd
+
+
+def with_part(kind: type[OrderSums | StepChain]) -> Parts:
+    """Return parts whose processes have that one."""
+    return Parts(member=type("Odd", (OddPart,), {"odd": kind}))
 
 
 #: By what is wrong.
@@ -139,9 +158,9 @@ OF_TEAMS = {
     "a slice is made again": Planted(making(Remaking), OTHER_LOSSES, first=62),
     "sums are shown before they are written": Planted(Parts(member=Boastful), OTHER_WEIGHTS, first=3),
     "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_LOSSES, first=10),
-    "a part is counted twice": Planted(Parts(member=Doubling), OTHER_WEIGHTS),
+    "a part is counted twice": Planted(with_part(Doubling), OTHER_WEIGHTS),
     "sums are overwritten too early": Planted(Parts(member=Impatient), OTHER_WEIGHTS, first=11),
     "entries are overwritten that were not read": Planted(
-        Parts(member=Headlong), "AssertionError: the entry of step ", first=63
+        with_part(Headlong), "AssertionError: the entry of step ", first=63
     ),
 }

@@ -33,12 +33,11 @@ from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import SendBucket
-from lockstep.worker.setup import attach
 from lockstep.worker.team.leader import Leader
-from lockstep.worker.team.member import OrderOutcome, TeamMember
+from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import TeamMemory
-from lockstep.worker.team.progress import PATIENT, Patience
-from lockstep.worker.team.updates import UpdatePlace
+from lockstep.worker.team.progress import PATIENT, OrderOutcome, Patience
+from lockstep.worker.team.updates import SharedPlace
 from tests.lockstep.common.model.built import build_model
 from tests.simulation.small import JOBS, digits, job_of
 
@@ -47,13 +46,6 @@ TICK_S, LIMIT = 1e-4, 4000
 
 #: Of the team, at the server.
 RANK = 0
-
-
-class Silent:
-    """Bells that nobody hears: whoever is asked to act looks by itself."""
-
-    def ring(self, process: int) -> None:
-        """Do nothing."""
 
 
 class Stuck(BaseException):
@@ -138,9 +130,9 @@ class Crew:
         """Return a team that shares the memory of a server, with which a run begins."""
         clock, folder = ManualClock(), SharedFolder.create(root)
         opening, sharing = share(open_run("crew", job, digits(), RunOptions()), root)
-        place = attach(root, opening.info.welcome(RANK), opening.layout.size)
+        place = SharedPlace.attach(root, opening.info.welcome(RANK), opening.layout.size)
         sharing.admit(RANK, place.nonce, shape_of(job, processes, opening.layout.size))
-        members = list(_members(job, folder, processes, clock, place.slots, place.updates, **values))
+        members = list(_members(job, folder, processes, clock, place.slots, place, **values))
         return cls(job, members, clock, folder, turns or Turns(), opening, sharing)
 
     def close(self) -> None:
@@ -194,7 +186,7 @@ class Crew:
             old = self.members[process]
             memory = TeamMemory.join(self.folder, old.memory.shape, process)
             # Its model has captured calls already: that is all that it has in common with the one before.
-            member = _member(old.compute, memory, self.clock, old.patience, old.place)
+            member = _member(old.compute, memory, self.clock, old.pace.patience, old.place)
             member.follow(0 if self.sharing is None else self.sharing.generation)
             self.members[process] = member
         if 0 in self.gone:
@@ -212,7 +204,7 @@ class Crew:
 
         if member.memory.keep_order.__module__ != __name__:
             member.memory.keep_order = keep_order
-        updates = member._updates
+        updates = None if member.chain is None else member.chain.updates
         if updates is not None and updates.marks.keep_order.__module__ != __name__:
             updates.marks = replace(updates.marks, keep_order=keep_order)
 
@@ -262,7 +254,7 @@ class Crew:
         for _ in range(LIMIT):
             if is_over() or not self.turn():
                 return
-        raise Stuck([(member.order, member.progress) for member in self.members])
+        raise Stuck([member.last for member in self.members])
 
     # What it works on
 
@@ -337,7 +329,7 @@ def _members(
     processes: int,
     clock: ManualClock,
     slots: tuple[Vector, Vector],
-    place: UpdatePlace | None = None,
+    place: SharedPlace | None = None,
     *,
     patience: Patience = PATIENT,
     data: TrainTest | None = None,
@@ -368,15 +360,15 @@ def compute_of(job: Job, data: TrainTest | None, slots: tuple[Vector, Vector], s
 
 
 def _member(
-    compute: Compute, memory: TeamMemory, clock: ManualClock, patience: Patience, place: UpdatePlace | None
+    compute: Compute, memory: TeamMemory, clock: ManualClock, patience: Patience, place: SharedPlace | None
 ) -> TeamMember:
     # Some do several things at once, as processes do, and others one.
     is_stepwise = memory.process % 2 == 0
-    member = TeamMember(compute, memory, clock, Silent(), patience, place, is_stepwise=is_stepwise)
+    member = TeamMember(compute, memory, clock, None, patience, place, is_stepwise=is_stepwise)
     compute.is_wanted = member.is_wanted
     # As if it had computed before: otherwise others would wait for seconds.
-    memory.record_speed(TICK_S)
-    member.show_ready()
+    member.pace.record_speed(TICK_S)
+    member.pace.show_ready()
     return member
 
 

@@ -12,8 +12,7 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, TreeSum, Vector, VectorPool, VectorTree, largest_node_at
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.optim.clipping import BLOCK
-from lockstep.worker.team.additions import additions_of
-from lockstep.worker.team.slices import PIECE, Operands, SliceAdder
+from lockstep.worker.team.sums import PIECE, Operands, SliceAdder, additions_of
 
 
 @st.composite

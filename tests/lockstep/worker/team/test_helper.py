@@ -23,9 +23,8 @@ from lockstep.worker.setup import Loader, gather
 from lockstep.worker.team.helper import INTERRUPTED, SLEEP_S, UNFIT, TeamProcess
 from lockstep.worker.team.leader import LISTEN_S, Leader
 from lockstep.worker.team.meeting import Session
-from lockstep.worker.team.member import OrderOutcome, TeamMember
-from lockstep.worker.team.order import Order
-from lockstep.worker.team.progress import ComputeNode
+from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.progress import ComputeNode, Order, OrderOutcome
 from lockstep.worker.team.session import LeaderSetup, dismiss, foretell, lead
 from tests.lockstep.worker.team.crew import TICK_S, whole
 from tests.lockstep.worker.team.noticeboard import BoardMeeting, Noticeboard, Recorder, context, welcome_to
@@ -109,7 +108,7 @@ def test_it_takes_part_in_a_session_once(pair: Pair) -> None:
     leader = pair.lead()
     assert pair.process.step()
     assert pair.recorder.said == [TAKES_PART]
-    assert leader.member.present(None) == [0, 1]
+    assert leader.member.pace.present(None) == [0, 1]
     pair.steps()
     assert pair.recorder.said == [TAKES_PART]
     pair.close()
@@ -188,9 +187,9 @@ def test_the_leader_waits_for_nobody_while_it_has_something_to_do(pair: Pair) ->
     assert (found.tally.count, found.losses, found.compute_s) == (pair.welcome.job.global_batch, [], 0.0)
     leader.begin_lease(msgspec.structs.replace(whole(pair.welcome.job), memory=3))
     assert leader.order.memory == 3
-    assert member.progress is not None
+    assert member.last is not None
     for due_s in (1.0, LISTEN_S / 2):
-        member.progress.due = pair.clock.now() + due_s
+        member.last.progress.due = pair.clock.now() + due_s
         assert leader.advance(pair.clock.now()) is None
     # The server may send something meanwhile.
     assert meeting.waited == [LISTEN_S, LISTEN_S / 2]
@@ -232,7 +231,7 @@ def test_if_the_memory_is_gone_it_says_so_and_takes_part_in_the_next_session(pai
     leader = pair.lead()
     assert pair.process.step()
     assert pair.recorder.said[1:] == [TAKES_PART]
-    assert leader.member.present(None) == [0, 1]
+    assert leader.member.pace.present(None) == [0, 1]
     pair.close()
 
 
@@ -316,7 +315,7 @@ def test_if_the_servers_memory_is_gone_at_an_order_it_leaves_and_waits_for_anoth
         work="train",
         step=0,
         node=whole(pair.welcome.job).node(),
-        plan=leader.member.plan("train", whole(pair.welcome.job).node(), None),
+        plan=leader.member.pace.plan("train", whole(pair.welcome.job).node(), None),
         memory=1,
         steps=None,
     )
@@ -382,8 +381,8 @@ def test_one_that_has_shown_that_it_sleeps_looks_once_more_before_it_does(pair: 
     leader = pair.lead()
     member = leader.member
     leader.begin_lease(whole(pair.welcome.job))
-    assert member.progress is not None
-    member.progress.due = pair.clock.now() + 1.0
+    assert member.last is not None
+    member.last.progress.due = pair.clock.now() + 1.0
     assert not member.falls_asleep()
     assert (member.memory.sleepers(), member.due()) == ([0], pair.clock.now())
     assert member.falls_asleep()

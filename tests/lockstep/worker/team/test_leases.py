@@ -19,10 +19,9 @@ from lockstep.common.protocol.team_memory import ROWS
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.team.division import OrderPlan, TeamPart
 from lockstep.worker.team.leader import Found
-from lockstep.worker.team.member import IDLE_S, OrderOutcome
 from lockstep.worker.team.memory import OwnVectors
-from lockstep.worker.team.order import Order
-from lockstep.worker.team.progress import CROWDED, PATIENT, Patience
+from lockstep.worker.team.pace import IDLE_S
+from lockstep.worker.team.progress import CROWDED, PATIENT, Order, OrderOutcome, Patience
 from tests.lockstep.worker.team.crew import TEAM_JOBS, Alone, Crew, FaultyCompute, Turns, bits, whole, wide
 from tests.simulation.small import JOBS, digits, job_of, long_test_set
 
@@ -167,7 +166,7 @@ def test_who_wakes_up_late_does_no_harm(patience: Patience, memory: Path) -> Non
             check(crew, alone, whole(job, 1))
             crew.run()
             newest = crew.members[0].memory.marks.newest
-            assert [member.last and member.last.number for member in crew.members] == [newest] * 3
+            assert [member.last and member.last.order.number for member in crew.members] == [newest] * 3
 
 
 @pytest.mark.parametrize("work", get_args(Work)[2:])
@@ -231,14 +230,15 @@ def test_a_process_that_is_ready_for_another_session_than_this_is_given_nothing(
     job = wide(micro_batches=6)
     with crew_of(Crew.of(job, 3, memory)) as crew:
         for member in crew.members:
-            member.session = 5
-            member.show_ready()
+            member.pace.session = 5
+            member.pace.show_ready()
         check(crew, Alone.of(job), whole(job))
         crew.run()
         leader, late = crew.members[0], crew.members[1]
+        assert leader.last is not None
         for session, present in ((5, [0, 1, 2]), (4, [0, 2]), (6, [0, 2]), (0, [0, 2])):
             late.memory.show("ready", session)
-            assert leader.present(leader.last) == present
+            assert leader.pace.present(leader.last.order) == present
 
 
 def test_a_process_without_memory_for_the_slices_that_it_adds_up_leaves_the_lease_to_the_leader(memory: Path) -> None:
@@ -262,10 +262,10 @@ def test_where_cores_are_short_as_many_compute_as_there_is_room_for_and_rather_w
         leader = crew.members[0]
         # Each waits for half of the time: two fit on a core.
         leader.memory.marks.loads[:] = 0.5
-        assert leader.plan("train", node, None).workers == {1, 2}
+        assert leader.pace.plan("train", node, None).workers == {1, 2}
         plan = OrderPlan((TeamPart(Node(0, 4), 0), TeamPart(Node(4, 6), 1)), (0, 1))
         before = Order(number=0, work="train", step=0, node=node, plan=plan)
-        assert leader.plan("train", node, before).workers == {0, 1}
+        assert leader.pace.plan("train", node, before).workers == {0, 1}
 
 
 def test_where_cores_are_short_who_had_nothing_to_do_counts_as_present_while_it_looks(memory: Path) -> None:
@@ -274,8 +274,8 @@ def test_where_cores_are_short_who_had_nothing_to_do_counts_as_present_while_it_
         check(crew, Alone.of(job), whole(job))
         leader, idle = crew.members[0], crew.members[1]
         assert leader.last is not None
-        assert leader.last.plan.workers == {2}
+        assert leader.last.order.plan.workers == {2}
         idle.memory.mine["at"], idle.memory.mine["looked_s"] = 0, crew.clock.now()
-        assert leader.present(leader.last) == [0, 1, 2]
+        assert leader.pace.present(leader.last.order) == [0, 1, 2]
         crew.clock.advance(IDLE_S)
-        assert leader.present(leader.last) == [0, 2]
+        assert leader.pace.present(leader.last.order) == [0, 2]

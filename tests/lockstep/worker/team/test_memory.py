@@ -24,20 +24,19 @@ from lockstep.common.protocol.team_memory import (
     WORKS,
     TeamShape,
 )
+from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.team.division import OrderPlan, OrderWork, TeamPart, plan_for
 from lockstep.worker.team.memory import (
-    FIRST,
-    LEAST_LOAD,
     RESULT,
-    Computed,
     Copies,
     Copy,
     OwnVectors,
     TeamMemory,
     write_plan,
 )
-from lockstep.worker.team.order import Order, Steps
+from lockstep.worker.team.pace import FIRST, LEAST_LOAD, Pace
+from lockstep.worker.team.progress import PATIENT, ComputeNode, Order, Steps
 
 SHAPE = TeamShape(processes=3, micro_batches=8, size=5000, clips=False, metrics=2)
 PLAN = plan_for(OrderWork(Node(0, 8), 8), {0: 1.0, 1: 1.5, 2: 4.0})
@@ -62,17 +61,20 @@ def team(memory: Path) -> Iterator[list[TeamMemory]]:
             member.close()
 
 
-def computed(node: Node) -> Computed:
+def show_row(member: TeamMemory, row: int, order: int, node: Node) -> None:
     losses = [float(micro_batch) for micro_batch in range(node.lo, node.hi)]
-    return Computed(
-        node=node, tally=Tally(sum(losses), len(node), metrics=(node.lo, 0.5)), losses=losses, began_s=1.0, ended_s=3.5
-    )
+    tally = Tally(sum(losses), len(node), metrics=(node.lo, 0.5))
+    member.show_row(ComputeNode(node, row), order, tally, losses, (1.0, 3.5))
 
 
 def show(member: TeamMemory, row: int, lo: int, hi: int, order: int = 4) -> None:
     member.begin_row(row)
     member.own.vectors[row][:] = 100 * lo + hi
-    member.show_row(row, order, computed(Node(lo, hi)))
+    show_row(member, row, order, Node(lo, hi))
+
+
+def pace_of(member: TeamMemory) -> Pace:
+    return Pace(member, ManualClock(), PATIENT, lambda work: SHAPE.micro_batches)
 
 
 def copies_of(member: TeamMemory, node: Node, number: int = 4) -> list[Copy] | None:
@@ -265,7 +267,7 @@ def test_nobody_sees_an_order_that_is_being_written(team: list[TeamMemory]) -> N
 def test_an_order_that_another_one_replaces_while_it_is_read_is_none(team: list[TeamMemory]) -> None:
     leader, other = team[0], team[1]
     leader.give(order_of(1))
-    with at_barriers(other, lambda: leader.give(order_of(1 + ORDERS))):
+    with at_barriers(other, nothing, lambda: leader.give(order_of(1 + ORDERS))):
         assert other.read(1) is None
 
 
@@ -277,7 +279,7 @@ def test_an_order_that_is_whole_only_after_it_was_read_is_none(team: list[TeamMe
     def finish() -> None:
         cells["order"], cells["step"] = 1, order.step
 
-    with at_barriers(team[1], finish):
+    with at_barriers(team[1], finish, nothing):
         assert team[1].read(1) is None
     assert team[1].read(1) == order
 
@@ -285,26 +287,16 @@ def test_an_order_that_is_whole_only_after_it_was_read_is_none(team: list[TeamMe
 def test_an_order_is_read_at_once(team: list[TeamMemory]) -> None:
     order = order_of(1)
     team[0].give(order)
-    with at_barriers(team[1], lambda: team[0].marks.orders["step"].fill(77)):
+    with at_barriers(team[1], nothing, lambda: team[0].marks.orders["step"].fill(77)):
         assert team[1].read(1) == order
 
 
-@pytest.mark.parametrize("looks", [(False, False), (False, True), (True, False), (True, True)])
-def test_a_plan_counts_if_it_is_whole_before_it_was_read_and_afterwards(
-    looks: tuple[bool, bool], team: list[TeamMemory]
-) -> None:
-    others = [OrderPlan((TeamPart(Node(0, 8), process),), (process,)) for process in range(3)]
-    cells, rest = team[1].written(others[0]).copy(), list(looks)
-
-    def becomes(plan: OrderPlan) -> Callable[[], None]:
-        return lambda: write_plan(cells, plan)
-
-    # It is read after the first look, and before the second.
-    with at_barriers(team[1], becomes(others[1]), becomes(others[2])):
-        found = team[1].plan_in(cells, lambda: rest.pop(0))
-    assert found == (others[1] if all(looks) else None)
-    # What was not whole is not what is returned the next time.
-    assert team[1].plan_in(cells) == others[2]
+def test_a_plan_is_the_one_that_was_written_last(team: list[TeamMemory]) -> None:
+    cells = team[1].written(PLAN).copy()
+    assert team[1].plan_in(cells) == PLAN
+    other = OrderPlan((TeamPart(Node(0, 8), 1),), (1,))
+    write_plan(cells, other)
+    assert team[1].plan_in(cells) == other
 
 
 def test_sums_are_shown_after_all_that_belongs_to_them_and_hidden_before_they_are_written(
@@ -382,45 +374,45 @@ def test_who_shows_that_it_sleeps_looks_after_that_and_who_has_written_looks_who
 
 
 def test_a_process_measures_its_speed_as_a_mean_that_forgets(team: list[TeamMemory]) -> None:
-    member, seconds = team[1], team[0].marks.seconds
-    member.record_speed(8.0)
+    pace, seconds = pace_of(team[1]), team[0].marks.seconds
+    pace.record_speed(8.0)
     assert seconds.tolist() == [0.0, 8.0, 0.0]
-    member.record_speed(1.0)  # the first one was not like the others
-    member.record_speed(2.0)
+    pace.record_speed(1.0)  # the first one was not like the others
+    pace.record_speed(2.0)
     assert 1.0 < seconds[1] < 1.5
     before = float(seconds[1])
-    member.forget_speed([])  # soon, while memory is cold
+    pace.forget_speed([])  # soon, while memory is cold
     assert 0.5 * before < seconds[1] < 0.9 * before
     for _ in range(FIRST):
-        member.record_speed(2.0)
-    member.record_speed(200.0)  # it waited for a core
+        pace.record_speed(2.0)
+    pace.record_speed(200.0)  # it waited for a core
     before = float(seconds[1])
     assert before < 3.0
-    member.forget_speed([])
+    pace.forget_speed([])
     assert 0.9 * before < seconds[1] < before
 
 
 def test_who_was_given_nothing_never_counts_as_faster_than_those_who_were(team: list[TeamMemory]) -> None:
-    member, seconds = team[1], team[0].marks.seconds
-    team[0].record_speed(2.0)
-    member.record_speed(2.1)
+    pace, seconds = pace_of(team[1]), team[0].marks.seconds
+    pace_of(team[0]).record_speed(2.0)
+    pace.record_speed(2.1)
     for _ in range(5):
-        member.forget_speed([0])
+        pace.forget_speed([0])
     assert seconds[1] == 2.0
     seconds[0] = 3.0  # all computers have become slower, and so would this one be
-    member.forget_speed([0])
+    pace.forget_speed([0])
     assert seconds[1] == 3.0
 
 
 def test_a_process_measures_which_part_of_a_core_it_needs(team: list[TeamMemory]) -> None:
-    member, loads = team[1], team[0].marks.loads
+    pace, loads = pace_of(team[1]), team[0].marks.loads
     for measured in (1.3, 1.0):  # clocks differ a little
-        member.record_load(measured)
+        pace.record_load(measured)
         assert loads.tolist() == [0.0, 1.0, 0.0]
-    member.record_load(0.0)
+    pace.record_load(0.0)
     assert 0.6 < loads[1] < 0.8
     for _ in range(100):
-        member.record_load(0.0)
+        pace.record_load(0.0)
     assert loads[1] == pytest.approx(LEAST_LOAD)
 
 

@@ -6,18 +6,18 @@ from msgspec.structs import replace
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.team_memory import OWN_PARTS, ROWS, WHOLE_ROW
 from lockstep.worker.team.division import OrderPlan, TeamPart
-from lockstep.worker.team.order import Order, Steps
 from lockstep.worker.team.progress import (
     CROWDED,
     PATIENT,
     SLEEP_S,
     UNKNOWN_S,
     ComputeNode,
-    Look,
     MakeSlice,
+    Order,
     OrderProgress,
     OrderStage,
     OrderView,
+    Steps,
     patience_of,
 )
 
@@ -45,7 +45,7 @@ def begun(now: float = 10.0, **values: object) -> OrderProgress:
 def waiting(now: float = 10.0, **values: object) -> OrderProgress:
     """Return one that has computed its own parts at once."""
     progress = begun(now, **values)
-    while not isinstance(progress.action(), Look):
+    while not isinstance(progress.action(), OrderStage):
         progress.on_made(now)
     return progress
 
@@ -78,11 +78,11 @@ def test_its_own_parts_come_first_each_in_a_vector_of_its_own_and_then_it_looks(
     progress.on_made(10.1)
     assert (progress.action(), progress.due) == (ComputeNode(Node(3, 4), 1), 10.1)
     progress.on_made(10.2)
-    assert (progress.action(), progress.due) == (Look(OrderStage.SUMS), 10.2)
+    assert (progress.action(), progress.due) == (OrderStage.SUMS, 10.2)
 
 
 def test_who_has_no_part_looks_at_once() -> None:
-    assert begun(process=3, seconds=[0.1] * 4).action() == Look(OrderStage.SUMS)
+    assert begun(process=3, seconds=[0.1] * 4).action() == OrderStage.SUMS
 
 
 def test_stages_follow_one_another_until_all_are_done() -> None:
@@ -92,7 +92,7 @@ def test_stages_follow_one_another_until_all_are_done() -> None:
     progress.on_made(11.1)
     assert progress.action() == MakeSlice(OrderStage.UPDATE, 3)
     progress.on_made(11.2)
-    assert progress.action() == Look(OrderStage.UPDATE)
+    assert progress.action() == OrderStage.UPDATE
     progress.on_seen((), NOBODY, 11.3)
     assert progress.is_done
 
@@ -104,7 +104,7 @@ def test_it_looks_without_a_pause_first_and_then_now_and_then() -> None:
     now = 10.0 + PATIENT.spin_s
     progress.on_seen([Node(4, 8)], NOBODY, now)
     assert now < progress.due <= now + SLEEP_S
-    assert progress.action() == Look(OrderStage.SUMS)
+    assert progress.action() == OrderStage.SUMS
 
 
 def test_where_processes_wait_for_a_core_it_gives_way_at_once_and_waits_longer() -> None:
@@ -122,7 +122,7 @@ def test_nothing_is_taken_over_before_it_is_late() -> None:
     assert waiting(process=3, seconds=[0.1, 0.2, 0.1, 0.0]).late == pytest.approx(late)  # it has computed nothing yet
     assert progress.late == pytest.approx(late)
     progress.on_seen([Node(4, 8)], [0, 1], late - 1e-3)
-    assert progress.action() == Look(OrderStage.SUMS)
+    assert progress.action() == OrderStage.SUMS
     assert progress.due <= progress.late
 
 
@@ -193,9 +193,9 @@ def test_a_slice_that_somebody_else_makes_is_left_to_it_for_a_while() -> None:
     progress = begun(stages=((OrderStage.UPDATE, 1),))
     assert progress.action() == MakeSlice(OrderStage.UPDATE, 0)
     progress.on_refused(11.0)
-    assert progress.action() == Look(OrderStage.UPDATE)
+    assert progress.action() == OrderStage.UPDATE
     progress.on_seen([0], [0], 11.0)
-    assert progress.action() == Look(OrderStage.UPDATE)
+    assert progress.action() == OrderStage.UPDATE
     progress.on_seen([0], [0], 11.0 + PATIENT.slack_s)
     assert progress.action() == MakeSlice(OrderStage.UPDATE, 0)
 

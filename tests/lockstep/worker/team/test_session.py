@@ -79,9 +79,9 @@ def test_a_session_is_announced_when_its_memory_is_there_and_the_others_map_the_
     assert leader.folder is not None
     assert session.folder == str(leader.folder.path)
     other = second(board, memory, session)
-    assert other.bells == BoardMeeting(board, 1)
+    assert other.waking.meeting == BoardMeeting(board, 1)
     assert leader.member is not None
-    assert leader.member.bells == BoardMeeting(board, 0)
+    assert leader.member.waking.meeting == BoardMeeting(board, 0)
     assert ready(leader.member) == [1, 1]
     weights_of(leader.compute)[1][:] = 7.0
     assert weights_of(other.compute)[1].tolist() == weights_of(leader.compute)[1].tolist()
@@ -117,7 +117,7 @@ def test_a_member_is_ready_for_the_session_that_was_announced(memory: Path) -> N
     assert ready(leader.member) == [2, 0]
     other = second(board, memory, session)
     assert ready(leader.member) == [2, 2]
-    assert (leader.member.session, other.session) == (2, 2)
+    assert (leader.member.pace.session, other.pace.session) == (2, 2)
     other.close()
     leader.close()
 

@@ -23,8 +23,8 @@ from lockstep.ps.setup import open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.team.division import OrderPlan, TeamPart
-from lockstep.worker.team.member import OrderOutcome
-from lockstep.worker.team.progress import PATIENT, MakeSlice, OrderStage, Patience, patience_of
+from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.progress import PATIENT, MakeSlice, OrderOutcome, OrderStage, Patience, patience_of
 from tests.lockstep.worker.team.crew import Crew, Turns, wide
 from tests.simulation.small import digits, job_of
 
@@ -315,11 +315,16 @@ def test_a_leader_whose_server_does_not_read_gives_up_in_the_end(memory: Path) -
         assert "the server does not read" in crew.members[0].error
 
 
+def makes_slice(member: TeamMember) -> bool:
+    """Tell whether a process has begun with a slice."""
+    return member.last is not None and isinstance(member.last.begun, MakeSlice)
+
+
 def test_an_order_that_is_given_up_leaves_no_lock(memory: Path) -> None:
     with yard_of(UPDATE_JOBS["sgd"], 1, memory, share=0.0) as yard:
         crew = yard.crew
         marks, member = yard.begin(2), crew.members[0]
-        crew.run(lambda: isinstance(member._begun, MakeSlice))
+        crew.run(lambda: makes_slice(member))
         assert crew.sharing is not None
         assert crew.sharing.update is not None
         locks = crew.sharing.update.locks
@@ -334,9 +339,9 @@ def test_an_entry_counts_once_it_is_whole_and_the_step_once_its_entry_does(memor
         crew = yard.crew
         yard.run(2)
         marks, member = yard.begin(4), crew.members[0]
-        crew.run(lambda: isinstance(member._begun, MakeSlice))
-        entry, updates, seen = marks.entries[2], member._updates, list[tuple[int, bytes, int]]()
-        assert updates is not None
+        crew.run(lambda: makes_slice(member))
+        assert member.chain is not None
+        entry, updates, seen = marks.entries[2], member.chain.updates, list[tuple[int, bytes, int]]()
         entry["step"] = 2 - ENTRIES
 
         def look() -> None:
@@ -366,8 +371,10 @@ def test_the_plan_of_the_next_step_is_that_of_an_entry_which_is_whole_while_it_i
         def write_over() -> None:
             marks.entries["step"][1] = second
 
-        marks.entries["step"][1], member.memory.keep_order = first, write_over
-        assert (member._next_plan(1) is not None) is (steps == (1, 1))
+        assert member.chain is not None
+        updates = member.chain.updates
+        marks.entries["step"][1], updates.marks = first, replace(updates.marks, keep_order=write_over)
+        assert (member.chain.next_plan(1) is not None) is (steps == (1, 1))
 
 
 @pytest.mark.parametrize("cores", [1, 3])
@@ -377,15 +384,16 @@ def test_after_a_step_those_are_woken_who_have_something_to_do_in_the_next(cores
         yard.run(2)
         marks, member = yard.begin(4), yard.crew.members[1]
         yard.crew.run(lambda: member.is_busy)
-        order, entry = member.order, marks.entries[2]
-        assert order is not None
-        assert order.step == 2
+        at, entry = member.last, marks.entries[2]
+        assert at is not None
+        assert at.order.step == 2
         entry["next"], entry["step"] = member.memory.written(plan), 2
-        assert member._next_of(order, OrderStage.UPDATE) == ({2} if cores == 1 else everybody)
+        assert member._next_of(at, OrderStage.UPDATE) == ({2} if cores == 1 else everybody)
         # Others have written over the entry; and after the last step all look for what the leader orders next.
         entry["step"] = -1
-        assert member._next_of(order, OrderStage.UPDATE) == everybody
-        assert member._next_of(order.following(3, plan), OrderStage.UPDATE) == everybody
+        assert member._next_of(at, OrderStage.UPDATE) == everybody
+        at.order = at.order.following(3, plan)
+        assert member._next_of(at, OrderStage.UPDATE) == everybody
 
 
 def test_an_update_that_is_not_finite_is_not_made_and_fails_the_order(memory: Path) -> None:
@@ -393,7 +401,7 @@ def test_an_update_that_is_not_finite_is_not_made_and_fails_the_order(memory: Pa
         crew = yard.crew
         yard.run(2)
         marks, member = yard.begin(4), crew.members[0]
-        crew.run(lambda: isinstance(member._begun, MakeSlice))
+        crew.run(lambda: makes_slice(member))
         # The sums are there, and the weights overflow.
         member.memory.vector(0, 0)[0] = np.inf
         assert crew.opening is not None
@@ -410,8 +418,8 @@ def test_who_moves_to_other_memory_keeps_no_lock_of_the_old_open(memory: Path) -
     with yard_of(UPDATE_JOBS["sgd"], 2, memory) as yard:
         crew = yard.crew
         yard.run(2)
-        makers = [member._updates for member in crew.members]
-        locks = [lock for maker in makers if maker is not None for lock in maker.locks]
+        chains = [member.chain for member in crew.members]
+        locks = [lock for chain in chains if chain is not None for lock in chain.updates.locks]
         assert len(locks) == 2 * 2
         assert crew.opening is not None
         assert crew.sharing is not None

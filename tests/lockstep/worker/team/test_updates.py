@@ -13,16 +13,16 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.aggregation.update import UpdateVectors
 from lockstep.common.job.own_code import OwnCode
+from lockstep.common.job.tally import Tally
 from lockstep.common.optim.rules import SGDRule
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.team_memory import UpdateMarks
 from lockstep.ps.setup import open_run
 from lockstep.worker.compute import Compute
 from lockstep.worker.team.division import OrderPlan
-from lockstep.worker.team.member import TeamMember
-from lockstep.worker.team.order import Order, Steps
-from lockstep.worker.team.slices import PIECE
-from lockstep.worker.team.updates import UpdateMaker
+from lockstep.worker.team.progress import Order, Steps
+from lockstep.worker.team.sums import PIECE
+from lockstep.worker.team.updates import StepChain, UpdateMaker
 from tests.lockstep.worker.team.crew import wide
 from tests.simulation.small import digits, job_of
 
@@ -87,9 +87,9 @@ class Overflowing:
 @pytest.mark.parametrize("is_finite", [False, True])
 def test_a_slice_whose_weights_are_not_finite_is_not_shown_as_made(is_finite: bool) -> None:
     updates = Overflowing(is_finite)
-    nothing = cast(Any, None)
-    member = cast(TeamMember, SimpleNamespace(_updates=updates, divisor=lambda *_: 1))
-    assert TeamMember._update(member, nothing, 0, nothing) is is_finite
+    nothing, sums = cast(Any, None), cast(Any, SimpleNamespace(tally_of=lambda *_: Tally()))
+    chain = StepChain(cast(Any, updates), sums, nothing, memory=0)
+    assert chain.make(nothing, 0, nothing, nothing, 0.0) is is_finite
     assert updates.shown == [is_finite]
 
 

@@ -1,0 +1,157 @@
+"""The pace of a team: how fast its processes are, which are present and awake, and the plan that follows from that."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.protocol.messages import Work
+from lockstep.common.runtime.clock import ThreadClock, ThreadTimes
+from lockstep.worker.team.division import OrderPlan, OrderWork, Planner, Speed
+from lockstep.worker.team.meeting import Meeting
+from lockstep.worker.team.memory import TeamMemory
+from lockstep.worker.team.progress import SLEEP_S, Order, Patience
+
+#: The weight of a new measurement of a process's speed.
+NEW = 0.3
+
+#: A process counts as one that needs at least this part of a core.
+LEAST_LOAD = 0.01
+
+#: A measurement counts as at most so many times what was known before.
+MOST = 2.0
+
+#: What the seconds of a process that is too slow to be given anything are multiplied by at each order.
+FORGOTTEN = 0.97
+
+#: The same until it has computed so many times: at first memory is cold, and calls are recorded.
+FIRST, FIRST_FORGOTTEN = 24, 0.7
+
+#: Seconds after which a process that was not woken, and has not looked by itself, is taken for dead.
+IDLE_S = 4 * SLEEP_S
+
+
+@dataclass
+class Waking:
+    """Wakes processes of a team that sleep, and shows whether this one does."""
+
+    memory: TeamMemory
+    #: Where it meets the others, None if it is the only process of its team.
+    meeting: Meeting | None
+    #: Whether this process has shown that it sleeps.
+    is_asleep: bool = False
+    #: Whether it has made something since it last saw a stage complete.
+    has_added: bool = False
+
+    def show_asleep(self, *, is_asleep: bool) -> None:
+        """Show whether this process sleeps, if that has changed."""
+        if is_asleep != self.is_asleep:
+            self.is_asleep = is_asleep
+            self.memory.show("sleeps", int(is_asleep))
+
+    def wake(self, whom: Iterable[int]) -> None:
+        """Wake those of some processes that sleep."""
+        if self.meeting is not None:
+            for process in {*whom}.intersection(self.memory.sleepers()).difference((self.memory.process,)):
+                self.meeting.ring(process)
+
+
+@dataclass
+class Pace:
+    """Measures this process, and plans orders by the measurements of all."""
+
+    memory: TeamMemory
+    clock: ThreadClock
+    patience: Patience
+    #: Returns the micro-batches of a step, or the chunks of an evaluation.
+    micro_batches_of: Callable[[Work], int]
+    #: Only processes of this session take part.
+    session: int = 1
+    planner: Planner = field(init=False)
+    everybody: frozenset[int] = field(init=False)
+    #: How often this process has computed.
+    _measured: int = 0
+
+    def __post_init__(self) -> None:
+        self.planner = Planner(self.patience.even, self.patience.cores)
+        self.everybody = frozenset(range(self.memory.shape.processes))
+
+    # This process is measured
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the seconds that a micro-batch takes this process are known."""
+        return bool(self.memory.marks.seconds[self.memory.process])
+
+    def record(self, micro_batches: int, took_s: float, before: ThreadTimes, after: ThreadTimes) -> None:
+        """Record the seconds that so many micro-batches have taken, and the times of the thread around them."""
+        took_s = max(1e-9, took_s)
+        self.record_speed(took_s / micro_batches)
+        self.record_load((after.ran - before.ran) / max(1e-9, took_s - (after.waited - before.waited)))
+
+    def record_speed(self, seconds: float) -> None:
+        """Record the seconds that a micro-batch has taken this process."""
+        known, process = self.memory.marks.seconds, self.memory.process
+        before = float(known[process])
+        # The first ones, in which the model's calls are recorded, take much longer; and so does one in which the
+        # process waits for a core, which says little of the next.
+        is_known = before > 0.0 and seconds > before / 2
+        known[process] = before + NEW * (min(seconds, MOST * before) - before) if is_known else seconds
+        self._measured += 1
+
+    def record_load(self, load: float) -> None:
+        """Record the part of its time for which this process had a core, or waited for nothing else."""
+        known, process = self.memory.marks.loads, self.memory.process
+        before, now = float(known[process]), min(max(load, LEAST_LOAD), 1.0)
+        known[process] = before + NEW * (now - before) if before else now
+
+    def forget_speed(self, workers: Iterable[int]) -> None:
+        """Let this process count as a little faster, because it was given nothing: so it is tried again.
+
+        It does not count as faster than the `workers`, which were given something, because they may just be enough.
+        """
+        seconds = self.memory.marks.seconds
+        forgotten = FORGOTTEN if self._measured > FIRST else FIRST_FORGOTTEN
+        least = min((float(seconds[process]) for process in workers), default=0.0)
+        seconds[self.memory.process] = max(least, forgotten * seconds[self.memory.process])
+
+    # Plans
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are more processes than cores."""
+        return len(self.everybody) > self.patience.cores
+
+    def show_ready(self) -> None:
+        """Show that this process takes part from now on, in what comes next."""
+        memory = self.memory
+        for name, value in (("failed", 0), ("sleeps", 0), ("at", memory.marks.newest), ("ready", self.session)):
+            memory.show(name, value)
+
+    def plan(self, work: Work, node: Node, before: Order | None) -> OrderPlan:
+        """Return the plan of the next order, for the processes that were not late with the one before."""
+        marks, processes = self.memory.marks, self.present(before)
+        seconds, loads = marks.seconds.tolist(), marks.loads.tolist()
+        speeds = {process: Speed(seconds[process], loads[process]) for process in processes}
+        division = OrderWork(node, self.micro_batches_of(work))
+        return self.planner.plan(division, speeds, () if before is None else before.plan.workers)
+
+    def present(self, before: Order | None) -> list[int]:
+        """Return the processes of this session that have been in time for an order: at least this one.
+
+        If cores are short, processes that had nothing to do in it were not woken: it is enough that they live.
+        """
+        processes = self.memory.marks.processes
+        is_present = processes["at"] >= (0 if before is None else before.number)
+        if before is not None and self.is_crowded:
+            lives = processes["looked_s"] > self.clock.now() - IDLE_S
+            lives[list(before.plan.workers)] = False
+            is_present |= lives
+        is_present &= processes["ready"] == self.session
+        is_present[self.memory.process] = True
+        return np.nonzero(is_present)[0].tolist()
+
+    def wanted_for(self, plan: OrderPlan) -> frozenset[int]:
+        """Return the processes that are to begin with a plan at once: if cores are short, only those that it names."""
+        return plan.workers if self.is_crowded else self.everybody
