@@ -228,3 +228,19 @@ def test_a_table_and_pictures_of_ones_own_train_from_their_files(
     shapes = fit(script("shapes/model.py")["build"](), tmp_path / "shapes", size=32, run_dir=tmp_path / "run", **brief)
     assert shapes.weights_sha256
     assert load(shapes.job.data).class_names == ("circle", "square", "triangle")
+
+
+def test_a_gru_tells_waves_apart(tmp_path: Path) -> None:
+    data = tmp_path / "waves.npz"
+    script("series/waves.py")["main"](data)
+    values: dict[str, Any] = {"steps": 60, "global_batch": 60, "micro_batches": 4, "lr": 0.3, "workers": 0}
+    run = fit(f"{EXAMPLES}/series/waves.py:build", str(data), run_dir=tmp_path / "run", verbose=False, **values)
+    assert run.result.test_loss < 1.0 < np.log(3)
+
+
+@pytest.mark.slow
+def test_an_lstm_knows_more_than_how_often_characters_occur(characters: Path, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"steps": 60, "global_batch": 32, "micro_batches": 4, "lr": 1.0, "workers": 0}
+    model = f"{EXAMPLES}/language/recurrent.py:build"
+    run = fit(model, str(characters), run_dir=tmp_path / "run", verbose=False, **values)
+    assert run.result.test_loss < UNIGRAM - 0.15
