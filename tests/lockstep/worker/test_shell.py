@@ -636,9 +636,9 @@ def test_it_waits_until_something_is_due_and_not_at_all_with_work_at_hand() -> N
 
 def shell_of(**values: Any) -> Any:
     """Return what these decisions look at of a shell."""
-    client = SimpleNamespace(join=lambda: JOIN, standbys=(), deadline=lambda: 5.0)
+    client = SimpleNamespace(join=lambda: JOIN, deadline=lambda: 5.0)
     state = SimpleNamespace(steps=values.pop("steps", None), shares=values.pop("shares", True), client=client)
-    client.standbys = values.pop("standbys", ())
+    client.search = SimpleNamespace(named=values.pop("standbys", ()))
     return SimpleNamespace(**{"state": state, "_leader": None, "_follow": lambda lease: lease, **values})
 
 
