@@ -1,14 +1,19 @@
-"""A worker's connections to the servers of its run: which of them owns which frame, and which frames have come.
+"""A worker's connections to the servers of its run: the owner of each frame, and the messages and frames that came.
 
-Knows no message but Hello.
+Handles no message but Hello.
 """
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from lockstep.common.aggregation.slices import slices_for
-from lockstep.common.errors import AddressError
-from lockstep.common.protocol.codec import Buffer, encode
+from lockstep.common.errors import AddressError, RemoteProtocolError
+from lockstep.common.protocol.codec import Buffer, decode, encode
+from lockstep.common.protocol.messages import ServerMessage
 from lockstep.common.protocol.shard_messages import Hello
+from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.links import Links, Wait, wait_for_nothing
 from lockstep.common.transport.port import ClientPort, Dial, PeerSlow
 
@@ -18,22 +23,29 @@ LINGER_S = 1.0
 #: Seconds to wait for a server that does not read, before what was to be sent to it is given up.
 SEND_TIMEOUT_S = 60.0
 
+#: Seconds of computing after which a worker looks for the first time, and then each time, for messages: to look takes
+#: some microseconds.
+LOOK_S = 0.002
+
+#: Messages that are read early at most: others wait in the socket, where they are limited.
+MOST_EARLY = 16
+
 
 @dataclass
 class ServerConnections:
-    """The server that decides, and the others, where a run has several."""
+    """The connections to the server that decides, and to the others if a run has several."""
 
     first: ClientPort
-    #: How the others are reached, None where there can be none.
+    #: Dials the others, None if there can be none.
     dial: Dial | None = None
     wait: Wait = wait_for_nothing
     #: In the order of their slices.
     _others: list[ClientPort] = field(default_factory=list)
-    #: What introduces this worker to them.
+    #: The message that introduces this worker to them.
     _hello: list[Buffer] = field(default_factory=list)
-    #: By where a frame begins, the connection to the server that owns it, where it is one of these.
+    #: By the first place of a frame, the connection to the server that owns it, if it is one of these.
     _owners: dict[int, ClientPort] = field(default_factory=dict)
-    #: All connections, where there are several.
+    #: All connections, if there are several.
     _links: Links[list[memoryview]] | None = None
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
@@ -71,7 +83,7 @@ class ServerConnections:
         self.first = self.dial(address, public)
 
     def introduce(self, timeout_s: float = 0.0) -> None:
-        """Send the others who dials, perhaps once more."""
+        """Introduce this worker to the others, perhaps once more."""
         for other in self._others:
             _send(other, self._hello, timeout_s)
 
@@ -94,19 +106,64 @@ def _send(server: ClientPort, frames: list[Buffer], timeout_s: float) -> None:
     try:
         server.send(frames, timeout_s)
     except PeerSlow:
-        # Nobody reads, perhaps since nobody is there: what is asked is asked again, what is lost is leased again.
+        # The server does not read, or is gone: a question is asked again, and a lease is given again.
         return
+
+
+@dataclass
+class EarlyMessages:
+    """Messages that come while a lease is computed, which are handled after it, in their order."""
+
+    servers: ServerConnections
+    clock: Clock
+    frames: deque[list[memoryview]] = field(default_factory=deque)
+    #: When it was last looked for some.
+    _looked: float = 0.0
+
+    def begin(self) -> None:
+        """Begin the time until the next look."""
+        self._looked = self.clock.now()
+
+    def show(self, is_sought: Callable[[Any], bool]) -> bool:
+        """Look for messages from time to time; return whether one is the sought one, after which no more are read."""
+        now = self.clock.now()
+        if now < self._looked + LOOK_S:
+            return False
+        self._looked = now
+        while len(self.frames) < MOST_EARLY and self.listen(0.0):
+            if is_sought(_message_of(self.frames[-1])):
+                return True
+        return False
+
+    def listen(self, timeout_s: float | None) -> bool:
+        """Wait for a message; return whether one has come."""
+        frames = self.servers.receive(timeout_s)
+        if frames is not None:
+            self.frames.append(frames)
+        return frames is not None
+
+    def take(self) -> list[memoryview] | None:
+        """Return the next message, None if no more have come."""
+        return self.frames.popleft() if self.frames else self.servers.receive(0.0)
+
+
+def _message_of(frames: list[memoryview]) -> Any:
+    """Return a message, None if it is malformed: that is found when it is handled."""
+    try:
+        return decode(frames, ServerMessage)[0]
+    except RemoteProtocolError:
+        return None
 
 
 @dataclass
 class WeightsAssembly:
     """The frames of the newest weights."""
 
-    #: By where a frame begins, the number of its values.
+    #: By the first place of a frame, the number of its values.
     lengths: dict[int, int]
     #: The step whose frames come in; None before the first.
     step: int | None = None
-    #: Where those begin that are still to come.
+    #: The first places of the frames that are still to come.
     missing: set[int] = field(default_factory=set)
 
     def add(self, step: int, start: int) -> bool:

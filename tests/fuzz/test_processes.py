@@ -25,6 +25,7 @@ from tests.fuzz.strangers import Stage
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up
 from tests.lockstep.common.protocol.test_codec import EXAMPLES
+from tests.lockstep.worker.states import worker_at
 
 #: Lies that are told to one run.
 TOLD = 40
@@ -66,7 +67,8 @@ class Employer:
         self.port = self.network.server()
         join = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
         state = WorkerState(ClientConfig(address="memory://", join=join, silence_s=600.0))
-        self.runner = WorkerShell(state, self.network.client(), self.clock, load, self.said.append, dial=self.dial)
+        client = self.network.client()
+        self.runner = worker_at(client, state, self.clock, load, self.said.append, dial=self.dial)
         self.runner.begin()
 
     def dial(self, address: str, public: str = "") -> MemoryClient:

@@ -137,8 +137,8 @@ def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, in
         simulation.add_worker()
     simulation.run(until=simulation.server.coordinator.is_running)
     for worker in simulation.workers:
-        compute = worker.runner._compute
-        if lie is not None and compute is not None:
+        if lie is not None and worker.runner.session is not None:
+            compute = worker.runner.session.setup.compute
             if compute.local is not None:
                 compute.local._gradients = LyingLocalStep(compute.local._gradients, *lie)
             else:

@@ -53,7 +53,7 @@ def test_where_memory_is_needed_one_that_does_not_share_is_sent_away(short_root:
 def test_why_a_worker_does_not_share_is_in_the_result(short_root: Path) -> None:
     with simulated(short_root) as simulation:
         elsewhere = simulation.add_worker()
-        elsewhere.runner.root = short_root / "elsewhere"
+        elsewhere.runner.context = replace(elsewhere.runner.context, root=short_root / "elsewhere")
         simulation.prove(alone("linear"))
         result = simulation.result()
         assert result.transport == "memory"

@@ -49,7 +49,8 @@ def run(job: Job, cache_dir: Path, workers: int = 1, seed: int = 1) -> Simulatio
 
 def here(worker: Member[WorkerShell]) -> int:
     """Return how many training samples a worker has."""
-    fetcher = worker.runner._fetcher
+    assert worker.runner.session is not None
+    fetcher = worker.runner.session.fetcher
     assert fetcher is not None
     part = fetcher.store.parts["train"]
     return part.info.samples - len(part.missing(np.arange(part.info.samples)))
@@ -71,7 +72,8 @@ def test_a_worker_with_the_data_asks_for_nothing(tmp_path: Path) -> None:
     simulation = Simulation(JOBS["plain"], 1, SHIPPING)
     worker = simulation.add_worker(cache=tmp_path)
     simulation.prove(expected("plain"))
-    assert worker.runner._fetcher is None
+    assert worker.runner.session is not None
+    assert worker.runner.session.fetcher is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,8 +83,8 @@ def test_only_the_samples_of_its_leases_are_sent(name: str, tmp_path: Path) -> N
     ports = [count(worker) for worker in simulation.workers]
     simulation.prove(expected(name))
     for worker, port in zip(simulation.workers, ports, strict=True):
-        compute = worker.runner._compute
-        assert compute is not None
+        assert worker.runner.session is not None
+        compute = worker.runner.session.setup.compute
         leased = {
             (PARTS[lease.work], int(place))
             for lease in port.leases
@@ -159,7 +161,7 @@ def test_an_answer_that_is_lost_is_asked_for_again(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
 def test_a_worker_whose_disk_is_full_says_so_and_costs_the_run_nothing(tmp_path: Path) -> None:
     simulation = run(JOBS["plain"], tmp_path, workers=2)
-    simulation.run(until=lambda: all(worker.runner._fetcher is not None for worker in simulation.workers))
+    simulation.run(until=lambda: all(worker.runner.session is not None for worker in simulation.workers))
     (images,) = (tmp_path / "0").glob("*/train.images")
     images.unlink()
     images.symlink_to("/dev/full")

@@ -6,6 +6,7 @@ from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -51,7 +52,8 @@ from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
 from lockstep.runs.single_process import recompute_micro_batch
-from lockstep.worker.setup import BuildModel, Loader
+from lockstep.worker.connections import ServerConnections
+from lockstep.worker.setup import BuildModel, Loader, gather
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.helper import INTERRUPTED, TeamProcess
@@ -500,21 +502,20 @@ class WorkerProcess(NodeProcess):
         """Open a worker, which leads the team that meets in a hall."""
         processes = 1 if hall is None else hall.processes
         join = worker_join(process.name, "host", number, "host", range(run.cores), processes)
+        context = TeamContext(
+            clock=process,
+            say=say,
+            patience=run.patience,
+            root=run.root if shares else None,
+            roots=(run.root,),
+            meeting=None if hall is None or processes == 1 else hall.enter(0, process),
+            kind=run.parts.member,
+        )
         runner = WorkerShell(
             WorkerState(config_of(run, join)),
-            run.network.client(ADDRESS, process),
-            process,
-            run.parts.load(number),
-            say,
-            run.root if shares else None,
-            dialler(run, process),
-            wait_for_nothing,
-            cache=run.cache,
-            meeting=None if hall is None or processes == 1 else hall.enter(0, process),
-            patience=run.patience,
-            roots=(run.root,),
-            kind=run.parts.member,
-            build=run.build,
+            ServerConnections(run.network.client(ADDRESS, process), dialler(run, process)),
+            context,
+            partial(gather, load=run.parts.load(number), cache=run.cache, build=run.build),
         )
         runner = run.parts.worker(runner)
         try:

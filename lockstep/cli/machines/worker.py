@@ -30,12 +30,14 @@ from lockstep.launch.supervision.crew import Crew
 from lockstep.launch.supervision.supervisor import ProcessPlace
 from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.launch.team import TeamSupervisor, default_processes, own_core, team_arguments
+from lockstep.worker.connections import ServerConnections
+from lockstep.worker.setup import gather
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import SILENCE_S, WorkerState
 from lockstep.worker.team.helper import TeamProcess, never
 from lockstep.worker.team.meeting import MeetingPlace
 from lockstep.worker.team.progress import patience_of
-from lockstep.worker.team.session import TeamContext, default_roots
+from lockstep.worker.team.session import TeamContext
 
 #: The consequence for a worker that was given several addresses.
 NO_STANDBY = (
@@ -80,6 +82,13 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
         if self.team is None or self.process is None:
             return None
         return MeetingPlace.open(self.team, self.process, self.processes)
+
+    def context(self) -> TeamContext:
+        """Return the clock, folders and meeting place of this process."""
+        patience = patience_of(self.processes, cores())
+        return TeamContext(
+            clock=SystemClock(), say=self.link.say, patience=patience, root=shared_root(), meeting=self.meeting()
+        )
 
 
 @click.command(short_help="Compute for the server at an address.")
@@ -163,9 +172,9 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
     """Be a worker alone, or the process of a team that has its connection; return the exit code."""
     give_way()
     # While it may use all cores of the team.
+    context = request.context()
     public, sign = signer_of(credential)
     join = msgspec.structs.replace(own_join(request.processes), signer=public)
-    patience = patience_of(request.processes, cores())
     silence_s = SILENCE_S if request.timeout is None else request.timeout
     address, *others = request.addresses()
     if others and isinstance(credential, ClientKeys) and not credential.standbys:
@@ -178,18 +187,11 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
             say(f"connecting to {request.address}")
         shell = WorkerShell(
             WorkerState(config),
-            port,
-            SystemClock(),
-            functools.cache(load),
-            request.link.say,
-            shared_root(),
-            functools.partial(dial_with, credential),
-            wait_for_any,
+            ServerConnections(port, functools.partial(dial_with, credential), wait_for_any),
+            context,
+            functools.partial(gather, load=functools.cache(load), cache=request.cache_folder()),
+            sign,
             port.diagnosis,
-            request.cache_folder(),
-            meeting=request.meeting(),
-            patience=patience,
-            sign=sign,
         )
         return take_part(shell.run, request.supervised)
 
@@ -197,18 +199,10 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
 def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> Exit:
     """Be a process that its team's leader gives work to, until the run or this is over."""
     give_way()
-    meeting = request.meeting()
-    assert meeting is not None  # the flags have one, or none of them
-    context = TeamContext(
-        clock=SystemClock(),
-        say=request.link.say,
-        patience=patience_of(request.processes, cores()),
-        root=shared_root(),
-        roots=default_roots(),
-        meeting=meeting,
-    )
-    with own_core(meeting.process, request.processes):
-        process = TeamProcess(context, meeting, functools.cache(load), request.cache_folder())
+    context = request.context()
+    assert context.meeting is not None  # the flags have one, or none of them
+    with own_core(context.meeting.process, request.processes):
+        process = TeamProcess(context, context.meeting, functools.cache(load), request.cache_folder())
         return process.run(is_over)
 
 

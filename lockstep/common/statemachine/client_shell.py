@@ -1,7 +1,7 @@
 """The part of a client's shell that does not depend on its work: from frames to events, from effects to an exit."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 from lockstep.common.aggregation.tree import Vector
@@ -32,6 +32,7 @@ from lockstep.common.statemachine.client import (
     SendToServer,
     Started,
 )
+from lockstep.common.statemachine.loop import EventLoop
 from lockstep.common.statemachine.machine import Interrupted, Report, TimePassed, carry_out
 from lockstep.common.transport.diagnosis import Diagnosis
 
@@ -57,6 +58,7 @@ class ClientShell(ABC, Generic[Event, Effect]):
     arrays: list[Vector]
     #: Set once the process has ended.
     ended: Exit | None
+    loop: EventLoop[Any]
 
     def run(self) -> Exit:
         """Work until the run is over, the server is gone, or the process is interrupted."""
@@ -78,6 +80,15 @@ class ClientShell(ABC, Generic[Event, Effect]):
     def interrupt(self) -> None:
         """Leave the run now."""
         self.dispatch(Interrupted())
+
+    def step(self) -> bool:
+        """Handle one message, or the passing of time; return whether anything happened."""
+        return self.loop.step()
+
+    def dispatch_all(self, happened: Sequence[Event | ClientEvent]) -> None:
+        """Let the machine handle events, one after the other."""
+        for event in happened:
+            self.dispatch(event)
 
     def on_server_message(self, frames: list[memoryview]) -> None:
         """Handle a message of the server's."""
@@ -118,10 +129,6 @@ class ClientShell(ABC, Generic[Event, Effect]):
             case _:
                 return self.perform(effect)
         return []
-
-    @abstractmethod
-    def step(self) -> bool:
-        """Handle one message, or the passing of time; return whether anything happened."""
 
     @abstractmethod
     def close(self) -> None:

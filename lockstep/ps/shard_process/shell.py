@@ -94,18 +94,11 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     loop: EventLoop[machine.ShardEvent] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.loop = EventLoop(self.clock, self, (self,), self._dispatch_all, messages_first=True, hold=nullcontext)
-
-    def _dispatch_all(self, happened: Sequence[machine.ShardEvent]) -> None:
-        for event in happened:
-            self.dispatch(event)
+        self.loop = EventLoop(self.clock, self, (self,), self.dispatch_all, messages_first=True, hold=nullcontext)
 
     def close(self) -> None:
         self.port.close(LINGER_S)
         self.upstream.close(LINGER_S)
-
-    def step(self) -> bool:
-        return self.loop.step()
 
     # The loop's only part, and its inbox
 

@@ -21,7 +21,7 @@ from lockstep.worker.setup import LoadedRun
 from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import RESULT, TeamMemory
-from lockstep.worker.team.progress import Patience
+from lockstep.worker.team.progress import PATIENT, Patience
 from lockstep.worker.team.updates import SharedPlace
 
 
@@ -31,10 +31,10 @@ class TeamContext(msgspec.Struct, frozen=True, kw_only=True):
     clock: ThreadClock
     say: Callable[[str], None]
     #: How long it waits for the other processes.
-    patience: Patience
+    patience: Patience = PATIENT
     #: Where the server's memory would be, None if none is to be shared; and where a team's may be, the best first.
-    root: Path | None
-    roots: tuple[Path, ...]
+    root: Path | None = None
+    roots: tuple[Path, ...] = msgspec.field(default_factory=lambda: default_roots())
     #: Where the processes meet, None if there is one.
     meeting: Meeting | None = None
     #: The class of its part in the team.

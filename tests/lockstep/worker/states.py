@@ -1,10 +1,18 @@
 """A worker's state to be driven by hand, with the time given."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from lockstep.common.protocol.messages import Lease, MultiStepLease, Result, Work
+from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.statemachine.client import Started
 from lockstep.common.statemachine.machine import TimePassed
+from lockstep.common.transport.port import ClientPort, Dial
+from lockstep.worker.connections import ServerConnections
+from lockstep.worker.setup import Loader, gather
+from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import (
     Effect,
     Event,
@@ -13,7 +21,23 @@ from lockstep.worker.state import (
     WorkerPhase,
     WorkerState,
 )
+from lockstep.worker.team.session import TeamContext
 from tests.lockstep.common.statemachine.clients import PREPARED, WELCOME, config_of
+
+
+def worker_at(
+    port: ClientPort,
+    state: WorkerState,
+    clock: ThreadClock,
+    load: Loader,
+    say: Callable[[str], None],
+    *,
+    dial: Dial | None = None,
+    **context: Any,
+) -> WorkerShell:
+    """Return a worker with a connection to its server, and what else its team has."""
+    around = TeamContext(clock=clock, say=say, **context)
+    return WorkerShell(state, ServerConnections(port, dial), around, partial(gather, load=load))
 
 
 def lease_of(step: int, lo: int = 0, hi: int = 1, work: Work = "train") -> Lease:

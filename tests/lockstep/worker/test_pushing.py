@@ -200,7 +200,7 @@ def test_pushed_or_not_an_odd_model_has_the_bits_of_one_process(step: int, node:
 
 
 def weights_in_frames(bench: Bench, step: int, vector: Vector) -> None:
-    for frame in bench.runner._compute.frames if bench.runner._compute else ():
+    for frame in bench.session.setup.compute.frames:
         bench.send(Weights(step=step, start=frame.start), frame.of(vector))
 
 

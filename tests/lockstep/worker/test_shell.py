@@ -51,16 +51,16 @@ from lockstep.common.transport.port import Frames, PeerGone
 from lockstep.ps.setup import open_run
 from lockstep.worker import state as machine
 from lockstep.worker.compute import Compute
+from lockstep.worker.connections import LOOK_S, MOST_EARLY
+from lockstep.worker.session import LeaseRun, StepsRun, WorkerSession
 from lockstep.worker.setup import Loader, gather
-from lockstep.worker.shell import LOOK_S, MOST_EARLY, WorkerShell
+from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.leader import Found
-from lockstep.worker.team.member import TeamMember
-from lockstep.worker.team.progress import CROWDED, OrderOutcome
-from lockstep.worker.team.session import TeamContext
+from lockstep.worker.team.progress import OrderOutcome
 from tests.lockstep.common.statemachine.clients import JOIN
 from tests.lockstep.statuses import status
-from tests.lockstep.worker.team.noticeboard import BoardMeeting, Noticeboard
+from tests.lockstep.worker.states import worker_at
 from tests.simulation.small import digits, job_of, load_digits, other_digits
 
 
@@ -73,8 +73,14 @@ class Bench:
         self.opening = open_run("bench", job, digits(), RunOptions())
         self.said: list[str] = []
         state = WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0))
-        self.runner = WorkerShell(state, self.network.client(), self.clock, load, self.said.append)
+        self.runner = worker_at(self.network.client(), state, self.clock, load, self.said.append)
         self.peer = b""
+
+    @property
+    def session(self) -> WorkerSession:
+        """The worker's part in the run."""
+        assert self.runner.session is not None
+        return self.runner.session
 
     def welcome(self) -> Welcome:
         return self.opening.info.welcome(0)
@@ -276,13 +282,8 @@ def test_an_exception_comes_home_with_its_traceback_and_the_worker_goes_on(tmp_p
 def test_nobody_reads_while_there_is_no_server() -> None:
     network, clock = MemoryNetwork(1), ManualClock()
     said: list[str] = []
-    runner = WorkerShell(
-        WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0)),
-        network.client(),
-        clock,
-        load_digits,
-        said.append,
-    )
+    state = WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0))
+    runner = worker_at(network.client(), state, clock, load_digits, said.append)
     runner.begin()
     for _ in range(100):
         clock.advance(5.0)
@@ -321,7 +322,7 @@ class Interrupting:
 def test_an_interrupt_is_told_to_the_server() -> None:
     port = Interrupting()
     state = WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0))
-    ended = WorkerShell(state, port, ManualClock(), load_digits, print).run()
+    ended = worker_at(port, state, ManualClock(), load_digits, print).run()
     assert ended.code == 130
     assert port.sent == [JOIN, Leave(reason="interrupted"), Leave(reason="closed")]
 
@@ -352,7 +353,7 @@ class Busy(Bench):
 
     def __init__(self, each_s: float = 2 * LOOK_S) -> None:
         super().__init__(job_of(micro_batches=16))
-        self.runner.port = self.runner.servers.first = self.counting = Counting(self.network.client())
+        self.runner.servers.first = self.counting = Counting(self.network.client())
         self.each_s = each_s
         #: What the server sends after so many micro-batches of the lease at hand: messages, or a frame as it is.
         self.coming: dict[int, list[ServerMessage | bytes]] = {}
@@ -360,8 +361,7 @@ class Busy(Bench):
         self.computed, self.looks = 0, list[int]()
         self.enter()
         self.send(Weights(step=0, start=0), self.opening.shard.weights)
-        compute = self.runner._compute
-        assert compute is not None
+        compute = self.session.setup.compute
         self.look = compute.is_wanted
         compute.is_wanted = self.is_wanted
 
@@ -517,30 +517,45 @@ def test_with_messages_read_on_the_way_there_is_something_to_do_at_once() -> Non
 
 def test_a_lease_tells_that_the_server_has_seen_the_last_of_several_steps() -> None:
     """Dropped, it would be missed for seconds: the server sends no other."""
-    bench = Busy()
-    message = [memoryview(frame).cast("B") for frame in encode(leased(1))]
-    assert not bench.runner._withdraws(message)
-    bench.runner.state.steps = MultiStepLease(number=1, incarnation="", first=0, last=4, reads=0)
-    assert bench.runner._withdraws(message)
-    assert not bench.runner._withdraws([memoryview(frame).cast("B") for frame in encode(Ping())])
+    steps = StepsRun(cast(Any, None), print)
+    assert [steps.is_ended_by(message) for message in (leased(1), Ping(), None)] == [True, False, False]
+    assert not lease_run(leased(2)).is_ended_by(leased(1))
+
+
+def lease_run(lease: Lease, leader: Any = None) -> LeaseRun:
+    """Return a lease that a team computes, whose sums are two frames of four values."""
+    wire = SimpleNamespace(pack=lambda part, start: part + np.float32(start))
+    compute = SimpleNamespace(sums=(np.full(8, 1.0, np.float32),), frames=list(Slice(0, 8).cut(4)), wire=wire)
+    sent: list[Frames] = []
+    session: Any = SimpleNamespace(
+        setup=SimpleNamespace(compute=compute),
+        leader=leader,
+        context=SimpleNamespace(clock=ManualClock()),
+        servers=SimpleNamespace(send=lambda frames, timeout_s, start: sent.append(frames), sent=sent),
+        signature=lambda lease, digest: b"",
+    )
+    return LeaseRun(session, lease)
 
 
 @pytest.mark.parametrize("work", ["train", "audit", "evaluate"])
 @pytest.mark.parametrize("is_digested", [True, False])
-def test_a_result_of_a_team_has_the_digest_of_what_its_processes_have_found(work: Any, is_digested: bool) -> None:
-    found = Found(tally=Tally(1.5, 2), losses=[0.5, 1.0], compute_s=0.1)
-    sums = (np.full(4, 1.0, np.float32),)
-    shell, leader = (
-        SimpleNamespace(
-            _compute=SimpleNamespace(sums=sums, frames=()),
-            _result=lambda lease, found, digest: digest,
-        ),
-        SimpleNamespace(found=lambda order, out: found),
-    )
-    lease = Lease(work=work, step=0, lo=0, hi=2, is_digested=is_digested)
-    digest: Any = WorkerShell._team_result(cast(Any, shell), cast(Any, leader), cast(Any, None), lease)
-    expected = result_digest(sums[0], found.losses, found.tally) if is_digested and work != "evaluate" else ""
-    assert digest == expected
+def test_a_result_of_a_team_has_the_digest_of_its_sums_which_are_sent_but_for_those_of_an_audit(
+    work: Any, is_digested: bool
+) -> None:
+    found, outs = Found(tally=Tally(1.5, 2), losses=[0.5, 1.0], compute_s=0.1), list[Any]()
+
+    def find(order: object, out: Vector | None) -> Found:
+        outs.append((order, out))
+        return found
+
+    run, order = lease_run(Lease(work=work, step=0, lo=0, hi=2, is_digested=is_digested)), cast(Any, object())
+    (sums,) = run.session.setup.compute.sums
+    digest = run._team_result(cast(Any, SimpleNamespace(found=find)), order).digest
+    assert digest == (result_digest(sums, found.losses, found.tally) if is_digested and work != "evaluate" else "")
+    assert [(given, out is sums) for given, out in outs] == [(order, work != "evaluate")]
+    sent = [decode(each, WorkerMessage) for each in cast(Any, run.session.servers).sent]
+    frames = [(message.start, words.tolist()) for message, (words,) in sent if isinstance(message, SumsFrame)]
+    assert frames == ([(0, [1.0] * 4), (4, [5.0] * 4)] if work == "train" else [])
 
 
 # What a result carries
@@ -616,15 +631,15 @@ def test_it_waits_until_something_is_due_and_not_at_all_with_work_at_hand() -> N
     bench = Bench(job_of())
     bench.enter()
     bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
-    waiting = bench.runner.port = bench.runner.servers.first = Waiting(bench.network.client())
+    waiting = bench.runner.servers.first = Waiting(bench.network.client())
     due = bench.runner.state.deadline()
     assert due is not None
     bench.clock.advance(1.0)
     assert not bench.runner.step()
-    assert waiting.waited == [due - bench.clock.now()]
+    assert waiting.waited == [0.0, due - bench.clock.now(), 0.0]
     bench.clock.advance(due)
     assert bench.runner.step()
-    assert waiting.waited[1:] == [0.0]
+    assert waiting.waited[3:] == [0.0]
     waiting.waited.clear()
     bench.runner.dispatch(Lease(work="evaluate", step=0, lo=0, hi=1))
     assert bench.runner.step()
@@ -634,278 +649,192 @@ def test_it_waits_until_something_is_due_and_not_at_all_with_work_at_hand() -> N
 # What a team makes of an order
 
 
-def shell_of(**values: Any) -> Any:
-    """Return what these decisions look at of a shell."""
-    client = SimpleNamespace(join=lambda: JOIN, deadline=lambda: 5.0)
-    state = SimpleNamespace(steps=values.pop("steps", None), shares=values.pop("shares", True), client=client)
-    client.search = SimpleNamespace(named=values.pop("standbys", ()))
-    return SimpleNamespace(**{"state": state, "_leader": None, "_follow": lambda lease: lease, **values})
+def session_of(**values: Any) -> Any:
+    """Return what these decisions look at of a session."""
+    early = SimpleNamespace(begin=lambda: None)
+    return SimpleNamespace(**{"leader": None, "shares": True, "early": early, "_follow": lambda lease: lease, **values})
 
 
 STEPS = MultiStepLease(number=1, incarnation=JOIN.incarnation, first=2, last=4, reads=0)
 
 
 def test_several_steps_are_taken_on_by_the_process_that_they_were_leased_to() -> None:
-    check = WorkerShell._check_multi_step_lease
-    with_team = shell_of(_leader=object())
-    assert check(with_team, STEPS) is STEPS
+    check = WorkerSession.check_steps
+    with_team = session_of(leader=object())
+    assert check(with_team, STEPS, JOIN.incarnation) is STEPS
     # It has joined again since, or has no team any more.
-    assert check(with_team, msgspec.structs.replace(STEPS, incarnation="before")) is None
-    assert check(shell_of(), STEPS) is None
+    assert check(with_team, STEPS, "now") is None
+    assert check(session_of(), STEPS, JOIN.incarnation) is None
     for steps, shares in ((msgspec.structs.replace(STEPS, last=2), True), (STEPS, False)):
         text = f"a lease of steps 2 to {steps.last}: not one for this worker"
         with pytest.raises(RemoteProtocolError, match=text):
-            check(shell_of(_leader=object(), shares=shares), steps)
+            check(session_of(leader=object(), shares=shares), steps, JOIN.incarnation)
 
 
 def test_while_a_team_makes_steps_the_server_is_asked_only_if_another_may_lead_the_run() -> None:
-    misses = WorkerShell._misses_server
     standbys = (StandbyAddress(address="tcp://h:2"),)
-    asked = [
-        misses(shell_of(steps=steps, standbys=others), now)
-        for steps, others, now in (
-            (STEPS, standbys, 5.0),
-            (STEPS, standbys, 4.9),
-            (STEPS, (), 5.0),
-            (None, standbys, 5.0),
-        )
-    ]
-    assert asked == [True, False, False, False]
+    asked = []
+    for others, now in ((standbys, 5.0), (standbys, 4.9), ((), 5.0)):
+        client = SimpleNamespace(search=SimpleNamespace(named=others), deadline=lambda: 5.0)
+        shell: Any = SimpleNamespace(state=SimpleNamespace(client=client))
+        asked.append(WorkerShell._misses_server(shell, now))
+    assert asked == [True, False, False]
 
 
 def test_how_an_order_of_a_lease_has_ended() -> None:
-    lease, order = Lease(work="train", step=0, lo=0, hi=2), object()
-    leader: Any = SimpleNamespace(order=order, computed=lambda: 3)
-    shell = shell_of(
-        _leader=leader,
-        _at_hand=lease,
-        _team_result=lambda *given: given,
-        _compute_alone=lambda given: ("alone", given),
+    lease, order = leased(1), object()
+    leader: Any = SimpleNamespace(computed=lambda: 3)
+    run: Any = SimpleNamespace(
+        _team_result=lambda *given: given, compute_alone=lambda: "alone", stopped=lambda: "stopped"
     )
-    shell._stopped = lambda: WorkerShell._stopped(shell)
-    ends = {outcome: WorkerShell._outcome_of(shell, leader, outcome) for outcome in OrderOutcome}
+    ends: Any = {outcome: LeaseRun.ended(run, leader, cast(Any, order), outcome) for outcome in OrderOutcome}
     assert ends == {
-        OrderOutcome.DONE: (leader, order, lease),
-        OrderOutcome.STOPPED: machine.LeaseStopped(lease=lease, computed=3),
-        OrderOutcome.FAILED: ("alone", lease),
+        OrderOutcome.DONE: (leader, order),
+        OrderOutcome.STOPPED: "stopped",
+        OrderOutcome.FAILED: "alone",
     }
-    shell._leader = None
-    assert WorkerShell._stopped(shell) == machine.LeaseStopped(lease=lease, computed=0)
+    assert lease_run(lease, leader).stopped() == machine.LeaseStopped(lease=lease, computed=3)
+    assert lease_run(lease).stopped() == machine.LeaseStopped(lease=lease, computed=0)
 
 
 def test_how_an_order_of_several_steps_has_ended() -> None:
     said: list[str] = []
     leader: Any = SimpleNamespace(member=SimpleNamespace(error="RuntimeError: two\nlines"))
-    shell = shell_of(steps=STEPS, say=said.append)
-    ends = {outcome: WorkerShell._outcome_of(shell, leader, outcome) for outcome in OrderOutcome}
+    run, order = StepsRun(leader, said.append), cast(Any, None)
+    ends = {outcome: run.ended(leader, order, outcome) for outcome in OrderOutcome}
     assert ends == {outcome: machine.StepsEnded(is_done=outcome is OrderOutcome.DONE) for outcome in OrderOutcome}
     leader.member.error = ""
-    WorkerShell._outcome_of(shell, leader, OrderOutcome.FAILED)
+    run.ended(leader, order, OrderOutcome.FAILED)
     assert said == [
         "the team leaves steps to the server: RuntimeError: two\\nlines",
         "the team leaves steps to the server: another process of the team says why",
     ]
-    assert WorkerShell._stopped(shell) == machine.StepsEnded(is_done=False)
+    assert run.stopped() == machine.StepsEnded(is_done=False)
 
 
-def test_samples_that_nobody_requested_or_that_cannot_be_stored() -> None:
-    samples = Samples(part="train", places=b"")
-    with pytest.raises(RemoteProtocolError, match="samples that nobody requested"):
-        WorkerShell._store(shell_of(_fetcher=None), samples)
+def test_samples_that_were_not_requested_or_that_cannot_be_stored() -> None:
+    samples, words = Samples(part="train", places=b""), np.zeros(1, np.float32)
+    with pytest.raises(RemoteProtocolError, match="samples that were not requested"):
+        WorkerSession.store(session_of(fetcher=None), samples, words)
     stored: list[Any] = []
 
     def full(*given: Any) -> None:
         raise DataError("no room")
 
-    words = np.zeros(1, np.float32)
     fetcher = SimpleNamespace(put=lambda *given: stored.append(given))
-    shell = shell_of(_fetcher=fetcher, arrays=[words])
-    assert WorkerShell._store(shell, samples) is samples
+    session = session_of(fetcher=fetcher)
+    assert WorkerSession.store(session, samples, words) is samples
     assert stored == [(samples, words)]
     fetcher.put = full
-    assert WorkerShell._store(shell, samples) == machine.SamplesNotStored(reason="no room")
+    assert WorkerSession.store(session, samples, words) == machine.SamplesNotStored(reason="no room")
 
 
-@pytest.mark.parametrize("work", ["train", "audit"])
-def test_sums_of_a_team_are_sent_frame_by_frame_but_for_those_of_an_audit(work: Any) -> None:
-    sent: list[Any] = []
-    sums = np.arange(8, dtype=np.float32)
-    wire = SimpleNamespace(pack=lambda part, start: (part.tolist(), start))
-    compute = SimpleNamespace(sums=(sums,), frames=list(Slice(0, 8).cut(4)), wire=wire)
-    found = Found(tally=Tally(1.5, 2), losses=[0.5], compute_s=0.1)
-    shell = shell_of(
-        _compute=compute,
-        _send_frame=lambda *given: sent.append(given),
-        _result=lambda *given: given,
-    )
-    outs: list[Any] = []
-
-    def find(order: Any, out: Any) -> Found:
-        outs.append((order, out))
-        return found
-
-    leader = SimpleNamespace(found=find)
-    lease = Lease(work=work, step=0, lo=0, hi=1)
-    order: Any = object()
-    result: Any = WorkerShell._team_result(shell, cast(Any, leader), order, lease)
-    assert result == (lease, found, "")
-    assert [(given, out is sums) for given, out in outs] == [(order, True)]
-    packed = [(lease, start, (sums[start : start + 4].tolist(), start)) for start in (0, 4)]
-    assert sent == (packed if work == "train" else [])
+def test_before_the_welcome_work_is_a_breach_of_the_protocol() -> None:
+    bench = Bench(job_of())
+    bench.begin()
+    bench.send(leased(1))
+    assert bench.end() == (1, "the server broke the protocol: work before the welcome")
 
 
 @dataclass
-class BusyLeader:
-    """A team at work on an order, as its leader's shell sees it."""
+class TeamAtWork:
+    """The session of a worker whose team works on an order."""
 
-    outcome: OrderOutcome | None = None
-    due_s: float | None = 1.0
+    is_stale: bool = False
+    lets_messages_in: bool = False
+    is_busy: bool = True
     stops: int = 0
     advanced: list[float] = field(default_factory=list)
-    is_busy: bool = True
 
     @property
-    def member(self) -> Any:
-        return SimpleNamespace(order=object(), due=lambda: self.due_s)
+    def work(self) -> Any:
+        return SimpleNamespace(lets_messages_in=self.lets_messages_in)
 
-    def stop(self) -> None:
+    def is_withdrawn(self) -> bool:
+        return self.is_stale
+
+    def stop(self) -> list[Any]:
         self.stops += 1
+        return ["stopped"]
 
-    def advance(self, now: float) -> OrderOutcome | None:
+    def advance(self, now: float) -> list[Any]:
         self.advanced.append(now)
-        return self.outcome
+        return ["ended"]
 
 
-@dataclass
-class WorkingShell:
-    """What a shell looks at, and does, while its team is at work; it is second 1."""
-
-    is_busy: bool = True
-    is_wanted: bool = True
-    misses: bool = False
-    steps: MultiStepLease | None = None
-    meeting: object = None
-    incoming: list[bytes] | None = None
-    dispatched: list[object] = field(default_factory=list)
-    handled: list[object] = field(default_factory=list)
-    waited: list[float] = field(default_factory=list)
-    early: list[object] = field(default_factory=list)
-
-    def work(self, leader: BusyLeader) -> None:
-        def receive(timeout_s: float) -> list[bytes] | None:
-            self.waited.append(timeout_s)
-            return self.incoming
-
-        early = deque(self.early)
-        shell: Any = SimpleNamespace(
-            state=SimpleNamespace(is_busy=lambda: self.is_busy, steps=self.steps),
-            clock=ManualClock(1.0),
-            meeting=self.meeting,
-            servers=SimpleNamespace(receive=receive),
-            dispatch=self.dispatched.append,
-            on_server_message=self.handled.append,
-            _early=early,
-            _is_wanted=lambda: self.is_wanted,
-            _misses_server=lambda now: self.misses and now == 1.0,
-            _stopped=lambda: "stopped",
-            _outcome_of=lambda leader, outcome: (leader, outcome),
-        )
-        WorkerShell._work(shell, cast(Any, leader))
-        self.early = list(early)
-
-    def did(self) -> tuple[object, ...]:
-        return self.dispatched, self.handled, self.waited, self.early
+def worked(team: TeamAtWork, early: list[Any], *, is_busy: bool = True, misses: bool = False) -> tuple[Any, Any]:
+    """Let a shell work in second 1; return the events, and the messages that it has handled."""
+    handled: list[Any] = []
+    shell: Any = SimpleNamespace(
+        state=SimpleNamespace(is_busy=lambda: is_busy),
+        early=SimpleNamespace(frames=deque(early)),
+        on_server_message=handled.append,
+        _misses_server=lambda now: misses,
+    )
+    return WorkerShell._work(shell, cast(Any, team), 1.0), handled
 
 
-def test_a_team_at_work_does_what_is_due_and_what_comes_of_it_is_told() -> None:
-    for outcome in (None, OrderOutcome.DONE):
-        shell, leader = WorkingShell(), BusyLeader(outcome)
-        shell.work(leader)
-        assert (leader.advanced, leader.stops) == ([1.0], 0)
-        assert shell.did() == ([] if outcome is None else [(leader, outcome)], [], [], [])
-    # With others, it is the leader that sleeps until one of them rings.
-    shell, leader = WorkingShell(meeting=object()), BusyLeader(due_s=9.0)
-    shell.work(leader)
-    assert leader.advanced == [1.0]
-
-
-def test_a_team_of_one_waits_for_the_server_until_something_is_due() -> None:
-    frames = [b"frames"]
-    for incoming, early in ((None, []), (frames, [frames])):
-        shell, leader = WorkingShell(incoming=incoming), BusyLeader(due_s=1.5)
-        shell.work(leader)
-        assert (shell.did(), leader.advanced) == (([], [], [0.5], early), [])
-    shell, leader = WorkingShell(), BusyLeader(due_s=None)
-    shell.work(leader)
-    assert leader.advanced == [1.0]
+def test_a_team_at_work_does_what_is_due_while_messages_wait() -> None:
+    team = TeamAtWork()
+    assert worked(team, [b"1"], misses=True) == (["ended"], [])
+    assert (team.advanced, team.stops) == ([1.0], 0)
 
 
 def test_an_order_is_given_up_that_is_not_wanted_any_more() -> None:
-    for shell, dispatched in ((WorkingShell(is_busy=False), []), (WorkingShell(is_wanted=False), ["stopped"])):
-        leader = BusyLeader()
-        shell.work(leader)
-        assert (shell.did(), leader.stops, leader.advanced) == ((dispatched, [], [], []), 1, [])
+    for team, is_busy, events in ((TeamAtWork(), False, []), (TeamAtWork(is_stale=True), True, ["stopped"])):
+        assert worked(team, [], is_busy=is_busy) == (events, [])
+        assert (team.stops, team.advanced) == (1, [])
 
 
 def test_between_several_steps_messages_are_handled_and_a_silent_server_is_left() -> None:
-    shell, leader = WorkingShell(steps=STEPS, early=[b"1", b"2"], misses=True), BusyLeader()
-    shell.work(leader)
-    assert shell.did() == ([], [b"1"], [], [b"2"])
-    # Those of a lease wait until it is done.
-    shell = WorkingShell(early=[b"1"])
-    shell.work(leader)
-    assert (shell.did(), leader.advanced) == (([], [], [], [b"1"]), [1.0])
-    shell, leader = WorkingShell(steps=STEPS, misses=True), BusyLeader()
-    shell.work(leader)
-    assert (shell.did(), leader.advanced) == (([TimePassed()], [], [], []), [])
+    team = TeamAtWork(lets_messages_in=True)
+    assert worked(team, [b"1", b"2"], misses=True) == ([], [b"1"])
+    assert worked(team, [], misses=True) == ([TimePassed()], [])
+    assert worked(team, []) == (["ended"], [])
 
 
 def test_as_long_as_its_team_is_busy_a_worker_does_nothing_else() -> None:
-    bench, leader = Bench(job_of()), BusyLeader()
+    bench, team = Bench(job_of()), TeamAtWork()
     bench.begin()
     bench.port.send(bench.peer, encode(Ping()))
-    bench.runner._leader = cast(Any, leader)
+    bench.runner.session = cast(Any, team)
     assert bench.runner.step()
-    assert (leader.stops, bench.heard()) == (1, [])
+    assert (team.stops, bench.heard()) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("meeting", "due_s", "waited"),
+    [(None, 1.5, [0.5]), (None, None, []), (None, 1.0, []), (object(), 9.0, [])],
+)
+def test_a_team_of_one_waits_for_the_server_until_something_is_due(
+    meeting: object, due_s: float | None, waited: list[float]
+) -> None:
+    listened: list[float] = []
+    leader: Any = SimpleNamespace(
+        meeting=meeting,
+        order=object(),
+        member=SimpleNamespace(due=lambda: due_s),
+        # With others, it sleeps until one of them rings.
+        advance=lambda now: OrderOutcome.DONE if now == 1.0 else None,
+    )
+    work = SimpleNamespace(ended=lambda *given: given)
+    session = session_of(leader=leader, work=work, early=SimpleNamespace(listen=listened.append))
+    found: Any = [] if waited else [(leader, leader.order, OrderOutcome.DONE)]
+    assert (WorkerSession.advance(session, 1.0), listened) == (found, waited)
+    assert waited or WorkerSession.advance(session, 2.0) == []
 
 
 def test_several_steps_are_begun_and_stopped_by_the_team() -> None:
     begun: list[object] = []
     leader = SimpleNamespace(begin_steps=begun.append, stop=lambda: begun.append("stopped"))
-    shell = shell_of(_leader=leader, clock=ManualClock(3.0), _looked=0.0)
-    assert list(WorkerShell.perform(shell, machine.BeginSteps(lease=STEPS))) == []
-    assert (begun, shell._looked) == ([STEPS], 3.0)
+    session = session_of(leader=leader, context=SimpleNamespace(say=print), work=None)
+    assert WorkerSession.begin_steps(session, STEPS) == []
     ended = [machine.StepsEnded(is_done=False)]
-    assert list(WorkerShell.perform(shell, machine.StopSteps())) == ended
-    assert begun[1:] == ["stopped"]
+    assert WorkerSession.stop(session) == ended
+    assert begun == [STEPS, "stopped"]
 
     def gone(lease: object) -> None:
         raise SharingError("the memory is gone")
 
     leader.begin_steps = gone
-    assert list(WorkerShell.perform(shell, machine.BeginSteps(lease=STEPS))) == ended
-
-
-def test_its_team_is_given_all_that_is_around_it(tmp_path: Path) -> None:
-    bench, meeting = Bench(job_of()), BoardMeeting(Noticeboard(), 0)
-    runner = bench.runner
-    runner.meeting, runner.root, runner.roots, runner.patience = meeting, tmp_path, (tmp_path,), CROWDED
-    assert runner._context() == TeamContext(
-        clock=bench.clock,
-        say=runner.say,
-        patience=CROWDED,
-        root=tmp_path,
-        roots=(tmp_path,),
-        meeting=meeting,
-        kind=TeamMember,
-    )
-
-
-def test_its_connections_wait_as_it_is_told() -> None:
-    def wait(ports: Any, timeout_s: float | None) -> None:
-        raise AssertionError
-
-    state = WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0))
-    client = MemoryNetwork(1).client()
-    servers = WorkerShell(state, client, ManualClock(), load_digits, print, wait=wait).servers
-    assert (servers.first, servers.dial, servers.wait) == (client, None, wait)
+    assert WorkerSession.begin_steps(session, STEPS) == ended

@@ -20,13 +20,13 @@ class SharingBench(Bench):
     def __init__(self, root: Path, there: Path) -> None:
         super().__init__(job_of(model="mlp"))
         self.opening, self.sharing = share(self.opening, root)
-        self.runner.root, self.runner.roots = there, (root,)
+        self.runner.context = replace(self.runner.context, root=there, roots=(root,))
 
     def enter_here(self) -> ServerSharedMemory:
         """Let the worker join and share."""
         (ready,) = self.enter()
         assert isinstance(ready, Ready)
-        assert (ready.obstacle, ready.makers) == ("", self.runner.patience.cores)
+        assert (ready.obstacle, ready.makers) == ("", self.runner.context.patience.cores)
         self.sharing.admit(0, ready.nonce)
         return self.sharing
 
@@ -49,8 +49,10 @@ def test_a_worker_that_shares_memory_with_all_servers_dials_none_of_them(tmp_pat
     (ready,) = bench.enter(msgspec.structs.replace(bench.welcome(), shards=["memory://shard"]))
     assert isinstance(ready, Ready)
     assert ready.obstacle == ""
+    folder = bench.session.setup.folder
+    assert folder is not None
     bench.runner.close()
-    assert (bench.runner._leader, bench.runner._setup) == (None, None)
+    assert not folder.path.exists()
     bench.sharing.close()
 
 

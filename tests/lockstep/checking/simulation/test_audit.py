@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,16 @@ from lockstep.checking.simulation.jobs import AUDITED, data, load
 from lockstep.checking.simulation.oracle import SimulationOutcome, simulate
 from lockstep.checking.simulation.processes import Parts
 from lockstep.checking.simulation.scenario import Scenario, scenario_of
-from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.tally import Tally
 from lockstep.common.numerics.random import Purpose, generator
-from lockstep.common.protocol.messages import Lease
+from lockstep.common.protocol.messages import Welcome
+from lockstep.common.protocol.shard_messages import ShardWelcome
+from lockstep.common.statemachine.client import ClientEvent
 from lockstep.ps.coordinator.parts.audit import steps_to_find
 from lockstep.worker.compute import Compute
+from lockstep.worker.gradient_sink import SendBucket
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 
@@ -110,17 +114,32 @@ class Liar(WorkerShell):
 
     seed = 0
 
-    def _train(self, compute: Compute, lease: Lease) -> Tally:
-        tally = super()._train(compute, lease)
-        if any(lies_about(self.seed, lease.step, micro_batch) for micro_batch in range(lease.lo, lease.hi)):
-            compute.into[0] += 1.0
-        return tally
+    def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
+        prepared = super().prepare(welcome)
+        if self.session is not None:
+            compute: Any = self.session.setup.compute
+            compute.train = partial(self._train, compute, compute.train)
+        return prepared
 
-    def _send_frame(self, lease: Lease, start: int, words: Vector) -> None:
-        lies = any(lies_about(self.seed, lease.step, micro_batch) for micro_batch in range(lease.lo, lease.hi))
-        words = words.copy()
-        words[0] += lies and start == 0
-        super()._send_frame(lease, start, words)
+    def _train(
+        self,
+        compute: Compute,
+        train: Callable[..., tuple[Vector, Tally]],
+        step: int,
+        node: Node,
+        send: SendBucket | None = None,
+    ) -> tuple[Vector, Tally]:
+        lies = any(lies_about(self.seed, step, micro_batch) for micro_batch in range(node.lo, node.hi))
+
+        def lying(start: int, words: Vector) -> None:
+            words = words.copy()
+            words[0] += lies and start == 0
+            if send is not None:
+                send(start, words)
+
+        sums, tally = train(step, node, lying if send is not None else None)
+        compute.into[0] += lies
+        return sums, tally
 
 
 def lies_about(seed: int, step: int, micro_batch: int) -> bool:
