@@ -1,4 +1,4 @@
-"""Which samples a local batch or a chunk of an evaluation has, as a model is given them; knows no model.
+"""The samples of a local batch, or of a chunk of an evaluation, as a model is given them; knows no model.
 
 A local batch is what one forward takes. With one local step it is a micro-batch. With H of them, micro-batch m has the
 local batches `[m*H, (m+1)*H)`: a step is cut into its local batches as it is into micro-batches.
@@ -45,9 +45,9 @@ class Batches:
     #: Knows local batches: it calls them micro-batches.
     sampler: Sampler = field(init=False)
     preparation: Preparation = field(init=False)
-    #: What becomes of training samples, None if they stay as they are.
+    #: The transform of training samples, None if they stay as they are.
     transform: Transform | None = field(init=False)
-    #: By shape, memory for prepared samples that nobody keeps.
+    #: By shape, memory for prepared samples that are not kept.
     _memory: dict[tuple[int, ...], Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class Batches:
 
     @property
     def is_stackable(self) -> bool:
-        """Whether a sample is one array, and its target another, so that several micro-batches may be one."""
+        """A sample is one array, and its target another, so several micro-batches may be one."""
         train = self.data.train
         return train.images.dtype.names is None and train.labels.dtype.names is None
 
@@ -85,7 +85,7 @@ class Batches:
         return images, self.objective.targets(labels)
 
     def _memory_for(self, raw: Array) -> Array | None:
-        """Return memory for prepared samples, always the same for those of one shape; None if it must be made anew.
+        """Return memory for prepared samples, always the same for those of one shape; None if it must be new.
 
         It begins at a line of the cache, and so PyTorch computes with it as it is: see `placed` of its engine.
         """

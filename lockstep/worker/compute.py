@@ -47,7 +47,7 @@ class Compute:
     data: TrainTest
     #: Two vectors of the layout's size: the weights after step t are in slot t % 2. By default new ones.
     slots: Slots = ()
-    #: Where sums may be written, each of the layout's size: by default one new vector.
+    #: Vectors for sums, each of the layout's size: by default one new vector.
     sums: tuple[Vector, ...] = ()
     #: Asked before each micro-batch of a node but the first whether the rest is still wanted.
     is_wanted: Callable[[], bool] = lambda: True
@@ -67,7 +67,7 @@ class Compute:
     wire_weights: Quantization = field(init=False)
     batches: Batches = field(init=False)
     engine: Engine = field(init=False)
-    #: What takes the local steps of a micro-batch; None in a job that has only one of them.
+    #: Takes the local steps of a micro-batch; None in a job that has only one of them.
     local: LocalStepSums | None = field(init=False)
     _replica: Replica | None = field(init=False)
     _reads: int = 0
@@ -107,7 +107,7 @@ class Compute:
 
     @property
     def layout(self) -> ParameterLayout:
-        """Where the model's values lie in a vector."""
+        """The places of the model's values in a vector."""
         return self.model.layout
 
     @property
@@ -150,7 +150,9 @@ class Compute:
         self._attempt.begin()
         # The next lease is most likely the same part of the next step; it is read while this one is computed.
         self.batches.read_ahead(step + 1, node)
-        with np.errstate(all="ignore"):  # what is not finite is found in the loss, and reported with its place
+        with np.errstate(
+            all="ignore"
+        ):  # the loss shows numbers that are not finite, and they are reported with their place
             at = Vectors(self.weights, self.into, self._reads, self._writes)
             return self.into, self._nodes.train(step, node, at, send)
 

@@ -20,7 +20,7 @@ from lockstep.common.transport.port import ClientPort, Dial, PeerSlow
 #: Seconds for which the last messages may still be sent.
 LINGER_S = 1.0
 
-#: Seconds to wait for a server that does not read, before what was to be sent to it is given up.
+#: Seconds to wait for a server that does not read, before a message to it is given up.
 SEND_TIMEOUT_S = 60.0
 
 #: Seconds of computing after which a worker looks for the first time, and then each time, for messages: to look takes

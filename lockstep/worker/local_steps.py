@@ -6,7 +6,7 @@ with, times what its gradients would be divided by. So their mean over all micro
 otherwise. Running statistics follow the batches of all local steps; their sum is the last value times the same.
 
 The optimizer begins each time without a state: so a micro-batch stays a pure function of the weights, the step and its
-number, whoever computes it. Nothing else of a run knows of local steps.
+number, in any process. Nothing else of a run knows of local steps.
 """
 
 import math
@@ -76,9 +76,9 @@ class LocalStepSums:
     #: By which the engine knows the first of the replica's weights, and its gradient.
     reads: int
     writes: int
-    #: How far the node at hand is. Whether the rest is wanted is asked before each local step but the first.
+    #: The progress of the current node. Before each local step but the first it is asked if the rest is wanted.
     attempt: Attempt
-    #: The same of the micro-batch at hand, whose local batches it counts.
+    #: The same of the current micro-batch, whose local batches it counts.
     _local_attempt: Attempt = field(init=False)
     _gradients: NodeSums = field(init=False)
     _updating: UpdatePass = field(init=False)
@@ -113,7 +113,7 @@ class LocalStepSums:
             self.engine.read_from(at.reads)
             self.engine.write_to(at.writes)
         size, count = self.replica.layout.parameter_size, np.float32(tally.divisor)
-        with np.errstate(all="ignore"):  # what is not finite is found when the sums are sent
+        with np.errstate(all="ignore"):  # numbers that are not finite are found when the sums are sent
             np.subtract(at.weights[:size], end[:size], out=at.sums[:size])
             np.multiply(at.sums[:size], count, out=at.sums[:size])
             np.multiply(end[size:], count, out=at.sums[size:])
@@ -161,7 +161,7 @@ class LocalStepSums:
         scale = None
         if self._clip_norm is not None:
             scale = scale_for(add_blocks(updating.squares(whole, terms, divisor)), self._clip_norm)
-        # What is not finite shows in the next loss, or in the sums.
+        # Numbers that are not finite show in the next loss, or in the sums.
         rate = self._schedule.rate(number)
         at = UpdateStep(step=updates, divisor=divisor, rate=rate, scale=scale)
         updating.run(at, whole, terms)

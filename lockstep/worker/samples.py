@@ -77,7 +77,7 @@ class PartStore:
         return int(self._checksums[place]) == checksum(self.images[place].tobytes(), self.labels[place].tobytes())
 
     def put(self, places: Indices, images: bytes, labels: bytes) -> None:
-        """Store samples; OSError if there is no room: what was written then counts as missing."""
+        """Store samples; OSError if there is no room: samples that were written then count as missing."""
         with (
             open(self._path(".images"), "r+b") as to_images,
             open(self._path(".labels"), "r+b") as to_labels,
@@ -117,7 +117,7 @@ class SampleStore:
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest) -> "SampleStore":
-        """Open what is stored of a dataset in a folder, which is made; `DataError` if that fails."""
+        """Open the stored samples of a dataset in a folder, which is made; `DataError` if that fails."""
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             parts = {name: PartStore(info, folder / name) for name, info in manifest.parts().items()}
@@ -143,7 +143,7 @@ class SampleStore:
         return SamplesRequest(part=name, places=missing.astype("<u4").tobytes()) if len(missing) else None
 
     def put(self, name: PartName, places: Indices, words: NDArray[np.float32]) -> None:
-        """Store what was sent; `RemoteProtocolError` if it is malformed, `DataError` if there is no room."""
+        """Store samples that were sent; `RemoteProtocolError` if it is malformed, `DataError` if there is no room."""
         part = self.parts.get(name)
         if part is None or (len(places) and places.max() >= part.info.samples):
             raise RemoteProtocolError(f"samples of {name!r} that this dataset does not have")
@@ -160,13 +160,13 @@ class SampleStore:
 
 
 class SampleFetcher(msgspec.Struct, frozen=True):
-    """Where a run's samples are stored, and what knows which of them a lease needs."""
+    """The store of a run's samples, and the batches, which know the samples that a lease needs."""
 
     store: SampleStore
     batches: Batches
 
     def request_for(self, lease: Lease, later: Iterable[Lease]) -> SamplesRequest | None:
-        """Return what is to be requested before a lease can be computed; None if all of it is here.
+        """Return the request to send before a lease can be computed; None if all of its samples are here.
 
         If there is room in the message, it also requests what later leases need: that comes while this one is computed.
         """

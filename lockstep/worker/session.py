@@ -46,12 +46,12 @@ Signature = Callable[[Lease, str], bytes]
 
 def signature_of(welcome: Welcome, sign: Callable[[bytes], bytes] | None) -> Signature:
     """Return how a worker with this key, or with none, signs the results of a run."""
-    if sign is None or not welcome.signed_run:
-        return lambda lease, digest: b""
     run, job = welcome.signed_run, welcome.job.digest()
 
     def signature(lease: Lease, digest: str) -> bytes:
-        return sign(statement_of(run, job, lease.step, lease.node(), digest)) if digest else b""
+        if sign is None or not (run and digest):
+            return b""
+        return sign(statement_of(run, job, lease.step, lease.node(), digest))
 
     return signature
 
@@ -251,12 +251,12 @@ class WorkerSession:
 
     @property
     def shares(self) -> bool:
-        """Whether it computes in memory that the server sees."""
+        """True if it computes with weights in memory of the server."""
         return self.setup.shared is not None
 
     @property
     def is_busy(self) -> bool:
-        """Whether the team works on an order."""
+        """True while the team works on an order."""
         return self.leader is not None and self.leader.is_busy
 
     def ready(self) -> Ready:
@@ -325,7 +325,7 @@ class WorkerSession:
     # Work
 
     def begin_lease(self, lease: Lease, later: Iterable[Lease]) -> list[machine.Event]:
-        """Compute a lease, alone or with the team; return what is to be sent of it, nothing if that comes later."""
+        """Compute a lease, alone or with the team; return its result, nothing if that comes later."""
         request = None if self.fetcher is None else self.fetcher.request_for(lease, later)
         if request is not None:
             return [machine.SamplesMissing(lease=lease, request=request)]
@@ -355,7 +355,7 @@ class WorkerSession:
         return [] if self.work is None else [self.work.stopped()]
 
     def advance(self, now: float) -> list[machine.Event]:
-        """Do what is due of the team's order, or wait for that; return the end of the order if it has ended."""
+        """Continue the team's order, or wait until that is due; return the end of the order if it has ended."""
         leader, work = self.leader, self.work
         if leader is None or work is None:
             return []

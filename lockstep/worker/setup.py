@@ -37,9 +37,9 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
     data: TrainTest
     #: Mean and deviation of the training set, if the server told them; otherwise they are computed.
     moments: tuple[float, float] | None
-    #: Where samples are stored that the server sends; None if the data is here.
+    #: The store of samples that the server sends; None if the data is here.
     store: SampleStore | None
-    #: Functions of the user's own.
+    #: Functions of the user.
     own: OwnCode = NO_CODE
 
     def compute(self, slots: Slots, sums: tuple[Vector, ...], frames: Sequence[Slice] = ()) -> Compute:
@@ -68,9 +68,9 @@ def gather(
 
 
 def _take_frozen(welcome: Welcome, model: Model) -> None:
-    """Give what is frozen the server's values, which come from the model's files or from the job's initial weights.
+    """Give frozen parameters the server's values, which come from the model's files or from the job's initial weights.
 
-    `ModelError` if they, or the parameters, are not the server's. What is trained comes from the server.
+    `ModelError` if they, or the parameters, are not the server's. Trained parameters come from the server.
     """
     job, unread = welcome.job, ""
     if model.layout.digest() == welcome.layout:
@@ -120,7 +120,7 @@ def _check_evidence(welcome: Welcome, model: Model, data: TrainTest, own: OwnCod
 
 
 def _data_of(welcome: Welcome, load: Loader, cache: Path | None) -> tuple[TrainTest, SampleStore | None]:
-    """Return the server's data: as it is here, or what has been sent of it, together with its store."""
+    """Return the server's data: as it is here, or the samples that were sent, with their store."""
     job, manifest = welcome.job, welcome.manifest
     try:
         data = load(job.data)

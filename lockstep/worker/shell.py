@@ -113,7 +113,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         return []
 
     def _work(self, session: WorkerSession, now: float) -> Sequence[machine.Event]:
-        """Do what is due of the team's order; now and then, handle a message, or find out that it is withdrawn."""
+        """Continue the team's order; now and then, handle a message, or find out that the order is withdrawn."""
         if not self.state.is_busy():
             session.stop()  # it has left the run
             return []

@@ -1,7 +1,6 @@
 """The worker decides what to do next. No socket, clock, file or array; no state of the run.
 
-What the server sends are events as they are, and so are the answers to leases. How the worker joins and leaves a run is
-the client's part.
+Messages of the server are events as they are, and so are the answers to leases. The client joins a run and leaves it.
 """
 
 from collections import deque
@@ -76,7 +75,7 @@ class InboxEmptied(Struct, frozen=True, kw_only=True):
 
 
 class LeaseStopped(Struct, frozen=True, kw_only=True):
-    """The lease at hand was given up, since it is withdrawn, after some of its micro-batches were computed."""
+    """The current lease was given up because it is withdrawn, after some of its micro-batches were computed."""
 
     lease: Lease
     computed: int
@@ -107,7 +106,7 @@ class StepsEnded(Struct, frozen=True, kw_only=True):
     is_done: bool
 
 
-#: What the server sends a worker that is in the run.
+#: The messages of the server for a worker that is in the run.
 Request = Standby | Lease | Withdrawal | Samples | MultiStepLease | MultiStepWithdrawal | Ping
 WorkEvent = (
     Request
@@ -128,7 +127,7 @@ Event = WorkEvent | ClientEvent
 
 
 class ComputeLease(Struct, frozen=True, kw_only=True):
-    """Compute a lease; answered by what is to be sent of it, `LeaseStopped` or `SamplesMissing`."""
+    """Compute a lease; answered by its result, `LeaseStopped` or `SamplesMissing`."""
 
     lease: Lease
 
@@ -144,7 +143,7 @@ class StopSteps(Struct, frozen=True, kw_only=True):
 
 
 class IntroduceToShards(Struct, frozen=True, kw_only=True):
-    """Send the run's other servers, if there are any, who is behind the connections to them."""
+    """Introduce this worker to the run's other servers, if there are any."""
 
 
 WorkEffect = ComputeLease | BeginSteps | StopSteps | IntroduceToShards
@@ -152,13 +151,13 @@ Effect = WorkEffect | ClientEffect
 
 _OUTSIDE, _WAITING, _COMPUTING, _MULTI_STEP = WorkerPhase
 
-#: What a worker that is in no run does not even notice.
+#: The phase of a worker that is in no run, which ignores this.
 _OUT = {_OUTSIDE: IGNORED}
 
-#: The same, with what comes too late for a multi-step lease, in which the server sends nothing else.
+#: The same, for messages that are too late for a multi-step lease, in which the server sends nothing else.
 _LATE = {_OUTSIDE: IGNORED, _MULTI_STEP: IGNORED}
 
-#: What may follow. While it computes, messages wait: the shell looks only whether the lease at hand is withdrawn.
+#: The transitions. While it computes, messages wait: the shell only looks for a withdrawal of the current lease.
 TRANSITIONS = table_of(
     WorkerPhase,
     {
@@ -183,7 +182,7 @@ TRANSITIONS = table_of(
 )
 
 
-#: What a worker notices by itself, without a message.
+#: Events that a worker notices by itself, without a message.
 NOT_FROM_SERVER = SamplesMissing | InboxEmptied | StepsEnded
 
 
@@ -199,10 +198,10 @@ class WorkerState(Machine[Event, Effect]):
     shares: bool = False
     #: The step whose weights are installed, None before the first.
     weights_step: int | None = None
-    #: Leases to be computed, all of one round: on the weights at hand, or on those that are on their way here. Other
+    #: Leases to be computed, all of one round: on the current weights, or on those that are on their way here. Other
     #: servers send theirs over connections of their own, so that a lease may be quicker.
     leases: deque[Lease] = field(default_factory=lambda: deque(maxlen=MOST_LEASES))
-    #: What was requested, and has not come, of the samples of the first lease.
+    #: The request for samples of the first lease that have not come.
     requested: SamplesRequest | None = None
     #: The lease that was stopped last, with how many of its micro-batches were computed until then.
     stopped: tuple[Lease, int] | None = None
@@ -223,7 +222,7 @@ class WorkerState(Machine[Event, Effect]):
         return None if self.is_busy() else self.client.deadline()
 
     def is_busy(self) -> bool:
-        """Tell whether a lease is being computed, or several steps: then its shell knows what is due."""
+        """Tell whether a lease is being computed, or several steps: then its shell knows the next deadline."""
         return self.phase in (WorkerPhase.COMPUTING, WorkerPhase.MULTI_STEP)
 
     def has_work(self) -> bool:
@@ -297,7 +296,7 @@ class WorkerState(Machine[Event, Effect]):
                 raise AssertionError(event)  # those of the client never come here
 
     def _end_steps(self, *, is_done: bool) -> list[Effect]:
-        """Answer the multi-step lease at hand; how many steps were made, the server knows."""
+        """Answer the current multi-step lease; the server knows how many steps were made."""
         steps = self.steps
         if steps is None:
             return []  # it was over before it was withdrawn
@@ -339,6 +338,6 @@ class WorkerState(Machine[Event, Effect]):
         return [ComputeLease(lease=self.leases.popleft())]
 
     def _drop_leases(self) -> None:
-        """Forget what is not to be computed any more."""
+        """Forget all leases, which are not to be computed any more."""
         self.leases.clear()
         self.requested = None
