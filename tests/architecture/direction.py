@@ -137,6 +137,7 @@ WORKER_ORDER = Order(
     scope="lockstep.worker",
     groups=(
         ("lockstep.worker.shell", "lockstep.worker.team.helper"),
+        ("lockstep.worker.session",),
         ("lockstep.worker.team.leader", "lockstep.worker.team.session"),
         ("lockstep.worker.setup", "lockstep.worker.team.member"),
         ("lockstep.worker.team.updates",),
