@@ -4,7 +4,7 @@ from docs.generators.tables import code, first_sentence, table
 from lockstep.cli.main import FAILED, INTERRUPTED
 from lockstep.common import errors
 from lockstep.common.errors import LockstepError, UsageError
-from lockstep.launch.supervision.worker_supervisor import USAGE
+from lockstep.launch.supervision.restarts import USAGE
 
 #: What each code means.
 MEANINGS = {

@@ -34,7 +34,7 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores
 from lockstep.launch.chaos import RunProcesses
-from lockstep.launch.supervision.supervisor import Role
+from lockstep.launch.supervision.restarts import Role
 from lockstep.ps.records.ledger import Line, StepDone, UnusedWork, WorkerIn
 
 #: The fast workers alone, and all workers fast: what the slow ones are compared with.

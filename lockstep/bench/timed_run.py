@@ -27,7 +27,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.chaos import Interference
 from lockstep.launch.cluster import Cluster, run_folder
 from lockstep.launch.process_backend import LocalBackend
-from lockstep.launch.supervision.supervisor import Role
+from lockstep.launch.supervision.restarts import Role
 from lockstep.ps.records.ledger import Line, read_lines
 from lockstep.ps.records.metrics import MOST_LINES_BYTES, StepRecord, read_metrics
 from lockstep.ps.records.run_folder import LEDGER, RunResult

@@ -16,7 +16,7 @@ from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.common.runtime.version import VERSION
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
 from lockstep.launch.supervision.channel import EndReport, ParentLink
-from lockstep.launch.supervision.worker_supervisor import USAGE
+from lockstep.launch.supervision.restarts import USAGE
 from lockstep.runs.own_command import own_command
 
 #: The commands by what they are for, and the module and the function of each below this package. The import is

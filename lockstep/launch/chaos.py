@@ -19,15 +19,15 @@ from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock
 from lockstep.launch.supervision.child import WatchedProcess
-from lockstep.launch.supervision.supervisor import Role
+from lockstep.launch.supervision.restarts import Role
 
 #: The part of a run in which things happen: not before it has begun, nor when it is nearly over.
 FIRST, LAST = 0.05, 0.9
 
-#: Share of the run's steps for which a process stands still or is slow, and seconds after which it is released anyway.
+#: Share of the run's steps for which a process is stopped or slow, and seconds after which it is released anyway.
 DISTURBANCE, DISTURBANCE_S = 0.05, 3.0
 
-#: A slow worker stands still for so many of so many polls of the run.
+#: A slow worker is stopped for so many of so many polls of the run.
 SLOW_POLLS = (4, 5)
 
 #: Most times that one thing can be asked for.
@@ -35,7 +35,7 @@ MOST = 1000
 
 
 class ChaosAction(Enum):
-    """What can be done."""
+    """The faults that can be injected."""
 
     KILL_WORKER = "kill-worker"
     STOP_WORKER = "stop-worker"
@@ -46,7 +46,7 @@ class ChaosAction(Enum):
 
     @property
     def role(self) -> Role:
-        """Which processes it is done to: each action is called by what is done, and by that."""
+        """The processes that it disturbs: the name of an action ends with their role."""
         return Role(self.value.partition("-")[2])
 
 
@@ -115,10 +115,10 @@ RunProcesses = Mapping[Role, Sequence[WatchedProcess]]
 
 
 class Interference(Protocol):
-    """What is done to the processes of a run on purpose."""
+    """Disturbs the processes of a run on purpose."""
 
     def on_status(self, status: Status | None, processes: RunProcesses) -> None:
-        """Do what is due: called at each poll of the run, with None if it did not answer."""
+        """Inject the faults that are due: called at each poll of the run, with None if it did not answer."""
         ...
 
     def end(self) -> None:
@@ -128,7 +128,7 @@ class Interference(Protocol):
 
 @dataclass
 class Disturbance:
-    """A process that stands still, or is slow, for a while."""
+    """A process that is stopped, or slow, for a while."""
 
     child: WatchedProcess
     is_slow: bool
@@ -150,7 +150,7 @@ class Chaos:
     done: int = 0
 
     def on_status(self, status: Status | None, processes: RunProcesses) -> None:
-        """Do what is due now, if anything is: one action at a time, so that the run can recover before the next."""
+        """Inject at most one fault that is due, so that the run can recover before the next one."""
         self._release_due(status)
         if status is None or not status.steps or not self.ahead:
             return

@@ -31,7 +31,7 @@ from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.port import ClientPort
 from lockstep.launch.lifetime import ends_with_parent
-from lockstep.launch.supervision.worker_supervisor import INTERRUPTED, USAGE
+from lockstep.launch.supervision.restarts import INTERRUPTED, USAGE
 
 #: The line that is printed when a run has ended well.
 DONE = "the run is done"

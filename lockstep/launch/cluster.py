@@ -31,20 +31,15 @@ from lockstep.launch.process_backend import LocalBackend, ProcessBackend, privat
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.run_starter import STANDBY_FOLDER, RunStarter, bring_home, leads, run_files
 from lockstep.launch.supervision.channel import NoticeReport
-from lockstep.launch.supervision.child import GRACE_S, WatchedProcess, exit_message
-from lockstep.launch.supervision.crew import Crew
+from lockstep.launch.supervision.child import GRACE_S, Crew, WatchedProcess, exit_message
+from lockstep.launch.supervision.restarts import SERVER, STANDBY, USAGE, ProcessPlace, Role
 from lockstep.launch.supervision.supervisor import (
-    SERVER,
-    STANDBY,
     UNANSWERED,
     EndSupervision,
-    FollowStandby,
     Outlook,
     ProcessesEnded,
-    ProcessPlace,
     PromoteStandby,
     ReportDeath,
-    Role,
     RunEnd,
     RunStarted,
     RunSupervisor,
@@ -57,7 +52,6 @@ from lockstep.launch.supervision.supervisor import (
     SupervisorEvent,
 )
 from lockstep.launch.supervision.template import ProcessTemplate
-from lockstep.launch.supervision.worker_supervisor import USAGE
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
 from lockstep.ps.records.run_folder import RESULT, RunResult, read_convictions, read_result
@@ -90,7 +84,7 @@ class Cluster:
     say: Callable[[str], None]
     watch: Callable[[Status], None]
     clock: Clock
-    #: What is done to the processes on purpose.
+    #: Disturbs the processes on purpose.
     chaos: Interference | None = None
     #: Asked between two epochs, which wait for it: whether the run ends with the last. None if nothing asks.
     is_to_stop: IsToStop | None = None
@@ -142,7 +136,7 @@ class Cluster:
                 self._close()
 
     def _turn(self) -> None:
-        """Wait, find out what has happened, and do what follows from it."""
+        """Wait, and let the supervisor see which processes have ended, the status and the time."""
         self._wait()
         ends = self.crew.ends()
         workers = {place: end for place, end in ends.items() if place.role is Role.WORKER and SERVER not in ends}
@@ -184,17 +178,17 @@ class Cluster:
             case StartProcess(place=ProcessPlace(role=Role.SERVER)):
                 return self._start_server()
             case StartProcess(place=place):
-                self.crew.begin([place])
+                process = self.crew.begin(place)
                 if place == STANDBY:
-                    self.starter.standby_address = self.crew.processes[place].listens()
+                    self.starter.standby_address = process.listens()
             case StopProcess(place=place):
                 self.crew.stop(place)
             case ReportDeath():
                 self.say(self._death_text(effect))
-            case FollowStandby():
-                self.starter.follow_standby()
-                self.crew.move(STANDBY, SERVER)
-                self._dial()
+                if effect.outlook is Outlook.STANDBY:
+                    self.starter.follow_standby()
+                    self.crew.move(STANDBY, SERVER)
+                    self._dial()
             case PromoteStandby():
                 self.say("no worker of the last step is left to ask the standby for it: it leads the run from now on")
                 if self.client is not None:
@@ -208,8 +202,7 @@ class Cluster:
     def _start_server(self) -> list[SupervisorEvent]:
         # The workers join a resumed run when they are back: not all may be.
         self.starter.takes_any = self.supervisor.is_second
-        self.crew.begin([SERVER])
-        server = self.crew.processes[SERVER]
+        server = self.crew.begin(SERVER)
         address = server.listens()
         if not address:
             server.end(GRACE_S)
@@ -234,8 +227,6 @@ class Cluster:
             for report in process.reports():
                 if isinstance(report, NoticeReport):
                     self.say(report.text)
-        for process in self.crew.processes.values():
-            process.take()
 
     def _show(self, status: Status | None) -> None:
         if status is not None and not status.is_standby:
@@ -258,12 +249,12 @@ class Cluster:
             takeover_s = self.starter.destination.options.takeover_seconds
             after = "" if leads(self.starter.home / STANDBY_FOLDER) else f" after {takeover_s:g} s without it"
             return f"{text}; its workers go to the standby{after}"
-        if death.place == STANDBY:
+        if death.place == STANDBY and death.outlook is Outlook.RESTARTED:
             return f"{text}; restarting in {death.delay_s:.1f} s"
-        if death.place.role is not Role.WORKER:
+        if death.place.role in (Role.SERVER, Role.SHARD):
             return f"{text}; restarting in {death.delay_s:.1f} s, from the last checkpoint"
         outlook = "it is restarted" if death.outlook is Outlook.RESTARTED else "it is not restarted"
-        return f"{text}; its micro-batches go to the others, and {outlook}"
+        return f"{text}; {'' if death.place == STANDBY else 'its micro-batches go to the others, and '}{outlook}"
 
     def _result(self, outcome: EndSupervision) -> RunResult:
         self._relay()

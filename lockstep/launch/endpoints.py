@@ -23,7 +23,7 @@ Sign = Callable[[bytes], bytes]
 #: The file with the token of a run whose processes are all of one machine, in the private folder that they share.
 TOKEN = "token"
 
-#: What is printed if everybody is admitted.
+#: Printed if all peers are admitted.
 WARNING = warning("--insecure: anybody who reaches this address can take part in the run")
 
 
@@ -43,7 +43,7 @@ def credential_of(key: Path | None, supervised: Path | None) -> Credential:
 
 
 def check_worker_key(path: Path) -> None:
-    """Raise `UsageError` if a key file is the server's own, which may do more than compute.
+    """Raise `UsageError` if a key file is that of the server, which may do more than compute.
 
     `KeyFileError` if it cannot be used.
     """

@@ -1,4 +1,4 @@
-"""How this process ends: by a signal, which ends it as Ctrl-C does, or with the process that started it."""
+"""The end of this process: by a signal, which ends it as Ctrl-C does, or with the process that started it."""
 
 import math
 import os
@@ -17,7 +17,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.interrupts import interrupt
 from lockstep.launch.supervision.child import LOG
 
-#: What stands for a signal's handler: a function, a constant of the system, or nothing that Python knows of.
+#: The handler of a signal: a function, a constant of the system, or None if Python does not know it.
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 
 #: The signals that end a process in an orderly way.
@@ -57,7 +57,7 @@ def interrupt_on_signals() -> None:
 
 def ignore_signals() -> dict[signal.Signals, Handler]:
     """Let no signal but SIGKILL affect this process; return the handlers that were there."""
-    # Blocked first, which also handles what has come: Python complains of a signal whose handler is gone by then.
+    # Blocked first, which also handles pending signals: Python complains of a signal whose handler is gone by then.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)

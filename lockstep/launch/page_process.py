@@ -1,4 +1,4 @@
-"""A page next to a run: a process of its own, which is told how the run stands and ends with us."""
+"""A page next to a run: a process that is sent the status of the run, and ends with this one."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from lockstep.results.reports.display import Display
 from lockstep.runs.own_command import demand, own_command
 from lockstep.runs.run_dir import has_begun
 
-#: Where a page is served if nothing else is said: any free port of this machine alone.
+#: The default address of a page: any free port of this machine alone.
 LOOPBACK = "127.0.0.1:0"
 
 #: Seconds between two statuses, and in which a page ends.
@@ -38,7 +38,7 @@ def demand_page(what: str) -> None:
 
 
 class PageRequest(msgspec.Struct, frozen=True):
-    """A page that somebody asked for."""
+    """A page, as flags ask for it."""
 
     listen: str = LOOPBACK
     #: Whether only figures for Prometheus are served.
@@ -52,9 +52,9 @@ class PageProcess:
     child: Child
     private: SharedFolder
     link: str
-    #: What it serves.
+    #: Its name in messages.
     what: str
-    #: What is left of the status that is being written: a page that does not read costs us no time.
+    #: The rest of the status that is being written: a page that does not read costs us no time.
     _rest: bytes = b""
     clock: Clock = field(default_factory=SystemClock)
     _fed: float = 0.0
@@ -79,7 +79,7 @@ class PageProcess:
         return cls(child, private, link, "metrics" if request.is_metrics_only else "page")
 
     def feed(self, status: Status) -> None:
-        """Tell it twice a second how the run stands, unless it has not read yet what it was told before."""
+        """Send it the status twice a second, unless it has not read the one before."""
         now = self.clock.now()
         if now < self._fed + FEED_S:
             return
@@ -93,7 +93,7 @@ class PageProcess:
             return
 
     def stay(self) -> None:
-        """Wait until it ends, or somebody has had enough and presses Ctrl-C."""
+        """Wait until it ends, or a person presses Ctrl-C."""
         with suppress(KeyboardInterrupt):
             while not self.child.wait(STAY_S):
                 continue

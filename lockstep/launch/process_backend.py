@@ -17,7 +17,7 @@ from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.endpoints import make_token
 from lockstep.launch.supervision.child import LOG, Child, WatchedProcess
-from lockstep.launch.supervision.supervisor import ProcessPlace, Role
+from lockstep.launch.supervision.restarts import ProcessPlace, Role
 from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.launch.team import team_arguments
 

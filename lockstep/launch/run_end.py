@@ -1,4 +1,4 @@
-"""What is shown and kept when a run ends: the summary, a picture, the logs, or what it can be resumed from."""
+"""Shows and keeps the end of a run: the summary, a picture, the logs, or the command that resumes it."""
 
 import shutil
 import subprocess
@@ -31,7 +31,7 @@ PICTURE_S = 30.0
 def keep_logs(folder: Path, run: Path) -> str:
     """Move the logs in a folder into that of a run, if it has begun, where those of its earlier parts may be.
 
-    Return a warning if that fails, as on a full disk: why a run ends matters more than what was said on the way.
+    Return a warning if that fails, as on a full disk: the reason of the end matters more than the log.
     """
     if not has_begun(run):
         return ""

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 from lockstep.common.job.job import Job
 from lockstep.launch.process_backend import JOB_FILE, ProcessBackend, ProcessCommand
 from lockstep.launch.supervision.child import HERE, LOG, WatchedProcess
-from lockstep.launch.supervision.supervisor import FilesSeen, ProcessPlace, Role
+from lockstep.launch.supervision.restarts import ProcessPlace, Role
+from lockstep.launch.supervision.supervisor import FilesSeen
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, read_convictions
 from lockstep.ps.standby.mirror import MIRROR
@@ -38,7 +39,7 @@ class RunStarter:
     pauses: bool = False
     #: Whether fewer workers than all are enough, as those that take part may not all be back.
     takes_any: bool = False
-    #: Where the run's server listens, and its standby; empty until they do.
+    #: The addresses of the server and of the standby; empty until they listen.
     address: str = ""
     standby_address: str = ""
 
@@ -51,13 +52,13 @@ class RunStarter:
         """Start the process of a place."""
         match place.role:
             case Role.SERVER:
-                return self._start_server(place, *self._server_arguments(), address=self.address)
+                return self._start_server(place, [place.role.value, *self._server_arguments()], address=self.address)
             case Role.SHARD:
-                return self._start_server(place, self.addresses())
+                return self._start_server(place, [place.role.value, self.addresses()])
             case Role.STANDBY:
-                words = [Role.SERVER.value, "--standby-of", self.address, "--run-dir", str(self.home / STANDBY_FOLDER)]
-                command = ProcessCommand(place=place, arguments=[*words, "--supervised", HERE])
-                return self.backend.start_server(command, self.folder)
+                folder = str(self.home / STANDBY_FOLDER)
+                words = [Role.SERVER.value, "--standby-of", self.address, "--run-dir", folder]
+                return self._start_server(place, words, address=self.standby_address)
             case Role.WORKER:
                 command = ProcessCommand(place=place, arguments=[place.role.value, self.addresses(), *SUPERVISED])
                 return self.backend.start_worker(command, self.folder)
@@ -71,8 +72,8 @@ class RunStarter:
         self.destination = replace(self.destination, folder=self.home / STANDBY_FOLDER, is_resumed=True)
         self.address, self.standby_address = self.standby_address, ""
 
-    def _start_server(self, place: ProcessPlace, *words: str, address: str = "") -> WatchedProcess:
-        command = ProcessCommand(place=place, arguments=[place.role.value, *words, *SUPERVISED], address=address)
+    def _start_server(self, place: ProcessPlace, words: list[str], address: str = "") -> WatchedProcess:
+        command = ProcessCommand(place=place, arguments=[*words, *SUPERVISED], address=address)
         return self.backend.start_server(command, self.folder)
 
     def _server_arguments(self) -> list[str]:
@@ -113,7 +114,7 @@ def leads(standby: Path) -> bool:
 
 
 def bring_home(folder: Path, home: Path) -> None:
-    """Move what a standby has of a run, which it led to its end, to where the run began; keep what was there."""
+    """Move the run that a standby has led to its end to the folder where it began; keep the files there."""
     before = home / BEFORE_TAKEOVER
     before.mkdir(exist_ok=True)
     for path in sorted(home.iterdir()):

@@ -1,6 +1,6 @@
-"""A worker that is several processes: the command of each, and who keeps them going if a person starts them by one."""
+"""A worker that is several processes: the command of each, and the supervisor of a team that one command starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +11,8 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores, kept_to_core
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.supervision.channel import ChildReport
-from lockstep.launch.supervision.child import GRACE_S, WatchedProcess, exit_message
-from lockstep.launch.supervision.crew import Crew
-from lockstep.launch.supervision.supervisor import ProcessPlace, Role
-from lockstep.launch.supervision.worker_supervisor import WorkerSupervisor
+from lockstep.launch.supervision.child import GRACE_S, Crew, exit_message
+from lockstep.launch.supervision.restarts import Places, PlaceState, ProcessPlace, Role
 from lockstep.worker.team.meeting import MeetingPlace
 
 #: Seconds between two looks whether a process has died: short, since its team waits for it at the next step.
@@ -25,14 +23,14 @@ MOST_RESTARTS = 1000
 
 
 def default_processes() -> int:
-    """Return how many processes a worker has if nobody says: one per core that it may use."""
+    """Return how many processes a worker has by default: one per core that it may use."""
     return min(cores(), PROCESSES_LIMIT)
 
 
 def team_arguments(folder: Path, process: int, processes: int) -> list[str]:
-    """Return what makes `lockstep worker` one process of a team, which meets in a folder; process 0 leads it.
+    """Return the flags of one process of a team, which meets in a folder and is led by process 0.
 
-    The folder is made if it is not there; the one that it is in must be private.
+    The folder is made if it does not exist; its parent must be private.
     """
     if processes == 1:
         return ["--workers", "1"]
@@ -48,9 +46,13 @@ def own_core(process: int, processes: int) -> AbstractContextManager[None]:
     return kept_to_core(process) if processes == cores() else nullcontext()
 
 
+#: The place of the process that leads a team.
+LEADER = ProcessPlace(Role.WORKER, 0)
+
+
 @dataclass
 class TeamSupervisor:
-    """Starts the processes of one team, again if they die, shows what their leader reports, and ends all with it."""
+    """Starts the processes of one team, restarts those that die, and ends all with their leader."""
 
     crew: Crew
     processes: int
@@ -60,15 +62,12 @@ class TeamSupervisor:
     forward: Callable[[ChildReport], None]
     #: Lets so many seconds pass.
     pause: Callable[[float], object] = field(default_factory=lambda: Event().wait)
-    supervisor: WorkerSupervisor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.supervisor = WorkerSupervisor(MOST_RESTARTS, self.processes)
+    places: Places = field(default_factory=lambda: Places(MOST_RESTARTS))
 
     def run(self) -> int:
         """Return the exit code of the leader when it ends by itself. Nothing is left running in any case."""
         try:
-            self.crew.begin(map(place_of, self.supervisor.start_all(self.processes, self.clock.now())))
+            self._start(ProcessPlace(Role.WORKER, number) for number in range(self.processes))
             while (code := self._code()) is None:
                 self.pause(POLL_S)
             return code
@@ -76,40 +75,29 @@ class TeamSupervisor:
             with uninterrupted():
                 self.crew.end_all()
 
+    def _start(self, places: Iterable[ProcessPlace]) -> None:
+        for place in places:
+            self.places.begin(place, self.clock.now())
+            self.crew.begin(place)
+
     def _code(self) -> int | None:
-        """Do what is due; return the exit code if there is nothing left to do."""
-        leader = self.crew.processes[LEADER]
-        # Before its last words are read.
-        ends, has_ended = self.crew.ends(), leader.has_ended()
-        self._relay(leader)
+        """Restart processes that are due; return the exit code once the team has ended."""
+        ends, leader = self.crew.ends(), self.crew.processes[LEADER]
+        has_ended = leader.has_ended()
+        for report in leader.reports():
+            self.forward(report)
         if has_ended and leader.code >= 0:
             return leader.code
-        # Where the run is over, or failed, the leader lets the others end first, a moment before it says why.
+        # If the run has ended or failed, the leader lets the others end first, a moment before it reports why.
         if any(end.code > 0 for end in ends.values()) and leader.wait(GRACE_S):
             return None
         for place, end in ends.items():
-            is_restarted = self.supervisor.ended(place.number, end, self.clock.now())
+            self.places.end(place, end, self.clock.now())
+            is_restarted = self.places.restart(place, self.clock.now()) is not None
             if end.code:
                 outlook = "it is restarted" if is_restarted else "it is not restarted"
                 self.say(f"{exit_message(self.crew.processes[place])}; {outlook}")
-        if self.supervisor.are_given_up():
+        if self.places.are_given_up([LEADER]):
             return 128 - leader.code  # as shells have it
-        self.crew.begin(map(place_of, self.supervisor.start_due(self.clock.now())))
+        self._start(self.places.due(PlaceState.AWAITED, self.clock.now()))
         return None
-
-    def _relay(self, leader: WatchedProcess) -> None:
-        for report in leader.reports():
-            self.forward(report)
-        for line in leader.log.new_lines():
-            self.say(line)
-        for process in self.crew.processes.values():
-            process.take()
-
-
-def place_of(process: int) -> ProcessPlace:
-    """Return the place of a process of the team."""
-    return ProcessPlace(Role.WORKER, process)
-
-
-#: The place of the process that leads a team.
-LEADER = place_of(0)

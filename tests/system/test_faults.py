@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.launch.supervision.worker_supervisor import FIRST_S
+from lockstep.launch.supervision.restarts import FIRST_S
 from tests.system.alone import train_alone
 from tests.system.jobs import gated_model
 from tests.system.processes import GONE_S, Place, Process, is_gone

@@ -149,13 +149,19 @@ def server_address(place: Place) -> str:
     return words[words.index("--standby-of") + 1]
 
 
-def test_train_shows_a_takeover(place: Place) -> None:
+def test_train_restarts_its_standby_and_shows_a_takeover(place: Place) -> None:
     flags = (*job(place, 600), *OFTEN)
     expected = calm(place, flags)
     process = place.start("train", *flags, "--workers", "2", "--standby", "--takeover-seconds", "1", "--run-dir", "run")
     process.line_with("epoch 3/")
-    (server,) = place.pids("server --job")
+    (server,), (standby,) = place.pids("server --job"), place.pids("--standby-of")
+    os.kill(standby, signal.SIGKILL)
+    process.line_with(f"a standby (pid {standby}) was killed by SIGKILL; restarting in ")
+    mirrored = place.folder / "run" / "standby" / "checkpoints"
+    while not (place.pids("--standby-of") and any(mirrored.glob("step-*.safetensors"))):
+        process.line_with("epoch ")
     os.kill(server, signal.SIGKILL)
+    process.line_with("its workers go to the standby")
     code, out, error = process.end()
     assert (code, error) == (0, ""), (out, error)
     assert place.digest() == expected

@@ -1,5 +1,6 @@
 """Small jobs on small data, whose runs take milliseconds, with all that could depend on which worker computes."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -50,6 +51,11 @@ def _job(net: nn.Module, **values: Any) -> Job:
     return msgspec.convert({**given, "model": dict(describe(net))}, Job)
 
 
+def _linear(inputs: int) -> nn.Module:
+    """Return a net of one layer."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, CLASSES))
+
+
 def _wide(width: int) -> nn.Module:
     """Return a net whose weights can be split over several servers, or cut into slices."""
     return nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, CLASSES))
@@ -70,7 +76,7 @@ def _noisy(width: int) -> nn.Module:
 @cache
 def jobs() -> dict[str, Job]:
     """Return the jobs by name."""
-    linear = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
+    linear = _linear(16)
     return {
         "plain": _job(linear),
         "noisy": _job(
@@ -99,7 +105,7 @@ def jobs() -> dict[str, Job]:
         "long": _job(_wide(14_000), steps=4, momentum=0.0, wire="bfloat16"),
         "wide": _job(_wide(520), steps=5),
         "clipped": _job(_wide(520), steps=5, optimizer="adamw", clip_norm=0.1, wire="int8", wire_weights="bfloat16"),
-        **_team_jobs(),
+        **{name: _job(net(width), **values) for name, (net, width, values) in _TEAM_JOBS.items()},
         **_local_jobs(),
     }
 
@@ -140,84 +146,103 @@ def _local_jobs() -> dict[str, Job]:
     }
 
 
-def _team_jobs() -> dict[str, Job]:
-    """Return the jobs whose steps a team makes by itself: their vectors are cut into one to four slices."""
-    many: dict[str, Any] = {"data": MANY, "global_batch": 2, "micro_batches": 2}
-    return {
-        # More than an epoch, in which the rings run full if the server is slow.
-        "team-long": _job(_wide(1_700), **many, steps=90, schedule="one-cycle"),
-        "team-quick": _job(
-            nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), **many, steps=120, momentum=0.0, schedule="step"
-        ),
-        "team-sevenths": _job(
-            _noisy(1_700),
-            data=MANY,
-            global_batch=9,
-            micro_batches=7,
-            steps=20,
-            optimizer="adam",
-            lr=0.003,
-            schedule="exponential",
-            wire="float16",
-            max_shift=1,
-        ),
-        "team-clipped": _job(
-            _noisy(3_300),
-            data=MANY,
-            global_batch=10,
-            micro_batches=5,
-            steps=18,
-            optimizer="adamw",
-            lr=0.003,
-            weight_decay=0.1,
-            clip_norm=0.1,
-            schedule="cosine",
-            warmup_steps=4,
-            wire_weights="bfloat16",
-        ),
-        "team-numbers": _job(
-            _wide(1_700),
-            data=NUMBERS,
-            loss="mse",
-            global_batch=6,
-            micro_batches=3,
-            steps=26,
-            optimizer="rmsprop",
-            lr=0.001,
-            schedule="polynomial",
-            nesterov=False,
-            wire="int8",
-            validation_split=0.2,
-            clip_norm=1.0,
-        ),
-        "team-rounded": _job(
-            _wide(3_300),
-            data=MANY,
-            global_batch=8,
-            micro_batches=6,
-            steps=20,
-            wire="bfloat16",
-            nesterov=True,
-            class_weights=(1.0, 2.5, 0.3),
-        ),
-        "team-one": _job(
-            _wide(3_300),
-            data=MANY,
-            global_batch=4,
-            micro_batches=1,
-            steps=30,
-            validation_split=0.1,
-            clip_value=0.01,
-            ema_decay=0.9,
-        ),
-    }
+#: The jobs whose steps a team makes by itself: a net, its width, and the values. Their vectors are cut into one to four
+#: slices.
+_TEAM_JOBS: dict[str, tuple[Callable[[int], nn.Module], int, dict[str, Any]]] = {
+    # More than an epoch, in which the rings run full if the server is slow.
+    "team-long": (
+        _wide,
+        1_700,
+        {"data": MANY, "global_batch": 2, "micro_batches": 2, "steps": 90, "schedule": "one-cycle"},
+    ),
+    "team-quick": (
+        _linear,
+        16,
+        {"data": MANY, "global_batch": 2, "micro_batches": 2, "steps": 120, "momentum": 0.0, "schedule": "step"},
+    ),
+    "team-sevenths": (
+        _noisy,
+        1_700,
+        {
+            "data": MANY,
+            "global_batch": 9,
+            "micro_batches": 7,
+            "steps": 20,
+            "optimizer": "adam",
+            "lr": 0.003,
+            "schedule": "exponential",
+            "wire": "float16",
+            "max_shift": 1,
+        },
+    ),
+    "team-clipped": (
+        _noisy,
+        3_300,
+        {
+            "data": MANY,
+            "global_batch": 10,
+            "micro_batches": 5,
+            "steps": 18,
+            "optimizer": "adamw",
+            "lr": 0.003,
+            "weight_decay": 0.1,
+            "clip_norm": 0.1,
+            "schedule": "cosine",
+            "warmup_steps": 4,
+            "wire_weights": "bfloat16",
+        },
+    ),
+    "team-numbers": (
+        _wide,
+        1_700,
+        {
+            "data": NUMBERS,
+            "loss": "mse",
+            "global_batch": 6,
+            "micro_batches": 3,
+            "steps": 26,
+            "optimizer": "rmsprop",
+            "lr": 0.001,
+            "schedule": "polynomial",
+            "nesterov": False,
+            "wire": "int8",
+            "validation_split": 0.2,
+            "clip_norm": 1.0,
+        },
+    ),
+    "team-rounded": (
+        _wide,
+        3_300,
+        {
+            "data": MANY,
+            "global_batch": 8,
+            "micro_batches": 6,
+            "steps": 20,
+            "wire": "bfloat16",
+            "nesterov": True,
+            "class_weights": (1.0, 2.5, 0.3),
+        },
+    ),
+    "team-one": (
+        _wide,
+        3_300,
+        {
+            "data": MANY,
+            "global_batch": 4,
+            "micro_batches": 1,
+            "steps": 30,
+            "validation_split": 0.1,
+            "clip_value": 0.01,
+            "ema_decay": 0.9,
+        },
+    ),
+}
 
 
 @cache
 def audited_job() -> Job:
     """Return the job that shows after how many steps an audit finds a worker: no scenario draws it."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
-    return _job(net, data=MANY, global_batch=32, micro_batches=32, steps=30)
+    return _job(_linear(16), data=MANY, global_batch=32, micro_batches=32, steps=30)
 
 
 def job_named(name: str, steps: int | None) -> Job:

@@ -172,14 +172,14 @@ class SimulationOutcome(msgspec.Struct, frozen=True):
 def simulate(scenario: Scenario, parts: Parts | None = None, *, is_traced: bool = False) -> SimulationOutcome:
     """Run a scenario in a folder of its own, in memory if possible, and check the outcome."""
     with tempfile.TemporaryDirectory(prefix="lockstep-simulation-", dir=shared_root()) as folder:
-        simulation = Simulation(scenario, Path(folder), parts or Parts(), World(is_traced=is_traced))
+        simulation = Simulation.of(scenario, Path(folder), parts or Parts(), World(is_traced=is_traced))
         try:
             found = _violations_of(simulation)
         finally:
             simulation.close()
         if not found and (left := simulation.leftovers()):
             found = (f"the run has left {', '.join(left)}",)
-        return SimulationOutcome(found, simulation.world, simulation.injected)
+        return SimulationOutcome(found, simulation.world, simulation.faults.injected)
 
 
 def _violations_of(simulation: Simulation) -> tuple[str, ...]:
@@ -192,4 +192,6 @@ def _violations_of(simulation: Simulation) -> tuple[str, ...]:
         return (failure,)
     reference = reference_of(scenario.job, scenario.steps)
     # Two servers that both believed to lead the run to its end have the same weights.
-    return tuple(one for folder in simulation.finished for one in violations(run.job, run.data, folder, reference))
+    return tuple(
+        one for folder in simulation.watch.finished for one in violations(run.job, run.data, folder, reference)
+    )

@@ -33,6 +33,7 @@ from lockstep.common.transport.port import ClientPort, Dial, ServerPort
 from lockstep.launch.client import shard_join, worker_join
 from lockstep.launch.run_starter import has_checkpoint
 from lockstep.launch.serve import open_server
+from lockstep.launch.supervision.supervisor import RunSupervisor
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.parts.multi_step import MultiStep
@@ -70,6 +71,9 @@ SLOW_SERVER_S = 0.001
 
 #: Steps before the first multi-step lease, and until the next after one that was cut, at first: a run has few.
 NO_FIRST_STEPS, SHORT_PAUSE = 0, 1
+
+#: The exit codes of a server, by how its part of the run has ended; 1 in other cases.
+EXIT_CODES = {None: 0, FailureKind.HANDED_OVER: 0, FailureKind.INTERRUPTED: INTERRUPTED}
 
 Say = Callable[[str], None]
 
@@ -137,6 +141,8 @@ class Parts(msgspec.Struct, frozen=True):
     member: type[SimulatedMember] = SimulatedMember
     #: What decides in a standby.
     standby: type[StandbyState] = StandbyState
+    #: Decides which processes are restarted.
+    supervisor: type[RunSupervisor] = RunSupervisor
     #: Number among all processes -> how that worker gets its data.
     load: Callable[[int], Loader] = lambda number: load
 
@@ -196,24 +202,14 @@ class ServerProcess(SimulatedShell):
 
         The process may be killed at any report: what has been opened until then is closed again.
         """
-        destination = Destination(
-            folder=run.folder,
-            options=run.options,
-            is_resumed=has_begun(run.folder),
-            server=process.name,
-            term=term,
-        )
-        setting = Setting(transport="memory", started=process.now())
         setup, sharing = open_run(RUN, run.job, run.data, run.options), None
         with ExitStack() as stack:
             if shares and run.options.servers == 1:
                 setup, sharing = share(setup, run.root)
                 sharing.folder, sharing.keep_order = TickingFolder.of(sharing.folder, process.tick), process.tick
                 stack.callback(sharing.close)
-            if port is None:
-                port = run.network.server(ADDRESS, process)
+            port = run.network.server(ADDRESS, process) if port is None else port
             stack.callback(port.close)
-            setup = replace(setup, shard=run.parts.shard(setup.shard))
             context = ServerContext(
                 port,
                 process,
@@ -223,14 +219,29 @@ class ServerProcess(SimulatedShell):
                 dial=dialler(run, process),
                 others=others,
             )
-            server, session = open_server(
-                setup, replace(destination, address=port.address), setting, context, run.parts.coordinator
-            )
-            server.coordinator.part(MultiStep).plan.pause = SHORT_PAUSE
+            setup = replace(setup, shard=run.parts.shard(setup.shard))
+            server, session = cls._open_session(run, process, setup, context, term)
             writer = DiskWriter(run.disk, process)
             writer.attach(session)
             stack.pop_all()
         return cls(run.parts.server(server), setup, session, writer, sharing, run, say, shares)
+
+    @staticmethod
+    def _open_session(
+        run: SimulatedRun, process: Process, setup: RunSetup, context: ServerContext, term: int | None
+    ) -> tuple[Server, RunSession]:
+        destination = Destination(
+            folder=run.folder,
+            options=run.options,
+            is_resumed=has_begun(run.folder),
+            server=process.name,
+            term=term,
+            address=context.port.address,
+        )
+        setting = Setting(transport="memory", started=process.now())
+        server, session = open_server(setup, destination, setting, context, run.parts.coordinator)
+        server.coordinator.part(MultiStep).plan.pause = SHORT_PAUSE
+        return server, session
 
     def step(self) -> bool:
         try:
@@ -240,7 +251,11 @@ class ServerProcess(SimulatedShell):
                 raise
             raise Killed from None  # its folder was deleted: a server ends when it cannot write the result
         ended = self.server.ended
-        if ended is not None and ended.kind is FailureKind.SERVER_LOST and has_checkpoint(self.run.folder):
+        if ended is not None and ended.kind is FailureKind.ROLLBACK:
+            # Those that were evicted will not come back.
+            self.run = replace(self.run, options=replace(self.run.options, min_workers=1))
+            self._open_again()
+        elif ended is not None and ended.kind is FailureKind.SERVER_LOST and has_checkpoint(self.run.folder):
             self._open_again()
         self._end()
         self.server.coordinator.validate()
@@ -286,8 +301,11 @@ class ServerProcess(SimulatedShell):
     def weights_step(self) -> int | None:
         return self.server.shard.updates
 
-    def exit_reason(self) -> str | None:
-        return None if self.server.ended is None or not self._is_over() else self.server.ended.failure
+    def exit(self) -> Exit | None:
+        ended = self.server.ended
+        if ended is None or not self._is_over():
+            return None
+        return Exit(code=EXIT_CODES.get(ended.kind, 1), reason=ended.failure, kind=ended.kind)
 
     def interrupt(self) -> None:
         self.server.interrupt()
@@ -386,10 +404,10 @@ class StandbyProcess(SimulatedShell):
     def weights_step(self) -> int | None:
         return None if self.leading is None else self.leading.weights_step()
 
-    def exit_reason(self) -> str | None:
+    def exit(self) -> Exit | None:
         if self.leading is not None:
-            return self.leading.exit_reason()
-        return self.runner.ended.reason if isinstance(self.runner.ended, Exit) else None
+            return self.leading.exit()
+        return self.runner.ended if isinstance(self.runner.ended, Exit) else None
 
     def interrupt(self) -> None:
         if self.leading is not None:
@@ -415,11 +433,6 @@ def server_of(process: Process) -> ServerProcess | None:
     return shell if isinstance(shell, ServerProcess) else None
 
 
-def kind_of(server: ServerProcess) -> FailureKind | None:
-    """Return how a server has ended its part of the run, None if it has not, or well."""
-    return None if server.server.ended is None else server.server.ended.kind
-
-
 def could_lead(process: Process) -> bool:
     """Tell whether a standby has all that it takes to lead the run, or leads it."""
     shell = process.shell
@@ -432,8 +445,8 @@ class NodeProcess(SimulatedShell, ABC):
 
     runner: WorkerShell | ShardShell
 
-    def exit_reason(self) -> str | None:
-        return None if self.runner.ended is None else self.runner.ended.reason
+    def exit(self) -> Exit | None:
+        return self.runner.ended
 
     def interrupt(self) -> None:
         self.runner.interrupt()
@@ -575,8 +588,8 @@ class HelperProcess(SimulatedShell):
         """Return a moment that is past: it waits by itself."""
         return self.process.ahead_s
 
-    def exit_reason(self) -> str | None:
-        return None if self.runner.ended is None else self.runner.ended.reason
+    def exit(self) -> Exit | None:
+        return self.runner.ended
 
     def interrupt(self) -> None:
         self.runner.ended = Exit(code=INTERRUPTED, reason="")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from enum import Enum
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,7 +14,7 @@ from lockstep.common.numerics.random import Purpose, generator
 #: Most faults in a run, and the last event at which one may occur.
 MOST_FAULTS, LAST_EVENT = 10, 250
 
-#: Share of started servers that are killed while they open the run, or soon after.
+#: Share of started servers and shards that are killed while they open the run, or soon after.
 EARLY_KILLS = 0.1
 
 #: Shares of micro-batches to audit: none in half of the runs.
@@ -166,7 +167,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     keep: int
     #: Number of processes with which the run begins.
     min_workers: int
-    #: Ticks until each of the first servers is killed; 0 if it is not.
+    #: Ticks until each of the first servers, and of the first shards, is killed; 0 if it is not.
     early_kills: tuple[int, ...]
     faults: tuple[ScheduledFault, ...]
 
@@ -194,11 +195,9 @@ def scenario_of(
     """Return the scenario of a seed; what is given is not drawn."""
     rng = generator(seed, Purpose.SIMULATE, layer=1)
     team = generator(seed, Purpose.SIMULATE, layer=9)
-    drawn = int(rng.choice([1, 1, 1, 2, 3]))
+    drawn = int(rng.choice([1, 1, 1, 2, 3]))  # in any case, as all that is drawn after it
     server_count = drawn if servers is None else servers
-    others = (LONG, LOCAL, LOCAL_SHARDED)
-    names = [name for name in jobs() if name in SHARDED or (server_count == 1 and name not in others)]
-    job = str(rng.choice([name for name in names if not name.startswith(TEAM)])) if rng.random() >= LONGER else LONG
+    job = _job_of(rng, server_count)
     worker_count = int(rng.integers(1, 5)) if workers is None else workers
     sizes = tuple(int(team.choice(TEAMS)) if processes is None else processes for _ in range(4))
     scenario = Scenario(
@@ -216,30 +215,41 @@ def scenario_of(
         sharing=float(rng.choice([0.0, 0.5, 1.0, 1.0])),
         delay_s=float(rng.choice([0.0003, 0.002, 0.02])),
         doubling=float(rng.choice([0.0, 0.0, 0.2])),
-        cores=int(generator(seed, Purpose.SIMULATE, layer=8).choice(CORES)),
-        # Drawn separately, so that scenarios without it stay as they were.
-        audit=float(generator(seed, Purpose.SIMULATE, layer=6).choice(AUDITS)),
-        ships=bool(generator(seed, Purpose.SIMULATE, layer=7).random() < SHIPPING),
-        remembers=bool(generator(seed, Purpose.SIMULATE, layer=10).random() < REMEMBERING),
+        **_drawn_separately(seed),
         checkpoint_every=int(rng.integers(1, 4)),
         keep=int(rng.integers(1, 3)),
         faults=_faults(rng, LAST_EVENT, {}),
     )
     if workers is None and servers is None and team.random() < ALONE:
         scenario = _alone(scenario, team)
-    # Drawn separately too.
-    if generator(seed, Purpose.SIMULATE, layer=11).random() < LOCALLY:
-        scenario = replace(scenario, job=_local_job(scenario))
-    scenario = _with_standbys(scenario, standbys)
-    whole = sum(scenario.team_sizes())
-    return replace(scenario, steps=steps, min_workers=int(rng.choice([1, whole])))
+    scenario = _with_standbys(_with_local_steps(scenario), standbys)
+    return replace(scenario, steps=steps, min_workers=int(rng.choice([1, sum(scenario.team_sizes())])))
 
 
-def _local_job(scenario: Scenario) -> str:
-    """Return the job with local steps for the servers and teams of a scenario."""
+def _job_of(rng: np.random.Generator, servers: int) -> str:
+    """Return the name of the job of a run with so many servers."""
+    others = (LONG, LOCAL, LOCAL_SHARDED)
+    names = [name for name in jobs() if name in SHARDED or (servers == 1 and name not in others)]
+    return str(rng.choice([name for name in names if not name.startswith(TEAM)])) if rng.random() >= LONGER else LONG
+
+
+def _drawn_separately(seed: int) -> dict[str, Any]:
+    """Return values that are drawn by themselves, so that scenarios without them stay as they were."""
+    return {
+        "cores": int(generator(seed, Purpose.SIMULATE, layer=8).choice(CORES)),
+        "audit": float(generator(seed, Purpose.SIMULATE, layer=6).choice(AUDITS)),
+        "ships": bool(generator(seed, Purpose.SIMULATE, layer=7).random() < SHIPPING),
+        "remembers": bool(generator(seed, Purpose.SIMULATE, layer=10).random() < REMEMBERING),
+    }
+
+
+def _with_local_steps(scenario: Scenario) -> Scenario:
+    """Return the scenario with a job with local steps, if it has one. Drawn separately."""
+    if generator(scenario.seed, Purpose.SIMULATE, layer=11).random() >= LOCALLY:
+        return scenario
     if scenario.job.startswith(TEAM):
-        return LOCAL_TEAM
-    return LOCAL if scenario.servers == 1 else LOCAL_SHARDED
+        return replace(scenario, job=LOCAL_TEAM)
+    return replace(scenario, job=LOCAL if scenario.servers == 1 else LOCAL_SHARDED)
 
 
 def _with_standbys(scenario: Scenario, given: int | None) -> Scenario:

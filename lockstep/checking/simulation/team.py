@@ -17,6 +17,8 @@ from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.transport.shared_memory.file_lock import FileLock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
+from lockstep.launch.supervision.restarts import Places
+from lockstep.launch.team import MOST_RESTARTS
 from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import OrderAtWork, TeamMember
 from lockstep.worker.team.memory import RESULT
@@ -27,19 +29,30 @@ from lockstep.worker.team.updates import UpdateMaker
 MICRO_BATCH_S, SLICE_S = 0.004, 0.001
 
 
-@dataclass
+@dataclass(eq=False)
 class Hall:
-    """Where the processes of one team meet: what is there outlives them."""
+    """The meeting place of one team, which outlives its processes; and the current process of each number."""
 
     processes: int
     said: Session | None = None
-    #: Whether somebody has rung for a process that has not looked since.
+    #: Whether a process has rung for one that has not looked since.
     has_rung: list[bool] = field(init=False)
-    #: By number, the processes that are there.
+    #: By number, the processes that have entered and not left.
     present: dict[int, Process] = field(default_factory=dict)
+    #: By number, the processes that run, or the last ones; and their restarts.
+    current: dict[int, Process] = field(default_factory=dict)
+    places: Places = field(default_factory=lambda: Places(MOST_RESTARTS))
+    #: Whether the leader has ended by itself.
+    is_over: bool = False
 
     def __post_init__(self) -> None:
         self.has_rung = [False] * self.processes
+
+    def end(self) -> None:
+        """Kill all of its processes."""
+        self.is_over = True
+        for process in self.current.values():
+            process.end(is_killed=True)
 
     def enter(self, number: int, process: Process) -> "SimulatedMeeting":
         """Let a process in, in the place of one that is gone."""

@@ -18,6 +18,7 @@ from operator import attrgetter
 
 from lockstep.checking.simulation.strand import Killed, Strand
 from lockstep.common.runtime.clock import ThreadTimes
+from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.in_memory import Host, Timeline
 
 #: Seconds that a tick takes, if nothing else is given.
@@ -49,8 +50,8 @@ class SimulatedShell(ABC):
         """Return the time by its own clock at which it has to act without a message."""
 
     @abstractmethod
-    def exit_reason(self) -> str | None:
-        """Return why it has ended, empty for success; None while it has not."""
+    def exit(self) -> Exit | None:
+        """Return with what it has ended; None while it has not."""
 
     def cost_s(self) -> float:
         """Return the seconds that its next action takes, besides its ticks."""
@@ -299,7 +300,7 @@ class Process(Host):
         return True
 
     def _has_to_end(self) -> bool:
-        return self._is_interrupted or (self.shell is not None and self.shell.exit_reason() is not None)
+        return self._is_interrupted or (self.shell is not None and self.shell.exit() is not None)
 
     def is_in_action(self) -> bool:
         """Tell whether it stands still, or sleeps, in the middle of an action."""

@@ -25,9 +25,8 @@ from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with
 from lockstep.launch.lifetime import ends_with_parent, uninterrupted
 from lockstep.launch.process_backend import private_folder, remove_private
 from lockstep.launch.supervision.channel import ParentLink
-from lockstep.launch.supervision.child import HERE, Child
-from lockstep.launch.supervision.crew import Crew
-from lockstep.launch.supervision.supervisor import ProcessPlace
+from lockstep.launch.supervision.child import HERE, Child, Crew
+from lockstep.launch.supervision.restarts import ProcessPlace
 from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.launch.team import TeamSupervisor, default_processes, own_core, team_arguments
 from lockstep.worker.connections import ServerConnections
@@ -228,6 +227,6 @@ def start_process(request: WorkerRequest, folder: Path, template: ProcessTemplat
     """Start one process of a team, in a folder of those that are started here."""
     number = place.number
     flags = [*team_arguments(request.team or folder / "team", number, request.processes), "--supervised", HERE]
-    name = "a process of the team" if number else "the leader"
+    name, words = "a process of the team" if number else "the leader", ["worker", *request.arguments(), *flags]
     # Without the ending of logs that are kept: the last process removes it.
-    return Child.start(name, ["worker", *request.arguments(), *flags], folder / f"{number}", template=template)
+    return Child.start(name, words, folder / f"{number}", template=template, is_shown=not number)

@@ -16,7 +16,7 @@ from lockstep.common.transport.auth.keys import write_new
 from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
 from lockstep.launch.supervision.channel import EndReport
 from lockstep.launch.supervision.child import HERE, Child
-from lockstep.launch.supervision.worker_supervisor import USAGE
+from lockstep.launch.supervision.restarts import USAGE
 
 #: The name of the key in the team's private folder.
 KEY = "worker.key"

@@ -1,4 +1,4 @@
-"""The processes that a launcher has started on one host, as one team: where they meet, and who leads them."""
+"""The processes that a launcher has started on one host, as one team: their folder, and the process that leads them."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ FIRST_S, POLL_S = 30.0, 0.05
 #: The file whose lock the leader's process has until it ends, in whatever way.
 LEADER = "leader"
 
-#: What locks an open file, as `fcntl.flock`: an argument so that what others do just before it can be tried.
+#: Locks an open file, as `fcntl.flock`: an argument, so that a test can let another process act just before it.
 LockFile = Callable[[int, int], None]
 
 
@@ -31,7 +31,7 @@ LockFile = Callable[[int, int], None]
 class HostTeam:
     """A team whose first process makes the folder, leads it, and removes the folder in the end.
 
-    If it is killed, whoever sees that first leads the team in its place.
+    If it is killed, the process that sees that first leads the team in its place.
     """
 
     place: LauncherPlace
@@ -51,12 +51,12 @@ class HostTeam:
 
     @property
     def leads(self) -> bool:
-        """Whether this process leads the team."""
+        """Tell whether this process leads the team."""
         return self._lock >= 0
 
     @contextmanager
     def led(self) -> Iterator[None]:
-        """Lead the team within the context, and remove its folder in the end; `UsageError` if somebody leads it."""
+        """Lead the team within the context, and remove its folder in the end; `UsageError` if another process leads."""
         if not self._is_there():
             self._make()
         if not self._is_there() or not self.take_lead():
@@ -64,7 +64,7 @@ class HostTeam:
         try:
             yield
         finally:
-            # Before the lock is released: who finds the folder gone knows that there is nothing left to do.
+            # Before the lock is released: a process that finds no folder knows that there is nothing left to do.
             shutil.rmtree(self.folder, ignore_errors=True)
             self.let_go()
 
@@ -81,7 +81,7 @@ class HostTeam:
         return self.take_lead() or not self.folder.exists()
 
     def take_lead(self) -> bool:
-        """Lead the team if nobody does; return whether this process leads it."""
+        """Lead the team if no process does; return whether this one leads it."""
         if self.leads:
             return True
         try:
@@ -121,7 +121,7 @@ class HostTeam:
     def _is_there(self) -> bool:
         """Return whether the folder is there; `UsageError` if another user may have made it.
 
-        What is in it decides what is computed. It is looked at once: it may be removed at any time.
+        Its files decide what is computed. It is looked at once: it may be removed at any time.
         """
         try:
             found = os.lstat(self.folder)

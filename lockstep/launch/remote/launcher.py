@@ -1,7 +1,7 @@
-"""Which place a process has in a run that a launcher has started many times over. Pure: the environment is an argument.
+"""The place of a process in a run that a launcher has started many times over. Pure: the environment is an argument.
 
-Each launcher says in variables of its own how many processes there are and which of them this one is. Where rank 0 is
-found, only some of them say; `MASTER_ADDR` and `MASTER_PORT` say so under any of them.
+Each launcher says in variables of its own how many processes there are and which of them this one is. Only
+some of them give the address of rank 0; `MASTER_ADDR` and `MASTER_PORT` give it under any of them.
 """
 
 import re
@@ -21,7 +21,7 @@ PORT = 5555
 #: give to outgoing connections, from 32768 on.
 JOB_PORTS = range(20_000, 30_000)
 
-#: What most launchers take for one another.
+#: The variables that most launchers read and set for one another.
 HEAD_HOST, HEAD_PORT = "MASTER_ADDR", "MASTER_PORT"
 
 
@@ -32,7 +32,7 @@ class LauncherPlace(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
     #: Processes of the run, None if the launcher does not say.
     size: int | None
-    #: Where the others find rank 0; the host is empty if nobody said and this is rank 0.
+    #: The address of rank 0; the host may be empty if this is rank 0.
     host: str
     port: int
     #: Which of the processes on its host it is, and how many the launcher has started there.
@@ -41,19 +41,19 @@ class LauncherPlace(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def address(self) -> str:
-        """Where rank 0 serves, as the others dial it."""
+        """The address of rank 0, as the other ranks dial it."""
         return tcp_address(self.host, self.port)
 
     @property
     def bind(self) -> str:
-        """Where rank 0 listens: all that this machine is called by, since its own name may lead to loopback alone."""
+        """The address at which rank 0 listens: any of this machine, because its name may lead to loopback alone."""
         if self.host in ("localhost", "::1") or self.host.startswith("127."):
-            return self.address  # nobody from another machine is to reach it
+            return self.address  # no other machine is to reach it
         return tcp_address("::" if ":" in self.host else "0.0.0.0", self.port)
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """What a launcher has said: variables that are not empty, read by their names."""
+    """The variables of a launcher that are not empty, read by their names."""
 
     launcher: str
     variables: Mapping[str, str]
@@ -158,7 +158,7 @@ LAUNCHERS: tuple[tuple[str, str, Callable[[Environment], LauncherPlace]], ...] =
 
 
 def detect(environ: Mapping[str, str]) -> LauncherPlace:
-    """Return the place that a launcher has given to this process; `UsageError` if there was none."""
+    """Return the place that a launcher has given to this process; `UsageError` if no launcher has started it."""
     variables = {name: value for name, value in environ.items() if value}
     for launcher, mark, read in LAUNCHERS:
         if mark in variables:

@@ -1,4 +1,4 @@
-"""Where in a cluster teams start: on each node one of as many processes as the run has cores there. Pure."""
+"""Divides the cores of a cluster into teams: on each node one, with a process for each core of the run. Pure."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class TeamPlaces:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no place for another team."""
+        """Tell whether there is no place for another team."""
         return not self._free
 
     def look(self, cores: Mapping[str, Set[Core]], held: Set[Core]) -> None:

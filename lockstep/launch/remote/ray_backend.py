@@ -81,7 +81,7 @@ def check(launch: RunOptions) -> None:
 
 
 def connect(cluster: str) -> str:
-    """Become a driver of the cluster, and return its host; `UsageError` if there is none."""
+    """Become a driver of the cluster, and return its host; `UsageError` if there is no such cluster."""
     named = own_environment().get("RAY_ADDRESS", "") if cluster == "ray" else cluster
     host = listening_host(cluster, named.removeprefix("ray://"))
     try:
@@ -113,10 +113,10 @@ def begin(where: str) -> None:
 
 
 def listening_host(cluster: str, place: str) -> str:
-    """Return the host of HOST:PORT, or nothing; `UsageError` if nobody listens: Ray itself would try for minutes."""
+    """Return the host of HOST:PORT, or nothing; `UsageError` if it does not listen: Ray would try for minutes."""
     host, _, port = place.rpartition(":")
     if not (host and port.isascii() and port.isdigit()):
-        return ""  # Ray has other names for what is here
+        return ""  # Ray has other names for a cluster on this machine
     try:
         socket.create_connection((host.strip("[]"), int(port)), LISTENER_S).close()
     except (OSError, OverflowError) as error:
@@ -131,7 +131,7 @@ class RayBackend:
     """Teams on the nodes of a cluster, and servers here."""
 
     launch: RunOptions
-    #: Where the nodes reach the servers.
+    #: The host at which the nodes reach the servers.
     host: str
     #: The folder of the run's key, which is made.
     keys: Path
@@ -141,13 +141,13 @@ class RayBackend:
     #: The placement groups that have our cores: of those to begin with, and of each of the others.
     _groups: list[Any] = field(default_factory=list)
     _teams: list[RayTeam] = field(default_factory=list)
-    #: Where there is room for teams, and when to look again.
+    #: The free places for teams, and when to look again.
     _places: TeamPlaces = field(init=False)
     _next_s: float = 0.0
 
     def __post_init__(self) -> None:
         KeyFolder.create(self.keys, [])
-        # What is audited is computed again by another worker: then there has to be one.
+        # An audit needs another worker, which computes again.
         self._places = TeamPlaces(1 if self.launch.audit else PROCESSES_LIMIT)
 
     @property
@@ -195,7 +195,7 @@ class RayBackend:
             remove_placement_group(group)
 
     def _look(self) -> None:
-        """Look for places of teams, if there are none and it is time."""
+        """Look for places of teams, if none is known and it is time."""
         now = SystemClock().now()
         if self._places.is_empty and now >= self._next_s:
             self._next_s = now + LOOK_S

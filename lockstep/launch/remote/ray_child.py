@@ -14,7 +14,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.remote.places import Core
 from lockstep.launch.supervision.channel import ChildReport, EndReport, decode_report
 from lockstep.launch.supervision.child import ProcessLog, WatchedProcess
-from lockstep.launch.supervision.worker_supervisor import USAGE
+from lockstep.launch.supervision.restarts import USAGE
 
 #: The exit code of a team whose machine is gone: as if somebody had killed it.
 LOST = -int(signal.SIGKILL)

@@ -5,15 +5,15 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import child_environment
-from lockstep.launch.supervision.channel import ChildReport, EndReport, ListeningReport, ReportReader
+from lockstep.launch.supervision.channel import STDERR, ChildReport, EndReport, ListeningReport, ReportReader
+from lockstep.launch.supervision.restarts import ProcessEnd, ProcessPlace, Role
 from lockstep.launch.supervision.template import ForkedProcess, ForkRequest, ProcessTemplate
-from lockstep.launch.supervision.worker_supervisor import ProcessEnd
 
 #: How the names of logs end.
 LOG = ".log"
@@ -38,15 +38,12 @@ class ProcessLog:
     path: Path
     #: Bytes before its part.
     begin: int = 0
-    #: Bytes of the file that `new_lines` has returned, or that were there before.
-    reported_bytes: int = 0
 
     @classmethod
     def at_end_of(cls, path: Path) -> "ProcessLog":
         """Return the log of a process that is about to write; the file is made if it is missing."""
         with path.open("ab") as file:
-            end = file.tell()
-        return cls(path, end, end)
+            return cls(path, file.tell())
 
     def add(self, words: bytes) -> None:
         """Append what a process has written elsewhere."""
@@ -58,14 +55,6 @@ class ProcessLog:
         text = self.path.read_bytes()[self.begin :].decode("utf-8", "replace")
         traceback = text.rfind("Traceback (most recent call last)")
         return (text[traceback:] if traceback >= 0 else "\n".join(text.splitlines()[-TAIL_LINES:])).strip()
-
-    def new_lines(self) -> list[str]:
-        """Return the lines written since the last call, without one that is not complete yet."""
-        with self.path.open("rb") as file:
-            file.seek(self.reported_bytes)
-            whole, end, _ = file.read().rpartition(b"\n")
-        self.reported_bytes += len(whole) + len(end)
-        return whole.decode(errors="replace").splitlines()
 
 
 @dataclass
@@ -184,16 +173,6 @@ def exit_message(child: WatchedProcess) -> str:
     return f"{child.named()} {child.how_it_ended()}{message and ': '}{message}"
 
 
-def end_all(children: Sequence[WatchedProcess]) -> None:
-    """End processes: all are asked at once, share the time of grace, and are killed after it."""
-    clock = SystemClock()
-    for child in children:
-        child.send(signal.SIGTERM)
-    deadline = clock.now() + GRACE_S
-    for child in children:
-        child.end(max(0.0, deadline - clock.now()))
-
-
 #: In a command, the place of the private folder of the process, on any machine.
 HERE = "{here}"
 
@@ -217,11 +196,13 @@ class Child(WatchedProcess):
         log: Path,
         folder: Path | None = None,
         template: ProcessTemplate | None = None,
+        *,
+        is_shown: bool = False,
     ) -> "Child":
         """Start `lockstep` with these arguments in `folder`, or where we are; its standard error is added to `log`.
 
-        `HERE` in the arguments is the folder of the log. The process is forked from the template, if there is
-        one.
+        If it is shown, its standard error is ours. `HERE` in the arguments is the folder of the log. The process is
+        forked from the template, if there is one.
         """
         process_log = ProcessLog.at_end_of(log)
         words = [word.replace(HERE, str(log.parent)) for word in arguments]
@@ -229,7 +210,7 @@ class Child(WatchedProcess):
         reports, stdout = os.pipe()
         try:
             with log.open("ab") as errors:
-                streams = (stdin, stdout, errors.fileno())
+                streams = (stdin, stdout, STDERR if is_shown else errors.fileno())
                 request = ForkRequest(words, "" if folder is None else str(folder))
                 process = (None if template is None else template.fork(request, streams)) or _start(request, streams)
         except BaseException:
@@ -298,3 +279,65 @@ def _start(request: ForkRequest, streams: tuple[int, int, int]) -> subprocess.Po
         # Ctrl-C in a terminal reaches the whole foreground group: we end the children ourselves, in order.
         start_new_session=True,
     )
+
+
+@dataclass
+class Crew:
+    """The processes of a run, or of a team: the current process of each place, or its last one."""
+
+    #: Starts the process of a place, here or elsewhere.
+    start: Callable[[ProcessPlace], WatchedProcess]
+    processes: dict[ProcessPlace, WatchedProcess] = field(default_factory=dict)
+    #: The places whose process has not been seen to end.
+    _running: set[ProcessPlace] = field(default_factory=set)
+    #: All that were ever started, and have to end with this process.
+    _started: list[WatchedProcess] = field(default_factory=list)
+
+    def begin(self, place: ProcessPlace) -> WatchedProcess:
+        """Start the process of a place."""
+        # What the dead one holds, a core of a cluster, is what the next one waits for.
+        self.stop(place)
+        self.processes[place] = self.start(place)
+        self._started.append(self.processes[place])
+        self._running.add(place)
+        return self.processes[place]
+
+    def stop(self, place: ProcessPlace) -> None:
+        """Kill the process of a place, if there is one, and free what is held of it."""
+        if place in self.processes:
+            self.processes[place].end(0.0)
+
+    def move(self, place: ProcessPlace, target: ProcessPlace) -> None:
+        """Let the process of a place have another place from now on."""
+        self.processes[target] = self.processes.pop(place)
+        self._running = {target if one == place else one for one in self._running}
+
+    def at(self, *roles: Role) -> list[WatchedProcess]:
+        """Return the processes of these roles."""
+        return [process for place, process in self.processes.items() if place.role in roles]
+
+    def runs(self, place: ProcessPlace) -> bool:
+        """Return whether the process of a place has not been seen to end."""
+        return place in self._running
+
+    def has_news(self) -> bool:
+        """Return whether `ends` has something to return."""
+        return any(self.processes[place].has_ended() for place in self._running)
+
+    def ends(self) -> dict[ProcessPlace, ProcessEnd]:
+        """Take the reports of all, and return how processes have ended since the last call, each once."""
+        # In the order of their first starts: what follows from the end of the server is seen with it.
+        ended = [place for place in self.processes if self.runs(place) and self.processes[place].has_ended()]
+        self._running.difference_update(ended)
+        for process in self.processes.values():
+            process.take()
+        return {place: self.processes[place].process_end() for place in ended}
+
+    def end_all(self) -> None:
+        """End all that were ever started: all are asked at once, share the time of grace, and are killed after it."""
+        clock = SystemClock()
+        for process in self._started:
+            process.send(signal.SIGTERM)
+        deadline = clock.now() + GRACE_S
+        for process in self._started:
+            process.end(max(0.0, deadline - clock.now()))

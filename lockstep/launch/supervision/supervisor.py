@@ -5,40 +5,30 @@ what its files hold. It decides for the processes of a `train` as for those of a
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
 from msgspec import Struct
 
-from lockstep.common.statemachine.machine import IGNORED, Machine, TimePassed, TransitionTable, leads, table_of
-from lockstep.launch.supervision.worker_supervisor import INTERRUPTED, ProcessEnd, Restarts, WorkerSupervisor
+from lockstep.common.statemachine.machine import IGNORED, Machine, TimePassed, TransitionTable, leads, stays, table_of
+from lockstep.launch.supervision.restarts import (
+    INTERRUPTED,
+    SERVER,
+    STANDBY,
+    Places,
+    PlaceState,
+    ProcessEnd,
+    ProcessPlace,
+    Role,
+)
 
 #: Seconds in which a server that misses another process ends by itself, and reports why.
 GRACE_S = 2.0
 
 #: Seconds after its time in which a standby takes over if its workers can ask for that.
 LATE_S = 5.0
-
-
-class Role(Enum):
-    """What a process does in a run, by the command that starts it."""
-
-    SERVER = "server"
-    SHARD = "shard"
-    STANDBY = "standby"
-    WORKER = "worker"
-
-
-class ProcessPlace(Struct, frozen=True):
-    """A process of a run and those that replace it."""
-
-    role: Role
-    number: int = 0
-
-
-SERVER, STANDBY = ProcessPlace(Role.SERVER), ProcessPlace(Role.STANDBY)
 
 
 # Events
@@ -68,7 +58,7 @@ class StatusSeen(Struct, frozen=True, kw_only=True):
     is_answered: bool
     #: Whether the run waits for processes to begin.
     is_before: bool = False
-    #: Whether what has answered is a standby that does not lead the run yet.
+    #: Whether the answer came from a standby that does not lead the run yet.
     is_standby: bool = False
     #: Steps that the run has made.
     steps: int = 0
@@ -95,11 +85,11 @@ class StopProcess(Struct, frozen=True, kw_only=True):
 
 
 class Outlook(Enum):
-    """What follows a death."""
+    """The consequence of a death."""
 
     RESTARTED = "restarted"
     GIVEN_UP = "given up"
-    #: The standby leads the run, or is about to.
+    #: The standby leads the run, or is about to: it has the place of the server from now on.
     STANDBY = "standby"
 
 
@@ -110,10 +100,6 @@ class ReportDeath(Struct, frozen=True, kw_only=True):
     outlook: Outlook
     #: Seconds until a server is restarted.
     delay_s: float = 0.0
-
-
-class FollowStandby(Struct, frozen=True, kw_only=True):
-    """Take the standby for the server from now on."""
 
 
 class PromoteStandby(Struct, frozen=True, kw_only=True):
@@ -147,7 +133,7 @@ class EndSupervision(Struct, frozen=True, kw_only=True):
     place: ProcessPlace = SERVER
 
 
-SupervisorEffect = StartProcess | StopProcess | ReportDeath | FollowStandby | PromoteStandby | EndSupervision
+SupervisorEffect = StartProcess | StopProcess | ReportDeath | PromoteStandby | EndSupervision
 
 
 class SupervisorPhase(Enum):
@@ -157,17 +143,15 @@ class SupervisorPhase(Enum):
     STARTING = "starting"
     #: All servers run, or are about to be back.
     SERVING = "serving"
-    #: A shard is gone for good, and the first server has a moment to end by itself.
-    MISSING = "missing"
     #: All servers are gone, and start again soon.
     RESTARTING = "restarting"
     #: The run is not continued.
     OVER = "over"
 
 
-_STARTING, _SERVING, _MISSING, _RESTARTING, _OVER = SupervisorPhase
+_STARTING, _SERVING, _RESTARTING, _OVER = SupervisorPhase
 
-#: What may follow.
+#: The phases that may follow.
 TRANSITIONS = table_of(
     SupervisorPhase,
     {
@@ -175,19 +159,14 @@ TRANSITIONS = table_of(
         ServerListens: {_STARTING: {_SERVING}, _OVER: IGNORED},
         ProcessesEnded: {
             _STARTING: {_STARTING, _SERVING, _RESTARTING, _OVER},
-            _SERVING: {_SERVING, _MISSING, _RESTARTING, _OVER},
-            _MISSING: {_MISSING, _SERVING, _RESTARTING, _OVER},
+            _SERVING: {_SERVING, _RESTARTING, _OVER},
             _RESTARTING: {_RESTARTING, _OVER},
             _OVER: IGNORED,
         },
-        StatusSeen: {
-            **{phase: {phase} for phase in (_STARTING, _SERVING, _MISSING, _RESTARTING)},
-            _OVER: IGNORED,
-        },
+        StatusSeen: {**stays(_STARTING, _SERVING, _RESTARTING), _OVER: IGNORED},
         TimePassed: {
             **leads({_STARTING, _OVER}, _STARTING),
             _SERVING: {_SERVING, _OVER},
-            _MISSING: {_MISSING, _OVER},
             _RESTARTING: {_RESTARTING, _STARTING, _OVER},
             _OVER: IGNORED,
         },
@@ -196,7 +175,7 @@ TRANSITIONS = table_of(
 
 
 class FilesSeen(Struct, frozen=True, kw_only=True):
-    """What the files of a run show."""
+    """The state of the files of a run."""
 
     has_begun: bool
     has_result: bool
@@ -209,7 +188,7 @@ class FilesSeen(Struct, frozen=True, kw_only=True):
 
 
 class SupervisorConfig(Struct, frozen=True, kw_only=True):
-    """What a run's supervisor keeps going."""
+    """The processes of a run, and how often they are restarted."""
 
     workers: int
     team_size: int = 1
@@ -231,24 +210,9 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
     #: Looks at the files of the run.
     look: Callable[[], FilesSeen]
     phase: SupervisorPhase = _STARTING
-    workers: WorkerSupervisor = field(init=False)
-    #: Of the servers, and of the standby.
-    restarts: Restarts = field(init=False)
-    standby_restarts: Restarts = field(init=False)
+    places: Places = field(init=False)
     #: Whether the server was started before, or the standby leads the run: then not all workers have to be there.
     is_second: bool = False
-    #: When the server was last started, and the most steps that the run had made then.
-    _started_s: float = 0.0
-    _started_steps: int = 0
-    #: The shards that have ended and were not replaced, and the standby unless it runs.
-    _gone: dict[ProcessPlace, ProcessEnd] = field(default_factory=lambda: {STANDBY: ProcessEnd(code=0)})
-    #: When servers are restarted, and until when the first one may end by itself.
-    _due: dict[ProcessPlace, float] = field(default_factory=dict)
-    _grace_s: float = math.inf
-    #: Workers that have ended, and when it is decided what follows: a run that has failed ends its workers first, and
-    #: then its server, which reports why.
-    _failed: dict[ProcessPlace, ProcessEnd] = field(default_factory=dict)
-    _judged_s: float = math.inf
     #: The last status, and whether any has shown that the run has begun.
     _status: StatusSeen = UNANSWERED
     _has_begun: bool = False
@@ -256,17 +220,13 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
     transitions: ClassVar[TransitionTable] = TRANSITIONS
 
     def __post_init__(self) -> None:
-        self.workers = WorkerSupervisor(self.config.max_restarts, self.config.team_size)
-        self.restarts = Restarts(self.config.max_restarts, seed="server")
-        self.standby_restarts = Restarts(self.config.max_restarts, seed="standby")
+        self.places = Places(self.config.max_restarts)
 
     def handle(self, event: SupervisorEvent, now: float) -> list[SupervisorEffect]:
         return self.obey(event, now)
 
     def deadline(self) -> float | None:
-        due = [self._grace_s, self._judged_s, *self._due.values()]
-        due += [] if (worker := self.workers.deadline()) is None else [worker]
-        return None if (soonest := min(due)) == math.inf else soonest
+        return self.places.deadline()
 
     def react(self, event: SupervisorEvent, now: float) -> list[SupervisorEffect]:
         match event:
@@ -281,62 +241,47 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
             case TimePassed():
                 return self._on_time(now)
 
-    # The servers
-
-    def _start_server(self, now: float) -> list[SupervisorEffect]:
-        self.phase, self._started_s, self._started_steps = _STARTING, now, self.workers.steps
-        self._due, self._status = self._standby_due(), UNANSWERED
-        self._gone = {place: end for place, end in self._gone.items() if place.role is not Role.SHARD}
-        return [StartProcess(place=SERVER)]
+    def _start(self, places: Iterable[ProcessPlace], now: float) -> list[SupervisorEffect]:
+        started = list[SupervisorEffect]()
+        for place in places:
+            self.places.begin(place, now)
+            started.append(StartProcess(place=place))
+        return started
 
     def _shards(self) -> list[ProcessPlace]:
         return [ProcessPlace(Role.SHARD, number) for number in range(1, 1 + self.config.shards)]
 
+    def _workers(self) -> list[ProcessPlace]:
+        return [ProcessPlace(Role.WORKER, number) for number in range(self.config.workers)]
+
+    # The servers
+
+    def _start_server(self, now: float) -> list[SupervisorEffect]:
+        self.phase, self._status = _STARTING, UNANSWERED
+        return self._start([SERVER], now)
+
     def _serve(self, event: ServerListens, now: float) -> list[SupervisorEffect]:
         self.phase = _SERVING
-        effects: list[SupervisorEffect] = [StartProcess(place=shard) for shard in self._shards()]
-        if event.is_elsewhere:
-            effects += [
-                StopProcess(place=ProcessPlace(Role.WORKER, number)) for number in range(len(self.workers.places))
-            ]
-            started = self.workers.start_all(self.config.workers, now)
-            effects += [StartProcess(place=ProcessPlace(Role.WORKER, number)) for number in started]
-            if self.config.has_standby:
-                self._gone.pop(STANDBY, None)
-                self._due.pop(STANDBY, None)
-                effects.append(StartProcess(place=STANDBY))
-        return effects
-
-    def _standby_due(self) -> dict[ProcessPlace, float]:
-        return {place: due_s for place, due_s in self._due.items() if place == STANDBY}
-
-    def _standby_died(self, end: ProcessEnd, now: float) -> list[SupervisorEffect]:
-        """Restart a standby that was killed: it mirrors the run again, from what it has."""
-        delay_s = self.standby_restarts.delay_s(now - self._started_s, end) if end.is_from_outside else None
-        if delay_s is None:
-            return []
-        self._due[STANDBY] = now + delay_s
-        return [ReportDeath(place=STANDBY, outlook=Outlook.RESTARTED, delay_s=delay_s)]
+        started = self._start(self._shards(), now)
+        if not event.is_elsewhere:
+            return started
+        stopped = [StopProcess(place=place) for place in self._workers() if self.places.state(place) is not None]
+        standby = [STANDBY] if self.config.has_standby else []
+        return [*started, *stopped, *self._start([*self._workers(), *standby], now)]
 
     def _ended(self, ends: Mapping[ProcessPlace, ProcessEnd], now: float) -> list[SupervisorEffect]:
-        workers = {place: end for place, end in ends.items() if place.role is Role.WORKER}
-        self._gone.update({place: end for place, end in ends.items() if place.role in (Role.SHARD, Role.STANDBY)})
-        effects = self._standby_died(ends[STANDBY], now) if STANDBY in ends and self.phase is not _OVER else []
-        if SERVER in ends:
-            # Its own reason is the better one, if it has failed; if it was killed, they are needed again.
-            for place, end in (*self._failed.items(), *workers.items()):
-                self.workers.ended(place.number, end, now)
-            self._failed, self._judged_s = {}, math.inf
-            return [*effects, *self._server_ended(ends[SERVER], now)]
         for place, end in ends.items():
-            if place.role is Role.SHARD and end.code and self.phase is _SERVING:
-                effects += self._shard_died(place, end, now)
-        if workers and self.phase is not _OVER:
-            self._failed.update(workers)
-            is_failure = any(end.code > 0 for end in workers.values())
-            self._judged_s = min(self._judged_s, now + GRACE_S if is_failure else now)
-            effects += self._judge_workers(now)
-        return effects
+            judged_s = math.inf if place.role in (Role.SERVER, Role.SHARD) else now
+            # A run that has failed ends its workers first, and then its server, which reports why.
+            self.places.end(place, end, now + GRACE_S if place.role is Role.WORKER and end.code > 0 else judged_s)
+        effects = list[SupervisorEffect]()
+        if SERVER in ends:
+            effects += self._server_ended(ends[SERVER], now)
+        else:
+            for place, end in ends.items():
+                if place.role is Role.SHARD and end.code and self.phase is _SERVING:
+                    effects += self._shard_died(place, end, now)
+        return effects if self.phase is _OVER else [*effects, *self._judge(now)]
 
     def _server_ended(self, end: ProcessEnd, now: float) -> list[SupervisorEffect]:
         """Restart the servers, or follow the standby, unless the run itself has ended: it would do so again."""
@@ -346,52 +291,57 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
         if end.is_crash and not files.has_begun:
             return self._over(RunEnd.CRASH)
         has_successor = self._has_successor(end, files)
-        killed = self._killed_shard() if end.code == 1 else None
         # One that ends by itself while its standby leads has handed the run over, or found that out.
-        if end.was_killed or (has_successor and (files.standby_leads or end.code == 0)):
-            dead, cause = SERVER, end
-        elif killed is not None:
-            dead, cause = killed, self._gone[killed]
-        else:
+        is_lost = end.was_killed or (has_successor and (files.standby_leads or end.code == 0))
+        killed = self._killed_shard() if end.code == 1 else None
+        if not is_lost and killed is None:
             return self._over(RunEnd.SERVER if end.code else RunEnd.RESULT)
-        if dead is SERVER and has_successor:
+        # Workers that have ended with it are needed again.
+        for worker in self._workers():
+            if self.places.state(worker) is PlaceState.ENDED:
+                self.places.restart(worker, now)
+        if is_lost and has_successor:
             return self._follow_standby(now)
-        delay_s = self._delay_s(cause, now)
-        if delay_s is None:
-            return self._over(RunEnd.SERVER) if killed is None else self._over(RunEnd.SHARD_KILLED, killed)
-        self.is_second = self.is_second or self.phase is not _STARTING
-        self.phase, self._grace_s, self._due = _RESTARTING, math.inf, self._standby_due()
-        self._due[SERVER] = now + delay_s
-        stopped: list[SupervisorEffect] = [StopProcess(place=shard) for shard in self._shards()]
-        return [ReportDeath(place=dead, outlook=Outlook.RESTARTED, delay_s=delay_s), *stopped]
+        return self._restart_servers(SERVER if is_lost or killed is None else killed, now)
 
     def _has_successor(self, server: ProcessEnd, files: FilesSeen) -> bool:
         """Tell whether the standby leads the run of a server that has ended, or can lead it."""
-        if STANDBY in self._gone:
+        if self.places.state(STANDBY) is not PlaceState.RUNNING:
             return False
         # One that was interrupted has told its standby that the run is over.
         return files.standby_leads or (server.code != INTERRUPTED and files.standby_can_lead)
 
     def _follow_standby(self, now: float) -> list[SupervisorEffect]:
-        self.phase, self._started_s, self.is_second, self._grace_s = _SERVING, now, True, math.inf
-        self._started_steps, self._status = self.workers.steps, UNANSWERED
-        # The shards that are gone join it as they would have joined the server again.
-        self._due = dict.fromkeys(self._dead_shards(), now)
-        # It is the server from now on.
-        self._gone[STANDBY] = ProcessEnd(code=0)
-        return [ReportDeath(place=SERVER, outlook=Outlook.STANDBY), FollowStandby()]
+        self.phase, self.is_second, self._status = _SERVING, True, UNANSWERED
+        # It is the server from now on; the shards that are gone join it as they would have joined the server again.
+        self.places.vacate(STANDBY)
+        self.places.begin(SERVER, now)
+        for shard in self._dead_shards():
+            self.places.expect(shard, now)
+        return [ReportDeath(place=SERVER, outlook=Outlook.STANDBY)]
 
-    def _delay_s(self, end: ProcessEnd, now: float) -> float | None:
-        has_progressed = self.workers.steps > self._started_steps
-        self._started_steps = self.workers.steps
-        return self.restarts.delay_s(now - self._started_s, end, has_progressed=has_progressed)
+    def _restart_servers(self, dead: ProcessPlace, now: float) -> list[SupervisorEffect]:
+        """Restart the server and all shards after the death of one of them."""
+        delay_s = self.places.restart(dead, now)
+        if delay_s is None:
+            return self._over(RunEnd.SERVER if dead == SERVER else RunEnd.SHARD_KILLED, dead)
+        self.is_second = self.is_second or self.phase is not _STARTING
+        self.phase = _RESTARTING
+        self.places.expect(SERVER, now + delay_s)
+        stopped = list[SupervisorEffect]()
+        for shard in self._shards():
+            # It starts once the server listens.
+            self.places.vacate(shard)
+            stopped.append(StopProcess(place=shard))
+        return [ReportDeath(place=dead, outlook=Outlook.RESTARTED, delay_s=delay_s), *stopped]
 
     def _killed_shard(self) -> ProcessPlace | None:
         """Return a shard that was killed and not replaced."""
-        return next((shard for shard in self._dead_shards() if self._gone[shard].is_from_outside), None)
+        return next((shard for shard in self._dead_shards() if self.places.at(shard).end.is_from_outside), None)
 
     def _dead_shards(self) -> list[ProcessPlace]:
-        return [shard for shard in self._shards() if shard in self._gone and self._gone[shard].code]
+        alive = (None, PlaceState.RUNNING)
+        return [one for one in self._shards() if self.places.state(one) not in alive and self.places.at(one).end.code]
 
     def _shard_died(self, place: ProcessPlace, end: ProcessEnd, now: float) -> list[SupervisorEffect]:
         """Restart a shard if the server can resume with it; otherwise wait for the server's end."""
@@ -399,75 +349,83 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
         if end.is_crash and not files.has_begun:
             return self._over(RunEnd.CRASH, place)
         if not (end.is_from_outside and files.has_checkpoint):
-            self.phase, self._grace_s = _MISSING, now + GRACE_S
+            self.places.end(place, end, now + GRACE_S)
             return []
-        delay_s = self._delay_s(end, now)
+        delay_s = self.places.restart(place, now)
         if delay_s is None:
             return self._over(RunEnd.SHARD_KILLED, place)
-        self._due[place] = now + delay_s
         return [ReportDeath(place=place, outlook=Outlook.RESTARTED, delay_s=delay_s)]
 
-    # The workers
+    # What follows the end of a process, unless the server has ended meanwhile
 
-    def _judge_workers(self, now: float) -> list[SupervisorEffect]:
-        """Decide what follows the ends of workers, unless the server may still end, and report why."""
-        if now < self._judged_s or self.phase is _OVER:
+    def _judge(self, now: float) -> list[SupervisorEffect]:
+        """Decide what follows the ends whose time has come."""
+        effects, ended = list[SupervisorEffect](), self.places.due(PlaceState.ENDED, now)
+        for place in ended:
+            if place.role is Role.SHARD:
+                effects += self._miss_shard(place)
+            elif place.role is Role.STANDBY:
+                effects += self._standby_ended(now)
+        workers = [place for place in ended if place.role is Role.WORKER]
+        return effects if self.phase is _OVER else [*effects, *self._judge_workers(workers, now)]
+
+    def _miss_shard(self, place: ProcessPlace) -> list[SupervisorEffect]:
+        """End a server that misses a shard and has not ended by itself."""
+        if self._killed_shard() is None:
+            return self._over(RunEnd.SHARD_FAILED, place)
+        # It ends as one that was killed, and all are restarted.
+        self.places.end(place, self.places.at(place).end, math.inf)
+        return [StopProcess(place=SERVER)]
+
+    def _standby_ended(self, now: float) -> list[SupervisorEffect]:
+        """Restart the standby, unless its folder holds a run that it has led."""
+        if self.look().standby_leads:
+            self.places.vacate(STANDBY)
             return []
-        failed, self._failed, self._judged_s = self._failed, {}, math.inf
-        crashed = next((place for place, end in failed.items() if end.is_crash), None)
+        delay_s = self.places.restart(STANDBY, now)
+        if delay_s is not None:
+            return [ReportDeath(place=STANDBY, outlook=Outlook.RESTARTED, delay_s=delay_s)]
+        return [self._death(STANDBY, is_restarted=False)] if self.places.at(STANDBY).end.code else []
+
+    def _judge_workers(self, ended: list[ProcessPlace], now: float) -> list[SupervisorEffect]:
+        crashed = next((place for place in ended if self.places.at(place).end.is_crash), None)
         # Asked after the death, the server knows whether the run had begun.
         if crashed is not None and self._status.is_answered and not self._has_begun:
             return self._over(RunEnd.CRASH, crashed)
-        is_restarted = {place: self.workers.ended(place.number, end, now) for place, end in failed.items()}
-        died = [place for place, end in failed.items() if end.code]
+        is_restarted = {place: self.places.restart(place, now) is not None for place in ended}
+        died = [place for place in ended if self.places.at(place).end.code]
         lost = next((place for place in died if not is_restarted[place]), None)
-        if lost is not None and self.workers.are_given_up() and not self.config.has_external_workers:
+        leaders = self._workers()[:: self.config.team_size]
+        # The other processes of a team cannot work without their leader.
+        if lost is not None and self.places.are_given_up(leaders) and not self.config.has_external_workers:
             return self._over(RunEnd.NO_WORKER, lost)
         # If one was evicted, the run continues without it.
         is_before = self._status.is_answered and self._status.is_before
         if lost is not None and is_before and not (self.is_second or self.look().has_evicted):
             return self._over(RunEnd.NOT_ALL_WORKERS, lost)
-        return [
-            ReportDeath(place=place, outlook=Outlook.RESTARTED if is_restarted[place] else Outlook.GIVEN_UP)
-            for place in died
-        ]
+        return [self._death(place, is_restarted=is_restarted[place]) for place in died]
+
+    def _death(self, place: ProcessPlace, *, is_restarted: bool) -> SupervisorEffect:
+        return ReportDeath(place=place, outlook=Outlook.RESTARTED if is_restarted else Outlook.GIVEN_UP)
 
     # Time, and the state of the run
 
     def _seen(self, status: StatusSeen, now: float) -> list[SupervisorEffect]:
         self._status = status
         self._has_begun = self._has_begun or (status.is_answered and not status.is_before)
-        self.workers.steps = max(self.workers.steps, status.steps)
-        if not status.is_standby or now < self._started_s + self.config.takeover_s + LATE_S:
+        self.places.steps = max(self.places.steps, status.steps)
+        server = self.places.at(SERVER)
+        if not status.is_standby or now < server.started_s + self.config.takeover_s + LATE_S:
             return []
         # The workers of the last step may have died as well, and others do not know that the server is gone.
-        self._started_s = now
+        server.started_s = now
         return [PromoteStandby()]
 
     def _on_time(self, now: float) -> list[SupervisorEffect]:
-        effects = self._judge_workers(now)
-        if self.phase is _OVER:
-            return effects
-        for number in self.workers.start_due(now):
-            effects.append(StartProcess(place=ProcessPlace(Role.WORKER, number)))
-        if self.phase is _MISSING and now >= self._grace_s:
-            return [*effects, *self._end_server()]
-        due = [place for place, due_s in self._due.items() if now >= due_s]
-        if SERVER in due:
-            return [*effects, *self._start_server(now)]
-        for place in due:
-            del self._due[place]
-            self._gone.pop(place, None)
-            effects.append(StartProcess(place=place))
+        effects = self._judge(now)
+        for place in [] if self.phase is _OVER else self.places.due(PlaceState.AWAITED, now):
+            effects += self._start_server(now) if place == SERVER else self._start([place], now)
         return effects
-
-    def _end_server(self) -> list[SupervisorEffect]:
-        """End a server that misses a shard and has not ended by itself."""
-        self._grace_s = math.inf
-        if self._killed_shard() is not None:
-            # It ends as one that was killed, and all are restarted.
-            return [StopProcess(place=SERVER)]
-        return self._over(RunEnd.SHARD_FAILED, self._dead_shards()[0])
 
     def _over(self, end: RunEnd, place: ProcessPlace = SERVER) -> list[SupervisorEffect]:
         self.phase = _OVER

@@ -24,7 +24,7 @@ from lockstep.launch.chaos import (
 )
 from lockstep.launch.supervision.channel import ReportReader
 from lockstep.launch.supervision.child import Child, ProcessLog
-from lockstep.launch.supervision.supervisor import Role
+from lockstep.launch.supervision.restarts import Role
 from tests.lockstep.launch.processes import Pretended
 from tests.lockstep.statuses import status
 

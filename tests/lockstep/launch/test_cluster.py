@@ -11,7 +11,7 @@ from lockstep.launch.cluster import check_launch, server_error
 from lockstep.launch.run_starter import BEFORE_TAKEOVER, STANDBY_FOLDER, bring_home, leads
 from lockstep.launch.supervision.channel import EndReport
 from lockstep.launch.supervision.child import ProcessLog
-from lockstep.launch.supervision.worker_supervisor import USAGE
+from lockstep.launch.supervision.restarts import USAGE
 from lockstep.ps.standby.mirror import MIRROR
 from tests.lockstep.launch.processes import Pretended
 

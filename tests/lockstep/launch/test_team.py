@@ -1,4 +1,4 @@
-"""A team's processes: the flags of each, and who starts them again, shows what they report, and ends them."""
+"""A team's processes: the flags of each, and their supervisor, which restarts and ends them, and passes on reports."""
 
 import signal
 import stat
@@ -12,10 +12,8 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.launch.supervision.channel import ChildReport, EndReport
-from lockstep.launch.supervision.child import ProcessLog, WatchedProcess
-from lockstep.launch.supervision.crew import Crew
-from lockstep.launch.supervision.supervisor import ProcessPlace
-from lockstep.launch.supervision.worker_supervisor import USAGE
+from lockstep.launch.supervision.child import Crew, ProcessLog, WatchedProcess
+from lockstep.launch.supervision.restarts import USAGE, ProcessPlace
 from lockstep.launch.team import MOST_RESTARTS, TeamSupervisor, team_arguments
 from tests.lockstep.launch.processes import Pretended
 
@@ -79,9 +77,6 @@ class Scene:
         self.clock.advance(seconds)
         next(self.script)
 
-    def say(self, number: int, text: str) -> None:
-        self.running[number].log.add(text.encode())
-
     def run(self, script: Iterator[None]) -> int:
         self.script = script
         return self.supervisor.run()
@@ -92,16 +87,13 @@ def test_the_leaders_end_is_everybodys(tmp_path: Path, code: int) -> None:
     scene = Scene(tmp_path, 3)
 
     def script() -> Iterator[None]:
-        scene.say(0, "joined run run as worker 0\n")
-        scene.say(1, "not shown\n")
         yield
-        scene.say(0, "error: why\n")
         scene.running[0].fail("why")
         scene.running[0].ended, scene.running[1].ended = code, 0
         yield
 
     assert scene.run(script()) == code
-    assert scene.said == ["joined run run as worker 0", "error: why"]
+    assert scene.said == []
     assert scene.forwarded == [EndReport(text="why")]
     assert scene.started == [0, 1, 2]
     assert [scene.running[number].received for number in range(3)] == [[], [], [signal.SIGTERM]]
@@ -136,11 +128,10 @@ def test_who_ends_with_its_leader_is_not_missed(tmp_path: Path) -> None:
         # The supervisor sees this end first, and waits for the other one.
         scene.running[1].ended, scene.running[0].ends_soon = 1, True
         yield
-        scene.say(0, "error: the run failed\n")
         yield
 
     assert scene.run(script()) == 1
-    assert scene.said == ["error: the run failed"]
+    assert scene.said == []
     assert scene.started == [0, 1]
 
 

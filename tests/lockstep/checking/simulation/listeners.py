@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from lockstep.checking.simulation.simulation import LEAST_S, REDIAL_S, SWALLOWED
 from lockstep.checking.simulation.world import Process, SimulatedShell, World
+from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.in_memory import Link, MemoryNetwork, Message
 from lockstep.common.transport.port import ClientPort, ServerPort
 
@@ -44,8 +45,8 @@ class Listener(SimulatedShell):
     def deadline(self) -> float | None:
         return self.alarm
 
-    def exit_reason(self) -> str | None:
-        return "" if self.is_done else None
+    def exit(self) -> Exit | None:
+        return Exit(code=0, reason="") if self.is_done else None
 
     def interrupt(self) -> None:
         self.is_done = True

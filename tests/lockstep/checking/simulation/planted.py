@@ -12,6 +12,8 @@ from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import Result
 from lockstep.common.statemachine.machine import Received
+from lockstep.launch.supervision.restarts import Places
+from lockstep.launch.supervision.supervisor import RunSupervisor, ServerListens, StartProcess, SupervisorEffect
 from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -183,6 +185,23 @@ class Ungrateful(Coordinator):
         return super().dismiss(replace(ended, failure="nobody is needed", kind=FailureKind.REFUSED))
 
 
+class Lonely(RunSupervisor):
+    """Restarts a server without its shards."""
+
+    def _serve(self, event: ServerListens, now: float) -> list[SupervisorEffect]:
+        effects, shards = super()._serve(event, now), self._shards()
+        return [
+            one for one in effects if event.is_elsewhere or not (isinstance(one, StartProcess) and one.place in shards)
+        ]
+
+
+class Impatient(RunSupervisor):
+    """Restarts no process that was killed before the run has got further."""
+
+    def __post_init__(self) -> None:
+        self.places = Places(0)
+
+
 class Planted(NamedTuple):
     """A bug, and what a violation says that it leads to."""
 
@@ -216,4 +235,6 @@ PLANTED = {
     "workers are told of a failure": Planted(
         Parts(coordinator=coordinating(Ungrateful)), "ends, although the run is done, with: "
     ),
+    "a server is back without its shards": Planted(Parts(supervisor=Lonely), "the run has not ended within ", first=6),
+    "a run is given up after one kill": Planted(Parts(supervisor=Impatient), "the supervisor ends the run, since "),
 }

@@ -18,7 +18,7 @@ from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.launch.remote.agent import KEY, LaunchAgent, children_of, signal_family
 from lockstep.launch.supervision.channel import ChildReport, EndReport, NoticeReport, decode_report
 from lockstep.launch.supervision.child import Child
-from lockstep.launch.supervision.worker_supervisor import USAGE
+from lockstep.launch.supervision.restarts import USAGE
 from tests.system.processes import GONE_S, is_gone
 
 #: Seconds within which a command ends that only says what is wrong, and a team has started.

@@ -7,21 +7,27 @@ import pytest
 
 from lockstep.common.errors import ProtocolError
 from lockstep.common.statemachine.machine import TimePassed
+from lockstep.launch.supervision.restarts import (
+    FIRST_S,
+    INTERRUPTED,
+    SERVER,
+    STANDBY,
+    STEADY_S,
+    USAGE,
+    ProcessEnd,
+    ProcessPlace,
+    Role,
+)
 from lockstep.launch.supervision.supervisor import (
     GRACE_S,
     LATE_S,
-    SERVER,
-    STANDBY,
     TRANSITIONS,
     EndSupervision,
     FilesSeen,
-    FollowStandby,
     Outlook,
     ProcessesEnded,
-    ProcessPlace,
     PromoteStandby,
     ReportDeath,
-    Role,
     RunEnd,
     RunStarted,
     RunSupervisor,
@@ -34,7 +40,6 @@ from lockstep.launch.supervision.supervisor import (
     SupervisorEvent,
     SupervisorPhase,
 )
-from lockstep.launch.supervision.worker_supervisor import FIRST_S, INTERRUPTED, STEADY_S, USAGE, ProcessEnd
 
 WORKERS = [ProcessPlace(Role.WORKER, number) for number in range(2)]
 SHARDS = [ProcessPlace(Role.SHARD, number) for number in (1, 2)]
@@ -227,6 +232,7 @@ def test_why_a_run_without_restarts_fails_is_the_shard_that_is_gone() -> None:
 # The standby
 
 MIRRORS, CAN_LEAD = BEGUN, msgspec.structs.replace(BEGUN, standby_can_lead=True)
+FOLLOWED = [(SERVER, Outlook.STANDBY)]
 LEADS = msgspec.structs.replace(CAN_LEAD, standby_leads=True)
 
 
@@ -254,9 +260,8 @@ def test_a_server_that_ends_is_followed_to_a_standby_that_leads_or_can(
 ) -> None:
     scene = Scene(files, has_standby=True).served()
     effects = scene.ended(SERVER, end=end)
-    assert (FollowStandby() in effects) == is_followed
+    assert (deaths(effects) == FOLLOWED) == is_followed
     if is_followed:
-        assert deaths(effects) == [(SERVER, Outlook.STANDBY)]
         # It is the server now, and there is no other.
         assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
 
@@ -267,34 +272,38 @@ def test_a_standby_that_was_not_started_is_not_followed_whatever_an_earlier_one_
     assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
 
 
-def test_a_standby_that_is_gone_is_not_followed() -> None:
+@pytest.mark.parametrize(
+    ("end", "outlook"), [(KILLED, Outlook.RESTARTED), (FAILED, Outlook.RESTARTED), (REFUSED, Outlook.GIVEN_UP)]
+)
+def test_a_standby_that_has_died_is_restarted_and_not_followed_meanwhile(end: ProcessEnd, outlook: Outlook) -> None:
     scene = Scene(CAN_LEAD, has_standby=True).served()
-    assert deaths(scene.ended(STANDBY, end=KILLED)) == [(STANDBY, Outlook.RESTARTED)]
-    assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
+    assert deaths(scene.ended(STANDBY, end=end)) == [(STANDBY, outlook)]
+    is_back = outlook is Outlook.RESTARTED
+    assert starts(scene.after(FIRST_S)) == [STANDBY] * is_back
+    assert (deaths(scene.ended(SERVER, end=KILLED)) == FOLLOWED) is is_back
 
 
-@pytest.mark.parametrize(("end", "is_restarted"), [(KILLED, True), (REFUSED, False), (INTERRUPT, True), (DONE, False)])
-def test_a_standby_that_was_killed_is_restarted(end: ProcessEnd, is_restarted: bool) -> None:
-    scene = Scene(CAN_LEAD, has_standby=True).served()
-    assert deaths(scene.ended(STANDBY, end=end)) == [(STANDBY, Outlook.RESTARTED)] * is_restarted
-    assert starts(scene.after(FIRST_S)) == [STANDBY] * is_restarted
-    # Then it is followed again.
-    assert (FollowStandby() in scene.ended(SERVER, end=KILLED)) == is_restarted
+@pytest.mark.parametrize(("end", "files"), [(DONE, CAN_LEAD), (KILLED, LEADS)])
+def test_a_standby_whose_run_is_over_or_that_has_led_it_is_not_restarted(end: ProcessEnd, files: FilesSeen) -> None:
+    scene = Scene(files, has_standby=True).served()
+    assert scene.ended(STANDBY, end=end) == []
+    assert starts(scene.after(STEADY_S)) == []
+    assert deaths(scene.ended(SERVER, end=KILLED)) != FOLLOWED
 
 
 def test_a_standby_that_dies_with_its_server_is_restarted_with_it_and_not_for_ever() -> None:
     scene = Scene(CAN_LEAD, has_standby=True, max_restarts=1).served()
     effects = scene.ended(SERVER, STANDBY, end=KILLED)
-    assert deaths(effects) == [(STANDBY, Outlook.RESTARTED), (SERVER, Outlook.RESTARTED)]
+    assert deaths(effects) == [(SERVER, Outlook.RESTARTED), (STANDBY, Outlook.RESTARTED)]
     started = [*starts(scene.after(FIRST_S)), *starts(scene.after(FIRST_S))]
     assert sorted(started, key=str) == [SERVER, STANDBY]
-    assert scene.ended(STANDBY, end=KILLED) == []
+    assert deaths(scene.ended(STANDBY, end=KILLED)) == [(STANDBY, Outlook.GIVEN_UP)]
 
 
 def test_a_shard_that_is_gone_when_the_standby_takes_over_joins_that() -> None:
     scene = Scene(CAN_LEAD, has_standby=True, shards=2).served()
     scene.ended(SHARDS[1], end=KILLED)
-    assert FollowStandby() in scene.ended(SERVER, end=KILLED)
+    assert deaths(scene.ended(SERVER, end=KILLED)) == FOLLOWED
     assert starts(scene.after(0.0)) == [SHARDS[1]]
 
 

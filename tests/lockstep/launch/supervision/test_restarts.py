@@ -2,70 +2,82 @@
 
 import pytest
 
-from lockstep.launch.supervision.worker_supervisor import (
+from lockstep.launch.supervision.restarts import (
     BEGUN_S,
     FIRST_S,
     MOST_S,
     STEADY_S,
     USAGE,
+    WELL,
+    Places,
     PlaceState,
     ProcessEnd,
+    ProcessPlace,
     Restarts,
-    WorkerSupervisor,
+    Role,
 )
 
 KILLED = ProcessEnd(code=-9)
 CRASHED = ProcessEnd(code=-11)
-DONE = ProcessEnd(code=0)
 FAILED = ProcessEnd(code=1, has_reported=True)
 
 
-def supervisor_of(count: int, most: int, team_size: int = 1) -> WorkerSupervisor:
-    """Return the supervisor of so many workers, which have started at 0 s."""
-    supervisor = WorkerSupervisor(most, team_size)
-    assert supervisor.start_all(count, 0.0) == list(range(count))
-    return supervisor
+WORKERS = [ProcessPlace(Role.WORKER, number) for number in range(2)]
+
+
+def places_of(most: int) -> Places:
+    """Return the places of two workers, which have started at 0 s."""
+    places = Places(most)
+    for worker in WORKERS:
+        places.begin(worker, 0.0)
+    return places
+
+
+def has_restart(places: Places, place: ProcessPlace, end: ProcessEnd, now: float) -> bool:
+    """Let a process end; return whether it is restarted."""
+    places.end(place, end, now)
+    return places.restart(place, now) is not None
 
 
 def test_the_next_process_starts_in_its_time_and_once() -> None:
-    supervisor = supervisor_of(2, most=2)
-    assert supervisor.deadline() is None
-    assert supervisor.ended(0, KILLED, 1.0)
-    due = supervisor.deadline()
+    places = places_of(most=2)
+    assert places.deadline() is None
+    assert has_restart(places, WORKERS[0], KILLED, 1.0)
+    due = places.deadline()
     assert due is not None
     assert 1.0 < due <= 1.0 + FIRST_S
-    assert supervisor.start_due(1.0) == []
-    assert supervisor.start_due(due) == [0]
-    assert supervisor.start_due(due) == []
-    assert supervisor.deadline() is None
+    assert places.due(PlaceState.AWAITED, 1.0) == []
+    assert places.due(PlaceState.AWAITED, due) == WORKERS[:1]
+    places.begin(WORKERS[0], due)
+    assert places.due(PlaceState.AWAITED, due) == []
+    assert places.deadline() is None
+
+
+def test_an_end_is_judged_in_its_time() -> None:
+    places = places_of(most=2)
+    places.end(WORKERS[1], FAILED, 3.0)
+    assert places.deadline() == 3.0
+    assert places.due(PlaceState.ENDED, 2.9) == []
+    assert places.due(PlaceState.ENDED, 3.0) == WORKERS[1:]
+    places.vacate(WORKERS[1])
+    assert places.deadline() is None
 
 
 def test_one_that_ends_well_is_not_restarted_and_not_given_up() -> None:
-    supervisor = supervisor_of(1, most=2)
-    assert not supervisor.ended(0, DONE, 1.0)
-    assert supervisor.places[0].state is PlaceState.DONE
-    assert not supervisor.are_given_up()
+    places = places_of(most=2)
+    assert not has_restart(places, WORKERS[0], WELL, 1.0)
+    assert places.state(WORKERS[0]) is PlaceState.DONE
+    assert not places.are_given_up(WORKERS[:1])
 
 
-def test_a_place_is_given_up_after_so_many_deaths() -> None:
-    supervisor = supervisor_of(2, most=1)
-    assert [supervisor.ended(number, KILLED, 1.0) for number in (0, 1)] == [True, True]
-    supervisor.start_due(1.0 + FIRST_S)
-    assert not supervisor.ended(0, KILLED, 2.0)
-    assert not supervisor.are_given_up()
-    assert not supervisor.ended(1, KILLED, 2.0)
-    assert supervisor.are_given_up()
-    assert supervisor.start_due(1000.0) == []
-
-
-def test_a_team_is_given_up_with_its_leader_and_not_without_a_process() -> None:
-    supervisor = supervisor_of(4, most=0, team_size=2)
-    supervisor.ended(1, KILLED, 1.0)
-    supervisor.ended(2, KILLED, 1.0)
-    # One leader is left.
-    assert not supervisor.are_given_up()
-    supervisor.ended(0, KILLED, 1.0)
-    assert supervisor.are_given_up()
+def test_a_place_is_given_up_after_so_many_deaths_also_if_it_was_empty_for_a_while() -> None:
+    places = places_of(most=1)
+    assert [has_restart(places, worker, KILLED, 1.0) for worker in WORKERS] == [True, True]
+    places.vacate(WORKERS[0])
+    places.begin(WORKERS[0], 1.0)
+    assert not has_restart(places, WORKERS[0], KILLED, 2.0)
+    assert places.are_given_up(WORKERS[:1])
+    assert not places.are_given_up(WORKERS)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +87,13 @@ def test_a_team_is_given_up_with_its_leader_and_not_without_a_process() -> None:
 def test_deaths_do_not_add_up_if_the_run_gets_further_unless_a_process_brings_them_upon_itself(
     end: ProcessEnd, has_progressed: bool, is_restarted: bool
 ) -> None:
-    supervisor, now = supervisor_of(1, most=3), 0.0
+    places, now = places_of(most=3), 0.0
     outcomes = []
     for _ in range(5):
         now += BEGUN_S
-        supervisor.steps += has_progressed
-        outcomes.append(supervisor.ended(0, end, now))
-        supervisor.start_due(now + FIRST_S)
+        places.steps += has_progressed
+        outcomes.append(has_restart(places, WORKERS[0], end, now))
+        places.begin(WORKERS[0], now)
     assert outcomes == [True, True, True, is_restarted, is_restarted]
 
 

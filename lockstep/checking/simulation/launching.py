@@ -1,0 +1,386 @@
+"""Starts the processes of a simulated run; supervisors decide when each is restarted, as they do for real processes."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+from msgspec.structs import replace
+
+from lockstep.checking.simulation.processes import (
+    HelperProcess,
+    Say,
+    ServerProcess,
+    ShardProcess,
+    SimulatedRun,
+    StandbyProcess,
+    WorkerProcess,
+    could_lead,
+    server_of,
+)
+from lockstep.checking.simulation.scenario import Scenario
+from lockstep.checking.simulation.strand import Strand
+from lockstep.checking.simulation.team import Hall
+from lockstep.checking.simulation.watch import ELSEWHERE, RunWatch
+from lockstep.checking.simulation.world import Process, SimulatedShell, World
+from lockstep.common.statemachine.client import Exit
+from lockstep.common.statemachine.machine import Machine, TimePassed, TransitionTable, carry_out
+from lockstep.launch.run_starter import has_checkpoint, leads
+from lockstep.launch.supervision.restarts import (
+    SERVER,
+    WELL,
+    Places,
+    PlaceState,
+    ProcessEnd,
+    ProcessPlace,
+    Role,
+)
+from lockstep.launch.supervision.supervisor import (
+    UNANSWERED,
+    EndSupervision,
+    FilesSeen,
+    ProcessesEnded,
+    RunEnd,
+    RunStarted,
+    RunSupervisor,
+    ServerListens,
+    StartProcess,
+    StatusSeen,
+    StopProcess,
+    SupervisorConfig,
+    SupervisorEffect,
+    SupervisorEvent,
+)
+from lockstep.launch.team import LEADER
+from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.records.run_folder import RESULT, read_convictions
+from lockstep.runs.run_dir import has_begun
+
+#: Seconds by which the clock of each process is ahead of that of the one before: clocks do not begin at zero, and those
+#: of two hosts have nothing in common.
+CLOCK_S = 7_919.0
+
+#: Least and most seconds until the end of a process is seen, or a person resumes a run that has ended.
+SEEN_S = (0.02, 0.3)
+
+#: Deaths in a row that a run puts up with: more than its faults cause, so that none of these ends it.
+MAX_RESTARTS = 30
+
+#: Seconds within which the processes of a team end after their leader; then they are killed.
+TEAM_SETTLE_S = 1.0
+
+#: Ticks of an action after which a process pauses in the middle of it, at most; for how many seconds at least, and for
+#: how many times as long at most.
+LATEST_PAUSE, PAUSE_S, LONGEST_PAUSE = 60, 1e-4, 10_000.0
+
+#: Seconds until a cluster manager starts a process again that has ended by itself.
+AGAIN_S = 0.5
+
+KILLED = ProcessEnd(code=-9)
+
+
+@dataclass
+class ClusterManager(Machine[SupervisorEvent, SupervisorEffect]):
+    """Restarts each process by itself, as Kubernetes does for servers and standbys on hosts of their own."""
+
+    #: The places that are started with the server, and once it listens.
+    first: list[ProcessPlace]
+    then: list[ProcessPlace]
+    places: Places = field(default_factory=lambda: Places(MAX_RESTARTS))
+
+    transitions: ClassVar[TransitionTable] = {}
+
+    def handle(self, event: SupervisorEvent, now: float) -> list[SupervisorEffect]:
+        return self.react(event, now)
+
+    def deadline(self) -> float | None:
+        return self.places.deadline()
+
+    def react(self, event: SupervisorEvent, now: float) -> list[SupervisorEffect]:
+        match event:
+            case RunStarted():
+                return self._start(self.first, now)
+            case ServerListens(is_elsewhere=True):
+                return self._start(self.then, now)
+            case ProcessesEnded(ends=ends):
+                for place, end in ends.items():
+                    self.places.end(place, end, now)
+                    # A worker that has ended well may be needed: its server may have been lost before it wrote the
+                    # result. A server that was refused may have come before the run missed the one before it.
+                    is_worker = place.role is Role.WORKER
+                    if self.places.restart(place, now) is None and is_worker == (end.code == 0):
+                        self.places.expect(place, now + AGAIN_S)
+            case StatusSeen(steps=steps):
+                self.places.steps = max(self.places.steps, steps)
+            case TimePassed():
+                return self._start(self.places.due(PlaceState.AWAITED, now), now)
+        return []
+
+    def _start(self, places: list[ProcessPlace], now: float) -> list[SupervisorEffect]:
+        for place in places:
+            self.places.begin(place, now)
+        return [StartProcess(place=place) for place in places]
+
+
+def end_of(ended: Exit | None) -> ProcessEnd:
+    """Return how a supervisor sees the end of a process, which was killed if it has no exit."""
+    return KILLED if ended is None else ProcessEnd(code=ended.code, has_reported=bool(ended.reason))
+
+
+@dataclass
+class Launcher:
+    """The shell of a run's supervisor: starts processes, and reports how they end."""
+
+    scenario: Scenario
+    run: SimulatedRun
+    world: World
+    watch: RunWatch
+    rng: np.random.Generator
+    #: The current servers, by their places, or the last ones; and teams, also those that were started elsewhere.
+    processes: dict[ProcessPlace, Process] = field(default_factory=dict)
+    teams: dict[ProcessPlace, Hall] = field(default_factory=dict)
+    #: Whether the host of the server is gone for good.
+    is_lost: bool = False
+    supervisor: Machine[SupervisorEvent, SupervisorEffect] = field(init=False)
+    #: The ends that the supervisor has not seen, and the last end of each place.
+    _unseen: dict[ProcessPlace, ProcessEnd] = field(default_factory=dict)
+    _ends: dict[ProcessPlace, ProcessEnd] = field(default_factory=dict)
+    #: The most steps that the run has made.
+    _steps: int = 0
+    #: By what they are, the processes that were started.
+    _starts: Counter[str] = field(default_factory=Counter)
+
+    def begin(self) -> None:
+        """Start a run, or resume one of which no process runs any more."""
+        workers, shards = self.scenario.workers, self.scenario.servers - 1
+        if self.run.standbys:
+            standbys = [ProcessPlace(Role.STANDBY, number) for number in range(len(self.run.standbys))]
+            then = [ProcessPlace(Role.SHARD, number) for number in range(1, 1 + shards)]
+            then += [ProcessPlace(Role.WORKER, number) for number in range(workers)]
+            self.supervisor = ClusterManager([SERVER, *standbys], then)
+        else:
+            # A team is one process of the run, which starts the others.
+            config = SupervisorConfig(
+                workers=workers, shards=shards, has_external_workers=True, max_restarts=MAX_RESTARTS
+            )
+            self.supervisor = self.run.parts.supervisor(config, self._look)
+        self._happened(RunStarted())
+
+    def start_team(self) -> None:
+        """Start a team that no supervisor of the run restarts."""
+        self._start_team(ProcessPlace(Role.WORKER, len(self.teams)))
+
+    def start_again(self, place: ProcessPlace) -> None:
+        """Start a process that has ended for good."""
+        self._perform(StartProcess(place=place))
+
+    def at(self, *roles: Role) -> list[Process]:
+        """Return the servers of these roles that run."""
+        return [one for place, one in self.processes.items() if place.role in roles and not one.is_dead]
+
+    def workers(self) -> list[Process]:
+        """Return the processes of all teams that run."""
+        return [process for team in self.teams.values() for process in team.current.values() if not process.is_dead]
+
+    def leading(self) -> list[Process]:
+        """Return the processes that lead the run, as far as they know."""
+        return [one for one in self.at(Role.SERVER, Role.STANDBY) if server_of(one) is not None]
+
+    def could_lead(self) -> bool:
+        """Return whether a standby has all that it takes to lead the run."""
+        return any(could_lead(one) for one in self.at(Role.STANDBY))
+
+    def end(self, place: ProcessPlace) -> None:
+        """Kill the process of a place, or all of a team."""
+        if place in self.teams:
+            self.teams[place].end()
+        elif place in self.processes:
+            self.processes[place].end(is_killed=True)
+
+    # The supervisor, and what it sees
+
+    def _look(self) -> FilesSeen:
+        folder = self.run.folder
+        return FilesSeen(
+            has_begun=has_begun(folder),
+            has_result=(folder / RESULT).exists(),
+            has_checkpoint=has_checkpoint(folder),
+            has_evicted=bool(read_convictions(folder)),
+        )
+
+    def _status(self) -> StatusSeen:
+        server = next((server_of(one) for one in self.at(Role.SERVER) if not one.is_stopped), None)
+        if server is None:
+            return replace(UNANSWERED, steps=self._steps)
+        is_before = server.server.coordinator.phase in (RunPhase.AWAITING_SERVERS, RunPhase.AWAITING_WORKERS)
+        return StatusSeen(is_answered=True, is_before=is_before, steps=self._steps)
+
+    def _turn(self, supervisor: Machine[SupervisorEvent, SupervisorEffect]) -> None:
+        """Let a supervisor look at all, unless another one has taken its place."""
+        if supervisor is self.supervisor and not self.watch.is_over:
+            ends, self._unseen = self._unseen, {}
+            self._ends.update(ends)
+            for event in (self._status(), ProcessesEnded(ends=ends), TimePassed()):
+                self._happened(event)
+
+    def _happened(self, event: SupervisorEvent) -> None:
+        before = self.supervisor.deadline()
+        carry_out(self.supervisor, [event], self._perform, lambda: self.world.now)
+        due = self.supervisor.deadline()
+        if due is not None and due != before:
+            self.world.at(due, partial(self._turn, self.supervisor))
+
+    def _perform(self, effect: SupervisorEffect) -> list[SupervisorEvent]:
+        match effect:
+            case StartProcess(place=place):
+                self.end(place)
+                self._unseen.pop(place, None)
+                return [] if self.watch.is_over else self._start_place(place)
+            case StopProcess(place=place):
+                self.end(place)
+            case EndSupervision() if effect.end is not RunEnd.RESULT:
+                self._give_up(effect)
+        return []
+
+    def _give_up(self, ended: EndSupervision) -> None:
+        """Let a person resume the run. Only a process that has ended with an error ends it."""
+        if self._ends[ended.place].was_killed:
+            self.watch.fail(f"the supervisor ends the run, since {ended.place} was killed: {ended.end.value}")
+        self.world.after(self._seen_s(), self._resume)
+
+    def _resume(self) -> None:
+        if not self.watch.is_over:
+            for place in (*self.processes, *self.teams):
+                self.end(place)
+            self.teams.clear()
+            self._unseen.clear()
+            self.begin()
+
+    def _seen_s(self) -> float:
+        low, high = SEEN_S
+        return low + (high - low) * float(self.rng.random())
+
+    def _note(self, place: ProcessPlace, end: ProcessEnd) -> None:
+        self._unseen[place] = end
+        self.world.after(self._seen_s(), partial(self._turn, self.supervisor))
+
+    # Processes
+
+    def _start(
+        self, name: str, open_shell: Callable[[Process, Say], SimulatedShell], on_end: Callable[[Process, bool], None]
+    ) -> Process:
+        kills, slowness = self.scenario.early_kills, self.scenario.slowness
+        is_early = name in (Role.SERVER.value, Role.SHARD.value) and self._starts[name] < len(kills)
+        process = Process(f"{name}-{self._starts.total()}", self.world, strand=Strand())
+        process.kill_after = (kills[self._starts[name]] if is_early else 0) or None
+        self._starts[name] += 1
+        process.ahead_s = CLOCK_S * self._starts.total()
+        process.on_end = on_end
+        if name == "worker":
+            process.slowness = slowness[self._starts.total() % len(slowness)]
+        process.needs_strand = name == "worker"
+        process.on_act = self._before_action
+        self.world.record(process.name, "starts")
+        process.start(lambda: open_shell(process, partial(self.watch.report, process)))
+        return process
+
+    def _before_action(self, process: Process) -> None:
+        """Check a process; now and then, let it pause in the middle of the action that it begins."""
+        self.watch.check(process)
+        server = server_of(process)
+        if server is not None:
+            self._steps = max(self._steps, server.server.shard.updates)
+        if process.pause_after is None and self.rng.random() < self.scenario.pauses:
+            process.pause_after = int(self.rng.integers(1, LATEST_PAUSE))
+            process.pause_s = PAUSE_S * float(LONGEST_PAUSE ** (self.rng.random() ** 2))
+
+    def _start_place(self, place: ProcessPlace) -> list[SupervisorEvent]:
+        """Start the process of a place; return whether a server listens."""
+        if place.role is Role.WORKER:
+            self._start_team(place)
+        elif not (place == SERVER and self.is_lost):
+            opens = {Role.SERVER: self._open_server, Role.SHARD: self._open_shard, Role.STANDBY: self._open_standby}
+            opening = partial(opens[place.role], place)
+            self.processes[place] = self._start(place.role.value, opening, partial(self._ended, place))
+            if place == SERVER and not self.processes[place].is_dead:
+                return [ServerListens(is_elsewhere=not self.teams)]
+            if place == SERVER:
+                return [ProcessesEnded(ends={SERVER: self._unseen.pop(SERVER)})]
+        return []
+
+    def _ended(self, place: ProcessPlace, process: Process, is_killed: bool) -> None:  # a callback
+        ended = self.watch.ended(process, is_killed=is_killed)
+        server = server_of(process)
+        # A server whose run goes on elsewhere counts as lost with its host.
+        is_elsewhere = server is not None and ended is not None and ended.kind in ELSEWHERE
+        self.is_lost = self.is_lost or (place == SERVER and is_elsewhere)
+        self._note(place, WELL if is_elsewhere else end_of(ended))
+
+    def _start_team(self, place: ProcessPlace) -> None:
+        sizes = self.scenario.processes
+        team = self.teams[place] = Hall(sizes[place.number % len(sizes)])
+        for number in range(team.processes):
+            self._start_process(place, team, number)
+
+    def _start_process(self, place: ProcessPlace, team: Hall, number: int) -> None:
+        """Start a process of a team, unless the run is over; then a team without a leader ends."""
+        if self.watch.is_over and number == LEADER.number:
+            team.end()
+        elif not (self.watch.is_over or team.is_over):
+            team.places.begin(ProcessPlace(Role.WORKER, number), self.world.now)
+            ended = partial(self._process_ended, place, team, number)
+            team.current[number] = self._start("worker", partial(self._open_process, team, number), ended)
+
+    def _process_ended(  # a callback
+        self, place: ProcessPlace, team: Hall, number: int, process: Process, is_killed: bool
+    ) -> None:
+        """Restart a process of a team that has ended, or end the team if its leader has left."""
+        ended = self.watch.ended(process, is_killed=is_killed)
+        if team.is_over:
+            return
+        if number == LEADER.number and ended is not None:
+            team.is_over = True
+            self.world.after(TEAM_SETTLE_S, team.end)
+            # No supervisor of the run restarts a team that was started elsewhere.
+            if place.number < self.scenario.workers:
+                self._note(place, end_of(ended))
+            return
+        member = ProcessPlace(Role.WORKER, number)
+        team.places.end(member, end_of(ended), self.world.now)
+        delay_s = team.places.restart(member, self.world.now)
+        if delay_s is not None:
+            self.world.after(delay_s, partial(self._start_process, place, team, number))
+
+    def _shares(self) -> bool:
+        return bool(self.rng.random() < self.scenario.sharing)
+
+    def _open_server(self, place: ProcessPlace, process: Process, say: Say) -> SimulatedShell:
+        # Not all workers may be back, as `train` has it.
+        is_second = isinstance(self.supervisor, RunSupervisor) and self.supervisor.is_second
+        run = self._with_any_worker(self.run) if is_second else self.run
+        return ServerProcess.open(run, process, say, shares=self.scenario.sharing > 0.0)
+
+    def _with_any_worker(self, run: SimulatedRun) -> SimulatedRun:
+        return replace(run, options=replace(run.options, min_workers=1))
+
+    def _open_shard(self, place: ProcessPlace, process: Process, say: Say) -> SimulatedShell:
+        return ShardProcess.open(self.run, process, self._starts.total(), say)
+
+    def _open_standby(self, place: ProcessPlace, process: Process, say: Say) -> SimulatedShell:
+        """Open a standby, or the server that it has become and that has died."""
+        name, address = list(self.run.standbys.items())[place.number]
+        # As those that were lost may not come back, one worker is enough.
+        run = self._with_any_worker(replace(self.run, folder=self.run.folder.parent / name))
+        shares = self.scenario.sharing > 0.0
+        if leads(run.folder):
+            port = self.run.network.server(address, process)
+            return ServerProcess.open(run, process, say, shares=shares, port=port)
+        return StandbyProcess.open(run, process, say, address, shares=shares)
+
+    def _open_process(self, team: Hall, number: int, process: Process, say: Say) -> SimulatedShell:
+        count = self._starts.total()
+        if number:
+            return HelperProcess.open(self.run, process, count, say, team, number)
+        return WorkerProcess.open(self.run, process, count, say, shares=self._shares(), hall=team)
