@@ -303,7 +303,8 @@ class Launcher:
         elif not (place == SERVER and self.is_lost):
             opens = {Role.SERVER: self._open_server, Role.SHARD: self._open_shard, Role.STANDBY: self._open_standby}
             opening = partial(opens[place.role], place)
-            self.processes[place] = self._start(place.role.value, opening, partial(self._ended, place))
+            name = list(self.run.standbys)[place.number] if place.role is Role.STANDBY else place.role.value
+            self.processes[place] = self._start(name, opening, partial(self._ended, place))
             if place == SERVER and not self.processes[place].is_dead:
                 return [ServerListens(is_elsewhere=not self.teams)]
             if place == SERVER:
