@@ -31,7 +31,7 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock, SystemClock
 from lockstep.launch.chaos import RunProcesses
 from lockstep.launch.supervision.child import WatchedProcess
-from lockstep.launch.supervision.supervisor import Role
+from lockstep.launch.supervision.restarts import Role
 from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
 from lockstep.ps.records.metrics import StepRecord
 from lockstep.runs.job_file import resolve
