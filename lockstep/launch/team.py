@@ -12,7 +12,7 @@ from lockstep.common.runtime.environment import cores, kept_to_core
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.supervision.channel import ChildReport
 from lockstep.launch.supervision.child import GRACE_S, Crew, exit_message
-from lockstep.launch.supervision.restarts import Places, PlaceState, ProcessPlace, Role
+from lockstep.launch.supervision.restarts import PlaceState, ProcessPlace, ProcessTable, Role
 from lockstep.worker.team.meeting import MeetingPlace
 
 #: Seconds between two looks whether a process has died: short, since its team waits for it at the next step.
@@ -62,7 +62,7 @@ class TeamSupervisor:
     forward: Callable[[ChildReport], None]
     #: Lets so many seconds pass.
     pause: Callable[[float], object] = field(default_factory=lambda: Event().wait)
-    places: Places = field(default_factory=lambda: Places(MOST_RESTARTS))
+    places: ProcessTable = field(default_factory=lambda: ProcessTable(MOST_RESTARTS))
 
     def run(self) -> int:
         """Return the exit code of the leader when it ends by itself. Nothing is left running in any case."""

@@ -31,10 +31,10 @@ from lockstep.launch.run_starter import has_checkpoint, leads
 from lockstep.launch.supervision.restarts import (
     SERVER,
     WELL,
-    Places,
     PlaceState,
     ProcessEnd,
     ProcessPlace,
+    ProcessTable,
     Role,
 )
 from lockstep.launch.supervision.supervisor import (
@@ -88,7 +88,7 @@ class ClusterManager(Machine[SupervisorEvent, SupervisorEffect]):
     #: The places that are started with the server, and once it listens.
     first: list[ProcessPlace]
     then: list[ProcessPlace]
-    places: Places = field(default_factory=lambda: Places(MAX_RESTARTS))
+    places: ProcessTable = field(default_factory=lambda: ProcessTable(MAX_RESTARTS))
 
     transitions: ClassVar[TransitionTable] = {}
 

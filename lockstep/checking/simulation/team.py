@@ -17,7 +17,7 @@ from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.transport.shared_memory.file_lock import FileLock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
-from lockstep.launch.supervision.restarts import Places
+from lockstep.launch.supervision.restarts import ProcessTable
 from lockstep.launch.team import MOST_RESTARTS
 from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import OrderAtWork, TeamMember
@@ -41,7 +41,7 @@ class Hall:
     present: dict[int, Process] = field(default_factory=dict)
     #: By number, the processes that run, or the last ones; and their restarts.
     current: dict[int, Process] = field(default_factory=dict)
-    places: Places = field(default_factory=lambda: Places(MOST_RESTARTS))
+    places: ProcessTable = field(default_factory=lambda: ProcessTable(MOST_RESTARTS))
     #: Whether the leader has ended by itself.
     is_over: bool = False
 

@@ -139,7 +139,7 @@ class SupervisedPlace:
 
 
 @dataclass
-class Places:
+class ProcessTable:
     """The places of a run, or of a team."""
 
     #: How many deaths in a row are followed by a restart.

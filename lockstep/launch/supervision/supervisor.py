@@ -17,10 +17,10 @@ from lockstep.launch.supervision.restarts import (
     INTERRUPTED,
     SERVER,
     STANDBY,
-    Places,
     PlaceState,
     ProcessEnd,
     ProcessPlace,
+    ProcessTable,
     Role,
 )
 
@@ -210,7 +210,7 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
     #: Looks at the files of the run.
     look: Callable[[], FilesSeen]
     phase: SupervisorPhase = _STARTING
-    places: Places = field(init=False)
+    places: ProcessTable = field(init=False)
     #: Whether the server was started before, or the standby leads the run: then not all workers have to be there.
     is_second: bool = False
     #: The last status, and whether any has shown that the run has begun.
@@ -220,7 +220,7 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
     transitions: ClassVar[TransitionTable] = TRANSITIONS
 
     def __post_init__(self) -> None:
-        self.places = Places(self.config.max_restarts)
+        self.places = ProcessTable(self.config.max_restarts)
 
     def handle(self, event: SupervisorEvent, now: float) -> list[SupervisorEffect]:
         return self.obey(event, now)

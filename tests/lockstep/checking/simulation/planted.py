@@ -12,7 +12,7 @@ from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import Result
 from lockstep.common.statemachine.machine import Received
-from lockstep.launch.supervision.restarts import Places
+from lockstep.launch.supervision.restarts import ProcessTable
 from lockstep.launch.supervision.supervisor import RunSupervisor, ServerListens, StartProcess, SupervisorEffect
 from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator import events
@@ -199,7 +199,7 @@ class Impatient(RunSupervisor):
     """Restarts no process that was killed before the run has got further."""
 
     def __post_init__(self) -> None:
-        self.places = Places(0)
+        self.places = ProcessTable(0)
 
 
 class Planted(NamedTuple):

@@ -9,10 +9,10 @@ from lockstep.launch.supervision.restarts import (
     STEADY_S,
     USAGE,
     WELL,
-    Places,
     PlaceState,
     ProcessEnd,
     ProcessPlace,
+    ProcessTable,
     Restarts,
     Role,
 )
@@ -25,15 +25,15 @@ FAILED = ProcessEnd(code=1, has_reported=True)
 WORKERS = [ProcessPlace(Role.WORKER, number) for number in range(2)]
 
 
-def places_of(most: int) -> Places:
+def places_of(most: int) -> ProcessTable:
     """Return the places of two workers, which have started at 0 s."""
-    places = Places(most)
+    places = ProcessTable(most)
     for worker in WORKERS:
         places.begin(worker, 0.0)
     return places
 
 
-def has_restart(places: Places, place: ProcessPlace, end: ProcessEnd, now: float) -> bool:
+def has_restart(places: ProcessTable, place: ProcessPlace, end: ProcessEnd, now: float) -> bool:
     """Let a process end; return whether it is restarted."""
     places.end(place, end, now)
     return places.restart(place, now) is not None
