@@ -15,7 +15,7 @@ PRIVATE_WORDS = re.compile(r"\b(stretch\w*|workplaces?|hurried|(?:take|takes|tak
 PRIVATE_NAMES = {"stretch", "listed", "unlisted", "merged", "hurried", "hurry", "workplace"}
 
 #: Such words that may not be a class's name.
-PRIVATE_CLASSES = {"ProcessTable", "Manner", "Assignment", "Again", "Unlisted", "Workplace", "Stretch"}
+PRIVATE_CLASSES = {"Places", "Manner", "Assignment", "Again", "Unlisted", "Workplace", "Stretch"}
 
 #: Entries of the fullest folder, and files of the emptiest.
 MOST_ENTRIES, FEWEST_FILES = 14, 3
