@@ -293,7 +293,7 @@ class SamplesRequest(Message, frozen=True, kw_only=True):
     """Samples of a lease are missing: answered by `Samples`, by the coordinator alone; repeated if it is lost."""
 
     part: PartName
-    #: ProcessTable in that set, unsigned 32-bit, little-endian: at most `PartInfo.in_a_message` of them.
+    #: Places in that set, unsigned 32-bit, little-endian: at most `PartInfo.in_a_message` of them.
     places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
 
 

@@ -15,7 +15,7 @@ TERMS = "terms.json"
 #: Terms that are remembered.
 MOST_TERMS = 1000
 
-#: ProcessTable of servers of a run, and how many each of them may give to new standbys while it leads.
+#: Places of servers of a run, and how many each of them may give to new standbys while it leads.
 PLACES, SHARE = 8000, 20
 
 

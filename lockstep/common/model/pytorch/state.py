@@ -30,7 +30,7 @@ import torch
 
 from lockstep.common.numerics.random import generator_state, shared_generators
 
-#: The value at a place, as something that can be compared. ProcessTable are called as a user would write them.
+#: The value at a place, as something that can be compared. Places are called as a user would write them.
 State = dict[str, object]
 
 #: A part of something, and what it is called.
