@@ -55,24 +55,6 @@ def test_workers_started_by_hand_share_whatever_the_address(place: Place, bind: 
     assert folders([server.popen.pid]) == []
 
 
-def test_a_worker_without_room_goes_over_its_socket_beside_one_that_shares(place: Place) -> None:
-    address = place.address()
-    server = place.start("server", *LARGE, "--min-workers", "2", "--bind", address, "--run-dir", "run")
-    server.line_with("waiting for workers")
-    roomy, short = (
-        place.start("worker", address, "--workers", "1"),
-        place.start("worker", address, "--workers", "1", file_bytes=TOO_SHORT),
-    )
-    told = server.line_with("exchanges gradients and weights through its socket")
-    assert f"pid {short.popen.pid}" in told
-    assert "has no room for" in told
-    assert [worker.end()[0] for worker in (roomy, short)] == [0, 0]
-    assert server.end()[0] == 0
-    result = place.result()
-    assert (result["transport"], result["workers"]) == ("shm+ipc", 2)
-    assert result["weights_sha256"] == digest_alone(*LARGE)
-
-
 def test_without_room_for_the_weights_auto_uses_sockets_and_says_why(place: Place) -> None:
     flags = ("--workers", "2", "--run-dir", "run")
     code, out, error = place.start("train", *BRIEF, *flags, file_bytes=TOO_SHORT).end()
@@ -98,18 +80,6 @@ def test_without_room_for_the_weights_shm_is_an_error_of_one_line(place: Place) 
     assert place.is_empty(0.0)
 
 
-def test_a_worker_that_cannot_share_is_refused_where_all_must(place: Place) -> None:
-    address = place.address()
-    server = place.start("server", *BRIEF, "--transport", "shm", "--bind", address, "--run-dir", "run")
-    server.line_with("waiting for workers")
-    code, _, error = place.start("worker", address, "--workers", "1", file_bytes=TOO_SHORT).end()
-    assert code == 2
-    assert "error: the server refused this worker: it does not share the server's memory: " in error
-    assert place.start("worker", address, "--workers", "1").end()[0] == 0
-    assert server.end()[0] == 0
-    assert place.result()["transport"] == "shm"
-
-
 @pytest.mark.parametrize("transport", ["tcp", pytest.param("ipc", marks=pytest.mark.slow)])
 def test_sockets_leave_the_memory_alone(place: Place, transport: str) -> None:
     process = place.start("train", *ENDLESS, "--workers", "1", "--transport", transport, "--run-dir", "run")
@@ -124,8 +94,7 @@ def test_a_worker_that_is_killed_in_the_middle_changes_nothing(place: Place) -> 
     process = place.start("train", *job, "--workers", "2", "--transport", "shm", "--run-dir", "run")
     process.line_with("epoch 2/")
     (folder,) = folders(place.pids("lockstep server"))
-    names = {path.name for path in folder.iterdir()}
-    assert {"weights", "sums-0"} <= names
+    assert "weights" in {path.name for path in folder.iterdir()}
     os.kill(place.pids("lockstep worker")[0], signal.SIGKILL)
     process.line_with("was killed by SIGKILL; its micro-batches go to the others")
     code, _, error = process.end()
