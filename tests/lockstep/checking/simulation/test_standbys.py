@@ -1,5 +1,7 @@
 """Runs with standbys in virtual time: servers are lost, cut off and come back; planted bugs are found."""
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 from msgspec.structs import replace
@@ -8,7 +10,7 @@ from lockstep.checking.simulation.oracle import simulate
 from lockstep.checking.simulation.processes import Parts
 from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault, scenario_of
 from lockstep.common.errors import FailureKind
-from lockstep.common.protocol.messages import NO_TERM, Join, Welcome
+from lockstep.common.protocol.messages import NO_TERM, Join, Message, StandbyAddress, Term, Welcome
 from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.protocol.standby_messages import RunFiles
 from lockstep.common.statemachine.client import Client, ClientEffect
@@ -18,7 +20,7 @@ from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import Server
-from lockstep.ps.server.succession import ABSENT_S, Succession
+from lockstep.ps.server.succession import ABSENT_S, Rivals
 from lockstep.ps.standby.mirror import Mirror
 from lockstep.ps.standby.state import StandbyEffect, StandbyState, TakeOver
 from lockstep.worker.shell import WorkerShell
@@ -63,15 +65,21 @@ class Heedless(Coordinator):
         return super().join(peer, msgspec.structs.replace(join, term=NO_TERM), admitted, now)
 
 
-class Incurious(Succession):
-    """Never asks its standbys whether one of them leads the run."""
+class Incurious(Rivals):
+    """Neither asks other servers which one leads the run, nor tells them its term."""
 
-    def is_asking(self, now: float) -> bool:
+    def deadline(self) -> float | None:
+        return None
+
+    def on_time(self, now: float, *notices: Message) -> Term | None:
+        return None
+
+    def holds(self, now: float, absent_s: float, standbys: Sequence[StandbyAddress], request: Message) -> bool:
         return False
 
 
 def incurious(server: Server) -> Server:
-    server.succession.__class__ = Incurious
+    server.succession.rivals.__class__ = Incurious
     return server
 
 
@@ -118,7 +126,7 @@ def test_a_worker_that_comes_back_to_an_old_server_counts_for_nothing_there() ->
     assert simulate(cut_off_in_turn(BACK)).violations == ()
 
 
-#: Without curiosity: otherwise a server that was cut off asks before anybody can come back to it.
+#: Without curiosity: otherwise a server that was cut off learns the higher term before a worker comes back to it.
 NOBODY_CHECKS = Parts(worker=forgetful, coordinator=heedless, server=incurious)
 
 
