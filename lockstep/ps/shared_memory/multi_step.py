@@ -19,6 +19,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple, Protocol
 
 from lockstep.common.protocol.messages import steps_key
+from lockstep.ps.coordinator.effects import LeaseSteps
 from lockstep.ps.coordinator.events import Event, MultiStepLeaseEnded, StepMade
 
 #: Steps after which the marks are read, and the least and most seconds: often enough that a team never waits until its
@@ -79,13 +80,10 @@ class TeamLease:
     report: Callable[[str], None]
     _: KW_ONLY
     number: int
-    rank: int
-    #: One after its last step.
-    last: int
-    #: Seconds that a step is expected to take.
-    step_s: float
+    #: The steps that the team makes, and its rank.
+    steps: LeaseSteps
     #: Steps that are recorded, and that were made when this was read last.
-    recorded: int
+    recorded: int = field(init=False)
     made: int = field(init=False)
     #: When the last step was seen to be made; at first, when the lease began.
     advanced: float
@@ -100,17 +98,18 @@ class TeamLease:
     report_at: float = 0.0
 
     def __post_init__(self) -> None:
-        self.made, self.due = self.recorded, self.advanced + self.between_s
+        self.recorded = self.made = self.steps.first
+        self.due = self.advanced + self.between_s
 
     @property
     def between_s(self) -> float:
         """Seconds after which the marks are read again."""
         low, high = BETWEEN_S
-        return min(max(low, STEPS_BETWEEN * self.step_s), high)
+        return min(max(low, STEPS_BETWEEN * self.steps.step_s), high)
 
     def key(self) -> tuple[int, int]:
         """Return the rank of its team, and its number."""
-        return self.rank, self.number
+        return self.steps.rank, self.number
 
     def on_time(self, now: float) -> list[Event]:
         """Look how far the team is, or try again to end its lease."""
@@ -126,7 +125,7 @@ class TeamLease:
         if self.patient_until is not None:
             return self._end(self.patient_until, now)
         self.patient_until = self.report_at = now + MOVE_S
-        is_over = self.has_answered or self.made >= self.last
+        is_over = self.has_answered or self.made >= self.steps.last
         return [*([] if is_over else self.withdraw()), *self._end(self.patient_until, now)]
 
     def interrupt(self) -> list[Event]:
@@ -141,12 +140,12 @@ class TeamLease:
         if made > self.made:
             self.made, self.advanced = made, now
         self.due = now + self.between_s
-        is_late = now >= self.advanced + max(LATE_S, LATE * self.step_s) + self.between_s
-        self.is_cut = made < self.last and (self.has_answered or is_late)
-        return [*recorded, *(self.withdraw_at(now) if made >= self.last or self.is_cut else [])]
+        is_late = now >= self.advanced + max(LATE_S, LATE * self.steps.step_s) + self.between_s
+        self.is_cut = made < self.steps.last and (self.has_answered or is_late)
+        return [*recorded, *(self.withdraw_at(now) if made >= self.steps.last or self.is_cut else [])]
 
     def _record(self, until: int) -> list[Event]:
-        assert until <= self.last, "more was made than was asked for"
+        assert until <= self.steps.last, "more was made than was asked for"
         first, self.recorded = self.recorded, max(self.recorded, until)
         return [*self.memory.record(first, until)] if until > first else []
 

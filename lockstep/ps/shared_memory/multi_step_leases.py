@@ -176,7 +176,8 @@ class MultiStepLeases:
             return [declined(asked)]
         slices, self.until = len(sharing.teams[asked.rank].slices), until
         self.count += 1
-        self.lease = self._open(asked, stop, TeamUpdates(sharing, self.shard, asked.rank, marks, slices))
+        steps = msgspec.structs.replace(asked, last=stop)
+        self.lease = self._open(steps, TeamUpdates(sharing, self.shard, asked.rank, marks, slices))
         marks.begin(self.count, asked.first, slices)
         return self._send(
             asked.rank,
@@ -190,17 +191,14 @@ class MultiStepLeases:
             ),
         )
 
-    def _open(self, asked: LeaseSteps, last: int, updates: TeamUpdates) -> TeamLease:
+    def _open(self, steps: LeaseSteps, updates: TeamUpdates) -> TeamLease:
         number = self.count
         return TeamLease(
             updates,
-            lambda: self._send(asked.rank, MultiStepWithdrawal(number=number)),
+            lambda: self._send(steps.rank, MultiStepWithdrawal(number=number)),
             self.report,
             number=number,
-            rank=asked.rank,
-            last=last,
-            step_s=asked.step_s,
-            recorded=asked.first,
+            steps=steps,
             advanced=self.clock.now(),
         )
 
@@ -239,7 +237,7 @@ class MultiStepLeases:
 
     def forget(self, rank: int) -> list[Event]:
         """Handle that a worker is gone, whose processes may not have ended."""
-        is_holder = self.lease is not None and rank == self.lease.rank
+        is_holder = self.lease is not None and rank == self.lease.steps.rank
         return self.end() if is_holder else []
 
     def end(self) -> list[Event]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import steps_key
+from lockstep.ps.coordinator.effects import LeaseSteps
 from lockstep.ps.coordinator.events import Event, MultiStepLeaseEnded, StepMade
 from lockstep.ps.shared_memory.multi_step import (
     BETWEEN_S,
@@ -53,10 +54,7 @@ class Drive:
             self._withdraw,
             self.reports.append,
             number=1,
-            rank=2,
-            last=LAST,
-            step_s=self.step_s,
-            recorded=FIRST,
+            steps=LeaseSteps(first=FIRST, last=LAST, rank=2, step_s=self.step_s),
             advanced=self.now,
         )
 
