@@ -135,6 +135,8 @@ class StandbyRegistry:
     """All standbys, by their addresses, in the order in which they came."""
 
     members: dict[str, StandbyMember] = field(default_factory=dict)
+    #: By address, standbys that have gone without a word: each of them may lead the run by now.
+    absent: dict[str, StandbyAddress] = field(default_factory=dict)
 
     def on_request(self, peer: bytes, request: MirrorRequest, now: float) -> bool | None:
         """Record that a standby asks; return whether it is new, None if there is no room for another one."""
@@ -143,6 +145,7 @@ class StandbyRegistry:
             return None
         is_new = known is None or known.request.public != request.public
         self.members[request.address] = StandbyMember(peer, request, now)
+        self.absent.pop(request.address, None)
         return is_new
 
     def by_peer(self, peer: bytes) -> StandbyMember | None:
@@ -198,8 +201,6 @@ class Succession:
     #: The servers that have led the run, and its standbys.
     history: TermHistory
     registry: StandbyRegistry = field(default_factory=StandbyRegistry)
-    #: By address, standbys that have gone without a word: each of them may lead the run by now.
-    absent: dict[str, StandbyAddress] = field(default_factory=dict)
     #: The standby that the run is handed over to, and whether it has said that it has all of it.
     successor: StandbyAddress | None = None
     is_taken_over: bool = False
@@ -208,9 +209,10 @@ class Succession:
     until: float = 0.0
 
     def __post_init__(self) -> None:
-        self.absent = {one.address: one for one in self.history.standbys if one.address != self.address}
+        absent = {one.address: one for one in self.history.standbys if one.address != self.address}
+        self.registry.absent = absent
         # One of them may lead the run if this server is lost again before any of them is back.
-        self.group.initial.standbys = self.coordinator.admission.standbys = tuple(self.absent.values())
+        self.group.initial.standbys = self.coordinator.admission.standbys = tuple(absent.values())
 
     @property
     def term(self) -> Term:
@@ -273,7 +275,6 @@ class Succession:
         if is_new is None:
             reason = f"{len(self.registry.members)} standbys mirror this run: expected no more"
             return self._send(peer, Refused(reason=reason, kind=RefusalKind.FULL))
-        self.absent.pop(request.address, None)
         self.history = self.history.with_place(request.address)
         happened = self._on_change(f"standby {request.address} mirrors the run") if is_new else []
         return [*happened, *self._send(peer, self._files(request.address))]
@@ -337,7 +338,7 @@ class Succession:
         """Let all processes know where to go, this server too if it is restarted."""
         self.say(text)
         # Those that have gone without a word as well: one of them may lead the run by now. They come last.
-        standbys = (*self.registry.addresses(), *self.absent.values())[:STANDBYS_LIMIT]
+        standbys = (*self.registry.addresses(), *self.registry.absent.values())[:STANDBYS_LIMIT]
         self.history = msgspec.structs.replace(self.history, standbys=[*standbys])
         try:
             write_terms(self.source.folder, self.history)
@@ -362,7 +363,7 @@ class Succession:
 
     def _on_gone(self, member: StandbyMember, reason: str, *, has_said_so: bool = False) -> Sequence[events.Event]:
         if not has_said_so:
-            self.absent[member.request.address] = member.address
+            self.registry.absent[member.request.address] = member.address
         return self._on_change(f"standby {member.request.address} left: {reason or 'it has ended'}")
 
     # The run is handed over, or over
