@@ -10,8 +10,9 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.optim.clipping import BLOCK, add_blocks, scale_for
-from lockstep.common.protocol.shard_messages import WEIGHTS, Collected, UpdateDone
+from lockstep.common.protocol.shard_messages import WEIGHTS, Collected, CollectedFrame, UpdateDone
 from lockstep.ps.run.progress import Moved
+from lockstep.ps.shard.partition import held_frames
 from lockstep.ps.shard.shard import Shard
 
 
@@ -125,6 +126,18 @@ class GatheredWeights:
         vector[part.start : part.stop] = values
         if name == WEIGHTS:
             self.received += len(part)
+
+    def put_sent(self, frame: CollectedFrame, values: Vector, owned: Slice) -> None:
+        """Write what a shard has sent of its slice; `RemoteProtocolError` if it is of another one."""
+        part = Slice(frame.start, frame.start + len(values))
+        if not owned.start <= part.start < part.stop <= owned.stop:
+            raise RemoteProtocolError(f"values {part.start} to {part.stop} of {frame.name!r}: not of its slice")
+        self.put(frame.name, part, values)
+
+    def put_held(self, shard: Shard, updates: int, *, has_state: bool) -> None:
+        """Write what a shard of this process holds."""
+        for name, part, values in held_frames(shard, updates, has_state=has_state):
+            self.put(name, part, values)
 
     def is_whole(self) -> bool:
         """Tell whether all of the weights have come."""

@@ -10,7 +10,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
 from lockstep.common.aggregation.checksum import MODULUS
-from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
@@ -52,7 +51,7 @@ from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import Event, ServerLost, ServersReady, StepUpdated, SumsAcknowledged
 from lockstep.ps.coordinator.membership import Member, Membership
-from lockstep.ps.shard.partition import checksum_in, held_frames
+from lockstep.ps.shard.partition import checksum_in
 from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard.shard import Shard, WeightsAfter
 from lockstep.ps.shard_group.distributed_update import DistributedUpdate, GatheredWeights, UpdatePhase
@@ -166,7 +165,8 @@ class SliceGroup:
                 is_last = self.update.on_squares(member.index, answer.step, trained, arrays[0])
                 return self._make_update() if is_last else []
             case CollectedFrame():
-                self._gather(member, answer, arrays[0])
+                if self.gathered is not None:
+                    self.gathered.put_sent(answer, arrays[0], self.initial.slices[member.index])
                 return []
             case UpdateDone():
                 self.update.on_done(member.index, answer)
@@ -303,7 +303,7 @@ class SliceGroup:
         self.completed = update
         self.confirmed.clear()
         if self.gathered is not None and update.collected != "nothing":
-            self._gather_own(self.gathered, update.step + 1, has_state=update.collected == "all")
+            self.gathered.put_held(self.own.shard, update.step + 1, has_state=update.collected == "all")
             if not self.gathered.end(update.step + 1):
                 raise RemoteProtocolError("not all shards have sent their slices")
         return [StepUpdated(step=update.step)]
@@ -324,20 +324,6 @@ class SliceGroup:
         """The whole vector, as it was last in one place."""
         return self.gathered or self.own.shard
 
-    def _gather(self, member: ShardMember, frame: CollectedFrame, values: Vector) -> None:
-        """Gather what a shard has sent of its slice."""
-        owned = self.initial.slices[member.index]
-        part = Slice(frame.start, frame.start + len(values))
-        if not owned.start <= part.start < part.stop <= owned.stop:
-            raise RemoteProtocolError(f"values {part.start} to {part.stop} of {frame.name!r}: not of its slice")
-        assert self.gathered is not None  # there are shards
-        self.gathered.put(frame.name, part, values)
-
-    def _gather_own(self, gathered: GatheredWeights, updates: int, *, has_state: bool) -> None:
-        """Gather our own slice."""
-        for name, part, values in held_frames(self.own.shard, updates, has_state=has_state):
-            gathered.put(name, part, values)
-
     # The run ends
 
     def final_weights(self, *, is_diverged: bool) -> WeightsAfter:
@@ -354,18 +340,15 @@ class SliceGroup:
             return gathered.weights, updates
         before = gathered.weights.copy()
         gathered.begin()
-        self._gather_own(gathered, updates, has_state=False)
-        if self._request_weights(updates):
+        gathered.put_held(own, updates, has_state=False)
+        if not any(self._send(peer, Collect(steps=updates)) for peer in self.shards.members):
             self._receive_weights(gathered, updates)
         if not gathered.end(updates):
             gathered.weights[:] = before
         return gathered.weights, gathered.updates
 
-    def _request_weights(self, updates: int) -> bool:
-        """Request the weights of all shards; return whether they can be reached."""
-        return not any(self._send(peer, Collect(steps=updates)) for peer in self.shards.members)
-
     def _receive_weights(self, gathered: GatheredWeights, updates: int) -> None:
+        """Gather what the shards send, until all of that is here, or it is late."""
         deadline = self.clock.now() + FINAL_WEIGHTS_S
         while not gathered.is_whole() and self.clock.now() < deadline:
             received = self.port.receive(deadline - self.clock.now())
@@ -378,7 +361,7 @@ class SliceGroup:
                 message, arrays = decode(frames, ShardMessage)
                 member = self.shards.members.get(peer)
                 if member is not None and isinstance(message, CollectedFrame) and message.steps == updates:
-                    self._gather(member, message, arrays[0])
+                    gathered.put_sent(message, arrays[0], self.initial.slices[member.index])
 
     def end(self, finish: Finish) -> None:
         """Inform all shards that the run is over."""
