@@ -136,19 +136,11 @@ class FolderWriter:
         reading: Reading | None = None,
     ) -> FolderManifest:
         """Write the manifest; the folder then gets its name at the end of the context."""
-        for name, use in (("train", "learn from"), ("test", "test with")):
-            if name not in self.parts or not self.parts[name][0].rows:
-                raise DataError(f"the {name} set is empty: expected samples to {use}")
-        train, test = self.parts["train"], self.parts["test"]
-        for what, one, other in zip(ARRAYS, train, test, strict=True):
-            if (one.dtype, one.row_shape) != (other.dtype, other.row_shape):
-                raise DataError(
-                    f"{what} to test with are {other.dtype} of shape {other.row_shape}: expected {one.dtype} of "
-                    f"{one.row_shape}, as in training"
-                )
-        for array in (*train, *test):
+        self._check()
+        for array in chain.from_iterable(self.parts.values()):
             array.end()
-        samples, is_tokens = train[0], train[0].dtype == np.int32
+        samples = self.parts["train"][0]
+        is_tokens = samples.dtype == np.int32
         count = math.prod(samples.shape)
         mean, std = (0.0, 1.0) if is_tokens else moments_of(samples.value_blocks, samples.dtype, count)
         manifest = FolderManifest(
@@ -169,6 +161,18 @@ class FolderWriter:
         text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         write_atomically(self.folder / MANIFEST, [text])
         return manifest
+
+    def _check(self) -> None:
+        """Raise DataError unless both sets have samples, and arrays alike."""
+        for name, use in (("train", "learn from"), ("test", "test with")):
+            if name not in self.parts or not self.parts[name][0].rows:
+                raise DataError(f"the {name} set is empty: expected samples to {use}")
+        for what, one, other in zip(ARRAYS, self.parts["train"], self.parts["test"], strict=True):
+            if (one.dtype, one.row_shape) != (other.dtype, other.row_shape):
+                raise DataError(
+                    f"{what} to test with are {other.dtype} of shape {other.row_shape}: expected {one.dtype} of "
+                    f"{one.row_shape}, as in training"
+                )
 
     def _part(self, name: PartName) -> FolderPart:
         samples, labels = self.parts[name]
