@@ -19,10 +19,10 @@ from lockstep.common.transport.shared_memory.file_lock import FileLock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.launch.supervision.restarts import ProcessTable
 from lockstep.launch.team import MOST_RESTARTS
-from lockstep.worker.team.meeting import Meeting, Session
+from lockstep.worker.team.meeting import Session
 from lockstep.worker.team.member import OrderAtWork, TeamMember
 from lockstep.worker.team.memory import RESULT
-from lockstep.worker.team.progress import ComputeNode, MakeSlice, Order, OrderStage, Patience
+from lockstep.worker.team.progress import ComputeNode, MakeSlice, Order, OrderStage
 from lockstep.worker.team.updates import UpdateMaker
 
 #: Seconds that a fast process takes for a micro-batch, and for a slice.
@@ -142,8 +142,8 @@ class TickingFolder(SharedFolder):
 class SimulatedMember(TeamMember):
     """A process of a team whose clock is a process of the world."""
 
-    def __post_init__(self, meeting: Meeting | None, patience: Patience, session: int) -> None:
-        super().__post_init__(meeting, patience, session)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.memory.keep_order, self.is_stepwise = self.host.tick, True
 
     @property

@@ -4,10 +4,7 @@ The leader gives orders, and every process, the leader too, works on the newest.
 """
 
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, field
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import SharingError
@@ -16,7 +13,6 @@ from lockstep.common.runtime.clock import ThreadClock
 from lockstep.worker.compute import Compute
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.team.division import missing_parts
-from lockstep.worker.team.meeting import Meeting
 from lockstep.worker.team.memory import TeamMemory
 from lockstep.worker.team.pace import Pace, Waking
 from lockstep.worker.team.progress import (
@@ -28,7 +24,6 @@ from lockstep.worker.team.progress import (
     OrderProgress,
     OrderStage,
     OrderView,
-    Patience,
 )
 from lockstep.worker.team.sums import OrderSums
 from lockstep.worker.team.updates import SharedPlace, StepChain, UpdateMaker, weights_in
@@ -60,6 +55,20 @@ class OrderAtWork:
     begun: ComputeNode | MakeSlice | None = None
     began: float = 0.0
 
+    def drop(self) -> None:
+        """Leave what was begun: a slice's lock is released."""
+        begun, self.begun = self.begun, None
+        if isinstance(begun, MakeSlice) and begun.stage is OrderStage.UPDATE and self.chain is not None:
+            self.chain.updates.locks[begun.slice_].release()
+
+    def goes_on(self) -> bool:
+        """Tell whether something is due at once that takes no time to speak of."""
+        if self.begun is not None:
+            return True
+        if self.progress.todo:
+            return not isinstance(self.progress.todo[0], ComputeNode)
+        return self.progress.waits_since is None
+
 
 @dataclass
 class TeamMember:
@@ -68,12 +77,10 @@ class TeamMember:
     compute: Compute
     memory: TeamMemory
     clock: ThreadClock
-    #: Where this process meets the others, None if it is the only one.
-    meeting: InitVar[Meeting | None]
-    patience: InitVar[Patience]
+    pace: Pace
+    waking: Waking
     #: Where the server's memory is; None if it is not shared.
     place: SharedPlace | None
-    session: InitVar[int] = 1
     #: The last error of an order.
     error: str = ""
     #: Whether `advance` returns between the beginning of what it does and its end, as for a simulation.
@@ -81,8 +88,6 @@ class TeamMember:
     #: The order that was begun last, and whether it is being carried out.
     last: OrderAtWork | None = None
     is_busy: bool = False
-    pace: Pace = field(init=False)
-    waking: Waking = field(init=False)
     sums: OrderSums = field(init=False)
     #: The steps in the server's memory, None before the first multi-step lease.
     chain: StepChain | None = None
@@ -90,10 +95,7 @@ class TeamMember:
     _memory: int = 0
     _begun_last: int = 0
 
-    def __post_init__(self, meeting: Meeting | None, patience: Patience, session: int) -> None:
-        micro_batches_of = self.compute.batches.micro_batches_of
-        self.pace = Pace(self.memory, self.clock, patience, micro_batches_of, session)
-        self.waking = Waking(self.memory, meeting)
+    def __post_init__(self) -> None:
         self.sums = OrderSums(self.compute, self.memory, self.pace)
 
     # Orders begin and end
@@ -187,14 +189,8 @@ class TeamMember:
     def stop(self) -> None:
         """Give up the current order, if any."""
         if self.last is not None:
-            self._drop(self.last)
+            self.last.drop()
         self.is_busy = False
-
-    def _drop(self, at: OrderAtWork) -> None:
-        """Leave what was begun: a slice's lock is released."""
-        begun, at.begun = at.begun, None
-        if isinstance(begun, MakeSlice) and begun.stage is OrderStage.UPDATE and at.chain is not None:
-            at.chain.updates.locks[begun.slice_].release()
 
     def close(self) -> None:
         """Let go of everything, as the system does when the process ends."""
@@ -215,18 +211,9 @@ class TeamMember:
         All that is due, but no more than one computation; or, if `is_stepwise`, one thing after the other.
         """
         outcome = self._advance()
-        while outcome is None and not self.is_stepwise and self._goes_on():
+        while outcome is None and not self.is_stepwise and self.last is not None and self.last.goes_on():
             outcome = self._advance()
         return outcome
-
-    def _goes_on(self) -> bool:
-        """Tell whether something is due at once that takes no time to speak of."""
-        at = self.last
-        if at is None or at.begun is not None:
-            return at is not None
-        if at.progress.todo:
-            return not isinstance(at.progress.todo[0], ComputeNode)
-        return at.progress.waits_since is None
 
     def _advance(self) -> OrderOutcome | None:
         at = self.last
@@ -235,7 +222,7 @@ class TeamMember:
         try:
             outcome = self._do(at, at.progress.action())
         except StoppedError:
-            self._drop(at)
+            at.drop()
             outcome = OrderOutcome.STOPPED if at.chain is None else self._catch_up(at.order, at.chain)
         except Exception as error:  # noqa: BLE001  # a user's model may raise anything, and will again, lease by lease
             self.error = f"{type(error).__name__}: {error}"
@@ -277,7 +264,7 @@ class TeamMember:
     def _begin_action(self, at: OrderAtWork, action: ComputeNode | MakeSlice) -> None:
         self.wake_up()
         at.began, chain = self.clock.now(), at.chain
-        if self._has_made(at.order, action):
+        if self.memory.has_made(at.order, action):
             at.progress.on_made(at.began)
         elif isinstance(action, MakeSlice) and action.stage is OrderStage.UPDATE:
             # Whether it is wanted is seen under its lock.
@@ -293,18 +280,6 @@ class TeamMember:
             if isinstance(action, ComputeNode) and at.order.work in OF_A_STEP:
                 self.memory.begin_row(action.row)
             at.begun = action
-
-    def _has_made(self, order: Order, action: ComputeNode | MakeSlice) -> bool:
-        """Tell whether we have made it before we were killed, and came back: others may be reading it."""
-        if isinstance(action, ComputeNode):
-            return self.memory.holds(action.row, order.number, action.node)
-        if action.stage is OrderStage.UPDATE:
-            return False
-        return int(self._done(action.stage)[self.memory.process, action.slice_]) == order.number
-
-    def _done(self, stage: OrderStage) -> NDArray[np.int64]:
-        """Return the marks of a stage whose slices each process has in memory of its own."""
-        return self.memory.marks.added if stage is OrderStage.ADDED else self.memory.marks.squared
 
     def _await_server(self, progress: OrderProgress, now: float) -> None:
         """Wait until the server has read entries; the leader fails once that takes too long."""
@@ -327,7 +302,7 @@ class TeamMember:
             chain.updates.add_squares(operands, self.sums.tally_of(order, copies).divisor, whole, squares)
         elif not self.sums.add_slice(operands, whole):
             return False
-        self.memory.show_slice(self._done(making.stage), making.slice_, order.number)
+        self.memory.show_slice(self.memory.done(making.stage), making.slice_, order.number)
         return True
 
     # Looking
@@ -343,9 +318,10 @@ class TeamMember:
         if self.memory.marks.newest > order.last_number:
             return OrderOutcome.STOPPED
         missing = self._missing(at, stage)
-        if missing and self._has_failed(order):
+        # It is the leader's to compute alone what a process cannot carry out, or to leave it.
+        if missing and self.memory.process == 0 and self.memory.has_failed(order):
             return OrderOutcome.FAILED
-        idle = self._idle(order) if missing and now >= progress.late else ()
+        idle = self.memory.idle(order) if missing and now >= progress.late else ()
         progress.on_seen(missing, idle, now)
         if not missing:
             self._wake_next(at, stage)
@@ -354,12 +330,6 @@ class TeamMember:
         if not progress.is_done:
             return None
         return OrderOutcome.DONE if chain is None else self._catch_up(order, chain)
-
-    def _has_failed(self, order: Order) -> bool:
-        """Tell the leader whether a process cannot carry out an order: it computes that alone, or leaves it."""
-        if self.memory.process != 0:
-            return False
-        return bool((self.memory.marks.processes["failed"] >= order.first_number).any())
 
     def _missing(self, at: OrderAtWork, stage: OrderStage) -> Sequence[Node] | Sequence[int]:
         order = at.order
@@ -372,14 +342,7 @@ class TeamMember:
             return missing_parts([part.node for part in order.plan.parts], covered, order.node.lo)
         if at.chain is not None and stage is OrderStage.UPDATE:
             return at.chain.updates.missing(order.step)
-        return self.memory.missing_slices(self._done(stage), order.number)
-
-    def _idle(self, order: Order) -> list[int]:
-        """Return the processes that have seen an order, and all of whose parts are there."""
-        covered = self.memory.covered(order.number, order.node)
-        at = self.memory.marks.processes["at"].tolist()
-        present = [process for process in range(len(at)) if at[process] == order.number]
-        return [one for one in present if not missing_parts(order.plan.of(one), covered, order.node.lo)]
+        return self.memory.missing_slices(self.memory.done(stage), order.number)
 
     def _catch_up(self, order: Order, chain: StepChain) -> OrderOutcome | None:
         """Continue with the step that the team is at; return how the multi-step lease has ended if it has."""

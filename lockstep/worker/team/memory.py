@@ -31,8 +31,8 @@ from lockstep.common.protocol.team_memory import (
 )
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import PAGE_BYTES, Segment, Shape, reserve
-from lockstep.worker.team.division import OrderPlan, TeamPart
-from lockstep.worker.team.progress import ComputeNode, Order, Steps
+from lockstep.worker.team.division import OrderPlan, TeamPart, missing_parts
+from lockstep.worker.team.progress import ComputeNode, MakeSlice, Order, OrderStage, Steps
 
 #: The vector into which a process adds up slices: the one behind those of its rows.
 RESULT = ROWS
@@ -265,6 +265,18 @@ class TeamMemory:
         self.keep_order()
         return np.nonzero(~is_made)[0].tolist()
 
+    def done(self, stage: OrderStage) -> NDArray[np.int64]:
+        """Return the marks of a stage whose slices each process has in memory of its own."""
+        return self.marks.added if stage is OrderStage.ADDED else self.marks.squared
+
+    def has_made(self, order: Order, action: ComputeNode | MakeSlice) -> bool:
+        """Tell whether we have made it before we were killed, and came back: others may be reading it."""
+        if isinstance(action, ComputeNode):
+            return self.holds(action.row, order.number, action.node)
+        if action.stage is OrderStage.UPDATE:
+            return False
+        return int(self.done(action.stage)[self.process, action.slice_]) == order.number
+
     def maker_of(self, done: NDArray[np.int64], slice_: int, order: int) -> int:
         """Return a process that has made a slice."""
         return int(np.nonzero(done[:, slice_] == order)[0][0])
@@ -273,6 +285,17 @@ class TeamMemory:
         """Return the processes that sleep until another wakes them."""
         self.keep_order()
         return [process for process, sleeps in enumerate(self.marks.processes["sleeps"].tolist()) if sleeps]
+
+    def has_failed(self, order: Order) -> bool:
+        """Tell whether a process cannot carry out an order."""
+        return bool((self.marks.processes["failed"] >= order.first_number).any())
+
+    def idle(self, order: Order) -> list[int]:
+        """Return the processes that have seen an order, and all of whose parts are there."""
+        covered = self.covered(order.number, order.node)
+        at = self.marks.processes["at"].tolist()
+        present = [process for process in range(len(at)) if at[process] == order.number]
+        return [one for one in present if not missing_parts(order.plan.of(one), covered, order.node.lo)]
 
     # Orders
 

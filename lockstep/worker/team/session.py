@@ -21,6 +21,7 @@ from lockstep.worker.setup import LoadedRun
 from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import RESULT, TeamMemory
+from lockstep.worker.team.pace import Pace, Waking
 from lockstep.worker.team.progress import PATIENT, Patience
 from lockstep.worker.team.updates import SharedPlace
 
@@ -44,6 +45,11 @@ class TeamContext(msgspec.Struct, frozen=True, kw_only=True):
     def processes(self) -> int:
         """The number of processes of the team."""
         return 1 if self.meeting is None else self.meeting.processes
+
+    def member(self, compute: Compute, memory: TeamMemory, place: SharedPlace | None, session: int = 1) -> TeamMember:
+        """Return the part of this process in a team."""
+        pace = Pace(memory, self.clock, self.patience, compute.batches.micro_batches_of, session)
+        return self.kind(compute, memory, self.clock, pace, Waking(memory, self.meeting), place)
 
 
 class LeaderSetup(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,14 +96,7 @@ def lead(welcome: Welcome, loaded: LoadedRun, context: TeamContext) -> LeaderSet
         memory.own.reserve(0)
         memory.own.reserve(RESULT)
         compute = loaded.compute(slots or own_slots, memory.own.vectors[:ROWS], frames)
-        member = context.kind(
-            compute,
-            memory,
-            context.clock,
-            context.meeting,
-            context.patience,
-            shared,
-        )
+        member = context.member(compute, memory, shared)
         if context.meeting is not None:
             member.pace.session = _announce(welcome, memory, shared, context.meeting)
         member.pace.show_ready()
@@ -197,15 +196,7 @@ def follow(session: Session, loaded: LoadedRun, context: TeamContext) -> TeamMem
         memory.own.reserve(0)
         memory.own.reserve(RESULT)
         compute = loaded.compute(slots, memory.own.vectors[:ROWS])
-        member = context.kind(
-            compute,
-            memory,
-            context.clock,
-            context.meeting,
-            context.patience,
-            shared,
-            session=session.number,
-        )
+        member = context.member(compute, memory, shared, session.number)
         compute.is_wanted = member.is_wanted
         member.pace.show_ready()
         opened.pop_all()

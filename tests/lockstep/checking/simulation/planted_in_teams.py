@@ -11,10 +11,9 @@ from lockstep.checking.simulation.team import SimulatedMember
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.protocol.team_memory import HI, LO, ORDER, UpdateMarks
-from lockstep.worker.team.meeting import Meeting
 from lockstep.worker.team.member import OrderAtWork
 from lockstep.worker.team.memory import Copies, Copy, TeamMemory
-from lockstep.worker.team.progress import ComputeNode, MakeSlice, Order, OrderStage, Patience
+from lockstep.worker.team.progress import ComputeNode, MakeSlice, Order, OrderStage
 from lockstep.worker.team.sums import Operands, OrderSums
 from lockstep.worker.team.updates import StepChain, UpdateMaker
 from tests.lockstep.checking.simulation.planted import OTHER_LOSSES, OTHER_WEIGHTS, Planted
@@ -83,8 +82,8 @@ def remembering(kind: type[TeamMemory]) -> Parts:
     """Return parts whose processes look at memory like that."""
 
     class Remembering(SimulatedMember):
-        def __post_init__(self, meeting: Meeting | None, patience: Patience, session: int) -> None:
-            super().__post_init__(meeting, patience, session)
+        def __post_init__(self) -> None:
+            super().__post_init__()
             self.memory.__class__ = kind
 
     return Parts(member=Remembering)

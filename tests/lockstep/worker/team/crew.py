@@ -36,6 +36,7 @@ from lockstep.worker.gradient_sink import SendBucket
 from lockstep.worker.team.leader import Leader
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import TeamMemory
+from lockstep.worker.team.pace import Pace, Waking
 from lockstep.worker.team.progress import PATIENT, OrderOutcome, Patience
 from lockstep.worker.team.updates import SharedPlace
 from tests.lockstep.common.model.built import build_model
@@ -364,7 +365,8 @@ def _member(
 ) -> TeamMember:
     # Some do several things at once, as processes do, and others one.
     is_stepwise = memory.process % 2 == 0
-    member = TeamMember(compute, memory, clock, None, patience, place, is_stepwise=is_stepwise)
+    pace = Pace(memory, clock, patience, compute.batches.micro_batches_of)
+    member = TeamMember(compute, memory, clock, pace, Waking(memory, None), place, is_stepwise=is_stepwise)
     compute.is_wanted = member.is_wanted
     # As if it had computed before: otherwise others would wait for seconds.
     member.pace.record_speed(TICK_S)
