@@ -20,7 +20,8 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import DrawKey, Evidence
-from lockstep.common.model.pytorch.engine import TorchEngine, changed
+from lockstep.common.model.pytorch.engine import TorchEngine
+from lockstep.common.model.pytorch.places import changed
 from lockstep.common.model.pytorch.runtime import build_name, fill_new_memory
 from lockstep.common.model.pytorch.state import State, StateSearch, bytes_of, views_of
 from lockstep.common.model.pytorch.structure import Structure, frozen_arrays

@@ -11,7 +11,7 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import DrawKey, Engine, Model
-from lockstep.common.model.pytorch.engine import AUDITED
+from lockstep.common.model.pytorch.places import AUDITED
 from lockstep.common.model.source import open_model
 from lockstep.common.optim.rules import SGDRule, SlotSets
 from lockstep.common.protocol.run_options import RunOptions
