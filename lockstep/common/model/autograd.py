@@ -133,6 +133,10 @@ class AutogradModel:
         return AutogradEngine(self.module, self.layout, objective, self.warm_up)
 
 
+#: Returns loss and output of a batch.
+ComputeBatch = Callable[[Array, Array], tuple[Tensor, Tensor]]
+
+
 @dataclass(eq=False)
 class StackedPass:
     """A program, and its versions for the vectors that it was used with."""
@@ -237,12 +241,77 @@ class StackedPass:
         return [entry.view(vector) for entry in self.layout.parameters]
 
 
+class StackedPasses:
+    """The passes of a model over several micro-batches: each is made when it was wanted so often that it pays."""
+
+    def __init__(self, module: Module, layout: ParameterLayout, compute: ComputeBatch, warm_up: int) -> None:
+        self._module = module
+        self._layout = layout
+        #: Returns loss and output of a batch, by the same calls for each if there is no obstacle.
+        self._compute = compute
+        self._warm_up = warm_up
+        self._parameters = list(trained_parameters(module).values())
+        self._frozen = [each for _, each in module.named_parameters() if not each.requires_grad]
+        # It is looked for once, which takes as long as a small micro-batch.
+        part = first_unrepeatable(module)
+        #: Why no pass can be made; the reason may show only when one is tried.
+        self.obstacle = None if part is None else f"{part} may compute something else with each batch"
+        #: How often micro-batches of so many samples were wanted in one pass, by the tree over them.
+        self._wanted: Counter[tuple[Tree, int]] = Counter()
+        #: The passes by the same; None where one by one is the only way.
+        self.made: dict[tuple[Tree, int], StackedPass | None] = {}
+        self._captures: dict[tuple[int, ...], Capture] = {}
+        self._weights: Sequence[Vector] = ()
+
+    def bind(self, weights: Sequence[Vector]) -> None:
+        """Compute with these vectors of weights."""
+        self._weights = weights
+        for known in self.made.values():
+            if known is not None:
+                known.bind(weights)
+
+    def want(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> StackedPass | None:
+        """Return a pass as the engine's `one_pass`; if it is to be made, the model is used after `batches`."""
+        key = (tree, samples)
+        if key not in self.made:
+            self._wanted[key] += 1
+            if self._wanted[key] <= self._warm_up:
+                return None
+            self.made[key] = self._make(tree, batches())
+        return self.made[key]
+
+    def _make(self, tree: Tree, batches: Sequence[Batch]) -> StackedPass | None:
+        def reseed(batch: int) -> None:
+            self._module.reseed(0, 0, batch)
+
+        frozen = [each.data for each in self._frozen]
+        try:
+            captured = self._captured(batches[0], frozen)
+            program = proven(self._compute, captured, self._parameters, tree, batches, reseed, frozen)
+        except UntapeableError as error:
+            self.obstacle = str(error)
+            return None
+        if program is None:
+            return None
+        entries = zip(self._layout.parameters, captured.is_reached, strict=True)
+        made = StackedPass(
+            program, self._module, self._layout, [each for each, is_reached in entries if not is_reached]
+        )
+        made.bind(self._weights)
+        return made
+
+    def _captured(self, batch: Batch, frozen: Sequence[Array]) -> Capture:
+        shape = batch[0].shape
+        if shape not in self._captures:
+            self._captures[shape] = capture(self._compute, batch, self._parameters, frozen)
+        return self._captures[shape]
+
+
 class AutogradEngine:
     """Computes a model by our autograd, whose backward writes gradients into their views in the vector of sums."""
 
     def __init__(self, module: Module, layout: ParameterLayout, objective: Objective, warm_up: int = WARM_UP) -> None:
         self._module = module
-        self._warm_up = warm_up
         self._layout = layout
         self._objective = objective
         # Every part of it, whatever the model's builder left behind: `_put` looks at the root only.
@@ -250,29 +319,18 @@ class AutogradEngine:
         #: Whether any module draws random numbers in its forward.
         self._draws = any(isinstance(each, Stochastic) for each in module.modules())
         self._trained = trained_parameters(module)
-        self._parameters = list(self._trained.values())
         self._frozen = {name: each for name, each in module.named_parameters() if not each.requires_grad}
-        self._indices: dict[Leaf | None, int] = {each.leaf: index for index, each in enumerate(self._parameters)}
+        self._indices: dict[Leaf | None, int] = {each.leaf: index for index, each in enumerate(self._trained.values())}
         #: The loss of the last forward.
         self._loss: Tensor | None = None
-        #: The part of the module that prevents a capture; looking for it takes as long as a small micro-batch.
-        self._unrepeatable = first_unrepeatable(module)
-        #: Why no program can be made, once that was tried.
-        self._refusal: str | None = None
-        #: How often micro-batches of so many samples were wanted in one pass, by the tree over them.
-        self._wanted: Counter[tuple[Tree, int]] = Counter()
-        self._stacked: dict[tuple[Tree, int], StackedPass | None] = {}
-        self._captures: dict[tuple[int, ...], Capture] = {}
+        self._passes = StackedPasses(module, layout, self._compute_repeatedly, warm_up)
 
     def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
         self._binding = Binding(self._module, self._layout, weights, sums)
-        self._weights = weights
         self._reads = self._writes = 0
         #: The vectors that the module's arrays are in, by their indices.
         self._bound = 0, 0
-        for known in self._stacked.values():
-            if known is not None:
-                known.bind(weights)
+        self._passes.bind(weights)
 
     def read_from(self, index: int) -> None:
         self._reads = index
@@ -301,11 +359,11 @@ class AutogradEngine:
         loss, self._loss = self._loss, None
         assert loss is not None
         self._check_frozen()
-        for parameter in self._parameters:
+        for parameter in self._trained.values():
             parameter.grad = None
         indices = self._indices
         loss.backward(retain_graph=False, on_final=None if on_final is None else lambda leaf: on_final(indices[leaf]))
-        for parameter, sums in zip(self._parameters, self._binding.gradients, strict=True):
+        for parameter, sums in zip(self._trained.values(), self._binding.gradients, strict=True):
             if parameter.grad is None:
                 sums.fill(0.0)
 
@@ -319,64 +377,22 @@ class AutogradEngine:
                 raise changed_freezing(name, is_frozen=False)
 
     def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> StackedPass | None:
-        if observing.get() is not None or self.obstacle is not None or not self._objective.is_stackable:
+        def in_training() -> Sequence[Batch]:
+            self._put(is_training=True)
+            return batches()
+
+        if observing.get() is not None or self.obstacle is not None:
             return None
-        key = (tree, samples)
-        if key not in self._stacked:
-            self._wanted[key] += 1
-            if self._wanted[key] <= self._warm_up:
-                return None
-            self._stacked[key] = self._made(tree, batches())
-        made = self._stacked[key]
+        made = self._passes.want(tree, samples, in_training)
         if made is not None:
             made.read_from(self._reads)
         return made
 
-    def _made(self, tree: Tree, batches: Sequence[Batch]) -> StackedPass | None:
-        self._put(is_training=True)
-
-        def reseed(batch: int) -> None:
-            if self._draws:
-                self._module.reseed(0, 0, batch)
-
-        try:
-            captured = self._captured(batches[0])
-            program = proven(
-                self._compute_repeatedly,
-                captured,
-                self._parameters,
-                tree,
-                batches,
-                reseed,
-                self._frozen_arrays(),
-            )
-        except UntapeableError as error:
-            self._refusal = str(error)
-            return None
-        if program is None:
-            return None
-        entries = zip(self._layout.parameters, captured.is_reached, strict=True)
-        made = StackedPass(
-            program, self._module, self._layout, [each for each, is_reached in entries if not is_reached]
-        )
-        made.bind(self._weights)
-        return made
-
-    def _captured(self, batch: Batch) -> Capture:
-        shape = batch[0].shape
-        if shape not in self._captures:
-            self._captures[shape] = capture(self._compute_repeatedly, batch, self._parameters, self._frozen_arrays())
-        return self._captures[shape]
-
-    def _frozen_arrays(self) -> list[Array]:
-        return [each.data for each in self._frozen.values()]
-
     @property
     def obstacle(self) -> str | None:
-        module = self._unrepeatable
         if not self._objective.is_stackable:
             return "a loss of your own may compute something else with each batch"
-        return self._refusal if module is None else f"{module} may compute something else with each batch"
+        return self._passes.obstacle
 
     def evaluate(self, images: Array, targets: Array) -> Outcome:
         self._put(is_training=False)

@@ -252,7 +252,7 @@ def test_programs_give_the_bits_of_the_engine() -> None:
         kept = sums.copy()
         sums, other = quick.train(0, Node(m, m + 1))
         assert (sums.tobytes(), other) == (kept.tobytes(), tally)
-    assert quick.engine._stacked  # type: ignore[attr-defined]  # there was a program
+    assert quick.engine._passes.made  # type: ignore[attr-defined]  # there was a program
 
 
 def test_an_evaluation_after_it_is_one_of_the_weights_of_the_step() -> None:

@@ -44,7 +44,7 @@ def oracle_of(job: Job, data: TrainTest | None = None) -> Compute:
 def passes(compute: Compute) -> dict[Any, StackedPass | None]:
     """Return the passes that were made, by the tree over micro-batches and the samples of each."""
     assert isinstance(compute.engine, AutogradEngine)
-    return compute.engine._stacked
+    return compute.engine._passes.made
 
 
 def transformer(dropout: float = 0.0) -> nn.Module:
