@@ -6,18 +6,21 @@ their shares of the last steps, and events."""
 import math
 import os
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
-from lockstep.common.errors import FailureKind
+from lockstep.common.errors import FailureKind, LockstepError
 from lockstep.common.files.reading import known_lines
+from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import EpochRecord, Status
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.records.ledger import (
     EpochDone,
     LedgerShare,
@@ -31,8 +34,11 @@ from lockstep.ps.records.ledger import (
     WorkerIn,
     WorkerOut,
 )
-from lockstep.ps.records.metrics import FailureRecord, Record, StepRecord
+from lockstep.ps.records.metrics import METRICS, FailureRecord, Record, StepRecord
+from lockstep.ps.records.receipt import Receipt
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
 from lockstep.results.reports.plots.curves import Floats, StepColumns
+from lockstep.runs.run_dir import JOB, has_begun, recorded
 
 #: Most bytes that are read at once, so that a long file never fills memory.
 CHUNK_BYTES = 2**24
@@ -348,3 +354,79 @@ class LedgerFigures:
 
 def _share(one: UnusedWork) -> LedgerShare:
     return LedgerShare(one.lo, one.hi, one.rank, one.began_s, one.ended_s)
+
+
+T = TypeVar("T")
+
+
+@dataclass
+class WatchedFiles:
+    """The files in a run's folder, with all that was read of them so far."""
+
+    folder: Path
+    #: Whether there is a folder with the run's job.
+    has_folder: bool = False
+    job: Job | None = None
+    launch: RunOptions | None = None
+    result: RunResult | None = None
+    receipt: Receipt | None = None
+    metrics: MetricsFigures = field(default_factory=MetricsFigures)
+    ledger: LedgerFigures = field(default_factory=LedgerFigures)
+    _metrics_file: LineFollower = field(init=False)
+    _ledger_file: LineFollower = field(init=False)
+    #: Of each small file, what tells whether it is the one that was read.
+    _stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._metrics_file = LineFollower(self.folder / METRICS)
+        self._ledger_file = LineFollower(self.folder / LEDGER, most_bytes=2**22)
+
+    def unread(self) -> int:
+        """Return how many lines could not be read."""
+        return self._metrics_file.unread + self._ledger_file.unread
+
+    def read_lines(self) -> tuple[bool, bool]:
+        """Read a part of the new lines; return whether there are any, and whether there is more."""
+        lines, records = self._metrics_file.read_records(Record)
+        self.metrics = MetricsFigures() if lines.is_restarted else self.metrics
+        self.metrics.add(records)
+        more, entries = self._ledger_file.read_records(Line)
+        self.ledger = LedgerFigures() if more.is_restarted else self.ledger
+        self.ledger.add(entries)
+        return lines.is_news or more.is_news, lines.has_more or more.has_more
+
+    def read_small(self) -> bool:
+        """Read the job, the receipt and the result if they are new; return whether anything has changed."""
+        had_folder, self.has_folder = self.has_folder, (self.folder / JOB).is_file()
+        new = [name for name in (JOB, RECEIPT, RESULT) if self._is_new(name)]
+        if JOB in new:
+            begun = _read(lambda folder: recorded(folder) if has_begun(folder) else None, self.folder)
+            self.job, self.launch = begun or (None, None)
+        if RECEIPT in new:
+            self.receipt = _read(read_receipt, self.folder)
+        if RESULT in new:
+            self.result = _read(read_result, self.folder)
+        return bool(new) or had_folder != self.has_folder
+
+    def _is_new(self, name: str) -> bool:
+        before, self._stamps[name] = self._stamps.get(name, ()), ()
+        with suppress(OSError):
+            found = os.stat(self.folder / name)
+            self._stamps[name] = found.st_ino, found.st_mtime_ns, found.st_size
+        return self._stamps[name] != before
+
+
+def written_at(folder: Path) -> float:
+    """Return when a run last wrote something, in seconds since 1970; 0 if it has not."""
+    times = [0.0]
+    for name in (METRICS, RESULT, JOB):
+        with suppress(OSError):
+            times.append(os.stat(folder / name).st_mtime)
+    return max(times)
+
+
+def _read(read: Callable[[Path], T], folder: Path) -> T | None:
+    """Return what there is in a folder: it may be missing, or of another version."""
+    with suppress(OSError, LockstepError):
+        return read(folder)
+    return None

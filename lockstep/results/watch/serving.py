@@ -254,7 +254,7 @@ class WatchApp:
         except ValueError:
             raise _refusal(400, "first, last and points: expected numbers") from None
         with view.lock:
-            found = curves(view.metrics.steps, first, last, points)
+            found = curves(view.files.metrics.steps, first, last, points)
             return _json({**found, "is_whole": view.is_whole})
 
     async def live(self, request: Request) -> Response:
@@ -283,8 +283,9 @@ class WatchApp:
     # Its model
 
     async def _asked_of(self, view: RunView, question: Callable[[ModelAnswers], dict[str, Any]]) -> Response:
-        if self._model is None or self._model.folder != view.folder:
-            self._model = ModelAnswers(view.folder)
+        folder = view.files.folder
+        if self._model is None or self._model.folder != folder:
+            self._model = ModelAnswers(folder)
         if self._asked >= MOST_ASKED:
             raise _refusal(429, "the model is busy: try again in a moment")
         self._asked += 1

@@ -25,7 +25,8 @@ from lockstep.ps.records.metrics import (
 )
 from lockstep.ps.records.run_folder import RunResult, read_result
 from lockstep.results.watch.figures import RunState
-from lockstep.results.watch.run_view import STOPPED_S, RunView, written_at
+from lockstep.results.watch.run_files import WatchedFiles, written_at
+from lockstep.results.watch.run_view import STOPPED_S, RunView
 from lockstep.runs.job_file import named
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
 
@@ -132,7 +133,7 @@ class WatchedRuns:
                 folder = self._folder_of(name)
                 if folder is None:
                     return None
-                self._views[name] = RunView(folder, file_time=self.file_time)
+                self._views[name] = RunView(WatchedFiles(folder), file_time=self.file_time)
             self._views[name].seen = now
             return self._views[name]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import default_options
+from lockstep.results.watch.run_files import WatchedFiles
 from lockstep.results.watch.run_view import RunView
 from lockstep.runs.job_file import to_toml
 from tests.lockstep.results.reports.plots.records import TIMED_LEDGER, write_ledger, write_steps
@@ -21,7 +22,7 @@ def running(folder: Path, steps: int = 6) -> Path:
 def viewed(folder: Path, now: float = 1.0) -> RunView:
     """Return a view that has read all there is."""
     # By a clock of files that is slow, so that none is old.
-    view = RunView(folder, file_time=lambda: 0.0)
+    view = RunView(WatchedFiles(folder), file_time=lambda: 0.0)
     while view.refresh(now):
         pass
     return view

@@ -9,7 +9,7 @@ import pytest
 from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn, WorkerOut
 from lockstep.ps.records.metrics import FailureRecord, encode_record
 from lockstep.results.watch.figures import RunState
-from lockstep.results.watch.run_files import EventKind
+from lockstep.results.watch.run_files import EventKind, WatchedFiles
 from lockstep.results.watch.run_view import STOPPED_S, RunView
 from tests.lockstep.results.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
 from tests.lockstep.results.watch.folders import running, viewed
@@ -174,7 +174,7 @@ def test_an_old_run_without_an_end_is_not_taken_for_one_that_goes_on(tmp_path: P
     written = (folder / "metrics.jsonl").stat().st_mtime
     states = []
     for age in (0.0, 2 * STOPPED_S):
-        view = RunView(folder, file_time=lambda age=age: written + age)  # type: ignore[misc]  # bound at once
+        view = RunView(WatchedFiles(folder), file_time=lambda age=age: written + age)  # type: ignore[misc]  # bound at once
         view.refresh(100.0)
         states.append(view.state)
     assert states == [RunState.RUNNING, RunState.STOPPED]
@@ -227,14 +227,14 @@ def test_a_finished_run_has_its_digest_and_a_receipt(tmp_path: Path) -> None:
 
 
 def test_a_server_alone_has_figures_too(tmp_path: Path) -> None:
-    view = RunView(tmp_path / "none")
+    view = RunView(WatchedFiles(tmp_path / "none"))
     view.refresh(1.0, status(workers=[worker(0)]))
     view.refresh(2.0, status(workers=[worker(0)], step=710, loss=0.5))
     view.refresh(3.0, status(workers=[worker(0)], step=710, loss=0.5))
     found = view.snapshot()
     assert (found.name, found.state, found.model) == ("20261124-231714-lenet", RunState.RUNNING, "lenet")
     assert (found.figures.step, found.figures.loss) == (710, 0.5)
-    assert view.metrics.steps["step"].tolist() == [699, 709]
+    assert view.files.metrics.steps["step"].tolist() == [699, 709]
     assert [epoch.epoch for epoch in found.epochs] == [1]
     assert view.facts()["folder"] is None
 
