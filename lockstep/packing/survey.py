@@ -6,8 +6,9 @@ to type. Texts are categories if an option names them, or if it is clear: they r
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -57,6 +58,10 @@ class Place(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.where}: {one_line(self.text, 60)!r}"
+
+
+#: Returns the place of the first of some rows of a batch, with its text.
+Placed = Callable[[NDArray[np.bool_], str], Place]
 
 
 @dataclass
@@ -116,39 +121,121 @@ class ColumnPlan(msgspec.Struct, frozen=True):
 
 
 @dataclass
+class PointSurvey:
+    """The points in numbers of a column that a file has as texts: some may separate thousands."""
+
+    #: The first number in which a point may, and whether there are whole numbers and fractions as well.
+    grouped: str | None = None
+    has_whole: bool = False
+    has_fractions: bool = False
+
+    def add(self, texts: pa.StringArray) -> None:
+        """Look at numbers."""
+        is_pointed = pc.match_substring(texts, ".")
+        is_grouped = pc.match_substring_regex(texts, r"^[+-]?[1-9]\d{0,2}\.\d{3}$")
+        if self.grouped is None and (at := pc.index(is_grouped, True).as_py()) >= 0:
+            self.grouped = texts[at].as_py()
+        self.has_whole = self.has_whole or not pc.all(is_pointed).as_py()
+        self.has_fractions = self.has_fractions or pc.any(pc.and_not(is_pointed, is_grouped)).as_py()
+
+    def note(self, name: str) -> str:
+        """Return a line about a column in which numbers may be misread; empty if none may."""
+        if self.grouped is None or self.has_fractions or not self.has_whole:
+            return ""
+        return (
+            f"{one_line(name, 60)!r} has {self.grouped} among whole numbers, and is read with a fraction; if the "
+            "point separates thousands, write the numbers without it"
+        )
+
+
+@dataclass
+class TextSurvey:
+    """The texts of one column while all of its values are looked at."""
+
+    #: The most different ones that are looked at.
+    most: int
+    #: Texts by what each is alone; and how many are categories by their type.
+    counts: Counter[TextKind] = field(default_factory=Counter)
+    declared: int = 0
+    #: The different texts, up to a limit, the first that was too many, and the first that is too long for a name.
+    distinct: dict[str, TextKind] = field(default_factory=dict)
+    too_many: Place | None = None
+    too_long: Place | None = None
+    #: The first text of each kind.
+    first: dict[TextKind, Place] = field(default_factory=dict)
+    #: Whether all numbers among the texts are digits alone, as codes are.
+    is_digits: bool = True
+
+    def first_of(self, kinds: set[TextKind]) -> Place:
+        """Return the first text of any of these kinds."""
+        return min((self.first[kind] for kind in kinds), key=lambda place: place.order)
+
+    def add_numbers(self, values: NumberTexts, is_known: NDArray[np.bool_], placed: Placed) -> None:
+        """Look at texts that are all numbers, of which some are known."""
+        self.counts[TextKind.NUMBER] += int(np.count_nonzero(is_known))
+        self.first.setdefault(TextKind.NUMBER, placed(is_known, ""))
+        if self.too_many is not None and self.is_digits:
+            self.is_digits = are_digits(values.column.filter(pa.array(is_known)))
+
+    def add(self, values: TextValues, decimal: str, placed: Placed) -> Floats:
+        """Look at texts; return the kind of each row's, NaN for missing ones."""
+        counts = np.bincount(values.indices[values.indices >= 0], minlength=len(values.texts))
+        used = np.flatnonzero(counts)
+        texts = values.texts.take(pa.array(used))
+        kinds = kinds_of(texts, decimal)
+        kind_of = np.full(len(values.texts), np.nan)
+        kind_of[used] = kinds
+        of_rows = values.placed(kind_of)
+        for kind in map(TextKind, np.unique(kinds).tolist()):
+            self.counts[kind] += int(counts[used][kinds == kind].sum())
+            if kind not in self.first:
+                rows = of_rows == kind
+                self.first[kind] = placed(rows, values.at(int(np.argmax(rows))))
+        if self.is_digits and (kinds == TextKind.NUMBER).any():
+            self.is_digits = are_digits(texts.filter(pa.array(kinds == TextKind.NUMBER)))
+        self.declared += int(counts.sum()) if values.is_declared else 0
+        self.count(values, used, kinds, placed)
+        return of_rows
+
+    def count(self, values: TextValues, used: NDArray[np.int64], kinds: NDArray[np.int8], placed: Placed) -> None:
+        """Record the different texts, until they are too many."""
+        if self.too_many is not None:
+            return
+        for index, kind in zip(used.tolist(), kinds.tolist(), strict=True):
+            text = values.texts[index].as_py()
+            if text not in self.distinct and len(self.distinct) == self.most:
+                self.too_many = placed(values.indices == index, text)
+                return
+            self.distinct[text] = TextKind(kind)
+            if len(text) > LONGEST_TEXT and self.too_long is None:
+                self.too_long = placed(values.indices == index, text)
+
+
+@dataclass
 class ColumnSurvey:
     """One column while all of its values are looked at."""
 
     name: str
     is_target: bool
     options: PackOptions
+    #: The points in its numbers, None if they cannot separate thousands.
+    points: PointSurvey | None
+    texts: TextSurvey = field(init=False)
     rows: int = 0
-    #: Values that are numbers by their type; texts, by what each is alone; and those that are categories by their type.
+    #: Values that are numbers by their type.
     typed: Counter[ColumnKind] = field(default_factory=Counter)
-    counts: Counter[TextKind] = field(default_factory=Counter)
-    declared: int = 0
-    #: The different texts, up to a limit, the first that was too many, and the first that is too long for a name.
-    texts: dict[str, TextKind] = field(default_factory=dict)
-    too_many: Place | None = None
-    too_long: Place | None = None
-    #: The first text of each kind, the first number that float32 does not hold, and the first value that is missing.
-    first: dict[TextKind, Place] = field(default_factory=dict)
+    #: The first number that float32 does not hold, and the first value that is missing.
     beyond: Place | None = None
     first_missing: Place | None = None
     missing: int = 0
     facts: dict[ColumnKind, Facts] = field(default_factory=dict)
-    #: Whether all numbers among the texts are digits alone, as codes are.
-    is_digits: bool = True
     #: Whether all values so far are numbers that a file has as texts, and nothing else.
     is_plain: bool = True
-    #: Whether points may separate thousands; the first number that would have them, and whether there are whole numbers
-    #: and fractions as well.
-    may_group: bool = False
-    grouped: str | None = None
-    has_whole: bool = False
-    has_fractions: bool = False
     #: The batches of a small table of plain numbers: their texts are looked at only if other values follow.
     _held: list[tuple[TableBatch, NDArray[np.bool_]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.texts = TextSurvey(MOST_CLASSES if self.is_target else MOST_CATEGORIES)
 
     def add(self, batch: TableBatch, rows: NDArray[np.bool_]) -> None:
         """Look at the values of a batch, but for the rows that will be left out."""
@@ -159,7 +246,7 @@ class ColumnSurvey:
         else:
             self._add_held(as_texts=True)
             # Of numbers that a file has as texts, the texts are looked at until they cannot be categories any more.
-            self._look_at(batch, rows, as_texts=self._is_named() or (is_plain and self.too_many is None))
+            self._look_at(batch, rows, as_texts=self._is_named() or (is_plain and self.texts.too_many is None))
         self.is_plain = self.is_plain and is_plain
         self.rows += batch.count
 
@@ -171,46 +258,30 @@ class ColumnSurvey:
             self.rows += batch.count
 
     def _look_at(self, batch: TableBatch, rows: NDArray[np.bool_], *, as_texts: bool) -> None:
-        values = batch.columns[self.name]
-        if isinstance(values, NumberTexts) and self.may_group:
-            self._look_at_points(values.column.filter(pa.array(rows & ~values.is_missing)))
+        values, placed = batch.columns[self.name], partial(self._place, batch)
+        if isinstance(values, NumberTexts) and self.points is not None:
+            self.points.add(values.column.filter(pa.array(rows & ~values.is_missing)))
         values = values.as_texts() if as_texts else values
         is_missing, is_known = rows & values.is_missing, rows & ~values.is_missing
         self.missing += int(np.count_nonzero(is_missing))
         if self.first_missing is None and is_missing.any():
-            self.first_missing = self._place(batch, is_missing, "")
+            self.first_missing = placed(is_missing, "")
         if is_known.any() and isinstance(values, NumberValues):
             if isinstance(values, NumberTexts):
-                self.counts[TextKind.NUMBER] += int(np.count_nonzero(is_known))
-                self.first.setdefault(TextKind.NUMBER, self._place(batch, is_known, ""))
-                if self.too_many is not None and self.is_digits:
-                    self.is_digits = are_digits(values.column.filter(pa.array(is_known)))
+                self.texts.add_numbers(values, is_known, placed)
             else:
                 self.typed[values.kind] += int(np.count_nonzero(is_known))
             self._add_numbers(batch, values.kind, np.where(is_known, values.values, np.nan))
-            if self.is_target and values.column is not None and self.too_many is None:
+            if self.is_target and values.column is not None and self.texts.too_many is None:
                 texts = values.as_texts().without(~is_known)
                 used = np.unique(texts.indices[texts.indices >= 0])
-                self._count(batch, texts, used, np.full(len(used), TextKind.NUMBER, np.int8))
+                self.texts.count(texts, used, np.full(len(used), TextKind.NUMBER, np.int8), placed)
         elif is_known.any():
             self._add_texts(batch, values.as_texts().without(~is_known))
 
-    def _look_at_points(self, texts: pa.StringArray) -> None:
-        is_pointed = pc.match_substring(texts, ".")
-        is_grouped = pc.match_substring_regex(texts, r"^[+-]?[1-9]\d{0,2}\.\d{3}$")
-        if self.grouped is None and (at := pc.index(is_grouped, True).as_py()) >= 0:
-            self.grouped = texts[at].as_py()
-        self.has_whole = self.has_whole or not pc.all(is_pointed).as_py()
-        self.has_fractions = self.has_fractions or pc.any(pc.and_not(is_pointed, is_grouped)).as_py()
-
     def _note(self) -> str:
         """Return a line about values that may be misread; empty without such values."""
-        if self.grouped is None or self.has_fractions or not self.has_whole or not self.is_plain:
-            return ""
-        return (
-            f"{one_line(self.name, 60)!r} has {self.grouped} among whole numbers, and is read with a fraction; if the "
-            "point separates thousands, write the numbers without it"
-        )
+        return self.points.note(self.name) if self.points is not None and self.is_plain else ""
 
     def _is_named(self) -> bool:
         return self.name in self.options.categories or self.name in self.options.one_hot
@@ -226,39 +297,12 @@ class ColumnSurvey:
             self.beyond = self._place(batch, is_beyond, repr(float(values[is_beyond][0])))
 
     def _add_texts(self, batch: TableBatch, values: TextValues) -> None:
-        counts = np.bincount(values.indices[values.indices >= 0], minlength=len(values.texts))
-        used = np.flatnonzero(counts)
-        texts = values.texts.take(pa.array(used))
-        kinds = kinds_of(texts, self.options.decimal)
-        kind_of = np.full(len(values.texts), np.nan)
-        kind_of[used] = kinds
-        of_rows = values.placed(kind_of)
-        for kind in map(TextKind, np.unique(kinds).tolist()):
-            self.counts[kind] += int(counts[used][kinds == kind].sum())
-            if kind not in self.first:
-                found = self._place(batch, of_rows == kind, "")
-                self.first[kind] = Place(found.where, values.at(found.order - self.rows), found.order)
-        if self.is_digits and (kinds == TextKind.NUMBER).any():
-            self.is_digits = are_digits(texts.filter(pa.array(kinds == TextKind.NUMBER)))
-        self.declared += int(counts.sum()) if values.is_declared else 0
-        self._count(batch, values, used, kinds)
+        kinds = self.texts.add(values, self.options.decimal, partial(self._place, batch))
         for column_kind, readable in _READABLE.items():
-            if np.isin(kinds, list(readable)).any():
+            is_read = np.isin(kinds, list(readable))
+            if is_read.any():
                 numbers = values.numbers(column_kind, self.options.decimal)
-                self._add_numbers(batch, column_kind, np.where(np.isin(of_rows, list(readable)), numbers, np.nan))
-
-    def _count(self, batch: TableBatch, values: TextValues, used: NDArray[np.int64], kinds: NDArray[np.int8]) -> None:
-        """Record the different texts, until they are too many."""
-        if self.too_many is not None:
-            return
-        for index, kind in zip(used.tolist(), kinds.tolist(), strict=True):
-            text = values.texts[index].as_py()
-            if text not in self.texts and len(self.texts) == (MOST_CLASSES if self.is_target else MOST_CATEGORIES):
-                self.too_many = self._place(batch, values.indices == index, text)
-                return
-            self.texts[text] = TextKind(kind)
-            if len(text) > LONGEST_TEXT and self.too_long is None:
-                self.too_long = self._place(batch, values.indices == index, text)
+                self._add_numbers(batch, column_kind, np.where(is_read, numbers, np.nan))
 
     def plan(self) -> ColumnPlan:
         """Return what the column is; DataError with row, column and value if that is not clear."""
@@ -270,7 +314,7 @@ class ColumnSurvey:
         facts = self.facts.get(kind, Facts())
         if kind is ColumnKind.CATEGORY:
             is_filled = self.options.is_filled() and self.missing > 0
-            names = in_order([*self.texts, ""] if is_filled else list(self.texts))
+            names = in_order([*self.texts.distinct, ""] if is_filled else list(self.texts.distinct))
             column = Column(name=self.name, kind=kind, categories=names, one_hot=self.name in self.options.one_hot)
             # Its numbers are of no interest.
             return ColumnPlan(column, False, Facts(), self.missing)
@@ -278,7 +322,7 @@ class ColumnSurvey:
 
     def _kind(self) -> ColumnKind:
         found = {kind for kind, count in self.typed.items() if count}
-        if self.counts:
+        if self.texts.counts:
             found.add(self._kind_of_texts())
         if len(found) > 1:
             several = " and ".join(sorted(kind.value for kind in found))
@@ -286,51 +330,49 @@ class ColumnSurvey:
         return next(iter(found), ColumnKind.CATEGORY if self._is_named() else ColumnKind.NUMBER)
 
     def _kind_of_texts(self) -> ColumnKind:
-        present, task = set(self.counts), self.options.task if self.is_target else None
+        present, task = set(self.texts.counts), self.options.task if self.is_target else None
         is_number = self.name in self.options.numbers or task == "numbers"
-        if self._is_named() or (self.declared and not is_number):
+        if self._is_named() or (self.texts.declared and not is_number):
             return self._category()
-        codes = TextKind.PADDED in present and self.is_digits and not is_number
+        codes = TextKind.PADDED in present and self.texts.is_digits and not is_number
         pure = next((kind for kind, readable in _READABLE.items() if present <= readable), None)
         if pure is not None and not codes:
             return pure
         if is_number:
-            odd = self._first(present - _READABLE[ColumnKind.NUMBER])
+            odd = self.texts.first_of(present - _READABLE[ColumnKind.NUMBER])
             raise DataError(f"{odd} is not a number: {self._advice(odd, ColumnKind.NUMBER)}")
         if not codes and task != "classes":
             self._check_family()
         return self._category()
 
-    def _first(self, kinds: set[TextKind]) -> Place:
-        return min((self.first[kind] for kind in kinds), key=lambda place: place.order)
-
     def _check_family(self) -> None:
         """Raise DataError if most values are of a kind that not all of them are."""
-        total, distinct = sum(self.counts.values()), Counter(self.texts.values())
+        total, distinct = sum(self.texts.counts.values()), Counter(self.texts.distinct.values())
         for kind, members, expected in _FAMILIES:
-            count = sum(self.counts[member] for member in members)
-            if 2 * count < total and 2 * sum(distinct[member] for member in members) < len(self.texts):
+            count = sum(self.texts.counts[member] for member in members)
+            if 2 * count < total and 2 * sum(distinct[member] for member in members) < len(self.texts.distinct):
                 continue
-            odd = self._first(set(self.counts) - (_READABLE[kind] if kind is not None else set()))
+            odd = self.texts.first_of(set(self.texts.counts) - (_READABLE[kind] if kind is not None else set()))
             share = f", as {count:,} of the {total:,} values in the column are" if count < total else ""
             raise DataError(f"{odd} is not {expected}{share}: {self._advice(odd, kind)}")
 
     def _category(self) -> ColumnKind:
         """Return that the texts are categories; DataError if they are too many, or each occurs once."""
-        spelled, total = self.options.spelled, sum(self.counts.values())
+        spelled, texts, total = self.options.spelled, self.texts, sum(self.texts.counts.values())
         drop = f"{spelled('drop', [self.name])} leaves the column out"
-        if self.too_many is not None:
-            most = MOST_CLASSES if self.is_target else MOST_CATEGORIES
+        if texts.too_many is not None:
             advice = f"expected another {spelled('target')}" if self.is_target else drop
-            raise DataError(f"{self.too_many} is one text more than the {most:,} that categories may have: {advice}")
-        if self.too_long is not None:
-            length = f"is a text of {len(self.too_long.text):,} characters"
-            raise DataError(f"{self.too_long} {length}: expected at most {LONGEST_TEXT:,} of a category; {drop}")
-        is_declared = self._is_named() or self.declared or (self.is_target and self.options.task == "classes")
-        if not is_declared and len(self.texts) > max(FEW_TEXTS, total // 2):
-            place, advice = self._first(set(self.counts)), f"{self._as_names()} makes each a category"
             raise DataError(
-                f"{place} is one of {len(self.texts):,} different texts among {total:,}, too many for categories: "
+                f"{texts.too_many} is one text more than the {texts.most:,} that categories may have: {advice}"
+            )
+        if texts.too_long is not None:
+            length = f"is a text of {len(texts.too_long.text):,} characters"
+            raise DataError(f"{texts.too_long} {length}: expected at most {LONGEST_TEXT:,} of a category; {drop}")
+        is_declared = self._is_named() or texts.declared or (self.is_target and self.options.task == "classes")
+        if not is_declared and len(texts.distinct) > max(FEW_TEXTS, total // 2):
+            place, advice = texts.first_of(set(texts.counts)), f"{self._as_names()} makes each a category"
+            raise DataError(
+                f"{place} is one of {len(texts.distinct):,} different texts among {total:,}, too many for categories: "
                 f"{advice if self.is_target else f'{drop}, {advice}'}"
             )
         return ColumnKind.CATEGORY
@@ -362,9 +404,9 @@ class ColumnSurvey:
 
     def _has_commas(self, text: str) -> bool:
         """Tell whether numbers have a comma where others have a point: not if some have one, or commas of thousands."""
-        if self.options.decimal != "." or not self.is_digits or not re.fullmatch(r"[+-]?\d*,\d+", text):
+        if self.options.decimal != "." or not self.texts.is_digits or not re.fullmatch(r"[+-]?\d*,\d+", text):
             return False
-        return not (self.counts[TextKind.NUMBER] and re.fullmatch(r"[+-]?\d{1,3},\d{3}", text))
+        return not (self.texts.counts[TextKind.NUMBER] and re.fullmatch(r"[+-]?\d{1,3},\d{3}", text))
 
     def _na(self, text: str) -> str:
         """Return what makes a text a missing value, with a rule for these."""
@@ -414,7 +456,7 @@ class ColumnSurvey:
         if kind is ColumnKind.NUMBER and max(abs(facts.low), abs(facts.high)) >= INEXACT:
             kind = ColumnKind.CATEGORY
         is_named = kind is ColumnKind.CATEGORY
-        names = in_order(list(self.texts)) if is_named else names_of(kind, sorted(facts.whole or ()))
+        names = in_order(list(self.texts.distinct)) if is_named else names_of(kind, sorted(facts.whole or ()))
         if len(names) == 1:
             raise DataError(
                 f"column {named!r} has one class only, {one_line(names[0], 60)!r}: expected at least two to tell apart"
@@ -454,7 +496,9 @@ def survey(tables: Sequence[Table], features: Sequence[str], options: PackOption
     """Look at all rows of tables; DataError with row, column and value for what cannot be learned from."""
     columns = [*features, *options.target]
     may_group = any(table.may_group for table in tables)
-    found = [ColumnSurvey(name, name in options.target, options, may_group=may_group) for name in columns]
+    found = [
+        ColumnSurvey(name, name in options.target, options, PointSurvey() if may_group else None) for name in columns
+    ]
     counts, dropped = [], 0
     for table in tables:
         kept = 0
