@@ -436,7 +436,9 @@ def server_of(process: Process) -> ServerProcess | None:
 def could_lead(process: Process) -> bool:
     """Tell whether a standby has all that it takes to lead the run, or leads it."""
     shell = process.shell
-    return isinstance(shell, StandbyProcess) and (shell.leading is not None or shell.runner.state.can_lead)
+    return isinstance(shell, StandbyProcess) and (
+        shell.leading is not None or shell.runner.state.mirror.held is not None
+    )
 
 
 @dataclass

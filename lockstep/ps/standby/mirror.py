@@ -90,6 +90,11 @@ class Mirror:
         """The step of the checkpoint that is here, 0 without a checkpoint."""
         return 0 if self.held is None else self.held.checkpoint
 
+    @property
+    def is_whole(self) -> bool:
+        """True if all is here that the server has shown last, or more."""
+        return self.held is not None and self.coming is None
+
     def obstacle(self, offer: RunFiles) -> str:
         """Return why the files of an offer may not replace those that are here; empty if they may.
 

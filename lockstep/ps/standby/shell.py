@@ -140,7 +140,7 @@ class StandbyShell:
     def dispatch(self, happened: Sequence[StandbyEvent]) -> None:
         """Let the machine handle events, and whatever its effects lead to."""
         carry_out(self.state, happened, self._perform, self.clock.now)
-        if self.state.can_lead and not self._is_checked:
+        if self.state.mirror.held is not None and not self._is_checked:
             self._is_checked = True
             self.check()
 

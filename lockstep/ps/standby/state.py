@@ -177,6 +177,56 @@ class Claim(Struct, frozen=True, kw_only=True):
     at: float
 
 
+@dataclass
+class Claims:
+    """The workers that say that they miss the server, by connection."""
+
+    by_peer: dict[bytes, Claim] = field(default_factory=dict)
+
+    def add(self, peer: bytes, join: Join, rank: int, now: float) -> bool:
+        """Record that a worker says so; return whether it is the first time."""
+        is_new = peer not in self.by_peer
+        self.by_peer[peer] = Claim(term=join.term, rank=rank, at=now)
+        return is_new
+
+    def voters(self, offer: RunFiles | None, now: float) -> int:
+        """Return how many of the last step's workers say so.
+
+        A worker that has been in a later term than the mirror is one of another set, and is counted as one of them.
+        """
+        claims = [claim for claim in self.by_peer.values() if now < claim.at + CLAIM_S]
+        term, electors = (NO_TERM, set[int]()) if offer is None else (offer.term, set(offer.electors))
+        known = {claim.rank for claim in claims if claim.term == term}
+        later = {(claim.term.number, claim.rank) for claim in claims if claim.term.is_above(term)}
+        return len(known & electors) + len(later)
+
+    def text(self, offer: RunFiles | None, now: float) -> str:
+        """Return how many say so, for a person."""
+        of = 0 if offer is None else len(offer.electors)
+        return f"{self.voters(offer, now)} of the {of} of the last step say so"
+
+    def highest(self) -> int:
+        """Return the number of the highest term that one of them has seen, 0 without any."""
+        return max((claim.term.number for claim in self.by_peer.values()), default=0)
+
+
+@dataclass
+class MirrorReports:
+    """The lines about how far the mirror is: one now and then."""
+
+    #: When there was one last, and of which step.
+    at: float = -REPORT_S
+    step: int = -1
+
+    def on_whole(self, step: int, offer: RunFiles, now: float) -> list[Report]:
+        """Return the report that the mirror has all that there is, if one is due."""
+        if step == self.step or now < self.at + REPORT_S:
+            return []
+        self.at, self.step = now, step
+        has = f"has the checkpoint of step {step}" if step else "has all that there is, and no checkpoint yet"
+        return [Report(text=f"{has}; the run is at step {offer.step} of {offer.steps}")]
+
+
 class StandbyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The addresses of a standby, and of the server that it mirrors."""
 
@@ -185,6 +235,43 @@ class StandbyConfig(msgspec.Struct, frozen=True, kw_only=True):
     own: StandbyAddress
     host: str
     pid: int
+
+    def request(self, term: Term, step: int, *, is_whole: bool) -> MirrorRequest:
+        """Return the question what there is to mirror, after what is mirrored."""
+        return MirrorRequest(
+            protocol=PROTOCOL_VERSION,
+            host=self.host,
+            pid=self.pid,
+            address=self.own.address,
+            public=self.own.public,
+            term=term,
+            step=step,
+            is_whole=is_whole,
+        )
+
+
+def status_of(offer: RunFiles | None, step: int, server: str, leader: StandbyAddress | None) -> Status:
+    """Return the status of a standby of a server, whose mirror has that step; `leader` as of `NotLeading`."""
+    return Status(
+        run="" if offer is None else offer.run,
+        model="",
+        phase=f"standby of {server}",
+        epoch=0,
+        epochs=0,
+        step=step,
+        steps=0 if offer is None else offer.steps,
+        loss=0.0,
+        images_per_s=0.0,
+        elapsed_s=0.0,
+        eta_s=0.0,
+        min_workers=0,
+        workers=[],
+        history=[],
+        failure="",
+        term=NO_TERM.number if offer is None else offer.term.number,
+        is_standby=True,
+        leader=leader,
+    )
 
 
 @dataclass
@@ -205,13 +292,10 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     due: float = 0.0
     #: Whether its silence was reported.
     is_missed: bool = False
-    #: Workers that miss the server, by connection.
-    claims: dict[bytes, Claim] = field(default_factory=dict)
+    claims: Claims = field(default_factory=Claims)
     #: Faults that were reported: each is reported once.
     reported: set[str] = field(default_factory=set)
-    #: When it was last reported how far the mirror is.
-    _shown: float = -REPORT_S
-    _shown_step: int = -1
+    reports: MirrorReports = field(default_factory=MirrorReports)
 
     def __post_init__(self) -> None:
         self.search, self.offer = LeaderSearch((self.config.server,), self.config.own.address), self.mirror.held
@@ -262,7 +346,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             case Received(peer=peer, message=message):
                 return self._on_message(peer, message, now)
             case PeerLeft(peer=peer):
-                self.claims.pop(peer, None)
+                self.claims.by_peer.pop(peer, None)
                 return []
             case TimePassed():
                 return self._on_time_passed(now)
@@ -296,28 +380,8 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         """Ask what there is to mirror."""
         self.search.on_asked(now)
         self.unanswered += 1
-        self.due, own = now + RETRY_S, self.config.own
-        request = MirrorRequest(
-            protocol=PROTOCOL_VERSION,
-            host=self.config.host,
-            pid=self.config.pid,
-            address=own.address,
-            public=own.public,
-            term=self.term,
-            step=self.mirror.step,
-            is_whole=self.is_whole,
-        )
-        return [SendToServer(message=request)]
-
-    @property
-    def can_lead(self) -> bool:
-        """True if the run can be led from the mirror."""
-        return self.mirror.held is not None
-
-    @property
-    def is_whole(self) -> bool:
-        """True if the mirror has all that the server has shown last, or more."""
-        return self.mirror.held is not None and self.mirror.coming is None
+        self.due, mirror = now + RETRY_S, self.mirror
+        return [SendToServer(message=self.config.request(self.term, mirror.step, is_whole=mirror.is_whole))]
 
     def _on_files(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
         if self.term.is_above(offer.term):
@@ -330,11 +394,12 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             effects.append(
                 Report(text=f"mirrors run {offer.run} of {self.search.server.address}, in term {offer.term.number}")
             )
-            self.claims.clear()
+            self.claims.by_peer.clear()
         elif self.is_missed:
             effects.append(Report(text=f"{self.search.server.address} is there again"))
         if self.offer is not None and offer.step > self.offer.step:
-            self.claims.clear()  # a server that makes steps is not gone, however long some workers have missed it
+            # A server that makes steps is not gone, however long some workers have missed it.
+            self.claims.by_peer.clear()
         self.is_missed, self.offer, self.search.named, self.search.left = False, offer, offer.standbys, ""
         self._on_leader(now)
         if obstacle:
@@ -389,10 +454,12 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         self.due = now + POLL_S
         if offer is None:
             return []
-        effects = self._show(offer, now) if self.is_whole else []
+        effects: list[StandbyEffect] = []
+        if self.mirror.is_whole:
+            effects += self.reports.on_whole(self.mirror.step, offer, now)
         if offer.state == "over":
             return [*effects, *self._end(0, "", None)]
-        if not self.is_whole:
+        if not self.mirror.is_whole:
             return effects
         if offer.state == "handed over":
             return [*effects, *self._on_handed_over(offer, now)]
@@ -402,15 +469,6 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         self.search.on_asked(now)
         self.due = now + RETRY_S
         return [SendToServer(message=request)]
-
-    def _show(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
-        """Report how far the mirror is, now and then."""
-        if self.mirror.step == self._shown_step or now < self._shown + REPORT_S:
-            return []
-        self._shown, self._shown_step = now, self.mirror.step
-        step = self.mirror.step
-        has = f"has the checkpoint of step {step}" if step else "has all that there is, and no checkpoint yet"
-        return [Report(text=f"{has}; the run is at step {offer.step} of {offer.steps}")]
 
     def _on_handed_over(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
         if offer.successor == self.config.own.address:
@@ -439,7 +497,9 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
                 outcome = CommandOutcome(is_accepted=False, text=text, leader=self._not_leading(now).leader)
                 return [Send(peer=peer, message=outcome)]
             case StatusRequest():
-                return [Send(peer=peer, message=self._status(now))]
+                leader = self._not_leading(now).leader
+                status = status_of(self.offer, self.mirror.step, self.search.server.address, leader)
+                return [Send(peer=peer, message=status)]
             case Ping():
                 # It was in the run here, and waits: an answer would let it wait for ever.
                 return [Send(peer=peer, message=Eviction(reason=FOLLOWS))]
@@ -448,57 +508,41 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
 
     def _on_join(self, peer: bytes, join: Join, now: float) -> list[StandbyEffect]:
         """Count a worker that misses the server; take over once they are enough."""
+        report: list[StandbyEffect] = []
         if self.phase is StandbyPhase.MIRRORING and join.last_rank is not None and join.term.run == self.term.run:
-            is_new = peer not in self.claims
-            self.claims[peer] = Claim(term=join.term, rank=join.last_rank, at=now)
-            decided = self._decision(now)
-            if decided:
+            is_new = self.claims.add(peer, join, join.last_rank, now)
+            if decided := self._decision(now):
                 effects = self._take_over(decided)
-                return [*effects, *(Send(peer=one, message=self._not_leading(now)) for one in self.claims)]
-            text = f"worker {join.last_rank} (host {join.host}, pid {join.pid}) misses the server: {self._count(now)}"
-            report = [Report(text=text)] if is_new else []
-            return [*report, Send(peer=peer, message=self._not_leading(now))]
-        return [Send(peer=peer, message=self._not_leading(now))]
-
-    def _voters(self, now: float) -> int:
-        """Return how many of the last step's workers say that they miss the server.
-
-        A worker that has been in a later term than the mirror is one of another set, and is counted as one of them.
-        """
-        claims = [claim for claim in self.claims.values() if now < claim.at + CLAIM_S]
-        electors = set() if self.offer is None else set(self.offer.electors)
-        known = {claim.rank for claim in claims if claim.term == self.term}
-        later = {(claim.term.number, claim.rank) for claim in claims if claim.term.is_above(self.term)}
-        return len(known & electors) + len(later)
-
-    def _count(self, now: float) -> str:
-        of = 0 if self.offer is None else len(self.offer.electors)
-        return f"{self._voters(now)} of the {of} of the last step say so"
+                return [*effects, *(Send(peer=one, message=self._not_leading(now)) for one in self.claims.by_peer)]
+            misses = f"worker {join.last_rank} (host {join.host}, pid {join.pid}) misses the server"
+            report = [Report(text=f"{misses}: {self.claims.text(self.offer, now)}")] if is_new else []
+        return [*report, Send(peer=peer, message=self._not_leading(now))]
 
     def _decision(self, now: float) -> str:
         """Return why to take over, empty if there is no reason yet."""
-        if self.offer is None or not self.can_lead:
+        if self.offer is None or self.mirror.held is None:
             return ""
-        is_decided = bool(self.offer.electors) and 2 * self._voters(now) > len(self.offer.electors)
+        is_decided = bool(self.offer.electors) and 2 * self.claims.voters(self.offer, now) > len(self.offer.electors)
         # Asked twice at least: a standby that was stopped for a while has not been listening.
         is_missed = self.unanswered >= 2 and now >= self.heard + BEGINNING * self.takeover_s
-        if not self.offer.electors and self.claims and is_missed:
+        if not self.offer.electors and self.claims.by_peer and is_missed:
             return f"{self.search.server.address} is gone, and no worker had computed anything"
-        return f"{self.search.server.address} is gone: {self._count(now)}" if is_decided else ""
+        return f"{self.search.server.address} is gone: {self.claims.text(self.offer, now)}" if is_decided else ""
 
     def _not_leading(self, now: float) -> NotLeading:
         if self.phase is StandbyPhase.TAKING_OVER:
             return NotLeading(state="taking over", reason="it takes over")
-        if self.offer is None or not self.can_lead:
+        if self.offer is None or self.mirror.held is None:
             return NotLeading(state="following", reason="it has not mirrored the run yet")
         if now < self.heard + self.takeover_s:
             leader = self.search.server
             reason = f"it is a standby, and hears {leader.address}"
             return NotLeading(state="following", reason=reason, leader=leader)
-        return NotLeading(state="silent", reason=f"it misses {self.search.server.address} too: {self._count(now)}")
+        misses = f"it misses {self.search.server.address} too: {self.claims.text(self.offer, now)}"
+        return NotLeading(state="silent", reason=misses)
 
     def _on_promote(self, peer: bytes) -> list[StandbyEffect]:
-        if not self.can_lead:
+        if self.mirror.held is None:
             outcome = CommandOutcome(is_accepted=False, text="it has not mirrored the run yet: try again")
             return [Send(peer=peer, message=outcome)]
         outcome = CommandOutcome(is_accepted=True, text=f"it leads the run from now on, from step {self.mirror.step}")
@@ -506,33 +550,10 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
 
     def _take_over(self, reason: str) -> list[StandbyEffect]:
         self.phase = StandbyPhase.TAKING_OVER
-        seen = max(self.term.number, *(claim.term.number for claim in self.claims.values()), 0)
+        seen = max(self.term.number, self.claims.highest())
         place = 0 if self.offer is None else self.offer.place
         text = f"takes over, from step {self.mirror.step}: {reason}"
         return [Report(text=text), TakeOver(number=next_number(place, seen), reason=reason)]
-
-    def _status(self, now: float) -> Status:
-        offer = self.offer
-        return Status(
-            run="" if offer is None else offer.run,
-            model="",
-            phase=f"standby of {self.search.server.address}",
-            epoch=0,
-            epochs=0,
-            step=self.mirror.step,
-            steps=0 if offer is None else offer.steps,
-            loss=0.0,
-            images_per_s=0.0,
-            elapsed_s=0.0,
-            eta_s=0.0,
-            min_workers=0,
-            workers=[],
-            history=[],
-            failure="",
-            term=self.term.number,
-            is_standby=True,
-            leader=self._not_leading(now).leader,
-        )
 
     # Time passes
 
@@ -552,4 +573,4 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""
         self.mirror.validate()
-        assert self.phase is not StandbyPhase.TAKING_OVER or self.can_lead, "it has nothing to lead"
+        assert self.phase is not StandbyPhase.TAKING_OVER or self.mirror.held is not None, "it has nothing to lead"

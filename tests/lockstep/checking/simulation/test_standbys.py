@@ -98,7 +98,7 @@ class Rash(StandbyState):
     """Leads the run as soon as anybody misses the server."""
 
     def _decision(self, now: float) -> str:
-        return "somebody misses the server" if self.can_lead else ""
+        return "somebody misses the server" if self.mirror.held is not None else ""
 
     def _take_over(self, reason: str) -> list[StandbyEffect]:
         """Take the next number, whatever place this standby has."""

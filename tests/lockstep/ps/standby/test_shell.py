@@ -148,7 +148,7 @@ class Bench:
     def mirrored(self) -> None:
         self.send(offer(FILE))
         self.send(part(), TEXT)
-        assert self.shell.state.can_lead
+        assert self.shell.state.mirror.held is not None
 
 
 def asked(client: MemoryClient, bench: Bench, message: Message | bytes) -> list[Message]:
@@ -221,7 +221,7 @@ def test_a_connection_that_is_gone_counts_no_more(bench: Bench) -> None:
     bench.mirrored()
     client = bench.network.client(OWN.address)
     asked(client, bench, Ping())
-    claims = bench.shell.state.claims
+    claims = bench.shell.state.claims.by_peer
     claims[next(iter(bench.own.connections))] = claims[b"other"] = None  # type: ignore[assignment]
     client.close()
     assert bench.shell.step()

@@ -256,7 +256,7 @@ def test_a_damaged_file_is_reported_once_and_comes_again() -> None:
     assert state.deadline() == POLL_S
     state.handle(files(0, files=[FILE]), 1.0)
     comes(state, 1.0)
-    assert state.can_lead
+    assert state.mirror.held is not None
 
 
 def test_a_full_disk_is_reported_once_and_tried_again() -> None:
@@ -287,7 +287,7 @@ def test_a_server_that_shows_less_than_is_here_takes_nothing_and_is_followed() -
     state = StandbyState(CONFIG, Mirror(Path(), held=files(0, checkpoint=6)))
     report = Report(text="warning: tcp://h:1: its checkpoint is of step 3: that of step 6 stays")
     assert report in state.handle(files(0, 1, checkpoint=3, files=[FILE], term=NEXT), 1.0)
-    assert (state.mirror.step, state.is_whole, state.term) == (6, True, NEXT)
+    assert (state.mirror.step, state.mirror.is_whole, state.term) == (6, True, NEXT)
     # It decides by what the server has said last.
     assert takeovers(claims(state, 10.0, join(0, NEXT))) == []
     assert len(takeovers(claims(state, 10.0, join(0, NEXT), join(1, NEXT)))) == 1
@@ -410,7 +410,7 @@ def test_a_file_of_several_parts_is_asked_for_one_part_after_the_other() -> None
     assert state.handle(TimePassed(), 4.0) == [asks(long, 4)]
     assert state.deadline() == 4.0 + RETRY_S
     state.handle(last, 5.0)
-    assert (state.is_whole, state.deadline()) == (True, 5.0 + POLL_S)
+    assert (state.mirror.is_whole, state.deadline()) == (True, 5.0 + POLL_S)
 
 
 def test_it_reports_now_and_then_how_far_it_is() -> None:
