@@ -7,7 +7,7 @@ from typing import assert_never
 
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector, is_node
-from lockstep.common.errors import DataError, LockstepError, RemoteProtocolError, SharingError
+from lockstep.common.errors import DataError, RemoteProtocolError, SharingError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.tally import Tally, pack_losses, pack_sums
 from lockstep.common.protocol.codec import encode
@@ -240,7 +240,7 @@ class WorkerSession:
             # If all servers share memory with us, there is nothing to exchange with the others.
             addresses = welcome.shards if setup.shared is None else []
             servers.connect(addresses, compute.layout.size, Hello(rank=welcome.rank, incarnation=incarnation))
-        except LockstepError:
+        except BaseException:  # of an interrupt too: nothing else knows the session yet
             session.close()
             raise
         return session

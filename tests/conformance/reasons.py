@@ -25,6 +25,8 @@ class Reason(msgspec.Struct, frozen=True):
     arguments: tuple[str, ...] = ()
     #: Words of the error with which it is refused, one of which has to be there.
     words: tuple[str, ...] = ()
+    #: Kinds of the error with which it is refused; empty for all.
+    kinds: tuple[type[Exception], ...] = ()
     #: Whether the call is not refused, and has another result.
     is_other_result: bool = False
 
@@ -35,7 +37,8 @@ class Reason(msgspec.Struct, frozen=True):
             return False
         is_named = not self.arguments or any(argument in given for argument in self.arguments)
         text = f"{type(error).__name__}: {error}"
-        return is_named and (not self.words or any(word in text for word in self.words))
+        is_of_kind = not self.kinds or isinstance(error, self.kinds)
+        return is_named and is_of_kind and (not self.words or any(word in text for word in self.words))
 
 
 #: In the order in which they are tried: the first one that explains a sample counts.
@@ -93,7 +96,7 @@ REASONS = (
     Reason(
         "other arguments of layers, such as `kdim`, `layer_norm_eps`, `bias` of normalizations and `inplace`",
         "see the layer's page",
-        words=("unexpected keyword argument", "positional arguments"),
+        kinds=(TypeError,),
     ),
     Reason(
         "sizes and axes that NumPy refuses",

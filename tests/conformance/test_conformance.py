@@ -26,5 +26,5 @@ def test_samples_are_equal_or_refused_for_a_documented_reason(source: object) ->
 
 
 def test_a_refusal_without_a_reason_is_found() -> None:
-    assert reason_for(("add", [], {}, TypeError("planted"))) is None
+    assert reason_for(("add", [], {}, RuntimeError("planted"))) is None
     assert reason_for(("add", [], {"alpha": 2}, TypeError("planted"))) in REASONS

@@ -31,6 +31,7 @@ FREE = (
     "split",
     "workers",
     "servers",
+    "moved",
     "transport",
 )
 

@@ -59,7 +59,10 @@ def test_weak_scaling_next_to_the_baseline(tmp_path: Path, capsys: pytest.Captur
     head, *lines = capsys.readouterr().out.splitlines()
     assert (head, len(lines)) == (heading(ScalingRow), 10)
     assert " ".join(lines[3].split()) == "model batch over teams ms server ms leader ms process ms kB"
-    assert lines[5].split()[-4:] == ["-", "-", "-", "0.0"]
+    # The sums of the first step cross a socket.
+    *unknown, kilobytes = lines[5].split()[-4:]
+    assert unknown == ["-", "-", "-"]
+    assert float(kilobytes) > 0
     assert " ".join(lines[7].split()) == "model batch over cuts images/s all threads layout /all /comp"
     assert lines[9].split()[7] == "contiguous"
 

@@ -169,11 +169,11 @@ def test_a_server_without_standbys_that_cannot_write_lets_its_workers_know(tmp_p
     def fail() -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    with pytest.raises(OSError, match="Read-only"):
+    with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
         simulation.server.run(watch=fail)
     while worker.runner.ended is None:
         worker.runner.step()
-    reason = "the run failed: the server cannot write to the run's folder: Read-only file system"
+    reason = f"the run failed: the server cannot write to the run's folder: {os.strerror(errno.EROFS)}"
     assert (worker.runner.ended.code, worker.runner.ended.reason) == (1, reason)
 
 
