@@ -104,20 +104,20 @@ class Faults:
     def _harm_process(self, action: str, fault: ScheduledFault, process: Process) -> None:
         match action:
             case "kill":
-                process.kill_after = fault.kill_after
+                process.ticks.kill_after = fault.kill_after
                 self._disturb(IDLE_S, partial(process.end, is_killed=True))
             case "stop" if fault.kill_after % 2:
                 process.stop()
                 self._disturb(fault.seconds, process.resume)
             case "stop":
                 # In the middle of an action.
-                process.pause_after, process.pause_s = fault.kill_after, fault.seconds
+                process.ticks.pause_after, process.ticks.pause_s = fault.kill_after, fault.seconds
                 self._disturb(fault.seconds + IDLE_S, lambda: None)
             case "interrupt":
                 process.interrupt()
             case "slow":
-                process.slowness = 1.0 + SLOWNESS * fault.seconds
-                self._disturb(SLOW_S, partial(setattr, process, "slowness", 1.0))
+                process.ticks.slowness = 1.0 + SLOWNESS * fault.seconds
+                self._disturb(SLOW_S, partial(setattr, process.ticks, "slowness", 1.0))
             case "jump":
                 process.jump_clock(fault.seconds)
             case _:
@@ -202,7 +202,7 @@ class Faults:
         for server in self.launcher.at(Role.SERVER):
             if self.launcher.could_lead():
                 self.launcher.is_lost = True
-                server.kill_after = kill_after
+                server.ticks.kill_after = kill_after
                 self._disturb(IDLE_S, lambda: self.launcher.end(SERVER))
 
     def _delete_folder(self, kill_after: int) -> None:

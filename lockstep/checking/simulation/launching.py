@@ -274,12 +274,12 @@ class Launcher:
         kills, slowness = self.scenario.early_kills, self.scenario.slowness
         is_early = name in (Role.SERVER.value, Role.SHARD.value) and self._starts[name] < len(kills)
         process = Process(f"{name}-{self._starts.total()}", self.world, strand=Strand())
-        process.kill_after = (kills[self._starts[name]] if is_early else 0) or None
+        process.ticks.kill_after = (kills[self._starts[name]] if is_early else 0) or None
         self._starts[name] += 1
         process.ahead_s = CLOCK_S * self._starts.total()
         process.on_end = on_end
         if name == "worker":
-            process.slowness = slowness[self._starts.total() % len(slowness)]
+            process.ticks.slowness = slowness[self._starts.total() % len(slowness)]
         process.needs_strand = name == "worker"
         process.on_act = self._before_action
         self.world.record(process.name, "starts")
@@ -292,9 +292,9 @@ class Launcher:
         server = server_of(process)
         if server is not None:
             self._steps = max(self._steps, server.server.shard.updates)
-        if process.pause_after is None and self.rng.random() < self.scenario.pauses:
-            process.pause_after = int(self.rng.integers(1, LATEST_PAUSE))
-            process.pause_s = PAUSE_S * float(LONGEST_PAUSE ** (self.rng.random() ** 2))
+        if process.ticks.pause_after is None and self.rng.random() < self.scenario.pauses:
+            process.ticks.pause_after = int(self.rng.integers(1, LATEST_PAUSE))
+            process.ticks.pause_s = PAUSE_S * float(LONGEST_PAUSE ** (self.rng.random() ** 2))
 
     def _start_place(self, place: ProcessPlace) -> list[SupervisorEvent]:
         """Start the process of a place; return whether a server listens."""

@@ -296,7 +296,7 @@ class ServerProcess(SimulatedShell):
 
     def cost_s(self) -> float:
         """Return the seconds that an action takes beside its ticks: a server is slow only if it was made so."""
-        return SLOW_SERVER_S if self.writer.process.slowness > 1.0 else 0.0
+        return SLOW_SERVER_S if self.writer.process.ticks.slowness > 1.0 else 0.0
 
     def weights_step(self) -> int | None:
         return self.server.shard.updates

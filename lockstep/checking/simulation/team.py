@@ -183,11 +183,11 @@ class SimulatedMember(TeamMember):
                 self.memory.marks.squares[process, whole.start // BLOCK : -(-whole.stop // BLOCK)] = np.nan
 
     def _compute(self, order: Order, part: ComputeNode) -> None:
-        self.host.work(len(part.node) * MICRO_BATCH_S)
+        self.host.ticks.work(len(part.node) * MICRO_BATCH_S)
         super()._compute(order, part)
 
     def _make(self, at: OrderAtWork, making: MakeSlice) -> bool:
-        self.host.work(SLICE_S)
+        self.host.ticks.work(SLICE_S)
         self.host.tick()
         self.host.tick()
         return super()._make(at, making)

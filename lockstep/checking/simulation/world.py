@@ -156,6 +156,60 @@ class World(Timeline):
         return True
 
 
+@dataclass
+class Ticks:
+    """The ticks of one process: how long they take, and at which it is killed, or stands still."""
+
+    #: Seconds that a tick of its current action takes longer, and how many times as long as a fast process it takes
+    #: for its work.
+    work_s: float = 0.0
+    slowness: float = 1.0
+    #: Ticks until it is killed, None if it is not.
+    kill_after: int | None = None
+    #: Ticks until it stands still, None if it does not, and for how many seconds.
+    pause_after: int | None = None
+    pause_s: float = 0.0
+    #: Seconds that the second next tick takes longer, and whether that is the next one.
+    _owed_s: float = 0.0
+    _owes_next: bool = False
+
+    def begin(self, cost_s: float) -> None:
+        """Begin with an action that takes so many seconds besides its ticks."""
+        # Spread over the ticks of the action, so that the process sees that it takes time.
+        self.work_s = cost_s * self.slowness / 4
+
+    def end(self) -> None:
+        """End the action."""
+        self.work_s = self._owed_s = 0.0
+
+    def work(self, seconds: float) -> None:
+        """Take so many seconds between the next tick and the one after; a slow process takes longer."""
+        self._owed_s, self._owes_next = seconds * self.slowness, False
+
+    def next_s(self, tick_s: float) -> float:
+        """Return the seconds that a tick takes, of which one without work takes `tick_s`."""
+        owed = self._owed_s if self._owes_next else 0.0
+        self._owed_s, self._owes_next = self._owed_s - owed, self._owed_s > owed
+        return tick_s + self.work_s + owed
+
+    def kill(self) -> None:
+        """Raise Killed if this tick is the last one."""
+        if self.kill_after is not None:
+            self.kill_after -= 1
+            if self.kill_after <= 0:
+                self.kill_after = None
+                raise Killed
+
+    def still_s(self) -> float:
+        """Return for how many seconds the process stands still at this tick."""
+        if self.pause_after is not None:
+            self.pause_after -= 1
+            if self.pause_after <= 0:
+                self.pause_after = None
+                return self.pause_s
+        return 0.0
+
+
 @dataclass(eq=False)
 class Process(Host):
     """One process: a shell in the world, and its clock, which advances while it acts, and may jump ahead."""
@@ -169,17 +223,9 @@ class Process(Host):
     #: When its last action ends, and how far the current one has got.
     busy_until: float = 0.0
     lead_s: float = 0.0
-    #: Seconds that a tick of its current action takes longer, and how many times as long as a fast process it takes
-    #: for its work.
-    work_s: float = 0.0
-    slowness: float = 1.0
+    ticks: Ticks = field(default_factory=Ticks)
     is_stopped: bool = False
     is_dead: bool = False
-    #: Ticks until it is killed, None if it is not.
-    kill_after: int | None = None
-    #: Ticks until it stands still, None if it does not, and for how many seconds.
-    pause_after: int | None = None
-    pause_s: float = 0.0
     #: The strand on which it acts; None if all its actions are as one to others. One that never sleeps, and takes no
     #: time to speak of, needs it only for an action in which it stands still: changing strands takes time.
     strand: Strand | None = None
@@ -188,15 +234,10 @@ class Process(Host):
     on_act: Callable[["Process"], None] = lambda process: None
     #: Called when it has ended, with whether it was killed.
     on_end: Callable[["Process", bool], None] = lambda process, is_killed: None
-    #: Seconds that the second next tick takes longer, and whether that is the next one.
-    _owed_s: float = 0.0
-    _owes_next: bool = False
     #: When it wakes up if nobody rings, by the clock of the world; None while it does not sleep.
     _alarm: float | None = None
     #: Whether it is to end in order once its action has ended.
     _is_interrupted: bool = False
-    #: Whether it was interrupted, as it says when it ends: maybe after the run, if it stood still.
-    was_interrupted: bool = False
 
     def now(self) -> float:
         """Return the time by its own clock; to look takes a tick."""
@@ -211,37 +252,16 @@ class Process(Host):
         """Return the time of the world as far as the process has got."""
         return self.timeline.now + self.lead_s
 
-    def work(self, seconds: float) -> None:
-        """Take so many seconds between the next tick and the one after; a slow process takes longer."""
-        self._owed_s, self._owes_next = seconds * self.slowness, False
-
     def tick(self) -> None:
         """Let a tick pass; raise Killed if it is the last one."""
         if self.is_dead:
             return
-        self.lead_s += self.timeline.tick_s + self.work_s + self._pay()
-        if self.kill_after is not None:
-            self.kill_after -= 1
-            if self.kill_after <= 0:
-                self.kill_after = None
-                raise Killed
+        self.lead_s += self.ticks.next_s(self.timeline.tick_s)
+        self.ticks.kill()
         if self._is_on_strand():
-            self._pause()
+            self.lead_s += self.ticks.still_s()
             if self.lead_s >= QUANTUM_S and not self._goes_on(is_over=False) and self.strand is not None:
                 self.strand.suspend()
-
-    def _pay(self) -> float:
-        owed = self._owed_s if self._owes_next else 0.0
-        self._owed_s, self._owes_next = self._owed_s - owed, self._owed_s > owed
-        return owed
-
-    def _pause(self) -> None:
-        """Stand still if it is time."""
-        if self.pause_after is not None:
-            self.pause_after -= 1
-            if self.pause_after <= 0:
-                self.pause_after = None
-                self.lead_s += self.pause_s
 
     def sleep(self, seconds: float) -> None:
         """Sleep until somebody rings, for so many seconds at most; not at all without a strand."""
@@ -273,8 +293,7 @@ class Process(Host):
 
     def _prepare(self, shell: SimulatedShell) -> None:
         self.on_act(self)
-        # Spread over the ticks of the action, so that the process sees that it takes time.
-        self.work_s = shell.cost_s() * self.slowness / 4
+        self.ticks.begin(shell.cost_s())
 
     def _step(self, shell: SimulatedShell) -> None:
         """Carry out an action; on a strand also those after it until another process acts, or looks at this one."""
@@ -290,7 +309,7 @@ class Process(Host):
         """Begin with the next event if it is our next action, or more of the one at hand if that is not over."""
         self.busy_until = self.timeline.now + self.lead_s
         if is_over:
-            self.work_s = self._owed_s = 0.0
+            self.ticks.end()
             self.reschedule()
         else:
             self.due = self.busy_until
@@ -308,7 +327,7 @@ class Process(Host):
 
     def _run(self, act: Callable[[], object]) -> None:
         strand = self.strand
-        if strand is not None and (self.needs_strand or self.pause_after is not None):
+        if strand is not None and (self.needs_strand or self.ticks.pause_after is not None):
             self._carry_on(lambda: strand.run(act))
         else:
             self._carry_on(lambda: (act(), True)[1])
@@ -327,7 +346,7 @@ class Process(Host):
         if not is_over:
             self.reschedule()
             return
-        self.work_s = self._owed_s = 0.0
+        self.ticks.end()
         if self.shell is None or not self._has_to_end():
             self.reschedule()
         elif self._is_interrupted:
@@ -356,7 +375,6 @@ class Process(Host):
         shell = self.shell
         if shell is None or self.is_dead:
             return
-        self.was_interrupted = True
         if self.is_in_action():
             self._is_interrupted = True
             self.ring(self.timeline.now)
@@ -387,7 +405,7 @@ class Process(Host):
         """End at once."""
         if self.is_dead:
             return
-        self.is_dead, self.due, self.kill_after = True, math.inf, None
+        self.is_dead, self.due, self.ticks.kill_after = True, math.inf, None
         self.timeline.processes.remove(self)
         if self.strand is not None:
             self.strand.end()

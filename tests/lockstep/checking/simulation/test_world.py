@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from lockstep.checking.simulation.strand import Strand
-from lockstep.checking.simulation.world import TICK_S, Process, World
+from lockstep.checking.simulation.world import TICK_S, Process, Ticks, World
 from tests.lockstep.checking.simulation.listeners import Listener, listener
 
 
@@ -60,7 +60,7 @@ def test_acting_takes_time() -> None:
 def test_one_may_be_killed_at_any_moment_of_what_it_does() -> None:
     world, ended = World(), list[tuple[str, bool]]()
     shell = listener(world, "one", 1.0)
-    shell.moments, shell.process.kill_after = 10, 5
+    shell.moments, shell.process.ticks.kill_after = 10, 5
     shell.process.on_end = lambda process, is_killed: ended.append((process.name, is_killed))
     run(world)
     assert ended == [("one", True)]
@@ -80,7 +80,7 @@ def test_one_that_is_done_ends() -> None:
 
 def test_one_that_is_killed_as_it_starts_has_no_shell() -> None:
     world = World()
-    process = Process("one", world, kill_after=1)
+    process = Process("one", world, ticks=Ticks(kill_after=1))
 
     def open_shell() -> Listener:
         process.tick()
@@ -121,7 +121,7 @@ def test_others_act_while_one_is_ahead_of_the_world_in_the_middle_of_what_it_doe
 def test_one_stands_still_in_the_middle_of_what_it_does() -> None:
     world = World()
     shell = on_strand(world, "one", 1.0, moments=10)
-    shell.process.pause_after, shell.process.pause_s = 5, 3.0
+    shell.process.ticks.pause_after, shell.process.ticks.pause_s = 5, 3.0
     run(world)
     assert shell.process.busy_until == pytest.approx(4.0 + 11 * TICK_S)
 
@@ -129,7 +129,7 @@ def test_one_stands_still_in_the_middle_of_what_it_does() -> None:
 def test_one_that_stands_still_can_be_killed_there_and_lets_go_of_everything() -> None:
     world = World()
     shell = on_strand(world, "one", 1.0, moments=10)
-    shell.process.pause_after, shell.process.pause_s = 5, 3.0
+    shell.process.ticks.pause_after, shell.process.ticks.pause_s = 5, 3.0
     world.at(2.0, lambda: shell.process.end(is_killed=True))
     run(world)
     assert (world.now, shell.is_closed, world.processes) == (2.0, True, [])
