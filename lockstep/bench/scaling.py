@@ -158,6 +158,10 @@ class ScalingTrial:
         return sum(share / timed_run.mean_step_s(single.seconds()) for single in self.singles)
 
 
+#: Images/s of one worker, by model, parameters, batch, micro-batches per worker, transport and servers.
+SpeedsAlone = dict[tuple[str, int, int, int, str, int], float]
+
+
 def _run_each(session: BenchSession, trials: Sequence[ScalingTrial]) -> None:
     for trial in trials:
         session.run_each(trial.job, trial.runs)
@@ -235,8 +239,6 @@ class ScalingBench(Bench[ScalingRow]):
     rounds: int = options.rounds()
     peer_python: Path | None = options.peer_python()
     is_compiling: bool = options.compiles()
-    #: Images/s of one worker, by model, parameters, batch, micro-batches per worker, transport and servers.
-    _one: dict[tuple[str, int, int, int, str, int], float] = field(default_factory=dict, init=False)
 
     def measure(self, session: BenchSession) -> Iterator[ScalingRow]:
         rows = list[ScalingRow]()
@@ -261,8 +263,9 @@ class ScalingBench(Bench[ScalingRow]):
     def rows(self, session: BenchSession) -> Iterator[ScalingRow]:
         """Yield each row as soon as it is known, and print nothing."""
         self._check()
+        alone: SpeedsAlone = {}
         for subject, batch, workers in product(self._subjects(), self._batches(), sorted(self.workers)):
-            yield from self._measure(session, subject, batch, workers)
+            yield from self._measure(session, subject, batch, workers, alone)
 
     def _subjects(self) -> tuple[str | int, ...]:
         """Return the models, or the sizes of the one that sleeps."""
@@ -319,7 +322,9 @@ class ScalingBench(Bench[ScalingRow]):
         model = write_model(session.folder / f"sleep-{subject}.py", Sleeper, subject, self.sleep_s)
         return {"model": model, "data": data}
 
-    def _measure(self, session: BenchSession, subject: str | int, batch: int, workers: int) -> Iterator[ScalingRow]:
+    def _measure(
+        self, session: BenchSession, subject: str | int, batch: int, workers: int, alone: SpeedsAlone
+    ) -> Iterator[ScalingRow]:
         """Measure in turns: the job with all launches, independent processes with a share each, the baselines."""
         python = self._python_of(subject)
         global_batch = batch * workers if self.is_weak else batch
@@ -339,7 +344,7 @@ class ScalingBench(Bench[ScalingRow]):
             peers.in_turns(self.rounds, turn, groups, partial(_run_each, session, trials))
         for trial in trials:
             for (launch, teams), runs in trial.runs.items():
-                row = self._row(batch, trial, launch, runs)
+                row = self._row(batch, trial, launch, runs, alone)
                 turns, mean = [run.seconds() for run in runs], statistics.mean
                 yield msgspec.structs.replace(
                     row,
@@ -361,7 +366,9 @@ class ScalingBench(Bench[ScalingRow]):
             runs={setup: [] for setup in setups},
         )
 
-    def _row(self, batch: int, trial: ScalingTrial, launch: RunOptions, runs: list[TimedRun]) -> ScalingRow:
+    def _row(
+        self, batch: int, trial: ScalingTrial, launch: RunOptions, runs: list[TimedRun], alone: SpeedsAlone
+    ) -> ScalingRow:
         """Return a row without the baselines."""
         job, ceiling, result, turns = trial.job, trial.ceiling(), runs[-1].result, [run.seconds() for run in runs]
         step_s = timed_run.mean_step_s(turns)
@@ -369,8 +376,8 @@ class ScalingBench(Bench[ScalingRow]):
         model = job.model_name() if self.sleep_s is None else SLEEP
         setup = (model, result.parameters, batch, trial.cut, launch.transport, launch.servers)
         if launch.workers == 1:
-            self._one[setup] = speed
-        one = self._one.get(setup)
+            alone[setup] = speed
+        one = alone.get(setup)
         return ScalingRow(
             model=model,
             scaling="weak" if self.is_weak else "strong",
