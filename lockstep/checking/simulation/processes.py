@@ -36,6 +36,7 @@ from lockstep.launch.serve import open_server
 from lockstep.launch.supervision.supervisor import RunSupervisor
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.parts.assembly import part_of
 from lockstep.ps.coordinator.parts.multi_step import MultiStep
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import Setting
@@ -240,7 +241,7 @@ class ServerProcess(SimulatedShell):
         )
         setting = Setting(transport="memory", started=process.now())
         server, session = open_server(setup, destination, setting, context, run.parts.coordinator)
-        server.coordinator.part(MultiStep).plan.pause = SHORT_PAUSE
+        part_of(server.coordinator, MultiStep).plan.pause = SHORT_PAUSE
         return server, session
 
     def step(self) -> bool:

@@ -6,18 +6,16 @@ are the rounds, their leases and the members; whatever is optional plugs in thro
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 
-from lockstep.common.aggregation.tree import Node
-from lockstep.common.errors import CONTINUED, FailureKind
+from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.messages import (
     ComputeFailed,
     Diverged,
     Dropped,
     Eviction,
-    Finished,
     Join,
     Message,
     Ping,
@@ -25,7 +23,6 @@ from lockstep.common.protocol.messages import (
     Result,
     Status,
     Work,
-    shortened,
 )
 from lockstep.common.statemachine.machine import Machine, PeerLeft, Received, Report, Send, kind_of, soonest
 from lockstep.ps.coordinator import admission, events, failures
@@ -48,8 +45,6 @@ STRANGER = "the server does not know this worker: it was silent for too long, or
 
 #: Makes a part of a coordinator, which plugs itself into the hooks.
 Plug = Callable[["Coordinator"], object]
-
-P = TypeVar("P")
 
 
 class RoundWatch(Protocol):
@@ -86,6 +81,24 @@ class Hooks:
     after: list[Callable[[float], list[Effect]]] = field(default_factory=list)
     #: Each returns a status with what the part adds to it.
     statuses: list[Callable[[Status], Status]] = field(default_factory=list)
+
+    def is_held(self) -> bool:
+        """Tell whether a part wants that no work is leased now."""
+        return any(holds() for holds in self.holds)
+
+    def phase_of(self, at: Round) -> RunPhase:
+        """Return the phase in which a round begins: that of its work, unless a part has another."""
+        return next((phase for begins in self.begins if (phase := begins(at)) is not None), PHASES[at.work])
+
+    def waiting(self) -> str:
+        """Return what a part lets the run wait for, empty if none does."""
+        return next(filter(None, (waits() for waits in self.waits)), "")
+
+    def changed(self, status: Status) -> Status:
+        """Return a status with what the parts add to it."""
+        for change in self.statuses:
+            status = change(status)
+        return status
 
 
 @dataclass
@@ -126,10 +139,6 @@ class Coordinator(Machine[events.Event, Effect]):
         """The round with which the run begins here."""
         return self.start or self.info.plan.first()
 
-    def part(self, kind: type[P]) -> P:
-        """Return the part of that class, which the run has."""
-        return next(part for part in self.parts if isinstance(part, kind))
-
     @property
     def round(self) -> Round:
         """The current round, or the last one."""
@@ -139,10 +148,6 @@ class Coordinator(Machine[events.Event, Effect]):
     def leases(self) -> LeaseTable:
         """The leases of the current round."""
         return self.state.leases
-
-    def was_leased(self, rank: int, node: Node) -> bool:
-        """Return whether a worker was ever leased these micro-batches of the current step."""
-        return self.state.round.work == "train" and self.leases.was_granted(rank, node)
 
     def is_running(self) -> bool:
         """Tell whether micro-batches are being computed."""
@@ -165,7 +170,10 @@ class Coordinator(Machine[events.Event, Effect]):
     def react(self, event: events.Event, now: float) -> list[Effect]:
         effects = self._dispatch(event, now)
         if not self.is_over():
-            effects += self._record_sign_of_life(event, now) + self._remind(now)
+            effects += self._record_sign_of_life(event, now)
+            waiting = self.hooks.waiting() or waiting_text(self.phase, self.membership, self.info)
+            if self.reminder.is_due(now, is_waiting=bool(waiting)):
+                effects.append(Report(text=waiting, is_reminder=True))
         for after in self.hooks.after:
             effects += [] if self.is_over() else after(now)
         return effects
@@ -208,16 +216,17 @@ class Coordinator(Machine[events.Event, Effect]):
     def _on_work(self, member: Member, message: Message, now: float) -> list[Effect]:
         """Handle what a member of the run sends."""
         match message:
-            case Ready():
+            case Ready() if member.state is MemberState.PREPARING:
                 return self._prepared(member, message, now)
             case Result():
                 return self._on_result(member, message, now)
             case ComputeFailed():
                 return self._on_compute_failed(member, message, now)
-            case Diverged():
+            case Diverged() if failures.is_asked(member, message, self.state):
                 return self._on_diverged(member, message, now)
             case Dropped():
-                return self._on_dropped(member, message, now)
+                is_past = self.scheduler.drop(self.state, member, message, now)
+                return self.assign_leases(now, member) if is_past else []
             case _:
                 return []
 
@@ -236,12 +245,10 @@ class Coordinator(Machine[events.Event, Effect]):
         return self.admission.admit(peer, join, admitted, self.state.account, now)
 
     def _prepared(self, member: Member, ready: Ready, now: float) -> list[Effect]:
-        if member.state is not MemberState.PREPARING:
-            return []
         effects = admission.prepared(member, ready, self.membership, self.info)
         is_waiting = self.phase is RunPhase.AWAITING_WORKERS
         if is_waiting and self.membership.processes_prepared() >= self.info.options.least_workers():
-            self.enter(self._phase_of(self.round))
+            self.phase = self.hooks.phase_of(self.round)
             self.begin_round(now)
         return effects + self.assign_leases(now)
 
@@ -257,47 +264,27 @@ class Coordinator(Machine[events.Event, Effect]):
         """Record that a worker is alive; a suspect may get work again."""
         if not isinstance(event, Received | events.StatusRequested):
             return []
-        message = event.message if isinstance(event, Received) else None
-        member, timeout_s = self.membership.on_message(event.peer, now), self.info.options.lease_timeout
-        if member is None:
-            return []
-        state, stragglers = self.state, self.stragglers
-        if not failures.is_back(member, message, state, self.membership, stragglers, timeout_s, now):
+        member = self.membership.on_message(event.peer, now)
+        if member is None or not failures.is_back(member, event, self.state, self.membership, self.stragglers, now):
             return []
         return admission.activate(member, self.membership, self.info) + self.assign_leases(now)
 
     # Work is given out and comes back
 
-    def assign_leases(self, now: float, members: Sequence[Member] | None = None) -> list[Effect]:
-        """Lease what work there is, to some of the ready members or to all."""
-        if not self.is_running() or self.is_held():
+    def assign_leases(self, now: float, only: Member | None = None) -> list[Effect]:
+        """Lease what work there is, to one member if it is ready, or to all that are."""
+        if not self.is_running() or self.hooks.is_held():
             return []
+        members = None if only is None else [only] if only.state is MemberState.READY else []
         return self.scheduler.assign(self.state, self.membership, now, members)
-
-    def is_held(self) -> bool:
-        """Tell whether a part wants that no work is leased now."""
-        return any(holds() for holds in self.hooks.holds)
-
-    def only(self, member: Member) -> list[Member]:
-        """Return a member if it may be given work."""
-        return [member] if member.state is MemberState.READY else []
 
     def _on_result(self, member: Member, result: Result, now: float) -> list[Effect]:
         withdrawn = self.scheduler.measure(member, result, self.leases.held_by(member.rank), now)
         times = UNKNOWN if withdrawn is None else withdrawn.times(now)
         if not self.state.on_result(member, result, has_shards=self.info.options.servers > 1, times=times):
-            return self.assign_leases(now, self.only(member)) if withdrawn else []
-        if (answer := self.hooks.answers.get(result.work)) is not None:
-            return answer(member, result, now)
-        return self.accept(member, result, now)
-
-    def _on_dropped(self, member: Member, dropped: Dropped, now: float) -> list[Effect]:
-        """Let a worker have work again that is past a lease which was withdrawn."""
-        withdrawn = self.scheduler.past(member, dropped, dropped.computed, now)
-        if withdrawn is None or withdrawn.lease is None:
-            return []
-        self.state.record_dropped(member.rank, dropped, withdrawn.lease.node, withdrawn.times(now))
-        return self.assign_leases(now, self.only(member))
+            return self.assign_leases(now, member) if withdrawn else []
+        answer = self.hooks.answers.get(result.work, self.accept)
+        return answer(member, result, now)
 
     def accept(self, member: Member, result: Result, now: float) -> list[Effect]:
         """Count a result whose sums are, or will be at once, in the tree."""
@@ -309,7 +296,7 @@ class Coordinator(Machine[events.Event, Effect]):
             progress.compute_s += self.membership.credit(member, result.count // self.info.targets, result.compute_s)
         if self.leases.is_complete():
             return [*withdrawn, *self.complete_round(now), *self.assign_leases(now)]
-        return [*withdrawn, *self.assign_leases(now, None if is_freed else self.only(member))]
+        return [*withdrawn, *self.assign_leases(now, None if is_freed else member)]
 
     def _on_compute_failed(self, member: Member, failed: ComputeFailed, now: float) -> list[Effect]:
         found = failures.lease_failed(member, failed, self.state)
@@ -318,8 +305,6 @@ class Coordinator(Machine[events.Event, Effect]):
         return [] if found is None else [found, *self.assign_leases(now)]
 
     def _on_diverged(self, member: Member, found: Diverged, now: float) -> list[Effect]:
-        if not failures.is_asked(member, found, self.state):
-            return []
         if (answer := self.hooks.answers.get(found.work)) is not None:
             return answer(member, found, now)
         return self.fail(failures.diverged_by(member, found), FailureKind.DIVERGED)
@@ -336,33 +321,25 @@ class Coordinator(Machine[events.Event, Effect]):
         self.progress.begin_round(now)
         self.state.began = now
 
-    def enter(self, phase: RunPhase) -> None:
-        """Continue in another phase."""
-        self.phase = phase
-
-    def _phase_of(self, at: Round) -> RunPhase:
-        """Return the phase in which a round begins: that of its work, unless a part has another."""
-        return next((phase for begins in self.hooks.begins if (phase := begins(at)) is not None), PHASES[at.work])
-
     def complete_round(self, now: float) -> list[Effect]:
         """Continue after the last result of a round."""
         if any(watch.completed() for watch in self.hooks.rounds):
             return []
-        tally, account = self.state.tallies.total(), self.state.account
-        if self.round.work == "train":
+        at, tally, account = self.round, self.state.tallies.total(), self.state.account
+        if at.work == "train":
             self.progress.end_step(tally, now, self.membership.end_step())
             self.progress.begin_round(now)
             self.phase = RunPhase.UPDATING
             is_last = any(ends() for ends in self.hooks.ends)
-            return [UpdateWeights(step=self.round.step, tally=tally, account=account, is_last=is_last)]
-        effects: list[Effect] = []
-        if self.round.work == "validate":
+            return [UpdateWeights(step=at.step, tally=tally, account=account, is_last=is_last)]
+        ended: list[Effect] = []
+        if at.work == "validate":
             self.progress.end_validation(tally)
         else:
-            number = self.info.plan.epoch_of(self.round.step - 1)
-            effects.append(RecordEpoch(epoch=self.progress.end_epoch(number, tally, now), account=account))
+            epoch = self.progress.end_epoch(self.info.plan.epoch_of(at.step - 1), tally, now)
+            ended = [RecordEpoch(epoch=epoch, account=account)]
         self.progress.begin_round(now)
-        return effects + self._begin_next_round()
+        return ended + self._begin_next_round()
 
     def _begin_next_round(self) -> list[Effect]:
         following = next_round(self.info.job, self.info.plan, self.round, self.progress.history)
@@ -372,7 +349,7 @@ class Coordinator(Machine[events.Event, Effect]):
         self.open_round(following)
         if done.work == "validate":
             self.state.account.merge(account)
-        self.enter(self._phase_of(following))
+        self.phase = self.hooks.phase_of(following)
         return []
 
     # The run ends
@@ -382,19 +359,10 @@ class Coordinator(Machine[events.Event, Effect]):
         self.phase = RunPhase.FINISHED
         return [Finish()]
 
-    def fail(
-        self,
-        failure: str,
-        kind: FailureKind,
-        farewells: Mapping[bytes, Message] | None = None,
-        conviction: Conviction | None = None,
-    ) -> list[Effect]:
-        """End the run, for a reason; members that get one of the `farewells` are dismissed by it."""
-        self.phase, sent = RunPhase.FAILED, list[Effect]()
-        for peer, message in (farewells or {}).items():
-            self.membership.remove(peer)
-            sent.append(Send(peer=peer, message=message))
-        return [*sent, Finish(failure=failure, kind=kind, conviction=conviction)]
+    def fail(self, failure: str, kind: FailureKind, conviction: Conviction | None = None) -> list[Effect]:
+        """End the run, for a reason."""
+        self.phase = RunPhase.FAILED
+        return [Finish(failure=failure, kind=kind, conviction=conviction)]
 
     def dismiss(self, ended: Finish) -> list[Effect]:
         """Let workers go: the end of the run is written, or cannot be written."""
@@ -403,10 +371,8 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _farewell(self, peer: bytes) -> list[Effect]:
         """Return what a peer is sent at the end: nothing before that is written, or if the run continues."""
-        ended = self.ended
-        if ended is None or ended.kind in CONTINUED:
-            return []
-        return [Send(peer=peer, message=Finished(reason=shortened(ended.failure), kind=ended.kind))]
+        message = None if self.ended is None else self.ended.farewell()
+        return [] if message is None else [Send(peer=peer, message=message)]
 
     # Time passes
 
@@ -418,20 +384,13 @@ class Coordinator(Machine[events.Event, Effect]):
         assigned = [*admission.activate_standby(membership, self.info), *self.assign_leases(now)]
         return [*(failures.report_late(one, state, stragglers) for one in late), *evicted, *probes, *assigned]
 
-    def _remind(self, now: float) -> list[Effect]:
-        waits = [*(wait() for wait in self.hooks.waits), waiting_text(self.phase, self.membership, self.info)]
-        text = next(filter(None, waits), "")
-        return [Report(text=text, is_reminder=True)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
-
     def status(self, now: float) -> Status:
         """Return the status of the run."""
         members, held = self.membership.members.values(), self.leases.held
         workers = [member.status(is_busy=member.rank in held) for member in members]
         failure = "" if self.ended is None else self.ended.failure
         status = status_of(self.info, self.progress, self.phase, self.round, now, workers, failure)
-        for change in self.hooks.statuses:
-            status = change(status)
-        return status
+        return self.hooks.changed(status)
 
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""
@@ -439,7 +398,7 @@ class Coordinator(Machine[events.Event, Effect]):
         ready = {member.rank for member in self.membership.ready()}
         assert self.is_over() or self.leases.held.keys() <= ready, "a worker holds leases that is not ready"
         assert self.is_running() or self.is_over() or not self.leases.held
-        if self.is_running() and not self.is_held():
+        if self.is_running() and not self.hooks.is_held():
             assert not self.leases.is_complete()
             self.state.validate(sorted(rank for rank in ready if not self.scheduler.withdrawals.has_any(rank)))
             assert ready or self.reminder.due is not None, "no worker has work, and no reminder is due"

@@ -2,9 +2,9 @@
 
 from msgspec import Struct
 
-from lockstep.common.errors import FailureKind
+from lockstep.common.errors import CONTINUED, FailureKind
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import EpochRecord
+from lockstep.common.protocol.messages import EpochRecord, Finished, shortened
 from lockstep.common.statemachine.machine import Report as Report
 from lockstep.common.statemachine.machine import ReportRefusal as ReportRefusal
 from lockstep.common.statemachine.machine import Send as Send
@@ -84,6 +84,10 @@ class Finish(Struct, frozen=True, kw_only=True):
     kind: FailureKind | None = None
     #: The workers that have computed wrongly, if that is the reason.
     conviction: Conviction | None = None
+
+    def farewell(self) -> Finished | None:
+        """Return what workers are sent then, None if the run continues."""
+        return None if self.kind in CONTINUED else Finished(reason=shortened(self.failure), kind=self.kind)
 
 
 Effect = (

@@ -13,9 +13,10 @@ import numpy as np
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, RemoteProtocolError
 from lockstep.common.files.sanitize import indented, one_line
-from lockstep.common.protocol.messages import OF_A_STEP, ComputeFailed, Diverged, Message, Ping, Quantity, Result, Work
+from lockstep.common.protocol.messages import OF_A_STEP, ComputeFailed, Diverged, Ping, Quantity, Result, Work
+from lockstep.common.statemachine.machine import Received
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report
-from lockstep.ps.coordinator.events import PROGRESS
+from lockstep.ps.coordinator.events import PROGRESS, StatusRequested
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.round_state import RoundState
 from lockstep.ps.coordinator.scheduling.stragglers import StragglerMonitor
@@ -178,25 +179,24 @@ def _forget(member: Member, why: str, state: RoundState, stragglers: StragglerMo
 
 def is_back(
     member: Member,
-    message: Message | None,
+    event: Received | StatusRequested,
     state: RoundState,
     membership: Membership,
     stragglers: StragglerMonitor,
-    lease_timeout_s: float,
     now: float,
 ) -> bool:
     """Record that a worker is alive: progress extends its leases. Tell whether it is a suspect that gets work again.
 
-    A suspect that says something again and again, but brings nothing, does not. `message` is None if it only asks for
-    the status.
+    A suspect that says something again and again, but brings nothing, does not; nor one that asks for the status.
     """
+    message = event.message if isinstance(event, Received) else None
     rank, leases = member.rank, state.leases
     stragglers.evictions.drop(rank)
     if isinstance(message, PROGRESS) and rank in leases.held:
         # If other servers are not done, the shard group watches those.
         is_pending = state.pending.has(rank)
         own_s = stragglers.timeout_s(rank, state.round.work, leases.held_by(rank))
-        leases.extend(rank, now + (lease_timeout_s if is_pending else own_s))
+        leases.extend(rank, now + (stragglers.timeouts.limit_s if is_pending else own_s))
     is_needed = not membership.count(MemberState.READY)
     brings = is_needed or not isinstance(message, Ping | None) or not stragglers.is_on_probation(rank, now)
     return member.state is MemberState.SUSPECT and brings

@@ -130,7 +130,7 @@ def _slices(
     own = setup.shard if info.options.servers == 1 else own_part(setup.shard, initial.slices[0])
     return SliceGroup(
         initial,
-        SliceService(own, outbox.send, coordinator.was_leased),
+        SliceService(own, outbox.send, lambda rank, node: coordinator.state.was_leased(rank, node)),
         coordinator.membership,
         port=context.port,
         clock=context.clock,

@@ -2,14 +2,22 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeVar
 
-from lockstep.ps.coordinator.coordinator import Plug
+from lockstep.ps.coordinator.coordinator import Coordinator, Plug
 from lockstep.ps.coordinator.parts.audit import Audit
 from lockstep.ps.coordinator.parts.callbacks import Callbacks
 from lockstep.ps.coordinator.parts.hand_over import HandOver
 from lockstep.ps.coordinator.parts.multi_step import FIRST_STEPS, MultiStep
 from lockstep.ps.coordinator.parts.room import Room
 from lockstep.ps.coordinator.parts.several_servers import SeveralServers
+
+P = TypeVar("P")
+
+
+def part_of(core: Coordinator, kind: type[P]) -> P:
+    """Return the part of that class, which the run has."""
+    return next(part for part in core.parts if isinstance(part, kind))
 
 
 def all_parts(*, first_steps: int = FIRST_STEPS) -> Sequence[Plug]:

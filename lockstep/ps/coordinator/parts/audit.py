@@ -23,7 +23,7 @@ from lockstep.common.protocol.messages import Diverged, Eviction, Result
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.admission import convicted_text, refused
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Effect, Recompute, Report
+from lockstep.ps.coordinator.effects import Effect, Recompute, Report, Send
 from lockstep.ps.coordinator.findings import AuditFinding, Conviction, MicroBatchOutcome
 from lockstep.ps.coordinator.membership import Member, process_of
 from lockstep.ps.coordinator.scheduling.lease_table import LeaseTable
@@ -178,7 +178,7 @@ class Audit:
         micro_batches, excluded = core.round.micro_batches, audit.excluded(core.membership.members.values())
         leases = LeaseTable.for_audit(micro_batches, excluded, core.leases.count)
         core.state.continue_with(replace(core.round, work="audit"), leases)
-        core.enter(RunPhase.AUDITING)
+        core.phase = RunPhase.AUDITING
         return True
 
     def _judge(self, member: Member, answer: Result | Diverged, now: float) -> list[Effect]:
@@ -233,15 +233,14 @@ class Audit:
         core, failure = self._core, conviction.text()
         wrong = {finding.identity for finding in conviction.wrong}
         refusal = refused(RefusalKind.CONVICTED, convicted_text(failure))
-        members = core.membership.members.items()
-        messages = {peer: refusal for peer, one in members if one.identity in wrong}
-        if core.info.options.audit_ends:
-            return core.fail(failure, FailureKind.AUDIT, messages, conviction)
         # The others join again in a moment, when the run is resumed.
         back = Eviction(reason="the run goes back to a checkpoint, since a worker has computed wrongly")
-        return core.fail(
-            failure, FailureKind.ROLLBACK, {peer: messages.get(peer, back) for peer, _ in members}, conviction
-        )
+        ends, sent = core.info.options.audit_ends, list[Effect]()
+        for peer, one in list(core.membership.members.items()):
+            if one.identity in wrong or not ends:
+                core.membership.remove(peer)
+                sent.append(Send(peer=peer, message=refusal if one.identity in wrong else back))
+        return [*sent, *core.fail(failure, FailureKind.AUDIT if ends else FailureKind.ROLLBACK, conviction)]
 
     def _end_if_done(self, now: float) -> list[Effect]:
         """Complete the step once everything is audited for which there is a worker: the audit waits for none."""

@@ -34,6 +34,6 @@ class Callbacks:
             return []
         if decision.stops:
             return core.finish()
-        core.enter(PHASES[core.round.work])
+        core.phase = PHASES[core.round.work]
         core.begin_round(now)
         return core.assign_leases(now)

@@ -112,7 +112,7 @@ class MultiStep:
     def _phase_of(self, at: Round) -> RunPhase | None:
         """Let a team make the steps from this one on if it can."""
         core = self._core
-        steps = None if core.is_held() else self.plan.next(core.info, at, core.membership, core.scheduler)
+        steps = None if core.hooks.is_held() else self.plan.next(core.info, at, core.membership, core.scheduler)
         self.lease = None if steps is None else CurrentLease(steps)
         return None if steps is None else RunPhase.MULTI_STEP
 
@@ -125,7 +125,7 @@ class MultiStep:
             lease.is_begun = True
             return [lease.steps]
         is_alone = [member.rank for member in core.membership.ready()] == [lease.steps.rank]
-        if is_alone and not core.is_held():
+        if is_alone and not core.hooks.is_held():
             return []
         lease.is_ending = True
         return [WithdrawSteps()]
@@ -169,7 +169,7 @@ class MultiStep:
         """Continue step by step."""
         core = self._core
         self.lease, account = None, core.state.account
-        core.enter(RunPhase.TRAINING)
+        core.phase = RunPhase.TRAINING
         # The team has measured the time of its steps by its own clock.
         core.progress.begin_round(min(core.progress.round_started, now))
         core.open_round(Round("train", steps, core.round.micro_batches))
@@ -182,7 +182,7 @@ class MultiStep:
         if member is None or not isinstance(answer, MultiStepResult):
             return []
         is_expected = core.scheduler.end_multi_step(member.rank, answer.key(), now)
-        return core.assign_leases(now, core.only(member)) if is_expected else []
+        return core.assign_leases(now, member) if is_expected else []
 
     def _shown(self, status: Status) -> Status:
         """Return the status as in a run whose steps are leased one by one: it does not matter how a step is made."""

@@ -13,7 +13,7 @@ class SeveralServers:
     def __init__(self, core: Coordinator) -> None:
         self._core = core
         if core.info.options.servers > 1:
-            core.enter(RunPhase.AWAITING_SERVERS)
+            core.phase = RunPhase.AWAITING_SERVERS
         hooks = core.hooks
         hooks.events[events.ServersReady] = self._on_ready
         hooks.events[events.SumsAcknowledged] = self._on_sums_acknowledged
@@ -21,7 +21,7 @@ class SeveralServers:
 
     def _on_ready(self, event: events.ServersReady, now: float) -> list[Effect]:
         core = self._core
-        core.enter(RunPhase.AWAITING_WORKERS)
+        core.phase = RunPhase.AWAITING_WORKERS
         early = core.admission.open(event.addresses)
         return [effect for peer, (join, admitted) in early.items() for effect in core.join(peer, join, admitted, now)]
 

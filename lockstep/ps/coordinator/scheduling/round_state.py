@@ -142,6 +142,10 @@ class RoundState:
         self.leases, self.account = LeaseTable(total, single=self.single), Account(total)
         self.tallies = TreeSum(total, lambda left, right: left + right)
 
+    def was_leased(self, rank: int, node: Node) -> bool:
+        """Return whether a worker was ever leased these micro-batches of a training step."""
+        return self.round.work == "train" and self.leases.was_granted(rank, node)
+
     def in_use(self, rank: int) -> set[int]:
         """Return the leases, by number, that a worker holds, or whose sums other servers are still to acknowledge."""
         held = {lease.number for lease in self.leases.held_by(rank)}

@@ -121,6 +121,14 @@ class Scheduler:
         self.timeouts.begin(member.rank, now)
         return withdrawn
 
+    def drop(self, state: RoundState, member: Member, dropped: Dropped, now: float) -> bool:
+        """Record that a worker is past a lease which was withdrawn, and has not computed all of it; tell whether."""
+        withdrawn = self.past(member, dropped, dropped.computed, now)
+        if withdrawn is None or withdrawn.lease is None:
+            return False
+        state.record_dropped(member.rank, dropped, withdrawn.lease.node, withdrawn.times(now))
+        return True
+
     def measure(self, member: Member, result: Result, held: Iterable[HeldLease], now: float) -> WithdrawnLease | None:
         """Measure a result of a lease that a worker holds, or that was withdrawn, which is then returned.
 

@@ -16,6 +16,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.coordinator.parts.assembly import part_of
 from lockstep.ps.coordinator.parts.multi_step import MultiStep
 from lockstep.ps.coordinator.transitions import RunPhase
 from tests.lockstep.checking.simulation.planted import coordinating
@@ -61,7 +62,7 @@ def test_a_run_in_leases_of_several_steps_has_the_bits_and_records_of_one_proces
         simulation.prove(alone(name))
     assert simulation.server.multi_step.count >= 2
     # But for the first and the last of each epoch.
-    assert simulation.server.coordinator.part(MultiStep).plan.lasted >= 30
+    assert part_of(simulation.server.coordinator, MultiStep).plan.lasted >= 30
     assert list(short_root.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ from lockstep.common.protocol.messages import Dropped, Lease, MultiStepResult
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect, LeaseSteps, RecordStep, WithdrawSteps
-from lockstep.ps.coordinator.parts.assembly import all_parts
+from lockstep.ps.coordinator.parts.assembly import all_parts, part_of
 from lockstep.ps.coordinator.parts.multi_step import (
     FIRST_STEPS,
     LONGEST_PAUSE,
@@ -99,7 +99,7 @@ def test_once_the_speed_of_a_team_is_known_it_makes_the_steps_up_to_the_last_of_
 
 def test_the_first_steps_of_a_run_are_leased_also_of_one_that_is_resumed() -> None:
     at = Round("train", 3, JOB.micro_batches)
-    assert Coordinator(info_of(), all_parts(), start=at).part(MultiStep).plan.earliest == 3 + FIRST_STEPS
+    assert part_of(Coordinator(info_of(), all_parts(), start=at), MultiStep).plan.earliest == 3 + FIRST_STEPS
 
 
 def test_a_step_that_a_team_made_counts_like_any_other() -> None:
@@ -153,7 +153,7 @@ def test_audits_several_servers_and_data_that_is_sent_need_the_server_in_each_st
 @pytest.mark.parametrize("change", ["two", "no team", "impossible"])
 def test_who_is_not_alone_or_no_team_is_leased_each_step(change: str) -> None:
     drive = Team()
-    drive.coordinator.part(MultiStep).plan.is_possible = change != "impossible"
+    part_of(drive.coordinator, MultiStep).plan.is_possible = change != "impossible"
     if change == "no team":
         drive.enter(1, shares=True)
     else:
