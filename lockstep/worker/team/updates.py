@@ -98,20 +98,20 @@ class UpdateMaker:
     _scale: tuple[int, float | None] = (0, None)
 
     def __post_init__(self) -> None:
-        compute, job, samples = self.compute, self.compute.job, len(self.compute.data.train)
+        compute, job, samples = self.compute, self.compute.job, len(self.compute.batches.data.train)
         self.rule = UpdateRule(
-            rules=rules_of(job, spans_of(job, compute.layout), compute.own),
+            rules=rules_of(job, spans_of(job, compute.layout), compute.batches.own),
             parameter_size=compute.layout.parameter_size,
             momenta=outer_momenta(job, compute.model.momenta()),
             wire_weights=compute.wire_weights,
         )
-        self.schedule = schedule_of(job, job.total_steps(samples), -(-samples // job.global_batch), compute.own)
+        self.schedule = schedule_of(job, job.total_steps(samples), -(-samples // job.global_batch), compute.batches.own)
         self.slices = slices_for(compute.layout.size, len(self.locks))
 
     @classmethod
     def open(cls, compute: Compute, shape: TeamShape, adder: SliceAdder, place: SharedPlace) -> "UpdateMaker":
         """Map the newest memory of the weights; `SharingError` if it cannot be."""
-        layout, names = compute.layout, list(rule_of(compute.job, compute.own).init(0))
+        layout, names = compute.layout, list(rule_of(compute.job, compute.batches.own).init(0))
         shape_of_weights = weights_shape(layout.size)
         with closing(SharedFolder.join(place.root, place.folder)) as folder:
             first, second = folder.attach(WEIGHTS, shape_of_weights, is_writable=True).vectors

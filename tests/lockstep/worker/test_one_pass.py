@@ -115,7 +115,7 @@ def test_every_node_has_the_bits_losses_and_tally_of_its_micro_batches_one_by_on
     compute, oracle = compute_of(job, data()), oracle_of(job, data())
     for step in range(3):
         for each in (compute, oracle):
-            each.weights += np.float32(0.001)
+            each.weights[:] += np.float32(0.001)
         for node in nodes(0, job.micro_batches):
             sums, tally = compute.train(step, node)
             expected, expected_tally = oracle.train(step, node)

@@ -170,7 +170,7 @@ def alone(step: int, node: Node) -> Vector:
         first, second = node.halves()
         return alone(step, first) + alone(step, second)
     compute = odd()
-    indices, sums = compute.batches.sampler.indices(step, node.lo), compute._new_vector()
+    indices, sums = compute.batches.sampler.indices(step, node.lo), compute.layout.new_vector()
     if not len(indices):
         return sums
     images, targets = compute.batches.training(indices, step, node.lo)
