@@ -23,16 +23,16 @@ from lockstep.common.job.optimizer import check_rule, spans_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode, transform_of
 from lockstep.common.job.score import Guess
 from lockstep.common.job.tally import Tally
-from lockstep.common.model.initial import first_micro_batch, initial_weights, kept_next_to
-from lockstep.common.model.port import Model
+from lockstep.common.model.initial import InitialWeights, first_micro_batch, initial_weights, kept_next_to
+from lockstep.common.model.port import Evidence, Model
 from lockstep.common.model.source import ModelSource, read_job_source
 from lockstep.common.numerics.choice import kernels_here
 from lockstep.common.optim.rules import Rule, SlotSets
-from lockstep.common.protocol.fingerprint import fingerprint_of
+from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint_of
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.numerics import Numerics, own_numerics
 from lockstep.ps.run.info import RunInfo
-from lockstep.ps.run.plan import plan_of
+from lockstep.ps.run.plan import Plan, plan_of
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard.update_policy import policy_of
 
@@ -53,12 +53,7 @@ class RunSetup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def open_run(
-    run: str,
-    job: Job,
-    data: TrainTest,
-    options: RunOptions,
-    source: ModelSource | None = None,
-    model_folder: str = "",
+    run: str, job: Job, data: TrainTest, options: RunOptions, source: ModelSource | None = None, model_folder: str = ""
 ) -> RunSetup:
     """Build what a run begins with; a `UsageError` if the job, the model or the data do not go together.
 
@@ -66,47 +61,16 @@ def open_run(
     default what the job names now. Workers that do not find it look into `model_folder`, next to which a run that began
     before has its initial weights.
     """
-    if own_numerics() != job.numerics and not options.allow_mixed_numerics:
-        raise NumericsError(
-            f"numerics = {job.numerics!r} in a process that computes with {own_numerics()} ones: expected "
-            "`take_numerics(job.numerics)` before, as the commands of lockstep and fit do it"
-        )
-    own = fingerprint_of(own_numerics())
+    own = _own_fingerprint(job, options)
     dataset, data = data.digest, with_moments(with_validation(data, job.validation_split, job.seed))
     check_batch(job, len(data.train))
     source = source or read_job_source(job)
     code = source.own_code()
     check_rule(job, code)
     objective = Objective.of(job, code.loss, code.metrics)
-    objective.check_labels(data.train, data.class_names)
-    model = source.build(job.seed)
-    if not model.layout.parameter_size:
-        raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
-    if (transform := transform_of(job, code)) is not None and not options.ship_data:
-        one = np.zeros(1, np.int64)
-        transform.check(data.train.images.take(one, axis=0), data.train.labels.take(one, axis=0))
-    objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
-    slices_for(model.layout.size, options.servers)  # raises if there are too many
-    initial = initial_weights(job, model, kept_next_to(model_folder))
-    layout = model.layout
-    if not np.isfinite(initial.vector).all():
-        name = layout.name_at(int(np.flatnonzero(~np.isfinite(initial.vector))[0]))
-        raise ModelError(
-            f"the initial weights of {name!r} are not finite: expected numbers; check how they are initialized, or the "
-            "file that they are read from"
-        )
-    batch = first_micro_batch(job, data, is_here=not options.ship_data)
-    evidence = source.check_repeated(model, job.seed, objective, *batch, initial.taken)
-    is_own_loss_untried = objective.kind is LossKind.OWN and not evidence.engine
-    metric_sums = objective.metrics.size(0)
-    if is_own_loss_untried or job.metrics:
-        metric_sums = len(try_objective(model, objective, *batch).metrics)
-    if evidence.engine and job.numerics == "portable":
-        raise NumericsError(
-            f"numerics = 'portable' with a model that is computed by {evidence.engine}, whose kernels depend on the "
-            "processor: expected a model of lockstep.nn; or add --numerics native, and give up equal bits on other "
-            "kinds of machines"
-        )
+    model = _built(job, data, options, source, objective, code)
+    initial = _initial(job, model, model_folder)
+    evidence, metric_sums = _tried(job, data, options, source, model, objective, initial)
     plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
     info = RunInfo(
         run=run,
@@ -114,7 +78,7 @@ def open_run(
         options=options,
         plan=plan,
         training_samples=len(data.train),
-        layout=layout.digest(),
+        layout=model.layout.digest(),
         dataset=dataset,
         source=source.digest,
         model_files=source.digests(),
@@ -124,28 +88,85 @@ def open_run(
         guess=guess_of(objective, data),
         manifest=manifest_of(data) if options.ship_data else None,
         moments=data.train.moments,
-        size=layout.size,
+        size=model.layout.size,
         metric_sums=metric_sums,
     )
-    policy = policy_of(job, plan, spans_of(job, layout), model.momenta(), code)
-    if layout.alignment > 1:
+    shard = _shard_of(job, plan, model, initial.vector, code)
+    native = native_notices(job.numerics, evidence.engine, kernels_here().obstacle)
+    notices = [*initial.notices, *native, *evidence.notices()]
+    return RunSetup(
+        info=info, model=model, data=data, layout=model.layout, shard=shard, source=source, own=code, notices=notices
+    )
+
+
+def _own_fingerprint(job: Job, options: RunOptions) -> Fingerprint:
+    """Return the fingerprint of the numerics of this process; `NumericsError` if they have to be others."""
+    if own_numerics() != job.numerics and not options.allow_mixed_numerics:
+        raise NumericsError(
+            f"numerics = {job.numerics!r} in a process that computes with {own_numerics()} ones: expected "
+            "`take_numerics(job.numerics)` before, as the commands of lockstep and fit do it"
+        )
+    return fingerprint_of(own_numerics())
+
+
+def _built(
+    job: Job, data: TrainTest, options: RunOptions, source: ModelSource, objective: Objective, code: OwnCode
+) -> Model:
+    """Return the model, which takes the samples of the data, and has enough values for all servers."""
+    objective.check_labels(data.train, data.class_names)
+    model = source.build(job.seed)
+    if not model.layout.parameter_size:
+        raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
+    if (transform := transform_of(job, code)) is not None and not options.ship_data:
+        one = np.zeros(1, np.int64)
+        transform.check(data.train.images.take(one, axis=0), data.train.labels.take(one, axis=0))
+    objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
+    slices_for(model.layout.size, options.servers)  # raises if there are too many
+    return model
+
+
+def _initial(job: Job, model: Model, model_folder: str) -> InitialWeights:
+    """Return the initial weights; `ModelError` names the first that is not finite."""
+    initial = initial_weights(job, model, kept_next_to(model_folder))
+    if not np.isfinite(initial.vector).all():
+        name = model.layout.name_at(int(np.flatnonzero(~np.isfinite(initial.vector))[0]))
+        raise ModelError(
+            f"the initial weights of {name!r} are not finite: expected numbers; check how they are initialized, or the "
+            "file that they are read from"
+        )
+    return initial
+
+
+def _tried(
+    job: Job,
+    data: TrainTest,
+    options: RunOptions,
+    source: ModelSource,
+    model: Model,
+    objective: Objective,
+    initial: InitialWeights,
+) -> tuple[Evidence, int]:
+    """Compute the first micro-batch; return the evidence of its bits, and how many sums of metrics there are."""
+    batch = first_micro_batch(job, data, is_here=not options.ship_data)
+    evidence = source.check_repeated(model, job.seed, objective, *batch, initial.taken)
+    metric_sums = objective.metrics.size(0)
+    if job.metrics or (objective.kind is LossKind.OWN and not evidence.engine):
+        metric_sums = len(try_objective(model, objective, *batch).metrics)
+    if evidence.engine and job.numerics == "portable":
+        raise NumericsError(
+            f"numerics = 'portable' with a model that is computed by {evidence.engine}, whose kernels depend on the "
+            "processor: expected a model of lockstep.nn; or add --numerics native, and give up equal bits on other "
+            "kinds of machines"
+        )
+    return evidence, metric_sums
+
+
+def _shard_of(job: Job, plan: Plan, model: Model, weights: Vector, code: OwnCode) -> Shard:
+    policy = policy_of(job, plan, spans_of(job, model.layout), model.momenta(), code)
+    if model.layout.alignment > 1:
         for _, rule in policy.rules:
             check_gaps(rule, job)
-    shard = Shard((initial.vector, layout.new_vector()), policy, job.micro_batches)
-    return RunSetup(
-        info=info,
-        model=model,
-        data=data,
-        layout=layout,
-        shard=shard,
-        source=source,
-        own=code,
-        notices=[
-            *initial.notices,
-            *native_notices(job.numerics, evidence.engine, kernels_here().obstacle),
-            *evidence.notices(),
-        ],
-    )
+    return Shard((weights, model.layout.new_vector()), policy, job.micro_batches)
 
 
 def native_notices(numerics: Numerics, engine: str, obstacle: str) -> list[str]:
