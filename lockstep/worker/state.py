@@ -265,9 +265,7 @@ class WorkerState(Machine[Event, Effect]):
                 self.requested = None
                 return []
             case MultiStepLease():
-                self._drop_leases()
-                self.phase, self.steps = WorkerPhase.MULTI_STEP, event
-                return [BeginSteps(lease=event)]
+                return self._begin_steps(event)
             case MultiStepWithdrawal(number=number):
                 is_at_hand = self.steps is not None and self.steps.number == number
                 return [StopSteps()] if is_at_hand else []
@@ -275,25 +273,38 @@ class WorkerState(Machine[Event, Effect]):
                 return self._end_steps(is_done=is_done)
             case InboxEmptied():
                 return self._compute_next()
-            case Result() | Diverged() | ComputeFailed():
-                self.phase = WorkerPhase.WAITING
-                return [SendToServer(message=event)]
-            case LeaseStopped(lease=lease, computed=computed):
-                self.phase, self.stopped = WorkerPhase.WAITING, (lease, computed)
-                return []
+            case Result() | Diverged() | ComputeFailed() | LeaseStopped() | SamplesMissing():
+                return self._end_lease(event, now)
             case MemoryLost(reason=reason):
                 # Perhaps since the run is over; otherwise it goes on over the socket.
                 leave = SendToServer(message=Leave(reason=shortened(reason)))
                 return [leave, *self._as_client(Eviction(reason=reason), now)]
-            case SamplesMissing(lease=lease, request=request):
-                self.phase, self.requested, self.client.search.asked = WorkerPhase.WAITING, request, now
-                self.leases.appendleft(lease)
-                return [SendToServer(message=request)]
             case SamplesNotStored(reason=reason):
                 self.phase = WorkerPhase.OUTSIDE
                 return [*self.client.leave(1, reason, FailureKind.PREPARATION)]
             case _:
                 raise AssertionError(event)  # those of the client never come here
+
+    def _end_lease(
+        self, end: Result | Diverged | ComputeFailed | LeaseStopped | SamplesMissing, now: float
+    ) -> list[Effect]:
+        """Wait for more work, and answer the current lease unless it was stopped."""
+        self.phase = WorkerPhase.WAITING
+        match end:
+            case LeaseStopped(lease=lease, computed=computed):
+                self.stopped = (lease, computed)
+                return []
+            case SamplesMissing(lease=lease, request=request):
+                self.requested, self.client.search.asked = request, now
+                self.leases.appendleft(lease)
+                return [SendToServer(message=request)]
+            case _:
+                return [SendToServer(message=end)]
+
+    def _begin_steps(self, lease: MultiStepLease) -> list[Effect]:
+        self._drop_leases()
+        self.phase, self.steps = WorkerPhase.MULTI_STEP, lease
+        return [BeginSteps(lease=lease)]
 
     def _end_steps(self, *, is_done: bool) -> list[Effect]:
         """Answer the current multi-step lease; the server knows how many steps were made."""
