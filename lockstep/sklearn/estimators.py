@@ -8,7 +8,7 @@ import inspect
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import msgspec
 import numpy as np
@@ -127,7 +127,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
     """The common part of both estimators."""
 
     #: The job's.
-    _loss: str
+    _loss: ClassVar[str]
     #: The state from which the next call of partial_fit continues; missing before the first, and before `fit`.
     _stream: Stream
     _stream_seed: int
@@ -240,8 +240,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         return TrainingTask(job=job, data=self._data(x, labels, classes, shape), text=exported.text)
 
     def _hold(self, stream: Stream) -> Self:
-        self.weights_, self._moments = stream.weights, stream.moments
-        self.n_iter_, self.loss_ = stream.passes, stream.figures["loss"]
+        self.weights_, self.n_iter_, self.loss_ = stream.weights, stream.passes, stream.figures["loss"]
         self._stream, self._opened = stream, None
         self._model()  # now: a call of predict must not change an estimator
         return self
@@ -331,7 +330,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         if self.numerics is not None:
             prefer_numerics(self.numerics)
         rows = validate_data(self, x, dtype=np.float32, reset=False)
-        model, preparation = self._model(), Preparation(*self._moments)
+        model, preparation = self._model(), Preparation(*self._stream.moments)
         sample, outputs = self._network_shape
         found = np.empty((len(rows), outputs))
         batch = np.zeros((ROWS, *sample), np.float32)
