@@ -191,9 +191,10 @@ class PlacedGradients:
 class PlacedStatistics:
     """The buffers of layers that are statistics of batches, and what a micro-batch observes for them.
 
-    A layer that averages with momentum 1 leaves the values of its batch, whatever was there. What a spectral norm moves
-    begins with what the last step has left, and is the same in each micro-batch. A layer that is called several times
-    in a forward averages over its calls, with its own momentum. So the result depends on the micro-batch alone.
+    A layer that averages with momentum 1 leaves the values of its batch, whatever was there. The vectors that a
+    spectral norm moves begin as the last step has left them, and are the same in each micro-batch. A layer that is
+    called several times in a forward averages over its calls, with its own momentum. So the result depends on the
+    micro-batch alone.
     """
 
     def __init__(self, structure: Structure) -> None:
