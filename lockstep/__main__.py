@@ -1,4 +1,4 @@
-"""Where a process of ours begins, as `python -m lockstep` or by the script `lockstep`."""
+"""The entry point of our processes, as `python -m lockstep` or by the script `lockstep`."""
 
 import os
 import signal

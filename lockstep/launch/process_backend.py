@@ -1,4 +1,4 @@
-"""Where a run's processes are started: the port, its implementation for this machine, and a run's private folder."""
+"""The machines of a run's processes: the port, its implementation for this machine, and a run's private folder."""
 
 import tempfile
 from dataclasses import dataclass, field
@@ -23,23 +23,23 @@ from lockstep.launch.team import team_arguments
 
 
 class ProcessCommand(msgspec.Struct, frozen=True, kw_only=True):
-    """A command that starts a process of a run: what is the same wherever it starts."""
+    """A command that starts a process of a run, without the parts that depend on the machine."""
 
     place: ProcessPlace
-    #: Arguments of `lockstep`, in which `HERE` stands for a folder of the process's own.
+    #: Arguments of `lockstep`, in which `HERE` stands for a private folder of the process.
     arguments: list[str]
     #: The address at which a server has to listen again, empty if any will do.
     address: str = ""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of the process in messages."""
         role = self.place.role
         return "the server" if role is Role.SERVER else f"a {role.value}"
 
     @property
     def stem(self) -> str:
-        """What its log and its socket are called."""
+        """The name of its log and its socket, without their endings."""
         role = self.place.role
         return role.value if role is Role.SERVER else f"{role.value}-{self.place.number}"
 
@@ -49,17 +49,17 @@ class ProcessBackend(Protocol):
 
     @property
     def has_external_workers(self) -> bool:
-        """Whether workers that we did not start take part as well."""
+        """True if workers that we did not start take part as well."""
         ...
 
     @property
     def workers(self) -> int:
-        """How many processes that compute are started here."""
+        """The number of processes started here that compute."""
         ...
 
     @property
     def team_size(self) -> int:
-        """How many of these form a team, one after the other; the first of each leads it."""
+        """The size of a team: so many consecutive processes form one, and the first of them leads it."""
         ...
 
     def start_server(self, command: ProcessCommand, folder: Path) -> Child:
@@ -74,7 +74,7 @@ class ProcessBackend(Protocol):
         ...
 
     def dial(self, address: str) -> ClientPort:
-        """Return a connection to the server, to ask it how the run stands."""
+        """Return a connection to the server, to ask it for the state of the run."""
         ...
 
 
@@ -87,17 +87,17 @@ class LocalBackend:
     """This machine alone."""
 
     launch: RunOptions
-    #: The process that those of the run are forked from, None to start each anew.
+    #: The process from which the processes of the run are forked, None to start an interpreter for each.
     template: ProcessTemplate | None = None
     has_external_workers: bool = field(default=False, init=False)
     workers: int = field(init=False)
     team_size: int = field(init=False)
-    #: What our processes show one another, where others can reach them.
+    #: The token that our processes show one another, None if the transport needs no token.
     _token: Token | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.workers = self.launch.workers
-        # What is audited is computed again by another worker: then there has to be one.
+        # Audited work is computed again by another worker, so there has to be more than one.
         self.team_size = 1 if self.launch.audit else max(1, min(self.workers, PROCESSES_LIMIT))
 
     def start_server(self, command: ProcessCommand, folder: Path) -> Child:

@@ -172,7 +172,7 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True):
         """Return the seconds in which teams and servers exchange vectors."""
         if at.is_local:
             return self.local_s
-        # A server adds what has arrived while the rest is on its way, so that the slower of the two counts.
+        # A server adds vectors that have arrived while the rest is on its way, so that the slower of the two counts.
         return self.latency_s + max(self.per_host_s * at.hosts / at.servers, self.link_s(at))
 
     def updated_s(self, at: Machines) -> float:
@@ -242,7 +242,7 @@ def bytes_per_parameter(wire: str, wire_weights: str) -> float:
 def fitted(points: Sequence[Measured], *, is_weak: bool = False, cores: int | None = None) -> CostModel:
     """Return the model that fits measurements with one or more numbers of workers that shared `cores` cores.
 
-    The point with the most workers gives the costs of a micro-batch and an update. Where there are points whose workers
+    The point with the most workers gives the costs of a micro-batch and an update. If there are points whose workers
     had a core each, only these count: in all others, part of every cost is waiting for a core.
     """
     points = [point for point in points if cores is None or point.workers <= cores] or points

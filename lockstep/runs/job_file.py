@@ -172,8 +172,8 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
     """Return the checked job and options: the file's values, or the model's shipped job, overridden by the flags.
 
     A job with local steps has defaults of its own: see `local_defaults`; the numerics are those that its model and this
-    machine can have. `JobError` names the value, what was expected
-    and, for an unknown key, the nearest right one.
+    machine can have. `JobError` names the value, the expected kind of value and, for an unknown key, the nearest
+    right one.
     """
     given = {**file_values, **flags}
     shipped = {} if file_values else shipped_values(str(given.get("model", "lenet")))
@@ -223,7 +223,7 @@ def _check_no_local(given: Mapping[str, Any]) -> None:
 
 
 def _convert(values: dict[str, Any], to: type[S]) -> S:
-    """Return `values` as a struct; the first that does not fit is named with what was expected."""
+    """Return `values` as a struct; `JobError` names the first that does not fit, and the expected kind of value."""
     try:
         return msgspec.convert(values, to)
     except msgspec.ValidationError as error:

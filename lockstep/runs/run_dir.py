@@ -199,7 +199,7 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
 
 
 def check_records(folder: Path) -> None:
-    """Raise `JobError` if a record of a run is a folder or a link, which would lead what is written somewhere else."""
+    """Raise `JobError` if a record of a run is a folder or a link, which would lead writes somewhere else."""
     for path in (folder / name for name in RECORD_FILES):
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
             raise JobError(f"{str(path)!r} is not a regular file: expected that of the run; remove it, or put it back")

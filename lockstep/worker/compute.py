@@ -144,7 +144,7 @@ class Compute:
         self._attempt.begin()
         # The next lease is most likely the same part of the next step; it is read while this one is computed.
         self.batches.read_ahead(step + 1, node)
-        with np.errstate(all="ignore"):  # the loss shows what is not finite, and it is reported with its place
+        with np.errstate(all="ignore"):  # values that are not finite show in the loss and are reported with their place
             return self.into, self._nodes.train(step, node, self._at, send)
 
     def evaluate(self, node: Node, work: Work = "evaluate") -> Tally:

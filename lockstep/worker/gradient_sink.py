@@ -1,7 +1,8 @@
-"""Where the sums of a lease go: each bucket of them is rounded, checked and sent as soon as it is final.
+"""The path of the sums of a lease: each bucket of them is rounded, checked and sent as soon as it is final.
 
-Gradients go one way: backward hands them to the sink, the sink hands buckets to whoever sends them. A bucket is a frame
-of the flat vector; it is final with the last gradient in it, while backward is still on its way to the first layers.
+Gradients go one way: backward hands them to the sink, the sink hands buckets to the function that sends them. A bucket
+is a frame of the flat vector; it is final with the last gradient in it, while backward is still on its way to the first
+layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,13 +31,13 @@ class NotFiniteError(ArithmeticError):
 
 
 class GradientSink:
-    """Takes the sums of micro-batches, and of nodes of the tree over them, to whoever wants them."""
+    """Rounds and checks the sums of micro-batches, and of nodes of the tree over them, and sends them if wanted."""
 
     def __init__(self, layout: ParameterLayout, frames: Sequence[Slice], wire: Quantization) -> None:
         self._layout = layout
         self._frames = frames
         self._wire = wire
-        #: For each parameter, the indices of the frames that it stands in.
+        #: For each parameter, the indices of the frames that hold a part of it.
         self._touched = [
             [index for index, frame in enumerate(frames) if _overlap(entry, frame)] for entry in layout.parameters
         ]
@@ -48,7 +49,7 @@ class GradientSink:
 
     @property
     def is_exact(self) -> bool:
-        """Whether sums are sent as they were computed."""
+        """True if sums are sent as they were computed."""
         return self._wire.is_exact
 
     def begin(self, sums: Vector, at: RoundingKey, send: SendBucket | None) -> None:
@@ -63,11 +64,11 @@ class GradientSink:
 
     @property
     def on_final(self) -> Callable[[int], None] | None:
-        """What backward is to call with each parameter whose gradient is final; None if nobody waits for that."""
+        """The function that backward calls with each parameter whose gradient is final; None if no sums are sent."""
         return None if self._send is None else self._finish_parameter
 
     def end(self) -> None:
-        """Finish what was not final before: statistics, and parameters without a part in the loss."""
+        """Finish the sums that were not final before: statistics, and parameters without a part in the loss."""
         if self._send is None:
             self._wire.round(self._sums, self._at)
             self._check(self._sums, self._at)

@@ -1,7 +1,7 @@
 """The sums over a node of the tree: the port, and the two ways to compute them.
 
 Any model can be computed one micro-batch after the other. An engine may be able to compute several in one pass: what it
-gives must equal that, bit by bit. What is summed is a gradient here; `local_steps` has another kind of leaf.
+gives must equal that, bit by bit. The leaves summed here are gradients; `local_steps` has another kind of leaf.
 """
 
 import math
@@ -33,7 +33,7 @@ class StoppedError(Exception):
 
 @dataclass
 class Attempt:
-    """How far the node at hand is, and whether the rest of it is wanted."""
+    """The progress in the current node, and the question whether the rest of it is wanted."""
 
     #: Asked before each micro-batch of a node but the first.
     is_wanted: Callable[[], bool]
@@ -54,9 +54,10 @@ class Attempt:
         self.computed += 1
 
     def over(self, micro_batches: int, length: int) -> Callable[[], None]:
-        """Return what is called at each of `length` advances of a pass over several micro-batches.
+        """Return the function to call at each of `length` advances of a pass over several micro-batches.
 
-        They are counted as if they were computed one by one; it raises `StoppedError` if the rest is not wanted.
+        The micro-batches are counted as if they were computed one by one. The function raises `StoppedError` if the
+        rest is not wanted.
         """
         self.count()
         advances, begun = 0, 1
@@ -72,7 +73,7 @@ class Attempt:
 
 
 class Vectors(NamedTuple):
-    """What an engine reads from and writes to at the moment, and by which indices it knows them."""
+    """The vectors that an engine reads from and writes to now, and the indices by which it knows them."""
 
     weights: Vector
     sums: Vector
@@ -169,7 +170,7 @@ class SumsByMicroBatch:
 
 
 class WantedSums(NamedTuple):
-    """What is to be computed, and who gets its sums."""
+    """The node to compute, the vectors to use, and the function that sends the sums."""
 
     step: int
     node: Node
@@ -181,8 +182,8 @@ class WantedSums(NamedTuple):
 class SumsInOnePass:
     """As many micro-batches in one pass as the engine computes at once; the others one after the other.
 
-    What is not finite stays so in exact sums: whether they are is seen at the end, and then which of them is not is
-    found out one by one.
+    A value that is not finite stays so in exact sums, so these are checked at the end. If one is not finite, the
+    micro-batches are computed again one by one, to find the first that is not.
     """
 
     one_by_one: SumsByMicroBatch
@@ -234,7 +235,7 @@ class SumsInOnePass:
     def _one_pass(self, step: int, node: Node) -> OnePass | None:
         """Return what computes a node at once; None if it has to be computed by its halves."""
         batches = self.batches
-        # What is rounded is rounded at every node: there must be a whole vector of it.
+        # If sums are rounded, they are rounded at every node, so each node needs a whole vector of them.
         if (len(node) > 1 and not self.one_by_one.sink.is_exact) or not batches.is_stackable:
             return None
         counts = batches.sampler.sizes(step, node.lo, node.hi)
@@ -249,7 +250,7 @@ class SumsInOnePass:
     def _compute(
         self, made: OnePass, step: int, node: Node, out: Vector, on_final: OnFinal | None = None, *, adds: bool = False
     ) -> Tally:
-        """Write the sums over a node into `out` in one pass, or add them to what is there."""
+        """Write the sums over a node into `out` in one pass, or add them to the sums that `out` holds."""
         attempt, batches = self.one_by_one.attempt, self.batches
         advance = attempt.over(len(node), made.length)
         batches.fill(step, node, made.images, made.targets)

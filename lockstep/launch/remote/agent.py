@@ -1,6 +1,7 @@
-"""Starts a team on the machine where it is, and watches it for somebody elsewhere.
+"""Starts a team on the machine where it is, and watches it for a process on another machine.
 
-What it is asked and answers is of plain types, since it travels as the engine that placed it sees fit; knows no engine.
+Questions and answers are of plain types, because they travel as the engine that placed the agent sees fit. The agent
+knows no engine.
 """
 
 import os
@@ -83,8 +84,8 @@ def host_name() -> str:
 def signal_family(pid: int, number: int) -> None:
     """Send a signal to a child of this process and to all that it has started.
 
-    It stands still meanwhile: otherwise it would restart what the signal ends, or start a process that the signal
-    misses.
+    The child is stopped meanwhile: otherwise it would restart a process that the signal ends, or start one that the
+    signal misses.
     """
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)

@@ -121,7 +121,7 @@ class HostTeam:
     def _is_there(self) -> bool:
         """Return whether the folder is there; `UsageError` if another user may have made it.
 
-        Its files decide what is computed. It is looked at once: it may be removed at any time.
+        Its files control the computation. It is looked at once: it may be removed at any time.
         """
         try:
             found = os.lstat(self.folder)

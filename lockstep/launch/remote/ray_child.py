@@ -16,7 +16,7 @@ from lockstep.launch.supervision.channel import ChildReport, EndReport, decode_r
 from lockstep.launch.supervision.child import ProcessLog, WatchedProcess
 from lockstep.launch.supervision.restarts import USAGE
 
-#: The exit code of a team whose machine is gone: as if somebody had killed it.
+#: The exit code of a team whose machine is gone: the same as if it had been killed.
 LOST = -int(signal.SIGKILL)
 
 #: Seconds between two polls, and for an answer of an actor that may be gone.
@@ -25,11 +25,11 @@ POLL_S, ANSWER_S = 0.05, 5.0
 
 @dataclass
 class RayTeam(WatchedProcess):
-    """A team, and the node on which it starts as soon as there is room; its number is that of who starts the others."""
+    """A team, and the node on which it starts once there is room; its pid is of the process that starts the others."""
 
     #: Starts it: returns the handle of a `LaunchAgent`; None while there is no room.
     begin: Callable[["RayTeam"], Any]
-    #: What it has of the cluster while it runs.
+    #: The cores of the cluster that it has while it runs.
     cores: Sequence[Core] = ()
     actor: Any = None
     clock: Clock = field(default_factory=SystemClock)
@@ -53,7 +53,7 @@ class RayTeam(WatchedProcess):
 
     @property
     def is_over(self) -> bool:
-        """Whether it is known to have ended."""
+        """True if it is known to have ended."""
         return self._code is not None
 
     def place(self) -> str:

@@ -1,4 +1,4 @@
-"""What a process reports to the process that has started it: JSON lines in a pipe, which is its standard output.
+"""The reports of a process to the process that has started it: JSON lines in a pipe, which is its standard output.
 
 A report is what a program decides on; a log is for people. It does not know how processes are started.
 """
@@ -67,7 +67,7 @@ class ParentLink:
     _descriptor: int = -1
 
     def open(self) -> None:
-        """Take the standard output for reports. What is printed, as by a model, goes to the log instead."""
+        """Take the standard output for reports. Printed output, as that of a model, goes to the log instead."""
         sys.stdout.flush()
         self._descriptor = os.dup(STDOUT)
         os.dup2(STDERR, STDOUT)

@@ -295,7 +295,7 @@ class Crew:
 
     def begin(self, place: ProcessPlace) -> WatchedProcess:
         """Start the process of a place."""
-        # What the dead one holds, a core of a cluster, is what the next one waits for.
+        # The ended process may hold a core of a cluster, for which the next process waits.
         self.stop(place)
         self.processes[place] = self.start(place)
         self._started.append(self.processes[place])
@@ -303,7 +303,7 @@ class Crew:
         return self.processes[place]
 
     def stop(self, place: ProcessPlace) -> None:
-        """Kill the process of a place, if there is one, and free what is held of it."""
+        """Kill the process of a place, if there is one, and free all that is held for it."""
         if place in self.processes:
             self.processes[place].end(0.0)
 

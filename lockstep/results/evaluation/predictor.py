@@ -56,7 +56,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def table(self) -> FolderManifest | None:
-        """How the table was packed that the data is, None if it is something else."""
+        """The record of how the table was packed, None if the data is not a table."""
         return table_at(self.trained.job.data)
 
     @cached_property
@@ -70,7 +70,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def kind(self) -> LossKind:
-        """What the outputs are."""
+        """The kind of the outputs."""
         return kind_of(self.trained.job.loss)
 
     def outputs(self, samples: NDArray[Any]) -> NDArray[Any]:
@@ -96,7 +96,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
 
         Raises DataError if it cannot be read as a table.
         """
-        # Here, as the extra may be missing if nobody predicts.
+        # Imported here, because the extra may be missing if no table is predicted.
         from lockstep.results.evaluation.table_rows import TableRows
 
         for samples, problems in TableRows(table, reading, spelled).samples(rows):
@@ -141,7 +141,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
             found = list(self.rows(table, rows, reading, Spelling.PYTHON))
         problems = [row.problem for row in found if row.problem]
         if problems:
-            # Where `Run.predict` was called.
+            # The warning names the line that called `Run.predict`.
             warnings.warn(problems_text(problems, len(found)), stacklevel=4)
         return found
 

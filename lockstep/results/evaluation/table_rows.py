@@ -19,7 +19,7 @@ from lockstep.packing.pack_table import opened_frame
 from lockstep.packing.tables import TableBatch
 from lockstep.packing.texts import numbers_of
 
-#: What rows to predict come from: a file, or a frame of any library.
+#: The source of rows to predict: a file, or a frame of any library.
 Rows = Any
 
 #: How a person writes values of a kind.
@@ -34,7 +34,7 @@ class TableRows(msgspec.Struct, frozen=True):
     """Reads tables for a model that was trained on one."""
 
     manifest: FolderManifest
-    #: How a table is read: as that of the training, unless somebody gives something else.
+    #: The way in which a table is read: the same as in training, unless another one is given.
     reading: Reading
     #: How messages name its options.
     spelled: Spelling = Spelling.FLAGS
@@ -106,7 +106,7 @@ class TableRows(msgspec.Struct, frozen=True):
         """Return the scaled numbers of rows, (n, columns), and for each why it cannot be used, empty if it can."""
         values = np.stack([batch.numbers(column, self.reading.decimal) for column in columns], axis=1)
         numbers = scaled(values, columns)
-        # What replaces a missing number does not make a number of a text.
+        # A missing number is replaced, but a text that is not a number is bad even so.
         is_bad = ~np.isfinite(numbers)
         for place, column in enumerate(columns):
             is_bad[:, place] |= batch.is_odd(column, values[:, place])
@@ -122,7 +122,7 @@ class TableRows(msgspec.Struct, frozen=True):
         return numbers, problems
 
     def _problem(self, column: Column, value: float, text: str | None) -> str:
-        """Return what is wrong with a value: a text that has no number, a missing one, or a number."""
+        """Return the problem with a value, which is a text that has no number, a missing value, or a number."""
         if text is not None:
             return self._new_name(column, text) if column.categories else self._oddity(column, text)
         if np.isnan(value):

@@ -81,7 +81,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            # Neither web sockets nor anything else is served; the lifespan is the application's own.
+            # Neither web sockets nor anything else is served; the application handles its lifespan itself.
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return

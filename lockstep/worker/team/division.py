@@ -15,7 +15,7 @@ from lockstep.common.aggregation.finishing_time import finishing_time_s, whole
 from lockstep.common.aggregation.tree import Node, largest_node_at
 from lockstep.common.protocol.team_memory import MOST_SLICES, OWN_PARTS
 
-#: A plan is made anew if a process has become faster or slower by more than this part.
+#: A new plan is made if a process has become faster or slower by more than this part.
 DIFFERENT = 0.1
 
 #: As many processes compute as could, up to this factor.

@@ -41,7 +41,7 @@ class TeamProcess:
     #: The session that was looked at last.
     _number: int = 0
     _member: TeamMember | None = None
-    #: What it computes with in the run that was told last, with the leader's place in it.
+    #: The run that the leader has announced last, with the leader's place in it, and its job, model and data.
     _loaded: tuple[Welcome, LoadedRun] | None = None
 
     def __post_init__(self) -> None:
@@ -63,12 +63,12 @@ class TeamProcess:
         return self.ended
 
     def deadline(self) -> float | None:
-        """Return when `step` has something to do although nobody rings."""
+        """Return when `step` has something to do although no process rings."""
         member = self._member
         return None if member is None else member.due()
 
     def step(self) -> bool:
-        """Do what is due, or wait until somebody rings; return whether there was anything to do."""
+        """Do the work that is due, or wait until another process rings; return whether there was anything to do."""
         member = self._member
         if member is not None and member.is_busy:
             return self._work(member)
@@ -138,7 +138,7 @@ class TeamProcess:
     # Sleep
 
     def _sleep(self, timeout_s: float) -> bool:
-        """Wait until somebody rings, after having looked once more since we showed that we sleep."""
+        """Show that we sleep, and look once more; if that is done already, wait until another process rings."""
         member = self._member
         if member is None:
             self.meeting.wait(timeout_s)

@@ -1,4 +1,4 @@
-"""What only the leader of a team does: it gives the orders, and puts together what the server is sent. A shell."""
+"""The leader's part in a team: it gives the orders, and puts together the results for the server. A shell."""
 
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ class Leader:
 
     @property
     def is_busy(self) -> bool:
-        """Whether an order is being carried out."""
+        """True while an order is being carried out."""
         return self.member.is_busy
 
     @property
@@ -76,7 +76,7 @@ class Leader:
         self.member.waking.wake(self.member.pace.wanted_for(order.plan))
 
     def advance(self, now: float) -> OrderOutcome | None:
-        """Do what is due, or sleep a little; return how the order has ended if it has."""
+        """Do the work that is due, or sleep a little; return the outcome of the order if it has ended."""
         due = self.member.due()
         if due is None or due <= now or self.meeting is None:
             return self.member.advance()
@@ -96,7 +96,7 @@ class Leader:
         return 0 if order is None else sum(self.member.memory.covered(order.number, order.node))
 
     def found(self, order: Order, out: Vector | None) -> Found:
-        """Return what was found in an order that is done; sums are written into `out`, of the whole size."""
+        """Return the results of an order that is done; write its sums into `out`, of the whole size."""
         sums, memory = self.member.sums, self.member.memory
         copies = memory.sums_of(order)
         assert copies is not None  # it is done

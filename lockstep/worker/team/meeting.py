@@ -1,7 +1,7 @@
-"""Where the processes of a team find one another: what the leader tells the others, and by what they are woken.
+"""The meeting place of a team's processes: the leader's messages to the others, and the pipes that wake them.
 
-A private folder, made by the process that starts the team. The leader writes into it which run it has joined, and where
-the team's memory is; each process has a pipe with a name there, through which the others wake it.
+It is a private folder, made by the process that starts the team. The leader writes into it which run it has joined, and
+where the team's memory is; each process has a pipe with a name there, through which the others wake it.
 """
 
 import os
@@ -39,7 +39,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Meeting(Protocol):
-    """Where one process of a team meets the others."""
+    """The meeting place of a team, as one of its processes uses it."""
 
     process: int
     processes: int
@@ -81,7 +81,7 @@ class MeetingPlace:
         """Join the others; `SharingError` if the folder is not one of a team's."""
         place = cls(path, process, processes)
         try:
-            # For reading too, whoever it is: then nothing that is written is lost while nobody reads.
+            # Every process opens all pipes for reading too, so that no byte is lost while none of them reads.
             place._pipes = [os.open(path / _pipe(one), os.O_RDWR | os.O_NONBLOCK) for one in range(processes)]
         except OSError as error:
             raise SharingError(f"{path} is not where a team of {processes} meets: {error.strerror}") from None
@@ -89,7 +89,7 @@ class MeetingPlace:
 
     def ring(self, process: int) -> None:
         """Wake a process."""
-        with suppress(BlockingIOError):  # it has not read what is in there, and will
+        with suppress(BlockingIOError):  # the pipe is full: the process has not read it yet, and will
             os.write(self._pipes[process], b"\0")
 
     def ring_all(self) -> None:

@@ -56,7 +56,7 @@ class OrderAtWork:
     began: float = 0.0
 
     def drop(self) -> None:
-        """Leave what was begun: a slice's lock is released."""
+        """Leave the unit that was begun; the lock of a slice is released."""
         begun, self.begun = self.begun, None
         if isinstance(begun, MakeSlice) and begun.stage is OrderStage.UPDATE and self.chain is not None:
             self.chain.updates.locks[begun.slice_].release()
@@ -79,7 +79,7 @@ class TeamMember:
     clock: ThreadClock
     pace: Pace
     waking: Waking
-    #: Where the server's memory is; None if it is not shared.
+    #: The server's memory as this process sees it; None if it is not shared.
     place: SharedPlace | None
     #: The last error of an order.
     error: str = ""
@@ -206,9 +206,9 @@ class TeamMember:
     # One thing after the other
 
     def advance(self) -> OrderOutcome | None:
-        """Do what is due; return how the order has ended if it has.
+        """Do the work that is due; return the outcome of the order if it has ended.
 
-        All that is due, but no more than one computation; or, if `is_stepwise`, one thing after the other.
+        One call does all that is due, but no more than one computation; if `is_stepwise`, it does one thing.
         """
         outcome = self._advance()
         while outcome is None and not self.is_stepwise and self.last is not None and self.last.goes_on():
@@ -252,7 +252,7 @@ class TeamMember:
         return None
 
     def _finish(self, at: OrderAtWork, begun: ComputeNode | MakeSlice) -> bool:
-        """Make what was begun; return False if it is not finite."""
+        """Make the unit that was begun; return False if it is not finite."""
         if isinstance(begun, MakeSlice):
             return self._make(at, begun)
         self._compute(at.order, begun)
@@ -345,7 +345,7 @@ class TeamMember:
         return self.memory.missing_slices(self.memory.done(stage), order.number)
 
     def _catch_up(self, order: Order, chain: StepChain) -> OrderOutcome | None:
-        """Continue with the step that the team is at; return how the multi-step lease has ended if it has."""
+        """Continue with the step that the team is at; return the outcome of the multi-step lease if it has ended."""
         following = chain.following(order)
         if isinstance(following, Order):
             self._begin_step(following)
@@ -355,7 +355,7 @@ class TeamMember:
     # Waking others
 
     def _wake_next(self, at: OrderAtWork, stage: OrderStage) -> None:
-        """Wake those who have something to do now that a stage is complete, if it may be we who made the last of it."""
+        """Wake the processes that can go on once a stage is complete, if this process may have made the last of it."""
         if self.waking.has_added:
             self.waking.has_added = False
             self.waking.wake(self._next_of(at, stage))

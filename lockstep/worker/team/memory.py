@@ -52,9 +52,9 @@ class Copies:
     def __init__(self, copies: Sequence[Copy]) -> None:
         self.copies = tuple(copies)
         self.nodes = tuple(copy.node for copy in copies)
-        #: Where they are in arrays of shape (processes, ROWS, ...).
+        #: Their places in arrays of shape (processes, ROWS, ...).
         self.places = np.array([copy.process for copy in copies]), np.array([copy.row for copy in copies])
-        #: Where what belongs to each of their micro-batches is in arrays of shape (processes, micro-batches).
+        #: The places of their micro-batches in arrays of shape (processes, micro-batches).
         lengths = [len(node) for node in self.nodes]
         self.micro_batches = np.repeat(self.places[0], lengths), np.arange(self.nodes[0].lo, self.nodes[-1].hi)
         #: Rows of (lo, hi, process), as in an entry.
@@ -82,7 +82,7 @@ class OwnVectors:
         self._reserved.add(index)
 
     def close(self) -> None:
-        """Close the file; what is mapped stays mapped."""
+        """Close the file; the mapped vectors stay mapped."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -90,7 +90,7 @@ class OwnVectors:
 
 @dataclass
 class TeamMemory:
-    """A team's folder, and what of it one process has mapped."""
+    """A team's folder, and the parts of it that one process has mapped."""
 
     path: Path
     shape: TeamShape
@@ -103,7 +103,7 @@ class TeamMemory:
     _written: tuple[OrderPlan | None, NDArray[np.void]] = None, np.zeros((), np.void)
     #: The plan of which it was asked last where its sums will be, and that.
     _planned: tuple[OrderPlan | None, Copies] = None, Copies([Copy(Node(0, 1), 0, 0)])
-    #: Called between what is written, or read, in an order that others rely on.
+    #: Called between writes, or reads, on whose order other processes rely.
     keep_order: Callable[[], None] = keep_order
     #: By process, its vectors.
     _vectors: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
@@ -346,7 +346,7 @@ class TeamMemory:
         return self._written[1]
 
     def close(self) -> None:
-        """Let go of what is not mapped."""
+        """Close the file of this process's vectors; all that is mapped stays mapped."""
         self.own.close()
 
 

@@ -19,10 +19,10 @@ NEW = 0.3
 #: A process counts as one that needs at least this part of a core.
 LEAST_LOAD = 0.01
 
-#: A measurement counts as at most so many times what was known before.
+#: A measurement counts as at most so many times the value known before.
 MOST = 2.0
 
-#: What the seconds of a process that is too slow to be given anything are multiplied by at each order.
+#: The factor, at each order, for the seconds of a process that is too slow to be given anything.
 FORGOTTEN = 0.97
 
 #: The same until it has computed so many times: at first memory is cold, and calls are recorded.
@@ -37,7 +37,7 @@ class Waking:
     """Wakes processes of a team that sleep, and shows whether this one does."""
 
     memory: TeamMemory
-    #: Where it meets the others, None if it is the only process of its team.
+    #: The meeting place of its team, None if it is the only process of its team.
     meeting: Meeting | None
     #: Whether this process has shown that it sleeps.
     is_asleep: bool = False
@@ -81,7 +81,7 @@ class Pace:
 
     @property
     def is_measured(self) -> bool:
-        """Whether the seconds that a micro-batch takes this process are known."""
+        """True if the seconds that a micro-batch takes this process are known."""
         return bool(self.memory.marks.seconds[self.memory.process])
 
     def record(self, micro_batches: int, took_s: float, before: ThreadTimes, after: ThreadTimes) -> None:
@@ -120,7 +120,7 @@ class Pace:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether there are more processes than cores."""
+        """True if there are more processes than cores."""
         return len(self.everybody) > self.patience.cores
 
     def show_ready(self) -> None:

@@ -1,8 +1,8 @@
 """Orders of a team, the next unit of one process in one, and when it takes over what others are late with. Pure.
 
 An order is done in stages, each of which is a set of units: the sums of nodes, then slices of vectors. A process makes
-the units that the plan gives it, and looks whether all others are there. If some are not when they should be, whoever
-has nothing to do makes them too. There is nothing to agree on: every copy of a unit has the same bits.
+the units that the plan gives it, and looks whether all others are there. If some are not there when they should be, a
+process that has nothing to do makes them too. There is nothing to agree on: every copy of a unit has the same bits.
 """
 
 from collections import deque
@@ -56,7 +56,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     steps: Steps | None = None
 
     def stages(self, slices: int, updated: int, *, clips: bool) -> tuple[tuple[OrderStage, int], ...]:
-        """Return what is made, one after the other, with the number of slices: those of the team, and of updates."""
+        """Return the stages in their order, each with its number of slices: `slices`, or `updated` for the update."""
         sums = (OrderStage.SUMS, 0)
         if self.steps is None:
             return (sums, (OrderStage.ADDED, slices)) if self.work in OF_A_STEP else (sums,)
@@ -103,7 +103,7 @@ class MakeSlice(NamedTuple):
     slice_: int
 
 
-#: Something to make, or a stage of which it is looked what is there.
+#: A unit to make, or a stage in which to look for missing units.
 Action = ComputeNode | MakeSlice | OrderStage
 
 
@@ -121,7 +121,7 @@ class Patience(msgspec.Struct, frozen=True):
     cores: int = MOST_SLICES
 
 
-#: Where each process has a core to itself, and where some wait for one: then those who are late most often wait too.
+#: For processes with a core each, and for processes that wait for one: then a late process most often waits too.
 PATIENT, CROWDED = Patience(0.003, 0.75, 0.004, 1.25), Patience(0.05, 4.0, 0.0, 2.0)
 
 
@@ -133,7 +133,7 @@ def patience_of(processes: int, cores: int) -> Patience:
 #: Most seconds that a process waits, asleep, until it looks again.
 SLEEP_S = 0.05
 
-#: Seconds of a micro-batch for which one whose time nobody knows may take, and after which a slice is late.
+#: Seconds that a micro-batch is expected to take a process of unknown speed.
 UNKNOWN_S = 1.0
 
 
@@ -186,15 +186,15 @@ class OrderProgress:
 
     @property
     def is_done(self) -> bool:
-        """Whether all stages are."""
+        """True if all stages are done."""
         return self._place == len(self.view.stages)
 
     def action(self) -> Action:
-        """Return what is to be done next, from `due` on."""
+        """Return the next action, to be done from `due` on."""
         return self.todo[0] if self.todo else self.stage
 
     def on_made(self, now: float) -> None:
-        """Record that what was to be made is there."""
+        """Record that the next unit is there."""
         made, took_s = self.todo.popleft(), now - self.due
         # Slices are equally long, and so may take others as long as us; sums that others help with come one by one.
         late = now + self.view.patience.slack_s + took_s if isinstance(made, MakeSlice) else now
@@ -206,7 +206,7 @@ class OrderProgress:
         self.due, self.late = now, now + self.view.patience.slack_s
 
     def on_seen(self, missing: Sequence[Node] | Sequence[int], idle: Sequence[int], now: float) -> None:
-        """Record what was not there, in order, and which processes have nothing to do."""
+        """Record the units that were missing, in order, and the processes that have nothing to do."""
         if not missing:
             self._begin_stage(now)
             return

@@ -33,10 +33,10 @@ class TeamContext(msgspec.Struct, frozen=True, kw_only=True):
     say: Callable[[str], None]
     #: How long it waits for the other processes.
     patience: Patience = PATIENT
-    #: Where the server's memory would be, None if none is to be shared; and where a team's may be, the best first.
+    #: The folder for the server's memory, None if it is not to be shared; and those for a team's memory, best first.
     root: Path | None = None
     roots: tuple[Path, ...] = msgspec.field(default_factory=lambda: default_roots())
-    #: Where the processes meet, None if there is one.
+    #: The meeting place of the processes, None if there is only one process.
     meeting: Meeting | None = None
     #: The class of its part in the team.
     kind: type[TeamMember] = TeamMember
@@ -56,7 +56,7 @@ class LeaderSetup(msgspec.Struct, frozen=True, kw_only=True):
     """The engine of the leader, and its share of the memory."""
 
     compute: Compute
-    #: What of the server's memory it shares, None if none; then why, if that was offered.
+    #: The server's memory, None if it is not shared; and why it is not, if it was offered.
     shared: SharedPlace | None = None
     obstacle: str = ""
     #: The team, with the folder of its memory; None for one process that shares no memory.

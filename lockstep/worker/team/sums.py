@@ -45,7 +45,7 @@ class Additions(NamedTuple):
     """The additions that form the sums over a node from given ones, by the numbers of buffers: the given ones first."""
 
     steps: tuple[AddInto, ...]
-    #: The one or two buffers whose sum is what is asked for.
+    #: The one or two buffers whose sum is the result.
     terms: tuple[int, ...]
     #: Number of buffers besides the given ones.
     buffers: int
@@ -183,7 +183,7 @@ class OrderSums:
         additions = additions_of(copies.nodes, self.pace.micro_batches_of(order.work), joins_halves=True)
         divisors, samples = divisors_of(count, ignored, weights), int(sum(count))
         weight = None if divisors is None else additions.total(divisors)
-        # Memory has room for sums of metrics also if there are none, which is so over no samples.
+        # Memory has room for sums of metrics even if there are no samples, and so no metrics.
         metrics = tuple(additions.total(list(figures[:, METRICS:])).tolist()) if samples else ()
         return Tally(additions.total(losses), samples, int(sum(ignored)), weight, metrics)
 

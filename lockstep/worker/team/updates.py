@@ -2,8 +2,8 @@
 
 The steps of a multi-step lease follow one another without new orders: the process that makes the first slice of an
 update publishes the next plan with it. A slice is written by the process that has its lock, only if the lease is still
-the team's and it is not made yet: the system releases the lock of a process that ends, and one that stands still with
-it stands in memory that the run leaves.
+the team's and it is not made yet. The system releases the lock of a process that ends; if a process hangs while it
+holds one, the run leaves the memory in which it hangs.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ class SharedPlace(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     #: The rank of the team there.
     rank: int
-    #: What was read there, by which the server knows that we see its memory.
+    #: The nonce that was read there, by which the server knows that we see its memory.
     nonce: str
     #: The weights, read only.
     slots: Pair
