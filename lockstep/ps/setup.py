@@ -48,7 +48,7 @@ class RunSetup(msgspec.Struct, frozen=True, kw_only=True):
     source: ModelSource
     #: Functions of the user's own that the job names.
     own: OwnCode = NO_CODE
-    #: What the user should know of the weights that it begins with, and of its numerics, a line each.
+    #: Notices to the user about the initial weights and the run's numerics, one per line.
     notices: Sequence[str] = ()
 
 

@@ -94,7 +94,7 @@ class Faults:
                     self._harm_process(action, fault, process)
 
     def _process_at(self, role: str, target: int) -> Process | None:
-        """Return a process of a role by its number, None if there is none that runs."""
+        """Return a process of a role by its number, None if no process of the role runs."""
         launcher = self.launcher
         if role == "worker":
             return _chosen(launcher.workers(), target)
@@ -216,5 +216,5 @@ class Faults:
 
 
 def _chosen(processes: list[Process], target: int) -> Process | None:
-    """Return a process by its number, modulo their number; None if there are none."""
+    """Return a process by its number, modulo their number; None if the list is empty."""
     return processes[target % len(processes)] if processes else None

@@ -34,7 +34,7 @@ from lockstep.ps.run.plan import plan_of
 from lockstep.ps.setup import open_run
 from lockstep.runs.single_process import SerialRun
 
-#: The fields of a result, a step or an epoch that depend on who computed it.
+#: The fields of a result, a step or an epoch that depend on the processes that computed it.
 FREE = {
     *("workers", "teams", "servers", "transport", "obstacle", "moved", "split", "audited", "unaudited"),
     *("images_per_s", "compute_s", "sums_bytes", "weights_bytes"),
@@ -51,7 +51,7 @@ LONGEST = 80
 
 
 class RunRecords(msgspec.Struct, frozen=True):
-    """What is recorded of a run that has succeeded."""
+    """The records of a run that has succeeded."""
 
     result: RunResult
     ledger: list[Line]
@@ -110,7 +110,7 @@ def violations(job: Job, data: TrainTest, folder: Path, reference: RunRecords) -
 
 
 def _differences(what: str, found: msgspec.Struct, expected: msgspec.Struct) -> Iterator[str]:
-    """Yield the fields that differ although they must not depend on who computed them, and impossible durations."""
+    """Yield the fields that differ although they must not depend on the processes, and impossible durations."""
     for name in found.__struct_fields__:
         value, there = getattr(found, name), getattr(expected, name)
         if name in DURATIONS:

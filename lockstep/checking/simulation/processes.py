@@ -138,9 +138,9 @@ class Parts(msgspec.Struct, frozen=True):
     shard: Callable[[Shard], Shard] = lambda shard: shard
     server: Callable[[Server], Server] = lambda server: server
     worker: Callable[[WorkerShell], WorkerShell] = lambda worker: worker
-    #: What makes a worker one process of its team.
+    #: Makes a worker one process of its team.
     member: type[SimulatedMember] = SimulatedMember
-    #: What decides in a standby.
+    #: Decides the actions of a standby.
     standby: type[StandbyState] = StandbyState
     #: Decides which processes are restarted.
     supervisor: type[RunSupervisor] = RunSupervisor
@@ -149,7 +149,7 @@ class Parts(msgspec.Struct, frozen=True):
 
 
 class SimulatedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What all processes of a run are started with."""
+    """The values with which all processes of a run are started."""
 
     job: Job
     data: TrainTest
@@ -159,14 +159,14 @@ class SimulatedRun(msgspec.Struct, frozen=True, kw_only=True):
     root: Path
     network: MemoryNetwork
     parts: Parts
-    #: Where standbys are, by their names.
+    #: The addresses of standbys, by their names.
     standbys: Mapping[str, str] = msgspec.field(default_factory=dict)
     #: Cores of the machine that all workers are on, and how long the processes of a team wait for one another.
     cores: int
     patience: Patience = PATIENT
-    #: Where workers keep the samples that they receive if they have no data, None to accept none.
+    #: The folder in which workers without data keep the samples that they receive, None to accept none.
     cache: Path | None = None
-    #: What builds the model of a process.
+    #: Builds the model of a process.
     build: BuildModel = ModelSource.build
     disk: Disk = msgspec.field(default_factory=Disk)
 
@@ -201,7 +201,7 @@ class ServerProcess(SimulatedShell):
     ) -> Self:
         """Open the run, new or resumed, as `lockstep server` does, at its address or at a port that is open already.
 
-        The process may be killed at any report: what has been opened until then is closed again.
+        The process may be killed at any report. Everything that it has opened by then is closed again.
         """
         setup, sharing = open_run(RUN, run.job, run.data, run.options), None
         with ExitStack() as stack:
@@ -280,7 +280,7 @@ class ServerProcess(SimulatedShell):
         self.writer, self.sharing = new.writer, new.sharing
 
     def _end(self) -> None:
-        """Do what is due at the end of the run: standbys get the rest, and all are sent to one that continues it."""
+        """End the run when it is due: send standbys the rest, and then send all processes to one that continues it."""
         ended = self.server.ended
         if ended is not None and not self.is_ending:
             self.is_ending = True
@@ -296,7 +296,7 @@ class ServerProcess(SimulatedShell):
         return self.server.succession.is_over(process.time() + process.ahead_s)
 
     def cost_s(self) -> float:
-        """Return the seconds that an action takes beside its ticks: a server is slow only if it was made so."""
+        """Return the seconds that an action takes besides its ticks, 0 unless the server was made slow."""
         return SLOW_SERVER_S if self.writer.process.ticks.slowness > 1.0 else 0.0
 
     def weights_step(self) -> int | None:
@@ -332,9 +332,9 @@ class StandbyProcess(SimulatedShell):
     say: Say
     shares: bool
     runner: StandbyShell
-    #: What it leads the run with, once it has taken over.
+    #: The server with which it leads the run, once it has taken over.
     leading: ServerProcess | None = None
-    #: Names and digests of what of the mirror was found on the disk.
+    #: Names and digests of the mirror's files that were found on the disk.
     _found: set[tuple[str, str]] = field(default_factory=set)
 
     @classmethod

@@ -1,7 +1,7 @@
 """A model that remembers what it computed, for all processes of all simulated runs: most of them compute the same.
 
-What is remembered is found by all that goes in, bit by bit: weights, samples and key. So a process that has other
-weights or samples than it should computes something else here too. Must not know who computes, or why.
+An answer is found by all of its inputs, bit by bit: weights, samples and key. So a process that has other weights or
+samples than it should computes something else here too. The model must not know which process computes, or why.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ Question = tuple[DrawKey | None, bytes, bytes, bytes, bytes]
 
 
 class RememberedSums(msgspec.Struct, frozen=True):
-    """What a model computed, with which weights."""
+    """The results of a model's computation, and the weights that it used."""
 
     weights: Vector
     outcome: Outcome
@@ -43,7 +43,7 @@ class RememberedSums(msgspec.Struct, frozen=True):
 
 @dataclass
 class Answers:
-    """What one model has computed so far, and what computes the rest."""
+    """All answers that one model has computed so far, and the engine that computes new ones."""
 
     engine: Engine
     layout: ParameterLayout
@@ -74,7 +74,7 @@ class Answers:
         if key is None:
             outcome = self.engine.evaluate(images, targets)
             return RememberedSums(self.weights, kept(outcome), sums[:0], ())
-        # What a forward does not observe stays what it is.
+        # Running statistics that a forward does not observe keep their values.
         np.multiply(weights[size:], np.float32(len(images)), out=sums[size:])
         finals = list[int]()
         outcome = kept(self.engine.forward(images, targets, key))
@@ -133,7 +133,7 @@ class RememberedPass(OnePass):
     ) -> None:
         if not is_same(self._found[0].weights, self.weights):
             self._ask()
-        # What is written is seen by others meanwhile: some of it is new, and some is not.
+        # Other processes see the sums while they are written, some of them new and some not.
         for index in self._found[0].finals:
             entry = self.answers.layout.parameters[index]
             self._write(slice(entry.offset, entry.offset + entry.size), sums, adds=adds)
@@ -152,7 +152,7 @@ class RememberedPass(OnePass):
 
 @dataclass
 class RememberingEngine(Engine):
-    """Computes what nobody has computed yet, and writes it as an engine does."""
+    """Computes answers that are not known yet, and writes them as an engine does."""
 
     answers: Answers
     _weights: Sequence[Vector] = ()
@@ -227,7 +227,7 @@ class RememberingModel(AutogradModel):
 
 
 def remembering(source: ModelSource, seed: int) -> Model:
-    """Return the model of a description, the same one each time: its values are those of whoever computes last."""
+    """Return the model of a description, the same one each time: its values are those of the last computation."""
     return _model_of(msgspec.json.encode(source.own))
 
 

@@ -20,7 +20,7 @@ EARLY_KILLS = 0.1
 #: Shares of micro-batches to audit: none in half of the runs.
 AUDITS = (0.0, 0.0, 0.3, 1.0)
 
-#: Cores of the machine that all are on: nobody gets a second copy of a lease if there are fewer than workers.
+#: Cores of the machine that all share: no worker gets a second copy of a lease if cores are fewer than workers.
 CORES = (1, 2, 3, 64)
 
 #: Share of runs with the long job.
@@ -30,7 +30,7 @@ LONGER = 0.1
 #: the most steps between their checkpoints; and the last event at which a fault may occur.
 ALONE, MOST_BETWEEN, LAST_OF_TEAM = 0.5, 100, 3_000
 
-#: How much more frequent some faults are in such a run: those that tell whether who is late does no harm.
+#: How much more frequent some faults are in such a run: those that show whether a late process does harm.
 OF_TEAM = {"stop-worker": 3.0, "kill-worker": 3.0, "stop-server": 4.0, "slow-server": 3.0, "add-worker": 4.0}
 
 #: Processes of a team: few have many, which take longer.
@@ -39,7 +39,7 @@ TEAMS = (1, 2, 2, 3, 4)
 #: How many times as long as the fastest a process takes for a micro-batch.
 SLOWNESS = (1.0, 1.0, 1.0, 1.6, 4.0)
 
-#: Shares of the actions of a process of a team in the middle of which it stands still for a moment.
+#: Shares of the actions of a process of a team in the middle of which it pauses for a moment.
 PAUSES = (0.0, 0.02, 0.2)
 
 #: Share of runs in which workers have no data, and receive the samples of their leases.
@@ -141,7 +141,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     processes: tuple[int, ...]
     #: How much slower than the fastest each started process is, in turn.
     slowness: tuple[float, ...]
-    #: Share of the actions of a process of a team in the middle of which it stands still.
+    #: Share of the actions of a process of a team in the middle of which it pauses.
     pauses: float
     #: Whether processes wait for one another as if there were too few cores for them.
     is_crowded: bool
@@ -192,7 +192,7 @@ def scenario_of(
     processes: int | None = None,
     standbys: int | None = None,
 ) -> Scenario:
-    """Return the scenario of a seed; what is given is not drawn."""
+    """Return the scenario of a seed; values that are given are not drawn."""
     rng = generator(seed, Purpose.SIMULATE, layer=1)
     team = generator(seed, Purpose.SIMULATE, layer=9)
     drawn = int(rng.choice([1, 1, 1, 2, 3]))  # in any case, as all that is drawn after it

@@ -1,7 +1,7 @@
-"""A stack of its own for a simulated process, on which it can stand still in the middle of an action.
+"""A stack of its own for a simulated process, on which it can pause in the middle of an action.
 
-It is a thread, but one at most runs of all strands and their callers: who goes on is decided by whoever calls. So a run
-is as deterministic as on one stack.
+It is a thread, but of all strands and their callers at most one runs at a time, and callers decide which one. So a
+run is as deterministic as on one stack.
 """
 
 import threading
@@ -36,7 +36,7 @@ class Strand:
     _back: threading.Lock = field(default_factory=_held)
 
     def run(self, action: Callable[[], object]) -> bool:
-        """Begin with an action; return whether it has ended. What it raises is raised here."""
+        """Begin with an action; return whether it has ended. Its exceptions are raised here."""
         self._action = action
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
@@ -83,6 +83,6 @@ class Strand:
                 return
             try:
                 self._action()
-            except BaseException as error:  # noqa: BLE001  # raised again by whoever called
+            except BaseException as error:  # noqa: BLE001  # raised again in the caller
                 self._raised = error
             self._back.release()

@@ -1,7 +1,7 @@
 """A team in virtual time: where its processes meet, and how what each writes to memory is seen by the others.
 
-What a process makes holds no numbers until it is made, and each mark and each lock takes a tick, at which the process
-may die or stand still while the others see just what it has written until then.
+Values that a process is making are NaN until they are made. Each mark and each lock takes a tick, at which the process
+may die or pause while the others see just what it has written until then.
 """
 
 from collections.abc import Callable
@@ -167,7 +167,7 @@ class SimulatedMember(TeamMember):
             self._spoil(at, at.begun)
 
     def _spoil(self, at: OrderAtWork, begun: ComputeNode | MakeSlice) -> None:
-        """Fill what is begun with what is no number, until it is made."""
+        """Write NaN into the values that are begun, until they are made."""
         if isinstance(begun, ComputeNode):
             if at.order.work in OF_A_STEP:
                 self.memory.vector(self.memory.process, begun.row).fill(np.nan)
@@ -194,7 +194,7 @@ class SimulatedMember(TeamMember):
 
 
 def spoil_update(updates: UpdateMaker, slice_: int, order: Order) -> None:
-    """Fill what the update of a slice writes with what is no number."""
+    """Write NaN into all values that the update of a slice writes."""
     assert order.steps is not None
     vectors, whole = updates.vectors, updates.slices[slice_]
     writes = (order.step + 1) % 2

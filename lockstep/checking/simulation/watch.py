@@ -36,7 +36,7 @@ class RunWatch:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has succeeded, or was stopped."""
+        """True if the run has succeeded, or was stopped."""
         return bool(self.finished or self.failure)
 
     def fail(self, failure: str) -> None:

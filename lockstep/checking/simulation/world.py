@@ -2,7 +2,7 @@
 
 A process is a shell with a clock and ports of its own. Its actions take time, and it can be killed, stopped or slowed
 down at any tick: each look at the clock, each message, and each mark and lock in shared memory is one. On a strand of
-its own a process is suspended at a tick while the world catches up, stands still there, or sleeps; others act
+its own a process is suspended at a tick while the world catches up, pauses there, or sleeps. Other processes act
 meanwhile, and see in memory what it has written until then.
 """
 
@@ -30,7 +30,7 @@ QUANTUM_S = 1e-3
 #: Bytes of a header that identify the message.
 HEAD_BYTES = 16
 
-#: What differs in every run, in the texts of messages: the name of shared memory and its nonce.
+#: The parts of messages that differ in every run: the name of shared memory and its nonce.
 VARYING = re.compile(r"lockstep-[0-9]+-[0-9]+-[0-9a-f]+|\b[0-9a-f]{32}\b")
 
 
@@ -72,15 +72,15 @@ class SimulatedShell(ABC):
 
 @dataclass
 class World(Timeline):
-    """All processes of a simulated run, and what is scheduled."""
+    """All processes of a simulated run, and all scheduled actions."""
 
     #: Seconds that a tick takes.
     tick_s: float = TICK_S
     processes: list["Process"] = field(default_factory=list)
     #: Actions and scheduled events so far.
     events: int = 0
-    #: The number of events at which whoever turns the world wants to look at it: until then, a process may go on by
-    #: itself as long as it is the next to act, since changing strands takes more time than most actions.
+    #: The number of events at which the caller of `turn` wants to look at the world. Until then, a process may continue
+    #: by itself as long as it is the next to act, because changing strands takes more time than most actions.
     looks_at: int = 0
     #: A line per event, if a trace is wanted.
     is_traced: bool = False
@@ -139,7 +139,7 @@ class World(Timeline):
         return min(self.processes, key=_DUE, default=None)
 
     def goes_on(self, process: "Process") -> bool:
-        """End the event at hand, which is an action of a process; return whether the next one is its next action.
+        """End the current event, which is an action of a process; return whether the next one is its next action.
 
         Then that has begun. Otherwise, nothing has changed.
         """
@@ -158,7 +158,7 @@ class World(Timeline):
 
 @dataclass
 class Ticks:
-    """The ticks of one process: how long they take, and at which it is killed, or stands still."""
+    """The ticks of one process: how long they take, and at which it is killed, or pauses."""
 
     #: Seconds that a tick of its current action takes longer, and how many times as long as a fast process it takes
     #: for its work.
@@ -166,7 +166,7 @@ class Ticks:
     slowness: float = 1.0
     #: Ticks until it is killed, None if it is not.
     kill_after: int | None = None
-    #: Ticks until it stands still, None if it does not, and for how many seconds.
+    #: Ticks until it pauses, None if it does not, and for how many seconds.
     pause_after: int | None = None
     pause_s: float = 0.0
     #: Seconds that the second next tick takes longer, and whether that is the next one.
@@ -201,7 +201,7 @@ class Ticks:
                 raise Killed
 
     def still_s(self) -> float:
-        """Return for how many seconds the process stands still at this tick."""
+        """Return for how many seconds the process pauses at this tick."""
         if self.pause_after is not None:
             self.pause_after -= 1
             if self.pause_after <= 0:
@@ -226,15 +226,15 @@ class Process(Host):
     ticks: Ticks = field(default_factory=Ticks)
     is_stopped: bool = False
     is_dead: bool = False
-    #: The strand on which it acts; None if all its actions are as one to others. One that never sleeps, and takes no
-    #: time to speak of, needs it only for an action in which it stands still: changing strands takes time.
+    #: The strand on which it acts; None if each of its actions is atomic to other processes. A process that never
+    #: sleeps, and takes almost no time, needs it only for an action in which it pauses: changing strands takes time.
     strand: Strand | None = None
     needs_strand: bool = True
     #: Called before each action.
     on_act: Callable[["Process"], None] = lambda process: None
     #: Called when it has ended, with whether it was killed.
     on_end: Callable[["Process", bool], None] = lambda process, is_killed: None
-    #: When it wakes up if nobody rings, by the clock of the world; None while it does not sleep.
+    #: When it wakes up without a ring, by the clock of the world; None while it does not sleep.
     _alarm: float | None = None
     #: Whether it is to end in order once its action has ended.
     _is_interrupted: bool = False
@@ -264,7 +264,7 @@ class Process(Host):
                 self.strand.suspend()
 
     def sleep(self, seconds: float) -> None:
-        """Sleep until somebody rings, for so many seconds at most; not at all without a strand."""
+        """Sleep until a ring, for so many seconds at most; not at all without a strand."""
         if self.strand is not None and self._is_on_strand():
             self._alarm = self.time() + seconds
             self.strand.suspend()
@@ -282,7 +282,7 @@ class Process(Host):
         self._run(lambda: setattr(self, "shell", open_shell()))
 
     def act(self) -> None:
-        """Let the shell carry out an action, or go on with the one at hand."""
+        """Let the shell carry out an action, or resume the current one."""
         if self.is_in_action():
             assert self.strand is not None
             self._carry_on(self.strand.resume)
@@ -306,7 +306,7 @@ class Process(Host):
         return self.strand is not None and self.strand.is_running
 
     def _goes_on(self, *, is_over: bool) -> bool:
-        """Begin with the next event if it is our next action, or more of the one at hand if that is not over."""
+        """Begin with the next event if it is our next action, or more of the current one if that has not finished."""
         self.busy_until = self.timeline.now + self.lead_s
         if is_over:
             self.ticks.end()
@@ -322,7 +322,7 @@ class Process(Host):
         return self._is_interrupted or (self.shell is not None and self.shell.exit() is not None)
 
     def is_in_action(self) -> bool:
-        """Tell whether it stands still, or sleeps, in the middle of an action."""
+        """Tell whether it pauses, or sleeps, in the middle of an action."""
         return self.strand is not None and self.strand.is_suspended
 
     def _run(self, act: Callable[[], object]) -> None:
@@ -333,7 +333,7 @@ class Process(Host):
             self._carry_on(lambda: (act(), True)[1])
 
     def _carry_on(self, go: Callable[[], bool]) -> None:
-        """Go on with an action, which returns whether it has ended."""
+        """Continue with an action, which returns whether it has ended."""
         # After its last action, which may have taken it until later than now: its time never goes back.
         self.lead_s = max(0.0, self.busy_until - self.timeline.now)
         try:

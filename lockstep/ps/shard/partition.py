@@ -1,4 +1,4 @@
-"""A run's vector cut into the servers' slices: who owns what, and what each slice begins with. Arithmetic only."""
+"""The slices of a run's vector: the part that each server owns, and its initial vectors. Arithmetic only."""
 
 from collections.abc import Iterator
 

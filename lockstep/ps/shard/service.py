@@ -1,9 +1,10 @@
 """The service for one slice of the weights: it knows the slice's workers, adds their sums, and sends them weights.
 
 The server calls it for its own slice, and a shard's process for messages of the server and of workers. One rule decides
-which sums are added: those of a worker that was sent the weights of this step, each once, and of the server's own slice
-only what was leased to it. A shard cannot ask for that: it would learn of a lease later than the worker is done. The
-tree holds each micro-batch once, whichever worker sends it, and the coordinator refuses results that no lease asks for.
+which sums are added: those of a worker that was sent the weights of this step, each once. In the server's own slice, a
+sum is added only if it was also leased to this worker. A shard cannot check leases, because it would learn of a lease
+after the worker has finished it. The tree holds each micro-batch once, whichever worker sends it, and the coordinator
+refuses results that no lease asks for.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from lockstep.common.protocol.shard_messages import Admit, Hello
 from lockstep.common.statemachine.machine import PeerLeft
 from lockstep.ps.shard.shard import Shard
 
-#: How many times a worker may send what is wanted of it: a network may deliver twice, and late frames count as well.
+#: How many times a worker may send each frame that it owes: a network may deliver twice, and late frames count too.
 COPIES = 2
 
 #: Connections whose workers the server has not admitted yet.

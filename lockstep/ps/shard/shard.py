@@ -22,22 +22,22 @@ WeightsAfter = tuple[Vector, int]
 
 @dataclass
 class Shard:
-    """The weights, the optimizer's state, and the tree of the step at hand.
+    """The weights, the optimizer's state, and the tree of the current step.
 
-    The weights after step t are in slot t % 2: an update reads one slot and writes the other, so that the weights that
-    it began with stay whole, whatever interrupts it and whoever still reads them.
+    The weights after step t are in slot t % 2. An update reads one slot and writes the other, so the weights that it
+    began with stay whole if it is interrupted, or if other processes still read them.
     """
 
     #: Each as long as the slice.
     slots: Pair
     policy: UpdatePolicy
     micro_batches: int
-    #: Where the slice begins in the whole vector: a multiple of clipping's BLOCK.
+    #: The place of the slice's first value in the whole vector: a multiple of clipping's BLOCK.
     start: int = 0
     #: Memory for the weights as the policy rounds them for workers, slot by slot; by default new vectors, if it does.
     rounded: Pair | None = None
     frames: list[Slice] = field(init=False)
-    #: What workers compute with, slot by slot: the weights rounded, or the weights themselves.
+    #: The weights that workers compute with, slot by slot: rounded, or the slots themselves.
     served: Pair = field(init=False)
     #: The optimizer's slots of the trained values, as they are now.
     state: Slots = field(init=False)
@@ -80,16 +80,16 @@ class Shard:
 
     @property
     def reads(self) -> int:
-        """Which of the two sets of the optimizer's slots is in use."""
+        """The index of the set of the optimizer's slots that is in use, 0 or 1."""
         return 0 if self.state is self._sets[0] else 1
 
     @property
     def served_weights(self) -> Vector:
-        """The vector that workers compute with at the step at hand."""
+        """The vector that workers compute with at the current step."""
         return self.served[self.updates % 2]
 
     def refresh_served(self) -> None:
-        """Round the weights for workers again, after somebody else has written the slots."""
+        """Round the weights for workers again, after other code has written the slots."""
         if self.served is self.slots:
             return
         for slot, served in zip(self.slots, self.served, strict=True):
@@ -144,7 +144,7 @@ class Shard:
         return self.updating.squares(self.owned, self.terms(), divisor)
 
     def is_whole(self) -> bool:
-        """Tell whether all sums of the step at hand have come."""
+        """Tell whether all sums of the current step have come."""
         return all(tree.tree.is_whole() for tree in self.trees)
 
     def terms(self) -> list[list[Vector]]:
@@ -152,7 +152,7 @@ class Shard:
         return [tree.terms() for tree in self.trees]
 
     def update(self, step: int, divisor: float, scale: float | None = None) -> UpdateStep:
-        """Step the optimizer with the whole sum, divided by `divisor`; return what was done.
+        """Step the optimizer with the whole sum, divided by `divisor`; return a record of the step.
 
         `scale` is the factor of clipping; without it, a shard that holds the whole vector finds it itself.
         """
@@ -192,12 +192,12 @@ class Shard:
             tree.reset()
 
     def move(self, slots: Pair, served: Pair, sets: tuple[Slots, Slots]) -> None:
-        """Continue in other memory, with two sets of slots: what is there is copied, except into what is used already.
+        """Continue in other memory, with two sets of slots: copy all values, except into vectors in use.
 
         `served` is `slots` if workers compute with the weights themselves, as it was before.
         """
         assert (served is slots) == (self.served is self.slots)
-        # Both of each: if the weights at hand turn out to be useless, those before them are kept.
+        # Both of each: if the current weights turn out to be useless, the previous ones are still there.
         for old, new in zip((*self.slots, *self.served), (*slots, *served), strict=True):
             if new is not old:
                 new[:] = old

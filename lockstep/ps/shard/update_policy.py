@@ -1,4 +1,4 @@
-"""How a shard updates its weights, which follows from a job's values."""
+"""The rule by which a shard updates its weights, which follows from a job's values."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from lockstep.ps.run.plan import Plan
 
 
 class UpdatePolicy(UpdateRule, frozen=True, kw_only=True):
-    """How sums become new weights: what whoever updates a slice has to know, and what is the same for all slices."""
+    """All that a process needs to turn the sums of a slice into new weights; it is the same for all slices."""
 
     schedule: Schedule
     clip_norm: float | None

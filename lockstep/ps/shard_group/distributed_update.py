@@ -1,4 +1,4 @@
-"""What all servers of a run have: their reports on an update, and the whole vector as it was last gathered. Pure."""
+"""The state of all servers of a run: their reports on an update, and the vector that was last gathered. Pure."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -35,12 +35,12 @@ class DistributedUpdate:
     #: The number of servers besides the coordinator's.
     others: int
     phase: UpdatePhase = UpdatePhase.MEASURING
-    #: What the sums are divided by.
+    #: The sums are divided by it.
     divisor: float = 1.0
     #: When the tree was whole, and how many seconds later all servers had made the update.
     began: float = 0.0
     seconds: float = 0.0
-    #: What is gathered with it.
+    #: The vectors that are gathered with it.
     collected: Collected = "nothing"
     #: Workers that are sent the new weights without being asked for.
     pushed: frozenset[int] = frozenset()
@@ -88,7 +88,7 @@ class DistributedUpdate:
 
     @property
     def are_finite(self) -> bool:
-        """Whether the weights in the other slices are finite."""
+        """True if the weights in the other slices are finite."""
         return all(done.is_finite for done in self.reports.values())
 
     @property

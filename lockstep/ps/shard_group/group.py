@@ -94,7 +94,7 @@ class SliceGroup:
     completed: DistributedUpdate | None = None
     #: By worker and node, the shards that have the sums of the current step.
     confirmed: dict[tuple[int, Node], set[int]] = field(default_factory=dict)
-    #: What the coordinator is to handle, until `_dispatch` returns it.
+    #: Events that the coordinator is to handle, until `_dispatch` returns them.
     _happened: list[Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -330,7 +330,7 @@ class SliceGroup:
         """Return the weights of a run that fails: after the last complete update, or before it if that diverged.
 
         Shards may not answer any more: if not all of them do in time, these are the weights that were gathered last.
-        What else arrives meanwhile is dropped.
+        Other messages that arrive meanwhile are dropped.
         """
         gathered, own = self.gathered, self.own.shard
         if gathered is None:

@@ -1,4 +1,4 @@
-"""What the shards of a run begin with: their welcomes, and the vectors of their slices."""
+"""The initial state of a run's shards: their welcomes, and the vectors of their slices."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class InitialSlices:
     whole: Shard
     #: Samples of the dataset, to train and to test.
     samples: tuple[int, int]
-    #: Where shards go if this server is gone.
+    #: The standbys to which shards go if this server is gone.
     standbys: tuple[StandbyAddress, ...] = ()
     slices: list[Slice] = field(init=False)
 
@@ -57,7 +57,7 @@ class InitialSlices:
         )
 
     def _own_source(self) -> dict[str, Any]:
-        """Return what a shard needs that calls functions of the user's own."""
+        """Return the fields of a welcome that a shard needs to call the user's functions."""
         info = self.info
         return {"source": info.source, "model_files": tuple(info.model_files), "model_folder": info.model_folder}
 
@@ -71,7 +71,7 @@ class InitialSlices:
         return max(0, min(owned.stop, self.whole.policy.parameter_size) - owned.start)
 
     def most_waiting(self) -> int:
-        """Return how many messages may have to wait for a shard, 0 if there is none: all of its slice, and commands."""
+        """Return how many messages may have to wait for a shard: its slice, and commands; 0 if no shards exist."""
         if not self.slices[1:]:
             return 0
         vectors = 1 + len(self.whole.state)

@@ -63,7 +63,7 @@ MembersEffect = Send | FillShard | ServersReady | ServerLost | Report | ReportRe
 
 _WAITING, _SERVING, _ENDED = GroupPhase
 
-#: What may follow.
+#: The phases that may follow each event.
 TRANSITIONS = table_of(
     GroupPhase,
     {
@@ -165,7 +165,7 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
         if peer in self.members:
             return []
         if self.phase is GroupPhase.ENDED:
-            # As a worker that comes too late: started again by hand or by a script, it has done nothing wrong.
+            # It is treated as a late worker is: a person or a script restarted it, and it has done nothing wrong.
             return [] if self.end is None else [Send(peer=peer, message=self.end)]
         before = next((one for one in self.members.values() if one.join.address == join.address), None)
         if before is not None and self.phase is GroupPhase.SERVING:

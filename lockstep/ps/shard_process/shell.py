@@ -72,7 +72,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     """One shard's process: its state, and what carries out the effects of the state."""
 
     state: ShardState
-    #: Where workers dial.
+    #: The port that workers dial.
     port: ServerPort
     #: To the server.
     upstream: ClientPort
@@ -89,7 +89,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     arrays: list[Vector] = field(default_factory=list)
     #: The slice, None before the welcome.
     storage: ShardStorage | None = None
-    #: What crossed the workers' sockets since the last update.
+    #: Bytes that crossed the workers' sockets since the last update.
     traffic: Traffic = field(default_factory=Traffic)
     loop: EventLoop[machine.ShardEvent] = field(init=False)
 

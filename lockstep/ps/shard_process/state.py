@@ -1,7 +1,7 @@
 """A shard's process decides what it may do: join a run, take its slice, serve it. No socket, clock, file or array.
 
 Messages of the server are events as they are; those of workers are `Received`. How the shard joins and leaves a run is
-the client's part. What may be carried out is an effect as it is.
+the client's part. An event that may be carried out is itself the effect.
 """
 
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class ShardPhase(Enum):
     SERVING = "serving"
 
 
-#: What the server sends a shard that is in the run.
+#: Messages that the server sends a shard that is in the run.
 Request = InitialFrame | Begin | Admit | Forget | SendWeightsTo | SquaresRequest | Update | Collect | Ping
 SliceEvent = Request | Received | PeerLeft
 ShardEvent = SliceEvent | ClientEvent
@@ -57,7 +57,7 @@ ShardEffect = SliceEvent | ClientEffect
 
 _OUTSIDE, _FILLING, _SERVING = ShardPhase
 
-#: What may follow.
+#: The phases that may follow each event.
 TRANSITIONS = table_of(
     ShardPhase,
     {
@@ -106,7 +106,7 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
         if self.client.phase is not ClientPhase.JOINED:
             self.phase = ShardPhase.OUTSIDE
         elif isinstance(event, Prepared):
-            # Not before: what is welcome may turn out to be no slice.
+            # Not before, because the slice of a welcome may turn out not to be valid.
             self.phase = ShardPhase.FILLING
         return effects
 

@@ -46,7 +46,7 @@ class ShardStorage:
     def _vectors(self, name: str) -> list[tuple[Vector, int]]:
         """Return the vectors of that name, with the place of the first value of each in the whole one."""
         if name == WEIGHTS:
-            # Both: if the weights at hand turn out to be useless, there are none before them.
+            # Both, because no earlier weights exist if the current ones turn out to be useless.
             return [(slot, self.owned.start) for slot in self.shard.slots]
         if name == MOMENTA:
             return [(self.shard.policy.momenta, 0)]

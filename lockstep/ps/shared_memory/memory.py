@@ -25,15 +25,16 @@ from lockstep.common.transport.shared_memory.segment import Allocate, Segment, S
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.shard import Shard
 
-#: What is added to the name of a file that is to replace another.
+#: The end of the name of a file that is to replace another.
 _NEXT = "-next"
 
 
 @dataclass
 class SharedUpdate:
-    """What decides who may write a slice of an update, beside the weights that it is about."""
+    """The locks and marks that decide which process may write a slice of an update."""
 
-    #: By slice. Whoever has one writes that slice, if the marks allow it: whoever has all knows that nobody is writing.
+    #: By slice. A process writes a slice only while it has the slice's lock, and only if the marks allow it. So no
+    #: other process is writing while one process has all locks.
     locks: list[FileLock] = field(default_factory=list)
     #: By rank, of the teams that have had a lease of several steps here.
     marks: dict[int, UpdateMarks] = field(default_factory=dict)
@@ -53,12 +54,12 @@ class ServerSharedMemory:
     size: int
     #: By rank, the workers that may make several steps by themselves.
     teams: dict[int, TeamShape] = field(default_factory=dict)
-    #: None as long as no update was made by anybody but the server.
+    #: None as long as only the server has made updates.
     update: SharedUpdate | None = None
     #: How often the weights have moved into other files.
     generation: int = 0
     allocate: Allocate = reserve
-    #: Called between what is written to a team's marks, or read, in an order that it relies on.
+    #: Called between two writes to a team's marks, or two reads, whose order matters.
     keep_order: Callable[[], None] = keep_order
     #: Why what updates by others need could not be shared last, empty if it could.
     obstacle: str = ""
@@ -138,13 +139,14 @@ class ServerSharedMemory:
         return self.update.locks
 
     def move(self, shard: Shard) -> bool:
-        """Move all of it into new files, and leave the old ones to whoever has them; return False if there is no room.
+        """Move all of it into new files; return False if there is no room.
 
-        Whoever attaches these files from now on gets the new ones; a team's marks are made when it needs them. Locks
-        that we had are released with the old memory, where no update may be made any more.
+        Processes that have the old files keep them, and those that attach the files from now on get the new ones. A
+        team's marks are made when it needs them. Locks that we had are released with the old memory, where no update
+        may be made any more.
         """
         old = self.update
-        assert old is not None  # nobody else can be writing otherwise
+        assert old is not None  # otherwise, no other process can be writing
         slices = len(old.locks)
         try:
             first, second = self._make(WEIGHTS + _NEXT, weights_shape(self.size)).vectors
@@ -174,7 +176,7 @@ def _update_files(slices: int) -> Sequence[str]:
 
 
 def share(setup: RunSetup, root: Path, allocate: Allocate = reserve) -> tuple[RunSetup, ServerSharedMemory]:
-    """Move what workers compute with into memory that they may share here; `SharingError` if there is none."""
+    """Move the weights that workers compute with into memory that they may share; `SharingError` if that fails."""
     folder, size = SharedFolder.create(root), setup.layout.size
     try:
         segment = folder.make(WEIGHTS, weights_shape(size), allocate)

@@ -2,15 +2,15 @@
 
 The team shows how many steps it has made, and the server reads that now and then. The lease ends at its last step, or
 as soon as anything else happens: another worker is ready; a checkpoint is due; the team is late or gone; the run is
-interrupted. Then it is not enough to send the team that the lease ends, since one of its processes may be standing
-still, and write on later:
+interrupted. Then it is not enough to send the team that the lease ends, because one of its processes may have stalled,
+and may write on later:
 
 1. A process writes a slice of an update only while it has that slice's lock, and only if it finds, once it has it, that
    the lease has not been ended. So once the server has all locks, no process is writing. It marks the lease as ended,
    and from then on no process begins, with whatever lock: that is when the locks are released again.
 2. The steps that count are those that were made of all slices by then. The weights after them are whole, because an
    update writes where it does not read.
-3. A process that stands still within a slice keeps its lock, and may write at any time. After some patience the run
+3. A process that stalls within a slice keeps its lock, and may write at any time. After some patience the run
    moves into memory that this process does not know. The system releases the lock of a process that has ended.
 """
 
@@ -27,10 +27,10 @@ from lockstep.ps.coordinator.events import Event, MultiStepLeaseEnded, StepMade
 STEPS_BETWEEN, BETWEEN_S = 8.0, (0.002, 0.1)
 
 #: Steps are late once none was made for so many times as long as one takes, and for at least so many seconds. A process
-#: that stands still costs its team less than that: the others do its work.
+#: that stalls costs its team less than that: the others do its work.
 LATE, LATE_S = 4.0, 0.25
 
-#: Seconds between two attempts to end a lease, and until memory is left to a process that stands still in it.
+#: Seconds between two attempts to end a lease, and until memory is left to a process that has stalled in it.
 RETRY_S, MOVE_S = 0.002, 0.25
 
 #: Seconds between two reports that the run waits.
@@ -92,7 +92,7 @@ class TeamLease:
     has_answered: bool = False
     #: Whether the team was late, or could not go on.
     is_cut: bool = False
-    #: When memory is left to a process that stands still, None while the team is to make steps.
+    #: When memory is left to a process that has stalled, None while the team is to make steps.
     patient_until: float | None = None
     #: When it is reported that there is no room for other memory.
     report_at: float = 0.0

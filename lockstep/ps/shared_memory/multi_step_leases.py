@@ -104,8 +104,8 @@ class TeamUpdates:
         """Continue in other memory, after the steps that are made; return their number, None if there is no room.
 
         Before anything is copied, the lease is marked as ended in the old memory. So a process that still writes there
-        does so beside the weights that count: it began before all slices of this step were made. The locks stay with
-        the old memory.
+        does not touch the weights that count, because it began before all slices of this step were made. The locks stay
+        with the old memory.
         """
         self.marks.end()
         made, before = self.read().made, self.shard.updates
@@ -140,7 +140,7 @@ class MultiStepLeases:
     membership: Membership
     send: SendToWorker
     report: Callable[[str], None]
-    #: The memory in which a team makes steps, None if there is none.
+    #: The memory in which a team makes steps, None if the run shares no memory.
     sharing: ServerSharedMemory | None = None
     #: The current lease, None while the run continues step by step.
     lease: TeamLease | None = None
@@ -249,7 +249,7 @@ class MultiStepLeases:
         return [] if self.lease is None else self._followed(self.lease.interrupt())
 
     def _followed(self, happened: list[Event]) -> list[Event]:
-        """Return what has happened; if that is the end of the lease, let the shard be after its last step."""
+        """Return the events; if one is the end of the lease, let the shard be after the last step of the lease."""
         for event in happened:
             if isinstance(event, MultiStepLeaseEnded):
                 self.lease = None

@@ -237,7 +237,7 @@ class StandbyConfig(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
 
     def request(self, term: Term, step: int, *, is_whole: bool) -> MirrorRequest:
-        """Return the question what there is to mirror, after what is mirrored."""
+        """Return the request for files to mirror, with the step of those that are mirrored."""
         return MirrorRequest(
             protocol=PROTOCOL_VERSION,
             host=self.host,
