@@ -24,7 +24,7 @@ Sign = Callable[[bytes], bytes]
 TOKEN = "token"
 
 #: Printed if all peers are admitted.
-WARNING = warning("--insecure: anybody who reaches this address can take part in the run")
+WARNING = warning("--insecure: any process that reaches this address can take part in the run")
 
 
 def lock_of(keys: Path | None, supervised: Path | None, *, is_insecure: bool = False) -> Lock:

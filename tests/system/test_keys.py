@@ -165,7 +165,7 @@ def test_without_keys_nothing_is_served_to_others(
 
 def test_insecure_is_warned_of(place: Place) -> None:
     server = place.start("server", *BRIEF, "--bind", "tcp://0.0.0.0:0", "--insecure")
-    assert server.line_with("warning").endswith("anybody who reaches this address can take part in the run")
+    assert server.line_with("warning").endswith("any process that reaches this address can take part in the run")
     server.send(signal.SIGINT)
     assert server.end(GONE_S)[0] == 130
 

@@ -279,7 +279,7 @@ class CheckpointFolder:
             if self.room is not None and self.room.refuse(error, size):
                 return False
             kept = self.steps()
-            stays = f"that of step {kept[-1]} stays" if kept else "there is none yet"
+            stays = f"that of step {kept[-1]} stays" if kept else "there is no checkpoint yet"
             why = f"cannot write checkpoint {str(path)!r}: {error.strerror}"
             self.say(warning(f"{why}: the run continues without it, and {stays}"))
             return False

@@ -38,7 +38,7 @@ REPORT_S = 5.0
 
 #: The report.
 STUCK = (
-    "a process of the team stands still in the middle of an update, and there is no room for other memory: the run "
+    "a process of the team hangs in the middle of an update, and there is no room for other memory: the run "
     "waits for it to continue, or to end"
 )
 

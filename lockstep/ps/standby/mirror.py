@@ -170,7 +170,7 @@ class Mirror:
         if fault:
             self._is_afresh = True
             self.give_up()
-            return f"{file.name!r} is not what the server said that it is ({fault}): what is here of it stays"
+            return f"{file.name!r} is not as the server described it ({fault}): the part that is here stays"
         os.replace(place, self._content(file))
         self._wanted.popleft()
         self._begin_file()

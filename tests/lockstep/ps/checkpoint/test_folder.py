@@ -69,7 +69,7 @@ def test_what_cannot_be_written_is_told_and_the_old_file_stays(tmp_path: Path, r
     folder, said = folder_in(tmp_path)
     folder.write = FullDisk(room, error).write
     assert not folder.save(1, PARTS, None)
-    assert said.pop().endswith(f"{os.strerror(error)}: the run continues without it, and there is none yet")
+    assert said.pop().endswith(f"{os.strerror(error)}: the run continues without it, and there is no checkpoint yet")
     folder.write = write_atomically
     folder.save(2, PARTS, None)
     before = folder.file_of(2).read_bytes()

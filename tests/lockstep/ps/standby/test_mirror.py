@@ -85,7 +85,7 @@ def flip(part: FilePart, data: bytes) -> bytes:
 def test_a_flipped_bit_is_found_and_counts_for_nothing(folder: MirroredFolder) -> None:
     folder.mirror_once(flip)
     assert (folder.mirror.held, folder.mirrored(), len(folder.faults)) == (None, {}, 1)
-    assert "is not what the server said that it is (its SHA-256 is " in folder.faults[0]
+    assert "is not as the server described it (its SHA-256 is " in folder.faults[0]
     folder.mirror_once()
     assert folder.mirror.step == 3
 
