@@ -55,7 +55,7 @@ def cnn() -> Sequential:
 def dense(
     sample_shape: Sequence[int], hidden: Sequence[int], outputs: int, activation: Callable[[], Module] = ReLU
 ) -> Sequential:
-    """Return linear layers with an activation after each hidden one: (n, *sample_shape) to (n, outputs).
+    """Return linear layers with an activation after each hidden one: from (n, ...) with `sample_shape` to (n, outputs).
 
     Raises ValueError for a size below 1.
     """
