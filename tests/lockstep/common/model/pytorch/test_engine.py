@@ -11,7 +11,6 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import DrawKey, Engine, Model
-from lockstep.common.model.pytorch.places import AUDITED
 from lockstep.common.model.source import open_model
 from lockstep.common.optim.rules import SGDRule, SlotSets
 from lockstep.common.protocol.run_options import RunOptions
@@ -22,7 +21,11 @@ from lockstep.worker.gradient_sink import NotFiniteError
 from tests.lockstep.common.model.pytorch.jobs import NAMES, NETS, batch, model_file, model_of, torch_job
 from tests.simulation.small import digits, job_of
 
-torch: Any = pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
+pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
+
+from lockstep.common.model.pytorch.places import AUDITED  # needs PyTorch too
+
+torch: Any = pytest.importorskip("torch")
 
 KEY = DrawKey(3, 1, 2)
 
