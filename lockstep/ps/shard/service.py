@@ -164,14 +164,16 @@ class SliceService:
 
     def on_frame(self, peer: bytes, sums: SumsFrame, words: Vector) -> bool:
         """Add a frame straight from the memory it was received in; return whether it was wanted, and the first copy."""
+        worker = self.worker_at(peer)
+        if worker is None:
+            return False  # they may be from before the run was resumed, when this server had another slice
         node, frame = sums.node(), self.frame_at.get(sums.start)
         if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):
             raise RemoteProtocolError(f"sums over {node} from {sums.start} on: not a frame of this slice")
         if not self.shard.fits(frame, words):
             expected = self.shard.policy.wire.words(self.shard.frames[frame])
             raise RemoteProtocolError(f"sums of {len(words)} values: expected {expected}")
-        worker = self.worker_at(peer)
-        if worker is None or worker.served is None:
+        if worker.served is None:
             return False
         is_late = not self._is_wanted(worker, sums.step, node)
         if not worker.take(node, frame, len(self.shard.frames), is_late=is_late):

@@ -100,9 +100,12 @@ def test_sums_of_a_wrong_length_cost_the_worker_its_place_and_the_run_goes_on() 
     simulation = Simulation(job_of())
     odd = simulation.network.client()
     odd.send(encode(JOIN))
+    simulation.run_until_quiet()
+    (welcome,) = [message for message in heard(odd) if isinstance(message, Welcome)]
+    odd.send(encode(Ready(rank=welcome.rank, term=welcome.term)))
+    simulation.run_until_quiet()
     simulation.add_worker()
-    simulation.run_to(1)
-    odd.send(encode(SumsFrame(step=1, lo=0, hi=1, start=0), [np.zeros(3, np.float32)]))
+    odd.send(encode(SumsFrame(step=0, lo=0, hi=1, start=0), [np.zeros(3, np.float32)]))
     before = simulation.finish()
     (refused,) = [message for message in heard(odd) if isinstance(message, Refused)]
     assert "sums of 3 values: expected 7850" in refused.reason
