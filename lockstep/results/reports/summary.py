@@ -92,7 +92,9 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
         f"weights sha256  {result.weights_sha256}",
         f"numerics        {numerics_line(result.numerics)}",
     ]
-    if result.moved.sums:
+    # One team that shares the server's memory sends nothing but the sums of some first and last steps.
+    is_shared = result.teams == 1 and result.transport == "shm"
+    if result.moved.sums and not is_shared:
         lines.insert(-2, f"sent per step   {moved_line(result)}")
     if result.audited or result.unaudited:
         lines.append(f"audit           {audit_line(result)}")

@@ -178,6 +178,14 @@ def test_what_a_step_sends_is_reported_where_anything_was_sent() -> None:
     assert not any("sent" in line for line in summary_lines(result(), None))
 
 
+@pytest.mark.parametrize(("teams", "transport", "is_shown"), [(1, "shm", False), (2, "shm", True), (1, "ipc", True)])
+def test_a_team_alone_in_the_servers_memory_has_no_line_about_its_first_sums(
+    teams: int, transport: str, is_shown: bool
+) -> None:
+    sent = result(moved=Moved(sums=2_500, weights=0), workers=2, teams=teams, transport=transport)
+    assert any(line.startswith("sent per step") for line in summary_lines(sent, None)) == is_shown
+
+
 @pytest.mark.parametrize(
     ("audited", "unaudited", "message"),
     [
