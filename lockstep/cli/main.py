@@ -31,6 +31,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "evaluate": "results.evaluate:evaluate",
         "predict": "results.predict:predict",
         "export": "results.export:export",
+        "compare": "results.compare:compare",
         "plot": "results.plot:plot",
         "watch": "results.watch:watch",
     },

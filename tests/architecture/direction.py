@@ -34,6 +34,7 @@ PACKAGE_ORDER = Order(
         ("lockstep.checking.simulation",),
         ("lockstep.checking.verify",),
         ("lockstep.checking.recorded_run",),
+        ("lockstep.checking.comparison",),
         ("lockstep.bench",),
         ("lockstep.cli.options",),
         ("lockstep.checking.checkup",),

@@ -336,7 +336,7 @@ def test_a_changed_helper_is_named_when_receipts_are_compared(
     folders.write({"helpers.py": "WIDTH = 12\nSLOPE = 1\n"})
     other = small_run(folders.root, "mine/net.py:build", "other", lr=0.06).folder
     assert run(["verify", str(folders.run), "--against", str(other)]) == 1
-    assert "the source of the model differs: 'helpers.py': SHA-256 " in capfd.readouterr().err
+    assert "what differs: 'helpers.py' SHA-256: " in capfd.readouterr().err
 
 
 def test_a_resumed_run_has_the_model_that_it_began_with(folders: Folders) -> None:

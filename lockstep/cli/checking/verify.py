@@ -8,9 +8,9 @@ import msgspec
 from msgspec.structs import replace
 from rich.console import Console
 
+from lockstep.checking.comparison import comparison, read_compared
 from lockstep.checking.recorded_run import (
     RecordedRun,
-    comparison,
     load_checkpoint_before,
     open_again,
     other_numerics,
@@ -35,7 +35,7 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.ps.records.ledger import EpochDone
 from lockstep.ps.records.receipt import read_chain
-from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_receipt, read_result
+from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_result
 from lockstep.ps.setup import RunSetup
 from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
 from lockstep.runs.own_command import demand
@@ -116,10 +116,11 @@ def verify(
 
 def compared(run: Path, against: Path) -> str:
     """Return in which epochs two runs have the same weights; raise `DifferenceError` if not in all."""
-    ours, theirs = read_receipt(run), read_receipt(against)
-    if difference := comparison(ours, theirs):
+    ours = read_compared(run)
+    if difference := comparison(ours, read_compared(against)):
         raise DifferenceError(difference)
-    return f"the same weights after each of {len(ours.chain) - 1} epochs: {ours.chain[-1].weights_sha256}"
+    chain = ours.receipt.chain
+    return f"the same weights after each of {len(chain) - 1} epochs: {chain[-1].weights_sha256}"
 
 
 def signature_lines(recorded: RecordedRun, keys: Path | None) -> list[str]:

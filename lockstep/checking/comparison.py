@@ -1,0 +1,185 @@
+"""Compare the records of runs, value by value: job, data, model, versions, results.
+
+Nothing is computed, and neither the data nor the model is needed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.protocol.fingerprint import DECIDING_FIELDS, Fingerprint
+from lockstep.common.protocol.run_options import kept
+from lockstep.ps.records.receipt import Receipt
+from lockstep.ps.records.run_folder import RECEIPT, RESULT, RunResult, read_receipt, read_result
+from lockstep.runs.job_file import named
+from lockstep.runs.run_dir import has_begun, recorded
+
+#: The sources of a job's bits besides its numerics, by the names of a receipt's fields.
+SUBJECTS = {
+    "job_sha256": "job",
+    "dataset_sha256": "dataset",
+    "model_source_sha256": "source of the model",
+    "layout_sha256": "model",
+}
+
+#: Shown for a run that does not have a value.
+NONE = "none"
+
+
+class ComparedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """The records of one run, as far as it has them."""
+
+    #: The folder, or the file of the receipt.
+    path: Path
+    receipt: Receipt
+    #: The values of the job, and how it was carried out, by name; empty for a receipt alone.
+    job: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    #: None for a run that has not finished.
+    result: RunResult | None = None
+
+
+class ComparedValue(msgspec.Struct, frozen=True, kw_only=True):
+    """One value of several runs, as text, in the order of the runs."""
+
+    name: str
+    values: list[str]
+    #: Whether the weights depend on it.
+    decides_bits: bool = True
+
+
+def read_compared(path: Path) -> ComparedRun:
+    """Return the records in a run's folder, or next to its receipt; `FileFormatError` if one is damaged."""
+    receipt, folder = read_receipt(path), path if path.is_dir() else path.parent
+    is_of_folder = path.is_dir() or path.name == RECEIPT
+    if is_of_folder and has_begun(folder):
+        job, options = recorded(folder)
+        # The file of an older version lacks values; that of another run proves nothing.
+        if job.digest() == receipt.job_sha256:
+            result = read_result(folder) if (folder / RESULT).exists() else None
+            values: dict[str, Any] = msgspec.to_builtins(job)
+            return ComparedRun(path=path, receipt=receipt, job=values, options=kept(options), result=result)
+    return ComparedRun(path=path, receipt=receipt)
+
+
+def differences(runs: Sequence[ComparedRun]) -> list[ComparedValue]:
+    """Return each value that is not the same in all runs: first those that the weights depend on."""
+    found = [value for value in (*_versions(runs), *_subjects(runs), *_values(runs)) if len(set(value.values)) > 1]
+    return sorted(found, key=lambda value: not value.decides_bits)
+
+
+def _versions(runs: Sequence[ComparedRun]) -> Iterator[ComparedValue]:
+    prints = [run.receipt.fingerprint(run.receipt.run) for run in runs]
+    deciding = {name for each in prints for name in DECIDING_FIELDS[each.mode]}
+    # With another mode, no other field matters.
+    for name in sorted(Fingerprint.__struct_fields__, key=lambda name: name != "mode"):
+        values = [str(getattr(each, name)) for each in prints]
+        if name == "features":
+            values = _without_common(values)
+        yield ComparedValue(name=name, values=[value or NONE for value in values], decides_bits=name in deciding)
+
+
+def _without_common(values: Sequence[str]) -> list[str]:
+    """Return the words of each text that not all texts have."""
+    words = [value.split() for value in values]
+    common = set(words[0]).intersection(*words)
+    return [" ".join(word for word in each if word not in common) for each in words]
+
+
+def _subjects(runs: Sequence[ComparedRun]) -> Iterator[ComparedValue]:
+    for name, what in SUBJECTS.items():
+        if name == "job_sha256" and all(run.job for run in runs):
+            continue  # its values are compared
+        if name == "model_source_sha256" and all(run.receipt.model_files for run in runs):
+            files = [{file.place: file.sha256 for file in run.receipt.model_files} for run in runs]
+            for place in dict.fromkeys(place for each in files for place in each):
+                yield _digests(f"{place!r}", [each.get(place, "") for each in files])
+            continue
+        yield _digests(what, [getattr(run.receipt, name) for run in runs])
+
+
+def _digests(what: str, digests: Sequence[str]) -> ComparedValue:
+    return ComparedValue(name=f"{what} SHA-256", values=[f"{digest[:12]}…" if digest else NONE for digest in digests])
+
+
+def _values(runs: Sequence[ComparedRun]) -> Iterator[ComparedValue]:
+    if not all(run.job for run in runs):
+        return
+    for values, decides_bits in (([run.job for run in runs], True), ([run.options for run in runs], False)):
+        flat = [dict(_flat("", each)) for each in values]
+        for name in dict.fromkeys(name for each in flat for name in each):
+            yield ComparedValue(name=name, values=_texts([each.get(name) for each in flat]), decides_bits=decides_bits)
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the values below a value, as of a model that is given as data, by their places."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _flat(f"{name}.{key}" if name else key, below)
+    elif isinstance(value, list | tuple) and any(isinstance(below, Mapping) for below in value):
+        for place, below in enumerate(value):
+            yield from _flat(f"{name}.{place}", below)
+    else:
+        yield name, value
+
+
+def _texts(values: Sequence[Any]) -> list[str]:
+    """Return values as text; a file by its name alone if that tells as many apart as its path."""
+    short, whole = [_text(named(value)) for value in values], [_text(value) for value in values]
+    return short if len(set(short)) == len(set(whole)) else whole
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return NONE
+        case bool():
+            return "yes" if value else "no"
+        case list() | tuple():
+            return ",".join(map(_text, value))
+        case _:
+            return one_line(str(value))
+
+
+def figures(run: ComparedRun) -> dict[str, Any]:
+    """Return the results of a run by name; one that has not finished has its epochs, and the weights after them."""
+    chain, result = run.receipt.chain, run.result
+    found: dict[str, Any] = {"epochs": len(chain) - 1, "steps": chain[-1].step}
+    if result is None:
+        return {**found, "weights sha256": chain[-1].weights_sha256}
+    score = {"test accuracy": result.test_accuracy, "test R²": result.test_r2}
+    return {
+        **found,
+        "train loss": result.train_loss,
+        "test loss": result.test_loss,
+        **{name: value for name, value in score.items() if value is not None},
+        **{f"test {name}": value for name, value in result.test_metrics.items()},
+        "seconds": result.wall_s,
+        "samples/s": result.images_per_s,
+        "weights sha256": result.weights_sha256,
+    }
+
+
+def parting(ours: Receipt, theirs: Receipt) -> str:
+    """Return where the weights of two runs are first different, empty if they never are."""
+    for here, there in zip(ours.chain, theirs.chain, strict=False):
+        if here.weights_sha256 != there.weights_sha256:
+            when = f"after epoch {here.epoch}" if here.epoch else "before the first step"
+            return f"weights {here.weights_sha256[:12]}… here and {there.weights_sha256[:12]}… there {when}"
+    if len(ours.chain) != len(theirs.chain):
+        return f"{len(ours.chain) - 1} epochs here and {len(theirs.chain) - 1} there, the same as far as both go"
+    return ""
+
+
+def comparison(ours: ComparedRun, theirs: ComparedRun) -> str:
+    """Return in one line how two runs differ, empty if they computed the same weights after each epoch."""
+    where = parting(ours.receipt, theirs.receipt)
+    if not where:
+        return ""
+    found = differences([ours, theirs])
+    causes = [value for value in found if value.decides_bits] or found
+    why = "; ".join(f"{value.name}: {value.values[0]} here, {value.values[1]} there" for value in causes)
+    return f"{where}; what differs: {why or 'nothing that a receipt records: `lockstep verify` finds the first step'}"
