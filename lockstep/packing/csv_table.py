@@ -171,21 +171,50 @@ class CsvTable(Table):
             except pa.ArrowInvalid as error:
                 raise self._described(path, error) from None
 
-    def _record_batches(self, columns: Sequence[str], plain: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-        types = {self._raw[name]: pa.float64() if name in plain else pa.string() for name in columns}
+    def record_batches(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         for path in self.paths:
             self._check_quotes(path)
             size, row = path.stat().st_size, 2
-            reader = self._open(path, types, threads=True)
+            for batch in self._blocks(path, columns, numbers):
+                yield one_line(str(path)), row, batch.rename_columns(list(columns))
+                row += batch.num_rows
+                self.advance(min(size, BLOCK))
+
+    def _blocks(self, path: Path, columns: Sequence[str], numbers: Set[str]) -> Iterator[pa.RecordBatch]:
+        """Return the rows of a file, in which columns are read as numbers from when `numbers` has them.
+
+        pyarrow's types hold for a whole file: so it is opened again, once, and the rows that were returned are skipped;
+        and again, as texts, if one of these columns has something else further on.
+        """
+        returned, types, may_change = 0, self._types(columns, numbers), True
+        while True:
             try:
-                for batch in reader:
-                    yield one_line(str(path)), row, batch.rename_columns(list(columns))
-                    row += batch.num_rows
-                    self.advance(min(size, BLOCK))
-            except UnicodeError:
-                raise not_decodable(path, self._forms[path].delimiter, self.options) from None
-            except (pa.ArrowException, OSError) as error:
-                raise self._with_row(path, types, error) from None
+                skipped = returned
+                for batch in self._open(path, types, threads=True):
+                    block = batch.slice(min(skipped, batch.num_rows))
+                    skipped -= batch.num_rows - block.num_rows
+                    if block.num_rows:
+                        returned += block.num_rows
+                        yield block
+                    wanted = self._types(columns, numbers)
+                    if may_change and wanted != types:
+                        types, may_change = wanted, False
+                        break
+                else:
+                    return
+            except (DataError, UnicodeError, pa.ArrowException, OSError) as error:
+                texts = self._types(columns, frozenset())
+                if types != texts:
+                    types, may_change = texts, False
+                elif isinstance(error, DataError):
+                    raise
+                elif isinstance(error, UnicodeError):
+                    raise not_decodable(path, self._forms[path].delimiter, self.options) from None
+                else:
+                    raise self._with_row(path, types, error) from None
+
+    def _types(self, columns: Sequence[str], numbers: Set[str]) -> dict[str, Any]:
+        return {self._raw[name]: pa.float64() if name in numbers else pa.string() for name in columns}
 
     def _with_row(self, path: Path, types: Mapping[str, Any], error: Exception) -> DataError:
         """Read a file again by one thread, which knows the row."""

@@ -49,6 +49,9 @@ _READABLE = {
 }
 
 
+_KINDS = tuple(TextKind)
+
+
 class Place(msgspec.Struct, frozen=True):
     """A value, where a person finds it, and how many rows were looked at before it."""
 
@@ -91,8 +94,6 @@ class ColumnPlan(msgspec.Struct, frozen=True):
     facts: Facts
     #: Values that are missing.
     missing: int = 0
-    #: Whether all values are numbers that a file has as texts.
-    is_plain: bool = False
     #: A line about values that may be misread; empty without such values.
     note: str = ""
 
@@ -201,12 +202,15 @@ class TextSurvey:
         """Record the different texts, until they are too many."""
         if self.too_many is not None:
             return
-        for index, kind in zip(used.tolist(), kinds.tolist(), strict=True):
-            text = values.texts[index].as_py()
+        if set(self.counts) == {TextKind.NUMBER} and not self.is_digits:
+            # Numbers with fractions or signs do not name classes: once they are many, the others need not be looked at.
+            self.most = min(self.most, MOST_CATEGORIES)
+        texts = values.texts.take(pa.array(used))
+        for index, text, kind in zip(used.tolist(), texts.to_pylist(), map(_KINDS.__getitem__, kinds), strict=True):
             if text not in self.distinct and len(self.distinct) == self.most:
                 self.too_many = placed(values.indices == index, text)
                 return
-            self.distinct[text] = TextKind(kind)
+            self.distinct[text] = kind
             if len(text) > LONGEST_TEXT and self.too_long is None:
                 self.too_long = placed(values.indices == index, text)
 
@@ -279,6 +283,11 @@ class ColumnSurvey:
         elif is_known.any():
             self._add_texts(batch, values.as_texts().without(~is_known))
 
+    def needs_texts(self) -> bool:
+        """Tell whether the texts of numbers that follow may change what the column is: categories, codes, or a note."""
+        texts = self.texts
+        return self._is_named() or not self.is_plain or texts.too_many is None or texts.is_digits or bool(self.points)
+
     def _note(self) -> str:
         """Return a line about values that may be misread; empty without such values."""
         return self.points.note(self.name) if self.points is not None and self.is_plain else ""
@@ -318,7 +327,7 @@ class ColumnSurvey:
             column = Column(name=self.name, kind=kind, categories=names, one_hot=self.name in self.options.one_hot)
             # Its numbers are of no interest.
             return ColumnPlan(column, False, Facts(), self.missing)
-        return ColumnPlan(Column(name=self.name, kind=kind), False, facts, self.missing, self.is_plain, self._note())
+        return ColumnPlan(Column(name=self.name, kind=kind), False, facts, self.missing, self._note())
 
     def _kind(self) -> ColumnKind:
         found = {kind for kind, count in self.typed.items() if count}
@@ -444,7 +453,7 @@ class ColumnSurvey:
                 what = "has texts, of which no number can be predicted"
                 raise DataError(f"column {named!r} {what}: expected {self._as_names()}")
             column = Column(name=self.name, kind=kind)
-            return ColumnPlan(column, True, facts, is_plain=self.is_plain, note=self._note())
+            return ColumnPlan(column, True, facts, note=self._note())
         if several:
             raise DataError(
                 f"{len(self.options.target)} columns with classes are to be predicted: expected one {spelled('target')}"
@@ -501,11 +510,12 @@ def survey(tables: Sequence[Table], features: Sequence[str], options: PackOption
     ]
     counts, dropped = [], 0
     for table in tables:
-        kept = 0
-        for batch in table.batches(columns):
+        kept, numbers = 0, set[str]()
+        for batch in table.batches(columns, numbers):
             rows = batch.is_whole() if options.missing == "drop" else np.ones(batch.count, np.bool_)
             for each in found:
                 each.add(batch, rows)
+            numbers.update(each.name for each in found if not each.needs_texts())
             here = int(np.count_nonzero(rows))
             kept, dropped = kept + here, dropped + batch.count - here
         counts.append(kept)

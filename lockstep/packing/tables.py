@@ -1,7 +1,7 @@
 """Tables as sources: Parquet files, whole folders of them, and data frames, through pyarrow; what each has in common.
 
 A table is read some thousand rows at a time, column by column: numbers as float64 with NaN for missing ones, texts as
-indices into a list. It may be read more than once: what a column is can be known at its end only.
+indices into a list.
 """
 
 import os
@@ -9,7 +9,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from lockstep.packing.texts import (
 
 #: Rows that are read at once.
 ROWS = 2**14
+#: Texts of a batch that are tried before all of them.
+FIRST_TEXTS = 16
 #: Called with the bytes of the source that have been read since it was called last.
 Advance = Callable[[int], None]
 
@@ -121,7 +123,10 @@ class NumberValues(msgspec.Struct, frozen=True):
 
 
 class NumberTexts(NumberValues, frozen=True):
-    """A column of texts that are all numbers, which is found out sooner than what each different text is."""
+    """A column of texts that are all numbers, which is found out sooner than what each different text is.
+
+    The texts are not there, and `column` is None, if the reader has returned numbers.
+    """
 
     missing: "MissingValues"
 
@@ -131,6 +136,8 @@ class NumberTexts(NumberValues, frozen=True):
         if missing.decimal != "." or not pa.types.is_string(column.type):
             return None
         try:
+            # Names are told from numbers by a few of them: each that is none costs more than ten that are.
+            column.slice(0, FIRST_TEXTS).cast(pa.float64())
             values = _as_floats(column.cast(pa.float64()))
         except pa.ArrowInvalid:
             return None
@@ -207,10 +214,10 @@ class Table(ABC):
     may_group: bool = field(init=False, default=False)
 
     @abstractmethod
-    def _record_batches(self, columns: Sequence[str], plain: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    def record_batches(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         """Return rows with their file and the number of the first, from the beginning at each call.
 
-        The values of the columns in `plain` are known to be numbers.
+        Texts of columns in `numbers`, which may grow on the way, may be returned as numbers if all of them are.
         """
 
     def names(self) -> list[str]:
@@ -256,14 +263,20 @@ class Table(ABC):
         numbers = sum(each.replace(".", "", 1).lstrip("+-").isdigit() for each in names)
         return f"{found}; if row 1 is not a header, write one first" if 2 * numbers > len(names) else found
 
-    def batches(self, columns: Sequence[str], plain: Set[str] = frozenset()) -> Iterator[TableBatch]:
+    def batches(self, columns: Sequence[str], numbers: Set[str] = frozenset()) -> Iterator[TableBatch]:
         """Return the rows, with these columns only; DataError with the place if they cannot be read.
 
-        The values of the columns in `plain` are known to be numbers.
+        The texts of numbers need not be there for columns in `numbers`, which the caller may fill on the way.
         """
         na = MissingValues.of(self.options)
-        for named, row, batch in self._record_batches(columns, plain):
-            found = {name: na.values_of(values) for name, values in zip(columns, batch.columns, strict=True)}
+        texts = {name for name in columns if _is_text(self.schema.field(name).type)}
+        for named, row, batch in self.record_batches(columns, numbers):
+            found = {
+                name: na.numbers_of_texts(values)
+                if name in texts and pa.types.is_floating(values.type)
+                else na.values_of(values)
+                for name, values in zip(columns, batch.columns, strict=True)
+            }
             yield TableBatch(named, row, batch.num_rows, found)
 
 
@@ -325,6 +338,10 @@ class MissingValues(msgspec.Struct, frozen=True):
         values = _moments(column) if kind is ColumnKind.DATE else _as_floats(column)
         values = self.without_numbers(values) if kind is ColumnKind.NUMBER else values
         return NumberValues(kind, values, column if _is_exact(column.type) else None)
+
+    def numbers_of_texts(self, column: Any) -> "NumberTexts":
+        """Return a column of texts that the reader has returned as numbers."""
+        return NumberTexts(ColumnKind.NUMBER, self.without_numbers(_as_floats(column)), None, self)
 
     def without_numbers(self, values: Floats) -> Floats:
         """Return numbers with NaN for those that stand for a missing value."""
@@ -403,7 +420,7 @@ class ParquetTable(Table):
             # Read as it is needed, and not a row group at once, which may be larger than memory.
             return pyarrow.parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
 
-    def _record_batches(self, columns: Sequence[str], plain: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    def record_batches(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         for path in self.paths:
             file, row, size = self._open(path), 1, path.stat().st_size
             named = one_line(str(path))
@@ -432,7 +449,7 @@ class StreamTable(Table):
     #: Gives them from the beginning, at each call.
     opened: Callable[[], Iterable[pa.RecordBatch]]
 
-    def _record_batches(self, columns: Sequence[str], plain: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    def record_batches(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         row = 1
         for whole in self.opened():
             for begin in range(0, whole.num_rows, ROWS):
@@ -440,6 +457,46 @@ class StreamTable(Table):
                 yield self.named, row, batch
                 row += batch.num_rows
                 self.advance(batch.num_rows)
+
+
+@dataclass
+class KeptTable(Table):
+    """A table that is read from its source once, and from then on from a folder in which its rows are kept."""
+
+    source: Table
+    folder: Path
+    #: Files, a new one where the types change.
+    _paths: list[Path] = field(init=False, default_factory=list)
+
+    @classmethod
+    def of(cls, source: Table, folder: Path) -> "KeptTable":
+        """Return a table whose rows will be kept in a new folder; `source` is opened, and not read yet."""
+        kept = cls(source.named, source.advance, source.length, source.options, source, folder)
+        kept.schema, kept.notes, kept.may_group = source.schema, source.notes, source.may_group
+        folder.mkdir()
+        return kept
+
+    def record_batches(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        if not self._paths:
+            yield from self._read(columns, numbers)
+            return
+        row = 1
+        for batch in _arrow_batches(self._paths):
+            yield self.named, row, batch.select(list(columns))
+            row += batch.num_rows
+        self.advance(self.length)
+
+    def _read(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        with ExitStack() as files:
+            schema, writer = None, None
+            for named, row, batch in self.source.record_batches(columns, numbers):
+                if writer is None or batch.schema != schema:
+                    files.close()
+                    schema = batch.schema
+                    self._paths.append(self.folder / f"{len(self._paths)}.arrow")
+                    writer = files.enter_context(pyarrow.ipc.new_stream(str(self._paths[-1]), schema))
+                writer.write_batch(batch)
+                yield named, row, batch
 
 
 def arrow_table(named: str, advance: Advance, options: PackOptions, paths: Sequence[Path]) -> StreamTable:

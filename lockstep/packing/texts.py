@@ -117,7 +117,7 @@ def booleans_of(texts: pa.StringArray) -> Floats:
 
 def has_padded(texts: pa.StringArray) -> bool:
     """Tell whether a number among texts begins with a zero before another digit."""
-    return bool(pc.any(pc.match_substring_regex(texts, _PADDED)).as_py())
+    return bool(pc.any(pc.match_substring_regex(texts.filter(pc.starts_with(texts, "0")), _PADDED)).as_py())
 
 
 def are_digits(texts: pa.StringArray) -> bool:

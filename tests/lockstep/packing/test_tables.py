@@ -18,6 +18,7 @@ from tests.lockstep.packing.test_arrays import sizes
 
 pa = pytest.importorskip("pyarrow")
 pack_frame = pytest.importorskip("lockstep.packing.pack_table").pack_frame
+BLOCK = pytest.importorskip("lockstep.packing.csv_table").BLOCK
 csv, parquet = pytest.importorskip("pyarrow.csv"), pytest.importorskip("pyarrow.parquet")
 
 #: So many that the training set has more than one block of rows that are scaled at once.
@@ -418,20 +419,79 @@ def test_large_numbers_of_both_signs_are_packed_to_be_opened(tmp_path: Path) -> 
         assert np.isfinite(load(str(folder)).train.labels).all()
 
 
-def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
-    class Changing:
-        """Gives more rows each time, or others."""
+def test_a_table_is_read_from_its_source_once(tmp_path: Path) -> None:
+    class Once:
+        """Gives its rows once, and other rows after that."""
 
         def __init__(self, *tables: Any) -> None:
-            self.tables = [tables[0], *tables]
+            self.tables = list(tables)
 
         def __arrow_c_stream__(self, requested_schema: object = None) -> object:
             return self.tables.pop(0).__arrow_c_stream__()
 
     first = pa.table({"a": ["x", "z"] * 30, "y": np.arange(60) % 2})
-    for other, told in (
-        (first.slice(0, 50), "had 60 rows, then 50"),
-        (pa.table({"a": ["x", "w"] * 30, "y": np.arange(60) % 2}), "row 2, column 'a': changed while it was read"),
-    ):
+    # The first time for the schema.
+    pack_frame(Once(first, first, first.slice(0, 50)), tmp_path / "new", PackOptions(target=("y",)))
+    pack_frame(first, tmp_path / "other", PackOptions(target=("y",)))
+    assert digests(tmp_path / "new") == digests(tmp_path / "other")
+    assert not (tmp_path / "new" / "scratch").exists()
+
+
+def digests(folder: Path) -> Any:
+    manifest = read_manifest(folder)
+    return manifest.columns, manifest.targets, manifest.train, manifest.test
+
+
+class TestManyBlocks:
+    """CSV files of more than a block, of which numbers are parsed as such once their texts cannot matter."""
+
+    #: So many that they are three blocks.
+    COUNT = 5 * BLOCK // 2 // 20
+
+    def texts(self, **changed: dict[int, str]) -> Any:
+        drawn = np.random.default_rng(1).normal(size=(2, self.COUNT))
+        columns = {"a": np.round(drawn[0], 5), "y": np.round(drawn[1], 5), "n": 7 + 3 * np.arange(self.COUNT) % 5000}
+        found = {name: list(map(str, values.tolist())) for name, values in columns.items()}
+        for name, values in changed.items():
+            for row, text in values.items():
+                found[name][row] = text
+        return pa.table(found)
+
+    def packed(self, folder: Path, table: Any, **options: Any) -> Any:
+        csv.write_csv(table, folder / "t.csv", csv.WriteOptions(quoting_style="none"))
+        given = PackOptions(target=("y",), **options)
+        assert (folder / "t.csv").stat().st_size > 2 * BLOCK
+        pack(str(folder / "t.csv"), folder / "of-csv", given)
+        # A frame of texts stays texts.
+        pack_frame(table, folder / "of-frame", given)
+        assert digests(folder / "of-csv") == digests(folder / "of-frame")
+        return load(str(folder / "of-csv"))
+
+    @pytest.mark.parametrize(
+        ("changed", "options"),
+        [
+            ({}, {}),
+            ({"a": {-3: "NA", 40: ""}, "n": {-1: "null"}}, {"missing": "mean"}),
+            ({"a": {-3: "-9"}, "n": {-2: "-9"}}, {"missing": "drop", "na": ("-9",)}),
+            ({"a": {-3: " 0012.5", -9: "+1e2"}}, {}),
+        ],
+    )
+    def test_the_samples_are_those_of_the_texts(self, changed: Any, options: dict[str, Any], tmp_path: Path) -> None:
+        data = self.packed(tmp_path, self.texts(**changed), **options)
+        assert len(data.train.images) + len(data.test.images) == self.COUNT - 2 * ("na" in options)
+
+    @pytest.mark.parametrize("name", ["a", "y"])
+    def test_a_text_far_down_is_named_with_its_row_and_the_share_of_numbers(self, name: str, tmp_path: Path) -> None:
+        table = self.texts(**{name: {self.COUNT - 5: "much"}})
+        csv.write_csv(table, tmp_path / "t.csv", csv.WriteOptions(quoting_style="none"))
+        row = self.COUNT - 5 + 2
+        told = f"row {row}, column '{name}': 'much' is not a number, as {self.COUNT - 1:,} of the {self.COUNT:,} values"
         with pytest.raises(DataError, match=told):
-            pack_frame(Changing(first, other), tmp_path / "new", PackOptions(target=("y",)))
+            pack(str(tmp_path / "t.csv"), tmp_path / "new", PackOptions(target=("y",)))
+
+    def test_a_row_with_a_value_too_many_far_down_is_named(self, tmp_path: Path) -> None:
+        csv.write_csv(self.texts(), tmp_path / "t.csv", csv.WriteOptions(quoting_style="none"))
+        with (tmp_path / "t.csv").open("a") as file:
+            file.write("1,2,3,4\n")
+        with pytest.raises(DataError, match=rf"row {self.COUNT + 2} has 4 values: expected 3"):
+            pack(str(tmp_path / "t.csv"), tmp_path / "new", PackOptions(target=("y",)))
