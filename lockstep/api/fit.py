@@ -18,9 +18,11 @@ from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.notice import notice
 from lockstep.launch.cluster import train_here
+from lockstep.launch.placement import chosen_processes
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 from lockstep.results.reports.display import Display, NotebookPage, cell_output, display_for
-from lockstep.runs.job_data import draft_of
+from lockstep.results.reports.summary import too_short
+from lockstep.runs.job_data import draft_of, length_reason
 from lockstep.runs.job_file import resolve
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job, trust, trust_own
 from lockstep.runs.session import Destination
@@ -56,9 +58,10 @@ def fit(
     pack`; a pair of frames is one to train and one to test with. A table needs no model: `fit(frame, target="price")`
     trains `dense`, with a loss that follows from the target, and a batch and epochs that follow from the rows.
 
-    **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on;
-    `workers=0` trains in this process. The bits are the same on every processor, unless PyTorch computes the model or
-    `numerics="native"` is given.
+    **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on.
+    Without `epochs` and `steps`, a model of your own makes about 1,500 steps, in 3 to 100 epochs. `workers=0` trains in
+    this process, and so does a call without an option of processes if workers would not be done sooner. The
+    bits are the same on every processor, unless PyTorch computes the model or `numerics="native"` is given.
     The first weights are drawn from `seed`, but for those that the function which builds the model has set, so that the
     same call gives the same bits. With `warm_start=True` they are those of the model, and with `initial="weights.pt"`
     those of a file. `loss`, `optimizer`, `schedule` and `transform` may be functions or classes of your own, and
@@ -90,8 +93,13 @@ def fit(
     ):
         job = completed(job, given, paths)
         trust_own(job)
-        note = "" if warm_start or job.initial is not None else _unused_weights(model, job)
-        return _carry_out(job, Destination(folder=folder, options=launch), callbacks, verbose=verbose, note=note)
+        launch, why = chosen_processes(job, launch, given, SystemClock())
+        notes = [
+            "" if warm_start or job.initial is not None else _unused_weights(model, job),
+            length_reason(job, given),
+            why and f"in this process alone: {why} (workers=2 starts some)",
+        ]
+        return _carry_out(job, Destination(folder=folder, options=launch), callbacks, verbose=verbose, notes=notes)
 
 
 def resume(
@@ -134,7 +142,7 @@ def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) ->
 
 
 def _carry_out(
-    job: Job, destination: Destination, callbacks: Sequence[Callback], *, verbose: bool, note: str = ""
+    job: Job, destination: Destination, callbacks: Sequence[Callback], *, verbose: bool, notes: Sequence[str] = ()
 ) -> Run:
     """Train to the end, calling the callbacks that are code; the others are values of the job."""
     folder = destination.folder
@@ -142,11 +150,13 @@ def _carry_out(
     runner = CallbackRunner(called, Training(folder, job))
     with _display(verbose) as display:
         try:
-            if note:
-                display.say(note)
+            for note in filter(None, notes):
+                display.say(notice(note))
             runner.begin()
             result = train_here(job, destination, display, is_to_stop=runner.is_to_stop if called else None)
             runner.end(result.history)
+            if note := too_short(result):
+                display.say(notice(note))
         except KeyboardInterrupt:
             if has_begun(folder):
                 display.say(f"interrupted: the run is kept; resume it with lockstep.resume({str(folder)!r})")
@@ -160,7 +170,7 @@ def _unused_weights(model: Model, job: Job) -> str:
     """Return a line if weights were set or trained in a model that is sent as data; otherwise nothing."""
     if not (isinstance(model, Module) and is_described(model) and any(model.own_initial_values())):
         return ""
-    return notice(
+    return (
         f"the weights of the model are not used, and are drawn from seed = {job.seed}: to begin with them, add "
         "warm_start=True"
     )

@@ -10,10 +10,11 @@ from msgspec.structs import replace
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.folder import table_at
 from lockstep.common.data.source import load
-from lockstep.common.errors import ModelError
+from lockstep.common.errors import DataError, ModelError
 from lockstep.common.job.job import DENSE, Job, check, default_micro_batches
 from lockstep.common.nn.description import describe
 from lockstep.common.nn.models import dense
+from lockstep.runs.job_file import SHIPPED
 
 #: Values of a job that are valid with some others alone, by the value that follows from the data if it is not given.
 LATER = {"metrics": "loss", "monitor": "loss", "monitor_mode": "loss", "hidden": "model"}
@@ -21,9 +22,11 @@ LATER = {"metrics": "loss", "monitor": "loss", "monitor_mode": "loss", "hidden":
 #: The hidden layers of `dense` if a job file names it and not these: those of the shipped job.
 HIDDEN = (128, 64)
 
-#: Steps that `dense` makes at least, if its job says nothing of its length, and the limits of its epochs.
-STEPS, LEAST_EPOCHS, MOST_EPOCHS = 1500, 10, 100
-#: Steps of an epoch that its batches aim at, and the limits of these.
+#: Steps that a job makes at least, if it says nothing of its length, and the most epochs for that; the fewest of
+#: `dense`, and of a model of the user's.
+STEPS, MOST_EPOCHS = 1500, 100
+LEAST_EPOCHS, LEAST_OWN_EPOCHS = 10, Job().epochs
+#: Steps of an epoch that the batches of `dense` aim at, and the limits of these.
 STEPS_PER_EPOCH, LEAST_BATCH, MOST_BATCH = 50, 32, 512
 
 
@@ -41,27 +44,60 @@ def values_of_table(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in given}
 
 
-def with_layers(job: Job, given: Mapping[str, Any]) -> Job:
-    """Return a job whose model is `dense` with layers that fit its data, and a length that suits it if none is given.
+def with_data_values(job: Job, given: Mapping[str, Any]) -> Job:
+    """Return a job with the values that follow from its data: the layers of `dense`, and a length if none is given.
 
-    Raises DataError as `load`, and ModelError for samples that are not arrays of numbers.
+    The shipped jobs but `dense` keep theirs. Raises DataError as `load`, and ModelError for samples that are not arrays
+    of numbers.
     """
-    if job.model != DENSE:
+    if job.model == DENSE:
+        data = load(job.data)
+        hidden = HIDDEN if job.hidden is None else job.hidden
+        job = replace(job, model=dict(describe(dense(_shape_of(data), hidden, _outputs_of(data)))), hidden=hidden)
+    elif job.model in SHIPPED or has_length(given):
         return job
-    data = load(job.data)
-    hidden = HIDDEN if job.hidden is None else job.hidden
-    job = replace(job, model=dict(describe(dense(_shape_of(data), hidden, _outputs_of(data)))), hidden=hidden)
+    else:
+        try:
+            data = load(job.data)
+        except DataError:  # it is raised again where the samples are needed
+            return job
     samples = len(data.train) - int(job.validation_split * len(data.train))
     if "global_batch" not in given and job.local_steps == 1:
+        job = _with_batch(job, given, samples)
+    if not has_length(given):
+        epochs = -(-STEPS // -(-samples // job.global_batch))
+        job = replace(job, epochs=min(max(epochs, _least_epochs(job)), MOST_EPOCHS))
+    return check(job)
+
+
+def has_length(given: Mapping[str, Any]) -> bool:
+    """Tell whether some values of a job say how long it is."""
+    return not {"epochs", "steps"}.isdisjoint(given)
+
+
+def length_reason(job: Job, given: Mapping[str, Any]) -> str:
+    """Return why a job is as long as it is, if `with_data_values` chose that; else an empty string."""
+    if job.model in SHIPPED or has_length(given):
+        return ""
+    most = {MOST_EPOCHS: "the most that are chosen", _least_epochs(job): "the fewest that are chosen"}
+    why = most.get(job.epochs, f"as many as make {STEPS:,} steps")
+    return f"epochs = {job.epochs} for this data, with global_batch = {job.global_batch}: {why}"
+
+
+def _least_epochs(job: Job) -> int:
+    return LEAST_OWN_EPOCHS if job.hidden is None else LEAST_EPOCHS
+
+
+def _with_batch(job: Job, given: Mapping[str, Any], samples: int) -> Job:
+    """Return a job with a batch that suits so many samples; that of a model of the user's is only limited by them."""
+    batch = min(job.global_batch, samples)
+    if job.hidden is not None:
         wanted = 2 ** round(math.log2(max(1, samples / STEPS_PER_EPOCH)))
         batch = min(max(wanted, LEAST_BATCH), MOST_BATCH, samples)
-        job = replace(job, global_batch=batch)
-        if "micro_batches" not in given:
-            job = replace(job, micro_batches=default_micro_batches(batch))
-    if not {"epochs", "steps"} & set(given):
-        epochs = -(-STEPS // -(-samples // job.global_batch))
-        job = replace(job, epochs=min(max(epochs, LEAST_EPOCHS), MOST_EPOCHS))
-    return check(job)
+    if batch == job.global_batch:
+        return job
+    job = replace(job, global_batch=batch)
+    return job if "micro_batches" in given else replace(job, micro_batches=default_micro_batches(batch))
 
 
 def _shape_of(data: TrainTest) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.launch.cluster import train_on
+from lockstep.launch.placement import DECIDING_STEPS, quickest
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.ps.coordinator.failures import diverged_text
@@ -40,7 +41,6 @@ from lockstep.ps.records.recorder import NO_TRANSPORT, MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import WEIGHTS, RunResult
 from lockstep.ps.setup import RunSetup, open_run
 from lockstep.results.reports.display import Display
-from lockstep.runs.cost_model import CostModel, Machines
 from lockstep.runs.session import Destination
 from lockstep.runs.single_process import SerialRun
 from lockstep.worker.compute import Compute
@@ -155,21 +155,7 @@ def _copies(arrays: Mapping[str, Vector]) -> Arrays:
     return {name: array.copy() for name, array in arrays.items()}
 
 
-#: Seconds that a server and two workers take from their start to the first step, and from the last one to their end;
-#: and for each worker more. 1.3 to 1.4 s for two, on a machine with two cores.
-START_S, START_PER_WORKER_S = 1.0, 0.2
-
-#: Seconds of a step besides computing and the update: at least, and per parameter. A net of 50,890 parameters took
-#: 0.6 ms, one of 535,818 took 1.8 ms, with two workers.
-LATENCY_S, PER_PARAMETER_S = 0.5e-3, 2.4e-9
-
-#: Bytes per parameter that two workers read and write in memory to add up their sums.
-TEAM_OF_TWO_BYTES = 12.0
-
-#: Steps after which the process that computes is chosen. The first are slower: memory is new.
-DECIDING_STEPS = 8
-
-#: Workers train if they need less than this share of the time: the estimate may be wrong by the rest.
+#: Workers begin again if they need less than this share of the time: the estimate may be wrong by the rest.
 WORTHWHILE = 0.8
 
 
@@ -201,40 +187,10 @@ class WorkersDecision:
         self._ended_s.append(self.clock.now())
         if len(self._ended_s) == DECIDING_STEPS:
             step_s = float(np.median(np.diff(self._ended_s)))
-            workers = quickest(step_s, status.steps - status.step, self.setup, self.workers, self.cores)
+            here_s = WORTHWHILE * (status.steps - status.step) * step_s
+            workers = quickest(step_s, here_s, self.setup, self.workers, self.cores)
             if workers:
                 raise WorkersAreQuickerError(workers)
-
-
-def quickest(step_s: float, steps: int, setup: RunSetup, most: int, cores: int) -> int:
-    """Return the number of workers that make these steps soonest; 0 if this process does, or nearly.
-
-    `step_s` are the seconds of a step in this process; all steps of the job are to be made again by workers.
-    """
-    job, parameters = setup.info.job, setup.layout.size
-    model = CostModel(
-        parameters=parameters,
-        micro_batch_samples=job.global_batch / job.micro_batches,
-        # The update counts with the micro-batches, and so is assumed to be shared: workers help with it.
-        micro_batch_s=step_s / job.micro_batches,
-        micro_batches=job.micro_batches,
-        is_weak=False,
-        local_s=LATENCY_S,
-        memory=TEAM_OF_TWO_BYTES / PER_PARAMETER_S,
-        latency_s=0.0,
-        per_host_s=0.0,
-        update_s=0.0,
-        jitter_s=0.0,
-        cores=cores,
-    )
-
-    def step_of(workers: int) -> float:
-        return model.step_s(Machines(workers=workers, is_local=True))
-
-    numbers = range(2, min(most, cores, job.micro_batches) + 1)
-    there_s = {n: START_S + START_PER_WORKER_S * n + setup.info.plan.total_steps * step_of(n) for n in numbers}
-    best = min(there_s, key=lambda n: there_s[n], default=0)
-    return best if best and there_s[best] < WORTHWHILE * steps * step_s else 0
 
 
 @dataclass(frozen=True, kw_only=True)

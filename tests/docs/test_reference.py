@@ -90,7 +90,7 @@ def test_every_value_of_a_job_has_a_row() -> None:
     named = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert sorted(named) == sorted({*Job.__struct_fields__, *KEPT_OPTIONS})
     assert "| `lr` | number, above 0 | `0.05` |" in text
-    assert "| `workers` | whole number from 0 to 1,024 | one per core |" in text
+    assert "| `workers` | whole number from 0 to 1,024 | one per core; train: 0 if that is quicker |" in text
 
 
 def test_the_job_files_that_pages_show_are_good() -> None:

@@ -52,6 +52,9 @@ HOLDING: dict[str, tuple[float | None, str, str]] = {
 #: The share of the deviation of the outputs by which they differ for the same sample if samples are mixed.
 MIXED = 1e-2
 
+#: Steps before and after one over which its loss is averaged.
+AROUND = 3
+
 #: Rates to try, as multiples of the job's: the nearest first.
 LOWER, HIGHER = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 
@@ -259,7 +262,19 @@ def check_trial(subject: TrialSubject) -> Iterator[Finding]:
     if overshoots or trial.last > SOMETHING * subject.guess:
         yield from _another_rate(subject, trial)
     else:
-        yield from _unlike_the_test_set(subject, trial)
+        yield from list(_unlike_the_test_set(subject, trial)) or _cut_short(subject, trial)
+
+
+def _cut_short(subject: TrialSubject, trial: TrialRun) -> Iterator[Finding]:
+    """Yield that the job ends while its loss still falls: what the trial learns after as many steps."""
+    planned = subject.job.total_steps(len(subject.data.train))
+    steps = len(trial.losses)
+    if 2 * planned > steps:
+        return
+    reached = float(np.mean(trial.losses[max(0, planned - AROUND) : planned + AROUND]))
+    if reached > trial.last + 0.1 * subject.guess:
+        figures = {"planned": planned, "reached": reached, "steps": steps, "last": trial.last}
+        yield found("cut-short", **figures, epochs=-(-subject.job.epochs * steps // planned))
 
 
 def _unchanged(subject: TrialSubject, trial: TrialRun) -> Iterator[str]:

@@ -16,7 +16,7 @@ from lockstep.common.job.losses import LOSSES
 from lockstep.common.optim.rules import RULES
 from lockstep.common.protocol.run_options import KEPT_OPTIONS, OF_A_SERVER, RunOptions
 from lockstep.packing.options import DIRECT
-from lockstep.runs.job_data import draft_of, values_of_table, with_layers
+from lockstep.runs.job_data import draft_of, values_of_table, with_data_values
 from lockstep.runs.job_file import GROUPS, Field, fields, read_values, resolve, shipped_values
 from lockstep.runs.run_dir import JOB, job_of_file, trust
 
@@ -48,6 +48,8 @@ METAVARS = {
     "takeover_seconds": "SECONDS",
     "lease_timeout": "SECONDS",
 }
+#: The shipped jobs whose values the help shows next to those of other models.
+SHOWN_JOBS = ("lenet", "dense")
 #: Flags that only other commands of ours give.
 HIDDEN = ("pause",)
 KINDS = {str: "NAME", int: "INT", float: "NUMBER"}
@@ -111,7 +113,7 @@ class JobRequest(msgspec.Struct, frozen=True):
         given = {**self.given, **values_of_table(self.data(), self.values())}
         job, options = resolve(self.in_file(), given)
         job = job if self.file is None else job_of_file(self.file, job, given)
-        return with_layers(job, self.values()), options
+        return with_data_values(job, self.values()), options
 
 
 def takes_job(*names: str) -> Callable[[F], F]:
@@ -165,16 +167,22 @@ def _option(field: Field) -> Callable[[F], F]:
 
 
 def _help(field: Field) -> str:
-    """Return the description, the choices, and in brackets what holds without the flag."""
+    """Return the description, the choices, and in brackets what holds without the flag, also in shipped jobs."""
     description, _, without = field.description.partition("  [")
     choices = f" ({', '.join(field.choices)})" if field.choices else ""
-    default = shipped_values("lenet").get(field.name, field.default)
-    if isinstance(default, bool):
-        default = None if field.name in OF_A_SERVER else "yes" if default else "no"
-    elif isinstance(default, float):
-        default = f"{default:g}"
-    shown = without.rstrip("]") or default
-    return f"{description}{choices}" + (f"  [{shown}]" if shown is not None else "")
+    default = _shown(field, field.default)
+    jobs = ((model, _shown(field, shipped_values(model).get(field.name, field.default))) for model in SHOWN_JOBS)
+    shown = without.rstrip("]") or "; ".join(
+        filter(None, (default, *(f"{model} {value}" for model, value in jobs if value != default)))
+    )
+    return f"{description}{choices}" + (f"  [{shown}]" if shown else "")
+
+
+def _shown(field: Field, value: Any) -> str:
+    """Return a default as the help shows it, empty if there is nothing to show."""
+    if isinstance(value, bool):
+        return "" if field.name in OF_A_SERVER else "yes" if value else "no"
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def takes_trust(command: F) -> F:

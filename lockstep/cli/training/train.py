@@ -1,6 +1,7 @@
 """`lockstep train`: a server and workers on this machine, or this process alone."""
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from lockstep.common.runtime.environment import cores
 from lockstep.launch.chaos import Chaos, PlannedAction, check_chaos, parse_chaos, planned_actions
 from lockstep.launch.cluster import train_here, train_on
 from lockstep.launch.page_process import PageRequest, page_beside, watched
+from lockstep.launch.placement import chosen_processes
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.results.reports.display import Display, display_for, print_plainly
+from lockstep.runs.job_data import length_reason
 from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job
 from lockstep.runs.session import Destination, destination_of
@@ -55,7 +58,8 @@ from lockstep.runs.session import Destination, destination_of
     "--workers",
     type=worker_counts,
     metavar="INT",
-    help="worker processes; 0: train in this process alone; 2..16: start with 2, use up to 16  [one per core]",
+    help="worker processes; 0: train in this process alone; 2..16: start with 2, use up to 16  [one per core, or 0 if "
+    "that is quicker]",
 )
 @DIRECT_OPTIONS
 @takes_trust
@@ -74,9 +78,10 @@ def train(
     """Train a model on this machine, with a parameter server and one worker per core.
 
     The values come from the job file JOB, or from the job that is shipped with the model (linear, mlp, lenet, cnn,
-    dense). Flags override them. The defaults in brackets are those of LeNet. A table needs no model: it is learned by
-    dense, with the loss that its target asks for. The result depends on the job alone: any number
-    of workers gives the same weights, to the bit.
+    dense). Flags override them. The brackets show the default for a model of your own, and that of lenet and dense if
+    it is another. A table needs no model: it is learned by dense, with the loss that its target asks for. The result
+    depends on the job alone: any number of workers gives the same weights, to the bit. If this process alone would be
+    done as soon, it trains without workers, unless an option of processes is given.
 
     \b
       lockstep train                         # LeNet on MNIST, to 99 %
@@ -107,11 +112,16 @@ def train(
             print_plainly(console, f"the run in {resume} is already finished")
             show_end(console, result, resume, cores(), has_picture=False)
             return
+    is_placed = resume is not None or on is not None or faults is not None
     with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
+        options, why = (launch, "") if is_placed else chosen_processes(resolved, launch, job.values(), SystemClock())
+        destination = replace(destination, options=options)
+        length = "" if resume is not None else length_reason(resolved, job.values())
+        announced = announcement(resolved, destination, on, length=length, processes=why)
         if faults is not None:
             check_chaos(faults, destination.options)
         ahead = None if faults is None else planned_actions(faults, chaos_seed)
-        carry_out(console, resolved, destination, ahead, cluster=on, page=page, has_picture=picture)
+        carry_out(console, resolved, destination, ahead, announced, cluster=on, page=page, has_picture=picture)
 
 
 def carry_out(
@@ -119,6 +129,7 @@ def carry_out(
     job: Job,
     destination: Destination,
     ahead: list[PlannedAction] | None,
+    announced: Sequence[str],
     *,
     cluster: str | None,
     page: PageRequest | None,
@@ -126,10 +137,11 @@ def carry_out(
 ) -> None:
     """Train to the end, with these faults, and show how it went; a page stays open in a terminal until it is ended.
 
-    `cluster` is the Ray cluster on which processes are placed, None for this machine.
+    The lines `announced` are shown first. `cluster` is the Ray cluster on which processes are placed, None for this
+    machine.
     """
     with page_beside(page, destination.folder, partial(print_plainly, console)) as process:
-        shown = display_for(console, SystemClock(), announcement(job, destination, cluster))
+        shown = display_for(console, SystemClock(), announced)
         with kept_on_failure(console, destination.folder), watched(process, shown) as display:
             chaos = None if ahead is None else Chaos(ahead, SystemClock(), display.say)
             if cluster is None:
@@ -143,18 +155,22 @@ def carry_out(
             process.stay()
 
 
-def announcement(job: Job, destination: Destination, cluster: str | None) -> list[str]:
-    """Return lines with the model and the data, the number of processes, and the folder of the results."""
-    length = counted(job.epochs, "epoch") if job.steps is None else counted(job.steps, "step")
+def announcement(job: Job, destination: Destination, cluster: str | None, *, length: str, processes: str) -> list[str]:
+    """Return lines with the model and the data, the number of processes, and the folder of the results.
+
+    `length` and `processes` are the reasons for these, if they were chosen for the user.
+    """
+    counts = counted(job.epochs, "epoch") if job.steps is None else counted(job.steps, "step")
     launch = destination.options
     if launch.workers:
         servers = "a server" if launch.servers == 1 else f"{launch.servers} servers"
         here, place = ("", "this machine") if cluster is None else (" here", "the Ray cluster")
-        processes = f"with {servers}{here} and {counted(launch.workers, 'worker')} on {place}"
+        where = f"with {servers}{here} and {counted(launch.workers, 'worker')} on {place}"
     else:
-        processes = "in this process alone"
+        where = f"in this process alone{processes and f': {processes}'}"
     return [
-        f"training {job.model_name()} on {job.data}: {length}, {processes}",
+        f"training {job.model_name()} on {job.data}: {counts}, {where}",
+        *filter(None, [length]),
         f"weights, figures and logs go to {destination.folder}",
     ]
 

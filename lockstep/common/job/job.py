@@ -65,9 +65,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         ),
     ] = "mnist"
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="seed of all random numbers")] = 0
-    epochs: Annotated[PositiveInt, Meta(description="passes over the training set")] = 3
+    epochs: Annotated[
+        PositiveInt,
+        Meta(
+            description="passes over the training set  [lenet 4; a table or a model of your own: as many as make 1,500 "
+            "steps, at most 100]"
+        ),
+    ] = 3
     steps: Annotated[PositiveInt, Meta(description="number of steps, instead of epochs")] | None = None
-    global_batch: Annotated[PositiveInt, Meta(description="samples per step, over all workers")] = 128
+    global_batch: Annotated[
+        PositiveInt, Meta(description="samples per step, over all workers  [128; a table: 32 to 512, by its rows]")
+    ] = 128
     micro_batches: Annotated[
         int,
         Meta(

@@ -19,7 +19,12 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     workers: Annotated[
-        int, Meta(ge=0, le=1024, description="worker processes; 0: train in this process alone  [one per core]")
+        int,
+        Meta(
+            ge=0,
+            le=1024,
+            description="worker processes; 0: train in this process alone  [one per core; train: 0 if that is quicker]",
+        ),
     ] = 1
     min_workers: (
         Annotated[

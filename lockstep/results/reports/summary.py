@@ -21,6 +21,9 @@ from lockstep.runs.cost_model import Measured, fitted
 #: Seconds of training below which times mean nothing.
 NOTED_S = 0.5
 
+#: The gain in accuracy or R² within the last quarter of a run's epochs from which on more of them are advised.
+WORTHWHILE = 0.01
+
 #: With more columns of figures than these, headings have two lines, and with more than these one blank is between
 #: two columns: so 80 columns have room for nine. (Rich would break headings anywhere.)
 LONG_HEADINGS, WIDE_GAPS = 5, 7
@@ -128,10 +131,10 @@ def audit_line(result: RunResult) -> str:
 
 
 def advice(result: RunResult, cores: int | None = None) -> list[str]:
-    """Return advice on the number of workers from the measured times; `cores` as in `show_advice`."""
+    """Return advice on the length of a run, and from its times on the workers; `cores` as in `show_advice`."""
+    notes = [*filter(None, [too_short(result)])]
     if result.workers == 0:
-        return []
-    notes = []
+        return notes
     if result.obstacle:
         notes.append(f"gradients and weights went through sockets: {result.obstacle}")
     if result.workers > result.micro_batches:
@@ -163,6 +166,34 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
     if gain is not None and not is_too_small:
         notes.append(one_more(result, gain, cores))
     return notes
+
+
+def too_short(result: RunResult) -> str:
+    """Return that more epochs would have made a run better, if its last quarter shows it; else an empty string.
+
+    A run that ended early was to end, and one epoch has nothing to compare with. The loss on samples that are not
+    trained has to be the lowest yet: else the model only learns its training set by heart.
+    """
+    history = result.history
+    if len(history) < 2 or result.stopped:
+        return ""
+    last, before = history[-1], history[max(0, len(history) * 3 // 4 - 1)]
+    held_out = [epoch.test_loss if epoch.val_loss is None else epoch.val_loss for epoch in history]
+    if held_out[-1] > min(held_out) or not _gain(before, last) > WORTHWHILE:
+        return ""
+    return (
+        f"the loss still falls ({before.loss:.4g} in epoch {before.epoch}, {last.loss:.4g} in epoch {last.epoch}): "
+        f"--epochs {2 * len(history)} would train longer"
+    )
+
+
+def _gain(before: EpochRecord, after: EpochRecord) -> float:
+    """Return by how much an epoch is better than another: in accuracy or R², or else in the share of its loss."""
+    if before.accuracy is not None and after.accuracy is not None:
+        return after.accuracy - before.accuracy
+    if before.r2 is not None and after.r2 is not None:
+        return after.r2 - before.r2
+    return 1.0 - after.loss / before.loss if before.loss > 0.0 else 0.0
 
 
 def gain_of_one_more(measured: Measured, cores: int | None) -> float:

@@ -88,7 +88,10 @@ def test_verbose_tells_each_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[
     fit("linear", tiny_arrays(), run_dir=tmp_path / "a", **BRIEF)
     assert capsys.readouterr().out == ""
     fit("linear", tiny_arrays(), run_dir=tmp_path / "b", **{**BRIEF, "verbose": True})
-    assert [line[:10] for line in capsys.readouterr().out.splitlines()] == ["epoch 1/2 ", "epoch 2/2 "]
+    *epochs, note = capsys.readouterr().out.splitlines()
+    assert [line[:10] for line in epochs] == ["epoch 1/2 ", "epoch 2/2 "]
+    assert note.startswith("notice: the loss still falls (")
+    assert note.endswith("): --epochs 4 would train longer")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

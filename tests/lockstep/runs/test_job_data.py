@@ -10,7 +10,7 @@ from lockstep import fit, nn
 from lockstep.cli.main import run
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import Job
-from lockstep.runs.job_data import MOST_EPOCHS, values_of_table, with_layers
+from lockstep.runs.job_data import MOST_EPOCHS, length_reason, values_of_table, with_data_values
 from lockstep.runs.job_file import read_values, resolve
 from tests.lockstep.packing.test_mess import text_of
 
@@ -114,18 +114,47 @@ def test_dense_takes_pictures_too_and_not_tokens(tmp_path: Path) -> None:
     with np.load(tmp_path / "tokens.npz") as known:
         np.savez(tmp_path / "tokens.npz", x_test=known["x_train"], y_test=known["y_train"], **known)
     with pytest.raises(ModelError, match="or of tokens: expected one array of numbers for each sample"):
-        with_layers(Job(model="dense", data=str(tmp_path / "tokens.npz")), {})
+        with_data_values(Job(model="dense", data=str(tmp_path / "tokens.npz")), {})
 
 
 @pytest.mark.parametrize(("rows", "batch", "epochs"), [(40, 32, MOST_EPOCHS), (4000, 64, 24), (60_000, 512, 13)])
 def test_batch_and_length_follow_from_the_number_of_samples(tmp_path: Path, rows: int, batch: int, epochs: int) -> None:
     samples, labels = np.zeros((rows, 2), np.float32), np.arange(rows) % 2
     np.savez(tmp_path / "some.npz", x_train=samples, y_train=labels, x_test=samples[:2], y_test=labels[:2])
-    job = with_layers(Job(model="dense", data=str(tmp_path / "some.npz")), {})
+    job = with_data_values(Job(model="dense", data=str(tmp_path / "some.npz")), {})
     assert (job.global_batch, job.epochs) == (batch, epochs)
     given = Job(model="dense", data=str(tmp_path / "some.npz"), micro_batches=1, global_batch=8, epochs=3)
-    job = with_layers(given, {"global_batch": 8, "epochs": 3})
+    job = with_data_values(given, {"global_batch": 8, "epochs": 3})
     assert (job.global_batch, job.epochs) == (8, 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "why"),
+    [
+        (40, 40, MOST_EPOCHS, "the most that are chosen"),
+        (4000, 128, 47, "as many as make 1,500 steps"),
+        (70_000, 128, 3, "the fewest that are chosen"),
+    ],
+)
+def test_a_model_of_ones_own_makes_enough_steps_and_the_reason_is_told(
+    tmp_path: Path, rows: int, batch: int, epochs: int, why: str
+) -> None:
+    samples, labels = np.zeros((rows, 2), np.float32), np.arange(rows) % 2
+    np.savez(tmp_path / "some.npz", x_train=samples, y_train=labels, x_test=samples[:2], y_test=labels[:2])
+    own = Job(model="net.py:build", data=str(tmp_path / "some.npz"))
+    job = with_data_values(own, {"model": "net.py:build"})
+    assert (job.global_batch, job.epochs) == (batch, epochs)
+    assert length_reason(job, {}) == f"epochs = {epochs} for this data, with global_batch = {batch}: {why}"
+    # A length that is given stays, and that of a job for MNIST.
+    assert with_data_values(own, {"steps": 3}) == own
+    assert length_reason(own, {"epochs": 3}) == ""
+    lenet = Job(data=own.data)
+    assert (with_data_values(lenet, {}), length_reason(lenet, {})) == (lenet, "")
+
+
+def test_data_that_cannot_be_read_is_reported_where_it_is_needed() -> None:
+    own = Job(model="net.py:build", data="gone.npz")
+    assert with_data_values(own, {}) == own
 
 
 def test_sizes_are_those_of_dense_alone() -> None:

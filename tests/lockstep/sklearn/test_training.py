@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import pytest
 from rich.console import Console
@@ -12,11 +11,9 @@ from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.nn.description import describe
 from lockstep.common.numerics.random import Purpose, generator
-from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.ps.setup import open_run
 from lockstep.results.reports.display import display_for
-from lockstep.sklearn.training import TrainedNetwork, TrainingTask, quickest, train
+from lockstep.sklearn.training import TrainedNetwork, TrainingTask, train
 
 #: A machine with so many cores.
 CORES = 4
@@ -78,23 +75,3 @@ def figures(epoch: object) -> dict[str, object]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_one_worker_is_never_quicker(workers: int) -> None:
     assert by(SlowClock(10.0), workers, task()).result.workers == 0
-
-
-@pytest.mark.parametrize(
-    ("step_s", "steps", "most", "cores", "expected"),
-    [
-        (0.001, 1000, 4, 4, 0),  # a second is not worth a start
-        (0.1, 1000, 4, 4, 4),
-        (0.1, 1000, 2, 4, 2),
-        (0.1, 1000, 9, 3, 2),  # of four micro-batches the slowest of three workers has two, as of two
-        (0.1, 1000, 4, 1, 0),
-        (0.1, 10, 4, 4, 0),
-        (0.0005, 10**6, 4, 4, 0),  # the exchange takes longer
-    ],
-)
-def test_workers_are_used_if_they_are_much_quicker(
-    step_s: float, steps: int, most: int, cores: int, expected: int
-) -> None:
-    work = task()
-    setup = open_run("run", msgspec.structs.replace(work.job, steps=steps), work.data, RunOptions())
-    assert quickest(step_s, steps - 8, setup, most, cores) == expected

@@ -18,7 +18,7 @@ from tests.lockstep.checking.checkup import plants
 from tests.lockstep.tiny_data import tiny_arrays, write_tiny
 
 #: A job that suits the small dataset.
-BRIEF: dict[str, Any] = {"epochs": 4, "global_batch": 32, "micro_batches": 4}
+BRIEF: dict[str, Any] = {"epochs": 40, "global_batch": 32, "micro_batches": 4}
 
 #: Planted mistake -> model, what else is said in the call, kind of the finding, and what its text says.
 MODELS: dict[str, tuple[nn.Module, dict[str, Any], str, str]] = {

@@ -11,7 +11,7 @@ from lockstep import doctor, nn
 from lockstep.common.errors import ModelError
 from lockstep.common.numerics.random import Purpose, generator
 
-BRIEF: dict[str, Any] = {"epochs": 4, "global_batch": 32, "micro_batches": 4}
+BRIEF: dict[str, Any] = {"epochs": 40, "global_batch": 32, "micro_batches": 4}
 
 Pairs = tuple[tuple[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
 

@@ -279,6 +279,15 @@ def test_a_mistake_in_pytorch_is_found(
     assert expected in examined.kinds, of(examined)
 
 
+def test_a_job_that_ends_while_its_loss_falls_is_found_and_a_longer_one_is_not() -> None:
+    short = doctor(net(), blobs(), **{**VALUES, "epochs": 1, "lr": 0.002})
+    assert short.kinds == ["length"]
+    (finding,) = short.findings
+    assert finding.evidence.startswith("after its 16 steps the loss is about 1.")
+    assert finding.change.startswith("set epochs = 13 or more")
+    assert doctor(net(), blobs(), **{**VALUES, "epochs": 13, "lr": 0.002}).is_healthy
+
+
 def test_shuffled_labels_are_found_with_a_model_of_pytorch_and_a_healthy_one_gives_no_alarm(torch_file: Any) -> None:
     model = torch_file()
     assert "labels" in doctor(model, shuffled(), **VALUES).kinds

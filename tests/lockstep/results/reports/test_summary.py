@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -93,6 +94,33 @@ def test_what_one_more_worker_would_bring(of: RunResult, cores: int | None, note
 )
 def test_the_notes_do_not_contradict_each_other(single_s: float, exchange_s: float, notes: list[str]) -> None:
     of = msgspec.structs.replace(part_of(1, exchange_s), train_s=10.0, compute_s=single_s, update_s=0.0)
+    assert advice(of) == notes
+
+
+def learning(accuracies: list[float], test_losses: list[float], **values: Any) -> RunResult:
+    """Return a run with epochs of these training accuracies and test losses."""
+    (epoch,) = result().history
+    pairs = enumerate(zip(accuracies, test_losses, strict=True), 1)
+    history = [
+        msgspec.structs.replace(epoch, epoch=n, loss=1.5 - accuracy, accuracy=accuracy, test_loss=loss)
+        for n, (accuracy, loss) in pairs
+    ]
+    return result(workers=0, history=history, epochs=len(history), **values)
+
+
+STILL_FALLS = "the loss still falls (0.9 in epoch 3, 0.8 in epoch 4): --epochs 8 would train longer"
+
+LEARNING = {
+    "it still learns": (learning([0.3, 0.5, 0.6, 0.7], [1.2, 1.0, 0.9, 0.8]), [STILL_FALLS]),
+    "it gains little": (learning([0.3, 0.5, 0.695, 0.7], [1.2, 1.0, 0.9, 0.8]), []),
+    "it learns by heart": (learning([0.3, 0.5, 0.6, 0.7], [1.2, 0.7, 0.9, 0.8]), []),
+    "it was ended": (learning([0.3, 0.5, 0.6, 0.7], [1.2, 1.0, 0.9, 0.8], stopped="by patience"), []),
+    "one epoch": (learning([0.3], [1.2]), []),
+}
+
+
+@pytest.mark.parametrize(("of", "notes"), LEARNING.values(), ids=LEARNING)
+def test_a_run_that_ended_while_it_learned_is_told(of: RunResult, notes: list[str]) -> None:
     assert advice(of) == notes
 
 

@@ -1,0 +1,108 @@
+"""Chooses the processes that train a job if the user has not: this one alone, or workers if they are much quicker.
+
+The first steps are measured here. The bits are the same in any case, so that only time decides.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from lockstep.common.data.source import load
+from lockstep.common.job.job import Job
+from lockstep.common.numerics.choice import take_numerics
+from lockstep.common.protocol.run_options import RunOptions
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.lent_process import computing
+from lockstep.common.runtime.numerics import kept_numerics
+from lockstep.ps.setup import RunSetup, open_run
+from lockstep.runs.cost_model import CostModel, Machines
+from lockstep.runs.job_file import GROUPS
+from lockstep.runs.single_process import SingleProcessTrainer
+
+#: Values that only a run with processes of its own has: a user who gives one of them wants these.
+OF_PROCESSES = (*GROUPS["Processes"], *GROUPS["Standbys"])
+
+#: Seconds that a server and two workers take from their start to the first step, and from the last one to their end;
+#: and for each worker more. 1.3 to 1.4 s for two, on a machine with two cores.
+START_S, START_PER_WORKER_S = 1.0, 0.2
+
+#: Seconds of a step besides computing and the update: at least, and per parameter. A net of 50,890 parameters took
+#: 0.6 ms, one of 535,818 took 1.8 ms, with two workers.
+LATENCY_S, PER_PARAMETER_S = 0.5e-3, 2.4e-9
+
+#: Bytes per parameter that two workers read and write in memory to add up their sums.
+TEAM_OF_TWO_BYTES = 12.0
+
+#: Steps after which the process that computes is chosen. The first are slower: memory is new.
+DECIDING_STEPS = 8
+
+#: The measured steps show that workers are quicker if they would be with steps of this share of their time.
+CLEAR = 0.5
+
+
+@computing()
+@kept_numerics()
+def chosen_processes(job: Job, options: RunOptions, given: Mapping[str, Any], clock: Clock) -> tuple[RunOptions, str]:
+    """Return the options with the number of workers that trains a job soonest, and the reason if this process does.
+
+    They are returned as they are, without a reason, if workers train, or `given`, the values that the user gave, has
+    an option of processes.
+    """
+    if not options.workers or any(name in given for name in OF_PROCESSES):
+        return options, ""
+    try:
+        take_numerics(job.numerics)
+        setup = open_run("placement", job, load(job.data), RunOptions())
+        step_s = _step_s(setup, options.workers, clock)
+    except Exception:  # noqa: BLE001  # a fault of the job, or of the user's model: the run itself reports it
+        return options, ""
+    steps = setup.info.plan.total_steps
+    if quickest(step_s, steps * step_s, setup, options.workers, options.workers):
+        return options, ""
+    counted = "1 step takes" if steps == 1 else f"{steps:,} steps take"
+    why = f"{counted} about {max(0.1, steps * step_s):.1f} s, and workers would not be done sooner"
+    return replace(options, workers=0), why
+
+
+def _step_s(setup: RunSetup, workers: int, clock: Clock) -> float:
+    """Make the first steps, as many as are needed to choose; return the seconds of the shortest of them."""
+    trainer, steps, step_s = SingleProcessTrainer(setup), setup.info.plan.total_steps, float("inf")
+    for step in range(min(DECIDING_STEPS, steps)):
+        began = clock.now()
+        trainer.step(step)
+        step_s = min(step_s, clock.now() - began)
+        if step and quickest(CLEAR * step_s, CLEAR * steps * step_s, setup, workers, workers):
+            break
+    return step_s
+
+
+def quickest(step_s: float, here_s: float, setup: RunSetup, most: int, cores: int) -> int:
+    """Return the number of workers that train a job soonest; 0 if this process does, which needs `here_s` seconds.
+
+    `step_s` are the seconds of a step in this process; workers make all steps of the job.
+    """
+    job, parameters = setup.info.job, setup.layout.size
+    model = CostModel(
+        parameters=parameters,
+        micro_batch_samples=job.global_batch / job.micro_batches,
+        # The update counts with the micro-batches, and so is assumed to be shared: workers help with it.
+        micro_batch_s=step_s / job.micro_batches,
+        micro_batches=job.micro_batches,
+        is_weak=False,
+        local_s=LATENCY_S,
+        memory=TEAM_OF_TWO_BYTES / PER_PARAMETER_S,
+        latency_s=0.0,
+        per_host_s=0.0,
+        update_s=0.0,
+        jitter_s=0.0,
+        cores=cores,
+    )
+
+    def step_of(workers: int) -> float:
+        return model.step_s(Machines(workers=workers, is_local=True))
+
+    numbers = range(2, min(most, cores, job.micro_batches) + 1)
+    there_s = {n: START_S + START_PER_WORKER_S * n + setup.info.plan.total_steps * step_of(n) for n in numbers}
+    best = min(there_s, key=lambda n: there_s[n], default=0)
+    return best if best and there_s[best] < here_s else 0
