@@ -269,6 +269,8 @@ class ServerProcess(SimulatedShell):
 
     def _open_again(self) -> None:
         """Resume the run from its last checkpoint, in this process, with the shards that are left."""
+        if not has_begun(self.run.folder):
+            raise Killed  # its folder was deleted: a server ends if it cannot open that again
         self.server.succession.close()
         self.session.recorder.close()
         if self.sharing is not None:

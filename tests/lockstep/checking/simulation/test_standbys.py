@@ -184,6 +184,7 @@ ONCE = {
     "a shard dies before the run is handed over in vain": (75087, 2, 1),
     "a server is killed when it has kept the result, and its standbys have not": (86709, 2, 1),
     "a shard that has another slice since the run was resumed gets the sums of before": (7339, 3, 2),
+    "a server whose folder was deleted does not hear that the run was handed over": (5565, 2, 1),
 }
 
 
