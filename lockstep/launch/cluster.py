@@ -20,6 +20,7 @@ from lockstep.common.protocol.messages import CallbackDecision, EpochRecord, Sta
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.blas import blas_kernel
 from lockstep.common.runtime.clock import Clock, SystemClock
+from lockstep.common.runtime.environment import demand_open_files
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import Numerics, kept_numerics
 from lockstep.common.statemachine.machine import TimePassed, carry_out
@@ -313,7 +314,7 @@ def status_seen(status: Status | None) -> StatusSeen:
 
 
 def check_launch(launch: RunOptions) -> None:
-    """Raise `JobError` for values that contradict one another."""
+    """Raise `JobError` for values that contradict one another, `UsageError` if their processes need too many files."""
     if launch.servers > 1 and not launch.workers:
         raise JobError(
             f"servers = {launch.servers!r} with workers = 0, which trains in one process alone: expected servers = 1"
@@ -323,6 +324,8 @@ def check_launch(launch: RunOptions) -> None:
             f"min_workers = {launch.min_workers!r} is more than workers = {launch.workers!r}, so the run would never "
             "begin: expected at most as many"
         )
+    if launch.workers:
+        demand_open_files(launch.workers + launch.servers + launch.standby)
 
 
 def exit_error(child: WatchedProcess, text: str) -> LockstepError:

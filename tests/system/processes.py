@@ -50,18 +50,21 @@ class Place:
         self,
         *arguments: str,
         file_bytes: int | None = None,
+        open_files: int | None = None,
         within: tuple[str, ...] = (),
         environ: Mapping[str, str] | None = None,
     ) -> "Process":
         """Start `lockstep` with these arguments, as the leader of a group of its own.
 
-        With `file_bytes`, no file that it or its children write can be longer. `within` comes before the command, and
-        `environ` is added to its environment.
+        With `file_bytes`, no file that it or its children write can be longer, and with `open_files`, none of them has
+        more files open. `within` comes before the command, and `environ` is added to its environment.
         """
 
         def limit() -> None:
             if file_bytes is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+            if open_files is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
 
         process = subprocess.Popen(
             [*within, sys.executable, "-P", "-m", "lockstep", *arguments],

@@ -132,6 +132,32 @@ def test_a_server_that_is_killed_leaves_nothing_once_its_command_has_ended(place
     assert folders(servers) == []
 
 
+@pytest.mark.parametrize(
+    "following",
+    [
+        ("server", *BRIEF, "--bind", "tcp://127.0.0.1:0", "--run-dir", "next"),
+        ("worker", "ipc://nobody.sock", "--timeout", "0.1"),
+    ],
+    ids=lambda following: following[0],
+)
+def test_the_memory_of_a_server_that_was_killed_is_swept_at_the_next_start_and_that_of_another_is_not(
+    place: Place, following: tuple[str, ...]
+) -> None:
+    serving = ("server", *BRIEF, "--bind", "tcp://127.0.0.1:0", "--run-dir")
+    killed, living = (place.start(*serving, name) for name in ("killed", "living"))
+    for server in (killed, living):
+        server.line_with("waiting for workers")
+    killed.send(signal.SIGKILL)
+    killed.end(GONE_S)
+    started = place.start(*following)
+    if following[0] == "server":
+        started.line_with("waiting for workers")
+    else:
+        assert started.end(GONE_S)[0] == 1
+    assert folders([killed.popen.pid]) == []
+    assert len(folders([living.popen.pid])) == 1
+
+
 @pytest.mark.parametrize("cycles", [1, pytest.param(200, marks=pytest.mark.slow)])
 def test_whatever_is_killed_all_at_once_is_swept_at_the_next_start(place: Place, cycles: int) -> None:
     killed: list[int] = []

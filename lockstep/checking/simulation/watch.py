@@ -28,8 +28,9 @@ class RunWatch:
     finished: list[Path] = field(default_factory=list)
     #: Why the run was stopped: two workers disagreed, or a process broke the protocol.
     failure: str = ""
-    #: By the number of a term, the folder of the server that has led the run in it.
-    leaders: dict[int, str] = field(default_factory=dict)
+    #: By the run and number of a term, the folder of the server that has led it: a server whose folder was deleted
+    #: may begin another run, and terms of different runs are not compared.
+    leaders: dict[tuple[str, int], str] = field(default_factory=dict)
     #: Process -> the step of the weights, and the term, that it last had.
     _steps: dict[str, int | None] = field(default_factory=dict)
     _terms: dict[str, int] = field(default_factory=dict)
@@ -62,7 +63,7 @@ class RunWatch:
             # One that has lost a shard resumes from a checkpoint.
             term, folder = server.server.coordinator.info.term, server.run.folder.name
             name = f"{name} in term {term.number}, resumed {term.resumed} times"
-            leader = self.leaders.setdefault(term.number, folder)
+            leader = self.leaders.setdefault((term.run, term.number), folder)
             assert leader == folder, f"the servers in {leader} and {folder} lead the run in term {term.number}"
             if server.server.inbox.blocklist.broken.count:
                 self.fail(f"{process.name} has refused a peer that broke the protocol")

@@ -29,6 +29,7 @@ from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.protocol.run_options import OF_A_SERVER, RunOptions
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.environment import demand_open_files
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.launch.endpoints import dial_with, lock_of, server_credential
@@ -169,6 +170,7 @@ class RunOrigin(Struct, frozen=True, kw_only=True):
 
 def serve_as(flags: ServerFlags) -> int:
     """Serve a run or mirror it, as flags ask for it; return the exit code."""
+    demand_open_files()
     if flags.standby_of is not None:
         return mirror(flags, StandbyAddress(address=flags.standby_of))
     if flags.key is not None:

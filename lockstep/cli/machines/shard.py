@@ -9,6 +9,7 @@ import click
 from lockstep.cli.options.run import INSECURE_OPTION, KEYS_OPTION, SUPERVISED_OPTION, passes_link
 from lockstep.cli.options.types import seconds
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.environment import demand_open_files
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.zeromq.ports import serve, server_at, wait_for_any
@@ -53,6 +54,7 @@ def shard(
       lockstep shard tcp://127.0.0.1:5555
       lockstep shard tcp://10.0.0.7:5555 --bind tcp://10.0.0.8:5556 --keys keys
     """
+    demand_open_files()
     credential = server_credential(keys, supervised)
     dial_server = partial(dial_with, credential)
     first, *others = address.split(",")

@@ -14,11 +14,11 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import UsageError
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.runtime.environment import cache_home, cores, give_way
+from lockstep.common.runtime.environment import cache_home, cores, demand_open_files, give_way
 from lockstep.common.runtime.notice import notice
 from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
-from lockstep.common.transport.shared_memory.folder import shared_root
+from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.zeromq.ports import dial, server_at, wait_for_any
 from lockstep.launch.client import DONE, own_join, say, take_part
 from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with, keyed, signer_of
@@ -155,6 +155,9 @@ def worker(
 
 def take_place(request: WorkerRequest) -> int:
     """Be what the request asks for, until the run is over; return the exit code."""
+    demand_open_files(request.processes)
+    # Of a server that was killed, and of which no other starts here.
+    sweep(shared_root())
     if request.process:
         return take_part(functools.partial(be_in_team, request), request.supervised)
     # Shown to all servers of the run.

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
+from lockstep.common.errors import UsageError
+
 #: Read once by the BLAS libraries that NumPy may be linked with, when they are loaded.
 BLAS_THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
@@ -187,6 +189,23 @@ def collector_paused() -> Iterator[None]:
 def most_open_files() -> int:
     """Return how many files this process may have open at once."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+#: Files that a process of a run has open at most, and how many more for each process that it is connected to or starts:
+#: `train` was found with 20 and 3, a server and a worker with fewer.
+FILES, FILES_PER_PEER = 40, 3
+
+
+def demand_open_files(peers: int = 0) -> None:
+    """Raise `UsageError` if this process may not open as many files as it needs, with so many processes around it.
+
+    Before any socket is opened, because ZeroMQ ends a process that lacks a file.
+    """
+    most, needed = most_open_files(), FILES + FILES_PER_PEER * peers
+    if most < needed:
+        raise UsageError(
+            f"this process may open {most} files: expected at least {needed}; run `ulimit -n {max(1024, needed)}`"
+        )
 
 
 def major_faults() -> int:

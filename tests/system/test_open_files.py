@@ -1,0 +1,38 @@
+"""A process that may open too few files ends before it starts anything, and reports how many it needs."""
+
+import re
+
+import pytest
+
+from tests.system.jobs import BRIEF, FILES
+from tests.system.processes import GONE_S, Place
+from tests.system.test_sharing import folders
+
+#: Enough for an interpreter, and too few for the sockets of a run.
+FEW = 24
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", *BRIEF, "--workers", "2", "--run-dir", "run"),
+        ("server", *BRIEF, "--bind", "tcp://127.0.0.1:0", "--run-dir", "run"),
+        ("shard", "tcp://127.0.0.1:1"),
+        ("worker", "tcp://127.0.0.1:1", "--workers", "2"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_too_few_files_are_reported_in_one_line_with_the_remedy(place: Place, command: tuple[str, ...]) -> None:
+    process = place.start(*command, open_files=FEW)
+    code, out, error = process.end()
+    assert (code, out) == (2, "")
+    expected = r"error: this process may open 24 files: expected at least \d+; run `ulimit -n 1024`\n"
+    assert re.fullmatch(expected, error)
+    assert {path.name for path in place.folder.iterdir()} == FILES
+    assert folders([process.popen.pid]) == []
+    assert place.is_empty(GONE_S)
+
+
+def test_a_run_of_two_workers_needs_64_files_at_most(place: Place) -> None:
+    process = place.start("train", *BRIEF, "--workers", "2", "--run-dir", "run", open_files=64)
+    assert process.end()[0::2] == (0, "")
