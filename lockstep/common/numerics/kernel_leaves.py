@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.numerics.kernels.library import load
 from lockstep.common.numerics.numpy_leaves import NUMPY
-from lockstep.common.numerics.operands import Geometry, Mean, PoolWindows
+from lockstep.common.numerics.operands import STEP_BLOCKS, Geometry, Mean, PoolWindows
 
 Array = NDArray[Any]
 Instruction = Callable[..., Any]
@@ -27,7 +27,7 @@ ROW = 20
 OPERATIONS = (
     "product", "stack", "sum", "convolution", "convolution_to_input", "convolution_to_kernels", "exp", "log", "log1p",
     "tanh", "sigmoid", "erf", "power", "relu", "relu_gradient", "max_pool", "max_pool_gradient",
-    "add_rows", "cross_entropy", "cross_entropy_gradient",
+    "add_rows", "cross_entropy", "cross_entropy_gradient", "lstm", "lstm_gradient", "gru", "gru_gradient",
 )  # fmt: skip
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 
@@ -57,6 +57,10 @@ class KernelCalls:
 
     def __call__(self) -> None:
         self._run(self._address, self._count)
+
+    def moved(self, by: NDArray[np.int64], arrays: Sequence[Array]) -> "KernelCalls":
+        """Return the same calls with other addresses, in arrays that begin together with one of these, or theirs."""
+        return KernelCalls(self.rows + by, [*self.arrays, *arrays], self._run)
 
     def joined(self, others: Sequence["KernelCalls"]) -> "KernelCalls":
         """Return these calls and others behind them."""
@@ -492,6 +496,19 @@ def _losses(name: str, arrays: Sequence[Array], losses: Array, smoothing: float,
     return _in_order(*before, _calls([row], *lying, shares), *after)
 
 
+def _step(name: str) -> Callable[..., Instruction]:
+    """Return what binds a step of a recurrent layer: arrays of one or several blocks (hidden, batch) each."""
+    blocks = STEP_BLOCKS[name]
+
+    def bind(*arrays: Array) -> Instruction:
+        size = arrays[0].size // blocks[0]
+        fits = all(each.size == count * size for each, count in zip(arrays, blocks, strict=True))
+        _check(fits and all(map(_is_flat, arrays)), name, *arrays)
+        return _calls([(_NUMBER[name], size, *map(_address, arrays))], *arrays)
+
+    return bind
+
+
 def _shares(one: Array, other: Array) -> bool:
     return np.may_share_memory(one, other)
 
@@ -521,4 +538,5 @@ KERNELS: Mapping[str, Callable[..., Instruction]] = {
     "add_rows": _add_rows,
     "cross_entropy": _cross_entropy,
     "cross_entropy_gradient": _cross_entropy_gradient,
+    **{name: _step(name) for name in STEP_BLOCKS},
 }

@@ -240,6 +240,88 @@ def _cross_entropy_gradient(scores: Array, targets: Array, gradient: Array, out:
     np.multiply(powers, gradient, out=out)
 
 
+def _lstm(gates: Array, inputs: Array, before: Array, cell: Array, curve: Array, state: Array) -> None:
+    """Make a step of an LSTM; `gates` (4 · hidden, batch) come as products with the state before it."""
+    hidden = len(state)
+    gates += inputs
+    _sigmoid(gates[: 2 * hidden], gates[: 2 * hidden])
+    np.tanh(gates[2 * hidden : 3 * hidden], out=gates[2 * hidden : 3 * hidden])
+    _sigmoid(gates[3 * hidden :], gates[3 * hidden :])
+    takes, keeps, candidate, shows = gates.reshape(4, hidden, -1)
+    np.multiply(takes, candidate, out=curve)
+    np.multiply(keeps, before, out=cell)
+    cell += curve
+    np.tanh(cell, out=curve)
+    np.multiply(shows, curve, out=state)
+
+
+def _lstm_gradient(
+    gates: Array, curve: Array, before: Array, product: Array, of_result: Array, of_cell: Array, of_gates: Array
+) -> None:
+    """Write the gradient of the products, and that of the cell before over the cell's."""
+    of_state = product + of_result
+    hidden = len(of_state)
+    takes, keeps, candidate, shows = gates.reshape(4, hidden, -1)
+    of_takes, of_keeps, of_candidate, of_shows = of_gates.reshape(4, hidden, -1)
+    shown = of_state * shows
+    of_cell += shown
+    shown *= curve
+    shown *= curve
+    of_cell -= shown
+    np.multiply(of_state, curve, out=of_shows)
+    np.multiply(of_cell, candidate, out=of_takes)
+    np.multiply(of_cell, before, out=of_keeps)
+    np.multiply(of_cell, takes, out=of_candidate)
+    of_cell *= keeps
+    for gate, of_gate in ((takes, of_takes), (keeps, of_keeps), (shows, of_shows)):
+        of_gate *= gate
+        of_gate *= 1 - gate
+    of_candidate *= 1 - candidate * candidate
+
+
+def _gru(gates: Array, inputs: Array, before: Array, curve: Array, state: Array) -> None:
+    """Make a step of a GRU; `gates` (3 · hidden, batch) come as products with the state before it."""
+    hidden = len(state)
+    both, candidate = gates[: 2 * hidden], gates[2 * hidden :]
+    np.copyto(curve, candidate)
+    both += inputs[: 2 * hidden]
+    _sigmoid(both, both)
+    candidate *= both[:hidden]
+    candidate += inputs[2 * hidden :]
+    np.tanh(candidate, out=candidate)
+    np.subtract(before, candidate, out=state)
+    state *= both[hidden:]
+    state += candidate
+
+
+def _gru_gradient(
+    gates: Array,
+    curve: Array,
+    before: Array,
+    product: Array,
+    of_result: Array,
+    direct: Array,
+    of_gates: Array,
+    of_products: Array,
+) -> None:
+    """Write the gradients of gates and products, and to `direct` what the state before gets without a product."""
+    of_state = product + direct + of_result
+    hidden = len(of_state)
+    resets, keeps, candidate = gates.reshape(3, hidden, -1)
+    of_resets, of_keeps, of_candidate = of_gates.reshape(3, hidden, -1)
+    np.subtract(before, candidate, out=of_keeps)
+    of_keeps *= of_state
+    np.multiply(of_state, keeps, out=direct)
+    np.subtract(of_state, direct, out=of_candidate)
+    of_candidate *= 1 - candidate * candidate
+    np.multiply(of_candidate, curve, out=of_resets)
+    for gate, of_gate in ((resets, of_resets), (keeps, of_keeps)):
+        of_gate *= gate
+        of_gate *= 1 - gate
+    np.copyto(of_products, of_gates)
+    of_products[2 * hidden :] *= resets
+
+
 def _momentum(
     weights: Array, old: Array | None, out: Array, new: Array | None, momentum: float, decay: float, is_nesterov: bool
 ) -> Callable[[Mean, float], bool]:
@@ -298,5 +380,9 @@ NUMPY: Mapping[str, Callable[..., Instruction]] = {
     "momentum": _momentum,
     "cross_entropy": _calls(_cross_entropy),
     "cross_entropy_gradient": _calls(_cross_entropy_gradient),
+    "lstm": _calls(_lstm),
+    "lstm_gradient": _calls(_lstm_gradient),
+    "gru": _calls(_gru),
+    "gru_gradient": _calls(_gru_gradient),
     "add_rows": lambda gradient, indices, out: partial(np.add.at, out, indices, gradient),
 }

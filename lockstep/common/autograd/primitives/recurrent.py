@@ -4,14 +4,17 @@ One product makes the inputs of all steps; then each step is a product with the 
 elements. In between, arrays are (features, batch), so that a step lies in one piece.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
 from lockstep.common.numerics import leaves
+from lockstep.common.numerics.leaves import Instruction
 
 #: Gates by kind: how many times `hidden_size` rows the weights have.
 GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
@@ -57,8 +60,7 @@ def _recurrent(
     steps, batch, _ = x.shape
     hidden = to_state.shape[1]
     order = list(range(steps))[:: -1 if is_reversed else 1]
-    inputs = leaves.matrix_product(to_input, _columns(x), *_input_bias(kind, input_bias, state_bias))
-    inputs = inputs.reshape(-1, steps, batch)
+    inputs = leaves.matrix_product(to_input, x.transpose(0, 2, 1), *_input_bias(kind, input_bias, state_bias))
     made = _Pass(
         kind,
         order,
@@ -69,14 +71,27 @@ def _recurrent(
         np.empty((steps if kind in ("lstm", "gru") else 0, hidden, batch), inputs.dtype),
     )
     bias = (state_bias,) if kind == "gru" and state_bias is not None else ()
-    for place, step in enumerate(order):
-        leaves.matrix_product(to_state, made.states[place], *bias, out=made.gates[place])
-        _FORWARD[kind](made, place, inputs[:, step])
-        if made.ended is not None:
-            for held in (made.states, made.cells):
-                if len(held):
-                    np.copyto(held[place + 1], held[place], where=made.ended[place])
+
+    def bind(place: int) -> list[Instruction]:
+        multiply = leaves.matrix_product.bind(to_state, made.states[place], *bias, made.gates[place])
+        return [multiply, *_FORWARD[kind](made, place, inputs[order[place]])]
+
+    bound = leaves.repeated(bind, steps)
+    _carry_out([*of_step, *_held(made, place)] for place, of_step in enumerate(bound))
     return _result(made), made
+
+
+def _carry_out(steps: Iterable[Sequence[Instruction]]) -> None:
+    for instruction in leaves.joined(list(chain.from_iterable(steps))):
+        instruction()
+
+
+def _held(made: _Pass, place: int) -> list[Instruction]:
+    """Return what keeps the states of sequences that have ended."""
+    if made.ended is None:
+        return []
+    each = [held for held in (made.states, made.cells) if len(held)]
+    return [partial(np.copyto, held[place + 1], held[place], where=made.ended[place]) for held in each]
 
 
 def _check(
@@ -139,106 +154,71 @@ def _result(made: _Pass) -> Array:
 # Forward of one step: gates are the products with the state before it, `inputs` those with the input
 
 
-def _lstm(made: _Pass, place: int, inputs: Array) -> None:
-    gates, hidden = made.gates[place], made.states.shape[1]
-    gates += inputs
-    leaves.sigmoid(gates[: 2 * hidden], out=gates[: 2 * hidden])
-    leaves.tanh(gates[2 * hidden : 3 * hidden], out=gates[2 * hidden : 3 * hidden])
-    leaves.sigmoid(gates[3 * hidden :], out=gates[3 * hidden :])
-    takes, keeps, candidate, shows = gates.reshape(4, hidden, -1)
-    cell, curve = made.cells[place + 1], made.curves[place]
-    np.multiply(takes, candidate, out=curve)
-    np.multiply(keeps, made.cells[place], out=cell)
-    cell += curve
-    leaves.tanh(cell, out=curve)
-    np.multiply(shows, curve, out=made.states[place + 1])
+def _lstm(made: _Pass, place: int, inputs: Array) -> list[Instruction]:
+    cells, states = made.cells, made.states
+    arrays = (made.gates[place], inputs, cells[place], cells[place + 1], made.curves[place], states[place + 1])
+    return [leaves.lstm.bind(*arrays)]
 
 
-def _gru(made: _Pass, place: int, inputs: Array) -> None:
-    gates, hidden = made.gates[place], made.states.shape[1]
-    both, candidate, state = gates[: 2 * hidden], gates[2 * hidden :], made.states[place + 1]
-    np.copyto(made.curves[place], candidate)
-    both += inputs[: 2 * hidden]
-    leaves.sigmoid(both, out=both)
-    candidate *= both[:hidden]
-    candidate += inputs[2 * hidden :]
-    leaves.tanh(candidate, out=candidate)
-    np.subtract(made.states[place], candidate, out=state)
-    state *= both[hidden:]
-    state += candidate
+def _gru(made: _Pass, place: int, inputs: Array) -> list[Instruction]:
+    states = made.states
+    return [leaves.gru.bind(made.gates[place], inputs, states[place], made.curves[place], states[place + 1])]
 
 
-def _tanh(made: _Pass, place: int, inputs: Array) -> None:
-    gates = made.gates[place]
-    gates += inputs
-    leaves.tanh(gates, out=made.states[place + 1])
+def _plain(made: _Pass, place: int, inputs: Array) -> list[Instruction]:
+    gates, function = made.gates[place], leaves.tanh if made.kind == "tanh" else leaves.relu
+    return [partial(np.add, gates, inputs, out=gates), function.bind(gates, made.states[place + 1])]
 
 
-def _relu(made: _Pass, place: int, inputs: Array) -> None:
-    gates = made.gates[place]
-    gates += inputs
-    leaves.relu(gates, out=made.states[place + 1])
+_FORWARD = {"lstm": _lstm, "gru": _gru, "tanh": _plain, "relu": _plain}
 
 
-_FORWARD: dict[str, Callable[[_Pass, int, Array], None]] = {"lstm": _lstm, "gru": _gru, "tanh": _tanh, "relu": _relu}
+@dataclass(frozen=True, eq=False, slots=True)
+class _Backward:
+    """The gradients of a step, which those of the step before it overwrite, and those of all steps."""
 
+    #: That of the result, (steps + 1 or 2, hidden, batch), in the order of the sequence; then those of the last states.
+    of_result: Array
+    #: Those of a state by the products with it, of a GRU's state directly, of an LSTM's cell, (hidden, batch).
+    product: Array
+    direct: Array | None
+    cell: Array
+    #: Of gates before their functions, and of the products with the state: the same but for a GRU.
+    of_gates: Array
+    of_products: Array
 
-# Backward of one step: from the gradient of the state after it, which may be overwritten, write the gradient of the
-# gates before their functions; return what the state before it gets directly
+    def bind(self, made: _Pass, place: int) -> list[Instruction]:
+        """Return what writes the gradients of gates and products at a place, and others over those that follow it."""
+        gates, of_gates, of_result = made.gates[place], self.of_gates[place], self.of_result[made.order[place]]
+        if made.kind == "lstm":
+            kept = (gates, made.curves[place], made.cells[place])
+            return [leaves.lstm_gradient.bind(*kept, self.product, of_result, self.cell, of_gates)]
+        if made.kind == "gru":
+            kept = (gates, made.curves[place], made.states[place])
+            gradients = (self.product, of_result, self.direct, of_gates, self.of_products[place])
+            return [leaves.gru_gradient.bind(*kept, *gradients)]
+        result = made.states[place + 1]
+        add = partial(np.add, self.product, of_result, out=self.product)
+        if made.kind == "relu":
+            return [add, leaves.relu_gradient.bind(self.product, result, of_gates)]
+        return [add, partial(np.multiply, self.product, 1 - result * result, out=of_gates)]
 
+    def without(self, ended: Array, place: int, of_step: Sequence[Instruction]) -> Instruction:
+        """Return a step that leaves the gradients of sequences that have ended as they are, and adds none of theirs."""
+        *write, multiply = of_step
 
-def _lstm_back(made: _Pass, place: int, state: Array, cell: Array, gates: Array, _: Array) -> Array | None:
-    hidden = len(state)
-    takes, keeps, candidate, shows = made.gates[place].reshape(4, hidden, -1)
-    of_takes, of_keeps, of_candidate, of_shows = gates.reshape(4, hidden, -1)
-    curve = made.curves[place]
-    np.multiply(state, curve, out=of_shows)
-    state *= shows
-    cell += state
-    state *= curve
-    state *= curve
-    cell -= state
-    np.multiply(cell, candidate, out=of_takes)
-    np.multiply(cell, made.cells[place], out=of_keeps)
-    np.multiply(cell, takes, out=of_candidate)
-    cell *= keeps
-    for gate, of_gate in ((made.gates[place][: 2 * hidden], gates[: 2 * hidden]), (shows, of_shows)):
-        of_gate *= gate
-        of_gate *= 1 - gate
-    of_candidate *= 1 - candidate * candidate
-    return None
+        def step() -> None:
+            product = self.product.copy() if self.direct is None else self.product + self.direct
+            cell = self.cell.copy()
+            for each in write:
+                each()
+            self.of_gates[place][:, ended] = self.of_products[place][:, ended] = 0
+            multiply()
+            self.product[:, ended], self.cell[:, ended] = product[:, ended], cell[:, ended]
+            if self.direct is not None:
+                self.direct[:, ended] = 0
 
-
-def _gru_back(made: _Pass, place: int, state: Array, _: Array, gates: Array, to_state: Array) -> Array | None:
-    hidden = len(state)
-    resets, keeps, candidate = made.gates[place].reshape(3, hidden, -1)
-    of_resets, of_keeps, of_candidate = gates.reshape(3, hidden, -1)
-    np.subtract(made.states[place], candidate, out=of_keeps)
-    of_keeps *= state
-    direct: Array = state * keeps
-    np.subtract(state, direct, out=of_candidate)
-    of_candidate *= 1 - candidate * candidate
-    np.multiply(of_candidate, made.curves[place], out=of_resets)
-    for gate, of_gate in ((resets, of_resets), (keeps, of_keeps)):
-        of_gate *= gate
-        of_gate *= 1 - gate
-    np.copyto(to_state, gates)
-    to_state[2 * hidden :] *= resets
-    return direct
-
-
-def _tanh_back(made: _Pass, place: int, state: Array, _: Array, gates: Array, __: Array) -> Array | None:
-    result = made.states[place + 1]
-    np.multiply(state, 1 - result * result, out=gates)
-    return None
-
-
-def _relu_back(made: _Pass, place: int, state: Array, _: Array, gates: Array, __: Array) -> Array | None:
-    np.copyto(gates, leaves.relu_gradient(state, made.states[place + 1]))
-    return None
-
-
-_BACKWARD = {"lstm": _lstm_back, "gru": _gru_back, "tanh": _tanh_back, "relu": _relu_back}
+        return step
 
 
 def _gradients(gradient: Array, made: _Pass, x: Array, to_input: Array, to_state: Array) -> tuple[Array | None, ...]:
@@ -247,34 +227,40 @@ def _gradients(gradient: Array, made: _Pass, x: Array, to_input: Array, to_state
     if known is not None and (known[0] is gradient or _is_same(known[0], gradient)):
         return known[1]
     steps, count, batch = made.gates.shape
-    upstream = np.ascontiguousarray(gradient.transpose(0, 2, 1))
-    state = upstream[steps].copy()
-    cell = upstream[steps + 1].copy() if made.kind == "lstm" else state
-    of_gates = np.empty_like(made.gates)
-    of_products = np.empty_like(made.gates) if made.kind == "gru" else of_gates
-    across = to_state.T
-    for place in reversed(range(steps)):
-        ended = None if made.ended is None else made.ended[place]
-        after, cell_after = (state.copy(), cell.copy()) if ended is not None else (state, cell)
-        state += upstream[made.order[place]]
-        direct = _BACKWARD[made.kind](made, place, state, cell, of_gates[place], of_products[place])
-        if ended is not None:
-            of_gates[place][:, ended] = of_products[place][:, ended] = 0
-        leaves.matrix_product(across, of_products[place], out=state)
-        if direct is not None:
-            state += direct
-        if ended is not None:
-            np.copyto(state, after, where=ended)
-            np.copyto(cell, cell_after, where=ended)
+    upstream, is_lstm = np.ascontiguousarray(gradient.transpose(0, 2, 1)), made.kind == "lstm"
+    of_gates, state = np.empty_like(made.gates), upstream[steps].copy()
+    back = _Backward(
+        upstream,
+        product=state,
+        direct=np.zeros_like(state) if made.kind == "gru" else None,
+        cell=upstream[steps + 1].copy() if is_lstm else np.zeros_like(state),
+        of_gates=of_gates,
+        of_products=np.empty_like(of_gates) if made.kind == "gru" else of_gates,
+    )
+    places, across = range(steps)[::-1], to_state.T
+
+    def bind(number: int) -> list[Instruction]:
+        multiply = leaves.matrix_product.bind(across, back.of_products[places[number]], state)
+        return [*back.bind(made, places[number]), multiply]
+
+    bound = leaves.repeated(bind, steps)
+    if made.ended is not None:
+        bound = [[back.without(made.ended[at], at, of_step)] for at, of_step in zip(places, bound, strict=True)]
+    _carry_out(bound)
+    if back.direct is not None:
+        state += back.direct
     # In the order of the sequence, as x; and as made, as the states.
-    of_inputs = np.ascontiguousarray(of_gates[made.order].transpose(1, 0, 2)).reshape(count, -1)
-    of_steps = np.ascontiguousarray(of_products.transpose(1, 0, 2)).reshape(count, -1)
+    in_order = of_gates if made.order[0] == 0 else of_gates[::-1]
+    of_inputs = np.ascontiguousarray(in_order.transpose(1, 0, 2)).reshape(count, -1)
+    of_steps = of_inputs
+    if in_order is not back.of_products:
+        of_steps = np.ascontiguousarray(back.of_products.transpose(1, 0, 2)).reshape(count, -1)
     before = np.ascontiguousarray(made.states[:-1].transpose(0, 2, 1)).reshape(steps * batch, -1)
     of_x = leaves.matrix_product(to_input.T, of_inputs).reshape(-1, steps, batch).transpose(1, 2, 0)
     found = (
         of_x,
         state.T,
-        cell.T if made.kind == "lstm" else None,
+        back.cell.T if is_lstm else None,
         leaves.matrix_product(of_inputs, _columns(x).T),
         leaves.matrix_product(of_steps, before),
         leaves.total(of_inputs, axis=1),

@@ -506,3 +506,41 @@ def standardized_gradient(g: Floats, y: Floats, deviation: Floats) -> Floats:
     r = r + g
     r = r - _sum(g) / n
     return np.asarray(r / deviation)
+
+
+def lstm(p: Floats, q: Floats, before: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return the gates (4 · hidden, batch), the cell, its tanh and the state, (hidden, batch)."""
+    i, f, g, o = (p + q).reshape(4, *before.shape)
+    i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+    c = f * before + i * g
+    return np.concatenate([i, f, g, o]), c, tanh(c), o * tanh(c)
+
+
+def lstm_gradient(
+    gates: Floats, curve: Floats, before: Floats, product: Floats, of_result: Floats, of_cell: Floats
+) -> tuple[Floats, Floats]:
+    """Return the gradient of the cell before, and of the gates' products."""
+    i, f, g, o = gates.reshape(4, *before.shape)
+    s = product + of_result
+    w = of_cell + s * o - s * o * curve * curve
+    of_gates = (w * g * i * (1 - i), w * before * f * (1 - f), w * i * (1 - g * g), s * curve * o * (1 - o))
+    return w * f, np.concatenate(of_gates)
+
+
+def gru(p: Floats, q: Floats, before: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return the gates (3 · hidden, batch), the candidate's product and the state, (hidden, batch)."""
+    (p_r, p_z, p_n), (q_r, q_z, q_n) = p.reshape(3, *before.shape), q.reshape(3, *before.shape)
+    r, z = sigmoid(p_r + q_r), sigmoid(p_z + q_z)
+    n = tanh(p_n * r + q_n)
+    return np.concatenate([r, z, n]), p_n, (before - n) * z + n
+
+
+def gru_gradient(
+    gates: Floats, curve: Floats, before: Floats, product: Floats, of_result: Floats, direct: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Return the direct gradient of the state before, and those of the gates and of the products."""
+    r, z, n = gates.reshape(3, *before.shape)
+    s = product + direct + of_result
+    m = (s - s * z) * (1 - n * n)
+    both = m * curve * r * (1 - r), (before - n) * s * z * (1 - z)
+    return s * z, np.concatenate([*both, m]), np.concatenate([*both, m * r])

@@ -9,7 +9,7 @@ enum { ROW = 20 };
 enum Operation {
     PRODUCT, STACK, SUM, CONVOLUTION, CONVOLUTION_TO_INPUT, CONVOLUTION_TO_KERNELS, EXP, LOG, LOG1P, TANH, SIGMOID, ERF,
     POWER, RELU, RELU_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, ADD_ROWS, CROSS_ENTROPY,
-    CROSS_ENTROPY_GRADIENT
+    CROSS_ENTROPY_GRADIENT, LSTM, LSTM_GRADIENT, GRU, GRU_GRADIENT
 };
 
 INLINE const float *from(int64_t address) { return (const float *)(intptr_t)address; }
@@ -131,6 +131,14 @@ static void run(const int64_t *rows, int64_t count) {
             cross_entropy_gradient(&losses, from(g[5]), g[7], to(g[6]));
             break;
         }
+        case LSTM: lstm(g[0], to(g[1]), from(g[2]), from(g[3]), to(g[4]), to(g[5]), to(g[6])); break;
+        case LSTM_GRADIENT:
+            lstm_gradient(g[0], from(g[1]), from(g[2]), from(g[3]), from(g[4]), from(g[5]), to(g[6]), to(g[7]));
+            break;
+        case GRU: gru(g[0], to(g[1]), from(g[2]), from(g[3]), to(g[4]), to(g[5])); break;
+        case GRU_GRADIENT:
+            gru_gradient(g[0], from(g[1]), from(g[2]), from(g[3]), from(g[4]), from(g[5]), to(g[6]), to(g[7]), to(g[8]));
+            break;
         }
     }
 }

@@ -157,6 +157,84 @@ EACH(ls_tanh, tanh_)
 EACH(ls_sigmoid, sigmoid_)
 EACH(ls_erf, erf_)
 
+/* The gates take, keep, candidate and show of an LSTM; they come as products with the state before. */
+void lstm(int64_t n, float *gates, const float *inputs, const float *before, float *cell, float *curve, float *state) {
+    for (int64_t i = 0; i < n; i += WIDTH) {
+        const int64_t left = n - i;
+        V gate[4];
+        UNROLL for (int k = 0; k < 4; k++) gate[k] = add(take(gates + k * n + i, left), take(inputs + k * n + i, left));
+        const V takes = sigmoid_(gate[0]), keeps = sigmoid_(gate[1]), candidate = tanh_(gate[2]);
+        const V shows = sigmoid_(gate[3]);
+        const V now = add(mul(keeps, take(before + i, left)), mul(takes, candidate)), bent = tanh_(now);
+        give(gates + i, takes, left);
+        give(gates + n + i, keeps, left);
+        give(gates + 2 * n + i, candidate, left);
+        give(gates + 3 * n + i, shows, left);
+        give(cell + i, now, left);
+        give(curve + i, bent, left);
+        give(state + i, mul(shows, bent), left);
+    }
+}
+
+/* Times y (1 - y), the derivative of a sigmoid y; and times 1 - y * y, that of a tanh. */
+INLINE V times_of_sigmoid(V x, V y) { return mul(mul(x, y), sub(all(1.0f), y)); }
+INLINE V times_of_tanh(V x, V y) { return mul(x, sub(all(1.0f), mul(y, y))); }
+
+/* The gradient of a state is that of the products of the step behind it, and that of the result. */
+void lstm_gradient(int64_t n, const float *gates, const float *curve, const float *before, const float *product,
+                   const float *of_result, float *of_cell, float *of_gates) {
+    for (int64_t i = 0; i < n; i += WIDTH) {
+        const int64_t left = n - i;
+        const V takes = take(gates + i, left), keeps = take(gates + n + i, left);
+        const V candidate = take(gates + 2 * n + i, left), shows = take(gates + 3 * n + i, left);
+        const V state = add(take(product + i, left), take(of_result + i, left));
+        const V bent = take(curve + i, left), shown = mul(state, shows);
+        const V cell = sub(add(take(of_cell + i, left), shown), mul(mul(shown, bent), bent));
+        give(of_gates + i, times_of_sigmoid(mul(cell, candidate), takes), left);
+        give(of_gates + n + i, times_of_sigmoid(mul(cell, take(before + i, left)), keeps), left);
+        give(of_gates + 2 * n + i, times_of_tanh(mul(cell, takes), candidate), left);
+        give(of_gates + 3 * n + i, times_of_sigmoid(mul(state, bent), shows), left);
+        give(of_cell + i, mul(cell, keeps), left);
+    }
+}
+
+/* The gates reset, keep and candidate of a GRU; `curve` is what a reset multiplies. */
+void gru(int64_t n, float *gates, const float *inputs, const float *before, float *curve, float *state) {
+    for (int64_t i = 0; i < n; i += WIDTH) {
+        const int64_t left = n - i;
+        const V resets = sigmoid_(add(take(gates + i, left), take(inputs + i, left)));
+        const V keeps = sigmoid_(add(take(gates + n + i, left), take(inputs + n + i, left)));
+        const V product = take(gates + 2 * n + i, left);
+        const V candidate = tanh_(add(mul(product, resets), take(inputs + 2 * n + i, left)));
+        give(gates + i, resets, left);
+        give(gates + n + i, keeps, left);
+        give(gates + 2 * n + i, candidate, left);
+        give(curve + i, product, left);
+        give(state + i, add(mul(sub(take(before + i, left), candidate), keeps), candidate), left);
+    }
+}
+
+/* `direct` is a part of the gradient of the state, and then of the state before. */
+void gru_gradient(int64_t n, const float *gates, const float *curve, const float *before, const float *product,
+                  const float *of_result, float *direct, float *of_gates, float *of_products) {
+    for (int64_t i = 0; i < n; i += WIDTH) {
+        const int64_t left = n - i;
+        const V resets = take(gates + i, left), keeps = take(gates + n + i, left);
+        const V candidate = take(gates + 2 * n + i, left);
+        const V state = add(add(take(product + i, left), take(direct + i, left)), take(of_result + i, left));
+        const V kept = mul(state, keeps), of_candidate = times_of_tanh(sub(state, kept), candidate);
+        const V of_resets = times_of_sigmoid(mul(of_candidate, take(curve + i, left)), resets);
+        const V of_keeps = times_of_sigmoid(mul(sub(take(before + i, left), candidate), state), keeps);
+        give(of_gates + i, of_resets, left);
+        give(of_gates + n + i, of_keeps, left);
+        give(of_gates + 2 * n + i, of_candidate, left);
+        give(of_products + i, of_resets, left);
+        give(of_products + n + i, of_keeps, left);
+        give(of_products + 2 * n + i, mul(of_candidate, resets), left);
+        give(direct + i, kept, left);
+    }
+}
+
 /* The largest score of each sample, not a number if there is such a score. */
 INLINE V largest_of(const CrossEntropy *c, const float *scores, int64_t left) {
     V largest = take(scores, left);

@@ -43,6 +43,14 @@ typedef struct {
 void cross_entropy(const CrossEntropy *c, float *losses);
 void cross_entropy_gradient(const CrossEntropy *c, const float *gradient, int64_t step, float *result);
 
+/* A step of a recurrent layer: gates in blocks of n, the elements (hidden, batch) of a state. */
+void lstm(int64_t n, float *gates, const float *inputs, const float *before, float *cell, float *curve, float *state);
+void lstm_gradient(int64_t n, const float *gates, const float *curve, const float *before, const float *product,
+                   const float *of_result, float *of_cell, float *of_gates);
+void gru(int64_t n, float *gates, const float *inputs, const float *before, float *curve, float *state);
+void gru_gradient(int64_t n, const float *gates, const float *curve, const float *before, const float *product,
+                  const float *of_result, float *direct, float *of_gates, float *of_products);
+
 void rectify(int64_t n, const float *x, float *y);
 void rectify_gradient(int64_t n, const float *gradient, const float *result, float *y);
 
