@@ -3,6 +3,9 @@
 from typing import Any, get_args
 
 from docs.generators.tables import code, fields_table, first_sentence, table
+from lockstep.common.data.columns import Column
+from lockstep.common.data.folder import Origin, Reading
+from lockstep.common.data.preparation import Preparation
 from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, RunProgress
@@ -10,6 +13,7 @@ from lockstep.ps.records.ledger import LedgerShare, Line
 from lockstep.ps.records.metrics import Record
 from lockstep.ps.records.receipt import Receipt, ReceiptLink
 from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.run.description import ArrayForm, DataDescription
 from lockstep.ps.run.progress import Moved, Split
 from lockstep.ps.standby.terms import LedTerm, TermHistory
 from lockstep.results.watch import figures
@@ -43,8 +47,12 @@ def result_file() -> str:
 
 def receipt_file() -> str:
     """Return the schema of receipt.json."""
-    parts = (_record(f"`{kind.__name__}`", kind) for kind in (ReceiptLink, ModelFile))
+    parts = (_record(f"`{kind.__name__}`", kind) for kind in (ReceiptLink, ModelFile, *OF_DATA))
     return "\n".join([fields_table(Receipt), *parts])
+
+
+#: The records of a receipt that describe the data.
+OF_DATA = (DataDescription, ArrayForm, Column, Reading, Origin, Preparation)
 
 
 def checkpoint_file() -> str:
@@ -77,6 +85,7 @@ RECORDS = (
     Moved,
     Receipt,
     ReceiptLink,
+    *OF_DATA,
     RunProgress,
     CheckpointIdentity,
 )

@@ -108,13 +108,16 @@ def words(kind: types.Type) -> str:
 
 
 def _plural(text: str) -> str:
-    noun, space, rest = text.partition(" from ")
-    return (noun if noun.startswith("`") else f"{noun}s") + space + rest
+    # What follows the noun is its range or its length.
+    found = re.match(r"(?P<noun>.*?)(?P<rest>(?: from | of |, ).*)?$", text)
+    assert found is not None  # any text matches
+    noun, rest = found["noun"], found["rest"] or ""
+    return (noun if noun.startswith("`") else f"{noun}s") + rest
 
 
 def _range(kind: Any) -> str:
     """Return the range of a number; a bound that only keeps numbers finite is not worth the words."""
-    low = f"at least {_number(kind.ge)}" if kind.ge is not None else ""
+    low = f"at least {_number(kind.ge)}" if kind.ge is not None and kind.ge > -1e18 else ""
     low = low or (f"above {_number(kind.gt)}" if kind.gt is not None else "")
     has_top = kind.le is not None and abs(kind.le) < 1e9
     high = f"at most {_number(kind.le)}" if has_top else f"below {_number(kind.lt)}" if kind.lt is not None else ""

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from lockstep.common.job.job import DENSE, Job
 from lockstep.common.model.initial import INITIAL
 from lockstep.common.model.source import MARK
 from lockstep.common.runtime.environment import cache_home
-from lockstep.packing.cache import packed_source
+from lockstep.packing.cache import packed_source, unwatched
 from lockstep.packing.files import table_files
 from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, known_encoding
 from lockstep.runs.job_data import values_of_table, with_data_values
@@ -325,4 +325,4 @@ def _named_data(name: str, options: PackOptions, loss: str | None, *, verbose: b
     """Return a job's data: the packed folder of a file that has to be packed."""
     cache = Path(cache_home()) / "lockstep"
     say = print if verbose else lambda text: None
-    return packed_source(name, options, loss, cache, lambda what: nullcontext(lambda share: None), say)
+    return packed_source(name, options, loss, cache, unwatched, say)

@@ -17,7 +17,10 @@ from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
 from lockstep.common.protocol.messages import EpochRecord
+from lockstep.common.runtime.environment import cache_home
 from lockstep.launch.page_process import PageProcess, PageRequest
+from lockstep.packing.again import training_data_at
+from lockstep.packing.cache import unwatched
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
 from lockstep.ps.run.plan import best_epoch
@@ -225,14 +228,14 @@ class Run(msgspec.Struct, frozen=True, dict=True):
         return f"Run({str(self.folder)!r}, {name}={figure:.4f})"
 
 
-def load_run(folder: str | Path, *, trust_model: bool = False, data: str | Path | None = None) -> Run:
+def load_run(folder: str | Path, *, trust_model: bool = False, training_data: str | Path | None = None) -> Run:
     """Return a finished run from its folder. Raises `JobError` without a run there, or if it is not finished.
 
     A model of your own is code, which the folder has a copy of. If you have not trained it on this machine,
     `run.model` raises `ModelError`. `trust_model=True` agrees to run that code, now and later.
 
-    `data` is where the run's data is, if it was moved: a packed folder, an .npz, or IDX files. `DataError` if it is
-    other data.
+    A run of an older version needs its data to predict: `training_data` is where that is, if it was moved. `DataError`
+    if it is other data.
     """
     path = Path(folder)
     if trust_model:
@@ -242,7 +245,9 @@ def load_run(folder: str | Path, *, trust_model: bool = False, data: str | Path 
             named = repr(str(folder))
             raise JobError(f"the run in {named} is not finished: resume it with lockstep.resume({named})")
         raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
-    job = job_with_data(path, recorded_job(path), None if data is None else str(data))
+    place = None if training_data is None else str(training_data)
+    place = training_data_at(path, place, Path(cache_home()) / "lockstep", unwatched, lambda text: None)
+    job = job_with_data(path, recorded_job(path), place)
     return Run(read_result(path), path, job)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from lockstep.checking.comparison import SUBJECTS
@@ -26,10 +27,11 @@ from lockstep.ps.checkpoint.resuming import fill
 from lockstep.ps.records.ledger import Line, RunBegun, StepDone, WorkerIn
 from lockstep.ps.records.receipt import Receipt, receipt_of
 from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, read_ledger, read_receipt
+from lockstep.ps.run.description import DataDescription
 from lockstep.ps.setup import RunSetup, open_run
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job, told_folder, trusted_source
 from lockstep.runs.single_process import SingleProcessTrainer
-from lockstep.runs.trained_model import demand_data, job_with_data
+from lockstep.runs.trained_model import demand_data, description_of, job_with_data
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
 
@@ -48,8 +50,12 @@ class RecordedRun(msgspec.Struct, frozen=True):
     def dataset(self, *, is_checked: bool = False) -> TrainTest:
         """Return the run's data as it was before a validation set was taken from it; raises as `demand_data`."""
         if self.data is None:
-            demand_data(self.job)
+            demand_data(self.folder, self.job)
         return load(self.data or self.job.data, is_checked=is_checked)
+
+    def description(self) -> DataDescription:
+        """Return the run's data without its samples; raises as `description_of`."""
+        return description_of(self.folder, self.job if self.data is None else replace(self.job, data=self.data))
 
     def fingerprint(self) -> Fingerprint:
         return self.receipt.fingerprint(str(self.folder / RECEIPT))

@@ -4,14 +4,15 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from lockstep.common.data.array_source import is_array_source, open_arrays
-from lockstep.common.data.folder import FORMAT, MANIFEST, read_manifest
+from lockstep.common.data.folder import FORMAT, MANIFEST, Origin, read_manifest
+from lockstep.common.data.folder_writer import write_manifest
 from lockstep.common.data.mapped import MAX_FILE_BYTES
 from lockstep.common.errors import DataError
 from lockstep.common.files.reading import open_regular
@@ -24,6 +25,12 @@ from lockstep.packing.pack import pack
 
 #: Shows how far packing is, for as long as the context lasts.
 Progress = Callable[[str], AbstractContextManager[Watch]]
+
+
+def unwatched(what: str) -> AbstractContextManager[Watch]:
+    """Show nothing."""
+    return nullcontext(lambda share: None)
+
 
 #: Formats that are packed on the way to a run.
 PACKED = "a .csv, a .parquet, a folder of pictures, or arrays without a test set"
@@ -71,9 +78,19 @@ def packed_source(
             packed = pack(str(path), folder, options, watch)
         for line in packed.lines():
             say(line)
+    else:
+        _record_origin(folder, options.origin(str(path)))
     if loss is not None:
         _check_target(source, folder, loss, options.spelled)
     return str(folder)
+
+
+def _record_origin(folder: Path, origin: Origin) -> None:
+    """Let a dataset that was packed before name the source that was given now: the same bytes may lie elsewhere."""
+    manifest = read_manifest(folder)
+    if manifest.origin != origin:
+        with suppress(OSError):  # a cache that is read only
+            write_manifest(folder, msgspec.structs.replace(manifest, origin=origin))
 
 
 def _check_target(source: str, folder: Path, loss: str, spelled: Spelling) -> None:

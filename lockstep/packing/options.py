@@ -1,7 +1,7 @@
 """Options of packing, the form of the dataset, its division into training and test set, and the report. Pure."""
 
 import codecs
-import shlex
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.data.columns import LONGEST_TEXT
-from lockstep.common.data.folder import FolderManifest, Origin
+from lockstep.common.data.folder import FolderManifest, Origin, flag
+from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.numerics.random import Purpose, generator
@@ -104,22 +105,11 @@ class Spelling(Enum):
         if self is Spelling.PYTHON:
             value = value[0] if isinstance(value, list) and len(value) == 1 else value
             return name if value is None else f"{name}={value!r}"
-        flag = f"--{name.replace('_', '-')}"
-        if value is None:
-            return flag
-        text = ",".join(map(_in_list, value)) if isinstance(value, list) else str(value)
-        # As `tab`, since none is shown.
-        text = "tab" if text == "\t" else text
-        return f"{flag} {shlex.quote(text)}"
+        return flag(name, value)
 
     def together(self, *options: str) -> str:
         """Return several options in a row."""
         return (", " if self is Spelling.PYTHON else " ").join(options)
-
-
-def _in_list(name: str) -> str:
-    """Return a name for a list with commas, in quotes if it has commas or quotes itself."""
-    return '"' + name.replace('"', '""') + '"' if "," in name or '"' in name else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +176,22 @@ class PackOptions:
         return {name: str(getattr(self, name)) for name in sorted({*self.changed(), "test_split", "seed"})}
 
     def origin(self, source: str) -> Origin:
-        """Return how a folder is made of a source, each text as far as there is room for it."""
-        texts = {name: cut(text, LONGEST_TEXT) for name, text in self.texts().items()}
-        return Origin(source=one_line(source), options=texts, version=VERSION)
+        """Return how a folder is made of a source, whose path is empty if it was in memory."""
+        given = {name: msgspec.to_builtins(getattr(self, name), enc_hook=os.path.abspath) for name in self.changed()}
+        return Origin(
+            source=cut(os.path.abspath(source), LONGEST_TEXT) if source else "", options=given, version=VERSION
+        )
+
+    @classmethod
+    def recorded(cls, origin: Origin) -> "PackOptions":
+        """Return the options by which a source was packed; DataError if they are not known."""
+        try:
+            return msgspec.convert(origin.options, cls, dec_hook=lambda kind, path: Path(path))
+        except msgspec.ValidationError as error:
+            raise DataError(
+                f"the options with which {origin.source!r} was packed are not known, because an older version did not "
+                f"record them ({one_line(str(error))}): pack it with `lockstep pack`, and name the new folder"
+            ) from None
 
     def is_filled(self) -> bool:
         """Tell whether a number stands for a missing value, and a name of its own for a missing text."""

@@ -90,7 +90,7 @@ def _write(writer: FolderWriter, source: SampleSource, options: PackOptions, wat
     for name, each in zip(PARTS, sets, strict=False):
         marks = options.division().marks(len(each)) if source.test is None else None
         for samples, labels in each.batches():
-            samples = _as_dtype(samples, options.dtype)
+            samples = as_dtype(samples, options.dtype)
             begin, done = done, done + len(labels)
             if marks is None:
                 writer.append(name, samples, labels)
@@ -106,7 +106,7 @@ def _write(writer: FolderWriter, source: SampleSource, options: PackOptions, wat
     return classes
 
 
-def _as_dtype(samples: NDArray[Any], dtype: str | None) -> NDArray[Any]:
+def as_dtype(samples: NDArray[Any], dtype: str | None) -> NDArray[Any]:
     """Return samples in the dtype that was asked for; bytes as floats are from 0 to 1, as in pictures."""
     if dtype is None or samples.dtype == dtype or samples.dtype == np.int32:
         return samples

@@ -51,9 +51,9 @@ def opened_files(source: Path, options: PackOptions, progress: ReadProgress) -> 
 
 
 def pack_table(
-    named: str, tables: Sequence[Table], destination: Path, options: PackOptions, progress: ReadProgress
+    source: str, tables: Sequence[Table], destination: Path, options: PackOptions, progress: ReadProgress
 ) -> Packed:
-    """Pack a table, of which a share of the rows becomes the test set, or two."""
+    """Pack a table, of which a share of the rows becomes the test set, or two; `source` is as of `Origin`."""
     with dataset_folder(destination) as writer:
         tables = [KeptTable.of(each, writer.scratch(str(number))) for number, each in enumerate(tables)]
         plan = planned(tables, options, progress, passes=2)
@@ -61,7 +61,7 @@ def pack_table(
         columns = [each.column.name for each in (*plan.features, *plan.targets)]
         for name, each in zip(PARTS, tables, strict=False):
             encoder.read(name, each.batches(columns), options.division() if len(tables) == 1 else None)
-        manifest = encoder.finish(options.origin(named))
+        manifest = encoder.finish(options.origin(source))
     return Packed(destination, manifest, notes_of(tables, plan, options), tuple(plan.lines(options, MOST_LINES)))
 
 
@@ -151,7 +151,7 @@ def pack_frame(data: Any, destination: Path, options: PackOptions) -> Packed:
         train, test = data["train"], next((data[name] for name in ("test", "validation", "val") if name in data), None)
     progress = ReadProgress(lambda share: None)
     tables = [opened_frame(frame, progress.advance, options) for frame in (train, test) if frame is not None]
-    return pack_table(f"a {type(train).__name__}", tables, destination, options, progress)
+    return pack_table("", tables, destination, options, progress)
 
 
 def opened_frame(frame: Any, advance: Advance, options: PackOptions) -> StreamTable:

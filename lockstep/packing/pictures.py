@@ -188,6 +188,16 @@ def find_pictures(folder: Path, options: PackOptions) -> SampleSource:
     return SampleSource(*sets, len(names), names, reader.notes)
 
 
+def pictures_to_test(folder: Path, names: Sequence[str], options: PackOptions) -> PictureSet:
+    """Return the pictures of a folder, or of the test set in it, whose labels are the places of their class in `names`.
+
+    DataError for a folder that is none of these classes.
+    """
+    inside = {each.name: each for each in folders_in(folder)}
+    beside = (inside[name] for name in TEST_NAMES if TRAIN_NAME in inside and name in inside)
+    return _set_of(next(beside, inside.get(TRAIN_NAME, folder)), names, PictureReader(options))
+
+
 def _set_of(folder: Path, names: Sequence[str], reader: "PictureReader") -> PictureSet:
     if not folder.is_dir():
         raise DataError(f"{folder}: is not there: expected a folder of pictures for each class")

@@ -31,6 +31,7 @@ from lockstep.common.optim.rules import Rule, SlotSets
 from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint_of
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.numerics import Numerics, own_numerics
+from lockstep.ps.run.description import describe
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Plan, plan_of
 from lockstep.ps.shard.shard import Shard
@@ -62,7 +63,8 @@ def open_run(
     before has its initial weights.
     """
     own = _own_fingerprint(job, options)
-    dataset, data = data.digest, with_moments(with_validation(data, job.validation_split, job.seed))
+    dataset, data = data.digest, with_validation(data, job.validation_split, job.seed)
+    data = with_moments(data) if job.normalize else data
     check_batch(job, len(data.train))
     source = source or read_job_source(job)
     code = source.own_code()
@@ -80,6 +82,7 @@ def open_run(
         training_samples=len(data.train),
         layout=model.layout.digest(),
         dataset=dataset,
+        data=describe(data, job.data, is_normalized=job.normalize),
         source=source.digest,
         model_files=source.digests(),
         model_folder=model_folder if source.entries() else "",

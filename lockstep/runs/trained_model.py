@@ -1,7 +1,9 @@
 """A run's folder as something to use: its job, its data, and a model with the weights of a moment of the run."""
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,6 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.source import digest_of, load, with_validation
 from lockstep.common.errors import DataError, FileFormatError, JobError
 from lockstep.common.files.safetensors import read
@@ -23,7 +24,8 @@ from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import Model
 from lockstep.common.numerics.sums import first_not_finite
 from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointFolder
-from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, WEIGHTS, read_receipt
+from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RECEIPT, WEIGHTS, read_receipt
+from lockstep.ps.run.description import DataDescription, describe
 from lockstep.ps.run.plan import best_epoch
 from lockstep.runs.run_dir import JOB, finished, recorded_job, trusted_source
 
@@ -102,7 +104,7 @@ def _advice(folder: Path, checkpoints: Sequence[Checkpoint]) -> str:
     return f"expected {', '.join(there)}" if there else "it has none"
 
 
-class Trained(msgspec.Struct, frozen=True):
+class Trained(msgspec.Struct, frozen=True, dict=True):
     """The weights of a run that was finished, or kept them when it failed."""
 
     folder: Path
@@ -112,6 +114,11 @@ class Trained(msgspec.Struct, frozen=True):
     weights: Vector
     #: Functions of the user's own that the job names.
     own: OwnCode = NO_CODE
+
+    @cached_property
+    def data(self) -> DataDescription:
+        """The data of the training without its samples; raises as `description_of`."""
+        return description_of(self.folder, self.job)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what the model's `load_state_dict` takes."""
@@ -173,13 +180,17 @@ def job_with_data(folder: Path, job: Job, data: str | None) -> Job:
     """
     if data is None:
         return job
-    found, wanted = digest_of(data), read_receipt(folder).dataset_sha256
+    _check_data(folder, data, digest_of(data))
+    return msgspec.structs.replace(job, data=data)
+
+
+def _check_data(folder: Path, data: str, found: str) -> None:
+    wanted = read_receipt(folder).dataset_sha256
     if found != wanted:
         raise DataError(
             f"the data {data!r} is not that of the run in {str(folder)!r} (SHA-256 {found[:12]}… here, {wanted[:12]}… "
             "there): expected a copy of it, or what `lockstep pack` makes of the same file with the same options"
         )
-    return msgspec.structs.replace(job, data=data)
 
 
 def has_data(job: Job) -> bool:
@@ -187,27 +198,48 @@ def has_data(job: Job) -> bool:
     return job.data == "mnist" or Path(job.data).expanduser().exists()
 
 
-def demand_data(job: Job) -> None:
-    """Raise `DataError` if a run's data is not where its job names it: it was moved, or the run is another user's."""
-    if has_data(job):
-        return
+def demand_data(folder: Path, job: Job) -> None:
+    """Raise `DataError` if the data of the run in a folder is not where its job names it."""
+    if not has_data(job):
+        advice = data_advice(folder, job)
+        raise DataError(f"the run in {str(folder)!r} needs its training data, which is not here: {advice}")
+
+
+def data_advice(folder: Path, job: Job) -> str:
+    """Return what to do if the data of the run in a folder is not where its job names it."""
+    kept = read_receipt(folder).data if (folder / RECEIPT).is_file() else None
+    if kept is not None and kept.origin.version and kept.origin.source:
+        source = kept.origin.source
+        packed = f"{Path(source).stem}.data"
+        command = kept.origin.pack_command(packed)
+        return (
+            f"make it again with `{command}`, and add `--training-data {shlex.quote(packed)}`; or add the source "
+            f"itself, `--training-data {shlex.quote(source)}`"
+        )
     place = (
         "where it was trained"
         if Path(job.data).expanduser().is_absolute()
         else "relative to the folder in which the command is run, as it was when it was trained"
     )
-    raise DataError(
-        f"no dataset {job.data!r} here: expected the run's data {place}; name another place with --data, as in "
-        "`lockstep evaluate RUN --data DATA`; a table or a folder of pictures has to be packed, with `lockstep pack`"
+    return (
+        f"expected {job.data!r} {place}; name another place with --training-data, as in `lockstep verify "
+        f"{shlex.quote(str(folder))} --training-data DATA`"
     )
 
 
-def dataset_of(job: Job) -> TrainTest:
-    """Return a job's data with its validation set taken from the training set; `DataError` if it cannot be had."""
-    demand_data(job)
-    return with_validation(load(job.data), job.validation_split, job.seed)
+def dataset_of(folder: Path, job: Job) -> TrainTest:
+    """Return the data of the run in a folder, with its validation set taken from the training set; as `demand_data`."""
+    demand_data(folder, job)
+    data = load(job.data)
+    if job.data != "mnist" and (folder / RECEIPT).is_file():
+        _check_data(folder, job.data, data.digest)
+    return with_validation(data, job.validation_split, job.seed)
 
 
-def preparation_of(job: Job, data: TrainTest) -> Preparation:
-    """Return how samples are prepared, as in training: with the moments of the set without the validation samples."""
-    return Preparation.of(data.train) if job.normalize else Preparation(mean=0.0, std=1.0)
+def description_of(folder: Path, job: Job) -> DataDescription:
+    """Return the description of a run's data that its folder has; that of an older version is made of the data.
+
+    `DataError` if an older version has not recorded it, and the data is not here.
+    """
+    kept = read_receipt(folder).data if (folder / RECEIPT).is_file() else None
+    return kept or describe(dataset_of(folder, job), job.data, is_normalized=job.normalize)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,33 @@ def test_a_price_is_predicted_in_the_units_of_the_table(place: Path, capsys: pyt
     assert [float(row) for row in rows] == pytest.approx([60_000, 185_000], rel=0.02)
     lines = told(capsys, "predict", "run", "new.csv", "--json").splitlines()
     assert [json.loads(line)["price"] for line in lines] == pytest.approx([60_000, 185_000], rel=0.02)
-    Path(load_run("run").job.data).rename("packed")
-    assert run(["predict", "run", "new.csv"]) == 2
-    assert "name another place with --data" in capsys.readouterr().err
-    assert told(capsys, "predict", "run", "new.csv", "--data", "packed").splitlines() == [head, *rows]
+    shutil.rmtree(load_run("run").job.data)
+    assert told(capsys, "predict", "run", "new.csv").splitlines() == [head, *rows]
+
+
+def test_without_its_data_a_run_says_how_to_make_it_again_and_takes_the_source(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
+         "--run-dir", "run", *BRIEF)  # fmt: skip
+    computed = json.loads(told(capsys, "evaluate", "run", "--json"))
+    shutil.rmtree(load_run("run").job.data)
+    recorded = json.loads(told(capsys, "evaluate", "run", "--json"))
+    assert recorded["is_recorded"]
+    assert {name: recorded[name] for name in ("test_loss", "test_r2", "samples", "weights_sha256")} == {
+        name: computed[name] for name in ("test_loss", "test_r2", "samples", "weights_sha256")
+    }
+    shown = told(capsys, "evaluate", "run")
+    command = f"lockstep pack {place / 'homes.csv'} homes.data --target price --task numbers"
+    assert f"`{command}`" in shown
+    assert "each of" in told(capsys, "ledger", "run")
+    assert run(["verify", "run"]) == 2
+    assert f"`{command}`" in (error := capsys.readouterr().err)
+    assert len(error.splitlines()) == 1
+    assert "the same bits" in told(capsys, "verify", "run", "--training-data", "homes.csv")
+    told(capsys, *command.split()[1:])
+    assert "the same bits" in told(capsys, "verify", "run", "--training-data", "homes.data")
+    assert json.loads(told(capsys, "evaluate", "run", "--training-data", "homes.data", "--json")) == computed
 
 
 def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

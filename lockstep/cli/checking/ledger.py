@@ -8,9 +8,9 @@ import msgspec
 
 from lockstep.checking.recorded_run import RecordedRun, read_run, workers_by_step
 from lockstep.checking.verify import CoverageReport, EpochCoverage, check_coverage
-from lockstep.cli.options.run import DATA_OPTION, RUN_ARGUMENT
+from lockstep.cli.options.packing import training_data_of
+from lockstep.cli.options.run import RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.common.data.sampler import Sampler
-from lockstep.common.data.source import with_validation
 from lockstep.common.errors import DifferenceError
 from lockstep.common.files.sanitize import printable
 from lockstep.common.protocol.messages import OF_A_STEP
@@ -25,8 +25,8 @@ MOST_ENTERED = 3
 @RUN_ARGUMENT
 @click.option("--all", "lists_all", is_flag=True, help="list each lease that was computed more than once")
 @click.option("--json", "as_json", is_flag=True, help="print the report as JSON")
-@DATA_OPTION
-def ledger(run: Path, lists_all: bool, as_json: bool, data: str | None) -> None:
+@TRAINING_DATA_OPTION
+def ledger(run: Path, lists_all: bool, as_json: bool, training_data: str | None) -> None:
     """Check in the ledger of the run in the folder RUN that each epoch used every sample exactly once.
 
     The report also names the micro-batches that were computed more than once, and why. If an epoch has more than three
@@ -36,7 +36,7 @@ def ledger(run: Path, lists_all: bool, as_json: bool, data: str | None) -> None:
     \b
       lockstep ledger runs/20261124-231714-lenet
     """
-    recorded = read_run(run, data)
+    recorded = read_run(run, training_data_of(run, training_data))
     report = coverage_of(recorded)
     if as_json:
         click.echo(msgspec.json.encode(report).decode())
@@ -47,10 +47,9 @@ def ledger(run: Path, lists_all: bool, as_json: bool, data: str | None) -> None:
 
 
 def coverage_of(recorded: RecordedRun) -> CoverageReport:
-    job = recorded.job
-    data = with_validation(recorded.dataset(), job.validation_split, job.seed)
-    sampler = Sampler(len(data.train), job.global_batch, job.micro_batches, job.seed)
-    return check_coverage(recorded.lines, plan_of(job, len(data.train), len(data.test)), sampler)
+    job, data = recorded.job, recorded.description()
+    sampler = Sampler(data.training_samples, job.global_batch, job.micro_batches, job.seed)
+    return check_coverage(recorded.lines, plan_of(job, data.training_samples, data.test_samples), sampler)
 
 
 def demand_coverage(report: CoverageReport) -> None:

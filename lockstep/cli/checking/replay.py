@@ -18,7 +18,8 @@ from lockstep.checking.recorded_run import (
     replay,
 )
 from lockstep.cli.options.job import takes_trust
-from lockstep.cli.options.run import DATA_OPTION, RUN_ARGUMENT
+from lockstep.cli.options.packing import training_data_of
+from lockstep.cli.options.run import RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.files.sanitize import one_line
@@ -40,7 +41,7 @@ MOST_SAMPLES = 16
 )
 @click.option("--allow-mixed-numerics", is_flag=True, help="allow a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
-@DATA_OPTION
+@TRAINING_DATA_OPTION
 @takes_trust
 def replay_command(
     run: Path,
@@ -49,7 +50,7 @@ def replay_command(
     local_step: int,
     allow_mixed_numerics: bool,
     as_json: bool,
-    data: str | None,
+    training_data: str | None,
 ) -> None:
     """Recompute one micro-batch of the run in the folder RUN, and show what happens in it.
 
@@ -60,7 +61,7 @@ def replay_command(
       lockstep replay runs/20261124-231714-lenet --step 412 --micro-batch 5
     """
     console = Console(highlight=False, stderr=as_json)
-    recorded = read_run(run, data)
+    recorded = read_run(run, training_data_of(run, training_data))
     take_numerics(recorded.job.numerics)
     check_place(recorded, step, micro_batch, local_step)
     setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)

@@ -24,7 +24,8 @@ from lockstep.checking.verify import (
 )
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
 from lockstep.cli.options.job import takes_trust
-from lockstep.cli.options.run import DATA_OPTION, RUN_ARGUMENT
+from lockstep.cli.options.packing import training_data_of
+from lockstep.cli.options.run import RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.cli.options.types import number_range
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
@@ -58,7 +59,7 @@ from lockstep.runs.own_command import demand
 )
 @click.option("--allow-mixed-numerics", is_flag=True, help="allow a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
-@DATA_OPTION
+@TRAINING_DATA_OPTION
 @takes_trust
 @click.pass_context
 def verify(
@@ -69,7 +70,7 @@ def verify(
     keys: Path | None,
     allow_mixed_numerics: bool,
     as_json: bool,
-    data: str | None,
+    training_data: str | None,
 ) -> None:
     """Recompute the run in the folder RUN in this process, and compare every bit.
 
@@ -87,7 +88,7 @@ def verify(
     if against is not None:
         click.echo(compared(run, against))
         return
-    recorded = read_run(run, data)
+    recorded = read_run(run, training_data_of(run, training_data))
     with suppress(NumericsError) if allow_mixed_numerics else nullcontext():
         take_numerics(recorded.job.numerics)
     low, high = wanted_steps(recorded, steps)

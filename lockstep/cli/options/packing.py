@@ -17,6 +17,7 @@ from lockstep.cli.options.job import JobRequest
 from lockstep.cli.options.types import SEED, share_below_one
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.environment import cache_home
+from lockstep.packing.again import training_data_at
 from lockstep.packing.cache import packed_source
 from lockstep.packing.options import DIRECT, Missing, PackOptions, known_encoding
 from lockstep.results.reports.display import print_plainly
@@ -184,6 +185,13 @@ def with_packed_data(job: JobRequest, packing: PackOptions, console: Console) ->
     cache, loss = Path(cache_home()) / "lockstep", job.values().get("loss")
     data = packed_source(job.data(), packing, loss, cache, progress_of, lambda text: print_plainly(console, text))
     return msgspec.structs.replace(job, given={**job.given, "data": data})
+
+
+def training_data_of(run: Path, place: str | None) -> str | None:
+    """Return where the training data of a run can be loaded from, as `training_data_at`; show how it is packed."""
+    console = Console(highlight=False, stderr=True)
+    cache = Path(cache_home()) / "lockstep"
+    return training_data_at(run, place, cache, progress_of, lambda text: print_plainly(console, text))
 
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:

@@ -59,10 +59,10 @@ CHECKPOINT_OPTION = click.option(
     help="weights to use: last, best (of the best epoch), ema (the moving average), or a number of steps  [last]",
 )
 BEST_OPTION = click.option("--best", "moment", flag_value="best", type=moment, help="the same as --checkpoint best")
-DATA_OPTION = click.option(
-    "--data",
+TRAINING_DATA_OPTION = click.option(
+    "--training-data",
     metavar="DATA",
-    help="where the run's data is, if it was moved: a packed folder, an .npz, or IDX files  [as in training]",
+    help="where the run's own data is, if it was moved: its source, or what was packed  [as in training]",
 )
 RUN_ARGUMENT = click.argument("run", type=RunPath())
 KEYS_OPTION = click.option(

@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 
 from lockstep.cli.options.job import takes_trust
-from lockstep.cli.options.packing import READING_OPTIONS
-from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
+from lockstep.cli.options.packing import READING_OPTIONS, training_data_of
+from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.score import Score, score_of
@@ -25,7 +25,8 @@ from lockstep.results.evaluation.figures import (
     target_lines,
 )
 from lockstep.results.reports.display import print_plainly
-from lockstep.runs.trained_model import Moment, has_data, open_trained
+from lockstep.runs.run_dir import finished
+from lockstep.runs.trained_model import Moment, Trained, data_advice, demand_data, has_data, open_trained
 
 
 @click.command(short_help="Test the weights of a run.")
@@ -33,18 +34,23 @@ from lockstep.runs.trained_model import Moment, has_data, open_trained
 @click.option(
     "--data",
     metavar="DATA",
-    help="test on this data instead, or the run's data if it was moved: a table, a packed folder, .npz, or IDX files",
+    help="test on this data instead: a table, a folder of pictures, .npz or IDX files as they are, or a packed folder",
 )
+@TRAINING_DATA_OPTION
 @CHECKPOINT_OPTION
 @BEST_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
 @READING_OPTIONS
 @takes_trust
-def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool, **reading: Any) -> None:
+def evaluate(
+    run: Path, data: str | None, training_data: str | None, moment: Moment, as_json: bool, **reading: Any
+) -> None:
     """Test the weights of the run in the folder RUN on its test set or on other data, in total and per class.
 
-    If the model was trained on a table, DATA may be a CSV or Parquet file with the same columns, the predicted one
-    included.
+    DATA becomes samples as the data of the training did. If the model was trained on a table, it is a CSV or Parquet
+    file with the same columns, the predicted one included; if it was trained on pictures, a folder of pictures for each
+    class. Only the run's own test set needs the training data: without that, the command prints the figures that were
+    recorded when the run ended.
 
     The precision of a class is the share of the samples predicted as this class that belong to it. Its recall is the
     share of its samples that are predicted as this class. For a regression, R² is the share of the targets' variance
@@ -56,12 +62,13 @@ def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool, **readi
       lockstep evaluate runs/20261127-101500-net --data new_houses.csv
       lockstep evaluate runs/20261124-231714-lenet --best
     """
-    trained = open_trained(run, moment)
+    trained = open_trained(run, moment).with_data(training_data_of(run, training_data))
     prefer_numerics(trained.job.numerics)
-    if not has_data(trained.job):
-        trained, data = trained.with_data(data), None
+    if data is None and not has_data(trained.job):
+        show_recorded(trained, as_json=as_json)
+        return
     tested = assess(trained, data, **reading)
-    dataset = data or trained.job.data
+    dataset = data or trained.data.origin.source or trained.job.data
     if as_json:
         start = {"run": run.name, "dataset": dataset, "test_loss": tested.tally.loss}
         rest = {"samples": len(tested.dataset), "weights_sha256": weights_digest(trained.weights)}
@@ -71,6 +78,29 @@ def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool, **readi
         return
     console = Console(highlight=False)
     print_plainly(console, *lines(tested, dataset, weights_digest(trained.weights)))
+
+
+def show_recorded(trained: Trained, *, as_json: bool) -> None:
+    """Print the figures that a run has recorded of its test set; `DataError` if it has none of these weights."""
+    digest, result = weights_digest(trained.weights), finished(trained.folder)
+    epochs = [] if result is None else result.history
+    epoch = next((each for each in epochs if each.weights_sha256 == digest), None)
+    if epoch is None:
+        demand_data(trained.folder, trained.job)
+        return
+    named = {"accuracy": epoch.test_accuracy, "R²": epoch.test_r2, **epoch.of_set("test_")}
+    found = {name: value for name, value in named.items() if value is not None}
+    samples, source = trained.data.test_samples, trained.data.origin.source or "the test set"
+    if as_json:
+        figures = {f"test_{'r2' if name == 'R²' else name}": value for name, value in found.items()}
+        record = {"run": trained.folder.name, "dataset": source, "is_recorded": True, "test_loss": epoch.test_loss}
+        click.echo(msgspec.json.encode({**record, **figures, "samples": samples, "weights_sha256": digest}).decode())
+        return
+    shown = [f"{'test ' + name:<14} {value:.4f}" for name, value in found.items()]
+    recorded = f"recorded after epoch {epoch.epoch}, over {samples:,} samples of {source}"
+    nothing = f"nothing was computed, because the data is not here: {data_advice(trained.folder, trained.job)}"
+    below = [f"test loss      {epoch.test_loss:.4f}", f"weights sha256 {digest}", "", recorded, nothing]
+    print_plainly(Console(highlight=False), *shown, *below)
 
 
 def score(tested: Assessment) -> Score:

@@ -6,7 +6,8 @@ from typing import get_args
 import click
 
 from lockstep.cli.options.job import takes_trust
-from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, DATA_OPTION, RUN_ARGUMENT
+from lockstep.cli.options.packing import training_data_of
+from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.results.evaluation.export import Format, write_model
 from lockstep.runs.trained_model import Moment, open_trained
 
@@ -19,9 +20,9 @@ FORMATS = get_args(Format)
 @CHECKPOINT_OPTION
 @BEST_OPTION
 @click.option("--format", "form", type=click.Choice(FORMATS), help="format of FILE  [as its name ends]")
-@DATA_OPTION
+@TRAINING_DATA_OPTION
 @takes_trust
-def export(run: Path, file: Path, moment: Moment, form: Format | None, data: str | None) -> None:
+def export(run: Path, file: Path, moment: Moment, form: Format | None, training_data: str | None) -> None:
     """Export the model of the run in the folder RUN to FILE.
 
     \b
@@ -45,5 +46,5 @@ def export(run: Path, file: Path, moment: Moment, form: Format | None, data: str
             f"{str(file)!r} does not end in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}: add --format",
             click.get_current_context(),
         )
-    write_model(open_trained(run, moment).with_data(data), file, chosen)
+    write_model(open_trained(run, moment).with_data(training_data_of(run, training_data)), file, chosen)
     click.echo(f"wrote {file}, {file.stat().st_size:,} bytes")

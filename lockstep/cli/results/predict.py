@@ -13,10 +13,10 @@ import numpy as np
 from rich.console import Console
 
 from lockstep.cli.options.job import takes_trust
-from lockstep.cli.options.packing import READING_OPTIONS
-from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, DATA_OPTION, RUN_ARGUMENT
+from lockstep.cli.options.packing import READING_OPTIONS, training_data_of
+from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.data.folder import FolderManifest, Reading
+from lockstep.common.data.folder import Conversion, Reading
 from lockstep.common.errors import DataError
 from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.results.evaluation.figures import shown_names
@@ -24,7 +24,7 @@ from lockstep.results.evaluation.pictures import Recognizer
 from lockstep.results.evaluation.predictor import Predictor, RowPrediction, problems_text
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.own_command import demand
-from lockstep.runs.trained_model import Moment, demand_data, open_trained
+from lockstep.runs.trained_model import Moment, open_trained
 
 #: Classes that are shown after the likeliest.
 OTHERS = 2
@@ -48,7 +48,7 @@ WIDTH, MOST_NAME = 80, 36
 @click.option("--no-center", is_flag=True, help="only resize pictures, without centring the digit")
 @click.option("--json", "as_json", is_flag=True, help="print all probabilities as JSON, one line per picture or row")
 @READING_OPTIONS
-@DATA_OPTION
+@TRAINING_DATA_OPTION
 @takes_trust
 def predict(
     run: Path,
@@ -56,7 +56,7 @@ def predict(
     moment: Moment,
     no_center: bool,
     as_json: bool,
-    data: str | None,
+    training_data: str | None,
     **reading: Any,
 ) -> None:
     """Classify PICTURES with the model of the run in the folder RUN, and print the probabilities.
@@ -75,9 +75,8 @@ def predict(
       lockstep predict runs/20261124-231714-lenet scans/*.jpg --json
       lockstep predict runs/20261127-101500-net new_houses.csv > prices.csv
     """
-    trained = open_trained(run, moment).with_data(data)
+    trained = open_trained(run, moment).with_data(training_data_of(run, training_data))
     prefer_numerics(trained.job.numerics)
-    demand_data(trained.job)
     predictor = Predictor(trained)
     if predictor.table is not None:
         predict_tables(predictor, predictor.table, pictures, predictor.table.reading.but(**reading), as_json=as_json)
@@ -109,7 +108,7 @@ def predict(
 
 
 def predict_tables(
-    predictor: Predictor, manifest: FolderManifest, tables: Sequence[Path], reading: Reading, *, as_json: bool
+    predictor: Predictor, manifest: Conversion, tables: Sequence[Path], reading: Reading, *, as_json: bool
 ) -> None:
     """Print a line for each row of tables: CSV, or JSON with all probabilities.
 
@@ -139,7 +138,7 @@ def predict_tables(
         raise DataError(problems_text(problems, count))
 
 
-def _fields_of(row: RowPrediction, targets: Sequence[str], manifest: FolderManifest) -> dict[str, Any]:
+def _fields_of(row: RowPrediction, targets: Sequence[str], manifest: Conversion) -> dict[str, Any]:
     if row.problem:
         return {"error": row.problem}
     if manifest.classes:

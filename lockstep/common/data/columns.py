@@ -43,15 +43,18 @@ class ColumnKind(Enum):
 class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A column of a table, and how its values become numbers."""
 
+    #: The name in the table.
     name: Text
+    #: The kind of its values.
     kind: ColumnKind = ColumnKind.NUMBER
     #: The names whose places are the numbers, ascending: of categories, or of classes that are numbers themselves.
     #: Empty if the column has numbers.
     categories: list[Text] = []
     #: The number that replaces a missing one, before it is scaled; None if none may be missing.
     missing: Real | None = None
-    #: The number that is subtracted from each, and the one by which the difference is divided.
+    #: The number that is subtracted from each.
     mean: Real = 0.0
+    #: The number by which the difference is divided.
     std: Scale = 1.0
     #: Whether a sample has an input for each category, 1 for that of the row and 0 for others, and not its place.
     one_hot: bool = False

@@ -6,10 +6,11 @@ Datasets are mapped and not read: their values were checked when they were packe
 """
 
 import hashlib
+import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -33,6 +34,9 @@ FORMAT: Literal["lockstep dataset 2"] = "lockstep dataset 2"
 #: Bytes of a block that has a digest of its own.
 BLOCK_BYTES = 2**22
 
+#: A separator of the values of a file.
+TAB = "\t"
+
 #: The kinds of sources of a folder.
 Kind = Literal["arrays", "pictures", "table"]
 #: The sets of a folder, and the arrays of each.
@@ -51,8 +55,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     na: list[Text] = []
     #: The mark before a number's fraction.
     decimal: Text = "."
-    #: The separator of the values of a CSV file, and its encoding; None for those that each file shows.
+    #: The separator of the values of a CSV file; None for the one that each file shows.
     delimiter: Text | None = None
+    #: Its encoding; None for UTF-8, or for the one that each file shows.
     encoding: Text | None = None
 
     def but(self, *, na: Sequence[str] = (), **given: str | None) -> "Reading":
@@ -77,26 +82,65 @@ class FolderPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The source of a folder."""
+    """The source of a dataset."""
 
+    #: Its path, or "mnist"; empty for data that was in memory.
     source: Text
-    options: dict[str, Text]
-    version: Text
+    #: The options of packing that are not the default, by name; in a folder of an older version their texts.
+    options: dict[str, Any] = {}
+    #: The version of Lockstep that packed it; empty if it was not packed.
+    version: Text = ""
+
+    def pack_command(self, destination: str) -> str:
+        """Return the command that packs the source again."""
+        flags = [flag(name, value) for name, value in self.options.items()]
+        return " ".join(["lockstep pack", shlex.quote(self.source), shlex.quote(destination), *flags])
 
 
-class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of `dataset.json`."""
+def flag(name: str, value: Any = None) -> str:
+    """Return an option as a person types it: `--name value`, or the name alone without a value."""
+    dashed = name.replace("_", "-")
+    if value is None or value is True:
+        return f"--{dashed}"
+    if value is False:
+        return f"--no-{dashed}"
+    if isinstance(value, list | tuple):
+        # A size has two numbers, all other options have texts.
+        is_size = all(isinstance(each, int) for each in value)
+        value = "x".join(map(str, value)) if is_size else ",".join(map(_in_list, value))
+    # A tab is not visible.
+    return f"--{dashed} {shlex.quote('tab' if value == TAB else str(value))}"
+
+
+def _in_list(name: str) -> str:
+    """Return a name for a list with commas, in quotes if it has commas or quotes itself."""
+    return '"' + name.replace('"', '""') + '"' if "," in name or '"' in name else name
+
+
+class Conversion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The way from a source to samples: what else of the same kind needs to become samples as well."""
 
     #: In the first version, a table's columns lacked their kind.
     format: Literal["lockstep dataset 1", "lockstep dataset 2"] = FORMAT
+    #: The kind of the source.
     kind: Kind
     #: 0 if labels are real numbers.
     classes: Annotated[int, Meta(ge=0, le=2**31)]
-    class_names: list[Text]
-    #: The columns of a table that samples are made of, and those of its labels.
-    columns: list[Column]
-    targets: list[Column]
+    #: The names of the classes in the order of their numbers; empty if they have none.
+    class_names: list[Text] = []
+    #: The columns of a table that samples are made of.
+    columns: list[Column] = []
+    #: The columns of a table that are predicted.
+    targets: list[Column] = []
+    #: The way in which a table is read.
     reading: Reading = Reading()
+    #: The source.
+    origin: Origin
+
+
+class FolderManifest(Conversion, frozen=True, kw_only=True):
+    """The content of `dataset.json`."""
+
     #: Of the training set's values, as `Preparation` has them, and the largest of its values as they are stored.
     mean: Real
     std: Scale
@@ -104,7 +148,6 @@ class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     block_bytes: Annotated[int, Meta(ge=4096, le=2**26)]
     train: FolderPart
     test: FolderPart
-    origin: Origin
 
     def part(self, name: PartName) -> FolderPart:
         return self.train if name == "train" else self.test

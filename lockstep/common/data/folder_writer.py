@@ -158,8 +158,7 @@ class FolderWriter:
             test=self._part("test"),
             origin=origin,
         )
-        text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-        write_atomically(self.folder / MANIFEST, [text])
+        write_manifest(self.folder, manifest)
         return manifest
 
     def _check(self) -> None:
@@ -240,3 +239,8 @@ def _locked(partial: Path) -> Iterator[None]:
             shutil.rmtree(partial, ignore_errors=True)
     finally:
         os.close(descriptor)
+
+
+def write_manifest(folder: Path, manifest: FolderManifest) -> None:
+    """Write what describes a dataset folder, whole or not at all."""
+    write_atomically(folder / MANIFEST, [msgspec.json.format(msgspec.json.encode(manifest), indent=1)])

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from lockstep.common.data.columns import Real, Scale
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.data.mapped import Samples
 from lockstep.common.errors import DataError
@@ -22,13 +23,12 @@ _IN_CACHE = 1 << 15
 
 
 class Preparation(msgspec.Struct, frozen=True, dict=True):
-    """The same constants for every sample of a run, the test set's too.
+    """The same constants for every sample of a run, the test set's too."""
 
-    `mean` and `std` are of the training set's values, where the bytes 0 to 255 count as 0 to 1.
-    """
-
-    mean: float
-    std: float
+    #: The mean of the training set's values, where the bytes 0 to 255 count as 0 to 1.
+    mean: Real
+    #: The deviation of the same values.
+    std: Scale
     #: Most pixels that an image may move vertically and horizontally if a generator is given.
     max_shift: int = 0
     #: Of several inputs, that of each by its name; empty if samples are one array.

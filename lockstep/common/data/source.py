@@ -247,12 +247,13 @@ def _subset(data: Dataset, rows: NDArray[np.int64]) -> Dataset:
 
 
 def with_moments(data: TrainTest) -> TrainTest:
-    """Return the data with the moments of its training set if that is read from a disk: once, and not by each worker.
+    """Return the data with the moments of its training set, which are then computed once, and not by each worker.
 
-    Those of a packed dataset are known; of what a validation set leaves of it they are computed here.
+    Those of a packed dataset are known; of what a validation set leaves of it they are computed here. Those of samples
+    of several arrays are not kept, and tokens have none.
     """
     train = data.train
-    if not isinstance(train.images, MappedSamples) or train.moments is not None:
+    if train.images.dtype.names or train.is_tokens or train.moments is not None:
         return data
     preparation = Preparation.of(train)
-    return replace(data, train=replace(train, moments=(preparation.mean, preparation.std)))
+    return replace(data, train=replace(train, moments=(preparation.mean, preparation.std), is_checked=True))

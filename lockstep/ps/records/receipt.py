@@ -15,6 +15,7 @@ from lockstep.common.files.reading import convert
 from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.ps.records.ledger import EpochDone, Line, RunBegun
+from lockstep.ps.run.description import DataDescription
 from lockstep.ps.run.info import RunInfo
 
 
@@ -56,6 +57,9 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     #: The model's own files with their digests, the one that the job names first; empty in the folder of an older
     #: version.
     model_files: list[ModelFile] = []
+    #: The data without its samples: their form, their conversion and their preparation, by which the model can be used
+    #: without the data; None in the folder of an older version.
+    data: DataDescription | None = None
 
     def fingerprint(self, name: str) -> Fingerprint:
         """Return what computed the run; `FileFormatError` with the name of the receipt if it does not have it."""
@@ -78,6 +82,7 @@ def receipt_of(info: RunInfo, chain: list[ReceiptLink]) -> Receipt:
         total_steps=info.plan.total_steps,
         chain=chain,
         model_files=list(info.model_files),
+        data=info.data,
     )
 
 

@@ -14,6 +14,7 @@ from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import NAME_LIMIT, NO_TERM, StandbyAddress, Term, Welcome
 from lockstep.common.protocol.run_options import RunOptions
+from lockstep.ps.run.description import DataDescription
 from lockstep.ps.run.plan import Plan
 
 
@@ -31,6 +32,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     source: str
     model_files: Sequence[ModelFile] = ()
     fingerprint: Fingerprint
+    #: The data without its samples.
+    data: DataDescription | None = None
     #: Labels, or numbers, of one sample: they are what tallies count.
     targets: int = 1
     #: The folder with the run's copy of the model's files, empty if workers do not learn it.

@@ -11,15 +11,21 @@ from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.data.array_source import is_array_source, open_arrays
 from lockstep.common.data.columns import Column
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.folder import MANIFEST, read_manifest, table_at
+from lockstep.common.data.folder import MANIFEST, read_manifest
 from lockstep.common.data.sampler import evaluation_chunks
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, ModelError
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.tally import Tally
+from lockstep.packing.cache import is_to_be_packed
+from lockstep.packing.files import has_pictures
+from lockstep.packing.options import PackOptions
+from lockstep.packing.pack import as_dtype
+from lockstep.ps.run.description import DataDescription
 from lockstep.results.evaluation.figures import Integers, TargetFigures, confusion_of, in_units, target_figures
 from lockstep.runs.own_command import demand
 from lockstep.runs.trained_model import Trained, dataset_of
@@ -95,48 +101,72 @@ def probabilities_of(logits: Array) -> Array:
 def assess(trained: Trained, data: str | None = None, **reading: Any) -> Assessment:
     """Evaluate a trained model on its own test set or that of another dataset, normalised as in training.
 
-    A table is read as in training, but for what `reading` has of `Reading.but`.
+    The other data becomes samples as that of the training did: a table is read in the same way, but for what `reading`
+    has of `Reading.but`. The training data is not needed then.
     """
-    trained_on = dataset_of(trained.job)
+    described = trained.data
+    trained_on = dataset_of(trained.folder, trained.job) if data is None else described.form()
     compute = Compute(trained.job, trained.model, trained_on, own=trained.own)
+    compute.batches.preparation = described.preparation
     compute.weights[...] = trained.weights
     batches, objective, outputs = compute.batches, compute.batches.objective, list[Array]()
     if data is not None:
-        batches.data = _with_test_of(trained_on, _tested_with(trained, trained_on, data, reading), data, objective)
+        batches.data = _with_test_of(trained_on, _tested_with(described, trained_on, data, reading), data, objective)
     test = batches.data.test
     compute.on_outputs = lambda chunk: outputs.append(objective.rows(chunk, test.targets).copy())
     tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
-    table = None if objective.kind is LossKind.CLASSES else table_at(trained.job.data)
-    columns = () if table is None or table.classes else tuple(table.targets)
+    columns = () if objective.kind is LossKind.CLASSES or described.classes else tuple(described.targets)
     return Assessment(test, tally, np.concatenate(outputs), objective, trained_on.class_names, columns)
 
 
-def _tested_with(trained: Trained, trained_on: TrainTest, data: str, reading: Mapping[str, Any]) -> TrainTest:
-    """Return other data to test with. A table becomes samples as those of the training did."""
-    manifest, path = table_at(trained.job.data), Path(data).expanduser()
-    if manifest is None:
-        return load(data)
+def _tested_with(described: DataDescription, trained_on: TrainTest, data: str, reading: Mapping[str, Any]) -> TrainTest:
+    """Return other data to test with, which becomes samples as that of the training did."""
+    path = Path(data).expanduser()
     if (path / MANIFEST).is_file():
         other = read_manifest(path)
-        if (other.columns, other.targets, other.class_names) != (
-            manifest.columns,
-            manifest.targets,
-            manifest.class_names,
-        ):
+        names = ("columns", "targets", "class_names")
+        if described.is_table and any(getattr(other, name) != getattr(described, name) for name in names):
             raise DataError(
                 f"{data}: was packed with other columns, means or codes than the data of the run: expected the table "
                 "itself, such as --data new.csv, which becomes samples as in training"
             )
         return load(data)
-    if path.suffix == ".npz" or not path.exists():
-        return load(data)
-    demand("pyarrow", "data", "lockstep evaluate")
-    # Here, as the extra may be missing without a table.
-    from lockstep.results.evaluation.table_rows import TableRows
+    if described.is_table and path.suffix != ".npz" and path.exists():
+        demand("pyarrow", "data", "lockstep evaluate")
+        # Here, as the extra may be missing without a table.
+        from lockstep.results.evaluation.table_rows import TableRows
 
-    samples, labels = TableRows(manifest, manifest.reading.but(**reading)).test_set(path)
-    stored = trained_on.test.labels
-    part = Dataset(samples, labels.astype(stored.dtype).reshape(-1, *stored.shape[1:]), trained_on.test.classes)
+        samples, labels = TableRows(described, described.reading.but(**reading)).test_set(path)
+        stored = trained_on.test.labels
+        return _alone(data, samples, labels.astype(stored.dtype).reshape(-1, *stored.shape[1:]), described.classes)
+    if described.kind == "pictures" and not is_array_source(data) and has_pictures(path):
+        return _pictures(described, data, path)
+    if is_array_source(data) and is_to_be_packed(data):
+        with open_arrays(data) as opened:
+            samples, labels = opened.train.read_whole()
+        return _alone(data, samples, labels, described.classes if labels.dtype == np.int64 else 0)
+    return load(data)
+
+
+def _pictures(described: DataDescription, data: str, path: Path) -> TrainTest:
+    """Return the pictures of a folder, in the form of those of the training."""
+    demand("pillow", "data", "lockstep evaluate")
+    from lockstep.packing.pictures import pictures_to_test
+
+    form = described.inputs[0]
+    channels, height, width = form.shape
+    options = PackOptions(size=(height, width), grayscale=channels == 1)
+    batches = list(pictures_to_test(path, described.class_names, options).batches())
+    if not batches:
+        raise DataError(f"{data}: has no pictures: expected some to test with")
+    samples, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    dtype = "float32" if form.dtype == "<f4" else None
+    return _alone(data, as_dtype(samples, dtype), labels, described.classes)
+
+
+def _alone(data: str, samples: NDArray[Any], labels: NDArray[Any], classes: int) -> TrainTest:
+    """Return samples to test with as a dataset."""
+    part = Dataset(samples, labels, classes)
     return TrainTest(data, part, part)
 
 

@@ -8,15 +8,13 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from lockstep.common.data.folder import table_at
-from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.safetensors import write
 from lockstep.common.nn.module import Module
 from lockstep.runs.own_command import demand
-from lockstep.runs.trained_model import Trained, dataset_of, preparation_of
+from lockstep.runs.trained_model import Trained
 
 Format = Literal["safetensors", "onnx", "npz"]
 
@@ -28,8 +26,7 @@ def write_model(trained: Trained, path: Path, to: Format) -> None:
     arrays = trained.arrays()
     match to:
         case "safetensors":
-            preparation = preparation_of(trained.job, dataset_of(trained.job))
-            write(path, arrays, {"format": "pt", **_metadata(trained, preparation)})
+            write(path, arrays, {"format": "pt", **_metadata(trained)})
         case "npz":
             content = BytesIO()
             np.savez(content, **arrays)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
@@ -50,19 +47,18 @@ def _onnx(trained: Trained) -> bytes:
     # Imported here, since the extra may not be installed.
     from lockstep.results.evaluation import onnx_graph as onnx
 
-    data = dataset_of(trained.job)
-    train, preparation = data.train, preparation_of(trained.job, data)
-    samples = np.resize(train.images[: onnx.MORE], (onnx.MORE, *train.sample_shape))
-    trace = onnx.trace_of(model, preparation.images(samples))
-    graph, metadata = onnx.graph_of(trace, trained.arrays()), _metadata(trained, preparation)
-    if (table := table_at(trained.job.data)) is not None:
-        return onnx.onnx_bytes(*onnx.with_table(graph, table, preparation), metadata)
-    parts = fields_of(train.images[:1])
+    data = trained.data
+    samples = data.samples(onnx.MORE)
+    trace = onnx.trace_of(model, data.preparation.images(samples))
+    graph, metadata = onnx.graph_of(trace, trained.arrays()), _metadata(trained)
+    if data.is_table:
+        return onnx.onnx_bytes(*onnx.with_table(graph, data, data.preparation), metadata)
+    parts = fields_of(samples)
     inputs = [onnx.sample_port(name, part.shape[1:], of_tokens=part.dtype == np.int32) for name, part in parts.items()]
     return onnx.onnx_bytes(graph, inputs, [onnx.output_port(trace.shape[1:])], metadata)
 
 
-def _metadata(trained: Trained, preparation: Preparation) -> dict[str, str]:
+def _metadata(trained: Trained) -> dict[str, str]:
     """Return what users of the file need to know: inputs are (x - mean) / std, with bytes divided by 255 first.
 
     The names of the classes, if they have names, are a list in JSON, in the order of the outputs. Of a table there are
@@ -70,14 +66,14 @@ def _metadata(trained: Trained, preparation: Preparation) -> dict[str, str]:
     by the place of a text in `categories`, and (x - mean) / std of the column. If a model has several inputs, `inputs`
     has the two numbers of each by its name.
     """
-    job, names, table = trained.job, dataset_of(trained.job).class_names, table_at(trained.job.data)
-    columns = {} if table is None else {"columns": table.columns, "targets": table.targets}
+    data, preparation, names = trained.data, trained.data.preparation, trained.data.class_names
+    columns = {"columns": data.columns, "targets": data.targets} if data.is_table else {}
     several = {name: {"mean": each.mean, "std": each.std} for name, each in preparation.inputs.items()}
     scale = {"inputs": json.dumps(several, ensure_ascii=False)} if several else {}
     return {
         "run": trained.folder.name,
-        "model": job.model_name(),
-        "data": job.data,
+        "model": trained.job.model_name(),
+        "data": data.origin.source,
         **(scale or {"mean": repr(preparation.mean), "std": repr(preparation.std)}),
         **({"classes": json.dumps(names, ensure_ascii=False)} if names else {}),
         **{name: msgspec.json.encode(each).decode() for name, each in columns.items()},

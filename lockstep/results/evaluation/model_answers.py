@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from lockstep.common.data.source import load
 from lockstep.common.errors import UsageError
-from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.job.score import score_of
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
@@ -26,7 +25,7 @@ from lockstep.results.evaluation.figures import shown_names
 from lockstep.results.evaluation.pictures import FIELD, Recognizer
 from lockstep.results.evaluation.predictor import Predictor
 from lockstep.runs.run_dir import recorded_job
-from lockstep.runs.trained_model import Moment, dataset_of, open_trained
+from lockstep.runs.trained_model import Moment, dataset_of, description_of, has_data, open_trained
 
 #: Worst mistakes that are shown.
 MOST_MISTAKES = 24
@@ -69,7 +68,7 @@ class ModelAnswers:
         """Return whether the model was trained on images as a person can draw them, (1, 28, 28), and its classes."""
         with self._lock:
             if self._drawing is None:
-                self._drawing = _drawing_of(recorded_job(self.folder))
+                self._drawing = _drawing_of(self.folder)
             return self._drawing
 
     def probabilities(self, pixels: NDArray[np.float64]) -> dict[str, Any]:
@@ -93,17 +92,18 @@ class ModelAnswers:
             return self._evaluation
 
 
-def _drawing_of(job: Job) -> dict[str, Any]:
-    path = Path(job.data)
+def _drawing_of(folder: Path) -> dict[str, Any]:
+    job, path = recorded_job(folder), Path(recorded_job(folder).data)
     is_large = path.is_file() and path.stat().st_size > MOST_DATA_BYTES
     if kind_of(job.loss) is not LossKind.CLASSES or is_large:
         return {"is_possible": False, "names": []}
-    data = dataset_of(job)
+    data = description_of(folder, job)
     # People do not draw clothes with a finger: of data of this size, only MNIST will do, in any form.
-    is_possible = data.train.sample_shape == (1, FIELD, FIELD) and (
-        job.data == "mnist" or np.array_equal(data.test.labels, load("mnist").test.labels)
+    is_possible = [form.shape for form in data.inputs] == [(1, FIELD, FIELD)] and (
+        job.data == "mnist"
+        or (has_data(job) and np.array_equal(dataset_of(folder, job).test.labels, load("mnist").test.labels))
     )
-    return {"is_possible": is_possible, "names": _names(data.class_names, data.train.classes)}
+    return {"is_possible": is_possible, "names": _names(data.class_names, data.classes)}
 
 
 def _names(names: Sequence[str], classes: int) -> list[str]:

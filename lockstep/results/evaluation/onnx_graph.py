@@ -18,7 +18,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_
 from lockstep.common.autograd.graph import Applied, no_grad, watch
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.columns import Column, ColumnKind
-from lockstep.common.data.folder import FolderManifest
+from lockstep.common.data.folder import Conversion
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError
@@ -518,7 +518,7 @@ CLASS, PROBABILITIES, PREDICTIONS = "class", "probabilities", "predictions"
 
 
 def with_table(
-    graph: OnnxGraph, manifest: FolderManifest, preparation: Preparation
+    graph: OnnxGraph, manifest: Conversion, preparation: Preparation
 ) -> tuple[OnnxGraph, list[Port], list[Port]]:
     """Return the graph from columns to predictions, with its inputs and outputs."""
     whole = OnnxGraph(arrays=dict(graph.arrays), prefix="table.")
@@ -588,7 +588,7 @@ def _unusable(graph: OnnxGraph, samples: str) -> str:
     return graph.add("IsNaN", [graph.add("Sub", [total, total])])  # infinity minus itself is NaN
 
 
-def _classes(graph: OnnxGraph, manifest: FolderManifest, unusable: str) -> list[Port]:
+def _classes(graph: OnnxGraph, manifest: Conversion, unusable: str) -> list[Port]:
     shares = graph.add("Softmax", [OUTPUT], axis=-1)
     graph.add("Where", [unusable, graph.constant(np.float32(np.nan)), shares], PROBABILITIES)
     names = class_names_of(manifest)

@@ -19,8 +19,7 @@ from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.array_source import as_samples
 from lockstep.common.data.columns import unscaled
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.folder import FolderManifest, Reading, table_at
-from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.folder import Conversion, Reading
 from lockstep.common.data.records import as_input, as_records
 from lockstep.common.errors import DataError
 from lockstep.common.job.losses import LossKind, kind_of
@@ -29,7 +28,7 @@ from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.packing.options import Spelling
 from lockstep.runs.own_command import demand
-from lockstep.runs.trained_model import Trained, dataset_of, preparation_of
+from lockstep.runs.trained_model import Trained
 
 #: Samples that are predicted at once.
 AT_ONCE = 256
@@ -54,19 +53,15 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
 
     trained: Trained
 
-    @cached_property
-    def table(self) -> FolderManifest | None:
-        """The record of how the table was packed, None if the data is not a table."""
-        return table_at(self.trained.job.data)
+    @property
+    def table(self) -> Conversion | None:
+        """The conversion of the table, None if the data is not a table."""
+        return self.trained.data if self.trained.data.is_table else None
 
     @cached_property
     def data(self) -> TrainTest:
-        """The run's data."""
-        return dataset_of(self.trained.job)
-
-    @cached_property
-    def _preparation(self) -> Preparation:
-        return preparation_of(self.trained.job, self.data)
+        """A dataset of the form of the run's data."""
+        return self.trained.data.form()
 
     @property
     def kind(self) -> LossKind:
@@ -76,7 +71,8 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
     def outputs(self, samples: NDArray[Any]) -> NDArray[Any]:
         """Return the outputs of samples as the training set has them."""
         parts = [samples[begin : begin + AT_ONCE] for begin in range(0, len(samples), AT_ONCE)] or [samples]
-        return np.concatenate([self.trained.model.outputs(self._preparation.images(part)).copy() for part in parts])
+        model, preparation = self.trained.model, self.trained.data.preparation
+        return np.concatenate([model.outputs(preparation.images(part)).copy() for part in parts])
 
     def probabilities(self, samples: NDArray[Any]) -> NDArray[np.float64]:
         """Return the probability of each class, (n, classes, ...) with the axis of classes last, or of each label."""
@@ -90,7 +86,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
     # From tables
 
     def rows(
-        self, table: FolderManifest, rows: Any, reading: Reading, spelled: Spelling = Spelling.FLAGS
+        self, table: Conversion, rows: Any, reading: Reading, spelled: Spelling = Spelling.FLAGS
     ) -> Iterator[RowPrediction]:
         """Return a prediction, or a problem, for each row of another table than that of the run.
 
@@ -104,7 +100,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
             for problem in problems:
                 yield RowPrediction(problem=problem) if problem else next(found)
 
-    def _of_samples(self, table: FolderManifest, samples: NDArray[np.float32]) -> Iterator[RowPrediction]:
+    def _of_samples(self, table: Conversion, samples: NDArray[np.float32]) -> Iterator[RowPrediction]:
         if table.classes:
             names = class_names_of(table)
             for row in self.probabilities(samples):
@@ -134,7 +130,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
         found = self._of_table(self.table, rows, self.table.reading.but(**reading))
         return _stacked(found, self.table.classes, squeezes=False)
 
-    def _of_table(self, table: FolderManifest, rows: Any, reading: Reading) -> list[RowPrediction]:
+    def _of_table(self, table: Conversion, rows: Any, reading: Reading) -> list[RowPrediction]:
         demand("pyarrow", "data", "predict")
         with computing(), kept_numerics():
             prefer_numerics(self.trained.job.numerics)
@@ -184,7 +180,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
         return records
 
 
-def class_names_of(table: FolderManifest) -> list[str]:
+def class_names_of(table: Conversion) -> list[str]:
     """Return what the classes of a table are called, in the order of the outputs."""
     return table.class_names or [str(label) for label in range(table.classes)]
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lockstep.common.data.columns import Column, ColumnKind, scaled, spread
-from lockstep.common.data.folder import FORMAT, FolderManifest, Reading
+from lockstep.common.data.folder import FORMAT, Conversion, Reading
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.csv_table import open_table
@@ -33,7 +33,7 @@ EXPECTED = {
 class TableRows(msgspec.Struct, frozen=True):
     """Reads tables for a model that was trained on one."""
 
-    manifest: FolderManifest
+    conversion: Conversion
     #: The way in which a table is read: the same as in training, unless another one is given.
     reading: Reading
     #: How messages name its options.
@@ -55,7 +55,7 @@ class TableRows(msgspec.Struct, frozen=True):
 
         Raises DataError if the rows cannot be read as a table.
         """
-        columns = self.manifest.columns
+        columns = self.conversion.columns
         for batch in self._batches(rows, columns):
             numbers, problems = self._converted(columns, batch)
             yield spread(numbers[[not problem for problem in problems]], columns), problems
@@ -66,7 +66,7 @@ class TableRows(msgspec.Struct, frozen=True):
         Labels are the places of classes, or numbers that are scaled as in training. DataError names the first row that
         cannot be used.
         """
-        features, targets, parts = self.manifest.columns, self.manifest.targets, []
+        features, targets, parts = self.conversion.columns, self.conversion.targets, []
         for batch in self._batches(rows, [*features, *targets]):
             numbers, problems = self._converted([*features, *targets], batch)
             if problem := next(filter(None, problems), ""):
@@ -142,7 +142,7 @@ class TableRows(msgspec.Struct, frozen=True):
             begins = f"the {'comma' if other == ',' else 'point'} begins its fraction"
             return f"{shown!r} is not a number: give {options.spelled('decimal', other)} if {begins}"
         fact = f"{shown!r} is not {EXPECTED[column.kind]}, as all values were in training"
-        if self.manifest.format != FORMAT:
+        if self.conversion.format != FORMAT:
             fact = (
                 f"{shown!r} is not a number, and the data was packed by an older version, which did not record dates: "
                 "pack it and train again if the column has dates, or true and false"

@@ -123,15 +123,13 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 
 
 def test_data_of_another_folder_is_told(tmp_path: Path) -> None:
-    job = msgspec.structs.replace(open_trained(small_run(tmp_path).folder).job, data="elsewhere/some.npz")
-    with pytest.raises(DataError, match=r"no dataset 'elsewhere/some\.npz' here: expected the run's data relative to "):
-        dataset_of(job)
+    folder = small_run(tmp_path).folder
+    job = msgspec.structs.replace(open_trained(folder).job, data="elsewhere/some.npz")
+    with pytest.raises(DataError, match=r"is not here: expected 'elsewhere/some\.npz' relative to the folder "):
+        dataset_of(folder, job)
 
 
 OF_DATA = [
-    ["evaluate"],
-    ["export", "model.safetensors"],
-    ["ledger"],
     ["verify"],
     ["replay", "--step", "1", "--micro-batch", "0"],
 ]
@@ -147,11 +145,11 @@ def test_data_that_was_moved_is_named_and_has_to_be_the_runs(
     words = [command[0], str(done.folder), *command[1:]]
     assert run(words) == 2
     told = capsys.readouterr().err
-    assert f"no dataset '{tmp_path / 'tiny.npz'}' here: expected the run's data where it was trained; name" in told
-    assert "evaluate RUN --data DATA" in told
-    assert run([*words, "--data", "mnist"]) == 2
+    assert f"which is not here: expected '{tmp_path / 'tiny.npz'}' where it was trained; name" in told
+    assert f"lockstep verify {done.folder} --training-data DATA" in told
+    assert run([*words, "--training-data", "mnist"]) == 2
     assert "the data 'mnist' is not that of the run in " in capsys.readouterr().err
-    assert run([*words, "--data", "moved.npz"]) == 0
+    assert run([*words, "--training-data", "moved.npz"]) == 0
 
 
 def test_a_run_of_somebody_else_predicts_with_data_that_is_elsewhere(tmp_path: Path) -> None:
@@ -159,9 +157,9 @@ def test_a_run_of_somebody_else_predicts_with_data_that_is_elsewhere(tmp_path: P
     samples = tiny_arrays()[1][0]
     expected = done.predict(samples)
     moved = (tmp_path / "tiny.npz").rename(tmp_path / "moved.npz")
-    np.testing.assert_array_equal(load_run(done.folder, data=moved).predict(samples), expected)
+    np.testing.assert_array_equal(load_run(done.folder, training_data=moved).predict(samples), expected)
     with pytest.raises(DataError, match="the data 'mnist' is not that of the run"):
-        load_run(done.folder, data="mnist")
+        load_run(done.folder, training_data="mnist")
 
 
 def test_a_folder_without_weights_and_damaged_ones_are_told(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ class Subject(msgspec.Struct, frozen=True, dict=True):
         makers = {
             "timeline": lambda: timeline(self.curves, read_timeline(self.folder)),
             "confusion": lambda: confusion_matrix(self.assessment.confusion),
-            "first_layer": lambda: first_layer(self.trained.arrays(), self.assessment.dataset.sample_shape),
+            "first_layer": lambda: first_layer(self.trained.arrays(), self.trained.data.form().train.sample_shape),
             "mistakes": lambda: worst_mistakes(self.assessment),
         }
         if self.curves.is_regression:
