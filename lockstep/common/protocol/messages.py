@@ -463,7 +463,7 @@ class NotLeading(Message, frozen=True, kw_only=True):
     """The answer to a process that wants to join: this server or standby does not lead the run yet."""
 
     #: Whether the standby hears the server, so that there is nothing to wait for; or does not; or takes over now. Or it
-    #: leads the run, and waits for its shards: then it answers as often as it is asked.
+    #: leads the run, and waits for its shards, or for the loss of one: then it answers as often as it is asked.
     state: Literal["following", "silent", "taking over", "opening"]
     #: The event that it waits for.
     reason: Text

@@ -119,7 +119,7 @@ class SliceGroup:
 
     def has(self, peer: bytes) -> bool:
         """Tell whether a shard is behind a connection."""
-        return peer in self.shards.members
+        return peer in self.shards.members or peer in self.shards.spares
 
     def handles(self, peer: bytes, message: Message) -> bool:
         """Tell whether a message is for the group: of a shard, of one that wants to be one, or that no longer is."""

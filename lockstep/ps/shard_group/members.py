@@ -11,7 +11,7 @@ from typing import assert_never
 from msgspec import Struct
 
 from lockstep.common.errors import CONTINUED, RefusalKind
-from lockstep.common.protocol.messages import Eviction, Finished, Message, Ping, Refused, shortened
+from lockstep.common.protocol.messages import Eviction, Finished, Message, NotLeading, Ping, Refused, shortened
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.statemachine.machine import (
     IGNORED,
@@ -105,6 +105,8 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
     welcome: Callable[[int], ShardWelcome]
     phase: GroupPhase = field(init=False)
     members: dict[bytes, ShardMember] = field(default_factory=dict)
+    #: The connections of shards that wait to take the place of one that is lost: each is told of the end of the run.
+    spares: set[bytes] = field(default_factory=set)
     reminder: Reminder = field(default_factory=Reminder)
     #: When shards are pinged next.
     next_ping: float = 0.0
@@ -140,7 +142,7 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
                 if kind in CONTINUED:
                     return []
                 self.end = Finished(reason=shortened(reason))
-                return [Send(peer=peer, message=self.end) for peer in self.members]
+                return [Send(peer=peer, message=self.end) for peer in (*self.members, *sorted(self.spares))]
             case _:
                 assert_never(event)
 
@@ -177,7 +179,11 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
             # Only its new connection counts, whether or not the old one is known to be broken.
             del self.members[before.peer]
         elif len(self.members) == self.others:
-            return []  # one of those that are expected may turn out to be gone: it asks again
+            # One of those that are expected may turn out to be gone, as if it takes the place of one that was killed.
+            self.spares.add(peer)
+            text = f"all {self.info.options.servers} servers of this run are there: this shard waits until one is lost"
+            return [Send(peer=peer, message=NotLeading(state="opening", reason=text))]
+        self.spares.discard(peer)
         index = before.index if before is not None else self._free_index()
         member = self.members[peer] = ShardMember(peer, index, join, heard=now)
         again = "" if before is None else " again"
@@ -194,9 +200,6 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
             return refused(RefusalKind.FULL, "this run has one server: start that with --servers 2 or more")
         if join.term.is_above(info.term):
             return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
-        if self.phase is GroupPhase.SERVING:
-            text = f"all {info.options.servers} servers of this run are there: start the server with more --servers"
-            return refused(RefusalKind.FULL, text)
         return refusal(join, info.fingerprint, allows_mixed_numerics=info.options.allow_mixed_numerics)
 
     def _prepared(self, peer: bytes, now: float) -> list[MembersEffect]:
@@ -220,6 +223,7 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
     # Shards fail
 
     def _on_left(self, event: PeerLeft) -> list[MembersEffect]:
+        self.spares.discard(event.peer)
         if event.peer not in self.members:
             return []
         member = self.members[event.peer]

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Ping, Refused
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, NotLeading, Ping
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.statemachine.machine import PeerLeft, Received, Report, Send, TimePassed
@@ -127,20 +127,33 @@ def test_a_shard_that_comes_back_while_the_run_goes_on_has_lost_its_slice() -> N
     assert group.join(b"new", join_of(2)) == []
 
 
-def test_one_more_shard_asks_again_until_all_are_ready_and_then_is_refused() -> None:
+def test_one_more_shard_waits_for_the_place_of_one_that_is_lost_or_for_the_end() -> None:
     group = Group()
     for number in (1, 2):
         group.join(b"%d" % number, join_of(number))
-    assert group.join(b"3", join_of(3)) == []
+    assert kinds(group.join(b"3", join_of(3))) == [NotLeading]
     group.handle(PeerLeft(peer=b"1", reason="its connection is gone"))
     assert kinds(group.join(b"3", join_of(3))) == [ShardWelcome, Report]
     assert group.indices() == {b"2": 2, b"3": 1}
     for peer in (b"2", b"3"):
         group.ready(peer)
-    (refused, *_) = group.join(b"4", join_of(4))
-    assert isinstance(refused, Send)
-    assert isinstance(refused.message, Refused)
-    assert refused.message.reason.startswith("all 3 servers of this run are there")
+    for peer in (b"4", b"5"):
+        (answer,) = group.join(peer, join_of(int(peer)))
+        assert isinstance(answer, Send)
+        assert isinstance(answer.message, NotLeading)
+        assert (answer.message.state, answer.message.leader) == ("opening", None)
+    group.handle(PeerLeft(peer=b"4", reason="its connection is gone"))
+    told = [effect.peer for effect in group.handle(Finish()) if isinstance(effect, Send)]
+    assert sorted(told) == [b"2", b"3", b"5"]
+
+
+def test_a_shard_that_was_restarted_before_the_loss_is_known_waits_and_gets_its_place_when_the_run_is_resumed() -> None:
+    group = serving()
+    assert kinds(group.join(b"new", join_of(3))) == [NotLeading]
+    assert ServerLost in kinds(group.handle(PeerLeft(peer=b"1", reason="its connection is gone")))
+    resumed = Group()
+    for peer, number in ((b"2", 2), (b"new", 3)):
+        assert kinds(resumed.join(peer, join_of(number))) == [ShardWelcome, Report]
 
 
 def test_a_silent_shard_is_lost_after_its_time_and_one_that_answers_is_not() -> None:
