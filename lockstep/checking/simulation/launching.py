@@ -102,8 +102,10 @@ class ClusterManager(Machine[SupervisorEvent, SupervisorEffect]):
         match event:
             case RunStarted():
                 return self._start(self.first, now)
-            case ServerListens(is_elsewhere=True):
-                return self._start(self.then, now)
+            case ServerListens():
+                # Once, whether or not a worker was started elsewhere before.
+                then, self.then = self.then, []
+                return self._start(then, now)
             case ProcessesEnded(ends=ends):
                 for place, end in ends.items():
                     self.places.end(place, end, now)
@@ -170,7 +172,8 @@ class Launcher:
 
     def start_team(self) -> None:
         """Start a team that no supervisor of the run restarts."""
-        self._start_team(ProcessPlace(Role.WORKER, len(self.teams)))
+        added = sum(place.number >= self.scenario.workers for place in self.teams)
+        self._start_team(ProcessPlace(Role.WORKER, self.scenario.workers + added))
 
     def start_again(self, place: ProcessPlace) -> None:
         """Start a process that has ended for good."""

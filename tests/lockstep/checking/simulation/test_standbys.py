@@ -185,6 +185,7 @@ ONCE = {
     "a server is killed when it has kept the result, and its standbys have not": (86709, 2, 1),
     "a shard that has another slice since the run was resumed gets the sums of before": (7339, 3, 2),
     "a server whose folder was deleted does not hear that the run was handed over": (5565, 2, 1),
+    "a worker comes from elsewhere before the first server listens": (22194, 3, 2),
     "a server whose folder was deleted begins another run, which a standby of the first mirrors": (20427, 3, 2),
 }
 
