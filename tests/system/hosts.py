@@ -56,7 +56,12 @@ class Hosts:
 
     def drop(self, number: int, other: int) -> None:
         """Let a host drop without a word what it would send to another one, as a firewall does."""
-        _ip("-n", self.name(number), "route", "add", "blackhole", f"{self.address(other)}/32")
+        _ip("-n", self.name(number), "route", "replace", "blackhole", f"{self.address(other)}/32")
+
+    def let_through(self, number: int, other: int) -> None:
+        """Let a host send to another one again, if it did not."""
+        with suppress(NoHosts):
+            _ip("-n", self.name(number), "route", "del", "blackhole", f"{self.address(other)}/32")
 
     def build(self) -> None:
         _ip("netns", "add", self.switch)
