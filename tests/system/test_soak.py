@@ -1,0 +1,24 @@
+"""A seed decides a run of the soak and its faults; one of these runs ends with the digest of one process."""
+
+import pytest
+
+from tests.system.hosts import why_not
+from tests.system.soak import DELETE, JOBS, KINDS, Plan, soak
+
+#: The seed of a run with three servers and a standby: a shard is killed, the server is cut off, its folder is deleted.
+SEED = 9
+
+
+def test_a_seed_decides_a_plan_and_seeds_cover_all_jobs_and_faults() -> None:
+    plans = [Plan.of(seed) for seed in range(100)]
+    assert plans == [Plan.of(seed) for seed in range(100)]
+    assert {plan.job for plan in plans} == set(JOBS)
+    assert {fault.kind for plan in plans for fault in plan.faults} == {*KINDS, DELETE}
+    assert all(0 <= fault.host < len(plan.roles) for plan in plans for fault in plan.faults)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(why_not()), reason="network namespaces may not be made here")
+def test_a_run_of_the_soak_ends_with_the_digest_of_one_process() -> None:
+    line, is_right, shown = soak(SEED)
+    assert is_right, f"{line}\n{shown}"
