@@ -23,6 +23,7 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import ShardJoin
+from lockstep.common.runtime.notice import warning
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report, ReportRefusal, Send
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState, identity_of
 from lockstep.ps.records.ledger import Account, WorkerIn, WorkerOut
@@ -206,7 +207,9 @@ def prepared(member: Member, ready: Ready, membership: Membership, info: RunInfo
     member.shares, member.has_team = shares, ready.makers > 0
     membership.sharing.add(shares)
     membership.obstacle = membership.obstacle or obstacle
-    return [*through_its_socket(member.named(), obstacle), *activate(member, membership, info)]
+    crowding = membership.notice_crowding(member)
+    reports = [Report(text=warning(crowding))] if crowding else []
+    return [*through_its_socket(member.named(), obstacle), *reports, *activate(member, membership, info)]
 
 
 def activate(member: Member, membership: Membership, info: RunInfo) -> list[Effect]:

@@ -136,8 +136,9 @@ class Membership:
     most_prepared: int = 0
     #: Of all that were ever prepared, whether they shared memory.
     sharing: set[bool] = field(default_factory=set)
-    #: Why one of them did not, if memory was offered.
+    #: Why one of them did not, if memory was offered; and which of them had too few cores for several teams.
     obstacle: str = ""
+    crowding: str = ""
     #: Seconds of computing of the current step, by rank.
     step_compute_s: dict[int, StepCompute] = field(default_factory=dict)
     #: The workers that computed the last step, by rank.
@@ -187,6 +188,18 @@ class Membership:
         """Tell whether the members on a machine may use fewer cores than processes, or an unknown number of them."""
         machine = member.join.machine
         return self._processes_on[machine] > len(self._cores[machine])
+
+    def notice_crowding(self, member: Member) -> str:
+        """Return that the teams on a member's machine take its cores from one another, if that is new; else nothing."""
+        machine, teams = member.join.machine, self._on_machine[member.join.machine]
+        if self.crowding or not machine or teams < 2 or not self.is_crowded(member):
+            return ""
+        self.crowding = (
+            f"{self._processes_on[machine]} processes in {teams} teams share the {len(self._cores[machine])} cores of "
+            f"host {member.join.host} and wait for one another: start fewer with --workers, or one `lockstep worker` "
+            "per machine"
+        )
+        return self.crowding
 
     def has_spare_cores(self) -> bool:
         """Tell whether there are members whose machine is not crowded: at least two, to help one another."""

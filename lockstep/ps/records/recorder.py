@@ -35,14 +35,17 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     transport: str
     #: Why vectors did not go through shared memory although they might have.
     obstacle: str = ""
+    #: As in `RunResult`.
+    crowding: str = ""
     #: When the server was started, in seconds of the clock that the run goes by.
     started: float
 
 
-def carried(setting: Setting, sharing: Collection[bool], obstacle: str) -> Setting:
+def carried(setting: Setting, sharing: Collection[bool], obstacle: str, crowding: str = "") -> Setting:
     """Return the setting with the transports that workers used: `sharing` has whether they shared memory."""
     names = [name for shares, name in ((True, "shm"), (False, setting.transport)) if shares in sharing]
-    return replace(setting, transport="+".join(names) or setting.transport, obstacle=setting.obstacle or obstacle)
+    transport = "+".join(names) or setting.transport
+    return replace(setting, transport=transport, obstacle=setting.obstacle or obstacle, crowding=crowding)
 
 
 @dataclass
@@ -216,6 +219,7 @@ class MetricsRecorder:
             numerics=msgspec.to_builtins(info.fingerprint),
             history=self.history,
             obstacle=self.setting.obstacle,
+            crowding=self.setting.crowding,
             wire=job.wire,
             wire_weights=job.wire_weights,
             moved=self.moved.mean(self.moved_steps),

@@ -259,6 +259,8 @@ class RunResult(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  # 
     split: Split | None = None
     #: Why vectors did not go through shared memory although they might have; empty if they did.
     obstacle: str = ""
+    #: Which teams took the cores of their machine from one another; empty if there were enough for all.
+    crowding: str = ""
     #: After which epoch the weights are; 0 in the folder of an older version.
     weights_epoch: int = 0
     #: Why there are fewer epochs than the job has; empty if there are not.

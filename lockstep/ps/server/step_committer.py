@@ -128,7 +128,8 @@ class StepCommitter:
         if self.guard.text and finish.kind is None:
             finish = effects.Finish(failure=self.guard.text, kind=FailureKind.DIVERGED)
         if finish.kind is None:
-            recorder.setting = carried(recorder.setting, membership.sharing, membership.obstacle)
+            told = membership.sharing, membership.obstacle, membership.crowding
+            recorder.setting = carried(recorder.setting, *told)
             recorder.finish(
                 progress,
                 workers=membership.most_prepared,

@@ -149,6 +149,9 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
             f"each micro-batch had {samples} samples, too few for fast products: --micro-batches {wider} makes it "
             f"{result.global_batch // (wider * result.local_steps)}, but changes the bits"
         )
+    if result.crowding:
+        # Times of processes that wait for a core say nothing about the model.
+        return [*notes, result.crowding]
     # A single process would need the same computing and updates, without an exchange.
     single_s = result.compute_s + result.update_s
     is_noted = result.train_s > NOTED_S

@@ -283,6 +283,28 @@ def test_a_machine_is_crowded_by_processes(processes: int, is_crowded: bool) -> 
     assert made.has_spare_cores() is not is_crowded
 
 
+#: Machine, processes and cores of each worker -> what is noticed of the last one.
+CROWDING = {
+    "enough cores": ([("one", 2, [0, 1, 2, 3]), ("one", 2, [0, 1, 2, 3])], ""),
+    "other machines": ([("one", 2, [0, 1]), ("two", 2, [0, 1])], ""),
+    "one team": ([("one", 9, [0, 1])], ""),
+    "unknown machines": ([("", 2, []), ("", 2, [])], ""),
+    "too few": ([("one", 2, [0, 1]), ("one", 3, [1, 2])], "5 processes in 2 teams share the 3 cores of host host"),
+}
+
+
+@pytest.mark.parametrize(("places", "text"), CROWDING.values(), ids=CROWDING)
+def test_teams_that_share_too_few_cores_are_noticed_once(places: list[tuple[str, int, list[int]]], text: str) -> None:
+    made, found = Membership(), list[str]()
+    for worker, (machine, processes, cores) in enumerate(places):
+        join = msgspec.structs.replace(join_of(worker, processes=processes), machine=machine, cores=cores)
+        found.append(made.notice_crowding(made.admit(peer_of(worker), join, 0.0)))
+    assert found[-1].startswith(text)
+    assert bool(found[-1]) is bool(text)
+    assert made.crowding == found[-1]
+    assert made.notice_crowding(made.admit(peer_of(7), join, 0.0)) == ("" if text else made.crowding)
+
+
 def test_a_machine_is_crowded_no_more_once_members_leave_and_spare_cores_go_with_theirs() -> None:
     made = on_machines(("one", {0, 1}), ("one", {0, 1}), ("one", {0, 1}), ("two", {5}))
     assert not made.has_spare_cores()

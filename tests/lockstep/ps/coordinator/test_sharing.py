@@ -5,8 +5,9 @@ from msgspec.structs import replace
 
 from lockstep.common.errors import RefusalKind
 from lockstep.common.protocol.messages import Lease, Refused
+from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, SendWeights
-from tests.lockstep.ps.runs import Drive, facts_of, kinds, messages, peer_of, said
+from tests.lockstep.ps.runs import Drive, facts_of, join_of, kinds, messages, peer_of, said
 
 
 def sent_weights(effects: list[Effect]) -> list[bytes]:
@@ -30,6 +31,17 @@ def test_why_a_worker_does_not_share_is_said() -> None:
     )
     assert sent_weights(effects) == [peer_of(1)]
     assert drive.coordinator.membership.sharing == {False}
+
+
+def test_a_second_team_on_too_few_cores_is_said_once() -> None:
+    drive, found = Drive(), list[str]()
+    for worker in (1, 2, 3):
+        join = replace(join_of(worker, processes=2), machine="one", cores=[0, 1, 2])
+        drive.happen(events.Received(peer=peer_of(worker), message=join))
+        found.append(said(drive.prepare(worker)))
+    shared = "2 teams share the 3 cores of host host and wait for one another"
+    assert [shared in text for text in found] == [False, True, False]
+    assert found[1].startswith("warning: 4 processes in ")
 
 
 def test_where_memory_must_be_shared_whoever_does_not_is_sent_away() -> None:

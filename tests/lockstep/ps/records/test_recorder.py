@@ -134,6 +134,10 @@ def test_the_first_obstacle_to_sharing_is_told() -> None:
     assert [carried(setting, {False}, "elsewhere").obstacle for setting in (none, full)] == ["elsewhere", "no room"]
 
 
+def test_crowded_cores_are_told() -> None:
+    assert carried(Setting(transport="ipc", started=0.0), {True}, "", "4 wait").crowding == "4 wait"
+
+
 def test_every_line_of_the_metrics_is_json(tmp_path: Path) -> None:
     record(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]

@@ -37,6 +37,10 @@ ADVICE = {
         result(obstacle="/dev/shm is full"),
         ["gradients and weights went through sockets: /dev/shm is full"],
     ),
+    "shared cores": (
+        result(obstacle="no", crowding="4 processes wait", compute_s=8.5, update_s=0.5),
+        ["gradients and weights went through sockets: no", "4 processes wait"],
+    ),
     "both": (result(workers=9, compute_s=8.5, update_s=0.5), [TOO_MANY, TOO_SMALL]),
 }
 
