@@ -9,7 +9,7 @@ import msgspec
 
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.runtime.environment import cores, keep_to_core
+from lockstep.common.runtime.environment import core_numbers, keep_to_core
 from lockstep.common.transport.auth.credentials import Token
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
@@ -106,7 +106,7 @@ class LocalBackend:
 
     def start_worker(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
         child = start_here(command, self._team(command.place.number, folder), folder, self.template)
-        if self.team_size == 1 and self.workers == cores():
+        if self.team_size == 1 and self.workers == len(core_numbers()):
             # The processes of a team do this themselves.
             keep_to_core(child.pid, command.place.number)
         return child

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import math
 import os
 import resource
 import sys
@@ -54,8 +55,50 @@ def has_one_blas_thread() -> bool:
 
 
 def cores() -> int:
-    """Return the number of cores this process may use, which a container or `taskset` may have lowered."""
-    return len(core_numbers())
+    """Return the number of cores this process may use, which a container or `taskset` may have lowered.
+
+    A quota that is not a whole number is rounded up: otherwise, a part of a core would be idle.
+    """
+    return max(1, math.ceil(min(len(core_numbers()), core_quota())))
+
+
+def core_quota(groups: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> float:
+    """Return how many cores the control groups of this process may use on average; infinity if they have no limit.
+
+    `groups` lists them, of either version; `root` is where they are mounted.
+    """
+    quota = math.inf
+    for _, controllers, path in (line.split(":", 2) for line in _lines(groups)):
+        if not controllers:
+            folder, names = root, ["cpu.max"]
+        elif "cpu" in controllers.split(","):
+            folder, names = os.path.join(root, "cpu"), ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        # In a container, `root` may be its own group, and the path may be as the host has it.
+        parts = [part for part in path.split("/") if part]
+        for depth in range(len(parts) + 1):
+            files = [os.path.join(folder, *parts[:depth], name) for name in names]
+            quota = min(quota, _quota_of([word for file in files for line in _lines(file) for word in line.split()]))
+    return quota
+
+
+def _quota_of(words: Sequence[str]) -> float:
+    """Return the cores of a quota and a period; infinity unless the first is a number above 0."""
+    match words:
+        case [quota, period] if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):
+            return int(quota) / int(period)
+        case _:
+            return math.inf
+
+
+def _lines(path: str) -> list[str]:
+    """Return the lines of a file of the system, none if there is no such file."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
 
 
 def core_numbers() -> list[int]:

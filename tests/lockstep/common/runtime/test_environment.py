@@ -1,6 +1,7 @@
 """What is read of this machine, and the allocator, which can be told to keep what is freed."""
 
 import gc
+import math
 import os
 import platform
 import subprocess
@@ -18,6 +19,7 @@ from lockstep.common.runtime.environment import (
     child_environment,
     collector_paused,
     core_numbers,
+    core_quota,
     cores,
     keep_freed_memory,
     keep_to_core,
@@ -33,7 +35,48 @@ def test_there_is_a_core_to_run_on() -> None:
 def test_each_core_that_may_be_used_is_named_once() -> None:
     numbers = core_numbers()
     assert numbers == sorted(set(numbers))
-    assert len(numbers) == cores()
+    assert len(numbers) >= cores()
+
+
+#: The groups of a process, the files of these -> the cores that it may use.
+QUOTAS = {
+    "no groups": ("", {}, math.inf),
+    "no limit": ("0::/a\n", {"a/cpu.max": "max 100000\n"}, math.inf),
+    "half a core": ("0::/\n", {"cpu.max": "50000 100000\n"}, 0.5),
+    "the least of all above": (
+        "0::/a/b/c\n",
+        {"a/cpu.max": "300000 100000", "a/b/cpu.max": "150000 100000", "a/b/c/cpu.max": "max 100000"},
+        1.5,
+    ),
+    "the first version": (
+        "4:memory:/m\n2:cpu,cpuacct:/a/b\n0::/\n",
+        {"cpu/a/b/cpu.cfs_quota_us": "250000\n", "cpu/a/b/cpu.cfs_period_us": "100000\n"},
+        2.5,
+    ),
+    "no limit in the first version": (
+        "1:cpu:/\n",
+        {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
+        math.inf,
+    ),
+    "a path of the host": (
+        "1:cpu:/docker/1f\n",
+        {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+        3.0,
+    ),
+    "another controller": ("2:cpuset:/a\n", {"cpu/a/cpu.cfs_quota_us": "1", "cpu/a/cpu.cfs_period_us": "1"}, math.inf),
+    "a file of another kind": ("0::/\n", {"cpu.max": "0 0\n"}, math.inf),
+}
+
+
+@pytest.mark.parametrize(("groups", "files", "quota"), QUOTAS.values(), ids=QUOTAS)
+def test_the_cores_of_a_control_group_are_those_of_its_quota(
+    tmp_path: Path, groups: str, files: dict[str, str], quota: float
+) -> None:
+    (tmp_path / "groups").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert core_quota(str(tmp_path / "groups"), str(tmp_path)) == quota
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process be kept to a core")
