@@ -73,7 +73,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         meeting = self.context.meeting
         if meeting is not None:
             if self.ended is not None:
-                dismiss(self.ended.code, meeting)
+                dismiss(self.ended, meeting)
             meeting.close()
         self.servers.close()
 

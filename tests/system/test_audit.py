@@ -35,7 +35,7 @@ def test_all_is_computed_twice_and_is_the_same(
 
 def test_one_worker_alone_is_told_of_once_and_not_waited_for(place: Place) -> None:
     server = place.start("server", *JOB, "--audit", "0.5", "--bind", place.address(), "--run-dir", "run")
-    worker = place.start("worker", server.line_with("lockstep worker").split()[-1], "--workers", "1")
+    worker = place.start("worker", server.line_with("lockstep worker").split()[-1], "--workers", "1", "--apart")
     code, out, _ = server.end()
     assert (code, worker.end()[0]) == (0, 0)
     assert out.count("cannot audit micro-batches ") == 1
@@ -118,7 +118,7 @@ def test_a_server_that_was_started_by_hand_goes_back_by_itself(place: Place) -> 
     flags = ("--audit", "100%", "--min-workers", "2", "--run-dir", "run")
     server = place.start("server", *job, *flags, "--bind", place.address())
     address = server.line_with("lockstep worker").split()[-1]
-    workers = [place.start("worker", address, "--workers", "1") for _ in range(2)]
+    workers = [place.start("worker", address, "--workers", "1", "--apart") for _ in range(2)]
     code, out, _ = server.end()
     ends = [worker.end() for worker in workers]
     assert (code, sorted(code for code, _, _ in ends)) == (0, [0, 2])

@@ -39,7 +39,10 @@ def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begin(place: Place, relay: Relay, server: Process, workers: int = 2) -> Setting:
     return Setting(
-        place, relay, server, [place.start("worker", relay.address, "--workers", "1") for _ in range(workers)]
+        place,
+        relay,
+        server,
+        [place.start("worker", relay.address, "--workers", "1", "--apart") for _ in range(workers)],
     )
 
 

@@ -41,7 +41,7 @@ def running(place: Place) -> Iterator[tuple[Process, str]]:
     (place.folder / "wide.py").write_text(WIDE)
     server = place.start("server", *JOB, *SERVER, "--epochs", "1000000", "--bind", "tcp://127.0.0.1:0")
     address = server.line_with("lockstep worker").split()[-1]
-    place.start("worker", address, "--workers", "1")
+    place.start("worker", address, "--workers", "1", "--apart")
     for _ in range(4):
         server.line_with("epoch ")
     try:
@@ -100,7 +100,7 @@ def test_the_run_beside_a_bad_worker_has_the_bits_of_any_other(place: Place) -> 
     with closing(dial(address)) as port:
         bad = BadWorker(port)
         # It hangs from here on, with all pieces of the first step.
-        place.start("worker", address, "--workers", "1")
+        place.start("worker", address, "--workers", "1", "--apart")
         assert server.end()[0] == 0
         assert bad.lease.step == 0
     train_alone(place.folder, *JOB, "--steps", "12")

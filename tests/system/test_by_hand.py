@@ -39,7 +39,7 @@ def test_over_tcp_with_a_port_of_the_systems_choice(place: Place) -> None:
     job = ("--job", "two.toml", *BRIEF)
     server = place.start("server", *job, "--bind", "tcp://127.0.0.1:0", "--run-dir", "run")
     address = server.line_with("lockstep worker").split()[-1]
-    workers = [place.start("worker", address, "--workers", "1") for _ in range(2)]
+    workers = [place.start("worker", address, "--workers", "1", "--apart") for _ in range(2)]
     assert [worker.end()[0] for worker in workers] == [0, 0]
     assert server.end()[0] == 0
     result = place.result()
@@ -51,9 +51,9 @@ def test_a_worker_may_join_later_and_a_status_tells_so(place: Place, capsys: pyt
     server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")
     assert run(["status", address]) == 0
     assert "waiting for workers: 0 of 1 ready" in capsys.readouterr().out
-    first = place.start("worker", address, "--workers", "1")
+    first = place.start("worker", address, "--workers", "1", "--apart")
     server.line_with("epoch 1/")
-    second = place.start("worker", address, "--workers", "1")
+    second = place.start("worker", address, "--workers", "1", "--apart")
     assert "worker 1 (host" in server.line_with("joined")
     assert run(["status", address, "--json"]) == 0
     status = json.loads(capsys.readouterr().out)

@@ -64,7 +64,8 @@ class Bench:
         serving = self.start(server, "server", *job, "--bind", self.bind(flags), *flags)
         address = serving.line_with("lockstep worker").split()[2]
         working = [
-            self.start(processor, "worker", address, "--workers", "1", "--timeout", "120") for processor in workers
+            self.start(processor, "worker", address, "--workers", "1", "--apart", "--timeout", "120")
+            for processor in workers
         ]
         ended = [process.end() for process in (*working, serving)]
         assert [code for code, _, _ in ended] == [0] * len(ended), [err for _, _, err in ended]
@@ -167,6 +168,6 @@ def test_a_processor_without_avx2_is_refused(place: Place, command: tuple[str, .
 def test_a_worker_without_avx2_ends_where_the_run_is_portable(bench: Bench) -> None:
     server = bench.start(HOST, "server", "--job", str(bench.job("mlp")), "--bind", bench.place.address())
     address = server.line_with("lockstep worker").split()[2]
-    code, _, err = bench.place.start("worker", address, "--workers", "1", within=on(OLD)).end()
+    code, _, err = bench.place.start("worker", address, "--workers", "1", "--apart", within=on(OLD)).end()
     assert code == 2
     assert "has no kernels for the portable numerics of this run" in err.splitlines()[-1]

@@ -117,7 +117,7 @@ def test_the_death_of_a_worker_is_noticed_within_a_second_whatever_it_does(place
     clock, start_s = SystemClock(), list[float]()
     for _ in range(3):
         began = clock.now()
-        worker = place.start("worker", address, "--workers", "1")
+        worker = place.start("worker", address, "--workers", "1", "--apart")
         with gate.open("wb"):
             # It computes, and for as long as this stands open it will not say a word.
             start_s.append(clock.now() - began)
@@ -137,7 +137,7 @@ def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(plac
     flags = job(place, steps)
     server = place.start("server", *flags, "--bind", place.address(), "--min-workers", "2", "--run-dir", "run")
     address = server.line_with("lockstep worker").split()[-1]
-    first, second = (place.start("worker", address, "--workers", "1") for _ in range(2))
+    first, second = (place.start("worker", address, "--workers", "1", "--apart") for _ in range(2))
     server.line_with("epoch 8/")
     first.send(signal.SIGSTOP)
     # The stop may fall on a step as well as on the evaluation that ends an epoch.
@@ -256,7 +256,7 @@ def test_a_server_started_by_hand_again_at_its_address_has_its_workers_back(plac
     expected = calm(place, flags)
     server = place.start("server", *flags, "--bind", "tcp://127.0.0.1:0", "--min-workers", "2", "--run-dir", "run")
     address = server.line_with("lockstep worker").split()[-1]
-    workers = [place.start("worker", address, "--workers", "1") for _ in range(2)]
+    workers = [place.start("worker", address, "--workers", "1", "--apart") for _ in range(2)]
     server.line_with("epoch 2/")
     kill(server.popen.pid)
     following = place.start("server", "--resume", "run", "--bind", address, "--min-workers", "2")

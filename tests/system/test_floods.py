@@ -138,7 +138,7 @@ def test_floods_cost_little_memory_and_the_run_goes_on(place: Place, floods: lis
             assert epochs_in(server, 5.0) > 0
         assert peak(server) <= steady + allowed(*floods)
         # Whoever is honest still gets in.
-        second = place.start("worker", address, "--workers", "1")
+        second = place.start("worker", address, "--workers", "1", "--apart")
         assert "joined" in server.line_with(f"pid {second.popen.pid})")
 
 

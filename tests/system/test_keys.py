@@ -34,7 +34,10 @@ def test_workers_with_keys_train(place: Place, keys: Path, capsys: pytest.Captur
     server, address = started(place, *BRIEF, "--min-workers", "2")
     assert run(["status", address, "--key", str(keys / "server.key")]) == 0
     assert "waiting for workers: 0 of 2 ready" in capsys.readouterr().out
-    workers = [place.start("worker", address, "--workers", "1", "--key", f"keys/{name}.key") for name in ("one", "two")]
+    workers = [
+        place.start("worker", address, "--workers", "1", "--apart", "--key", f"keys/{name}.key")
+        for name in ("one", "two")
+    ]
     assert [worker.end()[0] for worker in workers] == [0, 0]
     assert server.end()[0] == 0
     result = place.result()

@@ -96,7 +96,8 @@ def test_workers_with_the_kernels_of_different_processors_give_the_bits_of_one_p
     server = place.start("server", *job, *flags, "--bind", "tcp://127.0.0.1:0")
     address = server.line_with("lockstep worker").split()[2]
     workers = [
-        place.start("worker", address, "--workers", "1", environ={KERNELS_VARIABLE: target}) for target in targets
+        place.start("worker", address, "--workers", "1", "--apart", environ={KERNELS_VARIABLE: target})
+        for target in targets
     ]
     alone = place.start("train", *job, "--workers", "0", "--run-dir", "alone")
     ended = [process.end() for process in (*workers, server, alone)]

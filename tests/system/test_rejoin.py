@@ -38,7 +38,7 @@ def test_two_servers_that_are_started_again_by_the_same_commands(place: Place, m
     server = place.start(*first)
     server.line_with("lockstep worker ")
     standby = place.start(*second)
-    workers = [place.start("worker", f"{one},{two}", "--workers", "1") for _ in range(2)]
+    workers = [place.start("worker", f"{one},{two}", "--workers", "1", "--apart") for _ in range(2)]
     server.line_with("epoch 5/")
     send(signal.SIGSTOP, workers)
     until_mirrored(standby)
@@ -91,7 +91,7 @@ def test_a_server_whose_disk_is_lost_does_not_begin_the_run_again(place: Place) 
     server = place.start(*first)
     server.line_with("lockstep worker ")
     standby = place.start("server", "--standby-of", one, "--bind", two, "--run-dir", "second")
-    worker = place.start("worker", f"{one},{two}", "--workers", "1")
+    worker = place.start("worker", f"{one},{two}", "--workers", "1", "--apart")
     server.line_with("epoch 5/")
     worker.send(signal.SIGSTOP)
     until_mirrored(standby)

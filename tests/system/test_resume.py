@@ -142,7 +142,7 @@ def test_a_server_goes_on_by_hand(place: Place, calm: dict[str, Any]) -> None:
     assert process.end(GONE_S)[0] == 130
     address = place.address()
     server = place.start("server", "--resume", "run", "--bind", address)
-    worker = place.start("worker", address, "--workers", "1")
+    worker = place.start("worker", address, "--workers", "1", "--apart")
     assert (server.end()[0], worker.end()[0]) == (0, 0)
     assert bits(place.folder / "run") == calm
 

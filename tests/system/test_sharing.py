@@ -48,7 +48,7 @@ def test_workers_started_by_hand_share_whatever_the_address(place: Place, bind: 
     address = place.address() if bind == "ipc" else "tcp://127.0.0.1:0"
     server = place.start("server", *BRIEF, "--min-workers", "2", "--bind", address, "--run-dir", "run")
     address = server.line_with("lockstep worker").split()[-1]
-    workers = [place.start("worker", address, "--workers", "1") for _ in range(2)]
+    workers = [place.start("worker", address, "--workers", "1", "--apart") for _ in range(2)]
     assert [worker.end()[0] for worker in workers] == [0, 0]
     assert server.end()[0] == 0
     assert place.result()["transport"] == "shm"

@@ -27,7 +27,8 @@ def served(place: Place, capsys: pytest.CaptureFixture[str], *flags: str) -> tup
     )
     address = server.line_with("lockstep worker").split()[2]
     workers = [
-        place.start("worker", address, "--workers", "1", "--key", f"keys/worker-{number}.key") for number in (1, 2)
+        place.start("worker", address, "--workers", "1", "--apart", "--key", f"keys/worker-{number}.key")
+        for number in (1, 2)
     ]
     code, out, _ = server.end()
     return code, out, sorted(worker.end()[0] for worker in workers)

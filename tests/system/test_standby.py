@@ -33,7 +33,7 @@ def start_all(place: Place, flags: tuple[str, ...], workers: int = 3) -> tuple[P
     bound = ("--bind", "tcp://127.0.0.1:0", "--run-dir", "mirror")
     standby = place.start("server", "--standby-of", address, *bound)
     standby.line_with("mirrors run run of")
-    started = [place.start("worker", address, "--workers", "1") for _ in range(workers)]
+    started = [place.start("worker", address, "--workers", "1", "--apart") for _ in range(workers)]
     until_mirrored(place, server)
     return server, standby, started
 
@@ -224,7 +224,7 @@ def test_a_worker_that_is_started_again_finds_a_standby_with_a_key_of_its_own(
     standby.line_with("has all that there is")
     kill(server.popen.pid)
     assert run(["promote", second, "--key", "keys/standby-1.key"]) == 0
-    worker = place.start("worker", f"{first},{second}", "--workers", "1", "--key", "keys/worker-1.key")
+    worker = place.start("worker", f"{first},{second}", "--workers", "1", "--apart", "--key", "keys/worker-1.key")
     ends(standby, [worker])
     assert place.digest("mirror") == expected
 

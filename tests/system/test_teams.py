@@ -160,3 +160,50 @@ def test_nothing_of_a_team_outlives_who_started_it(place: Place) -> None:
     server.send(signal.SIGINT)
     assert server.end(GONE_S)[0] == 130
     assert place.is_empty(0.0)
+
+
+#: A job that lasts some seconds, with the bits of one that takes no time.
+LASTING = ("--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--epochs", "40", "--model")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_second_plain_command_replaces_the_first_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.chdir(place.folder)
+    address = place.address()
+    first = place.start("worker", address)
+    first.error_with("connecting to")
+    second = place.start("worker", address)
+    second.error_with("waiting: other commands have started the processes of this machine")
+    server = place.start("server", *LASTING, "unhurried.py:Unhurried", "--bind", address, "--run-dir", "run")
+    server.line_with("epoch 1/")
+    first.send(number)
+    assert first.end(GONE_S)[0] == (130 if number == signal.SIGTERM else -number)
+    assert second.end()[0] == server.end()[0] == 0
+    assert run(["train", *LASTING, "unhurried.py:without_pauses", "--workers", "0", "--run-dir", "alone"]) == 0
+    assert place.digest() == place.digest("alone")
+    assert place.is_empty(0.0)
+
+
+def test_commands_that_add_processes_are_one_team_and_end_alike(place: Place) -> None:
+    address = place.address()
+    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")
+    first, second, third = (place.start("worker", address, "--workers", "1") for _ in range(3))
+    server.line_with(", 3 workers) joined")
+    server.line_with("epoch ")
+    second.send(signal.SIGINT)
+    assert second.end(GONE_S)[0] == 130
+    server.line_with(", 2 workers) joined")
+    server.line_with("epoch ")
+    first.send(signal.SIGKILL)
+    third.error_with("1 of the 1 processes of this machine, and leads them")
+    fourth = place.start("worker", address, "--workers", "1")
+    server.line_with(", 2 workers) joined")
+    server.line_with("epoch ")
+    server.send(signal.SIGINT)
+    assert server.end(GONE_S)[0] == 130
+    ends = [command.end(GONE_S) for command in (third, fourth)]
+    told = [(code, error.splitlines()[-1]) for code, _, error in ends]
+    assert told == [(1, "error: the run failed: interrupted")] * 2
+    assert place.is_empty(0.0)

@@ -127,7 +127,9 @@ def compute(place: LauncherPlace, workers: int | None, timeout: float | None, ke
         )
 
     if not is_host_team(place, workers):
-        return take_place(request(workers or default_processes()))
+        one_per_core = default_processes()
+        limit = PROCESSES_LIMIT if workers else one_per_core
+        return take_place(msgspec.structs.replace(request(workers or one_per_core), limit=limit))
     team = host_team(place)
     mine = request(place.local_size, place.local_rank, team.folder)
     if place.local_rank:

@@ -1,8 +1,8 @@
 """`lockstep worker`: a worker of one or several processes, which needs nothing but the server's address."""
 
 import functools
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
@@ -12,23 +12,31 @@ from lockstep.cli.options.run import KEY_OPTION, SUPERVISED_OPTION, passes_link
 from lockstep.cli.options.types import WholeNumber, seconds
 from lockstep.common.data.source import load
 from lockstep.common.errors import UsageError
+from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.runtime.environment import cache_home, cores, demand_open_files, give_way
+from lockstep.common.runtime.environment import (
+    cache_home,
+    core_numbers,
+    cores,
+    demand_open_files,
+    give_way,
+    network_id,
+)
 from lockstep.common.runtime.notice import notice
 from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.zeromq.ports import dial, server_at, wait_for_any
-from lockstep.launch.client import DONE, own_join, say, take_part
+from lockstep.launch.client import conclude, own_join, say, take_part
 from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with, keyed, signer_of
 from lockstep.launch.lifetime import ends_with_parent, uninterrupted
 from lockstep.launch.process_backend import private_folder, remove_private
-from lockstep.launch.supervision.channel import ParentLink
+from lockstep.launch.supervision.channel import EndReport, ParentLink
 from lockstep.launch.supervision.child import HERE, Child, Crew
-from lockstep.launch.supervision.restarts import ProcessPlace
+from lockstep.launch.supervision.restarts import INTERRUPTED, ProcessPlace
 from lockstep.launch.supervision.template import ProcessTemplate
-from lockstep.launch.team import TeamSupervisor, default_processes, own_core, team_arguments
+from lockstep.launch.team import MachineTeam, TeamSupervisor, TeamView, default_processes, own_core, team_arguments
 from lockstep.worker.connections import ServerConnections
 from lockstep.worker.setup import gather
 from lockstep.worker.shell import WorkerShell
@@ -59,6 +67,9 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     processes: int
     process: int | None = None
     team: Path | None = None
+    #: Whether it is a team of its own; otherwise, the size up to which it adds processes to the team of this machine.
+    is_apart: bool = False
+    limit: int = PROCESSES_LIMIT
 
     def arguments(self) -> list[str]:
         """Return the flags of each process of the team, without those that say which one it is."""
@@ -96,8 +107,9 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     "--workers",
     type=WholeNumber(1, PROCESSES_LIMIT),
     metavar="INT",
-    help="processes of this worker, which share memory and one connection  [one per core]",
+    help="processes to add to the worker of this machine  [as many as it needs to have one per core]",
 )
+@click.option("--apart", is_flag=True, help="be another worker than other commands of this machine, as an audit needs")
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for the server  [forever]")
 @click.option(
     "--cache",
@@ -114,6 +126,7 @@ def worker(
     link: ParentLink,
     address: str,
     workers: int | None,
+    apart: bool,
     timeout: float | None,
     cache: Path | None,
     key: Path | None,
@@ -124,10 +137,12 @@ def worker(
     """Compute for the server at ADDRESS until its run is over.
 
     The job comes from the server. A worker may start before the server. It is a team of processes, one per core, which
-    share memory and one connection; the server counts each process as a worker. It runs on any
-    machine, or with native numerics on any machine of the server's kind. If the run has standbys, ADDRESS may be
-    several addresses with commas between them: that of the server first. Exit codes: 0 the run is done, 1 the run
-    failed or no server answered, 2 the server refused this worker, 130 interrupted.
+    share memory and one connection; the server counts each process as a worker. A second command on one machine, of the
+    same address, key and cores, joins that team: with --workers, it adds processes. Otherwise, it waits until another
+    command ends, and replaces its processes. A worker runs on any machine, or with native numerics on any machine of
+    the server's kind. If the run has standbys, ADDRESS may be several addresses with commas between them: that of the
+    server first. Exit codes: 0 the run is done, 1 the run failed or no server answered, 2 the server refused this
+    worker, 130 interrupted.
 
     \b
       lockstep worker tcp://192.168.1.7:5555 --key worker-1.key
@@ -149,8 +164,17 @@ def worker(
         processes=workers or default_processes(),
         process=process,
         team=team,
+        is_apart=apart,
+        limit=PROCESSES_LIMIT if workers else default_processes(),
     )
-    return take_place(request)
+    try:
+        return take_place(request)
+    except KeyboardInterrupt:
+        if supervised is None:
+            raise
+        # It is for the parent to show that, or not to: it ends this process if the team has another size, too.
+        link.report(EndReport(text="interrupted"))
+        return INTERRUPTED
 
 
 def take_place(request: WorkerRequest) -> int:
@@ -165,6 +189,8 @@ def take_place(request: WorkerRequest) -> int:
     # One that is wrong is reported once, and before anything is started.
     for address in request.addresses():
         server_at(address)
+    if request.team is None and request.supervised is None and not request.is_apart:
+        return share_machine(request)
     if request.processes > 1 and request.team is None:
         return supervise(request, request.processes)
     return lead(request, credential)
@@ -212,21 +238,43 @@ def supervise(request: WorkerRequest, count: int) -> int:
     """Start the first processes of a team and keep them going until the run is over; return the leader's exit code."""
     if not request.supervised:
         say(f"connecting to {request.address}")
+    with ends_with_parent(request.supervised) if request.supervised else nullcontext(), starter() as start:
+        crew = Crew(functools.partial(start, request))
+        code = TeamSupervisor(crew, range(count), SystemClock(), say, request.link.report).run()
+    assert code is not None  # the leader is here
+    return conclude(Exit(code=code, reason=""), is_silent=code != 0 or request.supervised is not None)
+
+
+def share_machine(request: WorkerRequest) -> int:
+    """Start processes of this machine's team while it needs them, until the run is over; return the exit code."""
+    # Others would be another run or user, compute other bits, or leave cores idle.
+    run = f"{request.addresses()[0]} {request.key} {core_numbers()} {network_id()} {fingerprint()}"
+    say(f"connecting to {request.address}")
+    with starter() as start, MachineTeam.of(run, request.processes, request.limit, shared_root(), say) as team:
+
+        def supervise_view(view: TeamView, is_past: Callable[[], bool]) -> int | None:
+            mine = msgspec.structs.replace(request, team=view.folder, processes=view.size)
+            crew = Crew(functools.partial(start, mine))
+            report = request.link.report
+            return TeamSupervisor(crew, view.numbers, SystemClock(), say, report, is_over=is_past).run()
+
+        ended = team.run(supervise_view)
+    return conclude(ended, is_silent=ended.code != 0)
+
+
+@contextmanager
+def starter() -> Iterator[Callable[[WorkerRequest, ProcessPlace], Child]]:
+    """Lend what starts the processes of requests, with a folder for them."""
     private = private_folder()
-    with ends_with_parent(request.supervised) if request.supervised else nullcontext():
-        try:
-            with ProcessTemplate.of("worker") as template:
-                start = functools.partial(start_process, request, private.path, template)
-                code = TeamSupervisor(Crew(start), count, SystemClock(), say, request.link.report).run()
-        finally:
-            with uninterrupted():
-                remove_private(private)
-    if code == 0 and not request.supervised:
-        say(DONE)
-    return code
+    try:
+        with ProcessTemplate.of("worker") as template:
+            yield functools.partial(start_process, private.path, template)
+    finally:
+        with uninterrupted():
+            remove_private(private)
 
 
-def start_process(request: WorkerRequest, folder: Path, template: ProcessTemplate | None, place: ProcessPlace) -> Child:
+def start_process(folder: Path, template: ProcessTemplate | None, request: WorkerRequest, place: ProcessPlace) -> Child:
     """Start one process of a team, in a folder of those that are started here."""
     number = place.number
     flags = [*team_arguments(request.team or folder / "team", number, request.processes), "--supervised", HERE]

@@ -4,6 +4,7 @@ It is a private folder, made by the process that starts the team. The leader wri
 where the team's memory is; each process has a pipe with a name there, through which the others wake it.
 """
 
+import fcntl
 import os
 import select
 from contextlib import suppress
@@ -28,9 +29,10 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Rises with each session.
     number: int
-    #: Which run it is; None once there will be none any more, and with what the leader has ended.
+    #: Which run it is; None once there will be none any more, with the code and the reason of the leader's end.
     welcome: Welcome | None = None
     code: int = 0
+    reason: str = ""
     #: The folder of the team's memory, empty until it is made; and where that of the server is, if that is shared.
     folder: str = ""
     shared_root: str = ""
@@ -78,11 +80,13 @@ class MeetingPlace:
 
     @classmethod
     def open(cls, path: Path, process: int, processes: int) -> "MeetingPlace":
-        """Join the others; `SharingError` if the folder is not one of a team's."""
+        """Join the others, once no other process is this one of theirs; `SharingError` if no team meets there."""
         place = cls(path, process, processes)
         try:
             # Every process opens all pipes for reading too, so that no byte is lost while none of them reads.
             place._pipes = [os.open(path / _pipe(one), os.O_RDWR | os.O_NONBLOCK) for one in range(processes)]
+            # The one before, whose supervisor was killed, may write into the team's memory until it has ended.
+            fcntl.flock(place._pipes[process], fcntl.LOCK_EX)
         except OSError as error:
             raise SharingError(f"{path} is not where a team of {processes} meets: {error.strerror}") from None
         return place
@@ -114,16 +118,21 @@ class MeetingPlace:
 
     def session(self) -> Session | None:
         """Return the newest session, None before the first."""
-        try:
-            return msgspec.msgpack.decode((self.path / _SESSION).read_bytes(), type=Session)
-        except FileNotFoundError:
-            return None
+        return session_in(self.path)
 
     def close(self) -> None:
         """Close the pipes."""
         for pipe in self._pipes:
             os.close(pipe)
         self._pipes = []
+
+
+def session_in(path: Path) -> Session | None:
+    """Return the newest session of the team that meets in a folder, None before the first."""
+    try:
+        return msgspec.msgpack.decode((path / _SESSION).read_bytes(), type=Session)
+    except FileNotFoundError:
+        return None
 
 
 def _pipe(process: int) -> str:

@@ -15,6 +15,7 @@ from lockstep.common.protocol.shared_files import WEIGHTS, process_shape, weight
 from lockstep.common.protocol.team_memory import ROWS, TeamShape, file_of
 from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.runtime.notice import warning
+from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.shared_memory.folder import SharedFolder, shared_root
 from lockstep.worker.compute import Compute, Slots
 from lockstep.worker.setup import LoadedRun
@@ -165,9 +166,9 @@ def _announce(welcome: Welcome, memory: TeamMemory, shared: SharedPlace | None, 
     return number
 
 
-def dismiss(code: int, meeting: Meeting) -> None:
-    """Let the other processes end, with this exit code."""
-    meeting.announce(Session(number=_next_number(meeting), code=code))
+def dismiss(ended: Exit, meeting: Meeting) -> None:
+    """Let the other processes end, as the leader does."""
+    meeting.announce(Session(number=_next_number(meeting), code=ended.code, reason=ended.reason))
 
 
 def _next_number(meeting: Meeting) -> int:

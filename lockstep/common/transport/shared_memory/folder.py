@@ -70,6 +70,21 @@ class SharedFolder:
         raise SharingError(f"{root} has no folder for us: each of {_TRIES} was swept at once")
 
     @classmethod
+    def open_together(cls, root: Path, name: str) -> "SharedFolder":
+        """Open a folder that is made if it is missing, and swept once no process has it open in this way."""
+        path = root / name
+        for _ in range(_TRIES):
+            try:
+                path.mkdir(mode=0o700, exist_ok=True)
+                descriptor = _locked(path, fcntl.LOCK_SH)
+            except OSError as error:
+                raise SharingError(f"{path} cannot be opened here: {error.strerror}") from None
+            if descriptor is not None:
+                check_private(path, os.fstat(descriptor))
+                return cls(path, b"", descriptor)
+        raise SharingError(f"{path} cannot be opened here: each of {_TRIES} was swept at once")
+
+    @classmethod
     def join(cls, root: Path, name: str) -> "SharedFolder":
         """Open a folder that another process created in `root`; `SharingError` if it is missing or another user's."""
         path = root / name
@@ -193,14 +208,14 @@ def _remove_if_abandoned(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _locked(path: Path) -> int | None:
+def _locked(path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int | None:
     """Return the descriptor of a folder that is now locked by us, None if another process has it, or has removed it."""
     try:
         descriptor = os.open(path, _OPEN_FOLDER)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how)
         if os.path.samestat(os.fstat(descriptor), path.lstat()):
             return descriptor
     except (BlockingIOError, FileNotFoundError):

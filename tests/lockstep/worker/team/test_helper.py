@@ -137,7 +137,7 @@ def test_another_run_than_was_foretold_is_built_anew(pair: Pair) -> None:
 def test_one_that_is_dismissed_ends_as_the_leader_did_and_lets_go(pair: Pair, code: int) -> None:
     pair.lead()
     assert pair.process.step()
-    dismiss(code, pair.leading)
+    dismiss(Exit(code=code, reason=""), pair.leading)
     assert pair.process.run() == Exit(code=code, reason="")
     assert pair.meeting.is_closed
     pair.close()
@@ -146,7 +146,7 @@ def test_one_that_is_dismissed_ends_as_the_leader_did_and_lets_go(pair: Pair, co
 def test_it_waits_for_a_session_as_long_as_there_is_none(pair: Pair) -> None:
     def dismissed() -> None:
         if len(pair.meeting.waited) == 3:
-            dismiss(3, pair.leading)
+            dismiss(Exit(code=3, reason=""), pair.leading)
 
     pair.meeting.meanwhile = dismissed
     assert pair.process.run() == Exit(code=3, reason="")
@@ -199,7 +199,7 @@ def test_the_leader_waits_for_nobody_while_it_has_something_to_do(pair: Pair) ->
 @pytest.mark.parametrize(("code", "waits"), [(0, False), (1, True), (UNFIT, False), (INTERRUPTED, True)])
 def test_one_that_is_started_again_waits_for_a_leader_that_is_too(pair: Pair, code: int, waits: bool) -> None:
     pair.lead()
-    dismiss(code, pair.leading)
+    dismiss(Exit(code=code, reason=""), pair.leading)
     pair.loads(pair.recorder.load)
     pair.steps()
     assert pair.process.ended == (None if waits else Exit(code=code, reason=""))

@@ -1,5 +1,6 @@
 """Where processes of a team meet: who is rung wakes up, and all read the same session."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,3 +72,14 @@ def test_another_place_is_told(tmp_path: Path) -> None:
 
 def test_only_this_user_can_ring(places: list[MeetingPlace], tmp_path: Path) -> None:
     assert [os.stat(tmp_path / f"bell-{process}").st_mode & 0o777 for process in range(3)] == [0o600] * 3
+
+
+def test_a_process_is_the_only_one_of_its_number_until_it_closes(places: list[MeetingPlace], tmp_path: Path) -> None:
+    bell = os.open(tmp_path / "bell-1", os.O_RDWR)
+    try:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(bell, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        places[1].close()
+        fcntl.flock(bell, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(bell)

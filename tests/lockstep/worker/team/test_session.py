@@ -16,6 +16,7 @@ from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shared_files import WEIGHTS
 from lockstep.common.protocol.team_memory import TeamShape
+from lockstep.common.statemachine.client import Exit
 from lockstep.ps.setup import open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
@@ -127,7 +128,7 @@ def test_each_session_has_a_higher_number_than_the_one_before() -> None:
     meeting, numbers = BoardMeeting(board, 0), []
     for is_last in (False, True, False):
         if is_last:
-            dismiss(3, meeting)
+            dismiss(Exit(code=3, reason=""), meeting)
         else:
             foretell(welcome, meeting)
         assert board.session is not None
@@ -139,8 +140,8 @@ def test_a_run_is_foretold_without_memory_and_the_end_without_a_run() -> None:
     board, welcome = Noticeboard(), welcome_to()
     foretell(welcome, BoardMeeting(board, 0))
     assert board.session == Session(number=1, welcome=welcome)
-    dismiss(2, BoardMeeting(board, 0))
-    assert board.session == Session(number=2, code=2)
+    dismiss(Exit(code=2, reason="no"), BoardMeeting(board, 0))
+    assert board.session == Session(number=2, code=2, reason="no")
     assert board.rung == [1, 1]
 
 
