@@ -36,7 +36,7 @@ from lockstep.runs.single_process import SerialRun
 
 #: The fields of a result, a step or an epoch that depend on the processes that computed it.
 FREE = {
-    *("workers", "teams", "servers", "transport", "obstacle", "moved", "split", "audited", "unaudited"),
+    *("workers", "teams", "servers", "transport", "obstacle", "crowding", "moved", "split", "audited", "unaudited"),
     *("images_per_s", "compute_s", "sums_bytes", "weights_bytes"),
 }
 

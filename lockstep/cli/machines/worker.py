@@ -167,18 +167,22 @@ def worker(
         is_apart=apart,
         limit=PROCESSES_LIMIT if workers else default_processes(),
     )
-    try:
-        return take_place(request)
-    except KeyboardInterrupt:
-        if supervised is None:
-            raise
-        # It is for the parent to show that, or not to: it ends this process if the team has another size, too.
-        link.report(EndReport(text="interrupted"))
-        return INTERRUPTED
+    return take_place(request)
 
 
 def take_place(request: WorkerRequest) -> int:
     """Be what the request asks for, until the run is over; return the exit code."""
+    try:
+        return _take_place(request)
+    except KeyboardInterrupt:
+        if request.supervised is None:
+            raise
+        # It is for the parent to show that, or not to: it ends this process if the team has another size, too.
+        request.link.report(EndReport(text="interrupted"))
+        return INTERRUPTED
+
+
+def _take_place(request: WorkerRequest) -> int:
     demand_open_files(request.processes)
     # Of a server that was killed, and of which no other starts here.
     sweep(shared_root())
