@@ -71,7 +71,7 @@ LOOK_S = 0.05
 
 #: The ends by a signal, and the reports of processes that did not hear how the run has ended.
 SIGNALLED = (130, -signal.SIGKILL, -signal.SIGTERM)
-UNHEARD = ("no server answered", "another server leads", "goes on at", "evicted")
+UNHEARD = ("no server answered", "is it gone?", "another server leads", "goes on at", "evicted")
 
 
 class Fault(msgspec.Struct, frozen=True):

@@ -333,10 +333,12 @@ class RunFolder:
         self.ledger.flush()
 
     def demand_written(self) -> None:
-        """Write the recorded lines; raise OSError if the disk has no room for them."""
+        """Write the recorded lines; raise OSError if the disk has no room for them, or if their file was deleted."""
         self.flush()
         if self.room.is_lacking:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        # In a folder that was deleted and made again, a result would have no job and no record.
+        self.ledger.path.stat()
 
     def close(self) -> None:
         """Flush and close; recording again would reopen the files."""

@@ -110,8 +110,10 @@ class Mirror:
         return ""
 
     def begin(self, offer: RunFiles) -> None:
-        """Begin to get the files of an offer that are not here yet."""
+        """Begin to get the files of an offer that are not here yet: all of them if the folder was deleted."""
         self.give_up()
+        if self.held is not None and not self.folder.exists():
+            self.held = None
         if self.held is None or self.held.files != offer.files:
             wanted = {file.digest: file for file in offer.files if not self._content(file).exists()}
             self.coming, self._wanted = offer, deque(wanted.values())

@@ -190,6 +190,15 @@ def test_a_scalar_keeps_its_shape(tmp_path: Path) -> None:
         assert file.get_tensor("scale").shape == ()
 
 
+def test_a_run_whose_records_were_deleted_has_no_result(tmp_path: Path) -> None:
+    recorder = record(tmp_path)
+    for name in (LEDGER, RESULT):
+        (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=LEDGER):
+        recorder.finish(Progress(), workers=3, teams=2, weights=weights(), now=20.0)
+    assert not (tmp_path / RESULT).exists()
+
+
 def test_nothing_half_written_is_left_beside_the_files(tmp_path: Path) -> None:
     record(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {METRICS, LEDGER, WEIGHTS, RESULT, RECEIPT}

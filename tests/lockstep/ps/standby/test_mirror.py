@@ -153,6 +153,16 @@ def test_a_server_whose_folder_is_not_whole_takes_nothing_from_a_mirror(
     assert Mirror.restored(folder.there).step == 3
 
 
+def test_a_mirror_whose_folder_was_deleted_has_nothing_and_is_filled_again(folder: MirroredFolder) -> None:
+    folder.mirror_once()
+    before = folder.mirrored()
+    shutil.rmtree(folder.there)
+    folder.mirror.begin(folder.offer())
+    assert (folder.mirror.held, folder.mirror.step, folder.mirror.is_whole) == (None, 0, False)
+    folder.mirror_once()
+    assert folder.mirrored() == before
+
+
 def test_another_run_takes_nothing_from_a_mirror_that_has_a_checkpoint(folder: MirroredFolder) -> None:
     other = Term(run="other", number=1, server="o")
     folder.mirror_once()

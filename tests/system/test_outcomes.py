@@ -1,0 +1,187 @@
+"""The table of outcomes in docs/how-to/server-fails.md: each row has a test that makes it, here or elsewhere."""
+
+import os
+import shutil
+import signal
+
+import pytest
+
+from tests.architecture.source import ROOT
+from tests.lockstep.launch.supervision import test_child
+from tests.lockstep.ps.shard_group import test_members
+from tests.lockstep.ps.standby import test_state
+from tests.system import (
+    test_bad_network,
+    test_failures,
+    test_faults,
+    test_full_disk,
+    test_interrupts,
+    test_standby,
+    test_teams,
+)
+from tests.system.processes import GONE_S, Place, Process
+from tests.system.test_faults import OFTEN, calm, job, kill
+from tests.system.test_standby import OVER_SOCKETS, ends, start_all
+
+#: Seconds of silence after which a shard or a worker counts as gone.
+LEASE_S = 2.0
+
+
+def served(place: Place, flags: tuple[str, ...], *more: str) -> tuple[Process, str]:
+    """Start a server, and return it with its address."""
+    bound = ("--bind", "tcp://127.0.0.1:0", "--run-dir", "run", "--min-workers", "1")
+    server = place.start("server", *flags, *OFTEN, *OVER_SOCKETS, *bound, *more)
+    return server, server.line_with("lockstep worker ").split()[2]
+
+
+def shards_of(place: Place, flags: tuple[str, ...]) -> tuple[Process, str, Process, Process]:
+    """Start a server of two, its shard and a worker; return them once the run can be resumed."""
+    server, address = served(place, flags, "--servers", "2", "--lease-timeout", str(LEASE_S))
+    shard, worker = place.start("shard", address), place.start("worker", address, "--workers", "1")
+    server.line_with("epoch 5/")
+    return server, address, shard, worker
+
+
+def test_a_server_that_gets_sigterm_ends_the_run_which_can_be_resumed(place: Place) -> None:
+    flags = job(place, 300)
+    expected = calm(place, flags)
+    server, address = served(place, flags)
+    worker = place.start("worker", address, "--workers", "1")
+    server.line_with("epoch 5/")
+    server.send(signal.SIGTERM)
+    assert server.end(GONE_S)[0] == 130
+    assert worker.end(GONE_S)[0] == 1
+    assert place.start("train", "--resume", "run", "--workers", "1").end()[0] == 0
+    assert place.digest() == expected
+
+
+def test_a_server_whose_folder_is_deleted_fails_with_its_workers(place: Place) -> None:
+    server, address = served(place, job(place, 150))
+    worker = place.start("worker", address, "--workers", "1")
+    server.line_with("epoch 5/")
+    shutil.rmtree(place.folder / "run")
+    code, out, error = server.end()
+    assert (code, error.count("\n")) == (1, 1), error
+    assert "No such file or directory: the run continues without a checkpoint" in out
+    assert worker.end()[0] == 1
+
+
+def test_a_standby_of_a_server_whose_folder_is_deleted_keeps_its_files_and_leads(place: Place) -> None:
+    flags = (*job(place, 600), *OFTEN)
+    expected = calm(place, flags)
+    server, standby, workers = start_all(place, flags)
+    shutil.rmtree(place.folder / "run")
+    server.line_with("lacks files of the run: standbys keep those of step ")
+    kill(server.popen.pid)
+    standby.line_with("takes over, from step ")
+    ends(standby, workers)
+    assert place.digest("mirror") == expected
+
+
+def test_a_shard_that_gets_sigterm_is_replaced_by_another(place: Place) -> None:
+    flags = job(place, 300)
+    expected = calm(place, flags)
+    server, address, shard, worker = shards_of(place, flags)
+    shard.send(signal.SIGTERM)
+    assert shard.end(GONE_S)[0] == 130
+    server.line_with("waiting for shards: 0 of 1 are ready")
+    following = place.start("shard", address)
+    assert [process.end()[0] for process in (server, following, worker)] == [0, 0, 0]
+    assert place.digest() == expected
+
+
+def test_a_shard_that_is_stopped_is_missed_and_has_its_place_again(place: Place) -> None:
+    flags = job(place, 300)
+    expected = calm(place, flags)
+    server, _, shard, worker = shards_of(place, flags)
+    shard.send(signal.SIGSTOP)
+    server.line_with("and its slice of the weights with it: it has been silent for ")
+    shard.send(signal.SIGCONT)
+    assert [process.end()[0] for process in (server, shard, worker)] == [0, 0, 0]
+    assert place.digest() == expected
+
+
+def test_a_standby_that_gets_sigterm_leaves(place: Place) -> None:
+    server, standby, workers = start_all(place, (*job(place, 300), *OFTEN))
+    standby.send(signal.SIGTERM)
+    assert standby.end(GONE_S)[0] == 130
+    server.line_with("left: ")
+    assert [process.end()[0] for process in (server, *workers)] == [0, 0, 0, 0]
+
+
+def test_a_standby_whose_folder_is_deleted_mirrors_the_run_again(place: Place) -> None:
+    server, standby, workers = start_all(place, (*job(place, 600), *OFTEN))
+    shutil.rmtree(place.folder / "mirror")
+    assert [process.end()[0] for process in (server, standby, *workers)] == [0, 0, 0, 0, 0]
+    assert place.digest("mirror") == place.digest()
+
+
+def test_a_worker_that_gets_sigterm_gives_its_work_back(place: Place) -> None:
+    flags = job(place, 300)
+    expected = calm(place, flags)
+    server, address = served(place, flags)
+    workers = [place.start("worker", address, "--workers", "1") for _ in range(2)]
+    server.line_with("worker 1 ")
+    server.line_with("epoch 5/")
+    workers[0].send(signal.SIGTERM)
+    assert workers[0].end(GONE_S)[0] == 130
+    assert [process.end()[0] for process in (server, workers[1])] == [0, 0]
+    assert place.digest() == expected
+
+
+def test_a_page_that_is_killed_costs_the_run_nothing(place: Place) -> None:
+    pytest.importorskip("starlette", reason="the page is served by Starlette: .venv/bin/pip install -e '.[watch]'")
+    flags = job(place, 300)
+    train = place.start("train", *flags, "--workers", "1", "--run-dir", "run", "--watch")
+    train.line_with("epoch 2/")
+    (page,) = place.pids("lockstep watch")
+    os.kill(page, signal.SIGKILL)
+    assert train.end()[0::2] == (0, "")
+    assert place.is_empty(GONE_S)
+
+
+#: By process and fault, the test that makes a row of the table.
+ROWS = {
+    ("server", "kill -9"): test_faults.test_a_run_whose_server_is_killed_goes_on_to_the_same_bits,
+    ("server", "SIGTERM"): test_a_server_that_gets_sigterm_ends_the_run_which_can_be_resumed,
+    ("server", "cut off"): test_bad_network.test_ten_seconds_of_silence_are_survived,
+    ("server", "SIGSTOP"): test_faults.test_a_server_that_is_stopped_holds_it_against_nobody,
+    ("server", "folder deleted"): test_a_server_whose_folder_is_deleted_fails_with_its_workers,
+    ("server", "disk full"): test_full_disk.test_a_run_waits_for_room_on_a_full_disk,
+    ("server with a standby", "kill -9"): test_standby.test_a_run_whose_server_is_killed_goes_on_at_its_standby,
+    ("server with a standby", "SIGTERM"): test_standby.test_a_server_that_is_drained_loses_no_step,
+    ("server with a standby", "cut off"): test_standby.test_a_host_that_is_cut_off_at_any_moment_is_replaced,
+    (
+        "server with a standby",
+        "SIGSTOP",
+    ): test_standby.test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back,
+    (
+        "server with a standby",
+        "folder deleted",
+    ): test_a_standby_of_a_server_whose_folder_is_deleted_keeps_its_files_and_leads,
+    ("shard", "kill -9"): test_faults.test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint,
+    ("shard", "SIGTERM"): test_a_shard_that_gets_sigterm_is_replaced_by_another,
+    ("shard", "cut off"): test_members.test_a_silent_shard_is_lost_after_its_time_and_one_that_answers_is_not,
+    ("shard", "SIGSTOP"): test_a_shard_that_is_stopped_is_missed_and_has_its_place_again,
+    ("standby", "kill -9"): test_standby.test_train_restarts_its_standby_and_shows_a_takeover,
+    ("standby", "SIGTERM"): test_a_standby_that_gets_sigterm_leaves,
+    ("standby", "cut off"): test_state.test_a_silent_server_is_reported_once_and_again_when_it_is_there,
+    ("standby", "folder deleted"): test_a_standby_whose_folder_is_deleted_mirrors_the_run_again,
+    ("standby", "disk full"): test_state.test_a_full_disk_is_reported_once_and_tried_again,
+    ("worker", "kill -9"): test_failures.test_a_worker_that_is_killed_is_told_and_the_run_goes_on,
+    ("worker", "SIGTERM"): test_a_worker_that_gets_sigterm_gives_its_work_back,
+    ("worker", "cut off"): test_bad_network.test_a_cut_is_survived,
+    ("worker", "SIGSTOP"): test_faults.test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew,
+    ("process of a team", "kill -9"): test_teams.test_who_is_killed_is_back_in_the_team_and_the_others_stay,
+    ("template", "kill -9"): test_child.test_without_its_template_a_process_goes_on_and_others_are_started_anew,
+    ("page", "kill -9"): test_a_page_that_is_killed_costs_the_run_nothing,
+    ("`train`", "kill -9, SIGTERM"): test_interrupts.test_everything_is_gone,
+}
+
+
+def test_each_row_of_the_table_has_a_test_and_each_test_a_row() -> None:
+    page = (ROOT / "docs/how-to/server-fails.md").read_text(encoding="utf-8")
+    _, _, table = page.partition("| process | fault |")
+    lines = [line for line in table.partition("\n\n")[0].splitlines()[2:] if line.startswith("|")]
+    found = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in lines]
+    assert found == list(ROWS)
