@@ -1,14 +1,15 @@
 """Finds a learning rate by trying them: rates rise exponentially from step to step, until the loss is too high.
 
-The range test is Smith's ("Cyclical learning rates for training neural networks", WACV 2017, section 3.3); the
-exponential rise, the smoothing and the end at four times the best loss are fastai's (Gugger, "How do you find a good
-learning rate", 2018). It runs in this process, without a run's folder, and draws only the random
-numbers of the job: the same call gives the same numbers.
+The range test is Smith's ("Cyclical learning rates for training neural networks", WACV 2017, section 3.3), the
+exponential rise fastai's (Gugger, "How do you find a good learning rate", 2018). One test is mostly noise: batches
+differ by more than small rates change, and a single draw of weights and batches moved the suggestion by a factor of up
+to 800 on small tables. So several tests are averaged, and smoothed evenly to both sides. It runs in this process,
+without a run's folder, and draws only random numbers that follow from the job: the same call gives the same numbers.
 """
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,17 @@ from numpy.typing import NDArray
 
 from lockstep.api.exported_model import Model, exported, exported_functions, names_of, with_names
 from lockstep.api.job_inputs import Arrays, Frame, completed, job_inputs, taken_options, takes_data_in_one, with_data
+from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job
 from lockstep.common.job.optimizer import replica_of
 from lockstep.common.numerics.choice import take_numerics
-from lockstep.common.numerics.scalars import power
 from lockstep.common.optim.schedules import RateRange
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
-from lockstep.ps.setup import RunSetup, open_run
+from lockstep.ps.setup import open_run
 from lockstep.runs.job_data import draft_of
 from lockstep.runs.job_file import resolve
 from lockstep.runs.own_command import demand
@@ -39,27 +40,35 @@ from lockstep.worker.gradient_sink import NotFiniteError
 
 Floats = NDArray[np.float64]
 
-#: The share of the past in the smoothed loss: of the last ten steps, about.
-BETA = 0.9
+#: Tests that are averaged, and the distance of their seeds, so that jobs with neighbouring seeds share none.
+TESTS, APART = 4, 1_000_003
 
-#: The test ends when the smoothed loss is so many times the best one.
-TOO_MUCH = 4.0
+#: The deviation, in steps, of the bell with which the averaged losses are smoothed.
+WIDTH = 6.0
 
-#: Steps at the beginning in which nothing is looked for: the smoothed loss rests on too few.
+#: A test ends when the mean of the last losses, so many, is above the first loss by so many times that.
+LATEST, TOO_MUCH = 5, 3.0
+
+#: A loss counts at most as so much more than the first one: how far it diverges before its test ends says nothing.
+MOST = 0.5
+
+#: Steps at the beginning in which nothing is looked for, and whose largest loss is called the first.
 SETTLING = 10
 
 
 class RateTest(msgspec.Struct, frozen=True, dict=True):
     """The result of a range test: losses by learning rate, and what follows from them."""
 
-    #: The rate of each step made, and the mean loss of its batch before it, (steps,).
+    #: The rate of each step made, and the mean loss of its batches before it, at most 1.5 times the first, (steps,).
     rates: Floats
     losses: Floats
 
     @cached_property
     def smoothed(self) -> Floats:
-        """The losses, averaged exponentially, (steps,)."""
-        return np.array(list(_smoothed(self.losses)))
+        """The losses, averaged with those of the steps around, (steps,)."""
+        places = np.arange(len(self.losses))
+        weights = np.exp(-0.5 * ((places[:, np.newaxis] - places) / WIDTH) ** 2)
+        return np.asarray(weights @ self.losses / weights.sum(axis=1))
 
     @property
     def at_minimum(self) -> float:
@@ -75,11 +84,13 @@ class RateTest(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def suggestion(self) -> float:
-        """A rate to train with, which leaves a margin: a tenth of `at_minimum`, or `steepest` where that is less.
+        """A rate to train with, which leaves a margin: a quarter of `at_minimum`, or twice `steepest` if that is less.
 
-        fastai has both. A model that learns its few samples by heart within the test has no minimum.
+        On ten tables, small sets of pictures and MNIST, 300 steps with two to eight times `steepest` ended with a lower
+        training loss than with `steepest` in all but one. A model that learns its few samples by heart within the test
+        has no minimum.
         """
-        return min(self.at_minimum / 10, self.steepest)
+        return min(self.at_minimum / 4, 2 * self.steepest)
 
     @property
     def _lowest(self) -> int:
@@ -120,10 +131,11 @@ def find_lr(
 ) -> RateTest:
     """Try learning rates from `lowest` to `highest` in so many `steps`, at least 30; return a `RateTest`.
 
-    `model`, `data` and `values` are those of `fit`, and so are the first weights, the batches, the optimizer and its
-    momentum; for a job with local steps they are those of the local steps, and the rate is a `local_lr`. The test sets
-    the schedule and the length. `model` itself stays as it is. The result has `suggestion`, a rate to train with, the
-    `rates` and `losses` of all steps (steps,), and `plot()`.
+    `model`, `data` and `values` are those of `fit`, and so are the optimizer and its momentum; for a job with local
+    steps they are those of the local steps, and the rate is a `local_lr`. The test sets the schedule and the length. It
+    is made four times, with first weights and batches of the job's seed and of three others, and averaged. `model`
+    itself stays as it is. The result has `suggestion`, a rate to train with, the `rates` and `losses` of all steps
+    (steps,), and `plot()`.
 
     Raises what `fit` raises, `JobError` for rates in the wrong order, and `RunError` if the loss is not finite before a
     rate could be found.
@@ -152,40 +164,47 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
         )
     if job.local_steps > 1:
         job = replica_of(job)
-    job = msgspec.structs.replace(job, steps=steps, schedule="constant", warmup_steps=0, metrics=None, monitor=None)
+    job = replace(job, steps=steps, schedule="constant", warmup_steps=0, metrics=None, monitor=None)
     take_numerics(job.numerics)
-    setup = open_run("rates", job, load(job.data), RunOptions())
-    schedule = RateRange(lowest, highest, steps=steps)
-    setup.shard.policy = replace(setup.shard.policy, schedule=schedule)
-    losses = _losses(setup, steps)
-    if len(losses) < 2 * SETTLING:
+    schedule, data = RateRange(lowest, highest, steps=steps), load(job.data)
+    seeds = [(job.seed + APART * test) % 2**63 for test in range(TESTS)]
+    tests = [_losses(replace(job, seed=seed), data, schedule) for seed in seeds]
+    shortest, longest = min(map(len, tests)), max(map(len, tests))
+    if shortest < 2 * SETTLING:
         raise RunError(
-            f"the loss was not finite, or {TOO_MUCH:g} times the best, after {len(losses)} steps: expected at least "
+            f"the loss was not finite, or {1 + TOO_MUCH:g} times the first, after {shortest} steps: expected at least "
             f"{2 * SETTLING}; try a lower `lowest` than {lowest!r}, and `doctor`"
         )
-    return RateTest(np.array([schedule.rate(step) for step in range(len(losses))]), np.array(losses))
+    return RateTest(np.array([schedule.rate(step) for step in range(longest)]), _averaged(tests, longest))
 
 
-def _losses(setup: RunSetup, steps: int) -> list[float]:
+def _losses(job: Job, data: TrainTest, schedule: RateRange) -> Floats:
     """Make steps until the loss is too much; return the mean loss of each step's batch before its update."""
-    trainer, losses, best = SingleProcessTrainer(setup), list[float](), math.inf
-    for step in range(steps):
+    setup = open_run("rates", job, data, RunOptions())
+    setup.shard.policy = replace(setup.shard.policy, schedule=schedule)
+    trainer, losses = SingleProcessTrainer(setup), list[float]()
+    for step in range(schedule.steps):
         try:
             sums, tally = trainer.sums(step)
         except NotFiniteError:
             break
         trainer.update(step, sums, tally)
         losses.append(tally.loss)
-        *_, smoothed = _smoothed(losses)
-        best = min(best, smoothed)
-        if len(losses) > SETTLING and smoothed > TOO_MUCH * best:
+        if step >= SETTLING and np.mean(losses[-LATEST:]) > _above_first(losses, TOO_MUCH):
             break
-    return losses
+    return np.array(losses)
 
 
-def _smoothed(losses: Iterable[float]) -> Iterator[float]:
-    """Yield the exponential average up to each loss, corrected for the start (Kingma and Ba, Adam, section 3)."""
-    average = 0.0
-    for step, loss in enumerate(losses, 1):
-        average = BETA * average + (1 - BETA) * loss
-        yield average / (1 - power(BETA, step))
+def _averaged(tests: Sequence[Floats], steps: int) -> Floats:
+    """Return the mean of several tests, one that has ended early with the most that a loss counts."""
+    rows = np.empty((len(tests), steps))
+    for row, losses in zip(rows, tests, strict=True):
+        row[:] = most = _above_first(losses, MOST)
+        row[: len(losses)] = np.minimum(losses, most)
+    return np.asarray(rows.mean(axis=0))
+
+
+def _above_first(losses: Sequence[float] | Floats, times: float) -> float:
+    """Return a loss that is above the first by so many times its size: a loss of the user's may be negative."""
+    first = float(np.max(losses[:SETTLING]))
+    return first + times * abs(first)

@@ -5,13 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lockstep import find_lr, fit, nn
 from lockstep.api.learning_rates import RateTest
 from lockstep.common.errors import JobError, RunError
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.runtime.numerics import own_numerics
 from tests.lockstep.api import zoo
 from tests.lockstep.tiny_data import tiny_arrays
+
+Part = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 BRIEF: dict[str, Any] = {"global_batch": 32, "micro_batches": 2}
 
@@ -56,14 +60,40 @@ def test_what_follows_from_a_valley() -> None:
     # Flat, then a fall that is steepest at 1e-3, then up again from 1e-2 on.
     place = np.log10(rates)
     test = RateTest(rates, 2.0 - np.tanh(2 * (place + 3)) + np.where(place > -2, (place + 2) ** 2 * 4, 0.0))
-    # Smoothing looks back over some ten of two hundred steps.
-    assert 0.0008 < test.steepest < 0.004
-    assert 0.006 < test.at_minimum < 0.03
-    assert test.suggestion == min(test.at_minimum / 10, test.steepest)
+    assert 0.0008 < test.steepest < 0.00125
+    assert 0.006 < test.at_minimum < 0.015
+    assert test.suggestion == min(test.at_minimum / 4, 2 * test.steepest)
 
 
 def test_the_smoothed_loss_of_a_constant_is_that_constant() -> None:
     np.testing.assert_allclose(made([3.0] * 40).smoothed, 3.0)
+
+
+def below_zero(outputs: Any, targets: Any) -> Any:
+    """Return the squared error, shifted below zero, and its divisor."""
+    return ((outputs.reshape(-1) - targets) ** 2 - 5.0).sum(), targets.size
+
+
+def table(rows: int, columns: int, noise: float) -> tuple[Part, Part]:
+    """Return a small table whose target follows from some of its columns, and from chance."""
+    rng = generator(7, Purpose.CANARY)
+    x = rng.standard_normal((rows, columns), dtype=np.float32)
+    y = 2 * x[:, 0] + x[:, 1] * x[:, 2] + np.abs(x[:, 3]) + noise * rng.standard_normal(rows, dtype=np.float32)
+    y = (y - y.mean()) / y.std()
+    return (x[:-40], y[:-40]), (x[-40:], y[-40:])
+
+
+def test_seeds_agree_on_a_rate_for_small_noisy_tables() -> None:
+    data = table(240, 8, 1.0)
+    rates = [find_lr("dense", data, loss="mse", seed=seed).suggestion for seed in range(4)]
+    assert max(rates) < 4 * min(rates)
+    assert min(rates) > 3e-4
+
+
+def test_a_loss_may_be_negative() -> None:
+    losses = find_lr(nn.Linear(8, 1), table(240, 8, 1.0), loss=below_zero, steps=60, highest=0.1).losses
+    assert losses[0] < 0.0
+    assert losses.min() < losses[0] - 0.1
 
 
 @pytest.mark.parametrize("model", ["linear", "mlp"])
