@@ -26,6 +26,7 @@ from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RESULT,
 from lockstep.ps.run.plan import best_epoch
 from lockstep.results.evaluation.predictor import Predictor
 from lockstep.runs.run_dir import has_begun, recorded_job, trust
+from lockstep.runs.shared_run import opened_run
 from lockstep.runs.trained_model import job_with_data, model_with, open_trained
 
 
@@ -229,7 +230,9 @@ class Run(msgspec.Struct, frozen=True, dict=True):
 
 
 def load_run(folder: str | Path, *, trust_model: bool = False, training_data: str | Path | None = None) -> Run:
-    """Return a finished run from its folder. Raises `JobError` without a run there, or if it is not finished.
+    """Return a finished run from its folder, or from a file of `lockstep share`.
+
+    Raises `JobError` without a run there, or if it is not finished.
 
     A model of your own is code, which the folder has a copy of. If you have not trained it on this machine,
     `run.model` raises `ModelError`. `trust_model=True` agrees to run that code, now and later.
@@ -237,7 +240,7 @@ def load_run(folder: str | Path, *, trust_model: bool = False, training_data: st
     A run of an older version needs its data to predict: `training_data` is where that is, if it was moved. `DataError`
     if it is other data.
     """
-    path = Path(folder)
+    path = opened_run(Path(folder))
     if trust_model:
         trust(path)
     if not (path / RESULT).is_file():

@@ -60,7 +60,7 @@ def read_compared(path: Path) -> ComparedRun:
         # The file of an older version lacks values; that of another run proves nothing.
         if job.digest() == receipt.job_sha256:
             result = read_result(folder) if (folder / RESULT).exists() else None
-            values: dict[str, Any] = msgspec.to_builtins(job)
+            values: dict[str, Any] = msgspec.to_builtins(job.without_folders())
             return ComparedRun(path=path, receipt=receipt, job=values, options=kept(options), result=result)
     return ComparedRun(path=path, receipt=receipt)
 

@@ -5,6 +5,7 @@ that step first. The micro-batch itself updates nothing. Of one with local steps
 weights that the local steps before it lead to."""
 
 import hashlib
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,8 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
     for name, what in SUBJECTS.items():
         was, is_ = getattr(there, name), getattr(here, name)
         if was != is_:
-            raise UsageError(
-                f"the {what} is not the run's: SHA-256 {was[:12]}… then, {is_[:12]}… now: expected the same"
-            )
+            advice = _job_advice(run) if name == "job_sha256" else "expected the same"
+            raise UsageError(f"the {what} is not the run's: SHA-256 {was[:12]}… then, {is_[:12]}… now: {advice}")
     differences = other_numerics(run, setup)
     if run.fingerprint().is_of_older_version() and not allows_mixed_numerics:
         raise UsageError(
@@ -101,6 +101,16 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
             "machine and version, or add --allow-mixed-numerics"
         )
     return setup
+
+
+def _job_advice(run: RecordedRun) -> str:
+    """Return what to do if the job of a run has another digest than its receipt: versions differ in a job's values."""
+    folder, again = shlex.quote(str(run.folder)), shlex.quote(f"{run.folder}-again")
+    return (
+        f"{JOB} was changed, or another version of lockstep wrote it, whose jobs had other values: use that "
+        f"version, or train it with this one, `lockstep train {folder}/{JOB} --run-dir {again}`, and compare both, "
+        f"`lockstep verify {again} --against {folder}`"
+    )
 
 
 def other_numerics(run: RecordedRun, setup: RunSetup) -> str:

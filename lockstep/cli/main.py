@@ -34,6 +34,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "compare": "results.compare:compare",
         "plot": "results.plot:plot",
         "watch": "results.watch:watch",
+        "share": "results.share:share_command",
     },
     "Check": {
         "ledger": "checking.ledger:ledger",

@@ -229,6 +229,9 @@ def finished(folder: Path) -> RunResult | None:
 #: The copy of the model's files in a run's folder.
 MODEL = "model"
 
+#: Samples of the validation set with their labels, in the folder of a run that was to keep some.
+EXAMPLES = "examples.npz"
+
 #: Entries of a run's folder. A job file next to any of them is a run's, whatever else is missing; one without them may
 #: be one that a person wrote.
 RECORD_FILES = (LEDGER, RECEIPT, RESULT, METRICS, WEIGHTS, AVERAGE_WEIGHTS)

@@ -42,7 +42,12 @@ OPENING = {
 SERVING = ("server", "node")
 
 #: Commands that read what a run recorded, as text and numbers, and have no use for a model.
-RECORDS_ONLY = {"ledger": ["{run}"], "check-data": ["{run}"]}
+RECORDS_ONLY = {
+    "ledger": ["{run}"],
+    "compare": ["{run}", "{run}"],
+    "check-data": ["{run}"],
+    "share": ["{run}", "{out}/shared.zip"],
+}
 
 #: The page is asked below, and the others open no folder of a run.
 OTHERS = {"watch", "pack", "worker", "shard", "keys", "status", "promote", "drain", "bench", "simulate", "completion"}

@@ -23,6 +23,7 @@ from lockstep.checking.verify import (
     has_signatures,
 )
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
+from lockstep.cli.options.completion import RunPath
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.packing import training_data_of
 from lockstep.cli.options.run import RUN_ARGUMENT, TRAINING_DATA_OPTION
@@ -47,7 +48,7 @@ from lockstep.runs.own_command import demand
 @click.option("--steps", metavar="A..B", help="verify only steps A to B, from the nearest checkpoint on")
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=RunPath(),
     metavar="RECEIPT",
     help="compare with the receipt of another run (a receipt.json or run folder), and compute nothing",
 )

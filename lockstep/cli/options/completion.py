@@ -1,8 +1,9 @@
 """Completions that a shell offers: models, and the folders of runs. Must stay quick, and must never fail."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,14 +21,43 @@ MODELS = ("linear", "mlp", "lenet", "cnn", "dense")
 
 
 class RunPath(click.Path):
-    """The folder of a run, of which a shell offers those below `runs`, newest first."""
+    """The folder of a run, of which a shell offers those below `runs`, newest first; or a file of `lockstep share`.
 
-    def __init__(self) -> None:
+    The command gets the folder into which such a file is unpacked, unless it asks for a folder alone.
+    """
+
+    def __init__(self, *, is_folder: bool = False) -> None:
         super().__init__(path_type=Path)
+        self.is_folder = is_folder
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the folder of a run, whose file is unpacked now."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        return path if self.is_folder else unpacked(path)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
         """Return the runs that begin like that, or else let the shell look for folders."""
         return items(runs_like(incomplete)) or items([incomplete], kind="dir")
+
+
+class RunOrAddress(click.ParamType):  # type: ignore[type-arg]
+    """The folder of a run or of runs, a file of `lockstep share`, or an address."""
+
+    name = "run"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text, for a file that of the folder of its run."""
+        return str(unpacked(Path(value))) if Path(value).is_file() else str(value)
+
+
+def unpacked(path: Path) -> Path:
+    """Return the folder of a run, whether it is given or in a file of `lockstep share`."""
+    if not path.is_file():
+        return path
+    # Imported here, since a completion, and the processes of a run, need none of it.
+    from lockstep.runs.shared_run import opened_run
+
+    return opened_run(path)
 
 
 def runs_like(incomplete: str, runs: Path = RUNS) -> list[str]:

@@ -27,7 +27,7 @@ RUN_DIR_OPTION = click.option(
 )
 RESUME_OPTION = click.option(
     "--resume",
-    type=RunPath(),
+    type=RunPath(is_folder=True),
     metavar="DIR",
     help="resume the run in DIR from its last checkpoint, with any number of workers",
 )

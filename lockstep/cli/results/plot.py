@@ -14,6 +14,7 @@ from lockstep.ps.records.metrics import METRICS
 from lockstep.results.reports.display import print_plainly
 from lockstep.results.reports.plots.curves import RunCurves, read_curves
 from lockstep.runs.own_command import demand
+from lockstep.runs.shared_run import unpacked_runs
 
 #: The default folder for plots of several runs; those of a single run go into its own folder.
 PLOTS = Path("plots")
@@ -26,7 +27,7 @@ PLOTS = Path("plots")
     "to",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="folder to write to  [RUN/plots, or plots for several runs]",
+    help="folder to write to  [RUN/plots; plots for several runs, or for a file]",
 )
 @click.option("--learning", "is_brief", is_flag=True, help="plot only loss, accuracy and learning rate")
 @click.option("--tensorboard", "is_events", is_flag=True, help="write event files for TensorBoard instead of plots")
@@ -51,7 +52,9 @@ def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: boo
       lockstep plot runs/* --to plots
       lockstep plot runs/* --to events --tensorboard
     """
-    folder = to or (runs[0] / "plots" if len(runs) == 1 else PLOTS)
+    # One that was unpacked from a file is in the cache.
+    is_here = len(runs) == 1 and not runs[0].is_relative_to(unpacked_runs())
+    folder = to or (runs[0] / "plots" if is_here else PLOTS)
     console = Console(highlight=False)
     if is_events:
         demand("tensorboardX", "tensorboard", "--tensorboard")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from lockstep.cli.options.completion import RunOrAddress
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.run import KEY_OPTION, passes_link
 from lockstep.common.errors import UsageError
@@ -17,7 +18,7 @@ from lockstep.launch.supervision.channel import ListeningReport, ParentLink
 
 
 @click.command(short_help="Show runs live in a browser.")
-@click.argument("what", metavar="RUN|RUNS|ADDRESS")
+@click.argument("what", metavar="RUN|RUNS|ADDRESS", type=RunOrAddress())
 @click.option("--listen", metavar="HOST:PORT", default=LOOPBACK, help="address of the page  [127.0.0.1, a free port]")
 @click.option(
     "--published",

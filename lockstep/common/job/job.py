@@ -37,6 +37,10 @@ DENSE = "dense"
 SCHEDULES = ("constant", "step", "exponential", "polynomial", "cosine", "one-cycle")
 
 
+#: The values that may name a file, besides those in `metrics`.
+IN_FILES = ("model", "data", "initial", "loss", "optimizer", "schedule", "transform")
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
     """A training job: the same job gives the same bits on any processes.
 
@@ -276,8 +280,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     keep_best: Annotated[bool, Meta(description="end with the weights of the best epoch instead of the last")] = False
 
     def digest(self) -> str:
-        """Return the SHA-256 of all values, in hex."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+        """Return the SHA-256 of all values, in hex; of files that they name, only the names count."""
+        return hashlib.sha256(msgspec.json.encode(self.without_folders(), order="sorted")).hexdigest()
+
+    def without_folders(self) -> "Job":
+        """Return the job with the names of files in place of their paths: the same files may lie anywhere.
+
+        The data, the model's source and the initial weights have digests of their own.
+        """
+        values = {name: _without_folder(value) for name in IN_FILES if isinstance(value := getattr(self, name), str)}
+        metrics = None if self.metrics is None else tuple(map(_without_folder, self.metrics))
+        return msgspec.structs.replace(self, **values, metrics=metrics)
 
     def model_name(self) -> str:
         """Return the model's name, "custom" for one given as data."""
@@ -483,3 +496,8 @@ def _check_local_steps(job: Job) -> None:
             f"local_nesterov = true with local_optimizer = {job.local_optimizer!r} and local_momentum = "
             f"{job.local_momentum!r}: expected sgd with momentum above 0; set both or remove local_nesterov"
         )
+
+
+def _without_folder(value: str) -> str:
+    """Return the last part of a path, which `:FUNCTION` may follow; any other text is one part."""
+    return value.rstrip("/").rpartition("/")[2] or value

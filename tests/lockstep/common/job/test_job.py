@@ -86,6 +86,30 @@ def test_the_digest_changes_with_each_field(field: str) -> None:
     assert len(changed.digest()) == 64
 
 
+@pytest.mark.parametrize(
+    ("value", "elsewhere"),
+    [
+        ("model", "/home/anna/work/net.py:build"),
+        ("data", "/home/anna/.cache/lockstep/datasets/homes-1/"),
+        ("initial", "/home/anna/w.safetensors"),
+        ("loss", "my/own.py:loss"),
+        ("metrics", ("f1", "/home/anna/own.py:figure")),
+    ],
+)
+def test_the_digest_does_not_depend_on_the_folder_of_a_file(value: str, elsewhere: Any) -> None:
+    here = {
+        "model": "net.py:build",
+        "data": "homes-1",
+        "initial": "../w.safetensors",
+        "loss": "own.py:loss",
+        "metrics": ("f1", "./own.py:figure"),
+    }
+    one, other = (msgspec.convert({**here, **changed}, Job) for changed in ({}, {value: elsewhere}))
+    assert one.digest() == other.digest()
+    renamed = msgspec.convert({**here, "model": "nets.py:build"}, Job)
+    assert one.digest() != renamed.digest()
+
+
 def test_the_digest_does_not_depend_on_the_order_of_the_values() -> None:
     description = {"class": "Linear", "args": [784, 10], "kwargs": {"bias": True}}
     turned = dict(reversed(description.items()))
