@@ -258,7 +258,7 @@ class SoakRun:
                 for way in ways:
                     self.net.drop(*way)
                 end = partial(self._let_through, ways)
-            case _:
+            case _ if not self.results():  # afterwards there is nothing to save the run from
                 shutil.rmtree(self.place.folder / "run", ignore_errors=True)
         if end is not None:
             self.endings.append((now + fault.seconds, end))

@@ -12,6 +12,7 @@ import pytest
 from lockstep.cli.main import run
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.lifetime import ENDING
+from lockstep.launch.run_starter import leads
 from lockstep.ps.records.ledger import RunBegun
 from lockstep.ps.records.run_folder import read_ledger
 from tests.system.hosts import hosts, seconds_pass, why_not
@@ -162,6 +163,28 @@ def test_train_restarts_its_standby_and_shows_a_takeover(place: Place) -> None:
         process.line_with("epoch ")
     os.kill(server, signal.SIGKILL)
     process.line_with("its workers go to the standby")
+    code, out, error = process.end()
+    assert (code, error) == (0, ""), (out, error)
+    assert place.digest() == expected
+    assert place.is_empty(GONE_S)
+
+
+@pytest.mark.slow
+def test_train_restarts_a_standby_that_leads_and_dies_while_the_old_server_still_runs(place: Place) -> None:
+    flags = (*job(place, 900), *OFTEN)
+    expected = calm(place, flags)
+    shape = ("--workers", "2", "--standby", "--takeover-seconds", "1", "--transport", "tcp", "--run-dir", "run")
+    process = place.start("train", *flags, *shape)
+    process.line_with("epoch 3/")
+    (server,), (standby,) = place.pids("server --job"), place.pids("--standby-of")
+    mirror = place.folder / "run" / "standby"
+    while not any((mirror / "checkpoints").glob("step-*.safetensors")):
+        process.line_with("epoch ")
+    os.kill(server, signal.SIGSTOP)
+    while not leads(mirror):
+        process.ends_within(0.1)
+    os.kill(standby, signal.SIGKILL)
+    process.line_with(f"(pid {standby}) was killed by SIGKILL; restarting in ")
     code, out, error = process.end()
     assert (code, error) == (0, ""), (out, error)
     assert place.digest() == expected

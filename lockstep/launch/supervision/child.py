@@ -308,9 +308,9 @@ class Crew:
             self.processes[place].end(0.0)
 
     def move(self, place: ProcessPlace, target: ProcessPlace) -> None:
-        """Let the process of a place have another place from now on."""
+        """Let the process of a place have another place from now on, where its end is seen, even if it has ended."""
         self.processes[target] = self.processes.pop(place)
-        self._running = {target if one == place else one for one in self._running}
+        self._running = self._running - {place} | {target}
 
     def at(self, *roles: Role) -> list[WatchedProcess]:
         """Return the processes of these roles."""

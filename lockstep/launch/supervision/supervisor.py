@@ -290,7 +290,7 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
             return self._over(RunEnd.RESULT)
         if end.is_crash and not files.has_begun:
             return self._over(RunEnd.CRASH)
-        has_successor = self._has_successor(end, files)
+        has_successor = self._has_successor(end, files, now)
         # One that ends by itself while its standby leads has handed the run over, or found that out.
         is_lost = end.was_killed or (has_successor and (files.standby_leads or end.code == 0))
         killed = self._killed_shard() if end.code == 1 else None
@@ -304,8 +304,10 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
             return self._follow_standby(now)
         return self._restart_servers(SERVER if is_lost or killed is None else killed, now)
 
-    def _has_successor(self, server: ProcessEnd, files: FilesSeen) -> bool:
+    def _has_successor(self, server: ProcessEnd, files: FilesSeen, now: float) -> bool:
         """Tell whether the standby leads the run of a server that has ended, or can lead it."""
+        if STANDBY in self.places.due(PlaceState.ENDED, now):
+            return files.standby_leads  # it has ended too, and is restarted as the server
         if self.places.state(STANDBY) is not PlaceState.RUNNING:
             return False
         # One that was interrupted has told its standby that the run is over.
@@ -378,10 +380,9 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
         return [StopProcess(place=SERVER)]
 
     def _standby_ended(self, now: float) -> list[SupervisorEffect]:
-        """Restart the standby, unless its folder holds a run that it has led."""
+        """Restart the standby, as the server if it has led the run: the old server's term is over."""
         if self.look().standby_leads:
-            self.places.vacate(STANDBY)
-            return []
+            return [StopProcess(place=SERVER), *self._follow_standby(now)]
         delay_s = self.places.restart(STANDBY, now)
         if delay_s is not None:
             return [ReportDeath(place=STANDBY, outlook=Outlook.RESTARTED, delay_s=delay_s)]

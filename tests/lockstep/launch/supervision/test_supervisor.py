@@ -283,12 +283,26 @@ def test_a_standby_that_has_died_is_restarted_and_not_followed_meanwhile(end: Pr
     assert (deaths(scene.ended(SERVER, end=KILLED)) == FOLLOWED) is is_back
 
 
-@pytest.mark.parametrize(("end", "files"), [(DONE, CAN_LEAD), (KILLED, LEADS)])
-def test_a_standby_whose_run_is_over_or_that_has_led_it_is_not_restarted(end: ProcessEnd, files: FilesSeen) -> None:
-    scene = Scene(files, has_standby=True).served()
-    assert scene.ended(STANDBY, end=end) == []
+def test_a_standby_whose_run_is_over_is_not_restarted() -> None:
+    scene = Scene(CAN_LEAD, has_standby=True).served()
+    assert scene.ended(STANDBY, end=DONE) == []
     assert starts(scene.after(STEADY_S)) == []
     assert deaths(scene.ended(SERVER, end=KILLED)) != FOLLOWED
+
+
+def test_a_standby_that_leads_and_dies_is_restarted_as_the_server_and_the_old_one_is_ended() -> None:
+    scene = Scene(LEADS, has_standby=True).served()
+    stopped, *effects = scene.ended(STANDBY, end=KILLED)
+    assert (stopped, deaths(effects)) == (StopProcess(place=SERVER), FOLLOWED)
+    # Its end is seen again, as that of the server, whose place it has.
+    assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
+    assert starts(scene.after(FIRST_S)) == [SERVER]
+
+
+def test_a_standby_that_leads_and_dies_with_the_old_server_is_restarted_as_the_server() -> None:
+    scene = Scene(LEADS, has_standby=True).served()
+    assert deaths(scene.ended(SERVER, STANDBY, end=KILLED)) == FOLLOWED
+    assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
 
 
 def test_a_standby_that_dies_with_its_server_is_restarted_with_it_and_not_for_ever() -> None:
