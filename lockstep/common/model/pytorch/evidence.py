@@ -40,6 +40,11 @@ class WeightWrites(TorchDispatchMode):  # type: ignore[misc]  # PyTorch's classe
     A clamp of weights that are within its bounds writes equal values, which no comparison of bytes shows.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: otherwise PyTorch loads its compiler, which takes a second and sets a variable."""
+        return False
+
     def __init__(self, weights: Vector) -> None:
         super().__init__()
         self._start = weights.ctypes.data
