@@ -30,6 +30,7 @@ import msgspec
 
 from lockstep.cli.main import run
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
+from lockstep.launch.lifetime import interrupt_on_signals
 from lockstep.runs.run_dir import has_begun
 from tests.lockstep.tiny_data import write_tiny
 from tests.system.alone import train_alone
@@ -52,13 +53,19 @@ OPTIONS = ("--transport", "tcp", "--takeover-seconds", "1", "--checkpoint-every-
 WORKERS = 2
 
 #: Kinds of faults: those of any process, and one of the first server only.
-KINDS, DELETE = ("kill", "kill", "terminate", "stop", "cut", "cut up", "cut down"), "delete folder"
+KINDS, DELETE = ("kill", "kill", "terminate", "stop", "cut", "cut up", "cut down", "flap"), "delete folder"
 
 #: Most faults of a run, the share with a deleted folder, and the seconds within which each fault begins.
 MOST_FAULTS, DELETING, WITHIN_S = 3, 0.15, 8.0
 
 #: Least and most seconds of a fault that lasts, and until a process that has ended is started again.
 LEAST_S, MOST_S, AGAIN_S = 0.3, 12.0, 0.5
+
+#: Seconds between two changes of a cable that flaps.
+FLAP_S = 0.25
+
+#: The speeds of all cables of a run: the slower one doubles the time of a step.
+RATES = ("1gbit", "1gbit", "300mbit")
 
 #: Seconds after the last fault, or the last start of a process, in which a run ends or makes steps.
 MOVES_S = 60.0
@@ -91,6 +98,7 @@ class Plan(msgspec.Struct, frozen=True):
     #: By host, the part of its process.
     roles: tuple[str, ...]
     faults: tuple[Fault, ...]
+    rate: str
 
     @classmethod
     def of(cls, seed: int) -> Self:
@@ -104,7 +112,7 @@ class Plan(msgspec.Struct, frozen=True):
             Fault(kind, host, WITHIN_S * draw.random(), LEAST_S * (MOST_S / LEAST_S) ** draw.random())
             for kind, host in (*chosen, *deleted)
         ]
-        return cls(seed, job, roles, tuple(sorted(faults, key=lambda fault: fault.at)))
+        return cls(seed, job, roles, tuple(sorted(faults, key=lambda fault: fault.at)), draw.choice(RATES))
 
     @property
     def has_standby(self) -> bool:
@@ -114,6 +122,7 @@ class Plan(msgspec.Struct, frozen=True):
         """Return the plan as a line."""
         servers = 1 + self.roles.count("shard")
         shape = f"{self.job}, {servers} {'servers' if servers > 1 else 'server'}{', standby' * self.has_standby}"
+        shape += f", {self.rate}"
         faults = ", ".join(f"{one.kind} {self.roles[one.host]} {one.host} @{one.at:.1f}s" for one in self.faults)
         return f"seed {self.seed}: {shape}; {faults}"
 
@@ -253,6 +262,12 @@ class SoakRun:
             case "cut":
                 self.net.pull(host)
                 end = partial(self.net.put_back, host)
+            case "flap":
+                for change in range(1, int(fault.seconds / FLAP_S)):
+                    act = self.net.put_back if change % 2 else self.net.pull
+                    self.endings.append((now + change * FLAP_S, partial(act, host)))
+                self.net.pull(host)
+                end = partial(self.net.put_back, host)
             case "cut up" | "cut down":
                 ways = [(host, one) if fault.kind == "cut up" else (one, host) for one in others]
                 for way in ways:
@@ -307,7 +322,7 @@ def soak(seed: int) -> tuple[str, bool, str]:
         write_tiny(place.folder)
         (place.folder / "model.py").write_text(MODEL)
         try:
-            with hosts(len(plan.roles), "1gbit") as net:
+            with hosts(len(plan.roles), plan.rate) as net:
                 started = SoakRun(plan, place, net)
                 outcome = started.run()
         finally:
@@ -333,6 +348,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=0.0, help="0 for one run")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     options = parser.parse_args(arguments)
+    interrupt_on_signals()  # so that no host is left
     until, seed, failed = time.monotonic() + 60.0 * options.minutes, options.seed, list[int]()
     while seed == options.seed or time.monotonic() < until:
         line, is_right, shown = soak(seed)
