@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
@@ -78,8 +79,8 @@ def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
     except (TypeError, ValueError):
         inside = f" ({', '.join(type(part).__name__ for part in data[:4])})" if isinstance(data, tuple | list) else ""
         raise DataError(
-            f"data is a {type(data).__name__}{inside} of another form: expected a name, a path, arrays as ((x_train, "
-            "y_train), (x_test, y_test)), or a pair of datasets, not loaders"
+            f"data is a {type(data).__name__}{inside} of another form: expected a name, a path, arrays as (x, y) or "
+            "((x_train, y_train), (x_test, y_test)), or a pair of datasets, not loaders"
         ) from None
     arrays = {
         f"{kind}_{part}{field}": np.asarray(values)
@@ -117,6 +118,27 @@ def is_dataset(part: Any) -> bool:
     """Tell whether something is a dataset of PyTorch, or like one: it has a length, and items of samples by number."""
     has_items = hasattr(type(part), "__getitem__") and hasattr(type(part), "__len__")
     return has_items and not isinstance(part, tuple | list | dict | str) and not hasattr(part, "dtype")
+
+
+def is_one_set(data: Any) -> bool:
+    """Tell whether something is (x, y), or (x, y, w), and not a training set and a test set of these."""
+    return isinstance(data, tuple | list) and len(data) in (2, 3) and all(hasattr(each, "dtype") for each in data)
+
+
+def divided(data: Sequence[Any], options: PackOptions) -> Arrays:
+    """Return arrays, of which a share of the samples becomes the test set, as packing has it."""
+    arrays = [np.asarray(each) for each in data]
+    samples = [len(each) if each.ndim else 0 for each in arrays]
+    if len(set(samples)) > 1:
+        raise DataError(f"arrays of {' and '.join(map(str, samples))} samples: expected as many labels as samples")
+    is_test = options.division().marks(samples[0])
+    if not is_test.any():
+        raise DataError(
+            f"the test set is empty, because {options.test_split:.0%} of {samples[0]} samples is none: expected more "
+            f"samples, a larger {options.spelled('test_split')}, or ((x_train, y_train), (x_test, y_test))"
+        )
+    train, test = (tuple(each[chosen] for each in arrays) for chosen in (~is_test, is_test))
+    return train, test  # type: ignore[return-value]  # weights of samples may come third
 
 
 def _items_of(part: Any) -> tuple[Any, ...]:
@@ -271,7 +293,7 @@ def with_data(
     """
     if isinstance(data, str | Path):
         return msgspec.structs.replace(job, data=_named_data(str(data), options, loss, verbose=verbose)), None
-    return job, _memory_data(data, options, loss)
+    return job, _memory_data(data, options, loss, print if verbose else lambda text: None)
 
 
 def completed(job: Job, given: Mapping[str, Any], paths: Mapping[str, str]) -> Job:
@@ -301,7 +323,9 @@ def is_frame(data: Any) -> bool:
     return any(all(hasattr(data, name) for name in names) for names in marks)
 
 
-def _memory_data(data: Any, options: PackOptions, loss: str | None) -> dict[str, NDArray[Any]] | PackInto:
+def _memory_data(
+    data: Any, options: PackOptions, loss: str | None, say: Callable[[str], None]
+) -> dict[str, NDArray[Any]] | PackInto:
     """Return what the calling process has in memory: arrays by name, or what packs a data frame."""
     first = data[0] if isinstance(data, tuple) and data else data
     if isinstance(data, Mapping):
@@ -313,9 +337,16 @@ def _memory_data(data: Any, options: PackOptions, loss: str | None) -> dict[str,
             # Imported here, since the extra may not be installed.
             from lockstep.packing.pack_table import pack_frame
 
-            return pack_frame(data, folder, options if loss is None else options.for_loss(loss))
+            packed = pack_frame(data, folder, options if loss is None else options.for_loss(loss))
+            for line in packed.lines():
+                say(line)
+            return packed
 
         return into
+    if is_one_set(data):
+        data = divided(data, options)
+        say(options.division_note())
+        options = replace(options, test_split=PackOptions.test_split)
     if given := options.changed():
         raise DataError(f"{', '.join(given)} with a {type(data).__name__}: expected a data frame, or a file to pack")
     return named_arrays(data)

@@ -17,6 +17,7 @@ from lockstep.common.runtime.version import VERSION
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
 from lockstep.launch.supervision.channel import EndReport, ParentLink
 from lockstep.launch.supervision.restarts import USAGE
+from lockstep.runs.job_file import ELSEWHERE
 from lockstep.runs.own_command import own_command
 
 #: The commands by what they are for, and the module and the function of each below this package. The import is
@@ -94,7 +95,8 @@ class Root(click.Group):
         """Return the command that the first argument names, with the rest; a usage error has the nearest name."""
         name = args[0]
         if name not in self.commands and not name.startswith("-") and not ctx.resilient_parsing:
-            raise click.UsageError(f"no such command {name!r}{nearest(name, self.commands)}", ctx)
+            meant = f" (did you mean {ELSEWHERE_COMMANDS[name]!r}?)" if name in ELSEWHERE_COMMANDS else ""
+            raise click.UsageError(f"no such command {name!r}{meant or nearest(name, self.commands)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -124,6 +126,16 @@ def cli() -> None:
     Exit codes: 0 success, 1 failed run, 2 wrong usage or job, 130 interrupted.
     """
 
+
+#: Commands that people look for, if their name is not near to that of ours.
+ELSEWHERE_COMMANDS = {
+    "resume": "train --resume",
+    "list": "watch",
+    "ls": "watch",
+    "fit": "train",
+    "test": "evaluate",
+    "diff": "compare",
+}
 
 #: Other exit codes: a run that failed, an interrupt (128 + SIGINT, as shells have it).
 FAILED, INTERRUPTED = 1, 130
@@ -231,7 +243,7 @@ def _complaint(error: click.ClickException) -> str:
     """Return the fact, in our own words if click's exception has what these need."""
     match error:
         case click.NoSuchOption():
-            return f"no such option {error.option_name!r}{nearest(error.option_name, error.possibilities or ())}"
+            return f"no such option {error.option_name!r}{_meant(error)}"
         case click.MissingParameter():
             kind = error.param_type or (error.param.param_type_name if error.param is not None else "parameter")
             return f"missing {kind} {_parameter(error)}"
@@ -240,6 +252,14 @@ def _complaint(error: click.ClickException) -> str:
         case _:
             text = _flat(error.format_message())
             return f"{text[:1].lower()}{text[1:]}"
+
+
+def _meant(error: click.NoSuchOption) -> str:
+    """Return the option of the command that is nearest, or that has another name in other libraries."""
+    name = ELSEWHERE.get(error.option_name.lstrip("-").replace("-", "_"))
+    flag = f"--{(name or '').replace('_', '-')}"
+    known = () if error.ctx is None else [option for each in error.ctx.command.params for option in each.opts]
+    return f" (did you mean {flag!r}?)" if flag in known else nearest(error.option_name, error.possibilities or ())
 
 
 def _parameter(error: click.BadParameter) -> str:

@@ -430,7 +430,11 @@ class ColumnSurvey:
             assert self.first_missing is not None
             rules = spelled("missing", "drop")
             if not self.is_target:
-                rules = f"a rule: {rules}, {spelled('missing', 'mean')} or {spelled('missing', 0)}"
+                # A text has no mean.
+                fills = f"{spelled('missing', 'mean')} or {spelled('missing', 0)}"
+                if kind is ColumnKind.CATEGORY:
+                    fills = f"or {spelled('missing', 0)}, which makes a missing text a category"
+                rules = f"a rule: {rules}, {fills}"
             raise DataError(f"{self.first_missing.where}: is missing: expected a value, or {rules}")
         if kind is ColumnKind.CATEGORY or self.beyond is None:
             return

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
 
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.data.folder import table_at
+from lockstep.common.data.folder import MANIFEST, read_manifest, table_at
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, ModelError
 from lockstep.common.job.job import DENSE, Job, check, default_micro_batches
@@ -33,6 +34,17 @@ STEPS_PER_EPOCH, LEAST_BATCH, MOST_BATCH = 50, 32, 512
 def draft_of(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of some values of a job that can be checked before its data is known."""
     return {name: value for name, value in values.items() if LATER.get(name, name) in given}
+
+
+def shown_data(data: str) -> str:
+    """Return what a person calls a job's data: of a folder that was packed on the way, the source that it is made of.
+
+    The paths that people write are relative, mostly; those of the cache and of a run's folder are not.
+    """
+    folder = Path(data)
+    if folder.is_absolute() and (folder / MANIFEST).is_file():
+        return read_manifest(folder).origin.source
+    return data
 
 
 def values_of_table(data: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ from lockstep.common.runtime.environment import cores
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.ps.setup import dry_run, two_samples
-from lockstep.runs.job_data import draft_of
+from lockstep.runs.job_data import draft_of, shown_data
 from lockstep.runs.job_file import resolve
 
 #: Losses whose value shows whether anything is learned: that of guessing is known.
@@ -116,12 +116,9 @@ def doctor(
         return _examine(subject, job, examined_model, values.get("workers"), walk)
 
 
-def examine_job(job: Job, workers: int | None, *, shown_data: str | None = None) -> Examination:
-    """Look for mistakes in a job that would be trained with `workers`, if their number is given.
-
-    `shown_data` is what the user calls the data, if that was packed.
-    """
-    return _examine(f"{job.model_name()} on {shown_data or job.data}", job, model_of(job), workers, Tensor.backward)
+def examine_job(job: Job, workers: int | None) -> Examination:
+    """Look for mistakes in a job that would be trained with `workers`, if their number is given."""
+    return _examine(f"{job.model_name()} on {shown_data(job.data)}", job, model_of(job), workers, Tensor.backward)
 
 
 def model_of(job: Job) -> PortModel:
@@ -215,7 +212,8 @@ def examined_data(examined: ExaminedData) -> list[Finding]:
     """Return the faults of the data, whatever computes."""
     objective, data, findings = examined.objective, examined.data, list[Finding]()
     if not objective.is_regression:
-        findings += check_balance(*(objective.targets(part.labels) for part in (data.train, data.test)))
+        train, test = (objective.targets(part.labels) for part in (data.train, data.test))
+        findings += check_balance(train, test, data.class_names)
     return [*findings, *check_loss(examined), *check_samples(examined)]
 
 
@@ -240,14 +238,17 @@ def examined(target: ExaminationTarget, clock: Clock, cores: int) -> Iterator[Fi
         train, test = (target.objective.targets(part.labels) for part in (target.data.train, target.data.test))
         unfit = check_classes(train, test, outputs)
         yield from unfit
-    yield from examined_data(target.examined_data)
+    in_data = examined_data(target.examined_data)
+    yield from in_data
     yield from check_initial_values(target.model)
     wrong = check_walk(target.walk) or check_gradients(target)
     yield from wrong
     if unfit:
         return
     signals = signals_of(target, with_backward=not wrong)
-    yield from check_activations(signals)
+    if not any(finding.kind == "scale" for finding in in_data):
+        # Units that such columns drown are dead.
+        yield from check_activations(signals)
     yield from check_norms(signals)
     yield from check_first_loss(signals)
     if wrong or signals.nonfinite:

@@ -1,12 +1,14 @@
 """Check the data: labels are classes numbered from 0, as many as the model has outputs, and samples suit training."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.checking.checkup.magnitudes import SAMPLES
-from lockstep.checking.checkup.target import ExaminedData, Finding, found
+from lockstep.checking.checkup.target import ExaminedData, Finding, class_named, found
+from lockstep.common.data.columns import ColumnKind
 
 #: Largest share of the training samples that one class may have.
 MOST_OF_ONE = 0.9
@@ -28,6 +30,9 @@ MOST_CLASSES, LEAST_OF_A_CLASS = 20, 5
 
 #: The largest deviation of one feature, as a multiple of the median deviation.
 MOST_OF_A_FEATURE = 100.0
+
+#: The largest ratio of two columns' deviations, and of a column's mean to its deviation, that needs no scaling.
+MOST_UNSCALED = 10.0
 
 
 def check_labels(train: NDArray[Any], test: NDArray[Any], *, is_sequence: bool = False) -> list[Finding]:
@@ -66,27 +71,29 @@ def check_classes(train: NDArray[Any], test: NDArray[Any], outputs: int) -> list
     return []
 
 
-def check_balance(train: NDArray[Any], test: NDArray[Any]) -> list[Finding]:
+def check_balance(train: NDArray[Any], test: NDArray[Any], names: Sequence[str] = ()) -> list[Finding]:
     """Return whether a class is missing from one of the two sets, or has nearly all training samples."""
     counts, tested, findings = np.bincount(train), np.unique(test), list[Finding]()
     missing = np.setdiff1d(tested, np.flatnonzero(counts))
     if missing.size:
-        findings.append(found("class-is-missing", first=missing[0], missing=missing.size, classes=tested.size))
+        named = class_named(missing[0], names)
+        findings.append(found("class-is-missing", named=named, missing=missing.size, classes=tested.size))
     else:
-        findings += _untested(counts, tested, len(test))
+        findings += _untested(counts, tested, len(test), names)
     if len(counts) > 1 and counts.max() > MOST_OF_ONE * len(train):
-        findings.append(found("one-class", label=counts.argmax(), count=counts.max(), samples=len(train)))
+        named = class_named(int(counts.argmax()), names)
+        findings.append(found("one-class", named=named, count=counts.max(), samples=len(train)))
     return findings
 
 
-def _untested(counts: NDArray[np.int64], tested: NDArray[Any], tests: int) -> list[Finding]:
+def _untested(counts: NDArray[np.int64], tested: NDArray[Any], tests: int, names: Sequence[str]) -> list[Finding]:
     """Return whether classes are missing from a test set in which they would not be by chance."""
     expected = counts / counts.sum() * tests
     untested = np.setdiff1d(np.flatnonzero(expected >= EXPECTED_OF_A_CLASS), tested)
     if not untested.size:
         return []
     facts = {"missing": untested.size, "classes": np.count_nonzero(counts), "expected": expected[untested[0]]}
-    return [found("class-is-not-tested", first=untested[0], **facts)]
+    return [found("class-is-not-tested", named=class_named(untested[0], names), **facts)]
 
 
 def check_samples(target: ExaminedData) -> list[Finding]:
@@ -94,13 +101,38 @@ def check_samples(target: ExaminedData) -> list[Finding]:
     images, _ = target.batch(0, SAMPLES)
     if target.data.train.is_tokens:
         return []
+    if unscaled := check_scales(target):
+        return [*unscaled, *check_features(target)]
     mean, deviation = float(np.mean(images, dtype=np.float64)), float(np.std(images, dtype=np.float64))
     if deviation == 0:
         return [found("samples-are-equal", value=mean)]
     if not LEAST_DEVIATION <= deviation <= MOST_DEVIATION or abs(mean) > MOST_MEAN:
         name = "far-from-the-rest" if target.job.normalize else "not-normalised"
         return [found(name, mean=mean, deviation=deviation)]
-    return [*_uneven(np.std(images, axis=0, dtype=np.float64)), *check_features(target)] if images.ndim == 2 else []
+    if images.ndim != 2:
+        return []
+    return [*_uneven(target, np.std(images, axis=0, dtype=np.float64)), *check_features(target)]
+
+
+def check_scales(target: ExaminedData) -> list[Finding]:
+    """Return whether the columns of a table were packed as they are, and are of very different sizes."""
+    columns = target.columns
+    if any((column.mean, column.std) != (0.0, 1.0) for column in columns):
+        return []
+    rows = target.data.train.images[:MOST_ROWS]
+    is_scaled = [column.kind is not ColumnKind.CATEGORY for column in columns for _ in column.inputs]
+    means, deviations = (np.atleast_1d(each(rows, axis=0, dtype=np.float64)) for each in (np.mean, np.std))
+    varying = [place for place in np.flatnonzero(is_scaled).tolist() if deviations[place] > 0]
+    if not varying:
+        return []
+    farthest = max(varying, key=lambda place: max(abs(means[place]), deviations[place]))
+    nearest = min(varying, key=lambda place: deviations[place])
+    is_uneven = deviations[farthest] > MOST_UNSCALED * deviations[nearest]
+    if not is_uneven and max(np.abs(means[varying]) / deviations[varying]) <= MOST_UNSCALED:
+        return []
+    facts = {"mean": means[farthest], "deviation": deviations[farthest]}
+    facts |= {"other_mean": means[nearest], "other_deviation": deviations[nearest]}
+    return [found("unscaled-columns", named=target.named(farthest), other=target.named(nearest), **facts)]
 
 
 def check_features(target: ExaminedData) -> list[Finding]:
@@ -110,13 +142,18 @@ def check_features(target: ExaminedData) -> list[Finding]:
     """
     train = target.data.train
     features, targets = train.images[:MOST_ROWS], target.objective.targets(train.labels[:MOST_ROWS])
-    facts = {"samples": len(features)}
     for feature, column in enumerate(features.T):
         if column[0] and (column == column[0]).all():
-            return [found("constant-feature", feature=feature, value=float(column[0]), **facts)]
+            return [_of_feature("constant-feature", target, feature, value=float(column[0]), samples=len(features))]
     is_regression = target.objective.is_regression
     leaks = (feature for feature, column in enumerate(features.T) if _is_target(column, targets, is_regression))
-    return [found("target-leak", feature=feature, **facts) for feature in leaks][:1]
+    return [_of_feature("target-leak", target, feature, samples=len(features)) for feature in leaks][:1]
+
+
+def _of_feature(name: str, target: ExaminedData, feature: int, **facts: float) -> Finding:
+    column = target.column_of(feature)
+    leave_out = "leave the column out" if column is None else f"leave the column out (drop = {column.name!r})"
+    return found(name, named=target.named(feature), leave_out=leave_out, **facts)
 
 
 def _is_target(column: NDArray[Any], targets: NDArray[Any], is_regression: bool) -> bool:
@@ -145,10 +182,11 @@ def check_loss(target: ExaminedData) -> list[Finding]:
     return [found("classes-as-numbers", classes=most + 1, most=most, samples=len(labels))]
 
 
-def _uneven(deviations: NDArray[np.float64]) -> list[Finding]:
+def _uneven(target: ExaminedData, deviations: NDArray[np.float64]) -> list[Finding]:
     """Return whether one of the features, which have these deviations, is much larger than the others."""
     varying = deviations[deviations > 0]
     largest = int(deviations.argmax())
     if not varying.size or deviations[largest] <= MOST_OF_A_FEATURE * np.median(varying):
         return []
-    return [found("uneven-features", largest=largest, deviation=deviations[largest], median=np.median(varying))]
+    facts = {"deviation": deviations[largest], "median": np.median(varying)}
+    return [found("uneven-features", named=target.named(largest), **facts)]

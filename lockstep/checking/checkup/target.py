@@ -13,9 +13,12 @@ from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.columns import Column
 from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.folder import table_at
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.sampler import Sampler
+from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import NO_CODE, OwnCode
@@ -44,6 +47,11 @@ def found(name: str, /, **facts: object) -> Finding:
 @cache
 def texts() -> dict[str, dict[str, str]]:
     return tomllib.loads(resources.files(__package__).joinpath("findings.toml").read_text(encoding="utf-8"))
+
+
+def class_named(label: int, names: Sequence[str]) -> str:
+    """Return how a person knows a class: by its name, or by its number."""
+    return f"class {one_line(names[label], 40)!r}" if label < len(names) else f"class {label}"
 
 
 #: Characters per line.
@@ -78,6 +86,26 @@ class ExaminedData(msgspec.Struct, frozen=True, dict=True):
     @property
     def objective(self) -> Objective:
         return Objective.of(self.job)
+
+    @cached_property
+    def columns(self) -> Sequence[Column]:
+        """The columns of a table; empty for other data."""
+        table = table_at(self.job.data)
+        return () if table is None else table.columns
+
+    def column_of(self, feature: int) -> Column | None:
+        """Return the column that an input of the model is made of; None if it has no name."""
+        columns = [column for column in self.columns for _ in column.inputs]
+        return columns[feature] if feature < len(columns) else None
+
+    def named(self, feature: int) -> str:
+        """Return how a person finds an input of the model: by its column, or by its number."""
+        column = self.column_of(feature)
+        if column is None:
+            return f"feature {feature}"
+        inputs = [name for each in self.columns for name in each.inputs]
+        category = f", category {one_line(inputs[feature], 40)!r}," if column.one_hot else ""
+        return f"column {one_line(column.name, 60)!r}{category}"
 
     def batch(self, step: int, most: int) -> tuple[Vector, Vector]:
         """Return at most `most` prepared samples of a step of the job, and the targets of its loss."""

@@ -1,6 +1,7 @@
 """One command-line flag for each value of a job and each option of a run, made from their fields, shown in groups."""
 
 import functools
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,19 +16,17 @@ from lockstep.common.job.job import SCHEDULES, Job
 from lockstep.common.job.losses import LOSSES
 from lockstep.common.optim.rules import RULES
 from lockstep.common.protocol.run_options import KEPT_OPTIONS, OF_A_SERVER, RunOptions
+from lockstep.packing.cache import is_to_be_packed
+from lockstep.packing.files import table_files
 from lockstep.packing.options import DIRECT
 from lockstep.runs.job_data import draft_of, values_of_table, with_data_values
 from lockstep.runs.job_file import GROUPS, Field, fields, read_values, resolve, shipped_values
-from lockstep.runs.run_dir import JOB, job_of_file, trust
+from lockstep.runs.run_dir import JOB, has_begun, job_of_file, trust
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Flags of `train` that are not values of a job: how a table, or a folder of pictures, becomes its data.
-PACKING_GROUP = {
-    "Tables and folders of pictures": (
-        *("target", "columns", "task", "missing", "standardize", "size", "grayscale", "test_split"),
-    )
-}
+PACKING_GROUP = {"Tables and folders of pictures": DIRECT}
 
 #: Values that may be given in per cent.
 SHARES = ("audit", "validation_split", "label_smoothing")
@@ -122,6 +121,8 @@ def takes_job(*names: str) -> Callable[[F], F]:
     def decorate(command: F) -> F:
         @functools.wraps(command)
         def with_job(*arguments: Any, job: Path | None, job_flag: Path | None, **values: Any) -> Any:
+            if job is not None and (meant := flag_of(job)):
+                raise UsageError(f"{str(job)!r} is not a job file: expected a .toml, or {meant}")
             if job is not None and job_flag is not None:
                 raise UsageError(f"{str(job)!r} and --job {str(job_flag)!r} are two job files: remove one")
             flags = {name: values.pop(name) for name in names}
@@ -139,6 +140,14 @@ def takes_job(*names: str) -> Callable[[F], F]:
         return functools.reduce(lambda made, add: add(made), reversed(parameters), with_job)  # type: ignore[return-value]
 
     return decorate
+
+
+def flag_of(path: Path) -> str:
+    """Return the flag with which something else than a job file is given; empty if it may be one."""
+    if has_begun(path):
+        return f"--resume {path} to continue that run, or {path / JOB}"
+    is_data = is_to_be_packed(str(path)) or bool(table_files(path)) or path.suffix == ".npz" or path.is_dir()
+    return f"--data {shlex.quote(str(path))} to train on it" if is_data else ""
 
 
 def _option(field: Field) -> Callable[[F], F]:

@@ -64,7 +64,7 @@ def doctor(
     else:
         # On standard error: the report of packing is not a finding.
         packed, _ = with_packed_data(job, packing, Console(stderr=True, highlight=False)).resolve()
-        examined = examine_job(packed, job.values().get("workers"), shown_data=job.data())
+        examined = examine_job(packed, job.values().get("workers"))
         lines, findings = examined.lines(), examined.findings
         figures = {"subject": examined.subject, "findings": msgspec.to_builtins(findings)}
     if as_json:

@@ -25,7 +25,7 @@ from lockstep.launch.placement import chosen_processes
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.results.reports.display import Display, display_for, print_plainly
-from lockstep.runs.job_data import length_reason
+from lockstep.runs.job_data import length_reason, shown_data
 from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job
 from lockstep.runs.session import Destination, destination_of
@@ -169,7 +169,7 @@ def announcement(job: Job, destination: Destination, cluster: str | None, *, len
     else:
         where = f"in this process alone{processes and f': {processes}'}"
     return [
-        f"training {job.model_name()} on {job.data}: {counts}, {where}",
+        f"training {job.model_name()} on {shown_data(job.data)}: {counts}, {where}",
         *filter(None, [length]),
         f"weights, figures and logs go to {destination.folder}",
     ]

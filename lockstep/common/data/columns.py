@@ -59,6 +59,11 @@ class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     #: Whether a sample has an input for each category, 1 for that of the row and 0 for others, and not its place.
     one_hot: bool = False
 
+    @property
+    def inputs(self) -> list[str]:
+        """The names of its inputs: its own, or with `one_hot` those of its categories."""
+        return list(self.categories) if self.one_hot else [self.name]
+
 
 def samples_of(values: Floats, columns: Sequence[Column]) -> NDArray[np.float32]:
     """Return the samples (n, inputs) of rows of numbers (n, columns), in which NaN is a missing one.

@@ -92,6 +92,35 @@ def test_a_pair_or_a_mapping_is_one_to_train_and_one_to_test_with(tmp_path: Path
     assert pair.test_r2 == named.test_r2
 
 
+def test_a_frame_is_reported_as_a_file_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Linear(2, 1)
+    fit(model, frame(), run_dir=tmp_path / "run", target="price", **{**BRIEF, "verbose": True})
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("packed 240 samples to train on and 60 to test with into ")
+    assert "  town   category            Bern, Zug" in told
+
+
+def test_arrays_without_a_test_set_are_divided_as_those_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    x, y = rng.normal(size=(90, 4)).astype(np.float32), np.arange(90) % 3
+    np.savez(tmp_path / "one.npz", x=x, y=y)
+    sources = {"arrays": (x, y), "file": tmp_path / "one.npz"}
+    runs = {}
+    for name, data in sources.items():
+        values = {**BRIEF, "verbose": True, "test_split": 0.1}
+        runs[name] = fit(nn.Linear(4, 3), data, run_dir=tmp_path / name, **values)
+        assert "the test set is 10% of it, drawn by seed 0 (test_split)" in capsys.readouterr().out
+    assert runs["arrays"].weights_sha256 == runs["file"].weights_sha256
+    assert runs["arrays"].test_accuracy == runs["file"].test_accuracy
+    assert doctor(nn.Linear(4, 3), (x, y), global_batch=40).subject == "Linear on arrays"
+    with pytest.raises(DataError, match="20% of 4 samples is none: expected more samples, a larger test_split"):
+        fit(nn.Linear(4, 3), (x[:4], y[:4]), **BRIEF)
+    with pytest.raises(DataError, match="arrays of 90 and 4 samples"):
+        fit(nn.Linear(4, 3), (x, y[:4]), **BRIEF)
+
+
 def test_classes_of_a_dataset_have_its_names(tmp_path: Path) -> None:
     codes = np.searchsorted(["Bern", "Zug"], COLUMNS["town"])
     data = Dataset(pa.table({**COLUMNS, "town": codes}), names=("Zug", "Bern"))
@@ -113,7 +142,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"target": "price", "columns": ["a", "a"]}, r"columns=\['a', 'a'\]: names 'a' twice: expected once"),
     "what is missing": (
         {"target": "price", "na": "Zug"},
-        "is missing: expected .* a rule: missing='drop', missing='mean'",
+        "is missing: expected .* a rule: missing='drop', or missing=0, which makes a missing text a category",
     ),
     "what is dropped": ({"target": "price", "drop": "b"}, "no column 'b': expected one of a, town, price"),
     "two kinds": ({"target": "price", "one_hot": "a", "numbers": ["a"]}, "one_hot='a' and numbers='a': expected one"),

@@ -13,6 +13,7 @@ import pytest
 
 from lockstep.cli.main import SECTIONS, Commands, cli, run, system_error_text
 from lockstep.common.runtime.environment import child_environment
+from lockstep.packing.options import DIRECT
 from tests.architecture.source import ROOT
 from tests.lockstep.tiny_data import write_tiny
 
@@ -45,6 +46,20 @@ MISTAKES = {
         [*HERE, "--epoch", "3"],
         "no such option '--epoch' (did you mean '--epochs'?): see",
     ),
+    "option of PyTorch": (
+        [*HERE, "--batch-size", "3"],
+        "no such option '--batch-size' (did you mean '--global-batch'?)",
+    ),
+    "option of Keras": (
+        [*HERE, "--learning-rate", "3"],
+        "no such option '--learning-rate' (did you mean '--lr'?): see",
+    ),
+    "option of another command": (["predict", "run", "--batch-size", "3"], "no such option '--batch-size': see"),
+    "resume": (["resume"], "no such command 'resume' (did you mean 'train --resume'?): see `lockstep --help`"),
+    "list": (["list"], "no such command 'list' (did you mean 'watch'?): see `lockstep --help`"),
+    "arrays as a job": (["train", "tiny.npz"], "'tiny.npz' is not a job file: expected a .toml, or --data tiny.npz to"),
+    "a table as a job": (["doctor", "no.csv"], "'no.csv' is not a job file: expected a .toml, or --data no.csv to"),
+    "a run as a job": (["train", "done"], "'done' is not a job file: expected a .toml, or --resume done to continue"),
     "no number": ([*HERE, "--epochs", "two"], "invalid value for '--epochs': "),
     "choice": ([*HERE, "--optimizer", "sdg"], "optimizer = 'sdg' (did you mean 'sgd'?): expected one of sgd"),
     "two jobs": ([*HERE, "a.toml", "--job", "b.toml"], "'a.toml' and --job 'b.toml' are two job files: remove one"),
@@ -134,6 +149,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tiny(tmp_path)
     for name, text in {**JOBS, **MODELS, "damaged.npz": "nonsense", "job.toml": "data = 'tiny.npz'"}.items():
         (tmp_path / name).write_text(text)
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "job.toml").write_text("data = 'tiny.npz'")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "taken").touch()
     return tmp_path
@@ -266,6 +283,14 @@ def test_the_help_shows_every_command_in_one_section(capsys: pytest.CaptureFixtu
     shown = [name for names in SECTIONS.values() for name in names]
     assert len(set(shown)) == len(shown)
     assert all(f"\n  {name} " in text for name in shown)
+
+
+def test_the_flags_of_tables_are_in_one_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--help"]) == 0
+    groups = re.split(r"^(\S.*):$", capsys.readouterr().out, flags=re.MULTILINE)
+    text = dict(zip(groups[1::2], groups[2::2], strict=True))["Tables and folders of pictures"]
+    shown = {flag.replace("-", "_") for flag in re.findall(r"^  --([\w-]+)", text, flags=re.MULTILINE)}
+    assert set(DIRECT) <= shown
 
 
 def test_every_module_of_a_command_has_its_name_in_its_section() -> None:

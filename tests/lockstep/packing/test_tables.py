@@ -170,6 +170,11 @@ TEXTS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"target": ("c",)},
         "row 3, column 'b': is missing: expected a value, or a rule:",
     ),
+    "missing text": (
+        "a,b\nx,2\n,4\ny,3\nx,4\n",
+        {},
+        "row 3, column 'a': is missing: expected a value, or a rule: --missing drop, or --missing 0, which makes",
+    ),
     "missing target": ("a,b\n1,2\n4,\n", {}, "row 3, column 'b': is missing: expected a value, or --missing drop"),
     "NaN": ("a,b\n1,2\nNaN,3\n", {}, "row 3, column 'a': is missing"),
     "infinite": (

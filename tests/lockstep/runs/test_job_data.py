@@ -41,7 +41,7 @@ def sizes(job: Job) -> list[Any]:
 def test_a_table_and_its_target_are_enough(houses: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["train", "--data", "houses.csv", "--target", "price", "--workers", "0", "--run-dir", "new"]) == 0
     told = capfd.readouterr().out
-    assert "training dense on " in told
+    assert "training dense on houses.csv: " in told
     job, _ = resolve(read_values(houses.parent / "new" / "job.toml"), {})
     assert (job.model_name(), job.loss, job.hidden, job.optimizer) == ("dense", "mse", (128, 64), "adamw")
     assert sizes(job) == [

@@ -167,7 +167,7 @@ class TorchEngine:
 
 
 #: PyTorch, which computes losses.
-TORCH = LossLibrary(functional, lambda array: placed(torch.from_numpy(np.ascontiguousarray(array))))
+TORCH = LossLibrary(functional, lambda array: _tensor(np.ascontiguousarray(array)))
 
 
 def apply(module: Any, images: Array) -> Any:
@@ -176,8 +176,13 @@ def apply(module: Any, images: Array) -> Any:
     return module(*inputs, **by_name)
 
 
+def _tensor(array: Array) -> Any:
+    """Return an array as a tensor. PyTorch has none that is read-only, as data that is mapped is: it gets a copy."""
+    return placed(torch.from_numpy(np.require(array, requirements="W")))
+
+
 def _input(array: Array) -> Any:
-    x = placed(torch.from_numpy(array))
+    x = _tensor(array)
     # PyTorch's own examples have tokens as int64, and so have models that are written after them.
     return x.long() if x.dtype == torch.int32 else x
 

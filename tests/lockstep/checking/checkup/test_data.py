@@ -1,5 +1,6 @@
 """What of the data is a finding and what is not, on both sides of each limit; without a model."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,10 @@ from lockstep.checking.checkup.data import (
 from lockstep.checking.checkup.target import ExaminedData
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.sampler import Sampler
+from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
+from lockstep.packing.options import PackOptions
+from lockstep.packing.pack import pack
 
 Array = NDArray[Any]
 
@@ -32,6 +36,61 @@ def examined(images: Array, labels: Array | None = None, **values: Any) -> Exami
     given: dict[str, Any] = {"loss": "mse" if is_regression else "cross-entropy", "normalize": False, **values}
     job = Job(global_batch=len(images), micro_batches=1, **given)
     return ExaminedData(job, TrainTest("arrays", part, part))
+
+
+#: The column `paid` is the target in other words; it has three inputs before it, or one.
+CLIENTS = "age,income,town,paid,leaves\n" + "".join(
+    f"{18 + row % 60},{20_000 + 900 * (row * 7 % 50)},{('Bern', 'Genf', 'Zug')[row % 3]},{5 - row % 2 * 2},"
+    f"{('no', 'yes')[row % 2]}\n"
+    for row in range(300)
+)
+
+
+def clients(folder: Path, **options: Any) -> ExaminedData:
+    """Return a table as a job has it."""
+    pytest.importorskip("pyarrow")
+    source = folder / "clients.csv"
+    source.write_text(CLIENTS)
+    packed = pack(str(source), folder / "data", PackOptions(target=("leaves",), **options))
+    job = Job(data=str(packed.folder), global_batch=240, micro_batches=1)
+    return ExaminedData(job, load(job.data))
+
+
+def test_columns_are_called_by_their_names(tmp_path: Path) -> None:
+    examined = clients(tmp_path, one_hot=("town",))
+    (leak,) = check_features(examined)
+    assert leak.what == "column 'paid' is the target in other words"
+    assert leak.change == "leave the column out (drop = 'paid'), if it is not known when you predict"
+    assert [examined.named(feature) for feature in (1, 3, 5, 6)] == [
+        "column 'income'",
+        "column 'town', category 'Genf',",
+        "column 'paid'",
+        "feature 6",
+    ]
+
+
+def test_columns_that_were_not_standardized_are_found_by_name(tmp_path: Path) -> None:
+    found = check_samples(clients(tmp_path, standardize=False, drop=("paid",)))
+    assert [finding.kind for finding in found] == ["scale"]
+    assert found[0].what == "the columns are not scaled: column 'income' is far from the others"
+    assert "column 'age' has mean" in found[0].evidence
+
+
+def test_columns_that_were_standardized_or_are_alike_need_no_scaling(tmp_path: Path) -> None:
+    assert check_samples(clients(tmp_path, drop=("paid",))) == []
+    (tmp_path / "alike").mkdir()
+    # The place of a category is no size.
+    assert check_samples(clients(tmp_path / "alike", standardize=False, columns=("age", "town"))) == []
+
+
+def test_classes_are_called_by_their_names() -> None:
+    train, test = np.array([1] * 60 + [0]), np.array([0, 2])
+    assert [finding.what for finding in check_balance(train, test, ("cat", "dog", "ox"))] == [
+        "class 'ox' is in the test set and not in the training set",
+        "nearly all training samples are of class 'dog'",
+    ]
+    (untested,) = check_balance(np.arange(60) % 2, np.zeros(60, np.int64), ("cat", "dog"))
+    assert untested.evidence.endswith("class 'dog' would have 30")
 
 
 @pytest.mark.parametrize(

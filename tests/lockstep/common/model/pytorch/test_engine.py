@@ -23,7 +23,8 @@ from tests.simulation.small import digits, job_of
 
 pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
 
-from lockstep.common.model.pytorch.places import AUDITED  # needs PyTorch too
+from lockstep.common.model.pytorch.engine import TORCH, apply  # needs PyTorch too
+from lockstep.common.model.pytorch.places import AUDITED
 
 torch: Any = pytest.importorskip("torch")
 
@@ -37,6 +38,17 @@ def bound(model: Model, objective: Objective | None = None) -> tuple[Engine, Vec
     sums.fill(np.nan)
     engine.bind([weights], [sums])
     return engine, weights, sums
+
+
+def test_arrays_that_are_read_only_are_copied() -> None:
+    # As data that is mapped is: what a model writes into its input must not reach it.
+    room = np.zeros(128, np.uint8)
+    # Where PyTorch's kernels need no copy.
+    array = room[-room.ctypes.data % 64 :][:12].view(np.float32)
+    assert TORCH.constant(array).data_ptr() == array.ctypes.data
+    array.flags.writeable = False
+    for given in (TORCH.constant(array), apply(torch.nn.Identity(), array)):
+        assert (given.add_(1).numpy().tolist(), array.tolist()) == ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("name", NAMES)
