@@ -80,8 +80,7 @@ class SharedFolder:
             except OSError as error:
                 raise SharingError(f"{path} cannot be opened here: {error.strerror}") from None
             if descriptor is not None:
-                check_private(path, os.fstat(descriptor))
-                return cls(path, b"", descriptor)
+                return cls._of(path, descriptor)
         raise SharingError(f"{path} cannot be opened here: each of {_TRIES} was swept at once")
 
     @classmethod
@@ -94,6 +93,11 @@ class SharedFolder:
             descriptor = os.open(path, _OPEN_FOLDER)
         except OSError as error:
             raise SharingError(f"{path} cannot be opened here: {error.strerror}") from None
+        return cls._of(path, descriptor)
+
+    @classmethod
+    def _of(cls, path: Path, descriptor: int) -> "SharedFolder":
+        """Return an open folder, which is closed if it is another user's."""
         try:
             check_private(path, os.fstat(descriptor))
         except SharingError:

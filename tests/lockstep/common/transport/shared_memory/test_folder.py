@@ -308,3 +308,22 @@ def test_a_file_that_replaces_another_leaves_that_to_those_who_have_it(folder: S
     assert sorted(path.name for path in folder.path.iterdir()) == ["weights"]
     assert folder.attach("weights", SHAPE).vectors[0][0] == 2.0
     assert old[0] == 1.0
+
+
+def test_a_folder_that_is_opened_together_stays_as_long_as_one_process_has_it_open(tmp_path: Path) -> None:
+    name = f"lockstep-{os.geteuid()}-0-0011223344556677"
+    first, second = (SharedFolder.open_together(tmp_path, name) for _ in range(2))
+    assert first.path == second.path == tmp_path / name
+    first.close()
+    assert sweep(tmp_path) == []
+    second.close()
+    assert sweep(tmp_path) == [tmp_path / name]
+
+
+@LINUX_ONLY
+def test_a_folder_that_others_may_write_to_is_not_opened_together(tmp_path: Path) -> None:
+    name = f"lockstep-{os.geteuid()}-0-0011223344556677"
+    (tmp_path / name).mkdir()
+    (tmp_path / name).chmod(0o777)
+    with nothing_left_open(), pytest.raises(SharingError):
+        SharedFolder.open_together(tmp_path, name)
