@@ -136,6 +136,11 @@ def give_way() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
+def yield_core() -> None:
+    """Let another process that waits for the core of this one have it; returns at once if there is none."""
+    os.sched_yield()
+
+
 def keep_to_core(pid: int, number: int) -> None:
     """Keep a process, and threads that it starts later, on one of the cores that this process may use, modulo
     their number. Does nothing if the system does not support it or the process is gone.

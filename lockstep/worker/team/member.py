@@ -323,6 +323,8 @@ class TeamMember:
             return OrderOutcome.FAILED
         idle = self.memory.idle(order) if missing and now >= progress.late else ()
         progress.on_seen(missing, idle, now)
+        if missing and progress.looks_again(now):
+            self.waking.yield_core()
         if not missing:
             self._wake_next(at, stage)
             if chain is not None and stage is OrderStage.SUMS:

@@ -8,6 +8,7 @@ import numpy as np
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Work
 from lockstep.common.runtime.clock import ThreadClock, ThreadTimes
+from lockstep.common.runtime.environment import yield_core
 from lockstep.worker.team.division import OrderPlan, OrderWork, Planner, Speed
 from lockstep.worker.team.meeting import Meeting
 from lockstep.worker.team.memory import TeamMemory
@@ -43,6 +44,8 @@ class Waking:
     is_asleep: bool = False
     #: Whether it has made something since it last saw a stage complete.
     has_added: bool = False
+    #: Called between two looks without a pause, since a process of another run may wait for the core meanwhile.
+    yield_core: Callable[[], None] = yield_core
 
     def show_asleep(self, *, is_asleep: bool) -> None:
         """Show whether this process sleeps, if that has changed."""

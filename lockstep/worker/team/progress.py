@@ -189,6 +189,10 @@ class OrderProgress:
         """True if all stages are done."""
         return self._place == len(self.view.stages)
 
+    def looks_again(self, now: float) -> bool:
+        """Tell whether it looks for missing units without a pause."""
+        return not self.todo and self.due <= now
+
     def action(self) -> Action:
         """Return the next action, to be done from `due` on."""
         return self.todo[0] if self.todo else self.stage

@@ -135,6 +135,18 @@ def test_the_leader_alone_is_left(memory: Path) -> None:
             crew.revive()
 
 
+@pytest.mark.parametrize(("patience", "yields"), [(PATIENT, True), (CROWDED, False)])
+def test_a_process_that_looks_without_a_pause_lets_others_have_its_core(
+    patience: Patience, yields: bool, memory: Path
+) -> None:
+    with crew_of(Crew.of(job := wide(), 2, memory, Turns(1), patience=patience)) as crew:
+        yielded = list[int]()
+        for member in crew.members:
+            member.waking.yield_core = lambda: yielded.append(1)
+        check(crew, Alone.of(job), whole(job))
+        assert bool(yielded) is yields
+
+
 @pytest.mark.parametrize("patience", [PATIENT, CROWDED, replace(CROWDED, cores=1), replace(CROWDED, cores=2)])
 def test_who_wakes_up_late_does_no_harm(patience: Patience, memory: Path) -> None:
     """It stands still in the middle of one lease until two more are done, and goes on with the first."""
