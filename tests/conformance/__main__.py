@@ -3,13 +3,14 @@
 import sys
 from collections import Counter
 
+from tests.conformance.graphs import graph_results
 from tests.conformance.modules import module_results
 from tests.conformance.operations import Outcome, results, table
 
 
 def main(names: list[str]) -> int:
     """Print the table, the reasons by how often they hold, and each difference; return how many differences."""
-    found = [*results(names), *module_results(names)]
+    found = [*results(names), *module_results(names), *graph_results(names)]
     print(table(found))
     equal = sum(each.outcome is Outcome.EQUAL for each in found)
     print(f"\n{equal} of {len(found)} samples are equal ({equal / max(1, len(found)):.0%})\n")

@@ -38,8 +38,7 @@ def _result(name: str, kind: Any, sample: Any) -> Result:
     wanted = tuple(torch.zeros_like(x) if each is None else each for x, each in zip(inputs, wanted, strict=False))
     leaves = list[Tensor]()
     try:
-        layer: Any = getattr(nn, name.removeprefix("nn."))(*_plain(built.args), **_named(built.kwargs))
-        _load(layer, theirs)
+        layer = layer_of(kind.__name__, built, theirs)
         with np.errstate(all="ignore"):
             found = layer.eval()(
                 *ours(list(given.args), leaves), **{key: ours(value, leaves) for key, value in given.kwargs.items()}
@@ -50,6 +49,13 @@ def _result(name: str, kind: Any, sample: Any) -> Result:
         return refused((name, built.args, {**built.kwargs, **given.kwargs}, error))
     except Exception as error:  # noqa: BLE001  # of any kind: that is what is looked for
         return Result(name, Outcome.CRASHED, f"{type(error).__name__}: {error}")
+
+
+def layer_of(name: str, built: Any, theirs: Any) -> Module:
+    """Return our layer of that name, with the arguments and the values of PyTorch's."""
+    layer: Module = getattr(nn, name)(*_plain(built.args), **_named(built.kwargs))
+    _load(layer, theirs)
+    return layer
 
 
 def _plain(values: Sequence[Any]) -> list[Any]:

@@ -99,6 +99,16 @@ REASONS = (
         kinds=(TypeError,),
     ),
     Reason(
+        "exported to ONNX: adaptive pools of sizes that do not divide, and dilated pools with `ceil_mode`",
+        "sizes that divide; `ceil_mode=False`",
+        words=("adaptive average pooling from", "whose last window is cut off"),
+    ),
+    Reason(
+        "exported to ONNX: bounds of `clip` that are tensors, and `beta` of `softplus` below 0",
+        "numbers; `F.maximum` and `F.minimum`",
+        words=("not only through primitives of this library",),
+    ),
+    Reason(
         "sizes and axes that NumPy refuses",
         "sizes that fit",
         words=("expected", "must be", "out of bounds", "broadcast", "axis", "cannot reshape"),

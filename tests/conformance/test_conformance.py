@@ -25,6 +25,17 @@ def test_samples_are_equal_or_refused_for_a_documented_reason(source: object) ->
     assert equal > 0.55 * len(found)
 
 
+def test_exported_graphs_are_equal_or_refused_for_a_documented_reason() -> None:
+    pytest.importorskip("onnx", reason="graphs are written by the package onnx")
+    pytest.importorskip("onnxruntime", reason="graphs are compared with onnxruntime")
+    from tests.conformance.graphs import graph_results
+
+    found = list(graph_results(most=QUICK))
+    assert not [each for each in found if each.outcome not in (Outcome.EQUAL, Outcome.REFUSED)]
+    assert len({each.name for each in found}) > 50
+    assert sum(each.outcome is Outcome.EQUAL for each in found) > 0.9 * len(found)
+
+
 def test_a_refusal_without_a_reason_is_found() -> None:
     assert reason_for(("add", [], {}, RuntimeError("planted"))) is None
     assert reason_for(("add", [], {"alpha": 2}, TypeError("planted"))) in REASONS

@@ -179,8 +179,7 @@ def pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None 
     widths = [(0, 0)] * (x.ndim - count) + last
     if mode != "constant":
         return _framed(x, widths, mode)
-    inner: Any = tuple(slice(-builtins.min(0, before), size + builtins.min(0, after) if size else 0)
-                       for size, (before, after) in zip(x.shape, widths, strict=True))  # fmt: skip
+    inner: Any = tuple(slice(-builtins.min(0, before), builtins.min(0, after) or None) for before, after in widths)
     if any(before < 0 or after < 0 for before, after in last):
         if any(size + before + after < 0 for size, (before, after) in zip(x.shape, widths, strict=True)):
             raise ValueError(f"pad is {pad!r} for shape {x.shape}: expected to cut off no more than there is")

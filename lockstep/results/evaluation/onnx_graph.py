@@ -5,6 +5,7 @@ https://onnx.ai/onnx/operators, operator set 20. For a table, the graph has an i
 table, and its outputs are predictions as we print them. Values are scaled as float64, and rounded to float32 where our
 samples are: so both have the same samples, bit for bit."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper
 
 from lockstep.common.autograd.graph import Applied, no_grad, watch
+from lockstep.common.autograd.primitives.pooling import average_divisors
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.columns import Column, ColumnKind
 from lockstep.common.data.folder import Conversion
@@ -134,14 +136,17 @@ def _joined(few: TracedStep, more: TracedStep) -> TracedStep:
 
 
 def _joined_option(primitive: str, few: Any, more: Any) -> Any:
-    if isinstance(few, tuple) and few != more and len(few) == len(more):
-        return joined_shape(few, more)
-    if not _is_same(few, more):
+    if _is_same(few, more):
+        return few
+    is_shape = isinstance(few, tuple) and all(isinstance(each, int) for each in (*few, *more))
+    if not is_shape or len(few) != len(more):
         raise ModelError(f"the model's forward gives {primitive!r} an option that depends on the number of samples")
-    return few
+    return joined_shape(few, more)
 
 
 def _is_same(few: Operand, more: Operand) -> bool:
+    if isinstance(few, tuple) and isinstance(more, tuple):
+        return len(few) == len(more) and all(map(_is_same, few, more))
     is_array = isinstance(few, np.ndarray) or isinstance(more, np.ndarray)
     return np.array_equal(few, more) if is_array else bool(few == more)
 
@@ -318,8 +323,54 @@ def _pooling(operator: str) -> Writer:
     return write
 
 
+def _windows_of(step: TracedStep) -> dict[str, list[int]]:
+    """Return the windows of a pool over images whose last ones may be cut off: as much padding at the end as they take.
+
+    Raises ModelError for so much padding that onnxruntime refuses it.
+    """
+    options = step.options
+    kernel, padding, reach = (_each(options.get(name, 1), step) for name in ("kernel_size", "padding", "dilation"))
+    stride = kernel if options["stride"] is None else _each(options["stride"], step)
+    sizes = zip(step.before[2:], step.shape[2:], kernel, stride, padding, reach, strict=True)
+    ends = [
+        max(0, (count - 1) * by + wide * (length - 1) + 1 - size - border)
+        for size, count, length, by, border, wide in sizes
+    ]
+    if any(end >= length for end, length in zip(ends, kernel, strict=True)):
+        raise ModelError(
+            f"a pool with dilation {tuple(reach)} whose last window is cut off is not exported to ONNX: expected "
+            "ceil_mode=False"
+        )
+    return {"kernel_shape": kernel, "strides": stride, "pads": [*padding, *ends]}
+
+
+def _max_pool_any(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    graph.add("MaxPool", names, out, **_windows_of(step), dilations=_each(step.options["dilation"], step))
+
+
+def _avg_pool_any(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    windows = _windows_of(step)
+    means = graph.add("AveragePool", names, None, **windows, count_include_pad=1)
+    divisor = average_divisors(step.before[2:], **step.options)
+    factor = math.prod(windows["kernel_shape"]) / divisor
+    graph.add("Mul", [means, graph.constant(factor.astype(np.float32))], out)
+
+
+def _variance(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    axis = step.options["axis"]
+    given = range(len(step.before)) if axis is None else (axis,) if isinstance(axis, int) else axis
+    axes = [each % len(step.before) for each in given]
+    count = math.prod(step.before[each] for each in axes)
+    if any(step.before[each] == ANY for each in axes):
+        raise ModelError("a variance over samples is not exported to ONNX: expected one over other axes")
+    centred = graph.add("Sub", [names[0], graph.add("ReduceMean", [names[0], graph.integers(axes)], keepdims=1)])
+    squares = graph.add("Mul", [centred, centred])
+    total = graph.add("ReduceSum", [squares, graph.integers(axes)], keepdims=int(step.options["keepdims"]))
+    graph.add("Div", [total, graph.name(float(max(0, count - step.options["correction"])))], out)
+
+
 def _adaptive_average(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
-    sizes, wanted = step.before[2:], _each(step.options["output_size"], step)
+    sizes, wanted = step.before[2:], step.shape[2:]
     if any(size % few for size, few in zip(sizes, wanted, strict=True)):
         raise ModelError(
             f"adaptive average pooling from {sizes} to {tuple(wanted)} is not exported to ONNX: expected "
@@ -395,8 +446,14 @@ def _causal_softmax(graph: OnnxGraph, step: TracedStep, names: list[str], out: s
 def _index(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     index = step.options["index"]
     parts = index if isinstance(index, tuple) else (index,)
-    if not all(type(part) is int or (isinstance(part, slice) and part.step in (None, 1)) for part in parts):
-        raise ModelError(f"an index of {index!r} is not exported to ONNX: expected integers, and slices without a step")
+    chosen = [(axis, part) for axis, part in enumerate(parts) if not isinstance(part, slice)]
+    is_list = len(chosen) == 1 and np.ndim(chosen[0][1]) == 1 and np.asarray(chosen[0][1]).dtype.kind == "i"
+    is_plain = is_list or all(type(part) is int for _, part in chosen)
+    if not is_plain or any(isinstance(part, slice) and part.step not in (None, 1) for part in parts):
+        raise ModelError(
+            f"an index of {index!r} is not exported to ONNX: expected integers or one list of them, and slices without "
+            "a step"
+        )
     name, ends = names[0], np.iinfo(np.int64).max
     cuts = [(axis, part) for axis, part in enumerate(parts) if isinstance(part, slice)]
     if cuts:
@@ -405,8 +462,8 @@ def _index(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> No
         )
         name = graph.add("Slice", [name, *map(graph.integers, (starts, stops, [axis for axis, _ in cuts]))])
     # From the last axis on, so that earlier axes keep their numbers.
-    for axis, part in reversed([(axis, part) for axis, part in enumerate(parts) if type(part) is int]):
-        name = graph.add("Gather", [name, graph.constant(np.int64(part))], axis=axis)
+    for axis, part in reversed(chosen):
+        name = graph.add("Gather", [name, graph.constant(np.asarray(part, np.int64))], axis=axis)
     graph.add("Identity", [name], out)
 
 
@@ -488,6 +545,8 @@ _WRITERS: dict[str, Writer] = {
     "conv2d": _convolution,
     "max_pool1d": _pooling("MaxPool"),
     "max_pool2d": _pooling("MaxPool"),
+    "max_pool_any": _max_pool_any,
+    "avg_pool_any": _avg_pool_any,
     "avg_pool1d": _pooling("AveragePool"),
     "avg_pool2d": _pooling("AveragePool"),
     "adaptive_avg_pool1d": _adaptive_average,
@@ -506,6 +565,7 @@ _WRITERS: dict[str, Writer] = {
     "stack": _stack,
     "recurrent": _recurrent,
     "pad": _pad,
+    "var": _variance,
     "sum": _reduction("ReduceSum"),
     "mean": _reduction("ReduceMean"),
     "max": _reduction("ReduceMax"),

@@ -223,19 +223,27 @@ def _scattered(gradient: Array, places: Array, shape: Shape) -> Array:
     return result.reshape(shape)
 
 
+def average_divisors(
+    image: Shape, *, count_include_pad: bool = True, divisor_override: int | None = None, **options: Any
+) -> Array:
+    """Return the number by which the sum of each window is divided, (oh, ow), or (1, 1) if that is given."""
+    if divisor_override is not None:
+        return np.full((1, 1), divisor_override)
+    _, is_inside, sizes = _places(image, dilation=1, **options)
+    return np.multiply.outer(*sizes) if count_include_pad else np.count_nonzero(is_inside, axis=(1, 3))
+
+
 def _avg_pool_any(
     x: Array, *, count_include_pad: bool = True, divisor_override: int | None = None, **options: Any
 ) -> tuple[Array, tuple[Array, Array, Array, Shape]]:
     """Return the sum of each window, divided by its size, or by the number given."""
     check_images(x, "avg_pool2d")
-    places, is_inside, sizes = _places(x.shape[2:], dilation=1, **options)
+    places, is_inside, _ = _places(x.shape[2:], dilation=1, **options)
     seen = np.where(is_inside, x.reshape(*x.shape[:2], -1)[:, :, places], x.dtype.type(0))
-    if divisor_override is not None:
-        divisor = np.full((1, 1), divisor_override, x.dtype)
-    elif count_include_pad:
-        divisor = np.multiply.outer(*sizes).astype(x.dtype)
-    else:
-        divisor = np.count_nonzero(is_inside, axis=(1, 3)).astype(x.dtype)
+    counts = average_divisors(
+        x.shape[2:], count_include_pad=count_include_pad, divisor_override=divisor_override, **options
+    )
+    divisor = counts.astype(x.dtype)
     return leaves.total(seen, axis=(3, 5)) / divisor, (places, is_inside, divisor, x.shape)
 
 

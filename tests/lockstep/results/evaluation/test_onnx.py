@@ -44,6 +44,20 @@ class Functions(nn.Module):
         return parts[:, 1:] * parts[:, :-1] + stacked[:, 0, -2:]
 
 
+class Windows(nn.Module):
+    """Pools whose last windows are cut off or have gaps, frames, and a variance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(F.pad(x, (2, 1, 1, 3), mode="reflect"), (-1, 2), value=0.25)
+        most = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=True)
+        apart = F.max_pool2d(x, (2, 3), stride=1, dilation=(2, 1))
+        mean = F.avg_pool2d(most, (3, 2), stride=2, padding=1, ceil_mode=True)
+        inside = F.avg_pool2d(apart, 2, stride=3, padding=1, ceil_mode=True, count_include_pad=False)
+        share = F.avg_pool2d(apart, 2, divisor_override=3)
+        parts = [each.reshape(len(x.data), -1) for each in (mean, inside, share, F.adaptive_avg_pool2d(x, (None, 1)))]
+        return F.concatenate([*parts, x.var(dim=(2, 3)), x.var(dim=1, keepdim=True).reshape(len(x.data), -1)], dim=1)
+
+
 class Series(nn.Module):
     """Recurrent layers of each kind, with the last state of one as the first of another."""
 
@@ -94,6 +108,7 @@ MODELS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         (4, 5),
     ),
     "functions": (Functions(), (4, 8)),
+    "windows": (Windows(), (2, 8, 7)),
     "series": (Series(), (7, 5)),
 }
 
@@ -143,10 +158,10 @@ def test_a_table_of_vectors_takes_integers_as_numbers() -> None:
 def test_what_has_no_counterpart_is_named() -> None:
     class First(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.var(dim=1)
+            return F.smooth_l1_loss(x, x * 0.5, reduction="none")
 
     trace = trace_of(First(), np.ones((3, 4), np.float32))
-    with pytest.raises(ModelError, match="the model applies 'var', which is not exported to ONNX"):
+    with pytest.raises(ModelError, match="the model applies 'smooth_l1', which is not exported to ONNX"):
         graph_of(trace, {})
 
 
@@ -156,7 +171,7 @@ def test_an_index_of_other_kinds_is_named() -> None:
             return x[:, ::2]
 
     trace = trace_of(Chosen(), np.ones((3, 4), np.float32))
-    with pytest.raises(ModelError, match="expected integers, and slices without a step"):
+    with pytest.raises(ModelError, match="expected integers or one list of them, and slices without a step"):
         graph_of(trace, {})
 
 
