@@ -1,6 +1,7 @@
 """Compares layers with those of PyTorch, by the samples of PyTorch's own tests."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,23 +15,25 @@ from tests.conformance.operations import REFUSALS, Outcome, Result, compared, gr
 
 
 def module_results(names: Sequence[str] = (), most: int | None = None) -> Iterator[Result]:
-    """Yield the outcomes of the samples of all layers, or of some, at most so many of each, in evaluation mode."""
+    """Yield the outcomes of the samples of all layers, or of some, at most so many of each and each mode.
+
+    Layers that differ in training are compared in both modes.
+    """
     for info in module_db:
         name = info.module_cls.__name__
         if name not in nn.__all__ or (names and f"nn.{name}" not in names):
             continue
-        torch.manual_seed(0)
-        samples = info.module_inputs_func(info, "cpu", torch.float64, requires_grad=True, training=False)
-        for place, sample in enumerate(samples):
-            if most is not None and place >= most:
-                break
-            yield _result(f"nn.{name}", info.module_cls, sample)
+        for is_training in (False, True) if info.train_and_eval_differ else (False,):
+            torch.manual_seed(0)
+            samples = info.module_inputs_func(info, "cpu", torch.float64, requires_grad=True, training=is_training)
+            for sample in islice(samples, most):
+                yield _result(f"nn.{name}", info.module_cls, sample, is_training=is_training)
 
 
-def _result(name: str, kind: Any, sample: Any) -> Result:
+def _result(name: str, kind: Any, sample: Any, *, is_training: bool) -> Result:
     built, given = sample.constructor_input, sample.forward_input
     torch.manual_seed(0)
-    theirs = kind(*built.args, **built.kwargs).double().eval()
+    theirs = kind(*built.args, **built.kwargs).double().train(is_training)
     expected = list(tensors([theirs(*given.args, **given.kwargs)]))
     inputs = [each for each in tensors([*given.args, *given.kwargs.values()]) if each.requires_grad]
     reached = [each.sum() for each in expected if each.requires_grad]
@@ -40,7 +43,7 @@ def _result(name: str, kind: Any, sample: Any) -> Result:
     try:
         layer = layer_of(kind.__name__, built, theirs)
         with np.errstate(all="ignore"):
-            found = layer.eval()(
+            found = layer.train(is_training)(
                 *ours(list(given.args), leaves), **{key: ours(value, leaves) for key, value in given.kwargs.items()}
             )
             results = [each for part in listed(found) for each in listed(part)]
