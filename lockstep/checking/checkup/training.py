@@ -52,8 +52,9 @@ HOLDING: dict[str, tuple[float | None, str, str]] = {
 #: The share of the deviation of the outputs by which they differ for the same sample if samples are mixed.
 MIXED = 1e-2
 
-#: Steps before and after one over which its loss is averaged.
-AROUND = 3
+#: Steps before and after one over which its loss is averaged; the share of the loss of guessing by which it has to fall
+#: later: of R², as much.
+AROUND, MISSED = 3, 0.05
 
 #: Rates to try, as multiples of the job's: the nearest first.
 LOWER, HIGHER = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
@@ -272,7 +273,7 @@ def _cut_short(subject: TrialSubject, trial: TrialRun) -> Iterator[Finding]:
     if 2 * planned > steps:
         return
     reached = float(np.mean(trial.losses[max(0, planned - AROUND) : planned + AROUND]))
-    if reached > trial.last + 0.1 * subject.guess:
+    if reached > trial.last + MISSED * subject.guess:
         figures = {"planned": planned, "reached": reached, "steps": steps, "last": trial.last}
         yield found("cut-short", **figures, epochs=-(-subject.job.epochs * steps // planned))
 
