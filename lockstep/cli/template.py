@@ -25,7 +25,7 @@ def be_template(control: socket.socket, commands: Sequence[str]) -> None:
     """Import commands, and fork processes until the owner is gone."""
     name_process([*PROGRAM, "lockstep.cli.template"])
     for name in commands:
-        assert cli.commands[name]  # which imports it
+        _ = cli.commands[name]  # which imports it
     fingerprint()  # which each server and worker needs, and which reads all code that decides bits
     # These objects are never garbage: a process that looks for garbage would copy the pages that they are in.
     gc.collect()

@@ -217,6 +217,5 @@ def _runs_in(values: Mapping[str, Any]) -> Iterator[Path]:
         yield job.file.parent
     yield from values.get("runs", ())
     yield from (values[name] for name in ("run", "resume", "run_dir") if values.get(name) is not None)
-    if "what" in values:
-        watched = Path(values["what"])
+    for watched in map(Path, values.get("whats", ())):
         yield from (watched, *(path.parent for path in sorted(watched.glob(f"*/{JOB}"))))

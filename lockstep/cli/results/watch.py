@@ -2,6 +2,7 @@
 
 import threading
 import webbrowser
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from lockstep.launch.supervision.channel import ListeningReport, ParentLink
 
 
 @click.command(short_help="Show runs live in a browser.")
-@click.argument("what", metavar="RUN|RUNS|ADDRESS", type=RunOrAddress())
+@click.argument("whats", metavar="RUN...|RUNS|ADDRESS", nargs=-1, required=True, type=RunOrAddress())
 @click.option("--listen", metavar="HOST:PORT", default=LOOPBACK, help="address of the page  [127.0.0.1, a free port]")
 @click.option(
     "--published",
@@ -40,7 +41,7 @@ from lockstep.launch.supervision.channel import ListeningReport, ParentLink
 @passes_link
 def watch(
     link: ParentLink,
-    what: str,
+    whats: tuple[str, ...],
     listen: str,
     published: str | None,
     address: str | None,
@@ -52,11 +53,13 @@ def watch(
 ) -> None:
     """Show a run in a browser: curves, workers, events, and what the model makes of a digit that you draw.
 
-    The page follows a run while it trains. It also shows a run that has ended or has not started yet. For a folder of
-    runs, it lists them and compares their curves. It runs in a separate process and never changes a run.
+    The page follows a run while it trains. It also shows a run that has ended or has not started yet. Of
+    several runs, or a folder of them, it lists all and compares their curves. It runs in a separate process and never
+    changes a run.
 
     \b
       lockstep watch runs/20261124-231714-lenet
+      lockstep watch runs/first runs/second
       lockstep watch runs
       lockstep watch tcp://127.0.0.1:5555
       lockstep watch runs/mine --server tcp://127.0.0.1:5555
@@ -74,10 +77,13 @@ def watch(
 
     place, token = parse_place(listen), "" if token_file is None else read_token(token_file)
     reached = None if published is None else parse_place(published)
-    folder, address = folder_and_address(what, address)
-    source = WatchedRuns() if folder is None else WatchedRuns.at(folder)
+    folders, address = folders_and_address(whats, address)
+    source = WatchedRuns.of(folders) if folders else WatchedRuns()
     if source.is_many and (address is not None or is_metrics_only):
-        raise UsageError(f"{what!r} is a folder of runs: expected that of one run with --server or --metrics-only")
+        named = " ".join(map(repr, whats))
+        raise UsageError(
+            f"{named} is a folder of runs, or several: expected that of one run with --server or --metrics-only"
+        )
     is_over = threading.Event()
     if is_fed:
         threading.Thread(target=read_statuses, args=(source,), daemon=True).start()
@@ -105,12 +111,14 @@ def report_page(link: ParentLink | None, name: str, address: str, *, is_opened: 
         webbrowser.open(address)
 
 
-def folder_and_address(what: str, server: str | None) -> tuple[Path | None, str | None]:
-    """Return the folder and the server's address that the argument and `--server` name, each None if not given."""
-    is_address = "://" in what
-    if is_address and server is not None:
-        raise UsageError(f"--server {server!r} and {what!r} are two addresses: remove one")
-    address = what if is_address else server
-    if address is not None:
+def folders_and_address(whats: Sequence[str], server: str | None) -> tuple[list[Path], str | None]:
+    """Return the folders, and the server's address, that the arguments and `--server` name; None without an address."""
+    folders = [Path(what) for what in whats if "://" not in what]
+    addresses = [what for what in whats if "://" in what] + ([] if server is None else [server])
+    if len(addresses) > 1:
+        raise UsageError(f"{addresses[-1]!r} and {addresses[0]!r} are two addresses: remove one")
+    if folders and len(folders) < len(whats):
+        raise UsageError(f"the address {addresses[0]!r} among folders: expected it as --server, with one folder")
+    for address in addresses:
         parse(address)
-    return None if is_address else Path(what), address
+    return folders, next(iter(addresses), None)

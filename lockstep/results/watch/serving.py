@@ -220,7 +220,9 @@ class WatchApp:
         """Tell whether one run is watched, or many."""
         self.source.decide()
         folder = None if self.source.folder == NOWHERE else str(self.source.folder)
-        return _json({"is_many": self.source.is_many, "run": None if self.source.is_many else ONLY, "folder": folder})
+        run, chosen = None if self.source.is_many else ONLY, self.source.chosen
+        folders = {name: str(path) for name, path in chosen.items()}
+        return _json({"is_many": self.source.is_many, "run": run, "folder": folder, "folders": folders})
 
     async def runs(self, request: Request) -> Response:
         return _json(await anyio.to_thread.run_sync(self.source.listing))

@@ -92,6 +92,8 @@ class WatchedRuns:
     folder: Path = NOWHERE
     #: Whether it is a folder of runs.
     is_many: bool = False
+    #: The folders of several runs that were named one by one, by their names; `folder` is of no use then.
+    chosen: dict[str, Path] = field(default_factory=dict)
     #: The last answer of the server of the only run.
     status: Status | None = None
     #: Seconds since 1970, as the times of files are.
@@ -121,6 +123,18 @@ class WatchedRuns:
             )
         return source
 
+    @classmethod
+    def of(cls, paths: Sequence[Path]) -> "WatchedRuns":
+        """Return the runs in several folders, or what one folder holds; `UsageError` as `at`, or for equal names."""
+        if len(paths) == 1:
+            return cls.at(paths[0])
+        if absent := [path for path in paths if not (path / JOB).exists()]:
+            raise UsageError(f"{str(absent[0])!r} holds no run: expected run folders, or one folder of runs")
+        chosen = {path.absolute().name: path for path in paths}
+        if len(chosen) < len(paths):
+            raise UsageError(f"{len(paths)} runs with {len(chosen)} names: expected folders with different names")
+        return cls(is_many=True, chosen=chosen)
+
     def decide(self) -> None:
         """Find out whether the folder holds many runs: one that was empty may hold some by now."""
         if not self.is_many and not (self.folder / JOB).exists():
@@ -141,9 +155,14 @@ class WatchedRuns:
         if not self.is_many:
             return self.folder if name == ONLY else None
         # A name comes from the address line of a browser: it must be one of those that the folder has.
-        return self.folder / name if name in self._names() else None
+        return self._place(name) if name in self._names() else None
+
+    def _place(self, name: str) -> Path:
+        return self.chosen.get(name) or self.folder / name
 
     def _names(self) -> list[str]:
+        if self.chosen:
+            return list(self.chosen)
         try:
             with os.scandir(self.folder) as entries:
                 return [entry.name for entry in entries if os.path.exists(os.path.join(entry.path, JOB))]
@@ -164,7 +183,7 @@ class WatchedRuns:
         """Return the list of runs, the newest first."""
         if not self.is_many:
             return RunList(runs=[], total=0, differing=[])
-        found = [(written_at(self.folder / name), name) for name in self._names()]
+        found = [(written_at(self._place(name)), name) for name in self._names()]
         found.sort(reverse=True)
         briefs = [self._brief(name, written) for written, name in found[:MOST_RUNS]]
         differing = _differing(briefs)
@@ -176,7 +195,7 @@ class WatchedRuns:
     def _brief(self, name: str, written: float) -> RunBrief:
         known = self._briefs.get(name)
         if known is None or known[0] != written:
-            known = self._briefs[name] = written, brief_of(self.folder / name, written)
+            known = self._briefs[name] = written, brief_of(self._place(name), written)
         brief = known[1]
         is_old = self.file_time() >= written + STOPPED_S
         return replace(brief, state=RunState.STOPPED) if brief.state is RunState.RUNNING and is_old else brief
@@ -203,7 +222,7 @@ def brief_of(folder: Path, written: float) -> RunBrief:
     except (FileFormatError, OSError):
         return _brief_of_tail(folder, job, written)
     return RunBrief(
-        id=folder.name,
+        id=folder.absolute().name,
         name=one_line(folder.name, 100),
         model=one_line(named(result.model), 100),
         state=RunState.FINISHED,
@@ -258,7 +277,7 @@ def _brief_of_tail(folder: Path, job: Job | None, written: float) -> RunBrief:
                 is_interrupted = line.cause == FailureKind.INTERRUPTED
                 figures.update(state=RunState.INTERRUPTED if is_interrupted else RunState.FAILED)
     return RunBrief(
-        id=folder.name,
+        id=folder.absolute().name,
         name=one_line(folder.name, 100),
         model="" if job is None else one_line(named(job.model_name()), 100),
         epochs=0 if job is None or job.steps is not None else job.epochs,

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from lockstep import fit, nn
+from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import default_options
 from lockstep.ps.records.metrics import FailureRecord, encode_record
@@ -36,6 +38,23 @@ def test_runs_differ_in_some_values_and_these_alone_are_listed(tmp_path: Path) -
         "b": ("linear", {"lr": "0.2", "clip_norm": "1.0"}),
         "claimed": ("", {}),
     }
+
+
+def test_several_runs_are_those_that_were_named(tmp_path: Path) -> None:
+    first, second = written(tmp_path / "here" / "a", lr=0.1), written(tmp_path / "there" / "b", lr=0.2)
+    written(tmp_path / "here" / "other")
+    source = WatchedRuns.of([first, second])
+    found = source.listing()
+    assert ({run.id: run.values["lr"] for run in found.runs}, found.total) == ({"a": "0.1", "b": "0.2"}, 2)
+    view = source.view("b", 0.0)
+    assert view is not None
+    assert view.files.folder == second
+    assert source.view("other", 0.0) is None
+    assert not WatchedRuns.of([first]).is_many
+    with pytest.raises(UsageError, match="2 runs with 1 names"):
+        WatchedRuns.of([first, written(tmp_path / "there" / "a")])
+    with pytest.raises(UsageError, match="there' holds no run: expected run folders"):
+        WatchedRuns.of([first, tmp_path / "there"])
 
 
 def test_a_run_is_listed_as_it_stands(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ export class RunPage extends Page {
   }
 
   folder() {
+    const chosen = this.source.folders[this.run];
+    if (chosen) return chosen;
     return this.source.is_many ? `${this.source.folder}/${this.run}` : this.source.folder;
   }
 
