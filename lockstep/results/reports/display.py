@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, ClassVar, Protocol, Self
 
 from rich.console import Console, Group
@@ -18,6 +19,9 @@ from lockstep.common.files.sanitize import cut, one_line, printable
 from lockstep.common.job.score import Score
 from lockstep.common.protocol.messages import EpochRecord, Status, WorkerStatus
 from lockstep.common.runtime.clock import Clock
+
+#: Epochs that are all shown.
+MOST_EPOCHS = 20
 
 #: Seconds between two plain lines within an epoch.
 PLAIN_EVERY_S = 10.0
@@ -87,7 +91,8 @@ class Display:
         # The status of a long run holds only the last ones.
         for epoch in (each for each in status.history if each.epoch > self._shown_epoch):
             self._shown_epoch = epoch.epoch
-            self.say(epoch_line(epoch, status.epochs, has_test=self.has_test))
+            if has_line(epoch.epoch, status.epochs):
+                self.say(epoch_line(epoch, status.epochs, has_test=self.has_test))
         now = self.clock.now()
         if now - self._shown_at >= self.medium.every_s and (status.elapsed_s or not self.medium.is_log):
             self._shown_at = now
@@ -177,6 +182,13 @@ class LiveRegion:
         line = Text(f"{status.phase}  {figures(status)}" if status.elapsed_s else figures(status))
         line.no_wrap, line.overflow = True, "ellipsis"
         return Group(self._bar, line, workers_table(status.workers))
+
+
+def has_line(epoch: int, epochs: int) -> bool:
+    """Tell whether an epoch of so many is shown: each of a few; of more the first, the last, and some in between."""
+    every = next(step for step in (digit * 10**power for power in count() for digit in (1, 2, 5))
+                 if epochs <= MOST_EPOCHS * step)  # fmt: skip
+    return epoch in (1, epochs) or epoch % every == 0
 
 
 def epoch_line(epoch: EpochRecord, epochs: int, *, has_test: bool = True) -> str:

@@ -24,6 +24,7 @@ from lockstep.results.reports.display import (
     duration,
     epoch_line,
     figures,
+    has_line,
     in_teams,
 )
 from tests.lockstep.statuses import EPOCH, status, worker
@@ -66,6 +67,19 @@ def test_what_is_trained_is_announced_once_and_not_before_the_run_is_known_to_be
     lines = shown(to)
     assert lines[:3] == ["notice: something", "training mlp", "weights go to runs/mine"]
     assert lines.count("training mlp") == 1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "shown"),
+    [
+        (20, [*range(1, 21)]),
+        (21, [1, *range(2, 21, 2), 21]),
+        (60, [1, *range(5, 61, 5)]),
+        (999, [1, *range(50, 951, 50), 999]),
+    ],
+)
+def test_of_many_epochs_some_are_shown(epochs: int, shown: list[int]) -> None:
+    assert [epoch for epoch in range(1, epochs + 1) if has_line(epoch, epochs)] == shown
 
 
 def test_an_epoch_on_one_line() -> None:
