@@ -273,7 +273,7 @@ def _toml_value(value: Any) -> str:
 
 
 #: When checkpoints are written, and how many are kept.
-CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_every_seconds")
+CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_every_seconds", "with_examples")
 
 #: The groups in their order; the help has values in no group before them, the page after them.
 GROUPS: dict[str, tuple[str, ...]] = {

@@ -9,11 +9,14 @@ import os
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from lockstep.common.data.records import WEIGHT, fields_of
 from lockstep.common.errors import JobError, ModelError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.reading import read_regular
@@ -232,6 +235,9 @@ MODEL = "model"
 #: Samples of the validation set with their labels, in the folder of a run that was to keep some.
 EXAMPLES = "examples.npz"
 
+#: Most of them.
+MOST_EXAMPLES = 100
+
 #: Entries of a run's folder. A job file next to any of them is a run's, whatever else is missing; one without them may
 #: be one that a person wrote.
 RECORD_FILES = (LEDGER, RECEIPT, RESULT, METRICS, WEIGHTS, AVERAGE_WEIGHTS)
@@ -262,6 +268,27 @@ def keep_initial(folder: Path, setup: RunSetup) -> None:
         return
     try:
         write(path, setup.layout.read(setup.shard.weights), {"job": job.digest()})
+    except OSError as error:
+        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
+
+
+def keep_examples(folder: Path, setup: RunSetup) -> None:
+    """Write the first samples of the validation set, or of the test set without one. Raises as `keep_files`."""
+    data = setup.data.validation or setup.data.test
+    parts = {"x": fields_of(data.images[:MOST_EXAMPLES]), "y": fields_of(data.labels[:MOST_EXAMPLES])}
+    is_plain = all(list(arrays) == [""] for arrays in parts.values())
+    # Samples of several arrays need both sets: these are the same then.
+    ends = [""] if is_plain else ["_train", "_test"]
+    named = {
+        f"w{end}" if name == WEIGHT else f"{kind}{end}.{name}".rstrip("."): array
+        for end in ends
+        for kind, arrays in parts.items()
+        for name, array in arrays.items()
+    }
+    content = BytesIO()
+    np.savez(content, **named)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
+    try:
+        write_atomically(folder / EXAMPLES, [content.getbuffer()])
     except OSError as error:
         raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
 

@@ -34,6 +34,7 @@ from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.standby.terms import TermHistory, read_terms, write_terms
 from lockstep.runs.run_dir import (
     claimed_run_dir,
+    keep_examples,
     keep_files,
     keep_initial,
     make_run_dir,
@@ -145,6 +146,8 @@ def _opened_folder(setup: RunSetup, destination: Destination, say: Callable[[str
     keep_files(folder.path, setup.source)
     if not destination.is_resumed:
         keep_initial(folder.path, setup)
+        if destination.options.with_examples:
+            keep_examples(folder.path, setup)
     for text in setup.notices:
         say(notice(text))
     if setup.model.taken:

@@ -1,8 +1,8 @@
 """A run in one file: `lockstep share` writes it, and commands read it as they read the folder of a run.
 
 It is a zip of the folder's records, with names in place of paths and of machines, and without logs and checkpoints. A
-file may come from anybody, so each entry has to be a record of a run, and no larger than such a file can have made it.
-What is unpacked is kept in the cache, under the digest of the file.
+file may come from anywhere, so each entry has to be a record of a run, and no larger than such a file can have made it.
+The cache keeps the unpacked files, under the digest of the file.
 """
 
 import hashlib
@@ -52,8 +52,7 @@ NAMES = (JOB, RECEIPT, RESULT, LEDGER, METRICS, WEIGHTS, AVERAGE_WEIGHTS, INITIA
 #: Most entries, and bytes of the file.
 MOST_ENTRIES, MOST_BYTES = 10_000, 2**40
 
-#: What is unpacked may be so many times as large as the file: lines of records are a tenth when they are packed, and a
-#: file that is all zeros is a thousandth.
+#: The unpacked files may be so many times as large: packing makes lines of records a tenth, and zeros a thousandth.
 MOST_TIMES = 100
 
 #: The time of all entries, the earliest that a zip can have: the same run gives the same file.
@@ -70,7 +69,7 @@ FAILURE = FailureRecord.__struct_config__.tag
 
 _EXPECTED = "a file that `lockstep share` has written"
 
-#: What unpacking raises for damaged bytes.
+#: The errors of unpacking damaged bytes.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, StopIteration)
 
 

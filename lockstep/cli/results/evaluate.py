@@ -25,7 +25,7 @@ from lockstep.results.evaluation.figures import (
     target_lines,
 )
 from lockstep.results.reports.display import print_plainly
-from lockstep.runs.run_dir import finished
+from lockstep.runs.run_dir import EXAMPLES, finished
 from lockstep.runs.trained_model import Moment, Trained, data_advice, demand_data, has_data, open_trained
 
 
@@ -101,6 +101,9 @@ def show_recorded(trained: Trained, *, as_json: bool) -> None:
     nothing = f"nothing was computed, because the data is not here: {data_advice(trained.folder, trained.job)}"
     below = [f"test loss      {epoch.test_loss:.4f}", f"weights sha256 {digest}", "", recorded, nothing]
     print_plainly(Console(highlight=False), *shown, *below)
+    if (examples := trained.folder / EXAMPLES).is_file():
+        tested = assess(trained, str(examples))
+        print_plainly(Console(highlight=False), "", *lines(tested, f"{EXAMPLES} of the run, computed now", digest))
 
 
 def score(tested: Assessment) -> Score:

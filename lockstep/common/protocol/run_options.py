@@ -66,6 +66,9 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     checkpoint_every_seconds: Annotated[
         float, Meta(ge=0.1, le=1e9, description="seconds between checkpoints within an epoch")
     ] = 60.0
+    with_examples: Annotated[
+        bool, Meta(description="keep a hundred samples of the validation set, or the test set, in the run's folder")
+    ] = False
     lease_timeout: Annotated[
         float, Meta(ge=0.1, le=1e9, description="seconds after which a micro-batch is given to another worker")
     ] = 60.0

@@ -31,7 +31,7 @@ JOB, MODEL = "job.toml", "model"
 LINES = (METRICS, LEDGER)
 
 #: The other files, next to checkpoints and the files of the model.
-FILES = (JOB, TERMS, RECEIPT, CONVICTIONS, INITIAL, "data.npz")
+FILES = (JOB, TERMS, RECEIPT, CONVICTIONS, INITIAL, "data.npz", "examples.npz")
 
 #: The files of a run that is over.
 ENDS = (WEIGHTS, AVERAGE_WEIGHTS, RESULT)
