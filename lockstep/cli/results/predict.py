@@ -19,6 +19,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.folder import Conversion, Reading
 from lockstep.common.errors import DataError
 from lockstep.common.numerics.choice import prefer_numerics
+from lockstep.packing.files import CSV, files_below, table_files
 from lockstep.results.evaluation.figures import shown_names
 from lockstep.results.evaluation.pictures import Recognizer
 from lockstep.results.evaluation.predictor import Predictor, RowPrediction, problems_text
@@ -63,7 +64,8 @@ def predict(
 
     Pictures are JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of up to 25 million pixels. If the model takes images of
     28 by 28 pixels, as MNIST's are, each picture should show one digit, dark on light or light on dark. It is scaled to
-    fit 20 by 20 pixels and centred by its centre of mass, as the digits of MNIST are.
+    fit 20 by 20 pixels and centred by its centre of mass, as the digits of MNIST are. A folder stands for the pictures
+    in it.
 
     If the model was trained on a table, PICTURES are CSV or Parquet files with the same columns. The output is CSV,
     with one row per input row: the class and its probability, or the predicted numbers in the units of the training
@@ -86,6 +88,7 @@ def predict(
     from lockstep.results.evaluation.image_file import read_image
 
     recognizer = Recognizer.of(predictor, centres=not no_center)
+    pictures = files_of(pictures)
     width = min(MOST_NAME, max(map(len, map(str, pictures))))
     console = Console(highlight=False)
     for path in pictures:
@@ -105,6 +108,17 @@ def predict(
             click.echo(msgspec.json.encode({**found, "probabilities": probabilities.tolist()}).decode())
         else:
             print_plainly(console, line(str(path), probabilities, width, recognizer.class_names))
+
+
+def files_of(pictures: Sequence[Path]) -> tuple[Path, ...]:
+    """Return pictures, with those in a folder and below it in place of the folder; DataError for an empty folder."""
+    found = list[Path]()
+    for path in pictures:
+        files = list(files_below(path)) if path.is_dir() else [path]
+        if not files:
+            raise DataError(f"{path}: is an empty folder: expected pictures in it")
+        found += files
+    return tuple(found)
 
 
 def predict_tables(
@@ -135,7 +149,9 @@ def predict_tables(
             out.writerow([row.name, f"{max(row.values):.4f}"] if row.name else [f"{each:.6g}" for each in row.values])
     if problems:
         sys.stdout.flush()
-        raise DataError(problems_text(problems, count))
+        header = any(each.name.lower().endswith(CSV) for table in tables for each in table_files(table))
+        counted = "; row 1 is the header, the first line of the file" if header else ""
+        raise DataError(problems_text(problems, count) + counted)
 
 
 def _fields_of(row: RowPrediction, targets: Sequence[str], manifest: Conversion) -> dict[str, Any]:

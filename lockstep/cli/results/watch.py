@@ -17,6 +17,9 @@ from lockstep.launch.client import say
 from lockstep.launch.page_process import LOOPBACK, demand_page
 from lockstep.launch.supervision.channel import ListeningReport, ParentLink
 
+#: The advice if a flag needs one run.
+ONE_RUN = "expected the folder of one run with --server or --metrics-only"
+
 
 @click.command(short_help="Show runs live in a browser.")
 @click.argument("whats", metavar="RUN...|RUNS|ADDRESS", nargs=-1, required=True, type=RunOrAddress())
@@ -80,10 +83,7 @@ def watch(
     folders, address = folders_and_address(whats, address)
     source = WatchedRuns.of(folders) if folders else WatchedRuns()
     if source.is_many and (address is not None or is_metrics_only):
-        named = " ".join(map(repr, whats))
-        raise UsageError(
-            f"{named} is a folder of runs, or several: expected that of one run with --server or --metrics-only"
-        )
+        raise UsageError(f"{' '.join(map(repr, whats))} is a folder of runs, or several: {ONE_RUN}")
     is_over = threading.Event()
     if is_fed:
         threading.Thread(target=read_statuses, args=(source,), daemon=True).start()

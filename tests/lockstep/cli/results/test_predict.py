@@ -49,6 +49,34 @@ def test_pictures_of_another_size_are_taken_for_their_class(folder: Path, capsys
         assert int(np.argmax(probabilities)) == each["class"]
 
 
+def test_a_folder_stands_for_the_pictures_in_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "scans" / "more").mkdir(parents=True)
+    paths = [*rows(tmp_path / "scans", 2), *rows(tmp_path / "scans" / "more", 3)]
+    told = predictions(capsys, str(folder / "run"), str(tmp_path / "scans"), "--no-center")
+    assert sorted(str(each["picture"]) for each in told) == sorted(paths)
+    (tmp_path / "none").mkdir()
+    assert run(["predict", str(folder / "run"), str(tmp_path / "none")]) == 2
+    assert "is an empty folder: expected pictures in it" in capsys.readouterr().err
+
+
+def test_the_rows_of_a_table_are_counted_from_its_header(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    table = tmp_path / "homes.csv"
+    table.write_text("rooms,price\n" + "".join(f"{row % 7},{row % 7 * 2.5}\n" for row in range(60)))
+    options = ["--target", "price", "--workers", "0", "--steps", "2"]
+    assert run(["train", "--data", str(table), *options, "--run-dir", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    (tmp_path / "new.csv").write_text("rooms\n3\nmany\n")
+    assert run(["predict", str(tmp_path / "run"), str(tmp_path / "new.csv")]) == 2
+    assert "row 3, column 'rooms': 'many' is not a number" in (told := capsys.readouterr().err)
+    assert told.endswith("; row 1 is the header, the first line of the file\n")
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "1", "I;16", "F"])
 def test_every_kind_of_picture_gives_the_same_digit(
     folder: Path, capsys: pytest.CaptureFixture[str], mode: str
