@@ -21,7 +21,7 @@ from lockstep.common.protocol.messages import EpochRecord, Status, WorkerStatus
 from lockstep.common.runtime.clock import Clock
 
 #: Epochs that are all shown.
-MOST_EPOCHS = 20
+MOST_EPOCHS = 30
 
 #: Seconds between two plain lines within an epoch.
 PLAIN_EVERY_S = 10.0

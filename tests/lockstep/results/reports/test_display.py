@@ -72,9 +72,9 @@ def test_what_is_trained_is_announced_once_and_not_before_the_run_is_known_to_be
 @pytest.mark.parametrize(
     ("epochs", "shown"),
     [
-        (20, [*range(1, 21)]),
-        (21, [1, *range(2, 21, 2), 21]),
-        (60, [1, *range(5, 61, 5)]),
+        (30, [*range(1, 31)]),
+        (31, [1, *range(2, 31, 2), 31]),
+        (90, [1, *range(5, 91, 5)]),
         (999, [1, *range(50, 951, 50), 999]),
     ],
 )

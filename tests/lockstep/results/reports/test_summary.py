@@ -191,11 +191,11 @@ def test_the_summary_in_a_terminal(workers: int, teams: int, who: str) -> None:
 
 def test_the_table_of_many_epochs_has_some_and_the_one_of_the_weights() -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
-    many = learning([0.5] * 60, [1.0] * 60, weights_epoch=43)
+    many = learning([0.5] * 90, [1.0] * 90, weights_epoch=43)
     show_summary(console, many, Path("runs/mine"))
     lines = console.export_text().splitlines()
-    assert [int(line.split()[0]) for line in lines[1:15]] == [1, *range(5, 41, 5), 43, *range(45, 61, 5)]
-    assert lines[15] == "14 of 60 epochs; metrics.jsonl in the run's folder has all"
+    assert [int(line.split()[0]) for line in lines[1:21]] == [1, *range(5, 41, 5), 43, *range(45, 91, 5)]
+    assert lines[21] == "20 of 90 epochs; metrics.jsonl in the run's folder has all"
 
 
 def test_without_a_terminal_a_note_is_one_line() -> None:
