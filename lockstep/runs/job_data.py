@@ -15,7 +15,7 @@ from lockstep.common.errors import DataError, ModelError
 from lockstep.common.job.job import DENSE, Job, check, default_micro_batches
 from lockstep.common.nn.description import describe
 from lockstep.common.nn.models import dense
-from lockstep.runs.job_file import SHIPPED
+from lockstep.runs.job_file import SHIPPED, named
 
 #: Values of a job that are valid with some others alone, by the value that follows from the data if it is not given.
 LATER = {"metrics": "loss", "monitor": "loss", "monitor_mode": "loss", "hidden": "model"}
@@ -37,13 +37,13 @@ def draft_of(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 
 def shown_data(data: str) -> str:
-    """Return what a person calls a job's data: of a folder that was packed on the way, the source that it is made of.
+    """Return how a person calls a job's data: a folder that was packed on the way by the name of its source.
 
     The paths that people write are relative, mostly; those of the cache and of a run's folder are not.
     """
     folder = Path(data)
     if folder.is_absolute() and (folder / MANIFEST).is_file():
-        return read_manifest(folder).origin.source
+        return str(named(read_manifest(folder).origin.source))
     return data
 
 
