@@ -67,8 +67,7 @@ def open_run(
     data = with_moments(data) if job.normalize else data
     check_batch(job, len(data.train))
     source = source or read_job_source(job)
-    code = source.own_code()
-    check_rule(job, code)
+    check_rule(job, code := source.own_code())
     objective = Objective.of(job, code.loss, code.metrics)
     model = _built(job, data, options, source, objective, code)
     initial = _initial(job, model, model_folder)
@@ -94,12 +93,12 @@ def open_run(
         size=model.layout.size,
         metric_sums=metric_sums,
     )
-    shard = _shard_of(job, plan, model, initial.vector, code)
     native = native_notices(job.numerics, evidence.engine, kernels_here().obstacle)
-    notices = [*initial.notices, *native, *evidence.notices()]
     return RunSetup(
-        info=info, model=model, data=data, layout=model.layout, shard=shard, source=source, own=code, notices=notices
-    )
+        info=info, model=model, data=data, layout=model.layout, source=source, own=code,
+        shard=_shard_of(job, plan, model, initial.vector, code),
+        notices=[*initial.notices, *native, *evidence.notices()],
+    )  # fmt: skip
 
 
 def _own_fingerprint(job: Job, options: RunOptions) -> Fingerprint:

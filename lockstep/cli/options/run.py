@@ -62,7 +62,7 @@ BEST_OPTION = click.option("--best", "moment", flag_value="best", type=moment, h
 TRAINING_DATA_OPTION = click.option(
     "--training-data",
     metavar="DATA",
-    help="where the run's own data is, if it was moved: its source, or what was packed  [as in training]",
+    help="where the run's own data is, if it was moved: its source, or the packed folder  [as in training]",
 )
 RUN_ARGUMENT = click.argument("run", type=RunPath())
 KEYS_OPTION = click.option(

@@ -1,4 +1,4 @@
-"""`lockstep share`: a run in one file, for somebody else."""
+"""`lockstep share`: a run in one file, for a colleague."""
 
 from pathlib import Path
 

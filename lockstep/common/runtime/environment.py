@@ -137,7 +137,7 @@ def give_way() -> None:
 
 
 def yield_core() -> None:
-    """Let another process that waits for the core of this one have it; returns at once if there is none."""
+    """Let another process that waits for the core of this one have it; return at once if none waits."""
     os.sched_yield()
 
 

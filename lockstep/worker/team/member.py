@@ -305,8 +305,6 @@ class TeamMember:
         self.memory.show_slice(self.memory.done(making.stage), making.slice_, order.number)
         return True
 
-    # Looking
-
     def _look(self, at: OrderAtWork, stage: OrderStage) -> OrderOutcome | None:
         now = self.memory.mine["looked_s"] = self.clock.now()
         order, chain, progress = at.order, at.chain, at.progress

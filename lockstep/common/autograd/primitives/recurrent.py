@@ -227,6 +227,31 @@ def _gradients(gradient: Array, made: _Pass, x: Array, to_input: Array, to_state
     if known is not None and (known[0] is gradient or _is_same(known[0], gradient)):
         return known[1]
     steps, count, batch = made.gates.shape
+    back = _went_back(gradient, made, to_state)
+    # In the order of the sequence, as x; and as made, as the states.
+    in_order = back.of_gates if made.order[0] == 0 else back.of_gates[::-1]
+    of_inputs = np.ascontiguousarray(in_order.transpose(1, 0, 2)).reshape(count, -1)
+    of_steps = of_inputs
+    if in_order is not back.of_products:
+        of_steps = np.ascontiguousarray(back.of_products.transpose(1, 0, 2)).reshape(count, -1)
+    before = np.ascontiguousarray(made.states[:-1].transpose(0, 2, 1)).reshape(steps * batch, -1)
+    of_x = leaves.matrix_product(to_input.T, of_inputs).reshape(-1, steps, batch).transpose(1, 2, 0)
+    found = (
+        of_x,
+        back.product.T,
+        back.cell.T if made.kind == "lstm" else None,
+        leaves.matrix_product(of_inputs, _columns(x).T),
+        leaves.matrix_product(of_steps, before),
+        leaves.total(of_inputs, axis=1),
+        leaves.total(of_steps, axis=1),
+    )
+    made.known = gradient, found
+    return found
+
+
+def _went_back(gradient: Array, made: _Pass, to_state: Array) -> _Backward:
+    """Return the gradients of all steps, and of the first state and the first cell."""
+    steps = len(made.gates)
     upstream, is_lstm = np.ascontiguousarray(gradient.transpose(0, 2, 1)), made.kind == "lstm"
     of_gates, state = np.empty_like(made.gates), upstream[steps].copy()
     back = _Backward(
@@ -249,25 +274,7 @@ def _gradients(gradient: Array, made: _Pass, x: Array, to_input: Array, to_state
     _carry_out(bound)
     if back.direct is not None:
         state += back.direct
-    # In the order of the sequence, as x; and as made, as the states.
-    in_order = of_gates if made.order[0] == 0 else of_gates[::-1]
-    of_inputs = np.ascontiguousarray(in_order.transpose(1, 0, 2)).reshape(count, -1)
-    of_steps = of_inputs
-    if in_order is not back.of_products:
-        of_steps = np.ascontiguousarray(back.of_products.transpose(1, 0, 2)).reshape(count, -1)
-    before = np.ascontiguousarray(made.states[:-1].transpose(0, 2, 1)).reshape(steps * batch, -1)
-    of_x = leaves.matrix_product(to_input.T, of_inputs).reshape(-1, steps, batch).transpose(1, 2, 0)
-    found = (
-        of_x,
-        state.T,
-        back.cell.T if is_lstm else None,
-        leaves.matrix_product(of_inputs, _columns(x).T),
-        leaves.matrix_product(of_steps, before),
-        leaves.total(of_inputs, axis=1),
-        leaves.total(of_steps, axis=1),
-    )
-    made.known = gradient, found
-    return found
+    return back
 
 
 def _is_same(one: Array, other: Array) -> bool:
