@@ -56,6 +56,9 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     takeover_seconds: Annotated[
         float, Meta(ge=0.1, le=3600.0, description="silence of the server after which its workers go to a standby")
     ] = 5.0
+    with_examples: Annotated[
+        bool, Meta(description="keep a hundred samples of the validation set, or the test set, in the run's folder")
+    ] = False
     checkpoint_keep: Annotated[
         int,
         Meta(ge=0, le=1000, description="newest checkpoints to keep, besides that of the best epoch; 0: write none"),
@@ -66,9 +69,6 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     checkpoint_every_seconds: Annotated[
         float, Meta(ge=0.1, le=1e9, description="seconds between checkpoints within an epoch")
     ] = 60.0
-    with_examples: Annotated[
-        bool, Meta(description="keep a hundred samples of the validation set, or the test set, in the run's folder")
-    ] = False
     lease_timeout: Annotated[
         float, Meta(ge=0.1, le=1e9, description="seconds after which a micro-batch is given to another worker")
     ] = 60.0
