@@ -87,6 +87,8 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
 
 def superseded_text(theirs: Term, info: RunInfo) -> str:
     """Return that another server leads the run."""
+    if theirs.run != info.term.run:
+        return f"another server leads run {info.run}, which was begun again, and neither has made a step"
     return f"another server leads run {info.run} in term {theirs.number}, and this one in term {info.term.number}"
 
 

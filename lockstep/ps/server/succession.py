@@ -68,6 +68,16 @@ HOLD_S = 0.5
 NOTICE_S, ANSWER_S = 2.0, 0.1
 
 
+def gives_way(mine: Term, steps: int, notice: LeaderNotice) -> bool:
+    """Tell whether a server that leads a run in a term, after so many steps, leaves that to the server of a notice.
+
+    Two standbys may have taken over two runs, whose terms are not compared, if their server lost its folder before the
+    first checkpoint and began again. Each has some of the shards then, and neither would make a step.
+    """
+    theirs, has_nothing = notice.term, notice.is_leader and not notice.step and not steps
+    return has_nothing and min(mine.number, theirs.number) > 1 and theirs.run > mine.run
+
+
 @dataclass
 class Rivals:
     """Asks other servers of a run which one leads it, and tells them this server's term until each knows it."""
@@ -239,7 +249,7 @@ class Succession:
                 return []  # a worker does not decide which server leads
             case LeaderNotice(term=term):
                 # The higher one of both is the answer: so its sender knows that it was read.
-                if not term.is_above(self.term):
+                if not term.is_above(self.term) and not gives_way(self.term, self.coordinator.progress.steps, message):
                     return self._send(peer, self._notice())
                 return [*self._send(peer, message), self._superseded(term)]
             case Drain():
@@ -427,7 +437,9 @@ class Succession:
         gone = self.registry.expire(now)
         happened = [event for member in gone for event in self._on_gone(member, "it has been silent for too long")]
         above = self.rivals.on_time(now, LeaderRequest(), self._notice())
-        return happened if above is None else [*happened, self._superseded(above)]
+        steps, answers = self.coordinator.progress.steps, self.rivals.inquiry.search.notices.values()
+        terms = [each.term for each in answers if gives_way(self.term, steps, each)] if above is None else [above]
+        return [*happened, *map(self._superseded, terms[:1])]
 
     def is_asking(self, now: float) -> bool:
         """Tell whether nothing may be done now because it is not known which server leads; to be called at each step.

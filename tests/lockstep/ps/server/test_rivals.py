@@ -1,15 +1,23 @@
 """Servers of other terms are told that this one leads the run, and are asked whether one of them does by now."""
 
+from typing import Any
+
+import pytest
+
 from lockstep.common.protocol.messages import StandbyAddress, Term
 from lockstep.common.protocol.standby_messages import LeaderNotice, LeaderRequest
 from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
 from lockstep.common.statemachine.leader_search import LeaderSearch
-from lockstep.ps.server.succession import ANSWER_S, HOLD_S, NOTICE_S, Rivals
+from lockstep.ps.server.succession import ANSWER_S, HOLD_S, NOTICE_S, Rivals, gives_way
 from tests.lockstep.common.statemachine.answering import AnsweringPort
 
 OWN, OLD, STANDBY = "tcp://h:1", StandbyAddress(address="tcp://h:2"), StandbyAddress(address="tcp://h:3")
 LOWER, TERM, HIGHER = (Term(run="r", number=number, server="s") for number in (1, 2, 3))
 REQUEST, NOTICE = LeaderRequest(), LeaderNotice(term=TERM, address=OWN)
+
+
+def term_of(run: str, number: int = 2) -> Term:
+    return Term(run=run, number=number, server="s")
 
 
 def rivals_of(**ports: AnsweringPort) -> Rivals:
@@ -66,3 +74,25 @@ def test_a_server_that_was_stopped_for_a_while_does_nothing_until_its_standbys_h
     assert not rivals.holds(9.0 + HOLD_S, 1.0, [STANDBY], REQUEST)
     # Without standbys, no other server can lead the run.
     assert not rivals.holds(20.0, 1.0, [], REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("mine", "steps", "notice", "expected"),
+    [
+        (term_of("a"), 0, {}, True),
+        # The other one of the two, both of which hear of each other.
+        (term_of("c"), 0, {}, False),
+        (term_of("b"), 0, {}, False),
+        (term_of("a"), 1, {}, False),
+        (term_of("a"), 0, {"step": 1}, False),
+        (term_of("a"), 0, {"is_leader": False}, False),
+        # The first server of a run, at an address that an old one's standby knows.
+        (term_of("a", 1), 0, {}, False),
+        (term_of("a"), 0, {"term": term_of("b", 1)}, False),
+    ],
+)
+def test_of_two_standbys_that_lead_two_runs_without_a_step_one_gives_way(
+    mine: Term, steps: int, notice: dict[str, Any], expected: bool
+) -> None:
+    given: dict[str, Any] = {"term": term_of("b"), "address": OLD.address, "is_leader": True} | notice
+    assert gives_way(mine, steps, LeaderNotice(**given)) is expected
