@@ -91,7 +91,8 @@ class Display:
         # The status of a long run holds only the last ones.
         for epoch in (each for each in status.history if each.epoch > self._shown_epoch):
             self._shown_epoch = epoch.epoch
-            if has_line(epoch.epoch, status.epochs):
+            # Not by the number of epochs to come, since the first ones are waited for.
+            if not epoch.epoch % stride_of(epoch.epoch) or epoch.epoch == status.epochs:
                 self.say(epoch_line(epoch, status.epochs, has_test=self.has_test))
         now = self.clock.now()
         if now - self._shown_at >= self.medium.every_s and (status.elapsed_s or not self.medium.is_log):
@@ -184,11 +185,10 @@ class LiveRegion:
         return Group(self._bar, line, workers_table(status.workers))
 
 
-def has_line(epoch: int, epochs: int) -> bool:
-    """Tell whether an epoch of so many is shown: each of a few; of more the first, the last, and some in between."""
-    every = next(step for step in (digit * 10**power for power in count() for digit in (1, 2, 5))
-                 if epochs <= MOST_EPOCHS * step)  # fmt: skip
-    return epoch in (1, epochs) or epoch % every == 0
+def stride_of(epochs: int) -> int:
+    """Return how far apart those of so many epochs are that are shown: 1 for a few, then 2, 5, 10 and so on."""
+    strides = (digit * 10**power for power in count() for digit in (1, 2, 5))
+    return next(stride for stride in strides if epochs <= MOST_EPOCHS * stride)
 
 
 def epoch_line(epoch: EpochRecord, epochs: int, *, has_test: bool = True) -> str:

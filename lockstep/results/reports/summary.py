@@ -15,7 +15,7 @@ from lockstep.common.job.score import Score
 from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.display import has_line, in_teams, print_plainly
+from lockstep.results.reports.display import in_teams, print_plainly, stride_of
 from lockstep.runs.cost_model import Measured, fitted
 
 #: Seconds of training below which times mean nothing.
@@ -32,7 +32,8 @@ LONG_HEADINGS, WIDE_GAPS = 5, 7
 def show_summary(console: Console, result: RunResult, folder: Path | None) -> None:
     """Print the epochs and the figures of a run."""
     epochs = len(result.history)
-    shown = [each for each in result.history if has_line(each.epoch, epochs) or each.epoch == result.weights_epoch]
+    kept, stride = {1, epochs, result.weights_epoch}, stride_of(epochs)
+    shown = [each for each in result.history if each.epoch in kept or not each.epoch % stride]
     console.print(epochs_table(shown))
     if len(shown) < epochs and folder is not None:
         print_plainly(console, f"{len(shown)} of {epochs} epochs; metrics.jsonl in the run's folder has all")

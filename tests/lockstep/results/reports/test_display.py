@@ -24,8 +24,8 @@ from lockstep.results.reports.display import (
     duration,
     epoch_line,
     figures,
-    has_line,
     in_teams,
+    stride_of,
 )
 from tests.lockstep.statuses import EPOCH, status, worker
 
@@ -69,17 +69,19 @@ def test_what_is_trained_is_announced_once_and_not_before_the_run_is_known_to_be
     assert lines.count("training mlp") == 1
 
 
-@pytest.mark.parametrize(
-    ("epochs", "shown"),
-    [
-        (30, [*range(1, 31)]),
-        (31, [1, *range(2, 31, 2), 31]),
-        (90, [1, *range(5, 91, 5)]),
-        (999, [1, *range(50, 951, 50), 999]),
-    ],
-)
-def test_of_many_epochs_some_are_shown(epochs: int, shown: list[int]) -> None:
-    assert [epoch for epoch in range(1, epochs + 1) if has_line(epoch, epochs)] == shown
+@pytest.mark.parametrize(("epochs", "stride"), [(1, 1), (30, 1), (31, 2), (60, 2), (61, 5), (300, 10), (10**6, 50_000)])
+def test_of_many_epochs_some_are_shown(epochs: int, stride: int) -> None:
+    assert stride_of(epochs) == stride
+
+
+def test_a_long_run_shows_its_first_epochs_each_and_the_last() -> None:
+    on = console(is_terminal=False)
+    with display_for(on, ManualClock()) as display:
+        for epoch in range(1, 77):
+            history = [msgspec.structs.replace(EPOCH, epoch=epoch)]
+            display.show(status(epoch=epoch, epochs=76, history=history))
+    message = re.findall(r"epoch (\d+)/76  loss 0.5000", "\n".join(shown(on)))
+    assert list(map(int, message)) == [*range(1, 31), *range(32, 61, 2), 65, 70, 75, 76]
 
 
 def test_an_epoch_on_one_line() -> None:
