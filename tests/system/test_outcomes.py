@@ -120,7 +120,7 @@ def test_a_worker_that_gets_sigterm_gives_its_work_back(place: Place) -> None:
     flags = job(place, 300)
     expected = calm(place, flags)
     server, address = served(place, flags)
-    workers = [place.start("worker", address, "--workers", "1") for _ in range(2)]
+    workers = [place.start("worker", address, "--workers", "1", "--apart") for _ in range(2)]
     server.line_with("worker 1 ")
     server.line_with("epoch 5/")
     workers[0].send(signal.SIGTERM)

@@ -187,7 +187,7 @@ class LiveRegion:
 
 def stride_of(epochs: int) -> int:
     """Return how far apart those of so many epochs are that are shown: 1 for a few, then 2, 5, 10 and so on."""
-    strides = (digit * 10**power for power in count() for digit in (1, 2, 5))
+    strides = (digit * int(10**power) for power in count() for digit in (1, 2, 5))
     return next(stride for stride in strides if epochs <= MOST_EPOCHS * stride)
 
 
