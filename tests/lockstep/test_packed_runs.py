@@ -166,7 +166,7 @@ def test_a_new_table_is_read_as_that_of_the_training_was(place: Path, capsys: py
     assert len({*predicted[:4]}) == 4
     (place / "other.csv").write_text("\n".join(["area;town;day;price", rows[4].replace("-", "k.A.", 1), ""]))
     assert run(["predict", "run", "other.csv"]) == 2
-    assert ": give --na k.A. if it stands for a missing value\n" in capsys.readouterr().err
+    assert ": give --na k.A. if it stands for a missing value; row 1 is the header" in capsys.readouterr().err
     assert told(capsys, "predict", "run", "other.csv", "--na", "x,k.A.").splitlines()[1] == predicted[4]
     assert f"{load_run('run').predict('other.csv', na='k.A.')[0]:.6g}" == predicted[4]
     other = pa.table({"town": ["Bern"], "day": pa.array([19723], pa.date32()), "area": [100.5]})
@@ -238,7 +238,8 @@ def test_rows_that_cannot_be_predicted_are_named_and_others_predicted(
     assert [float(rows[number]) for number in (0, 2, 3, 5)] == pytest.approx(expected, rel=0.02)
     assert shown.err == (
         "error: nothing is predicted of 2 of 6 rows: odd.csv: row 3, column 'town': 'Rom' did not occur in training: "
-        "expected one of Aarau, Bern, Zug; odd.csv: row 6, column 'rooms': is missing: expected a value\n"
+        "expected one of Aarau, Bern, Zug; odd.csv: row 6, column 'rooms': is missing: expected a value; "
+        "row 1 is the header, the first line of the file\n"
     )
     assert run(["predict", "run", "odd.csv", "--json"]) == 2
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -248,7 +249,7 @@ def test_rows_that_cannot_be_predicted_are_named_and_others_predicted(
     assert np.isnan(found).tolist() == [False, True, False, False, True, False]
     (place / "odd.csv").write_text("rooms,town,area\n" + "1,Rom,3\n" * 40)
     assert run(["predict", "run", "odd.csv"]) == 2
-    assert capsys.readouterr().err.endswith("expected one of Aarau, Bern, Zug; and 37 more\n")
+    assert capsys.readouterr().err.endswith("; and 37 more; row 1 is the header, the first line of the file\n")
 
 
 def test_a_frame_is_predicted_as_its_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

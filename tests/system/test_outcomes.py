@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,13 @@ def shards_of(place: Place, flags: tuple[str, ...]) -> tuple[Process, str, Proce
     return server, address, shard, worker
 
 
+def delete(folder: Path) -> None:
+    """Delete a folder into which a process may be writing: it is gone at once."""
+    gone = folder.with_name(f"{folder.name}.gone")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def test_a_server_that_gets_sigterm_ends_the_run_which_can_be_resumed(place: Place) -> None:
     flags = job(place, 300)
     expected = calm(place, flags)
@@ -59,10 +67,10 @@ def test_a_server_whose_folder_is_deleted_fails_with_its_workers(place: Place) -
     server, address = served(place, job(place, 150))
     worker = place.start("worker", address, "--workers", "1")
     server.line_with("epoch 5/")
-    shutil.rmtree(place.folder / "run")
+    delete(place.folder / "run")
     code, out, error = server.end()
     assert (code, error.count("\n")) == (1, 1), error
-    assert "No such file or directory: the run continues without a checkpoint" in out
+    assert ": the run continues without a checkpoint" in out
     assert worker.end()[0] == 1
 
 
@@ -70,7 +78,7 @@ def test_a_standby_of_a_server_whose_folder_is_deleted_keeps_its_files_and_leads
     flags = (*job(place, 600), *OFTEN)
     expected = calm(place, flags)
     server, standby, workers = start_all(place, flags)
-    shutil.rmtree(place.folder / "run")
+    delete(place.folder / "run")
     server.line_with("lacks files of the run: standbys keep those of step ")
     kill(server.popen.pid)
     standby.line_with("takes over, from step ")
@@ -111,17 +119,16 @@ def test_a_standby_that_gets_sigterm_leaves(place: Place) -> None:
 
 def test_a_standby_whose_folder_is_deleted_mirrors_the_run_again(place: Place) -> None:
     server, standby, workers = start_all(place, (*job(place, 600), *OFTEN))
-    shutil.rmtree(place.folder / "mirror")
+    delete(place.folder / "mirror")
     assert [process.end()[0] for process in (server, standby, *workers)] == [0, 0, 0, 0, 0]
     assert place.digest("mirror") == place.digest()
 
 
 def test_a_worker_that_gets_sigterm_gives_its_work_back(place: Place) -> None:
-    flags = job(place, 300)
+    flags = job(place, 600)
     expected = calm(place, flags)
-    server, address = served(place, flags)
+    server, address = served(place, flags, "--min-workers", "2")
     workers = [place.start("worker", address, "--workers", "1", "--apart") for _ in range(2)]
-    server.line_with("worker 1 ")
     server.line_with("epoch 5/")
     workers[0].send(signal.SIGTERM)
     assert workers[0].end(GONE_S)[0] == 130
