@@ -121,7 +121,14 @@ LOOK_S = 0.05
 
 #: The ends by a signal, and the reports of processes that did not hear how the run has ended.
 SIGNALLED = (130, -signal.SIGKILL, -signal.SIGTERM)
-UNHEARD = ("no server answered", "is it gone?", "another server leads", "goes on at", "evicted")
+UNHEARD = (
+    "no server answered",
+    "is it gone?",
+    "another server leads",
+    "no worker and no standby",
+    "goes on at",
+    "evicted",
+)
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -317,7 +324,7 @@ class SoakRun:
         own = {"server": RUN, "standby": MIRROR}.get(self.plan.roles[number])
         # A server that has made steps does not wait for good.
         waits = own is not None and (own == MIRROR or bool(self.hosts[number].codes))
-        return waits and bool(results := self.results()) and results[0] != self.place.folder / str(own)
+        return waits and bool(results := self.results()) and self.place.folder / str(own) not in results
 
     def _look(self, now: float) -> None:
         """Record the processes that have ended, and start those again that have failed, while there is no result."""
@@ -412,10 +419,11 @@ class SoakRun:
     def _check_processes(self) -> None:
         """Demand that each process has ended, and has heard of the same end or of none; and that nothing is left."""
         for number, (role, host) in enumerate(zip(self.plan.roles, self.hosts, strict=True)):
-            if host.process.popen.poll() is None and not self._waits(number):
+            is_running = host.process.popen.poll() is None
+            if is_running and not self._waits(number):
                 self.wrong.append(f"{role} {number} has not ended")
-            last = host.output[-1] if host.codes and host.codes[-1] not in (0, *SIGNALLED) else ""
-            if last and not any(text in last for text in UNHEARD):
+            is_heard = is_running or host.codes[-1] in (0, *SIGNALLED)
+            if not is_heard and not any(text in (last := host.output[-1]) for text in UNHEARD):
                 self.wrong.append(f"{role} {number} reports: {last.splitlines()[-2]}")
         known = {host.process.popen.pid for host in self.hosts}
         if not all(is_gone(pid, 1.0) for pid in self.place.pids() if pid not in known):
