@@ -24,7 +24,7 @@ from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import packed_source, unwatched
 from lockstep.packing.files import table_files
 from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, known_encoding
-from lockstep.runs.job_data import values_of_table, with_data_values
+from lockstep.runs.job_data import values_of_data, with_data_values
 from lockstep.runs.job_file import resolve
 from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import MODEL
@@ -302,7 +302,7 @@ def completed(job: Job, given: Mapping[str, Any], paths: Mapping[str, str]) -> J
     `given` are the values that the job was made of.
     """
     data = paths.get("data", job.data)
-    found, _ = resolve({}, {**given, **values_of_table(data, given), "data": data})
+    found, _ = resolve({}, {**given, **values_of_data(data, given), "data": data})
     return with_data_values(msgspec.structs.replace(found, **placed(found, paths)), given)
 
 

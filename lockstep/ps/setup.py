@@ -16,7 +16,7 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import fields_of
 from lockstep.common.data.source import with_moments, with_validation
 from lockstep.common.errors import JobError, LockstepError, ModelError, NumericsError
-from lockstep.common.job.job import DENSE, Job, check_batch
+from lockstep.common.job.job import CONV, DENSE, Job, check_batch
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import check_rule, spans_of
@@ -249,8 +249,10 @@ def _without_channel(model: Model, images: Vector) -> str:
 
 def _of_other_inputs(images: Vector) -> str:
     """Return the number of inputs that samples of plain numbers have, and the shipped model that takes any number."""
-    if images.dtype != np.float32 or images.ndim != 2:
+    if images.dtype != np.float32 or images.ndim not in (2, 4):
         return ""
+    if images.ndim == 4:
+        return f": expected a model for this shape, or `--model {CONV}`, which takes pictures of any size"
     return f": expected a model with {images.shape[1]} inputs, or the model {DENSE!r}, which takes tables"
 
 

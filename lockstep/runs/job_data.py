@@ -1,4 +1,4 @@
-"""The values of a job that follow from its data: the loss, the layers of `dense`, and the length of its training."""
+"""The values of a job that follow from its data: the model, its layers, the loss, and the length of training."""
 
 import math
 from collections.abc import Mapping
@@ -8,26 +8,27 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
-from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.folder import MANIFEST, read_manifest, table_at
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, ModelError
-from lockstep.common.job.job import DENSE, Job, check, default_micro_batches
+from lockstep.common.job.job import CONV, DENSE, SIZED, Job, check, default_micro_batches
 from lockstep.common.nn.description import describe
-from lockstep.common.nn.models import dense
-from lockstep.runs.job_file import SHIPPED, named
+from lockstep.common.nn.models import conv, dense
+from lockstep.runs.job_file import SHIPPED, named, shipped_values
 
 #: Values of a job that are valid with some others alone, by the value that follows from the data if it is not given.
 LATER = {"metrics": "loss", "monitor": "loss", "monitor_mode": "loss", "hidden": "model"}
 
-#: The hidden layers of `dense` if a job file names it and not these: those of the shipped job.
-HIDDEN = (128, 64)
+#: The samples, at most so many classes, and at least so many samples to train on, for which LeNet is the model by
+#: default; `conv` is for all other pictures.
+LENET_SHAPE, LENET_CLASSES, LENET_SAMPLES = (1, 28, 28), 10, 1000
 
 #: Steps that a job makes at least, if it says nothing of its length, and the most epochs for that; the fewest of
-#: `dense`, and of a model of the user's.
+#: a model whose layers follow from the data, and of one of the user's.
 STEPS, MOST_EPOCHS = 1500, 100
 LEAST_EPOCHS, LEAST_OWN_EPOCHS = 10, Job().epochs
-#: Steps of an epoch that the batches of `dense` aim at, and the limits of these.
+#: Steps of an epoch that the batches of such a model aim at, and the limits of these.
 STEPS_PER_EPOCH, LEAST_BATCH, MOST_BATCH = 50, 32, 512
 
 
@@ -47,36 +48,57 @@ def shown_data(data: str) -> str:
     return data
 
 
-def values_of_table(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that follow if a job's data is a packed table, and that are not given; else none."""
+def values_of_data(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that follow if a job's data is a packed table, or pictures that LeNet does not take.
+
+    Values that are given are left out, and the others of pictures follow only if no model is given.
+    """
     table = table_at(data)
-    if table is None:
+    if table is not None:
+        values = {"model": DENSE, "loss": "cross-entropy" if table.classes else "mse"}
+    elif "model" not in given and (train := _pictures_at(data)) is not None:
+        values = {"model": CONV, "loss": "cross-entropy" if train.classes else "mse"}
+    else:
         return {}
-    values = {"model": DENSE, "loss": "cross-entropy" if table.classes else "mse"}
     return {name: value for name, value in values.items() if name not in given}
 
 
-def with_data_values(job: Job, given: Mapping[str, Any]) -> Job:
-    """Return a job with the values that follow from its data: the layers of `dense`, and a length if none is given.
+def _pictures_at(data: str) -> Dataset | None:
+    """Return the training set of a job's data if it has pictures, each with a class or numbers, but not LeNet's."""
+    if data == Job().data:
+        return None
+    try:
+        train = load(data).train
+    except DataError:  # it is raised again where the samples are needed
+        return None
+    images, values = train.images, train.values
+    if images.dtype.names or images.ndim != 4 or (values.dtype == np.int64 and values.ndim > 1):
+        return None
+    is_of_lenet = train.sample_shape == LENET_SHAPE and 0 < train.classes <= LENET_CLASSES
+    return None if is_of_lenet and len(train) >= LENET_SAMPLES else train
 
-    The shipped jobs but `dense` keep theirs. Raises DataError as `load`, and ModelError for samples that are not arrays
-    of numbers.
+
+def with_data_values(job: Job, given: Mapping[str, Any]) -> Job:
+    """Return a job with the values that follow from its data: the layers of `dense` and `conv`, and a length.
+
+    The batch has at most as many samples as there are, and the other shipped jobs keep their length. Raises DataError
+    as `load`, and ModelError for samples that are not arrays of numbers.
     """
-    if job.model == DENSE:
-        data = load(job.data)
-        hidden = HIDDEN if job.hidden is None else job.hidden
-        job = replace(job, model=dict(describe(dense(_shape_of(data), hidden, _outputs_of(data)))), hidden=hidden)
-    elif job.model in SHIPPED or has_length(given):
+    has_all = has_length(given) or job.model in SHIPPED
+    if job.model not in SIZED and has_all and ("global_batch" in given or job.data == Job().data):
         return job
-    else:
-        try:
-            data = load(job.data)
-        except DataError:  # it is raised again where the samples are needed
-            return job
+    try:
+        data = load(job.data)
+    except DataError:
+        if job.model in SIZED:
+            raise
+        return job  # it is raised again where the samples are needed
+    if job.model in SIZED:
+        has_all, job = has_length(given), _with_layers(job, data)
     samples = len(data.train) - int(job.validation_split * len(data.train))
     if "global_batch" not in given and job.local_steps == 1:
         job = _with_batch(job, given, samples)
-    if not has_length(given):
+    if not has_all:
         epochs = -(-STEPS // -(-samples // job.global_batch))
         job = replace(job, epochs=min(max(epochs, _least_epochs(job)), MOST_EPOCHS))
     return check(job)
@@ -112,11 +134,24 @@ def _with_batch(job: Job, given: Mapping[str, Any], samples: int) -> Job:
     return job if "micro_batches" in given else replace(job, micro_batches=default_micro_batches(batch))
 
 
-def _shape_of(data: TrainTest) -> tuple[int, ...]:
+def _with_layers(job: Job, data: TrainTest) -> Job:
+    """Return a job of `dense` or `conv` with the layers that the data asks for."""
+    hidden = tuple(shipped_values(job.model_name())["hidden"]) if job.hidden is None else job.hidden
+    shape, outputs = _shape_of(data, job.model_name()), _outputs_of(data)
+    model = dense(shape, hidden, outputs) if job.model == DENSE else conv(shape, hidden, outputs)
+    return replace(job, model=dict(describe(model)), hidden=hidden)
+
+
+def _shape_of(data: TrainTest, model: str) -> tuple[int, ...]:
     if data.train.images.dtype.names or data.train.images.dtype == np.int32:
         raise ModelError(
-            f"model = {DENSE!r} with samples of several arrays, or of tokens: expected one array of numbers for each "
+            f"model = {model!r} with samples of several arrays, or of tokens: expected one array of numbers for each "
             "sample; give a model of your own"
+        )
+    if model == CONV and len(data.train.sample_shape) != 3:
+        raise ModelError(
+            f"model = {model!r} with samples of shape {data.train.sample_shape}: expected pictures, of channels, "
+            f"height and width; `--model {DENSE}` takes any numbers"
         )
     return data.train.sample_shape
 

@@ -68,7 +68,7 @@ OUTER = {"lr": 0.7, "momentum": 0.6, "nesterov": True}
 NEAR = 4.0
 
 #: The names of the shipped jobs, which are those of the models.
-SHIPPED = ("linear", "mlp", "lenet", "cnn", "dense")
+SHIPPED = ("linear", "mlp", "lenet", "cnn", "dense", "conv")
 
 
 class Field(msgspec.Struct, frozen=True):

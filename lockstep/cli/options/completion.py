@@ -17,7 +17,7 @@ Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]
 RUNS, JOB = Path("runs"), "job.toml"
 
 #: The models that are part of Lockstep.
-MODELS = ("linear", "mlp", "lenet", "cnn", "dense")
+MODELS = ("linear", "mlp", "lenet", "cnn", "dense", "conv")
 
 
 class RunPath(click.Path):

@@ -19,7 +19,7 @@ from lockstep.common.protocol.run_options import KEPT_OPTIONS, OF_A_SERVER, RunO
 from lockstep.packing.cache import is_to_be_packed
 from lockstep.packing.files import table_files
 from lockstep.packing.options import DIRECT
-from lockstep.runs.job_data import draft_of, values_of_table, with_data_values
+from lockstep.runs.job_data import draft_of, values_of_data, with_data_values
 from lockstep.runs.job_file import GROUPS, Field, fields, read_values, resolve, shipped_values
 from lockstep.runs.run_dir import JOB, has_begun, job_of_file, trust
 
@@ -109,7 +109,7 @@ class JobRequest(msgspec.Struct, frozen=True):
 
         `ModelError` if its file is of a run's folder, and names code that is not trusted here.
         """
-        given = {**self.given, **values_of_table(self.data(), self.values())}
+        given = {**self.given, **values_of_data(self.data(), self.values())}
         job, options = resolve(self.in_file(), given)
         job = job if self.file is None else job_of_file(self.file, job, given)
         return with_data_values(job, self.values()), options

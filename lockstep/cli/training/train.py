@@ -78,10 +78,11 @@ def train(
     """Train a model on this machine, with a parameter server and one worker per core.
 
     The values come from the job file JOB, or from the job that is shipped with the model (linear, mlp, lenet, cnn,
-    dense). Flags override them. The brackets show the default for a model of your own, and that of lenet and dense if
-    it is another. A table needs no model: it is learned by dense, with the loss that its target asks for. The result
-    depends on the job alone: any number of workers gives the same weights, to the bit. If this process alone would be
-    done as soon, it trains without workers, unless an option of processes is given.
+    dense, conv). Flags override them. The brackets show the default for a model of your own, and that of lenet and
+    dense if it is another. A table needs no model: it is learned by dense, with the loss that its target asks for.
+    Pictures other than those of MNIST are learned by conv. The result depends on the job alone: any number of workers
+    gives the same weights, to the bit. If this process alone would be done as soon, it trains without workers, unless
+    an option of processes is given.
 
     \b
       lockstep train                         # LeNet on MNIST, to 99 %
@@ -89,6 +90,7 @@ def train(
       lockstep train examples/cnn.toml --run-dir runs/mine
       lockstep train --model examples/my_model.py:build
       lockstep train --data houses.csv --target price
+      lockstep train --data pictures         # a folder for each class
       lockstep train --workers 0             # in this process: the same bits
       lockstep train --resume runs/mine      # from where it stopped
       lockstep train --chaos kill-worker=2   # kill two workers on the way

@@ -1,7 +1,8 @@
 """The job of a run: every value here decides the bits of the result, and nothing else does."""
 
 import hashlib
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -10,7 +11,7 @@ from lockstep.common.errors import JobError, nearest
 from lockstep.common.files.sanitize import cut
 from lockstep.common.job.losses import LOSSES, LossKind, has_accuracy, kind_of
 from lockstep.common.job.metrics import KNOWN, METRICS, MOST_METRICS, Metrics, is_named, metric_name, metric_of
-from lockstep.common.optim.rules import RULES, RuleName, rules_with
+from lockstep.common.optim.rules import RULES
 from lockstep.common.runtime.numerics import Numerics
 
 #: Largest real number of a job: TOML knows `inf`, which is not a valid value of anything here and not a number in JSON.
@@ -30,12 +31,11 @@ MOST_TOLD = 200
 #: one with 32 images 1.0 times in two, and 2.2 in eight.
 MICRO_BATCHES, LEAST_SAMPLES = 8, 16
 
-#: The name of the model whose sizes follow from the data.
-DENSE = "dense"
+#: The names of the models whose sizes follow from the data: for tables, and for pictures.
+SIZED = DENSE, CONV = "dense", "conv"
 
 #: The schedules that have a name.
-ScheduleName = Literal["constant", "step", "exponential", "polynomial", "cosine", "one-cycle"]
-SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
+SCHEDULES = ("constant", "step", "exponential", "polynomial", "cosine", "one-cycle")
 
 
 #: The values that may name a file, besides those in `metrics`.
@@ -51,14 +51,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     model: Annotated[
         str | dict[str, Any],
         Meta(
-            description="linear, mlp, lenet, cnn, dense, or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a "
-            "Module  [lenet; dense for a table]"
+            description="linear, mlp, lenet, cnn, dense, conv, or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that "
+            "returns a Module  [lenet; dense for a table; conv for other pictures]"
         ),
     ] = "lenet"
     hidden: (
         Annotated[
             tuple[PositiveInt, ...],
-            Meta(max_length=64, description="sizes of the hidden layers of dense  [128,64]"),
+            Meta(
+                max_length=64,
+                description="sizes of the hidden layers of dense, or maps of those of conv  [128,64; conv 16,32,64]",
+            ),
         ]
         | None
     ) = None
@@ -157,10 +160,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     ) = None
     optimizer: Annotated[
         str,
-        Meta(description=f"{', '.join(RULES)}, or FILE.py:CLASS of an update rule with hyperparameters of its own"),
+        Meta(
+            description="sgd, adam, adamw, rmsprop, or FILE.py:CLASS of an update rule with hyperparameters of its own"
+        ),
     ] = "sgd"
     lr: Annotated[Positive, Meta(description="learning rate; with a schedule, its peak")] = 0.05
-    momentum: Annotated[Probability, Meta(description=f"momentum of {rules_with('momentum')}")] = 0.9
+    momentum: Annotated[Probability, Meta(description="momentum of sgd and rmsprop")] = 0.9
     nesterov: Annotated[bool, Meta(description="use Nesterov's momentum, with sgd")] = False
     weight_decay: Annotated[NonNegative, Meta(description="L2 penalty; with adamw, decoupled weight decay")] = 0.0
     no_decay: (
@@ -180,10 +185,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         ]
         | None
     ) = None
-    beta1: Annotated[Probability, Meta(description=f"decay of the first moment in {rules_with('beta1')}")] = 0.9
-    beta2: Annotated[Probability, Meta(description=f"decay of the second moment in {rules_with('beta2')}")] = 0.999
-    alpha: Annotated[Probability, Meta(description=f"decay of the squared gradient in {rules_with('alpha')}")] = 0.99
-    eps: Annotated[Positive, Meta(description=f"term added to the denominator in {rules_with('eps')}")] = 1e-8
+    beta1: Annotated[Probability, Meta(description="decay of the first moment in adam and adamw")] = 0.9
+    beta2: Annotated[Probability, Meta(description="decay of the second moment in adam and adamw")] = 0.999
+    alpha: Annotated[Probability, Meta(description="decay of the squared gradient in rmsprop")] = 0.99
+    eps: Annotated[Positive, Meta(description="term added to the denominator in adam, adamw and rmsprop")] = 1e-8
     clip_norm: (
         Annotated[Positive, Meta(description="scale gradients down to at most this global norm  [never]")] | None
     ) = None
@@ -196,8 +201,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     schedule: Annotated[
         str,
         Meta(
-            description=f"{', '.join(SCHEDULES)}, or FILE.py:FUNCTION of the step and of the number of steps that "
-            "returns a factor"
+            description="constant, step, exponential, polynomial, cosine, one-cycle, or FILE.py:FUNCTION of the step "
+            "and of the number of steps that returns a factor"
         ),
     ] = "constant"
     warmup_steps: Annotated[int, Meta(ge=0, description="steps in which the learning rate first rises linearly")] = 0
@@ -219,14 +224,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             description="optimizer steps that each micro-batch takes by itself before its weights are sent",
         ),
     ] = 1
-    local_optimizer: Annotated[RuleName, Meta(description="optimizer of the local steps")] = "sgd"
+    local_optimizer: Annotated[
+        Literal["sgd", "adam", "adamw", "rmsprop"], Meta(description="optimizer of the local steps")
+    ] = "sgd"
     local_lr: Annotated[
         Positive,
         Meta(description="learning rate of the local steps; with a schedule, its peak; at most the lr of shipped jobs"),
     ] = 0.05
-    local_momentum: Annotated[
-        Probability, Meta(description=f"momentum of {rules_with('momentum')} in the local steps")
-    ] = 0.9
+    local_momentum: Annotated[Probability, Meta(description="momentum of sgd and rmsprop in the local steps")] = 0.9
     local_nesterov: Annotated[bool, Meta(description="use Nesterov's momentum in the local steps, with sgd")] = False
     local_weight_decay: Annotated[NonNegative, Meta(description="weight decay in the local steps")] = 0.0
     local_beta1: Annotated[Probability, Meta(description="decay of the first moment in the local steps")] = 0.9
@@ -243,7 +248,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         ]
         | None
     ) = None
-    local_schedule: Annotated[ScheduleName, Meta(description="how local_lr changes over the run")] = "constant"
+    local_schedule: Annotated[
+        Literal["constant", "step", "exponential", "polynomial", "cosine", "one-cycle"],
+        Meta(description="how local_lr changes over the run"),
+    ] = "constant"
     local_warmup_steps: Annotated[int, Meta(ge=0, description="steps in which local_lr first rises linearly")] = 0
     local_min_lr: Annotated[
         NonNegative, Meta(description="local_lr at the end of the cosine and polynomial schedules")
@@ -290,7 +298,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     def model_name(self) -> str:
         """Return the model's name, "custom" for one given as data."""
-        return self.model if isinstance(self.model, str) else "custom" if self.hidden is None else DENSE
+        return self.model if isinstance(self.model, str) else _name_of(self.model, self.hidden)
 
     def monitored(self) -> str:
         """Return the figure by which epochs are compared."""
@@ -309,6 +317,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         """Return the values of a run's job that differ in the job here."""
         values = ((name, getattr(self, name), getattr(here, name)) for name in self.__struct_fields__)
         return "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, was, is_ in values if was != is_)
+
+
+def _name_of(model: Mapping[str, Any], hidden: tuple[int, ...] | None) -> str:
+    """Return the name of a model that is given as data: one with `hidden` was made of the data's sizes."""
+    if hidden is None:
+        return "custom"
+    return CONV if "'Conv2d'" in str(model) else DENSE
 
 
 def default_micro_batches(global_batch: int, samples: int = LEAST_SAMPLES) -> int:
@@ -375,8 +390,8 @@ def check(job: Job) -> Job:
         )
     if job.initial_partial and job.initial is None:
         raise JobError("initial_partial = true without initial: expected initial = 'FILE', the weights to start from")
-    if job.hidden is not None and isinstance(job.model, str) and job.model != DENSE:
-        raise JobError(f"hidden = {list(job.hidden)} with model = {_told(job.model)}: expected {DENSE}")
+    if job.hidden is not None and isinstance(job.model, str) and job.model not in SIZED:
+        raise JobError(f"hidden = {list(job.hidden)} with model = {_told(job.model)}: expected {' or '.join(SIZED)}")
     _check_loss(job)
     _check_updates(job)
     if job.micro_batches > job.global_batch:

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError, nearest
-from lockstep.common.job.job import DENSE, Job
+from lockstep.common.job.job import SIZED, Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import OwnCode, functions_of
 from lockstep.common.model.autograd import AutogradModel
@@ -349,10 +349,10 @@ def read_model_source(model: str | Mapping[str, Any]) -> ModelSource:
         return ModelSource(model)
     if names_files(model):
         return ModelSource(files=read_model_files(model))
-    if model == DENSE:
+    if model in SIZED:
         raise ModelError(f"model = {model!r} without data: expected a job whose data it can take the sizes from")
     if model not in MODELS:
-        known = (*MODELS, DENSE)
+        known = (*MODELS, *SIZED)
         raise ModelError(
             f"model = {model!r} is not known{nearest(model, known)}: expected one of {', '.join(known)}, "
             "or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a Module"

@@ -1,4 +1,4 @@
-"""The models that ship with Lockstep. All but `dense` map images (n, 1, 28, 28) to logits (n, 10)."""
+"""The models that ship with Lockstep. All but `dense` and `conv` map images (n, 1, 28, 28) to logits (n, 10)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from lockstep.common.nn.layers.activations import ReLU
 from lockstep.common.nn.layers.containers import Sequential
 from lockstep.common.nn.layers.convolution import Conv2d
 from lockstep.common.nn.layers.linear import Flatten, Linear
-from lockstep.common.nn.layers.pooling import MaxPool2d
+from lockstep.common.nn.layers.pooling import AvgPool2d, MaxPool2d
 from lockstep.common.nn.module import Module
 
 
@@ -65,6 +65,36 @@ def dense(
         layers += [Linear(inputs, size), activation()]
         inputs = size
     return Sequential(*layers, Linear(inputs, outputs))
+
+
+#: Pictures whose shorter side has twice as many pixels are made smaller first: to at least as many.
+SMALLER = 32
+#: The least pixels of the shorter side that are pooled.
+POOLED = 8
+
+
+def conv(sample_shape: Sequence[int], maps: Sequence[int], outputs: int) -> Sequential:
+    """Return convolutions of 3×3 with so many maps, each with ReLU and 2×2 max-pooling, and a linear layer.
+
+    Shapes are (n, channels, height, width) with `sample_shape` to (n, outputs), for any size: large pictures are
+    averaged to 32 to 63 pixels first, and small ones are not pooled. Raises ValueError for a size below 1.
+    """
+    channels, height, width = sample_shape
+    layers: list[Module] = []
+
+    def pool(size: int, kind: Callable[[int], Module]) -> None:
+        nonlocal height, width
+        layers.append(kind(size))
+        height, width = height // size, width // size
+
+    if (times := min(height, width) // SMALLER) > 1:
+        pool(times, AvgPool2d)
+    for count in maps:
+        layers += [Conv2d(channels, count, 3, padding=1), ReLU()]
+        channels = count
+        if min(height, width) >= POOLED:
+            pool(2, MaxPool2d)
+    return Sequential(*layers, Flatten(), Linear(channels * height * width, outputs))
 
 
 #: The other names that a job may give as its model.

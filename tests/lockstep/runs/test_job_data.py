@@ -1,4 +1,4 @@
-"""The loss, the layers of `dense` and the length of its training follow from the data unless they are given."""
+"""The model, its layers, the loss, the batch and the length of its training follow from the data."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from lockstep import fit, nn
 from lockstep.cli.main import run
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import Job
-from lockstep.runs.job_data import MOST_EPOCHS, length_reason, values_of_table, with_data_values
+from lockstep.runs.job_data import MOST_EPOCHS, length_reason, values_of_data, with_data_values
 from lockstep.runs.job_file import read_values, resolve
 from tests.lockstep.packing.test_mess import text_of
 
@@ -146,10 +146,64 @@ def test_a_model_of_ones_own_makes_enough_steps_and_the_reason_is_told(
     assert (job.global_batch, job.epochs) == (batch, epochs)
     assert length_reason(job, {}) == f"epochs = {epochs} for this data, with global_batch = {batch}: {why}"
     # A length that is given stays, and that of a job for MNIST.
-    assert with_data_values(own, {"steps": 3}) == own
+    assert with_data_values(own, {"steps": 3}).epochs == own.epochs
     assert length_reason(own, {"epochs": 3}) == ""
-    lenet = Job(data=own.data)
-    assert (with_data_values(lenet, {}), length_reason(lenet, {})) == (lenet, "")
+    lenet = with_data_values(Job(data=own.data), {})
+    assert (lenet.epochs, lenet.global_batch, length_reason(lenet, {})) == (Job().epochs, batch, "")
+
+
+def pictures(path: Path, samples: int, shape: tuple[int, ...], classes: int = 3) -> str:
+    """Write pictures, each of which is as bright as its class says, and return their path."""
+    rng, labels = np.random.default_rng(7), np.arange(samples) % classes
+    images = rng.integers(0, 40, (samples, *shape), dtype=np.uint8)
+    images += (labels * (200 // classes)).astype(np.uint8).reshape(-1, *(1 for _ in shape))
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:20], y_test=labels[:20])
+    return str(path)
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 14), (1, 28, 28), (4, 5, 3), (3, 70, 90)])
+def test_pictures_of_any_size_are_enough(
+    tmp_path: Path, shape: tuple[int, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = pictures(tmp_path / "some.npz", 60, shape)
+    assert run(["train", "--data", data, "--steps", "40", "--workers", "0", "--run-dir", str(tmp_path / "new")]) == 0
+    told = capfd.readouterr().out
+    assert "training conv on " in told
+    assert float(told.rpartition("test accuracy")[2].split()[0].rstrip("%")) > 90
+    job, _ = resolve(read_values(tmp_path / "new" / "job.toml"), {})
+    assert (job.model_name(), job.loss, job.hidden, job.global_batch) == ("conv", "cross-entropy", (16, 32, 64), 32)
+    assert sizes(job)[-1]["out_features"] == 3
+
+
+def test_pictures_that_lenet_takes_are_for_lenet_if_there_are_enough(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "some.npz", 1000, (1, 28, 28), classes=10)
+    assert values_of_data(data, {}) == {}
+    assert values_of_data(pictures(tmp_path / "few.npz", 999, (1, 28, 28), classes=10), {})["model"] == "conv"
+    assert values_of_data(pictures(tmp_path / "more.npz", 1000, (1, 28, 28), classes=11), {})["model"] == "conv"
+    # A model that is given stays.
+    assert values_of_data(str(tmp_path / "few.npz"), {"model": "lenet"}) == {}
+
+
+def test_the_batch_of_a_shipped_job_is_at_most_the_data(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "few.npz", 96, (1, 28, 28), classes=10)
+    for model in ("linear", "mlp", "lenet", "cnn"):
+        job, _ = resolve({}, {"model": model, "data": data})
+        assert (with_data_values(job, {}).global_batch, with_data_values(job, {}).epochs) == (96, job.epochs)
+        assert with_data_values(job, {"global_batch": 512}) == job  # it is refused with its number
+
+
+def test_another_shipped_model_names_the_one_that_takes_any_size(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = pictures(tmp_path / "few.npz", 96, (3, 28, 40))
+    assert run(["train", "--data", data, "--model", "lenet"]) == 2
+    assert "or `--model conv`, which takes pictures of any size" in capfd.readouterr().err
+    assert run(["train", "--data", data, "--model", "conv", "--steps", "1", "--run-dir", str(tmp_path / "new")]) == 0
+
+
+def test_conv_takes_no_table(houses: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--data", str(houses), "--target", "town", "--model", "conv"]) == 2
+    assert "`--model dense` takes any numbers" in capfd.readouterr().err
 
 
 def test_data_that_cannot_be_read_is_reported_where_it_is_needed() -> None:
@@ -158,6 +212,6 @@ def test_data_that_cannot_be_read_is_reported_where_it_is_needed() -> None:
 
 
 def test_sizes_are_those_of_dense_alone() -> None:
-    with pytest.raises(JobError, match=r"hidden = \[3\] with model = 'mlp': expected dense"):
+    with pytest.raises(JobError, match=r"hidden = \[3\] with model = 'mlp': expected dense or conv"):
         resolve({}, {"model": "mlp", "hidden": [3]})
-    assert values_of_table("mnist", {}) == {}
+    assert values_of_data("mnist", {}) == {}

@@ -115,5 +115,5 @@ def test_what_is_offered_is_what_there_is() -> None:
     from lockstep.common.nn.models import MODELS as BUILT
     from lockstep.runs import job_file, run_dir
 
-    assert (*BUILT, "dense") == completion.MODELS == job_file.SHIPPED
+    assert (*BUILT, "dense", "conv") == completion.MODELS == job_file.SHIPPED
     assert (completion.RUNS, completion.JOB) == (run_dir.RUNS, run_dir.JOB)
