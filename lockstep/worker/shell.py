@@ -12,17 +12,13 @@ from lockstep.common.protocol.messages import (
     Lease,
     Message,
     MultiStepLease,
-    MultiStepWithdrawal,
-    Ping,
     Result,
     Samples,
     ServerMessage,
-    Standby,
     StandbyAddress,
     Status,
     Weights,
     Welcome,
-    Withdrawal,
 )
 from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.runtime.clock import ThreadClock
@@ -137,8 +133,6 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
 
     def event_of(self, message: Message) -> machine.Event | None:
         match message:
-            case Welcome() | Standby() | Withdrawal() | MultiStepWithdrawal() | Ping():
-                return message
             case Samples():
                 return self._joined().store(message, self.arrays[0])
             case Weights():
@@ -149,6 +143,8 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
                 return self._joined().check_steps(message, self.state.client.join().incarnation)
             case Status():
                 return None
+            case _ if isinstance(message, Welcome | machine.Request):
+                return message
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a worker")
 

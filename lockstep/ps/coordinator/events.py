@@ -5,11 +5,9 @@ from msgspec import Struct
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import (
-    CallbackDecision,
     ComputeFailed,
     Diverged,
     Dropped,
-    Join,
     LeaseKey,
     MultiStepResult,
     Ping,
@@ -154,21 +152,6 @@ class RoomChanged(Struct, frozen=True, kw_only=True):
     missing: str
 
 
-#: Messages of workers, and of the process that runs callbacks, on which the coordinator decides. `SumsFrame` and
-#: `SamplesRequest` only show that the worker works: they come once the server has carried them out.
-CoordinatorMessage = (
-    Join
-    | Ready
-    | SumsFrame
-    | SamplesRequest
-    | Result
-    | ComputeFailed
-    | Diverged
-    | Dropped
-    | MultiStepResult
-    | Ping
-    | CallbackDecision
-)
 Event = (
     Received
     | PeerLeft

@@ -8,6 +8,7 @@ from lockstep.common.protocol.messages import (
     Diverged,
     Dropped,
     Join,
+    Message,
     MultiStepResult,
     Ping,
     Ready,
@@ -119,3 +120,7 @@ TRANSITIONS = table_of(
     },
     otherwise=IGNORED,
 )
+
+#: The messages of workers, and of the process that runs callbacks, on which the coordinator decides. `SumsFrame` and
+#: `SamplesRequest` only show that the worker works: they come once the server has carried them out.
+MESSAGES = frozenset(kind for _, kind in TRANSITIONS if issubclass(kind, Message))

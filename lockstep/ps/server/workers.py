@@ -22,9 +22,10 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.team_memory import TeamShape
-from lockstep.ps.coordinator.events import CoordinatorMessage, Event, PeerLeft, Received
+from lockstep.ps.coordinator.events import Event, PeerLeft, Received
 from lockstep.ps.coordinator.failures import check_result
 from lockstep.ps.coordinator.membership import Member, Membership
+from lockstep.ps.coordinator.transitions import MESSAGES
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.outbox import Outbox
 from lockstep.ps.shard_group.group import SliceGroup
@@ -50,7 +51,7 @@ class WorkerMessages:
     signers: Callable[[], Mapping[str, str]] = field(default=dict)
 
     def handles(self, peer: bytes, message: Message) -> bool:
-        return isinstance(message, CoordinatorMessage | Leave | Echo)
+        return type(message) in MESSAGES or isinstance(message, Leave | Echo)
 
     def on_message(self, peer: bytes, message: Message, arrays: Sequence[Vector]) -> Sequence[Event]:
         received = Received(peer=peer, message=message)

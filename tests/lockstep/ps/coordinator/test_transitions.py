@@ -6,14 +6,16 @@ from typing import get_args
 import pytest
 
 from lockstep.common.errors import ProtocolError
+from lockstep.common.protocol.messages import WorkerMessage
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.transitions import TRANSITIONS, RunPhase
+from lockstep.ps.coordinator.transitions import MESSAGES, TRANSITIONS, RunPhase
 from tests.lockstep.ps.runs import Drive, facts_of
 
 
 def test_every_phase_has_an_entry_for_every_event() -> None:
-    kinds = set(get_args(events.Event)) - {events.Received} | set(get_args(events.CoordinatorMessage))
+    kinds = set(get_args(events.Event)) - {events.Received} | MESSAGES
+    assert set(get_args(WorkerMessage)) >= MESSAGES
     assert set(TRANSITIONS) == set(product(RunPhase, kinds))
 
 
