@@ -29,10 +29,12 @@ from lockstep.common.protocol.messages import NAME_LIMIT
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import wall_time
 from lockstep.common.runtime.environment import state_home
+from lockstep.common.runtime.notice import notice
 from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.run_folder import (
     AVERAGE_WEIGHTS,
     CHECKPOINTS,
+    CONVICTIONS,
     LEDGER,
     RECEIPT,
     RESULT,
@@ -43,6 +45,8 @@ from lockstep.ps.records.run_folder import (
     read_result,
 )
 from lockstep.ps.setup import RunSetup
+from lockstep.ps.standby.mirror import CONTENTS, MIRROR
+from lockstep.ps.standby.terms import TERMS, read_terms
 from lockstep.runs.job_file import read_values, resolve, to_toml
 
 #: The folder of runs that were given no folder.
@@ -81,6 +85,12 @@ def check_run_dir(folder: Path) -> Path:
         raise UsageError(f"{named}: {str(above)!r} is not a folder: expected a new or empty folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise UsageError(f"{named}: {str(above)!r} cannot be written to: expected a folder that you may write to")
+    if above == folder and has_parts(folder):
+        aside = shlex.join(["mv", str(folder), f"{folder}-parts"])
+        raise UsageError(
+            f"{named} has parts of a run without its {JOB}, as if it was deleted while a process wrote there: expected "
+            f"a new or empty folder; move the parts away: {aside}"
+        )
     if above == folder and any(folder.iterdir()) and not _is_abandoned(folder):
         raise UsageError(f"{named} is not empty: expected a new or empty folder")
     return folder
@@ -90,6 +100,41 @@ def has_begun(folder: Path) -> bool:
     """Return whether a run has written its job into the folder, and not only claimed it."""
     claim = folder / JOB
     return claim.is_file() and claim.stat().st_size > 0
+
+
+def has_parts(folder: Path) -> bool:
+    """Tell whether a folder has files of a run without its job: they can be neither resumed nor shown.
+
+    A folder is deleted file by file. A process that still writes there may leave a part of it.
+    """
+    if any((folder / name).exists() for name in (JOB, MIRROR)):
+        return False
+    names = (*RECORDS, CONVICTIONS, TERMS, CONTENTS)
+    return any((folder / name).exists() for name in names) or any(folder.glob(".*.partial"))
+
+
+def keep_parts(folder: Path, say: Callable[[str], None]) -> None:
+    """Rename a folder with parts of a run, for a command that is run again and again; raises as `set_aside`."""
+    if has_parts(folder):
+        say(notice(f"{str(folder)!r} has parts of a run without its {JOB}: they are kept in {set_aside(folder)}"))
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename the folder of a run that goes on elsewhere, after the last term in which it was led here; return it.
+
+    `UsageError` if that cannot be done, as with the root of a volume.
+    """
+    stem = f"{folder.name}-term-{read_terms(folder).last.number}"
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
+    target = next(path for name in names if not (path := folder.with_name(name)).exists())
+    try:
+        folder.rename(target)
+    except OSError as error:
+        raise UsageError(
+            f"cannot rename the run folder {str(folder)!r} ({error.strerror}), whose run goes on elsewhere: expected a "
+            "folder within one that you may write to, as --run-dir VOLUME/run"
+        ) from error
+    return target
 
 
 def recorded(folder: Path) -> tuple[Job, RunOptions]:

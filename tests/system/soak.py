@@ -5,22 +5,29 @@ again with its command, as a cluster manager does. Each run has to end with the 
 processes report the same end, and leaves nothing. A seed decides the run and its faults, but not how the system
 schedules the processes: a seed that fails may pass when it is run again.
 
-What this cannot show: all hosts have the disk, the clock and the memory of one machine, so that a wrong clock, a lost
-machine or a shortage of memory on one of them is not tried, and the kernel neither delays nor reorders packets. For
-these, `lockstep simulate` has virtual time.
+Some runs have hosts that share even less: a boot id, a clock, shared memory and a folder for temporary files of their
+own. In some, the disk of the first server is small and full for a while. Some are those of one host, on which `train`,
+or `fit` with a callback, starts all processes. The faults then happen to these.
+
+What this cannot show: no date is wrong, because Linux has one for all namespaces; a lost machine or a shortage of
+memory is not tried, and the kernel neither delays nor reorders packets. For these, `lockstep simulate` has virtual
+time.
 """
 
 import argparse
 import contextlib
 import io
 import math
+import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -29,9 +36,10 @@ from typing import Self
 import msgspec
 
 from lockstep.cli.main import run
+from lockstep.common.runtime.environment import child_environment
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.lifetime import interrupt_on_signals
-from lockstep.runs.run_dir import has_begun
+from lockstep.runs.run_dir import has_begun, keep_parts
 from tests.lockstep.tiny_data import write_tiny
 from tests.system.alone import train_alone
 from tests.system.hosts import Hosts, hosts
@@ -48,15 +56,50 @@ JOBS = {
     "early stopping": ("--momentum", "0.9", "--patience", "30", "--epochs", "60"),
 }
 
+#: A program with a callback, which decides by the number of an epoch: then it may be called again after a restart.
+CALLBACK, PROGRAM = (
+    "callback",
+    """
+import sys
+from pathlib import Path
+
+from lockstep import LambdaCallback, fit, resume
+
+stopper = LambdaCallback(on_epoch_end=lambda training, epoch: training.stop() if epoch.epoch == 12 else None)
+folder, workers = Path(sys.argv[1]), int(sys.argv[2])
+how = {"workers": workers, "checkpoint_every_steps": 10, "callbacks": [stopper], "verbose": False}
+if workers:
+    how |= {"transport": "tcp", "min_workers": 1}
+if (folder / "job.toml").exists() and (folder / "job.toml").stat().st_size:
+    resume(folder, **how)
+else:
+    job = {"global_batch": 32, "micro_batches": 4, "momentum": 0.9, "epochs": 20}
+    fit("model.py:build", "tiny.npz", run_dir=folder, **job, **how)
+""",
+)
+
+#: The folders of a run at its first server and at its standby. The first may be a disk of its own, of so many MiB.
+DISK, RUN, MIRROR, DISK_MIB = "disk", "disk/run", "mirror", 64
+
 #: Options of all runs. Two workers are enough for a vote in which both have to agree.
 OPTIONS = ("--transport", "tcp", "--takeover-seconds", "1", "--checkpoint-every-steps", "10", "--min-workers", "1")
 WORKERS = 2
 
 #: Kinds of faults: those of any process, and one of the first server only.
 KINDS, DELETE = ("kill", "kill", "terminate", "stop", "cut", "cut up", "cut down", "flap"), "delete folder"
+FILL = "fill disk"
+
+#: Those of a `train`: of itself, and of the processes that it has started.
+TRAIN_KINDS = ("kill part", "kill part", "kill part", "stop part", "kill", "terminate")
 
 #: Most faults of a run, the share with a deleted folder, and the seconds within which each fault begins.
 MOST_FAULTS, DELETING, WITHIN_S = 3, 0.15, 8.0
+
+#: The shares of runs with a full disk, with hosts that share no clock, and with a `train` on one host.
+FILLING, APART, TRAINING = 0.15, 0.3, 0.25
+
+#: Most starts of a process: one that is refused as often is refused for good.
+MOST_STARTS = 40
 
 #: Least and most seconds of a fault that lasts, and until a process that has ended is started again.
 LEAST_S, MOST_S, AGAIN_S = 0.3, 12.0, 0.5
@@ -78,7 +121,14 @@ LOOK_S = 0.05
 
 #: The ends by a signal, and the reports of processes that did not hear how the run has ended.
 SIGNALLED = (130, -signal.SIGKILL, -signal.SIGTERM)
-UNHEARD = ("no server answered", "is it gone?", "another server leads", "goes on at", "evicted")
+UNHEARD = (
+    "no server answered",
+    "is it gone?",
+    "another server leads",
+    "no worker and no standby",
+    "goes on at",
+    "evicted",
+)
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -88,6 +138,8 @@ class Fault(msgspec.Struct, frozen=True):
     host: int
     at: float
     seconds: float
+    #: Of a process that another one has started, which one.
+    part: int = 0
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -99,30 +151,50 @@ class Plan(msgspec.Struct, frozen=True):
     roles: tuple[str, ...]
     faults: tuple[Fault, ...]
     rate: str
+    #: By host, the seconds that its clock is ahead; empty if all share a clock, and the rest of a machine.
+    clocks: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, seed: int) -> Self:
         """Return the plan of a seed."""
         draw = random.Random(seed)
         job, shards, standbys = draw.choice(list(JOBS)), draw.choice((0, 0, 2)), int(draw.random() < 0.6)
-        roles = ("server", *["standby"] * standbys, *["shard"] * shards, *["worker"] * WORKERS)
-        deleted = [(DELETE, 0)] * (draw.random() < DELETING)
-        chosen = [(draw.choice(KINDS), draw.randrange(len(roles))) for _ in range(draw.randint(1, MOST_FAULTS))]
+        roles: tuple[str, ...] = ("server", *["standby"] * standbys, *["shard"] * shards, *["worker"] * WORKERS)
+        kinds: tuple[str, ...] = KINDS
+        if draw.random() < TRAINING:
+            job, roles, kinds = draw.choice((job, CALLBACK)), ("train",), TRAIN_KINDS
+        of_disk = [(DELETE, 0)] * (draw.random() < DELETING) + [(FILL, 0)] * (draw.random() < FILLING)
+        chosen = [(draw.choice(kinds), draw.randrange(len(roles))) for _ in range(draw.randint(1, MOST_FAULTS))]
         faults = [
-            Fault(kind, host, WITHIN_S * draw.random(), LEAST_S * (MOST_S / LEAST_S) ** draw.random())
-            for kind, host in (*chosen, *deleted)
+            Fault(
+                kind=kind,
+                host=host,
+                at=WITHIN_S * draw.random(),
+                seconds=LEAST_S * (MOST_S / LEAST_S) ** draw.random(),
+                part=draw.randrange(100),
+            )
+            for kind, host in (*chosen, *of_disk)
         ]
-        return cls(seed, job, roles, tuple(sorted(faults, key=lambda fault: fault.at)), draw.choice(RATES))
+        clocks = tuple(draw.randrange(10**6) for _ in roles) if draw.random() < APART else ()
+        by_time = tuple(sorted(faults, key=lambda fault: fault.at))
+        return cls(seed, job, roles, by_time, draw.choice(RATES), clocks)
 
     @property
     def has_standby(self) -> bool:
         return "standby" in self.roles
 
+    @property
+    def train_flags(self) -> tuple[str, ...]:
+        """The flags of a `train` for servers and standbys."""
+        return ((), ("--servers", "2"), ("--standby",))[0 if self.job == CALLBACK else self.seed % 3]
+
     def text(self) -> str:
         """Return the plan as a line."""
         servers = 1 + self.roles.count("shard")
         shape = f"{self.job}, {servers} {'servers' if servers > 1 else 'server'}{', standby' * self.has_standby}"
-        shape += f", {self.rate}"
+        shape += f", {self.rate}{', clocks apart' * bool(self.clocks)}"
+        if "train" in self.roles:
+            shape = f"{self.job}, {' '.join(('train', *self.train_flags))}{', clocks apart' * bool(self.clocks)}"
         faults = ", ".join(f"{one.kind} {self.roles[one.host]} {one.host} @{one.at:.1f}s" for one in self.faults)
         return f"seed {self.seed}: {shape}; {faults}"
 
@@ -131,8 +203,19 @@ class Plan(msgspec.Struct, frozen=True):
 def digest_of(job: str) -> str:
     """Return the digest of the weights that a job comes to in one process."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        (Path(folder) / "model.py").write_text(MODEL)
+        write_files(Path(folder))
+        if job == CALLBACK:
+            command = [sys.executable, "program.py", "calm", "0"]
+            subprocess.run(command, cwd=folder, env=dict(child_environment()), check=True)
+            return digest_in(Path(folder) / "calm")
         return digest_in(train_alone(Path(folder), *COMMON, *JOBS[job]))
+
+
+def write_files(folder: Path) -> None:
+    """Write the data, the model and the program of all runs."""
+    write_tiny(folder)
+    (folder / "model.py").write_text(MODEL)
+    (folder / "program.py").write_text(PROGRAM)
 
 
 @dataclass
@@ -167,20 +250,26 @@ class SoakRun:
         return time.monotonic() - self.began
 
     def command(self, number: int) -> list[str]:
-        """Return the command of a host, the same at each start; only a server without standbys is told to resume."""
+        """Return the command of a host, the same at each start, unless it is to resume the run."""
         own, first, second = (f"tcp://{self.net.address(host)}:5555" for host in (number, 0, 1))
         addresses = f"{first},{second}" if self.plan.has_standby else first
-        bound = ["--bind", own, "--insecure"]
+        bound, job = ["--bind", own, "--insecure"], [*COMMON, *JOBS.get(self.plan.job, ())]
+        run_dir = self.place.folder / RUN
+        if number == 0 and not self.plan.has_standby:
+            keep_parts(run_dir, lambda text: None)  # as the error demands of a person
         match self.plan.roles[number]:
-            case "server" if not self.plan.has_standby and has_begun(self.place.folder / "run"):
-                return ["server", "--resume", "run", "--min-workers", "1", *bound]
+            case "train" if has_begun(run_dir):
+                return ["train", "--resume", RUN, "--workers", str(WORKERS)]
+            case "train":
+                return ["train", *job, *OPTIONS, "--workers", str(WORKERS), "--run-dir", RUN, *self.plan.train_flags]
+            case "server" if not self.plan.has_standby and has_begun(run_dir):
+                return ["server", "--resume", RUN, "--min-workers", "1", *bound]
             case "server":
                 servers = str(1 + self.plan.roles.count("shard"))
                 others = ["--standbys", second] if self.plan.has_standby else []
-                values = [*COMMON, *JOBS[self.plan.job], *OPTIONS, "--servers", servers]
-                return ["server", *values, *bound, "--run-dir", "run", *others]
+                return ["server", *job, *OPTIONS, "--servers", servers, *bound, "--run-dir", RUN, *others]
             case "standby":
-                return ["server", "--standby-of", first, *bound, "--run-dir", "mirror"]
+                return ["server", "--standby-of", first, *bound, "--run-dir", MIRROR]
             case "shard":
                 return ["shard", addresses, *bound, "--timeout", str(TIMEOUT_S)]
             case _:
@@ -188,11 +277,24 @@ class SoakRun:
 
     def start(self, number: int) -> Process:
         self.disturbed = max(self.disturbed, self.now())
-        return self.place.start(*self.command(number), within=self.net.within(number))
+        within: tuple[str, ...] = self.net.within(number)
+        environ = dict[str, str]()
+        if self.plan.clocks:
+            own = self.place.temporary / str(number)
+            within, environ = (*within, *host_apart(own, self.plan.clocks[number])), {"TMPDIR": str(own / "tmp")}
+        if self.plan.job == CALLBACK:
+            # The rest of the command is nothing to the program.
+            within = (*within, sys.executable, "program.py", RUN, str(WORKERS))
+        return self.place.start(*self.command(number), within=within, environ=environ)
+
+    def parts(self) -> list[int]:
+        """Return the processes that a `train` has started."""
+        own = {one.popen.pid for one in self.place.started}
+        return [pid for pid in sorted(self.place.pids("-P -m lockstep")) if pid not in own]
 
     def results(self) -> list[Path]:
         """Return the folders that hold a result."""
-        return [run for name in ("run", "mirror") if ((run := self.place.folder / name) / "result.json").exists()]
+        return [run for name in (RUN, MIRROR) if ((run := self.place.folder / name) / "result.json").exists()]
 
     def run(self) -> str:
         """Run to the end, with all faults; return the outcome."""
@@ -219,8 +321,10 @@ class SoakRun:
 
     def _waits(self, number: int) -> bool:
         """Tell whether a server was cut off until the run was over at the other one: it waits for workers, or a run."""
-        own = {"server": "run", "standby": "mirror"}.get(self.plan.roles[number])
-        return own is not None and bool(results := self.results()) and results[0].name != own
+        own = {"server": RUN, "standby": MIRROR}.get(self.plan.roles[number])
+        # A server that has made steps does not wait for good.
+        waits = own is not None and (own == MIRROR or bool(self.hosts[number].codes))
+        return waits and bool(results := self.results()) and self.place.folder / str(own) not in results
 
     def _look(self, now: float) -> None:
         """Record the processes that have ended, and start those again that have failed, while there is no result."""
@@ -237,7 +341,8 @@ class SoakRun:
                 host.codes.append(code)
                 host.output.append(f"{out}{error}exit code {code} at {now:.1f} s\n")
                 self._check_end(number, code, error)
-                host.is_over, host.due = not code, math.inf if not code else now + AGAIN_S
+                is_last = not code or len(host.codes) == MOST_STARTS
+                host.is_over, host.due = is_last, math.inf if is_last else now + AGAIN_S
 
     def _check_end(self, number: int, code: int, error: str) -> None:
         """Record what is wrong with an end by itself: a result that is not there, or more than one line."""
@@ -250,7 +355,8 @@ class SoakRun:
     def _inject(self, fault: Fault, now: float) -> None:
         self.disturbed = max(self.disturbed, now)
         host, others = fault.host, [one for one in range(self.net.count) if one != fault.host]
-        process, end = self.hosts[host].process, None
+        process = self.hosts[host].process
+        end: Callable[[], object] | None = None
         match fault.kind:
             case "kill":
                 process.send(signal.SIGKILL)
@@ -273,8 +379,16 @@ class SoakRun:
                 for way in ways:
                     self.net.drop(*way)
                 end = partial(self._let_through, ways)
+            case "kill part" | "stop part" if parts := self.parts():
+                pid, is_stopped = parts[fault.part % len(parts)], fault.kind == "stop part"
+                send(signal.SIGSTOP if is_stopped else signal.SIGKILL, pid)
+                end = partial(send, signal.SIGCONT, pid) if is_stopped else None
+            case "kill part" | "stop part":
+                pass
+            case _ if fault.kind == FILL:
+                end = fill(self.place.folder / DISK)
             case _ if not self.results():  # afterwards there is nothing to save the run from
-                shutil.rmtree(self.place.folder / "run", ignore_errors=True)
+                shutil.rmtree(self.place.folder / RUN, ignore_errors=True)
         if end is not None:
             self.endings.append((now + fault.seconds, end))
 
@@ -285,7 +399,8 @@ class SoakRun:
     def _outcome(self) -> str:
         results = self.results()
         if not results:
-            self.wrong.append("it hangs: there is no result")
+            is_refused = any(len(host.codes) == MOST_STARTS for host in self.hosts)
+            self.wrong.append("it is refused again and again" if is_refused else "it hangs: there is no result")
         for folder in results:
             if digest_in(folder) != digest_of(self.plan.job):
                 self.wrong.append(f"{folder.name} has another digest than one process")
@@ -304,14 +419,54 @@ class SoakRun:
     def _check_processes(self) -> None:
         """Demand that each process has ended, and has heard of the same end or of none; and that nothing is left."""
         for number, (role, host) in enumerate(zip(self.plan.roles, self.hosts, strict=True)):
-            if host.process.popen.poll() is None and not self._waits(number):
+            is_running = host.process.popen.poll() is None
+            if is_running and not self._waits(number):
                 self.wrong.append(f"{role} {number} has not ended")
-            last = host.output[-1] if host.codes and host.codes[-1] not in (0, *SIGNALLED) else ""
-            if last and not any(text in last for text in UNHEARD):
+            is_heard = is_running or host.codes[-1] in (0, *SIGNALLED)
+            if not is_heard and not any(text in (last := host.output[-1]) for text in UNHEARD):
                 self.wrong.append(f"{role} {number} reports: {last.splitlines()[-2]}")
         known = {host.process.popen.pid for host in self.hosts}
         if not all(is_gone(pid, 1.0) for pid in self.place.pids() if pid not in known):
             self.wrong.append("a process is left")
+
+
+def send(number: signal.Signals, pid: int) -> None:
+    """Send a signal to a process, if it is there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def host_apart(own: Path, ahead_s: int) -> tuple[str, ...]:
+    """Return what comes before a command for it to have a clock, a boot id and shared memory of its own."""
+    if not own.exists():
+        for name in ("tmp", "shm"):
+            (own / name).mkdir(parents=True)
+        (own / "boot_id").write_text(f"{uuid.uuid4()}\n")
+    mounts = f"mount --bind {own}/shm /dev/shm && mount --bind {own}/boot_id /proc/sys/kernel/random/boot_id"
+    return ("unshare", "--mount", "--time", "--monotonic", str(ahead_s), "sh", "-c", f'{mounts} && exec "$@"', "sh")
+
+
+@contextlib.contextmanager
+def disk_of(plan: Plan, folder: Path) -> Iterator[None]:
+    """Make the folder of the first server; a small disk if it is to be full."""
+    folder.mkdir()
+    if not any(fault.kind == FILL for fault in plan.faults):
+        yield
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Callable[[], None]:
+    """Fill a small disk; return what makes room again."""
+    other = disk / "other"
+    with contextlib.suppress(OSError), other.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return partial(other.unlink, missing_ok=True)
 
 
 def soak(seed: int) -> tuple[str, bool, str]:
@@ -319,15 +474,15 @@ def soak(seed: int) -> tuple[str, bool, str]:
     plan = Plan.of(seed)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(prefix="lt-") as temporary:
         place = Place(Path(folder), Path(temporary))
-        write_tiny(place.folder)
-        (place.folder / "model.py").write_text(MODEL)
-        try:
-            with hosts(len(plan.roles), plan.rate) as net:
-                started = SoakRun(plan, place, net)
-                outcome = started.run()
-        finally:
-            running = {host.process.popen.pid for host in started.hosts if host.process.popen.poll() is None}
-            place.clear()
+        write_files(place.folder)
+        with disk_of(plan, place.folder / DISK):
+            try:
+                with hosts(len(plan.roles), plan.rate) as net:
+                    started = SoakRun(plan, place, net)
+                    outcome = started.run()
+            finally:
+                running = {host.process.popen.pid for host in started.hosts if host.process.popen.poll() is None}
+                place.clear()
         left = left_of({one.popen.pid for one in place.started}, place, is_killed=bool(running))
         shown = [f"--- {role}\n{''.join(host.output)}" for role, host in zip(plan.roles, started.hosts, strict=True)]
     outcome = f"WRONG: {left}; {outcome}" if left else outcome
@@ -338,7 +493,11 @@ def left_of(pids: set[int], place: Place, *, is_killed: bool) -> str:
     """Return what processes have left that the next start would not remove; empty if there is nothing."""
     sweep(shared_root())
     files = [path for path in shared_root().glob("lockstep-*") if path.name.split("-")[2:3] in [[str(p)] for p in pids]]
-    files += [] if is_killed else [path for path in place.temporary.iterdir() if not sweep(place.temporary)]
+    apart = [place.temporary / path.parent.name for path in place.temporary.glob("*/boot_id")]
+    folders = [own / name for own in apart for name in ("tmp", "shm")] or [place.temporary]
+    for folder in [] if is_killed else folders:
+        sweep(folder)
+        files += folder.iterdir()
     return f"{files[0]} is left" if files else ""
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.architecture.source import ROOT
 from tests.lockstep.launch.supervision import test_child
+from tests.lockstep.ps.server import test_succession
 from tests.lockstep.ps.shard_group import test_members
 from tests.lockstep.ps.standby import test_state
 from tests.system import (
@@ -158,6 +159,10 @@ ROWS = {
     ("server with a standby", "kill -9"): test_standby.test_a_run_whose_server_is_killed_goes_on_at_its_standby,
     ("server with a standby", "SIGTERM"): test_standby.test_a_server_that_is_drained_loses_no_step,
     ("server with a standby", "cut off"): test_standby.test_a_host_that_is_cut_off_at_any_moment_is_replaced,
+    (
+        "server with a standby",
+        "alone",
+    ): test_succession.test_a_server_that_is_alone_for_long_ends_because_its_standby_may_have_ended_the_run,
     (
         "server with a standby",
         "SIGSTOP",

@@ -3,17 +3,18 @@
 import pytest
 
 from tests.system.hosts import why_not
-from tests.system.soak import DELETE, JOBS, KINDS, Plan, soak
+from tests.system.soak import CALLBACK, DELETE, FILL, JOBS, KINDS, TRAIN_KINDS, Plan, soak
 
-#: The seed of a run with three servers and a standby: a shard is cut off, a worker is killed, a folder is deleted.
-SEED = 433
+#: The seed of a run with three servers and a standby: a shard is killed, the server is stopped, and its disk is full.
+SEED = 3894
 
 
 def test_a_seed_decides_a_plan_and_seeds_cover_all_jobs_and_faults() -> None:
     plans = [Plan.of(seed) for seed in range(100)]
     assert plans == [Plan.of(seed) for seed in range(100)]
-    assert {plan.job for plan in plans} == set(JOBS)
-    assert {fault.kind for plan in plans for fault in plan.faults} == {*KINDS, DELETE}
+    assert {plan.job for plan in plans} == {*JOBS, CALLBACK}
+    assert {fault.kind for plan in plans for fault in plan.faults} == {*KINDS, *TRAIN_KINDS, DELETE, FILL}
+    assert {bool(plan.clocks) for plan in plans} == {True, False}
     assert all(0 <= fault.host < len(plan.roles) for plan in plans for fault in plan.faults)
 
 

@@ -14,6 +14,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.source import default_numerics
 from lockstep.common.nn.description import describe
 from lockstep.common.numerics.random import Purpose, generator
+from lockstep.common.optim.rules import RULES
 
 #: The names of data in a job: few samples, many, and as many with numbers for labels.
 DATA, MANY, NUMBERS = "simulated", "simulated-many", "simulated-numbers"
@@ -106,8 +107,16 @@ def jobs() -> dict[str, Job]:
         "wide": _job(_wide(520), steps=5),
         "clipped": _job(_wide(520), steps=5, optimizer="adamw", clip_norm=0.1, wire="int8", wire_weights="bfloat16"),
         **{name: _job(net(width), **values) for name, (net, width, values) in _TEAM_JOBS.items()},
+        **_rule_jobs(),
         **_local_jobs(),
     }
+
+
+def _rule_jobs() -> dict[str, Job]:
+    """Return a job of a team for each update rule that no other of its jobs has."""
+    net, width, values = _TEAM_JOBS["team-sevenths"]
+    have = {each.get("optimizer", "sgd") for _, _, each in _TEAM_JOBS.values()}
+    return {f"{TEAM}{name}": _job(net(width), **{**values, "optimizer": name}) for name in RULES if name not in have}
 
 
 def _local_jobs() -> dict[str, Job]:

@@ -48,9 +48,10 @@ from lockstep.launch.remote.standby import (
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.launch.supervision.channel import ParentLink
+from lockstep.results.reports.display import print_plainly
 from lockstep.runs.job_file import CHECKPOINT_FIELDS
 from lockstep.runs.own_command import demand
-from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job, unclaim
+from lockstep.runs.run_dir import check_resume_flags, finished, keep_parts, resumed_job, unclaim
 from lockstep.runs.session import Destination, destination_of
 
 
@@ -227,6 +228,8 @@ def lead(flags: ServerFlags, origin: RunOrigin, page: PageRequest | None) -> int
     listening = Listening(flags.bind, lock, flags.insecure)
     dial = partial(dial_with, server_credential(flags.keys, flags.supervised))
     if flags.supervised is not None and origin.folder is not None:
+        if not origin.is_resumed:
+            keep_parts(origin.folder, flags.link.say)
         # `train` has claimed the folder, and perhaps written data into it.
         destination = Destination(folder=origin.folder, options=origin.options, is_resumed=origin.is_resumed)
         serve_for_train(Service(origin.job, destination, dial=dial), listening, flags.supervised, flags.link)
@@ -235,6 +238,7 @@ def lead(flags: ServerFlags, origin: RunOrigin, page: PageRequest | None) -> int
         check_unfinished(origin.folder)
     elif flags.standbys and origin.folder is not None:
         unclaim(origin.folder, [])  # of a process that was killed before it had begun
+        keep_parts(origin.folder, partial(print_plainly, Console(highlight=False)))
         if (other := server_with_more(flags.standbys, dial, SystemClock())) is not None:
             return stand_by(flags.standby(other, origin.folder))
     try:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -11,7 +11,7 @@ from lockstep.common.errors import JobError, nearest
 from lockstep.common.files.sanitize import cut
 from lockstep.common.job.losses import LOSSES, LossKind, has_accuracy, kind_of
 from lockstep.common.job.metrics import KNOWN, METRICS, MOST_METRICS, Metrics, is_named, metric_name, metric_of
-from lockstep.common.optim.rules import RULES
+from lockstep.common.optim.rules import RULES, RuleName, rules_with
 from lockstep.common.runtime.numerics import Numerics
 
 #: Largest real number of a job: TOML knows `inf`, which is not a valid value of anything here and not a number in JSON.
@@ -35,7 +35,8 @@ MICRO_BATCHES, LEAST_SAMPLES = 8, 16
 SIZED = DENSE, CONV = "dense", "conv"
 
 #: The schedules that have a name.
-SCHEDULES = ("constant", "step", "exponential", "polynomial", "cosine", "one-cycle")
+ScheduleName = Literal["constant", "step", "exponential", "polynomial", "cosine", "one-cycle"]
+SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 
 
 #: The values that may name a file, besides those in `metrics`.
@@ -160,12 +161,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     ) = None
     optimizer: Annotated[
         str,
-        Meta(
-            description="sgd, adam, adamw, rmsprop, or FILE.py:CLASS of an update rule with hyperparameters of its own"
-        ),
+        Meta(description=f"{', '.join(RULES)}, or FILE.py:CLASS of an update rule with hyperparameters of its own"),
     ] = "sgd"
     lr: Annotated[Positive, Meta(description="learning rate; with a schedule, its peak")] = 0.05
-    momentum: Annotated[Probability, Meta(description="momentum of sgd and rmsprop")] = 0.9
+    momentum: Annotated[Probability, Meta(description=f"momentum of {rules_with('momentum')}")] = 0.9
     nesterov: Annotated[bool, Meta(description="use Nesterov's momentum, with sgd")] = False
     weight_decay: Annotated[NonNegative, Meta(description="L2 penalty; with adamw, decoupled weight decay")] = 0.0
     no_decay: (
@@ -185,10 +184,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         ]
         | None
     ) = None
-    beta1: Annotated[Probability, Meta(description="decay of the first moment in adam and adamw")] = 0.9
-    beta2: Annotated[Probability, Meta(description="decay of the second moment in adam and adamw")] = 0.999
-    alpha: Annotated[Probability, Meta(description="decay of the squared gradient in rmsprop")] = 0.99
-    eps: Annotated[Positive, Meta(description="term added to the denominator in adam, adamw and rmsprop")] = 1e-8
+    beta1: Annotated[Probability, Meta(description=f"decay of the first moment in {rules_with('beta1')}")] = 0.9
+    beta2: Annotated[Probability, Meta(description=f"decay of the second moment in {rules_with('beta2')}")] = 0.999
+    alpha: Annotated[Probability, Meta(description=f"decay of the squared gradient in {rules_with('alpha')}")] = 0.99
+    eps: Annotated[Positive, Meta(description=f"term added to the denominator in {rules_with('eps')}")] = 1e-8
     clip_norm: (
         Annotated[Positive, Meta(description="scale gradients down to at most this global norm  [never]")] | None
     ) = None
@@ -201,8 +200,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     schedule: Annotated[
         str,
         Meta(
-            description="constant, step, exponential, polynomial, cosine, one-cycle, or FILE.py:FUNCTION of the step "
-            "and of the number of steps that returns a factor"
+            description=f"{', '.join(SCHEDULES)}, or FILE.py:FUNCTION of the step and of the number of steps that "
+            "returns a factor"
         ),
     ] = "constant"
     warmup_steps: Annotated[int, Meta(ge=0, description="steps in which the learning rate first rises linearly")] = 0
@@ -224,14 +223,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             description="optimizer steps that each micro-batch takes by itself before its weights are sent",
         ),
     ] = 1
-    local_optimizer: Annotated[
-        Literal["sgd", "adam", "adamw", "rmsprop"], Meta(description="optimizer of the local steps")
-    ] = "sgd"
+    local_optimizer: Annotated[RuleName, Meta(description="optimizer of the local steps")] = "sgd"
     local_lr: Annotated[
         Positive,
         Meta(description="learning rate of the local steps; with a schedule, its peak; at most the lr of shipped jobs"),
     ] = 0.05
-    local_momentum: Annotated[Probability, Meta(description="momentum of sgd and rmsprop in the local steps")] = 0.9
+    local_momentum: Annotated[
+        Probability, Meta(description=f"momentum of {rules_with('momentum')} in the local steps")
+    ] = 0.9
     local_nesterov: Annotated[bool, Meta(description="use Nesterov's momentum in the local steps, with sgd")] = False
     local_weight_decay: Annotated[NonNegative, Meta(description="weight decay in the local steps")] = 0.0
     local_beta1: Annotated[Probability, Meta(description="decay of the first moment in the local steps")] = 0.9
@@ -248,10 +247,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         ]
         | None
     ) = None
-    local_schedule: Annotated[
-        Literal["constant", "step", "exponential", "polynomial", "cosine", "one-cycle"],
-        Meta(description="how local_lr changes over the run"),
-    ] = "constant"
+    local_schedule: Annotated[ScheduleName, Meta(description="how local_lr changes over the run")] = "constant"
     local_warmup_steps: Annotated[int, Meta(ge=0, description="steps in which local_lr first rises linearly")] = 0
     local_min_lr: Annotated[
         NonNegative, Meta(description="local_lr at the end of the cosine and polynomial schedules")

@@ -14,7 +14,7 @@ Rules around other rules change a gradient before a rule sees it, or keep an ave
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -196,8 +196,18 @@ def bound(rule: Rule, weights: Vector, slots: SlotSets, out: Vector) -> BoundUpd
     return SGDRule.bind(rule, weights, slots, out) if type(rule) is SGDRule else None
 
 
-#: The registered rules. Its fields are its hyperparameters: a job has one of the same name for each.
+#: The names of the registered rules, for the types of a job's values.
+RuleName = Literal["sgd", "adam", "adamw", "rmsprop"]
+
+#: The registered rules. The fields of each are its hyperparameters: a job has one of the same name for each.
 RULES: dict[str, type[Rule]] = {"sgd": SGDRule, "adam": AdamRule, "adamw": AdamWRule, "rmsprop": RMSPropRule}
+
+
+def rules_with(hyperparameter: str) -> str:
+    """Return the names of the registered rules that have a hyperparameter, as text: `adam, adamw and rmsprop`."""
+    kinds: dict[str, Any] = {**RULES}
+    *names, last = (name for name, kind in kinds.items() if hyperparameter in kind.__dataclass_fields__)
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 def _follow_square(name: str, gradient: Vector, kept: float, spare: Vector, slots: SlotSets) -> Vector:

@@ -45,7 +45,16 @@ from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
 from lockstep.ps.standby.terms import read_terms
 from lockstep.results.reports.display import Display, display_for, print_plainly
 from lockstep.runs.own_command import demand
-from lockstep.runs.run_dir import check_run_dir, finished, has_begun, recorded_job, resumed_job, trust_source
+from lockstep.runs.run_dir import (
+    check_run_dir,
+    finished,
+    has_begun,
+    keep_parts,
+    recorded_job,
+    resumed_job,
+    set_aside,
+    trust_source,
+)
 from lockstep.runs.session import Destination
 
 #: The exit code of a server that has handed its run over, and may be started again to be a standby: that of an
@@ -110,11 +119,12 @@ def signers_in(path: Path) -> Mapping[str, str]:
     return AllowList(path).signers() if path.exists() else {}
 
 
-def prepare(request: StandbyRequest) -> None:
+def prepare(request: StandbyRequest, say: Callable[[str], None]) -> None:
     """Make the folder of a mirror, unless it is one already. `UsageError` if it is anything else."""
     folder = request.folder
     if (folder / MIRROR).is_file():
         return
+    keep_parts(folder, say)
     check_run_dir(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,24 +223,6 @@ def server_with_more(servers: tuple[StandbyAddress, ...], dial: Dial, clock: Clo
     return None if found is None else found[0]
 
 
-def set_aside(folder: Path) -> Path:
-    """Rename the folder of a run that goes on elsewhere, after the last term in which it was led here; return it.
-
-    `UsageError` if that cannot be done, as with the root of a volume.
-    """
-    stem = f"{folder.name}-term-{read_terms(folder).last.number}"
-    names = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
-    target = next(path for name in names if not (path := folder.with_name(name)).exists())
-    try:
-        folder.rename(target)
-    except OSError as error:
-        raise UsageError(
-            f"cannot rename the run folder {str(folder)!r} ({error.strerror}), whose run goes on elsewhere: expected a "
-            "folder within one that you may write to, as --run-dir VOLUME/run"
-        ) from error
-    return target
-
-
 def show_finished(console: Console, folder: Path) -> None:
     """Show the end of a run that is over already."""
     result = finished(folder)
@@ -270,7 +262,7 @@ def follow(request: StandbyRequest, elsewhere: LedElsewhereError, console: Conso
 
 def mirror_and_lead(request: StandbyRequest, access: Access, listening: Listening, console: Console) -> int:
     """Be a standby until the run is over, and lead it to its end if that is needed."""
-    prepare(request)
+    prepare(request, say_of(request, console))
     with closing(listening.serve_standby()) as port:
         if request.supervised is not None:
             request.link.report(ListeningReport(address=nearby(port.address)))

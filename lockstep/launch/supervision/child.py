@@ -13,7 +13,7 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import child_environment
 from lockstep.launch.supervision.channel import STDERR, ChildReport, EndReport, ListeningReport, ReportReader
 from lockstep.launch.supervision.restarts import ProcessEnd, ProcessPlace, Role
-from lockstep.launch.supervision.template import ForkedProcess, ForkRequest, ProcessTemplate
+from lockstep.launch.supervision.template import KILLED_S, ForkedProcess, ForkRequest, ProcessTemplate
 
 #: How the names of logs end.
 LOG = ".log"
@@ -228,8 +228,8 @@ class Child(WatchedProcess):
 
     @property
     def code(self) -> int:
-        assert self.process.returncode is not None  # it has ended
-        return self.process.returncode
+        # One that was killed, and that the system holds for a while.
+        return -signal.SIGKILL if self.process.returncode is None else self.process.returncode
 
     def place(self) -> str:
         return f"pid {self.pid}"
@@ -251,7 +251,7 @@ class Child(WatchedProcess):
     def end(self, grace_s: float) -> None:
         if not self.wait(grace_s):
             self.process.kill()
-            self.process.wait()
+            self.wait(KILLED_S)
         self.cut_lifeline()
         if not self.is_closed:
             self.take()

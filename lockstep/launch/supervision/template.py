@@ -25,6 +25,9 @@ MOST_BYTES = 65536
 #: Seconds to wait for a template, which may still be importing, before it counts as lost.
 PATIENCE_S = 30.0
 
+#: Seconds to wait for the end of a process that was killed: one that the system holds, as for a lost disk, ends later.
+KILLED_S = 10.0
+
 #: An argument of the template that is only room for the commands of its processes, which tools such as `ps` show.
 ROOM = " " * 4096
 
@@ -106,7 +109,8 @@ class ProcessTemplate:
             control.close()
             # Still importing, it would only find out later.
             process.kill()
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(KILLED_S)
 
     def fork(self, request: ForkRequest, streams: Sequence[int]) -> ForkedProcess | None:
         """Start a process with these standard input, output and error; None if the template is lost."""
@@ -118,7 +122,8 @@ class ProcessTemplate:
             # It came meanwhile, and the caller does not learn of the process.
             if process is not None:
                 process.kill()
-                process.wait()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(KILLED_S)
             raise
         return process
 

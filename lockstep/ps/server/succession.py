@@ -61,6 +61,9 @@ END_S, HAND_OVER_S, INTERRUPTED_S = 10.0, 30.0, 1.0
 #: Seconds of silence after which a standby counts as gone: it asks twice a second.
 GONE_S = 10.0
 
+#: Seconds that a server waits for a worker or a standby after the time in which a standby takes over.
+ALONE_S = 30.0
+
 #: Seconds for which a server that did not look for a while waits for the answers of its standbys.
 HOLD_S = 0.5
 
@@ -147,6 +150,8 @@ class StandbyRegistry:
     members: dict[str, StandbyMember] = field(default_factory=dict)
     #: By address, standbys that have gone without a word: each of them may lead the run by now.
     absent: dict[str, StandbyAddress] = field(default_factory=dict)
+    #: When a standby or a worker was here last.
+    accompanied: float = 0.0
 
     def on_request(self, peer: bytes, request: MirrorRequest, now: float) -> bool | None:
         """Record that a standby asks; return whether it is new, None if there is no room for another one."""
@@ -430,7 +435,18 @@ class Succession:
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do although no message comes."""
         end = None if self.finish is None else self.until
-        return soonest(self.registry.deadline(), self.rivals.deadline(), end)
+        return soonest(self.registry.deadline(), self.rivals.deadline(), end, self._gives_up_at())
+
+    def _gives_up_at(self) -> float | None:
+        """Return when this server ends if no process comes back; None if one is here, or no standby may lead the run.
+
+        A server may be cut off until its standby has led the run to its end. Then no process is left to report that.
+        """
+        membership = self.coordinator.membership
+        may_be_led = bool(self.registry.absent and membership.last_ranks) and self.finish is None
+        if not may_be_led or self.registry.members or membership.members:
+            return None
+        return self.registry.accompanied + self.coordinator.info.options.takeover_seconds + ALONE_S
 
     def on_time(self, now: float) -> list[events.Event]:
         """Handle the passing of time."""
@@ -439,13 +455,21 @@ class Succession:
         above = self.rivals.on_time(now, LeaderRequest(), self._notice())
         steps, answers = self.coordinator.progress.steps, self.rivals.inquiry.search.notices.values()
         terms = [each.term for each in answers if gives_way(self.term, steps, each)] if above is None else [above]
-        return [*happened, *map(self._superseded, terms[:1])]
+        happened = [*happened, *map(self._superseded, terms[:1])]
+        gives_up_at = self._gives_up_at()
+        if not happened and gives_up_at is not None and now >= gives_up_at:
+            alone, named = now - self.registry.accompanied, ", ".join(self.registry.absent)
+            text = f"no worker and no standby for {alone:.0f} s: the run may have been led to its end at {named}"
+            return [events.Superseded(text=text)]
+        return happened
 
     def is_asking(self, now: float) -> bool:
         """Tell whether nothing may be done now because it is not known which server leads; to be called at each step.
 
         It is not known if this server did not look for a while, as after a stop: then it asks its standbys.
         """
+        if self.registry.members or self.coordinator.membership.members:
+            self.registry.accompanied = now
         absent_s = max(ABSENT_S, self.coordinator.info.options.takeover_seconds / 2)
         standbys = () if self.finish is not None else self.registry.addresses()
         return self.rivals.holds(now, absent_s, standbys, LeaderRequest())

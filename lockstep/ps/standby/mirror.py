@@ -20,10 +20,11 @@ from lockstep.common.errors import FileFormatError
 from lockstep.common.files.atomic import Sync, sync_folder, write_atomically
 from lockstep.common.files.reading import decode, read_regular
 from lockstep.common.protocol.messages import NO_TERM, Term
-from lockstep.common.protocol.standby_messages import FilePart, FilePartRequest, RunFile, RunFiles
+from lockstep.common.protocol.standby_messages import FilePart, FilePartRequest, MirrorRequest, RunFile, RunFiles
 from lockstep.ps.checkpoint.checkpoint import check_seal, head_of
 from lockstep.ps.records.run_folder import CHECKPOINTS, CONVICTIONS, MOST_BYTES
 from lockstep.ps.standby.source import LINES
+from lockstep.ps.standby.terms import read_terms
 
 #: The file that says that a folder is a mirror, until its standby takes over; and the folder of its files.
 MIRROR, CONTENTS = "mirror.json", ".mirror"
@@ -85,6 +86,13 @@ class Mirror:
         """The term of the server whose files are here."""
         return NO_TERM if self.held is None else self.held.term
 
+    def was_led_by(self, standby: MirrorRequest, term: Term) -> bool:
+        """Tell whether a standby led the run last, in a term from which it has no more than is here."""
+        if self.held is None or standby.step > self.step:
+            return False
+        terms = read_terms(self.folder).terms
+        return bool(terms) and (terms[-1].number, terms[-1].address) == (term.number, standby.address)
+
     @property
     def step(self) -> int:
         """The step of the checkpoint that is here, 0 without a checkpoint."""
@@ -110,9 +118,13 @@ class Mirror:
         return ""
 
     def begin(self, offer: RunFiles) -> None:
-        """Begin to get the files of an offer that are not here yet: all of them if the folder was deleted."""
+        """Begin to get the files of an offer that are not here yet: all of them if the folder was deleted.
+
+        A folder that is deleted while this process writes there may stay, with some of its files.
+        """
         self.give_up()
-        if self.held is not None and not self.folder.exists():
+        held = [] if self.held is None else self.held.files
+        if held and not all(path.exists() for path in (self.folder / MIRROR, *map(self._content, held))):
             self.held = None
         if self.held is None or self.held.files != offer.files:
             wanted = {file.digest: file for file in offer.files if not self._content(file).exists()}

@@ -13,6 +13,7 @@ from lockstep.common.protocol.standby_messages import (
     CommandOutcome,
     FilePart,
     LeaderNotice,
+    MirrorRequest,
     Promote,
     RunFiles,
     ToStandbyMessage,
@@ -129,9 +130,11 @@ class StandbyShell:
             message, _ = decode(frames, AtStandbyMessage)
         except RemoteProtocolError as error:
             return self._answer(peer, answer_to_stranger(frames, error))
-        if isinstance(message, Promote) and not is_standbys(self.port.key_name(peer)):
+        if isinstance(message, Promote | MirrorRequest) and not is_standbys(self.port.key_name(peer)):
             text = "this takes the key of the server, or of a standby"
-            return self._answer(peer, CommandOutcome(is_accepted=False, text=text))
+            refused = Refused(reason=text)
+            is_command = isinstance(message, Promote)
+            return self._answer(peer, CommandOutcome(is_accepted=False, text=text) if is_command else refused)
         return [Received(peer=peer, message=message)]
 
     def _answer(self, peer: bytes, message: Message) -> Sequence[StandbyEvent]:

@@ -1,8 +1,8 @@
 """A standby decides what to mirror, and when it leads the run itself. Pure: no socket, clock, file or digest.
 
 It leads the run once more than half of the workers that computed the last step say that they miss the server, or once a
-person says so, or the server itself. Replication lags, and that loses nothing: from the weights of a checkpoint, the
-workers compute the same bits again.
+person says so, or the server itself, which may have lost its folder and be a standby now. Replication lags, and that
+loses nothing: from the weights of a checkpoint, the workers compute the same bits again.
 """
 
 from collections.abc import Callable
@@ -154,7 +154,7 @@ TRANSITIONS = table_of(
         ObstacleFound: _LATE | {_MIRRORING: {_MIRRORING, _ENDED}},
         Join: _LATE | {_MIRRORING: {_MIRRORING, _TAKING_OVER}, _TAKING_OVER: {_TAKING_OVER}},
         ShardJoin: _LATE | stays(_MIRRORING, _TAKING_OVER),
-        MirrorRequest: _LATE | stays(_MIRRORING, _TAKING_OVER),
+        MirrorRequest: _LATE | {_MIRRORING: {_MIRRORING, _TAKING_OVER}, _TAKING_OVER: {_TAKING_OVER}},
         LeaderRequest: _LATE | stays(_MIRRORING, _TAKING_OVER),
         Promote: _LATE | {_MIRRORING: {_MIRRORING, _TAKING_OVER}},
         Drain: _LATE | stays(_MIRRORING),
@@ -212,11 +212,24 @@ class Claims:
 
 @dataclass
 class MirrorReports:
-    """The lines about how far the mirror is: one now and then."""
+    """The lines about how far the mirror is, one now and then; and those of faults, each once."""
 
     #: When there was one last, and of which step.
     at: float = -REPORT_S
     step: int = -1
+    #: The other lines.
+    reported: set[str] = field(default_factory=set)
+
+    def once(self, text: str) -> list[StandbyEffect]:
+        """Return the report of a text, unless it was reported before."""
+        if text in self.reported:
+            return []
+        self.reported.add(text)
+        return [Report(text=text)]
+
+    def warn_once(self, fault: str) -> list[StandbyEffect]:
+        """Return the warning of a fault, unless it was reported before, or the text is empty."""
+        return self.once(warning(fault)) if fault else []
 
     def on_whole(self, step: int, offer: RunFiles, now: float) -> list[Report]:
         """Return the report that the mirror has all that there is, if one is due."""
@@ -293,8 +306,6 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     #: Whether its silence was reported.
     is_missed: bool = False
     claims: Claims = field(default_factory=Claims)
-    #: Faults that were reported: each is reported once.
-    reported: set[str] = field(default_factory=set)
     reports: MirrorReports = field(default_factory=MirrorReports)
 
     def __post_init__(self) -> None:
@@ -363,16 +374,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         """Report, or end at, what prevents a connection to a server that was never heard."""
         if is_final:
             return self._end(2, obstacle, FailureKind.UNREACHABLE)
-        if obstacle in self.reported:
-            return []
-        self.reported.add(obstacle)
-        return [Report(text=f"waiting for a server at {self.search.server.address}: {obstacle}")]
-
-    def _report_once(self, text: str) -> list[StandbyEffect]:
-        if not text or text in self.reported:
-            return []
-        self.reported.add(text)
-        return [Report(text=warning(text))]
+        return self.reports.once(f"waiting for a server at {self.search.server.address}: {obstacle}")
 
     # The mirror
 
@@ -389,7 +391,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         obstacle, effects = self.mirror.obstacle(offer), list[StandbyEffect]()
         if obstacle and offer.term.run != self.term.run:
             self.due = now + POLL_S
-            return self._report_once(f"{self.search.server.address} is not mirrored: {obstacle}")
+            return self.reports.warn_once(f"{self.search.server.address} is not mirrored: {obstacle}")
         if self.offer is None or offer.term != self.offer.term:
             effects.append(
                 Report(text=f"mirrors run {offer.run} of {self.search.server.address}, in term {offer.term.number}")
@@ -403,7 +405,11 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         self.is_missed, self.offer, self.search.named, self.search.left = False, offer, offer.standbys, ""
         self._on_leader(now)
         if obstacle:
-            return [*effects, *self._report_once(f"{self.search.server.address}: {obstacle}"), *self._on_progress(now)]
+            return [
+                *effects,
+                *self.reports.warn_once(f"{self.search.server.address}: {obstacle}"),
+                *self._on_progress(now),
+            ]
         if self.mirror.coming is not None and self.mirror.coming.files == offer.files:
             return effects  # a part of it could not be read: it is asked for again when that is due
         return [*effects, *self._mirrored(lambda: self.mirror.begin(offer), now)]
@@ -421,8 +427,8 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             self.mirror.give_up()
             self.due = now + RETRY_S
             text = f"cannot write to {str(self.mirror.folder)!r}: {error.strerror}"
-            return self._report_once(f"{text}: the run does not need it, and the mirror is tried again")
-        return [*self._report_once(fault or ""), *self._on_progress(now)]
+            return self.reports.warn_once(f"{text}: the run does not need it, and the mirror is tried again")
+        return [*self.reports.warn_once(fault or ""), *self._on_progress(now)]
 
     def _turn_from(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
         """Leave a server that led the run once, and tell it so: it may have slept, or been cut off."""
@@ -432,7 +438,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         )
         notice = LeaderNotice(term=self.term, address="")
         self.due = now + POLL_S
-        return [*self._report_once(text), SendToServer(message=notice), *self._go_to(self.search.following(), now)]
+        return [*self.reports.warn_once(text), SendToServer(message=notice), *self._go_to(self.search.following(), now)]
 
     def _go_to(self, server: StandbyAddress, now: float) -> list[StandbyEffect]:
         """Ask another server from now on."""
@@ -485,6 +491,10 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         match message:
             case Join():
                 return self._on_join(peer, message, now)
+            case MirrorRequest() if self._misses_all(now) and self.mirror.was_led_by(message, self.term):
+                # It has lost its folder, and perhaps its workers: nothing else says that it does not lead any more.
+                effects = self._take_over(f"{message.address} led it last, and is a standby now")
+                return [*effects, Send(peer=peer, message=self._not_leading(now))]
             case ShardJoin() | MirrorRequest():
                 return [Send(peer=peer, message=self._not_leading(now))]
             case LeaderRequest():
@@ -523,11 +533,15 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         if self.offer is None or self.mirror.held is None:
             return ""
         is_decided = bool(self.offer.electors) and 2 * self.claims.voters(self.offer, now) > len(self.offer.electors)
-        # Asked twice at least: a standby that was stopped for a while has not been listening.
-        is_missed = self.unanswered >= 2 and now >= self.heard + BEGINNING * self.takeover_s
-        if not self.offer.electors and self.claims.by_peer and is_missed:
+        if not self.offer.electors and self.claims.by_peer and self._misses_all(now):
             return f"{self.search.server.address} is gone, and no worker had computed anything"
         return f"{self.search.server.address} is gone: {self.claims.text(self.offer, now)}" if is_decided else ""
+
+    def _misses_all(self, now: float) -> bool:
+        """Tell whether no server that leads the run has said anything for long."""
+        # Asked twice at least: a standby that was stopped for a while has not been listening.
+        is_missed = self.unanswered >= 2 and now >= self.heard + BEGINNING * self.takeover_s
+        return is_missed and self.phase is StandbyPhase.MIRRORING
 
     def _not_leading(self, now: float) -> NotLeading:
         if self.phase is StandbyPhase.TAKING_OVER:

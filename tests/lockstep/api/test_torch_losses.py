@@ -207,7 +207,7 @@ def mean(outputs: Any, targets: Any) -> Any:
 def test_an_optimizer_of_pytorch_is_named(is_built: bool, tmp_path: Path) -> None:
     x, y = two_inputs()
     kind = torch.optim.AdamW
-    with pytest.raises(JobError, match=r"optimizer is AdamW of PyTorch: expected one of sgd, adam, adamw, rmsprop, as"):
+    with pytest.raises(JobError, match=r"optimizer is AdamW of PyTorch: expected one of sgd, adam, .*, as"):
         fit(
             TwoInputs,
             ((x, y), (x, y)),

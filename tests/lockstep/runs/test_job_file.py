@@ -171,7 +171,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "infinite": ({"lr": float("inf")}, "lr = inf: expected a number <= 1e+30"),
     "not a choice": (
         {"optimizer": "sdg"},
-        r"optimizer = 'sdg' (did you mean 'sgd'?): expected one of sgd, adam, adamw, rmsprop, or FILE.py:CLASS",
+        r"optimizer = 'sdg' (did you mean 'sgd'?): expected one of sgd, adam, .*, or FILE.py:CLASS",
     ),
     "contradiction": (
         {"global_batch": 4, "micro_batches": 8},

@@ -7,7 +7,15 @@ import pytest
 from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, has_begun, make_run_dir, resumed_job
+from lockstep.runs.run_dir import (
+    check_resume_flags,
+    claimed_run_dir,
+    finished,
+    has_begun,
+    keep_parts,
+    make_run_dir,
+    resumed_job,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +55,30 @@ def test_a_folder_of_a_process_that_was_killed_while_it_began_is_as_good_as_empt
         with pytest.raises(UsageError, match="is not empty"), claimed_run_dir(Path("mine"), "mlp"):
             pytest.fail("claimed twice")
     assert resumed_job(Path("mine"), {})[0] == Job()
+
+
+@pytest.mark.parametrize("left", ["checkpoints/step-10", "terms.json", ".mirror/coming", ".a.7.partial"])
+def test_parts_of_a_run_are_not_taken_for_another_run_and_can_be_moved_away(folder: Path, left: str) -> None:
+    part, said = folder / "mine" / left, list[str]()
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"{}")
+    with pytest.raises(UsageError, match=r"parts of a run without its job\.toml.*: mv mine mine-parts$"):
+        claimed_run_dir(Path("mine"), "mlp").__enter__()
+    keep_parts(Path("mine"), said.append)
+    assert (folder / "mine-term-0" / left).read_bytes() == b"{}"
+    assert said == ["notice: 'mine' has parts of a run without its job.toml: they are kept in mine-term-0"]
+    with claimed_run_dir(Path("mine"), "mlp") as claimed:
+        make_run_dir(claimed, Job(), RunOptions())
+
+
+@pytest.mark.parametrize("left", ["job.toml", "mirror.json", "notes.txt"])
+def test_a_run_a_mirror_and_a_folder_of_a_persons_own_are_not_moved(folder: Path, left: str) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine" / left).write_text("text")
+    if left != "notes.txt":
+        (folder / "mine/ledger.jsonl").touch()
+    keep_parts(Path("mine"), pytest.fail)
+    assert (folder / "mine" / left).exists()
 
 
 def test_a_claim_is_replaced_by_the_whole_job(folder: Path) -> None:

@@ -165,6 +165,34 @@ def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(seconds
     assert more in ((0, 1) if seconds < ABSENT_S else (0,))
 
 
+class Hasty(StandbyState):
+    """Gives a server of which no worker is known no more time than any other."""
+
+    def _misses_all(self, now: float) -> bool:
+        return now >= self.heard + self.takeover_s
+
+
+@pytest.mark.parametrize("event", [40, 100, 200])
+@pytest.mark.parametrize("standby", [StandbyState, Hasty])
+def test_a_starved_server_that_has_not_made_a_step_keeps_its_run(event: int, standby: type[StandbyState]) -> None:
+    """As on an overloaded machine: a standby led the run from step 0, and its server was at step 7."""
+    taken = list[int]()
+
+    class Noting(standby):  # type: ignore[misc, valid-type]  # one of the two
+        """Notes from which step it leads the run."""
+
+        def _take_over(self, reason: str) -> list[StandbyEffect]:
+            taken.append(self.mirror.step)
+            effects: list[StandbyEffect] = super()._take_over(reason)
+            return effects
+
+    stop = ScheduledFault(kind=FaultKind.STOP_SERVER, event=event, target=0, seconds=1.2, kill_after=1, ways="both")
+    quiet = replace(scenario_of(BACK, standbys=1, servers=1, steps=30), pauses=0.0, early_kills=(), slowness=(1.0,))
+    scenario = replace(quiet, faults=(stop,), takeover_s=0.5)
+    assert simulate(scenario, Parts(standby=Noting)).violations == ()
+    assert taken == ([0] if standby is Hasty else [])
+
+
 #: Runs that have failed once: by what they are about, seed, servers and standbys.
 ONCE = {
     "the leader is lost with its disk after its standby has yielded to it": (11510, 2, 1),

@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 import tracemalloc
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lockstep.common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule, SlotSets
+from lockstep.common.optim import rules
+from lockstep.common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, RuleName, SGDRule, SlotSets
 
 WEIGHTS = [0.5, -1.25, 2.0]
 GRADIENTS = [[0.1, -0.2, 0.3], [-0.4, 0.05, 0.6], [0.25, 0.5, -0.75], [1.5, -0.125, 0.0]]
@@ -155,3 +156,13 @@ def test_options_may_be_at_the_ends_of_their_ranges() -> None:
         assert run(rule, np.ones(2, np.float32), np.array([[2.0, -3.0]], np.float32))["weights"].tolist() == (
             np.array([0.9, 1.1], np.float32).tolist()
         )
+
+
+def test_the_names_in_types_are_those_of_the_registered_rules() -> None:
+    assert get_args(RuleName) == tuple(rules.RULES)
+
+
+def test_the_rules_with_a_hyperparameter_are_named() -> None:
+    assert rules.rules_with("nesterov") == "sgd"
+    assert rules.rules_with("eps").startswith("adam, adamw")
+    assert rules.rules_with("momentum").startswith("sgd and rmsprop")

@@ -14,12 +14,11 @@ from lockstep.launch.remote.standby import (
     found_in,
     has_led_as_standby,
     server_with_more,
-    set_aside,
 )
 from lockstep.ps.records.run_folder import RESULT
 from lockstep.ps.standby.mirror import MIRROR
 from lockstep.ps.standby.terms import TermHistory, write_terms
-from lockstep.runs.run_dir import JOB
+from lockstep.runs.run_dir import JOB, set_aside
 from tests.lockstep.common.statemachine.answering import AnsweringPort
 
 

@@ -2,16 +2,21 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lockstep.common.runtime.environment import child_environment
 from lockstep.common.runtime.interrupts import interrupt
 from lockstep.launch.remote.agent import children_of
+from lockstep.launch.supervision.channel import ReportReader
 from lockstep.launch.supervision.child import TAIL_LINES, Child, Crew, ProcessLog, WatchedProcess, exit_message
 from lockstep.launch.supervision.restarts import SERVER, STANDBY, USAGE, ProcessEnd, ProcessPlace, Role
-from lockstep.launch.supervision.template import ProcessTemplate
+from lockstep.launch.supervision.template import KILLED_S, ProcessTemplate
 from tests.lockstep.launch.processes import Pretended
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: boom'
@@ -146,6 +151,43 @@ def interrupted_start(folder: Path, template: ProcessTemplate | None) -> None:
     # Long before the template has imported anything.
     signal.setitimer(signal.ITIMER_REAL, 0.001)
     Child.start("a worker", PATIENT, folder / "child.log", template=template)
+
+
+def test_a_template_ends_with_its_owner() -> None:
+    owner, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with control:
+        command = [sys.executable, "-P", "-m", "lockstep.cli.template", str(control.fileno()), " "]
+        template = subprocess.Popen(command, pass_fds=[control.fileno()], env=dict(child_environment()))
+    # As the system does for an owner that is killed.
+    owner.close()
+    assert template.wait(GONE_S) == 0
+
+
+class Held(subprocess.Popen[bytes]):
+    """A process that does not end when it is killed, as if a disk was gone; it records all waits."""
+
+    def __init__(self) -> None:
+        self.returncode, self.pid, self.waits = None, 1, list[float | None]()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.waits.append(timeout)
+        raise subprocess.TimeoutExpired("held", timeout or 0.0)
+
+    def kill(self) -> None:
+        self.waits.append(-1.0)
+
+    def __del__(self) -> None:
+        pass  # there is no process to collect
+
+
+def test_a_process_that_does_not_end_when_it_is_killed_is_left(tmp_path: Path) -> None:
+    held, (reports, writing), (stdin, lifeline) = Held(), os.pipe(), os.pipe()
+    child = Child("a worker", ProcessLog.at_end_of(tmp_path / "log"), held, ReportReader(reports), lifeline)
+    child.end(2.0)
+    assert held.waits == [2.0, -1.0, KILLED_S]
+    assert child.how_it_ended() == "was killed by SIGKILL"
+    for descriptor in (writing, stdin):
+        os.close(descriptor)
 
 
 def test_an_interrupt_while_a_process_is_forked_leaves_none_behind(tmp_path: Path) -> None:

@@ -82,3 +82,35 @@ def test_a_run_whose_heir_is_gone_without_a_word_was_handed_over_in_vain() -> No
     assert not succession.is_over(NOW)
     succession.on_left(OTHER, "it has ended")
     assert succession.is_over(NOW)
+
+
+def test_a_server_that_is_alone_for_long_ends_because_its_standby_may_have_ended_the_run() -> None:
+    """As one that was cut off until its standby had led the run to its end: no process is left to report that."""
+    simulation = Simulation(job_of())
+    succession, worker = simulation.server.succession, simulation.add_worker()
+    simulation.run_to(1)
+    succession.on_message(STANDBY, request_of(STANDBY), [])
+    worker.die()
+    simulation.wait(5)
+    succession.on_left(STANDBY, "it has been silent for too long")
+    simulation.wait(20)
+    assert simulation.server.ended is None
+    simulation.wait(20)
+    ended = simulation.server.ended
+    assert ended is not None
+    assert ended.kind is FailureKind.SUPERSEDED
+    assert "no worker and no standby for 35 s: the run may have been led to its end at memory://one" in ended.failure
+
+
+@pytest.mark.parametrize("kind", ["has said that it leaves", "was never here", "no step was made"])
+def test_a_server_that_no_standby_can_have_replaced_waits_for_good(kind: str) -> None:
+    simulation = Simulation(job_of())
+    succession, worker = simulation.server.succession, simulation.add_worker()
+    if kind != "no step was made":
+        simulation.run_to(1)
+    if kind != "was never here":
+        succession.on_message(STANDBY, request_of(STANDBY), [])
+        succession.on_left(STANDBY, "", is_done=kind == "has said that it leaves")
+    worker.die()
+    simulation.wait(600)
+    assert simulation.server.ended is None

@@ -57,6 +57,21 @@ def test_nothing_is_asked_for_that_is_here(folder: MirroredFolder) -> None:
     assert folder.mirrored()["ledger.jsonl"] == LINES + 2 * MORE
 
 
+@pytest.mark.parametrize("is_here", [True, False])
+def test_files_of_a_folder_that_was_deleted_in_part_come_again(folder: MirroredFolder, *, is_here: bool) -> None:
+    folder.mirror_once()
+    expected = folder.mirrored()
+    # Something was written into the folder while it was deleted.
+    shutil.rmtree(folder.there / CONTENTS)
+    if not is_here:
+        (folder.there / MIRROR).unlink()
+    folder.mirror_once()
+    assert folder.mirrored() == expected
+    assert (folder.mirror.step, folder.mirror.is_whole) == (3, True)
+    folder.mirror.conclude()
+    assert folder.mirrored() == expected
+
+
 def test_two_files_with_one_content_come_once(folder: MirroredFolder) -> None:
     folder.write("model/net/other.py", b"model/net/parts.py")
     folder.mirror_once()

@@ -56,7 +56,7 @@ from lockstep.ps.standby.state import (
     StandbyState,
     TakeOver,
 )
-from lockstep.ps.standby.terms import PLACES
+from lockstep.ps.standby.terms import PLACES, LedTerm, TermHistory, write_terms
 
 SERVER, OTHER = (StandbyAddress(address=f"tcp://h:{port}") for port in (1, 3))
 OWN = StandbyAddress(address="tcp://h:2", public="key")
@@ -218,6 +218,44 @@ def test_a_run_of_which_nothing_was_computed_goes_on_if_the_standby_misses_the_s
     for now in (16.0, 18.0):
         state.handle(TimePassed(), now)
     assert len(takeovers(claims(state, 18.0, join(0)))) == 1
+
+
+def follows(state: StandbyState, now: float, address: str = SERVER.address, *, step: int = 0) -> list[StandbyEffect]:
+    """Let the process at an address ask as a standby, while the server has been asked twice without an answer."""
+    state.unanswered = 2
+    request = MirrorRequest(protocol=1, host="h", pid=2, address=address, step=step)
+    return state.handle(Received(peer=b"1", message=request), now)
+
+
+def led_by(number: int, address: str) -> None:
+    """Let the files that are here be those of a term."""
+    write_terms(Path(), TermHistory(run="r", terms=[LedTerm(number=number, server="s", step=0, address=address)]))
+
+
+def test_a_standby_leads_if_the_last_leader_is_a_standby_now_and_all_workers_are_gone() -> None:
+    led_by(TERM.number, SERVER.address)
+    state = standby(0, 1, 2)
+    # It may have been left for a while, by a leader of which this standby has not heard yet.
+    assert answers(follows(state, 14.0)) == ["silent"]
+    effects = follows(state, 15.0)
+    (takeover,) = takeovers(effects)
+    assert takeover == TakeOver(number=5, reason="tcp://h:1 led it last, and is a standby now")
+    assert answers(effects) == ["taking over"]
+    assert takeovers(follows(state, 16.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "leader", "step"),
+    [
+        (TERM.number, OTHER.address, 0),
+        # The mirror is of an earlier term, and the leader of the last one may live.
+        (TERM.number - 1, SERVER.address, 0),
+        (TERM.number, SERVER.address, 1),
+    ],
+)
+def test_any_other_standby_changes_nothing(number: int, leader: str, step: int) -> None:
+    led_by(number, leader)
+    assert answers(follows(standby(0), 100.0, step=step)) == ["silent"]
 
 
 def test_a_server_that_makes_steps_is_not_gone_however_many_workers_miss_it() -> None:
