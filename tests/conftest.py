@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Generator
@@ -27,6 +28,10 @@ if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR and os.access("/tmp"
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
 use_one_blas_thread()
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts a command in the background like that (`scripts/test &`), and all its processes would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is trained here is not what the person who runs the tests trusts, here and in all processes that are started.
 if "PYTEST_XDIST_WORKER" not in os.environ:
