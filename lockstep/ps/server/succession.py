@@ -71,14 +71,16 @@ HOLD_S = 0.5
 NOTICE_S, ANSWER_S = 2.0, 0.1
 
 
-def gives_way(mine: Term, steps: int, notice: LeaderNotice) -> bool:
+def gives_way(mine: Term, steps: int, servers: int, notice: LeaderNotice) -> bool:
     """Tell whether a server that leads a run in a term, after so many steps, leaves that to the server of a notice.
 
-    Two standbys may have taken over two runs, whose terms are not compared, if their server lost its folder before the
-    first checkpoint and began again. Each has some of the shards then, and neither would make a step.
+    A server that loses its folder before the first checkpoint begins another run, whose terms are not compared. If a
+    standby has taken over the first one, each of both servers may have some of the shards, and neither would make a
+    step. The run that was taken over goes on; if both were, that with the higher name.
     """
     theirs, has_nothing = notice.term, notice.is_leader and not notice.step and not steps
-    return has_nothing and min(mine.number, theirs.number) > 1 and theirs.run > mine.run
+    is_taken_over = has_nothing and theirs.number > 1 and theirs.run != mine.run
+    return is_taken_over and (theirs.run > mine.run if mine.number > 1 else servers > 1)
 
 
 @dataclass
@@ -254,7 +256,7 @@ class Succession:
                 return []  # a worker does not decide which server leads
             case LeaderNotice(term=term):
                 # The higher one of both is the answer: so its sender knows that it was read.
-                if not term.is_above(self.term) and not gives_way(self.term, self.coordinator.progress.steps, message):
+                if not term.is_above(self.term) and not self._gives_way(message):
                     return self._send(peer, self._notice())
                 return [*self._send(peer, message), self._superseded(term)]
             case Drain():
@@ -271,6 +273,10 @@ class Succession:
     def _notice(self) -> LeaderNotice:
         steps = self.coordinator.progress.steps
         return LeaderNotice(term=self.term, address=self.address, step=steps, is_leader=True)
+
+    def _gives_way(self, notice: LeaderNotice) -> bool:
+        servers = self.coordinator.info.options.servers
+        return gives_way(self.term, self.coordinator.progress.steps, servers, notice)
 
     def _superseded(self, term: Term) -> events.Event:
         return events.Superseded(text=superseded_text(term, self.coordinator.info))
@@ -453,8 +459,8 @@ class Succession:
         gone = self.registry.expire(now)
         happened = [event for member in gone for event in self._on_gone(member, "it has been silent for too long")]
         above = self.rivals.on_time(now, LeaderRequest(), self._notice())
-        steps, answers = self.coordinator.progress.steps, self.rivals.inquiry.search.notices.values()
-        terms = [each.term for each in answers if gives_way(self.term, steps, each)] if above is None else [above]
+        answers = self.rivals.inquiry.search.notices.values()
+        terms = [each.term for each in answers if self._gives_way(each)] if above is None else [above]
         happened = [*happened, *map(self._superseded, terms[:1])]
         gives_up_at = self._gives_up_at()
         if not happened and gives_up_at is not None and now >= gives_up_at:

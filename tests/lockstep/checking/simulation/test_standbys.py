@@ -215,6 +215,7 @@ ONCE = {
     "a server whose folder was deleted does not hear that the run was handed over": (5565, 2, 1),
     "a worker comes from elsewhere before the first server listens": (22194, 3, 2),
     "two standbys take over two runs, one of a server whose folder was deleted": (25527, 3, 2),
+    "a server whose folder was deleted begins another run, and has one of two shards": (32678, 3, 2),
     "a server whose folder was deleted begins another run, which a standby of the first mirrors": (20427, 3, 2),
 }
 
