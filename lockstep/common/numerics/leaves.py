@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import NDArray
 
-from lockstep.common.numerics.choice import prefer_numerics
+from lockstep.common.numerics.choice import kernels_here, prefer_numerics
 from lockstep.common.numerics.kernel_leaves import KERNELS, KernelCalls
 from lockstep.common.numerics.numpy_leaves import NUMPY
 from lockstep.common.numerics.operands import Geometry, Mean, PoolWindows
@@ -302,13 +302,12 @@ def bind_momentum(
     It writes `weights - rate * v` to `out`, and v = momentum * old + gradient to the second of `velocities` (old, new),
     and tells whether all of `out` is finite. `weight_decay * weights` is added to the gradient first; the memory of the
     mean may be overwritten. Without velocities v is the gradient; Nesterov's variant follows gradient + momentum * v
-    instead of v. All of it, the division included, is one pass of a kernel.
+    instead of v. All of it, the division included, is one pass of a kernel: with native numerics too, if there are
+    kernels here, since each of its operations is rounded as NumPy's.
     """
     old, new = velocities
-    is_exact = own_numerics() == "portable" and all(
-        each is None or each.dtype == np.float32 for each in (weights, old, out, new)
-    )
-    leaves = KERNELS if is_exact else NUMPY
+    is_float32 = all(each is None or each.dtype == np.float32 for each in (weights, old, out, new))
+    leaves = KERNELS if is_float32 and not kernels_here().obstacle else NUMPY
     bound: Callable[[Mean, float], bool] = leaves["momentum"](
         weights, old, out, new, momentum, weight_decay, is_nesterov
     )

@@ -1,7 +1,7 @@
 """The places of a module's values in an engine's vectors: its parameters, their gradients, and its statistics.
 
-Parameters are views into the vector of weights, and their gradients views into the vector of sums: PyTorch adds to a
-gradient that is there already, so that it writes where the sums are to be.
+Parameters are views into the vector of weights. Gradients are copied into the vector of sums: if PyTorch
+added them to zeros there, that would be one pass more.
 """
 
 import math
@@ -22,6 +22,9 @@ from lockstep.common.model.pytorch.structure import COUNTER, Structure
 #: One in so many forwards computes with a copy of the weights, which shows writes that PyTorch does not count, as by
 #: `.data`. It costs two copies and a comparison, less than a hundredth of so many forwards.
 AUDITED = 128
+
+#: As an array, which NumPy begins with sooner than with a number.
+_ZERO = np.zeros((), np.float32)
 
 
 class PlacedWeights:
@@ -97,7 +100,7 @@ class PlacedWeights:
 
 
 class PlacedGradients:
-    """The gradients of parameters as views into a vector of sums, and the reports of those that are final."""
+    """Takes the gradients that PyTorch makes into a vector of sums, and reports those that are final."""
 
     def __init__(self, structure: Structure) -> None:
         self._structure = structure
@@ -116,42 +119,49 @@ class PlacedGradients:
     def bind(self, vectors: Sequence[Vector]) -> None:
         """Know these vectors by their indices."""
         self._vectors = list(vectors)
-        self._views = [_views(self._structure.layout.parameters, _tensor(vector)) for vector in vectors]
+        self._places = [[entry.view(vector) for entry in self._structure.layout.parameters] for vector in vectors]
 
     def write_to(self, index: int) -> None:
-        """Let gradients be views into the vector of that index."""
+        """Write into the vector of that index."""
         self._writing = index
-        self._place()
-
-    def _place(self) -> None:
-        """Let PyTorch add gradients to the vector of sums, whatever the model or another engine has put there."""
-        for (_, parameter), view in zip(self._structure.parameters, self._views[self._writing], strict=True):
-            if parameter.grad is not view:
-                parameter.grad = view
 
     def compute(self, loss: Any, on_final: OnFinal | None) -> None:
         """Write the gradients of a loss into the vector, and report each that is final as an engine does.
 
         The first backward with `on_final` finds out whether they can be reported at all.
         """
-        self._place()
-        self.vector[: self._structure.layout.parameter_size].fill(0.0)
         if on_final is not None and not self._additions:
             self._listen()
         self._additions = [0] * len(self._additions)
         self._on_final = on_final if self._is_final_at_once else None
-        loss.backward()
+        self._backward(loss)
+        is_reported = self._on_final is not None
         self._on_final = None
+        for index, place in enumerate(self._places[self._writing]):
+            if not (is_reported and self._additions[index]):
+                self._take(index, place)
         self._check(is_first=on_final is not None and self._is_final_at_once is None)
 
     def apart(self, loss: Any) -> dict[str, Array]:
         """Return the gradients of a loss by the names of the parameters that take part, in memory of their own."""
+        self._backward(loss)
+        found = {name: parameter.grad for name, parameter in self._structure.parameters if parameter.grad is not None}
+        return {name: (grad.to_dense() if grad.is_sparse else grad).numpy() for name, grad in found.items()}
+
+    def _backward(self, loss: Any) -> None:
+        """Let PyTorch leave gradients in memory of its own, whatever the model or another engine has put there."""
         for _, parameter in self._structure.parameters:
             parameter.grad = None
         loss.backward()
-        found = {name: parameter.grad for name, parameter in self._structure.parameters if parameter.grad is not None}
-        self._place()
-        return {name: (grad.to_dense() if grad.is_sparse else grad).numpy() for name, grad in found.items()}
+
+    def _take(self, index: int, place: Array) -> None:
+        """Write a gradient to its place, as if it were added to zeros, and let its memory go."""
+        _, parameter = self._structure.parameters[index]
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is None:
+            place.fill(0.0)
+        else:
+            np.add((gradient.to_dense() if gradient.is_sparse else gradient).numpy(), _ZERO, out=place)
 
     def _listen(self) -> None:
         """Let PyTorch report each gradient that was added to, from now on."""
@@ -165,18 +175,13 @@ class PlacedGradients:
         def finish(_: Any) -> None:
             self._additions[index] += 1
             if self._on_final is not None and self._additions[index] == 1:
+                self._take(index, self._places[self._writing][index])
                 self._on_final(index)
 
         return finish
 
     def _check(self, *, is_first: bool) -> None:
-        """Raise `ModelError` if a gradient is elsewhere, or was reported before it was final."""
-        for (name, parameter), view in zip(self._structure.parameters, self._views[self._writing], strict=True):
-            if parameter.grad is not view:
-                raise ModelError(
-                    f"the model replaces the gradient of {name!r} in its backward: expected it to stay where it is; "
-                    "remove the hook that sets .grad"
-                )
+        """Raise `ModelError` if a gradient was reported before it was final."""
         most = max(self._additions, default=0)
         if is_first:
             self._is_final_at_once = most <= 1
@@ -223,6 +228,8 @@ class PlacedStatistics:
 
     def begin(self, weights: Vector) -> None:
         """Begin a forward: each statistic stays as it is if its layer takes no part."""
+        if not self._calls:
+            return
         np.copyto(self._observed.numpy(), weights[self._structure.layout.parameter_size :])
         self._count_calls()
         self._calls = [0] * len(self._calls)
@@ -239,6 +246,8 @@ class PlacedStatistics:
 
     def end(self, samples: int, weights: Vector, sums: Vector) -> None:
         """Write what a forward over so many samples has observed into the sums."""
+        if not self._calls:
+            return
         self._samples, size = samples, self._structure.layout.parameter_size
         np.multiply(self._observed.numpy(), np.float32(samples), out=sums[size:])
         for index, calls in enumerate(self._calls):

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.common.numerics import leaves
+from lockstep.common.numerics.kernel_leaves import KERNELS
+from lockstep.common.numerics.numpy_leaves import NUMPY
 from lockstep.common.numerics.operands import Geometry, Mean, PoolWindows
 from tests.lockstep.common.numerics import reference
 from tests.lockstep.common.numerics.reference import Floats
@@ -138,6 +140,23 @@ def test_an_update_by_momentum_has_the_bits_of_the_contract(
     assert update(Mean(terms, divisor, scale), 0.1)
     assert _same(out, expected[0])
     assert new is None or _same(new, np.asarray(expected[1]))
+
+
+@pytest.mark.parametrize(("momentum", "is_nesterov"), [(None, False), (0.9, False), (0.9, True)], ids=str)
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+@pytest.mark.parametrize(("divisor", "scale"), [(32.0, None), (33.0, 0.3)])
+def test_an_update_by_numpy_has_the_bits_of_the_kernel(
+    momentum: float | None, is_nesterov: bool, decay: float, divisor: float, scale: float | None
+) -> None:
+    weights, velocity, *terms = (_usual(1000, seed=seed) for seed in range(4))
+    found = []
+    for leaves_of in (NUMPY, KERNELS):
+        out, new = np.empty(1000, np.float32), None if momentum is None else np.empty(1000, np.float32)
+        old = None if momentum is None else velocity
+        update = leaves_of["momentum"](weights, old, out, new, momentum or 0.0, decay, is_nesterov)
+        assert update(Mean([each.copy() for each in terms], divisor, scale), 0.1)
+        found.append((out.tobytes(), b"" if new is None else new.tobytes()))
+    assert found[0] == found[1]
 
 
 def test_a_velocity_may_be_replaced_in_place() -> None:
