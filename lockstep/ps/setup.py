@@ -23,8 +23,8 @@ from lockstep.common.job.optimizer import check_rule, spans_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode, transform_of
 from lockstep.common.job.score import Guess
 from lockstep.common.job.tally import Tally
-from lockstep.common.model.initial import InitialWeights, first_micro_batch, initial_weights, kept_next_to
-from lockstep.common.model.port import Evidence, Model
+from lockstep.common.model.initial import InitialWeights, initial_weights, kept_next_to, micro_batch_to_try
+from lockstep.common.model.port import DrawKey, Evidence, Model
 from lockstep.common.model.source import ModelSource, read_job_source
 from lockstep.common.numerics.choice import kernels_here
 from lockstep.common.optim.rules import Rule, SlotSets
@@ -148,8 +148,11 @@ def _tried(
     objective: Objective,
     initial: InitialWeights,
 ) -> tuple[Evidence, int]:
-    """Compute the first micro-batch; return the evidence of its bits, and how many sums of metrics there are."""
-    batch = first_micro_batch(job, data, is_here=not options.ship_data)
+    """Compute the first micro-batch; return the evidence of its bits, and how many sums of metrics there are.
+
+    If a parameter gets no gradient from it, the other micro-batches of the first step are computed as well.
+    """
+    batch = micro_batch_to_try(job, data, is_here=not options.ship_data)
     evidence = source.check_repeated(model, job.seed, objective, *batch, initial.taken)
     metric_sums = objective.metrics.size(0)
     if job.metrics or (objective.kind is LossKind.OWN and not evidence.engine):
@@ -160,7 +163,27 @@ def _tried(
             "processor: expected a model of lockstep.nn; or add --numerics native, and give up equal bits on other "
             "kinds of machines"
         )
+    if evidence.unused:
+        evidence = evidence._replace(unused=_unused_in_step(job, data, model, objective, initial.vector))
     return evidence, metric_sums
+
+
+def _unused_in_step(job: Job, data: TrainTest, model: Model, objective: Objective, weights: Vector) -> tuple[str, ...]:
+    """Return the names of the parameters that no micro-batch of the first step has a gradient of."""
+    engine = model.engine(objective)
+    engine.bind([weights], [model.layout.new_vector()])
+    unused = dict.fromkeys(each.name for each in model.layout.parameters)
+    for number in range(job.local_batches):
+        if not unused:
+            break
+        images, targets = micro_batch_to_try(job, data, number, is_here=True)
+        try:
+            found = engine.inspect(images, targets, DrawKey(job.seed, 0, number)).gradients if len(images) else {}
+        except Exception:  # noqa: BLE001  # the run raises it again, and says where
+            break
+        for name in found:
+            unused.pop(name, None)
+    return tuple(unused)
 
 
 def _shard_of(job: Job, plan: Plan, model: Model, weights: Vector, code: OwnCode) -> Shard:

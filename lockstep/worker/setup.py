@@ -14,7 +14,7 @@ from lockstep.common.errors import DataError, FileFormatError, ModelError
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import NO_CODE, OwnCode
-from lockstep.common.model.initial import first_micro_batch, kept_next_to, read_initial
+from lockstep.common.model.initial import kept_next_to, micro_batch_to_try, read_initial
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, source_from_welcome
 from lockstep.common.numerics.choice import take_numerics
@@ -104,7 +104,7 @@ def _take_frozen(welcome: Welcome, model: Model) -> None:
 def _check_evidence(welcome: Welcome, model: Model, data: TrainTest, own: OwnCode) -> None:
     """Raise `ModelError` if the model computes something else here than at the server, or cannot be repeated."""
     job, is_here = welcome.job, welcome.manifest is None
-    found = model.evidence(Objective.of(job, own.loss, own.metrics), *first_micro_batch(job, data, is_here=is_here))
+    found = model.evidence(Objective.of(job, own.loss, own.metrics), *micro_batch_to_try(job, data, is_here=is_here))
     if welcome.engine and found.engine != welcome.engine:
         raise ModelError(
             f"model {job.model_name()!r} is computed by {found.engine} here, and by {welcome.engine} at the server: "

@@ -170,14 +170,14 @@ def initial_weights(job: Job, model: Model, copy: Path | None = None) -> Initial
     return InitialWeights(vector, {} if found is None else found.taken, notices)
 
 
-def first_micro_batch(job: Job, data: TrainTest, *, is_here: bool) -> tuple[Array, Array]:
-    """Return samples and targets of the shapes of the first micro-batch, or of what its first local step takes of it.
+def micro_batch_to_try(job: Job, data: TrainTest, number: int = 0, *, is_here: bool) -> tuple[Array, Array]:
+    """Return samples and targets of the shapes of one of the first step's micro-batches, or of its local batches.
 
     Without the mean and deviation of the training set, which a worker does not always have. If samples are sent to
     workers, so that none `is_here`, numbers are drawn instead; tokens and labels are 0 then, which is always one.
     """
     train = data.train
-    indices = Sampler(len(train), job.global_batch, job.local_batches, job.seed).indices(0, 0)
+    indices = Sampler(len(train), job.global_batch, job.local_batches, job.seed).indices(0, number)
     targets = Objective.of(job).targets(train.labels.take(indices, axis=0))
     if is_here:
         return Preparation(mean=0.0, std=1.0).images(train.images.take(indices, axis=0)), targets

@@ -122,9 +122,9 @@ class Evidence(NamedTuple):
             return []
         more = f" and {len(self.unused) - 1} more parameters get" if len(self.unused) > 1 else " gets"
         text = (
-            f"{self.unused[0]!r}{more} no gradient from the first micro-batch, which counts as a gradient of 0: weight "
-            "decay and momentum still move them, while PyTorch's optimizers leave them as they are; to keep a "
-            "parameter, set requires_grad = False"
+            f"{self.unused[0]!r}{more} no gradient in the first step, which counts as a gradient of 0: weight decay "
+            "and momentum still move them, while PyTorch's optimizers leave them as they are; to keep a parameter, set "
+            "requires_grad = False"
         )
         return [text]
 

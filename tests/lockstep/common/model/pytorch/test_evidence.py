@@ -54,6 +54,17 @@ def test_parameters_without_a_gradient_are_named(tmp_path: Path) -> None:
     assert not evidence_of(open_model(f"{NETS}:mlp", 3)).notices()
 
 
+def test_parameters_that_get_a_gradient_later_in_the_first_step_are_not_named(tmp_path: Path) -> None:
+    made = "self.spare, self.late = nn.Linear(2, 2), nn.Linear(784, 10)"
+    text = NET.format(made=made, done="if len(x) == 3: return self.inner(x) + self.late(x)")
+    # Micro-batches of 2, 3, 2 and 3 samples.
+    values = {"global_batch": 10, "micro_batches": 4, "numerics": "native", "model": model_file(tmp_path, text)}
+    job = job_of(**values)
+    notices = [each for each in open_run("run", job, digits(), RunOptions()).notices if "no gradient" in each]
+    assert len(notices) == 1
+    assert notices[0].startswith("'spare.weight' and 1 more parameters get no gradient in the first step")
+
+
 PLANTED = {
     "a loss that is detached": (
         NET.format(made="", done="return self.inner(x).detach()"),
