@@ -487,10 +487,103 @@ LAB_4 = (
     ),
 )
 
+LAB_5 = (
+    (
+        WrongAnswer(
+            "the state forgotten",
+            "def recurrence(x, W_x, W_h, b):\n    return np.tanh(x @ W_x.T + b)",
+            "what does the second one begin with",
+        ),
+        WrongAnswer(
+            "the last state only",
+            "def recurrence(x, W_x, W_h, b):\n    h = np.zeros((x.shape[1], len(b)))\n"
+            "    for now in x:\n        h = np.tanh(now @ W_x.T + h @ W_h.T + b)\n    return h",
+            "expected (steps, batch, states)",
+        ),
+        WrongAnswer(
+            "states that begin at 1",
+            "def recurrence(x, W_x, W_h, b):\n    h, states = np.ones((x.shape[1], len(b))), []\n"
+            "    for now in x:\n        h = np.tanh(now @ W_x.T + h @ W_h.T + b)\n        states.append(h)\n"
+            "    return np.stack(states)",
+            "h is 0 before it",
+        ),
+        WrongAnswer(
+            "the tanh forgotten",
+            "def recurrence(x, W_x, W_h, b):\n    h, states = np.zeros((x.shape[1], len(b))), []\n"
+            "    for now in x:\n        h = now @ W_x.T + h @ W_h.T + b\n        states.append(h)\n"
+            "    return np.stack(states)",
+            "the first step is another one",
+        ),
+    ),
+    (
+        WrongAnswer(
+            "the gate in place of its bias",
+            "def half_life_bias(steps):\n    return 0.5 ** (1 / steps)\nleft_after_60 = 0.5**60",
+            "of the cell is left after 1 steps",
+        ),
+        WrongAnswer(
+            "a gate of a half",
+            "def half_life_bias(steps):\n    return 0.0\nleft_after_60 = 0.5**60",
+            "of the cell is left after 10 steps",
+        ),
+        WrongAnswer(
+            "one step instead of sixty",
+            "def half_life_bias(steps):\n    gate = 0.5 ** (1 / steps)\n    return np.log(gate / (1 - gate))\n"
+            "left_after_60 = 0.5",
+            "which number is the gate",
+        ),
+    ),
+    (
+        WrongAnswer(
+            "the inputs as targets",
+            "def pairs(codes, length):\n    n = (len(codes) - 1) // length * length\n"
+            "    x = codes[:n].reshape(-1, length)\n    return x, x",
+            "the targets are the inputs",
+        ),
+        WrongAnswer(
+            "shifted within each piece",
+            "def pairs(codes, length):\n    n = (len(codes) - 1) // length * length\n"
+            "    x = codes[:n].reshape(-1, length)\n    return x, np.roll(x, -1, axis=1)",
+            "not one place further",
+        ),
+        WrongAnswer(
+            "shifted into the past",
+            "def pairs(codes, length):\n    n = (len(codes) - 1) // length * length\n"
+            "    return codes[1 : n + 1].reshape(-1, length), codes[:n].reshape(-1, length)",
+            "from the first character on",
+        ),
+        WrongAnswer(
+            "no character left for the last target",
+            "def pairs(codes, length):\n    n = len(codes) // length * length\n"
+            "    return codes[:n].reshape(-1, length), np.append(codes, 0)[1 : n + 1].reshape(-1, length)",
+            "which is none",
+        ),
+    ),
+    (
+        WrongAnswer(
+            "multiplied by the temperature",
+            "def with_temperature(logits, T):\n    e = np.exp((logits - logits.max()) * T)\n    return e / e.sum()",
+            "at T = 0.5 the largest is",
+        ),
+        WrongAnswer(
+            "the sum forgotten",
+            "def with_temperature(logits, T):\n    return np.exp((logits - logits.max()) / T)",
+            "divide by their sum",
+        ),
+        WrongAnswer(
+            "large logits",
+            "def with_temperature(logits, T):\n    with np.errstate(all='ignore'):\n"
+            "        e = np.exp(logits / T)\n        return e / e.sum()",
+            "subtract the largest one first",
+        ),
+    ),
+)
+
 #: By the name of the notebook.
 WRONG_ANSWERS = {
     "1_linear_by_hand": LAB_1,
     "2_autograd": LAB_2,
     "3_deep_nets": LAB_3,
     "4_data_parallel": LAB_4,
+    "5_sequences": LAB_5,
 }
