@@ -1,6 +1,7 @@
 """Compares layers with those of PyTorch, by the samples of PyTorch's own tests."""
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from itertools import islice
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.conformance.operations import REFUSALS, Outcome, Result, compared, gr
 def module_results(names: Sequence[str] = (), most: int | None = None) -> Iterator[Result]:
     """Yield the outcomes of the samples of all layers, or of some, at most so many of each and each mode.
 
-    Layers that differ in training are compared in both modes.
+    Layers that differ in training are compared in both modes, with their running statistics afterwards.
     """
     for info in module_db:
         name = info.module_cls.__name__
@@ -34,6 +35,7 @@ def _result(name: str, kind: Any, sample: Any, *, is_training: bool) -> Result:
     built, given = sample.constructor_input, sample.forward_input
     torch.manual_seed(0)
     theirs = kind(*built.args, **built.kwargs).double().train(is_training)
+    before = deepcopy(theirs)
     expected = list(tensors([theirs(*given.args, **given.kwargs)]))
     inputs = [each for each in tensors([*given.args, *given.kwargs.values()]) if each.requires_grad]
     reached = [each.sum() for each in expected if each.requires_grad]
@@ -41,13 +43,19 @@ def _result(name: str, kind: Any, sample: Any, *, is_training: bool) -> Result:
     wanted = tuple(torch.zeros_like(x) if each is None else each for x, each in zip(inputs, wanted, strict=False))
     leaves = list[Tensor]()
     try:
-        layer = layer_of(kind.__name__, built, theirs)
+        layer = layer_of(kind.__name__, built, before)
         with np.errstate(all="ignore"):
             found = layer.train(is_training)(
                 *ours(list(given.args), leaves), **{key: ours(value, leaves) for key, value in given.kwargs.items()}
             )
             results = [each for part in listed(found) for each in listed(part)]
-            return compared(name, [*results, *gradients(tuple(results), leaves)], [*expected, *wanted])
+            found_statistics = [each.value for _, each in layer.named_buffers()]
+            statistics = [theirs.get_buffer(each) for each, _ in layer.named_buffers()]
+            return compared(
+                name,
+                [*results, *gradients(tuple(results), leaves), *found_statistics],
+                [*expected, *wanted, *statistics],
+            )
     except REFUSALS as error:
         return refused((name, built.args, {**built.kwargs, **given.kwargs}, error))
     except Exception as error:  # noqa: BLE001  # of any kind: that is what is looked for

@@ -26,9 +26,15 @@ class Outcome(Enum):
 
     EQUAL = "equal"
     REFUSED = "documented"
+    NO_SAMPLE = "refused by PyTorch"
     UNDOCUMENTED = "refused, not documented"
     DIFFERENT = "different"
     CRASHED = "crashed"
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether a difference is nowhere documented."""
+        return self in (Outcome.UNDOCUMENTED, Outcome.DIFFERENT, Outcome.CRASHED)
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -59,7 +65,7 @@ def _result(name: str, operation: Any, sample: Any) -> Result:
     try:
         expected, wanted = _pytorch(operation, given, sample.kwargs)
     except Exception:  # noqa: BLE001  # a sample that PyTorch itself refuses is no sample
-        return Result(name, Outcome.EQUAL, "refused by PyTorch too")
+        return Result(name, Outcome.NO_SAMPLE)
     leaves = list[Tensor]()
     args, kwargs = ours(given, leaves), {key: ours(value, leaves) for key, value in sample.kwargs.items()}
     try:
@@ -142,6 +148,12 @@ def _compared(name: str, found: list[Any], expected: list[Any]) -> Result:
         if not np.allclose(here, there, rtol=RTOL, atol=ATOL, equal_nan=True):
             return Result(name, Outcome.DIFFERENT, f"{np.nanmax(np.abs(here - there)):.3g} off")
     return Result(name, Outcome.EQUAL)
+
+
+def share_of_equal(found: Sequence[Result]) -> tuple[int, int]:
+    """Return how many samples are equal, and how many PyTorch itself computes."""
+    outcomes = Counter(each.outcome for each in found)
+    return outcomes[Outcome.EQUAL], outcomes.total() - outcomes[Outcome.NO_SAMPLE]
 
 
 def table(found: Sequence[Result]) -> str:
