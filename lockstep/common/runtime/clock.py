@@ -1,9 +1,13 @@
 """The only reader of the clock: everything else is given the time, or one of these."""
 
+import datetime
 import os
 import time
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Clock(Protocol):
@@ -80,3 +84,70 @@ def file_time() -> float:
 def wall_time() -> str:
     """Return the local date and time, as `20261124-231714`: for names of run folders, never for decisions."""
     return time.strftime("%Y%m%d-%H%M%S")
+
+
+#: So far ahead that each part of a date and of a time of day is another one.
+AHEAD = datetime.timedelta(days=400, hours=2, minutes=11, seconds=17)
+
+#: By their units in a second, functions of `time` that return a number.
+_COUNTING = {
+    1: ("time", "monotonic", "perf_counter", "process_time", "thread_time"),
+    10**9: ("time_ns", "monotonic_ns", "perf_counter_ns", "process_time_ns", "thread_time_ns"),
+}
+
+
+@contextmanager
+def clocks_ahead(namespaces: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """Within the context, clocks are ahead for functions with these global variables, and for no other code.
+
+    A clock that is read in whole seconds, or as a date, shows the same in two passes that follow one another.
+    """
+    ahead = {id(value): other for value, other in _clocks()}
+    found = [(each, key, value) for each in namespaces for key, value in list(each.items()) if id(value) in ahead]
+    try:
+        for each, key, value in found:
+            each[key] = ahead[id(value)]
+        yield
+    finally:
+        for each, key, value in found:
+            each[key] = value
+
+
+def _clocks() -> Iterator[tuple[Any, Any]]:
+    """Yield what code reads the time with, and the same ahead: functions, classes, and the modules that have them."""
+
+    def seconds() -> float:
+        return time.time() + AHEAD.total_seconds()
+
+    of_time: dict[str, Any] = {}
+    for unit, names in _COUNTING.items():
+        for name in names:
+            of_time[name] = _adding(getattr(time, name), int(AHEAD.total_seconds()) * unit)
+    for name in ("localtime", "gmtime", "ctime"):
+        show = getattr(time, name)
+        of_time[name] = lambda at=None, show=show: show(seconds() if at is None else at)
+    of_time["strftime"] = lambda text, at=None: time.strftime(text, time.localtime(seconds()) if at is None else at)
+    date, clock = datetime.date, datetime.datetime
+    of_clock = {
+        "now": classmethod(lambda cls, tz=None: clock.now(tz) + AHEAD),
+        "today": classmethod(lambda cls: clock.now() + AHEAD),
+        "utcnow": classmethod(lambda cls: clock.now(datetime.UTC).replace(tzinfo=None) + AHEAD),
+    }
+    of_date = {
+        "date": type("date", (date,), {"today": classmethod(lambda cls: date.today() + AHEAD)}),
+        "datetime": type("datetime", (clock,), of_clock),
+    }
+    for module, changed in ((time, of_time), (datetime, of_date)):
+        yield module, _like(module, changed)
+        yield from ((getattr(module, name), other) for name, other in changed.items())
+
+
+def _adding(read: Callable[[], Any], more: int) -> Callable[[], Any]:
+    return lambda: read() + more
+
+
+def _like(module: types.ModuleType, changed: Mapping[str, Any]) -> types.ModuleType:
+    """Return a module with the names of another one, some of which are changed."""
+    like = types.ModuleType(module.__name__)
+    vars(like).update({**vars(module), **changed})
+    return like

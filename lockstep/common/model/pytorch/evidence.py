@@ -19,13 +19,14 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import Objective
-from lockstep.common.model.port import DrawKey, Evidence
+from lockstep.common.model.port import Batch, DrawKey, Evidence
 from lockstep.common.model.pytorch.engine import TorchEngine
 from lockstep.common.model.pytorch.places import changed
 from lockstep.common.model.pytorch.runtime import build_name, fill_new_memory
 from lockstep.common.model.pytorch.state import State, StateSearch, bytes_of, views_of
 from lockstep.common.model.pytorch.structure import Structure, frozen_arrays
 from lockstep.common.numerics.random import shared_generators
+from lockstep.common.runtime.clock import clocks_ahead
 
 #: Generators that all code of a process shares.
 SHARED = dict(shared_generators()).keys()
@@ -81,6 +82,11 @@ def other_samples(images: Array) -> Array:
     return turned
 
 
+def _resized(samples: Array) -> Array:
+    """Return another number of samples, as few as a normalization needs: micro-batches of a run may differ in size."""
+    return samples[:2] if len(samples) > 2 else np.concatenate([samples, samples[:1]])
+
+
 class Repetition(NamedTuple):
     """The results of a model's pass, and its state afterwards."""
 
@@ -130,10 +136,12 @@ class Trial:
                 f"the model keeps a view of the parameter {name!r} in {_attribute(place)!r}: expected it to be taken "
                 "in the forward, since a run has its parameters in other memory"
             )
-        # Memory that is not written is NaN the second time: a model that reads it anyway has other bits then.
+        # Memory that is not written is NaN the second time, and clocks are ahead: a model that reads them anyway has
+        # other bits then.
         fill_new_memory(True)
         try:
-            second = self._computed(images, targets)
+            with clocks_ahead(StateSearch.of(self.module).namespaces.values()):
+                second = self._computed(images, targets)
         finally:
             fill_new_memory(False)
         for name, buffer in self.structure.constants:
@@ -148,7 +156,7 @@ class Trial:
         if (what := self._difference(first, second)) is not None:
             raise ModelError(
                 f"the model is not repeatable: {what} differs when it is computed again from the same weights and "
-                "samples; expected the same bits: draw only from PyTorch's generator, and keep no state"
+                "samples; expected the same bits: draw only from PyTorch's generator, read no clock, and keep no state"
                 f"{_opaque(second)}"
             )
         return Evidence(engine=build_name(), digest=_digest(first, constants), unused=unused)
@@ -165,22 +173,36 @@ class Trial:
         a maximum is found whichever of the two has the greater one, and so is what a model keeps of the first.
         """
         assert tried.first is not None
-        for other in (other_samples(images), images[::-1]):
-            try:
-                first = self._computed(other, targets)
-                break
-            except Exception:  # noqa: BLE001  # samples that the user's code may not be made for
-                continue
-        else:
+        turned = other_samples(images)
+        resized = self._first_of((_resized(turned), _resized(targets)))
+        found = self._first_of((turned, targets), (images[::-1], targets))
+        if found is None:
             return
-        later = self._computed(images, targets)
-        self._compare_after_another(tried.first, later)
-        again = self._computed(other, targets)
+        other, first = found
+        self._compare_after_another(tried.first, self._computed(images, targets))
+        if resized is not None:
+            self._compare_after_another(resized[1], self._computed(*resized[0]))
+            # A table by the number of samples, which a model may keep, is whole before states are compared.
+            tried._computed(_resized(images), _resized(targets))
+        again = self._computed(*other)
         self._compare_after_another(first, again)
-        self._compare_after_another(first, tried._computed(other, targets))
-        for one, two in ((first, again), (tried.first, tried._computed(images, targets))):
+        before = tried._computed(images, targets)
+        self._compare_after_another(tried.first, before)
+        if resized is not None:
+            self._compare_after_another(resized[1], tried._computed(*resized[0]))
+        self._compare_after_another(first, tried._computed(*other))
+        for one, two in ((first, again), (before, tried._computed(images, targets))):
             if moved := sorted(_moved(one, two)):
                 raise _stateful(moved[0])
+
+    def _first_of(self, *batches: Batch) -> tuple[Batch, Repetition] | None:
+        """Return the first of some batches that the model can compute, and its results."""
+        for batch in batches:
+            try:
+                return batch, self._computed(*batch)
+            except Exception:  # noqa: BLE001  # samples that the user's code may not be made for
+                continue
+        return None
 
     def _compare_after_another(self, first: Repetition, later: Repetition) -> None:
         if (what := self._difference(first, later)) is None:

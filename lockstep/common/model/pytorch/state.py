@@ -178,6 +178,8 @@ class StateSearch:
     found: State = field(default_factory=lambda: dict(shared_generators()))
     #: Tensors that are neither parameters nor buffers.
     tensors: dict[str, Any] = field(default_factory=dict)
+    #: The global variables of the model's own functions, by identity.
+    namespaces: dict[int, dict[str, Any]] = field(default_factory=dict)
     #: By place, the types of objects that cannot be looked into.
     opaque: dict[str, str] = field(default_factory=dict)
     #: By identity, to keep them alive: another object would get the identity of one that is gone.
@@ -315,6 +317,7 @@ class StateSearch:
             self._globals(function)
 
     def _globals(self, function: Any) -> None:
+        self.namespaces[id(function.__globals__)] = function.__globals__
         names = set(_names(function.__code__))
         for name in names & function.__globals__.keys():
             value = function.__globals__[name]

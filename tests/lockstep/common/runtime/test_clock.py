@@ -1,10 +1,13 @@
 """Clocks run forwards; the manual one only when told."""
 
+import datetime
 import re
+import time
+from typing import Any
 
 import pytest
 
-from lockstep.common.runtime.clock import ManualClock, SystemClock, wall_time
+from lockstep.common.runtime.clock import ManualClock, SystemClock, clocks_ahead, wall_time
 
 
 def test_the_system_clock_never_runs_backwards() -> None:
@@ -37,3 +40,30 @@ def test_manual_time_does_not_run_backwards() -> None:
 
 def test_wall_time_is_fit_for_a_name() -> None:
     assert re.fullmatch(r"\d{8}-\d{6}", wall_time())
+
+
+#: Ways to read a clock, which all show another part of a date or of a time of day.
+READ = [
+    "int(time.time())",
+    "now()",
+    "time.monotonic_ns() // 10**9",
+    "time.gmtime().tm_hour",
+    "time.strftime('%M')",
+    "datetime.datetime.now().hour",
+    "datetime.datetime.now(datetime.UTC).month",
+    "datetime.date.today().weekday()",
+    "today.today().year",
+]
+
+
+@pytest.mark.parametrize("text", READ)
+def test_clocks_are_ahead_for_code_with_these_names_alone(text: str) -> None:
+    ours: dict[str, Any] = {"time": time, "now": time.time, "datetime": datetime, "today": datetime.date}
+    before, other = eval(text, ours), dict(ours)
+    with clocks_ahead([ours]):
+        assert eval(text, ours) != before
+        assert other["now"] is time.time
+        assert eval("datetime.datetime(2026, 1, 2).day", ours) == 2
+    assert ours["time"] is time
+    assert ours["now"] is time.time
+    assert ours["datetime"].datetime is datetime.datetime

@@ -119,7 +119,7 @@ PLANTED = {
     "memory that was not written": (
         # So much that it comes from the system, which gives zeros: what was there cannot differ by accident.
         NET.format(made="pass", done="x = x + torch.empty(2**24)[:784]"),
-        "differs when it is computed again .*: draw only from PyTorch's generator, and keep no state",
+        "differs when it is computed again .*: draw only from PyTorch's generator, read no clock, and keep no state",
     ),
     "draws of its own that it keeps": (
         "import random\n\n\n"
