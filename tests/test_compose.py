@@ -86,6 +86,12 @@ def test_there_is_one_server_unless_more_are_asked_for() -> None:
     assert services["shard"]["networks"] == services["server"]["networks"]
 
 
+def test_shards_get_slices_later_if_that_is_asked_for() -> None:
+    for given, found in ((compose(), "never"), (compose(SPREAD="always"), "always")):
+        command = given["services"]["server"]["command"]
+        assert command[command.index("--spread") + 1] == found
+
+
 def test_the_server_is_asked_for_its_health_at_the_port_it_listens_on() -> None:
     services = compose()["services"]
     server, worker = services["server"], services["worker"]
@@ -142,7 +148,8 @@ def test_processes_get_signals_and_time_to_end() -> None:
 
 def test_a_run_that_ended_is_not_begun_again() -> None:
     services = compose()["services"]
-    assert services["server"]["restart"] == services["shard"]["restart"] == "no"
+    assert services["server"]["restart"] == "no"
+    assert services["shard"]["restart"] == services["worker"]["restart"]
     assert services["worker"]["restart"].startswith("on-failure:")
 
 

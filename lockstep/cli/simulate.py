@@ -26,6 +26,9 @@ MOST_FAILURES = 5
 @click.option("--workers", type=WholeNumber(1, 64), metavar="N", help="number of workers  [1 to 4, by the seed]")
 @click.option("--processes", type=WholeNumber(1, 8), metavar="N", help="processes per worker  [1 to 4, by the seed]")
 @click.option("--servers", type=WholeNumber(1, 3), metavar="N", help="number of servers  [by the seed]")
+@click.option(
+    "--spread/--no-spread", default=None, help="begin with one server, and spread to the others  [by the seed]"
+)
 @click.option("--standbys", type=WholeNumber(0, 3), metavar="N", help="number of standbys  [0 to 2, by the seed]")
 @click.option("--steps", type=WholeNumber(3, 1000), metavar="N", help="steps per run  [by the seed]")
 @click.option("--trace", "is_traced", is_flag=True, help="print all events")
@@ -36,6 +39,7 @@ def simulate_command(
     workers: int | None,
     processes: int | None,
     servers: int | None,
+    spread: bool | None,
     standbys: int | None,
     steps: int | None,
     is_traced: bool,
@@ -57,7 +61,8 @@ def simulate_command(
       lockstep simulate --seeds 0..499
       lockstep simulate --seeds 17 --trace
     """
-    given = {"workers": workers, "processes": processes, "servers": servers, "standbys": standbys, "steps": steps}
+    counts = {"workers": workers, "processes": processes, "servers": servers, "standbys": standbys, "steps": steps}
+    given = {**counts, "spread": spread}
     console = Console(highlight=False, soft_wrap=True)
     clock = SystemClock()
     start = reported = clock.now()
@@ -65,7 +70,7 @@ def simulate_command(
     tally = OutcomeTally()
     for seed in seeds:
         scenario = scenario_of(
-            seed, workers=workers, servers=servers, steps=steps, processes=processes, standbys=standbys
+            seed, workers=workers, servers=servers, steps=steps, processes=processes, standbys=standbys, spread=spread
         )
         outcome = simulate(scenario, is_traced=is_traced)
         tally.add(outcome)
@@ -89,7 +94,11 @@ def simulate_command(
 
 def replay_command(seed: int, given: Mapping[str, int | None]) -> str:
     """Return the command that replays a seed, with the flags given."""
-    flags = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
+    flags = "".join(
+        f" --{'' if value else 'no-'}{name}" if isinstance(value, bool) else f" --{name} {value}"
+        for name, value in given.items()
+        if value is not None
+    )
     return f"lockstep simulate --seeds {seed}{flags} --trace"
 
 

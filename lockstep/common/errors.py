@@ -169,6 +169,8 @@ class FailureKind(StrEnum):
     SUPERSEDED = "superseded"
     #: A standby leads the run from now on, as it was asked to.
     HANDED_OVER = "handed_over"
+    #: The weights are divided among another number of servers: the same server resumes the run with these.
+    SPREAD = "spread"
     #: No server answers at the address, or it has gone silent.
     UNREACHABLE = "unreachable"
     REFUSED = "refused"
@@ -181,7 +183,15 @@ class FailureKind(StrEnum):
 
 
 #: The end of the part of a run that one server led: it continues there, or at another one, and workers look for that.
-CONTINUED = frozenset({FailureKind.SERVER_LOST, FailureKind.SUPERSEDED, FailureKind.HANDED_OVER, FailureKind.ROLLBACK})
+CONTINUED = frozenset(
+    {
+        FailureKind.SERVER_LOST,
+        FailureKind.SUPERSEDED,
+        FailureKind.HANDED_OVER,
+        FailureKind.ROLLBACK,
+        FailureKind.SPREAD,
+    }
+)
 
 #: Of these, what the same server resumes from a checkpoint.
-RESUMED_HERE = frozenset({FailureKind.SERVER_LOST, FailureKind.ROLLBACK})
+RESUMED_HERE = frozenset({FailureKind.SERVER_LOST, FailureKind.ROLLBACK, FailureKind.SPREAD})

@@ -62,6 +62,7 @@ def shard_join(worker: Join, address: str) -> ShardJoin:
         pid=worker.pid,
         fingerprint=worker.fingerprint,
         address=address,
+        machine=worker.machine,
     )
 
 

@@ -15,6 +15,7 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import FailureKind, LedElsewhereError, RunError, SharingError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import StandbyAddress, Status
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.standby_messages import LeaderRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import machine_id
@@ -90,9 +91,10 @@ class Listening(msgspec.Struct, frozen=True):
         """Listen, for a run of which nothing is known yet: with room for the vectors of any that is not huge."""
         return self._serve(Limits(queue=MOST_QUEUE))
 
-    def serve(self, servers: int) -> ServerPort:
-        """Listen, for a new run, of so many servers; a large model needs more room, once it is known."""
-        return self._serve(Limits() if servers == 1 else Limits(queue=MOST_QUEUE))
+    def serve(self, options: RunOptions) -> ServerPort:
+        """Listen, for a new run; a large model needs more room, once it is known."""
+        is_alone = options.servers == 1 and options.spread == "never"
+        return self._serve(Limits() if is_alone else Limits(queue=MOST_QUEUE))
 
     def _serve(self, limits: Limits) -> ServerPort:
         return serve(self.bind, lock=self.lock, insecure=self.is_insecure, limits=limits, rejections=self.rejections)
@@ -121,7 +123,7 @@ class LoggedLines:
 
 def serve_supervised(service: Service, listening: Listening, link: ParentLink) -> None:
     """Serve the run of a `train`, which shows the progress itself."""
-    with closing(listening.serve(service.destination.options.servers)) as port:
+    with closing(listening.serve(service.destination.options)) as port:
         # Before the data is loaded, so that the workers start at the same time.
         link.report(ListeningReport(address=nearby(port.address)))
         serve_run(service, port, Display(LoggedLines(link), SystemClock()), listening)
@@ -133,15 +135,17 @@ def serve_by_hand(service: Service, listening: Listening) -> RunResult | None:
     has_keys = isinstance(listening.lock, ServerKeys)
     with (
         page_beside(service.page, service.destination.folder, partial(print_plainly, console)) as page,
-        closing(listening.serve(service.destination.options.servers)) as port,
+        closing(listening.serve(service.destination.options)) as port,
     ):
         if listening.is_insecure:
             print_plainly(console, WARNING)
         print_plainly(console, f"listening on {port.address}; start workers with:")
         print_plainly(console, f"  lockstep worker {dialled(port.address)}{' --key FILE' if has_keys else ''}")
         shards = service.destination.options.servers - 1
-        if shards:
-            print_plainly(console, f"and {shards} {'shards' if shards > 1 else 'shard'} with:")
+        is_spread = service.destination.options.spread != "never"
+        if shards or is_spread:
+            counted = "a shard on each other host" if is_spread else f"{shards} {'shards' if shards > 1 else 'shard'}"
+            print_plainly(console, f"and {counted} with:")
             print_plainly(console, f"  lockstep shard {dialled(port.address)}{' --keys DIR' if has_keys else ''}")
         folder = service.destination.folder
         with kept_on_failure(console, folder), watched(page, display_for(console, SystemClock())) as display:
@@ -171,15 +175,27 @@ def serve_run(service: Service, port: ServerPort, display: Display, listening: L
                 display.say(warning("the standby did not take the run over: it goes on here"))
             elif is_lost and losses.may_resume(session):
                 display.say(warning(ended.failure))
-            elif ended.kind is FailureKind.ROLLBACK:
-                # Those that were evicted will not come back.
-                options = msgspec.structs.replace(options, min_workers=1)
-            else:
+            elif ended.kind is FailureKind.SPREAD:
+                display.say(notice(ended.failure))
+            elif ended.kind is not FailureKind.ROLLBACK:
                 return result_of(ended, session, display)
+            options = options_after(ended, options)
             destination = replace(service.destination, options=options, is_resumed=True, term=None)
             service = replace(service, destination=destination)
     finally:
         port.close(LINGER_S)
+
+
+def options_after(ended: Finish, options: RunOptions) -> RunOptions:
+    """Return the options with which the same server continues a run after the end of a part of it."""
+    if ended.kind is FailureKind.ROLLBACK:
+        return replace(options, min_workers=1)  # those that were evicted will not come back
+    if ended.kind is FailureKind.SPREAD:
+        return replace(options, servers=ended.servers, min_workers=1)
+    if ended.kind is FailureKind.SERVER_LOST and options.spread != "never":
+        # A host that is lost took a worker with it, too. The weights are divided again among the servers that are left.
+        return replace(options, servers=1, min_workers=1)
+    return options
 
 
 @dataclass

@@ -308,7 +308,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "min_delta",
         "keep_best",
     ),
-    "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "audit_ends", "ship_data"),
+    "Processes": (
+        *("workers", "min_workers", "servers", "spread", "transport", "max_restarts"),
+        *("audit", "audit_ends", "ship_data"),
+    ),
     "Standbys": ("standby", "takeover_seconds"),
     "Checkpoints": CHECKPOINT_FIELDS,
 }

@@ -115,6 +115,18 @@ def test_all_dial_the_names_that_the_headless_service_gives_to_the_servers() -> 
         assert pod(name)["setHostnameAsFQDN"] is True
 
 
+def test_shards_know_both_servers_and_workers_reach_them_by_their_names() -> None:
+    args = container("shard")["args"]
+    assert args[:2] == ["shard", f"{address('server')},{address('standby')}"]
+    assert pod("shard")["setHostnameAsFQDN"] is True
+    (term,) = pod("shard")["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    _, replicated = term["podAffinityTerm"]["labelSelector"]["matchExpressions"]
+    assert replicated["values"] == ["server", "shard"]
+    # They wait until the server gives them slices, and are not refused.
+    server = container("server")["args"]
+    assert server[server.index("--spread") + 1] == "auto"
+
+
 def test_a_node_that_dies_takes_one_of_both_servers_with_it() -> None:
     for name in SERVERS:
         (term,) = pod(name)["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
@@ -147,7 +159,7 @@ def test_a_server_that_died_comes_again_alone_and_a_wrong_job_does_not() -> None
 
 def test_what_is_mounted_is_there_and_memory_is_memory() -> None:
     claims = [document["metadata"]["name"] for document in documents()[:-1]]
-    for name in (*SERVERS, "worker"):
+    for name in (*SERVERS, "shard", "worker"):
         volumes = {volume["name"]: volume for volume in pod(name)["volumes"]}
         for one in (*pod(name)["initContainers"], *pod(name)["containers"]):
             assert {mount["name"] for mount in one["volumeMounts"]} <= volumes.keys()

@@ -39,6 +39,7 @@ from lockstep.cli.main import run
 from lockstep.common.runtime.environment import child_environment
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.lifetime import interrupt_on_signals
+from lockstep.launch.remote.agent import children_of
 from lockstep.runs.run_dir import has_begun, keep_parts
 from tests.lockstep.tiny_data import write_tiny
 from tests.system.alone import train_alone
@@ -91,6 +92,10 @@ FILL = "fill disk"
 
 #: Those of a `train`: of itself, and of the processes that it has started.
 TRAIN_KINDS = ("kill part", "kill part", "kill part", "stop part", "kill", "terminate")
+
+#: Those of a host with a rank of `lockstep node`, with which all of its processes stop or die, and of one of them.
+RANKS = 3
+RANK_KINDS = ("kill", "kill part", "kill part", "terminate", "stop", "cut", "cut up", "cut down", "flap")
 
 #: Most faults of a run, the share with a deleted folder, and the seconds within which each fault begins.
 MOST_FAULTS, DELETING, WITHIN_S = 3, 0.15, 8.0
@@ -155,14 +160,16 @@ class Plan(msgspec.Struct, frozen=True):
     clocks: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, seed: int) -> Self:
-        """Return the plan of a seed."""
+    def of(cls, seed: int, *, is_spread: bool = False) -> Self:
+        """Return the plan of a seed; with a server on each of three hosts if it is spread."""
         draw = random.Random(seed)
         job, shards, standbys = draw.choice(list(JOBS)), draw.choice((0, 0, 2)), int(draw.random() < 0.6)
         roles: tuple[str, ...] = ("server", *["standby"] * standbys, *["shard"] * shards, *["worker"] * WORKERS)
         kinds: tuple[str, ...] = KINDS
         if draw.random() < TRAINING:
             job, roles, kinds = draw.choice((job, CALLBACK)), ("train",), TRAIN_KINDS
+        if is_spread:
+            job, roles, kinds = draw.choice(list(JOBS)), ("rank",) * RANKS, RANK_KINDS
         of_disk = [(DELETE, 0)] * (draw.random() < DELETING) + [(FILL, 0)] * (draw.random() < FILLING)
         chosen = [(draw.choice(kinds), draw.randrange(len(roles))) for _ in range(draw.randint(1, MOST_FAULTS))]
         faults = [
@@ -195,6 +202,8 @@ class Plan(msgspec.Struct, frozen=True):
         shape += f", {self.rate}{', clocks apart' * bool(self.clocks)}"
         if "train" in self.roles:
             shape = f"{self.job}, {' '.join(('train', *self.train_flags))}{', clocks apart' * bool(self.clocks)}"
+        if "rank" in self.roles:
+            shape = f"{self.job}, {RANKS} hosts with a server each, {self.rate}{', clocks apart' * bool(self.clocks)}"
         faults = ", ".join(f"{one.kind} {self.roles[one.host]} {one.host} @{one.at:.1f}s" for one in self.faults)
         return f"seed {self.seed}: {shape}; {faults}"
 
@@ -262,6 +271,9 @@ class SoakRun:
                 return ["train", "--resume", RUN, "--workers", str(WORKERS)]
             case "train":
                 return ["train", *job, *OPTIONS, "--workers", str(WORKERS), "--run-dir", RUN, *self.plan.train_flags]
+            case "rank":
+                values = [*job, *OPTIONS, "--spread", "always", "--run-dir", RUN, "--workers", "1"]
+                return ["node", *values, "--insecure", "--timeout", str(TIMEOUT_S)]
             case "server" if not self.plan.has_standby and has_begun(run_dir):
                 return ["server", "--resume", RUN, "--min-workers", "1", *bound]
             case "server":
@@ -282,13 +294,16 @@ class SoakRun:
         if self.plan.clocks:
             own = self.place.temporary / str(number)
             within, environ = (*within, *host_apart(own, self.plan.clocks[number])), {"TMPDIR": str(own / "tmp")}
+        if self.plan.roles[number] == "rank":
+            environ |= {"MASTER_ADDR": self.net.address(0), "MASTER_PORT": "5555"}
+            environ |= {"JOB_COMPLETION_INDEX": str(number), "WORLD_SIZE": str(RANKS)}
         if self.plan.job == CALLBACK:
             # The rest of the command is nothing to the program.
             within = (*within, sys.executable, "program.py", RUN, str(WORKERS))
         return self.place.start(*self.command(number), within=within, environ=environ)
 
     def parts(self) -> list[int]:
-        """Return the processes that a `train` has started."""
+        """Return the processes that a `train` has started, or all ranks."""
         own = {one.popen.pid for one in self.place.started}
         return [pid for pid in sorted(self.place.pids("-P -m lockstep")) if pid not in own]
 
@@ -358,10 +373,15 @@ class SoakRun:
         process = self.hosts[host].process
         end: Callable[[], object] | None = None
         match fault.kind:
+            case "kill" if self.plan.roles[host] == "rank":
+                send_all(signal.SIGKILL, process.popen.pid)
             case "kill":
                 process.send(signal.SIGKILL)
             case "terminate":
                 process.send(signal.SIGTERM)
+            case "stop" if self.plan.roles[host] == "rank":
+                send_all(signal.SIGSTOP, process.popen.pid)
+                end = partial(send_all, signal.SIGCONT, process.popen.pid)
             case "stop":
                 process.send(signal.SIGSTOP)
                 end = partial(process.send, signal.SIGCONT)
@@ -436,6 +456,12 @@ def send(number: signal.Signals, pid: int) -> None:
         os.kill(pid, number)
 
 
+def send_all(number: signal.Signals, pid: int) -> None:
+    """Send a signal to a process and to all that it has started."""
+    for one in [pid, *children_of(pid)]:
+        send(number, one)
+
+
 def host_apart(own: Path, ahead_s: int) -> tuple[str, ...]:
     """Return what comes before a command for it to have a clock, a boot id and shared memory of its own."""
     if not own.exists():
@@ -469,9 +495,9 @@ def fill(disk: Path) -> Callable[[], None]:
     return partial(other.unlink, missing_ok=True)
 
 
-def soak(seed: int) -> tuple[str, bool, str]:
+def soak(seed: int, *, is_spread: bool = False) -> tuple[str, bool, str]:
     """Run the plan of a seed; return its line, whether all was right, and what the processes printed."""
-    plan = Plan.of(seed)
+    plan = Plan.of(seed, is_spread=is_spread)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(prefix="lt-") as temporary:
         place = Place(Path(folder), Path(temporary))
         write_files(place.folder)
@@ -506,11 +532,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/soak", description="Random runs with random faults.")
     parser.add_argument("--minutes", type=float, default=0.0, help="0 for one run")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--spread", action="store_true", help="a server on each of three hosts")
     options = parser.parse_args(arguments)
     interrupt_on_signals()  # so that no host is left
     until, seed, failed = time.monotonic() + 60.0 * options.minutes, options.seed, list[int]()
     while seed == options.seed or time.monotonic() < until:
-        line, is_right, shown = soak(seed)
+        line, is_right, shown = soak(seed, is_spread=options.spread)
         print(line, flush=True)
         if not is_right:
             failed.append(seed)

@@ -18,7 +18,7 @@ from lockstep.checking.simulation.strand import Killed
 from lockstep.checking.simulation.team import MICRO_BATCH_S, Hall, SimulatedMember, TickingFolder
 from lockstep.checking.simulation.world import Process, SimulatedShell
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.errors import FailureKind
+from lockstep.common.errors import RESUMED_HERE, FailureKind
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
 from lockstep.common.model.source import ModelSource
@@ -32,7 +32,7 @@ from lockstep.common.transport.links import wait_for_nothing
 from lockstep.common.transport.port import ClientPort, Dial, ServerPort
 from lockstep.launch.client import shard_join, worker_join
 from lockstep.launch.run_starter import has_checkpoint
-from lockstep.launch.serve import open_server
+from lockstep.launch.serve import open_server, options_after
 from lockstep.launch.supervision.supervisor import RunSupervisor
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -72,6 +72,9 @@ SLOW_SERVER_S = 0.001
 
 #: Steps before the first multi-step lease, and until the next after one that was cut, at first: a run has few.
 NO_FIRST_STEPS, SHORT_PAUSE = 0, 1
+
+#: Seconds for which the servers that are there have been the same before the weights are divided among them.
+SETTLE_S = 0.02
 
 #: The exit codes of a server, by how its part of the run has ended; 1 in other cases.
 EXIT_CODES = {None: 0, FailureKind.HANDED_OVER: 0, FailureKind.INTERRUPTED: INTERRUPTED}
@@ -133,7 +136,7 @@ class Parts(msgspec.Struct, frozen=True):
     """The parts of a run; a test replaces one by a part with a bug, to show that it is found."""
 
     coordinator: Callable[[RunInfo, Resumption], Coordinator] = lambda info, start: coordinator_of(
-        info, start, first_steps=NO_FIRST_STEPS
+        info, start, first_steps=NO_FIRST_STEPS, settle_s=SETTLE_S
     )
     shard: Callable[[Shard], Shard] = lambda shard: shard
     server: Callable[[Server], Server] = lambda server: server
@@ -252,11 +255,9 @@ class ServerProcess(SimulatedShell):
                 raise
             raise Killed from None  # its folder was deleted: a server ends when it cannot write the result
         ended = self.server.ended
-        if ended is not None and ended.kind is FailureKind.ROLLBACK:
-            # Those that were evicted will not come back.
-            self.run = replace(self.run, options=replace(self.run.options, min_workers=1))
-            self._open_again()
-        elif ended is not None and ended.kind is FailureKind.SERVER_LOST and has_checkpoint(self.run.folder):
+        is_lost = ended is not None and ended.kind is FailureKind.SERVER_LOST
+        if ended is not None and ended.kind in RESUMED_HERE and (not is_lost or has_checkpoint(self.run.folder)):
+            self.run = replace(self.run, options=options_after(ended, self.run.options))
             self._open_again()
         self._end()
         self.server.coordinator.validate()

@@ -87,6 +87,10 @@ class FaultKind(Enum):
 
 #: Share of runs whose micro-batches take several steps by themselves.
 LOCALLY = 0.15
+
+#: Share of runs with several servers that begin with one.
+SPREADING = 0.25
+
 #: Share of runs with standbys, and how many they have; and what befalls these and their servers, with how often.
 WITH_STANDBYS, STANDBYS = 0.25, (1, 1, 2)
 OF_STANDBYS = {
@@ -146,6 +150,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     #: Whether processes wait for one another as if there were too few cores for them.
     is_crowded: bool
     servers: int
+    #: Whether the run begins with one server, and the weights are divided among all of them later.
+    spreads: bool = False
     #: Standbys, and seconds of the server's silence after which workers go to one.
     standbys: int = 0
     takeover_s: float = 1.5
@@ -176,7 +182,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         faults = ", ".join(f"{fault.kind.label}@{fault.event}" for fault in self.faults) or "none"
         teams = " + ".join(str(count) for count in self.team_sizes())
         standbys = f", {self.standbys} standbys" if self.standbys else ""
-        return f"{self.job}, {teams} processes, {self.servers} servers{standbys}; faults: {faults}"
+        spread = ", spread" if self.spreads else ""
+        return f"{self.job}, {teams} processes, {self.servers} servers{spread}{standbys}; faults: {faults}"
 
     def team_sizes(self) -> list[int]:
         """Return of how many processes each of the first workers is."""
@@ -191,6 +198,7 @@ def scenario_of(
     steps: int | None = None,
     processes: int | None = None,
     standbys: int | None = None,
+    spread: bool | None = None,
 ) -> Scenario:
     """Return the scenario of a seed; values that are given are not drawn."""
     rng = generator(seed, Purpose.SIMULATE, layer=1)
@@ -223,6 +231,8 @@ def scenario_of(
     if workers is None and servers is None and team.random() < ALONE:
         scenario = _alone(scenario, team)
     scenario = _with_standbys(_with_local_steps(scenario), standbys)
+    drawn_spread = bool(generator(seed, Purpose.SIMULATE, layer=14).random() < SPREADING)
+    scenario = replace(scenario, spreads=scenario.servers > 1 and (drawn_spread if spread is None else spread))
     return replace(scenario, steps=steps, min_workers=int(rng.choice([1, sum(scenario.team_sizes())])))
 
 

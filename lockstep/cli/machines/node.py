@@ -9,7 +9,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from lockstep.cli.machines.worker import WorkerRequest, be_in_team, supervise, take_place
+from lockstep.cli.machines.worker import WorkerRequest, be_in_team, shard_flags, supervise, take_place
 from lockstep.cli.options.job import JOB_FIELDS, OPTION_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.run import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION, PICTURE_OPTION
 from lockstep.cli.options.types import WholeNumber, seconds
@@ -19,6 +19,7 @@ from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import own_environment
+from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.keys import SERVER
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.zeromq.ports import dial
@@ -91,7 +92,7 @@ def node(
         return 0
     if place.rank:
         say(f"rank {place.rank} of {place.size or 'many'}, started by {place.launcher}")
-        return compute(place, workers, timeout, key or own_key(keys))
+        return compute(place, workers, timeout, key or own_key(keys), shard_beside(place, job, keys, insecure=insecure))
     if run_dir is not None and is_resumed:
         resolved, launch = resumed_job(run_dir, {**job.in_file(), **job.given})
     else:
@@ -118,12 +119,29 @@ def host_team(place: LauncherPlace) -> HostTeam:
     return HostTeam.of(place, Path(tempfile.gettempdir()))
 
 
-def compute(place: LauncherPlace, workers: int | None, timeout: float | None, key: Path | None) -> int:
+def shard_beside(place: LauncherPlace, job: JobRequest, keys: Path | None, *, insecure: bool) -> tuple[str, ...]:
+    """Return the flags of a shard next to this rank, if the run spreads; a worker's key does not admit shards."""
+    # The other ranks may not see the job file.
+    values = {**(job.in_file() if job.file is not None and job.file.exists() else {}), **job.given}
+    spreads = values.get("spread", RunOptions().spread) != "never"
+    is_admitted = insecure or keys is not None or parse(place.address).is_loopback
+    return shard_flags(place.address, keys) if spreads and is_admitted else ()
+
+
+def compute(
+    place: LauncherPlace, workers: int | None, timeout: float | None, key: Path | None, shard: tuple[str, ...] = ()
+) -> int:
     """Be another rank than 0 until the run is over; return the exit code."""
 
     def request(processes: int, process: int | None = None, team: Path | None = None) -> WorkerRequest:
         return WorkerRequest(
-            address=place.address, timeout=timeout, key=key, processes=processes, process=process, team=team
+            address=place.address,
+            timeout=timeout,
+            key=key,
+            processes=processes,
+            process=process,
+            team=team,
+            shard=shard,
         )
 
     if not is_host_team(place, workers):

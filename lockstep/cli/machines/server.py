@@ -84,6 +84,7 @@ def addresses(context: click.Context, option: click.Parameter, text: str | None)
     *JOB_FIELDS,
     "min_workers",
     "servers",
+    "spread",
     "transport",
     "audit",
     "audit_ends",
@@ -109,11 +110,11 @@ def server(link: ParentLink, /, **flags: Any) -> int:
     """Serve the run of the job file JOB, or of the job that the flags describe, to any number of workers.
 
     Start each worker with `lockstep worker ADDRESS`, on this machine or another, before or after the server. With
-    `--servers S`, also start S - 1 shards with `lockstep shard ADDRESS`. A job has the same values as for `lockstep
-    train`. With `--standby-of ADDRESS`, mirror the run of another server instead, and lead it if that is gone. Whatever
-    restarts servers, such as Kubernetes or systemd, can use one command: with `--standbys` or `--standby-of`, a server
-    that is started again finds out whether it leads the run or mirrors it. It exits with 130 after it has handed the
-    run over.
+    `--servers S`, also start S - 1 shards with `lockstep shard ADDRESS`; with `--spread`, as many as there are other
+    hosts. A job has the same values as for `lockstep train`. With `--standby-of ADDRESS`, mirror the run of another
+    server instead, and lead it if that is gone. Whatever restarts servers, such as Kubernetes or systemd, can use one
+    command: with `--standbys` or `--standby-of`, a server that is started again finds out whether it leads the run or
+    mirrors it. It exits with 130 after it has handed the run over.
 
     \b
       lockstep server examples/lenet.toml --bind tcp://127.0.0.1:5555

@@ -44,11 +44,12 @@ def shard(
 ) -> int:
     """Hold a slice of the weights for the server at ADDRESS until its run is over.
 
-    Start the server with `--servers` first. Its run begins when all shards have joined, and cannot continue without
-    any of them. A shard needs neither the data nor the model. With keys, copy the folder of keys from the server to
-    each shard: to the workers, they are all one server. If the run has standbys, ADDRESS may be several addresses with
-    commas between them: that of the server first. Exit codes: 0 the run is done, 1 the run failed or no server
-    answered, 2 the server refused this shard, 130 interrupted.
+    Start the server with `--servers` first. Its run begins when all shards have joined, and cannot continue without any
+    of them. With `--spread`, it begins and continues without shards, and these get slices when it is quicker so. A
+    shard needs neither the data nor the model. With keys, copy the folder of keys from the server to each shard: to the
+    workers, they are all one server. If the run has standbys, ADDRESS may be several addresses with commas between
+    them: that of the server first. Exit codes: 0 the run is done, 1 the run failed or no server answered, 2 the server
+    refused this shard, 130 interrupted.
 
     \b
       lockstep shard tcp://127.0.0.1:5555

@@ -114,6 +114,12 @@ def standby_line(standby: StandbyStatus) -> str:
     return f"standby {standby.address} (host {standby.host}) {has}{rest}"
 
 
+def shard_line(answer: Status, number: int) -> str:
+    """Return where a slice of the weights is; the server itself has the first."""
+    shard = answer.shards[number]
+    return f"slice {number + 2} of {len(answer.shards) + 1} of the weights is at {shard.address} (host {shard.host})"
+
+
 def show(console: Console, answer: Status) -> None:
     """Print a status for a person."""
     print_plainly(console, *status_lines(answer))
@@ -129,6 +135,7 @@ def status_lines(answer: Status) -> list[str]:
         figures(answer),
         *([f"{in_teams(sum(one.processes for one in answer.workers), len(answer.workers))}"] if answer.workers else []),
         *([f"failed: {answer.failure}"] if answer.failure else []),
+        *(shard_line(answer, number) for number in range(len(answer.shards))),
         *(standby_line(one) for one in answer.standbys),
         *([f"connections rejected: {answer.refused}"] if answer.refused else []),
         *([f"peers disconnected because they broke the protocol: {answer.broken}"] if answer.broken else []),

@@ -25,18 +25,36 @@ from lockstep.common.runtime.environment import (
 )
 from lockstep.common.runtime.notice import notice
 from lockstep.common.statemachine.client import ClientConfig, Exit
+from lockstep.common.transport.address import TcpAddress, parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.zeromq.ports import dial, server_at, wait_for_any
 from lockstep.launch.client import conclude, own_join, say, take_part
-from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with, keyed, signer_of
+from lockstep.launch.endpoints import (
+    address_towards,
+    check_worker_key,
+    credential_of,
+    dial_with,
+    keyed,
+    signer_of,
+    tcp_address,
+)
 from lockstep.launch.lifetime import ends_with_parent, uninterrupted
 from lockstep.launch.process_backend import private_folder, remove_private
 from lockstep.launch.supervision.channel import EndReport, ParentLink
 from lockstep.launch.supervision.child import HERE, Child, Crew
 from lockstep.launch.supervision.restarts import INTERRUPTED, ProcessPlace
 from lockstep.launch.supervision.template import ProcessTemplate
-from lockstep.launch.team import MachineTeam, TeamSupervisor, TeamView, default_processes, own_core, team_arguments
+from lockstep.launch.team import (
+    LEADER,
+    SHARD,
+    MachineTeam,
+    TeamSupervisor,
+    TeamView,
+    default_processes,
+    own_core,
+    team_arguments,
+)
 from lockstep.worker.connections import ServerConnections
 from lockstep.worker.setup import gather
 from lockstep.worker.shell import WorkerShell
@@ -70,6 +88,8 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     #: Whether it is a team of its own; otherwise, the size up to which it adds processes to the team of this machine.
     is_apart: bool = False
     limit: int = PROCESSES_LIMIT
+    #: Flags of the shard that is started next to the team, for a slice of the weights; empty if none is.
+    shard: tuple[str, ...] = ()
 
     def arguments(self) -> list[str]:
         """Return the flags of each process of the team, without those that say which one it is."""
@@ -121,6 +141,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
 @SUPERVISED_OPTION
 @click.option("--process", type=WholeNumber(0), hidden=True, help="which process of the team this is: 0 leads it")
 @click.option("--team", type=click.Path(path_type=Path), hidden=True, help="folder in which the team meets")
+@click.option("--shard-keys", type=click.Path(path_type=Path), hidden=True, help="start a shard too, with these keys")
 @passes_link
 def worker(
     link: ParentLink,
@@ -133,6 +154,7 @@ def worker(
     supervised: Path | None,
     process: int | None,
     team: Path | None,
+    shard_keys: Path | None,
 ) -> int:
     """Compute for the server at ADDRESS until its run is over.
 
@@ -166,8 +188,20 @@ def worker(
         team=team,
         is_apart=apart,
         limit=PROCESSES_LIMIT if workers else default_processes(),
+        shard=() if shard_keys is None else shard_flags(address, shard_keys),
     )
     return take_place(request)
+
+
+def shard_flags(address: str, keys: Path | None) -> tuple[str, ...]:
+    """Return the flags of a shard that is next to a worker of the server at an address, and is reached as that is.
+
+    Without keys, all processes are admitted.
+    """
+    server = parse(address.split(",")[0])
+    assert isinstance(server, TcpAddress)  # a run with shards next to its teams has hosts
+    bind = ("--bind", tcp_address(address_towards(server.host), 0))
+    return (*bind, "--insecure") if keys is None else (*bind, "--keys", str(keys))
 
 
 def take_place(request: WorkerRequest) -> int:
@@ -195,7 +229,7 @@ def _take_place(request: WorkerRequest) -> int:
         server_at(address)
     if request.team is None and request.supervised is None and not request.is_apart:
         return share_machine(request)
-    if request.processes > 1 and request.team is None:
+    if (request.processes > 1 or request.shard) and request.team is None:
         return supervise(request, request.processes)
     return lead(request, credential)
 
@@ -244,7 +278,8 @@ def supervise(request: WorkerRequest, count: int) -> int:
         say(f"connecting to {request.address}")
     with ends_with_parent(request.supervised) if request.supervised else nullcontext(), starter() as start:
         crew = Crew(functools.partial(start, request))
-        code = TeamSupervisor(crew, range(count), SystemClock(), say, request.link.report).run()
+        others = shard_places(request)
+        code = TeamSupervisor(crew, range(count), SystemClock(), say, request.link.report, others=others).run()
     assert code is not None  # the leader is here
     return conclude(Exit(code=code, reason=""), is_silent=code != 0 or request.supervised is not None)
 
@@ -259,11 +294,17 @@ def share_machine(request: WorkerRequest) -> int:
         def supervise_view(view: TeamView, is_past: Callable[[], bool]) -> int | None:
             mine = msgspec.structs.replace(request, team=view.folder, processes=view.size)
             crew = Crew(functools.partial(start, mine))
+            others = shard_places(request) if LEADER.number in view.numbers else []
             report = request.link.report
-            return TeamSupervisor(crew, view.numbers, SystemClock(), say, report, is_over=is_past).run()
+            return TeamSupervisor(crew, view.numbers, SystemClock(), say, report, is_over=is_past, others=others).run()
 
         ended = team.run(supervise_view)
     return conclude(ended, is_silent=ended.code != 0)
+
+
+def shard_places(request: WorkerRequest) -> list[ProcessPlace]:
+    """Return the place of the shard that is started next to a team, if one is."""
+    return [SHARD] if request.shard else []
 
 
 @contextmanager
@@ -279,7 +320,10 @@ def starter() -> Iterator[Callable[[WorkerRequest, ProcessPlace], Child]]:
 
 
 def start_process(folder: Path, template: ProcessTemplate | None, request: WorkerRequest, place: ProcessPlace) -> Child:
-    """Start one process of a team, in a folder of those that are started here."""
+    """Start one process of a team or its shard, in a folder of those that are started here."""
+    if place == SHARD:
+        words = ["shard", request.address, *request.shard, "--supervised", HERE]
+        return Child.start("the shard of this machine", words, folder / "shard")
     number = place.number
     flags = [*team_arguments(request.team or folder / "team", number, request.processes), "--supervised", HERE]
     name, words = "a process of the team" if number else "the leader", ["worker", *request.arguments(), *flags]

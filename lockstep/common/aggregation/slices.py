@@ -59,12 +59,17 @@ def frames_of(size: int, servers: int) -> list[Slice]:
     return [frame for owned in slices_for(size, servers) for frame in owned.frames()]
 
 
+def most_servers(size: int) -> int:
+    """Return how many servers a vector of `size` elements can have: each owns a block at least."""
+    return -(-size // BLOCK)
+
+
 def slices_for(size: int, servers: int) -> list[Slice]:
     """Return what each of `servers` owns of a vector of `size` elements: as equal as possible.
 
     Cut between blocks, since clipping adds up the squares of whole ones. `JobError` if a server would own nothing.
     """
-    blocks = -(-size // BLOCK)
+    blocks = most_servers(size)
     if not 1 <= servers <= blocks:
         raise JobError(
             f"servers = {servers!r} for a model of {size:,} values: expected 1 to {blocks}, one per {BLOCK} values"

@@ -18,7 +18,7 @@ from lockstep.common.job.metrics import MOST_METRICS, MOST_SUMS
 from lockstep.common.job.tally import Tally, unpacked_sums
 from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
-from lockstep.common.protocol.run_options import RunOptions
+from lockstep.common.protocol.run_options import SERVERS_LIMIT, RunOptions
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
 PROTOCOL_VERSION = 19
@@ -552,6 +552,13 @@ class StandbyStatus(msgspec.Struct, frozen=True, kw_only=True):
     is_whole: bool
 
 
+class ShardStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One server besides the first: where its slice of the weights is."""
+
+    host: ShortText
+    address: ShortText
+
+
 class Status(Message, frozen=True, kw_only=True):
     """The status of the run."""
 
@@ -584,6 +591,8 @@ class Status(Message, frozen=True, kw_only=True):
     #: The server that leads the run, if this is a standby that hears it.
     leader: StandbyAddress | None = None
     standbys: Annotated[list[StandbyStatus], Meta(max_length=STANDBYS_LIMIT)] = []
+    #: The other servers, in the order of their slices of the weights.
+    shards: Annotated[list[ShardStatus], Meta(max_length=SERVERS_LIMIT)] = []
 
 
 WorkerMessage = (

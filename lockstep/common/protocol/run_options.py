@@ -1,6 +1,6 @@
 """The options with which a run is carried out: none of them changes its result."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -8,6 +8,12 @@ from msgspec import Meta
 from lockstep.common.errors import JobError
 from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import DESCRIPTION, Transport
+
+#: Most servers of a run.
+SERVERS_LIMIT = 64
+
+#: When the weights are divided among all servers that are there.
+Spread = Literal["never", "auto", "always"]
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,7 +38,16 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ]
         | None
     ) = None
-    servers: Annotated[int, Meta(ge=1, le=64, description="server processes, each with a slice of the weights")] = 1
+    servers: Annotated[
+        int, Meta(ge=1, le=SERVERS_LIMIT, description="server processes, each with a slice of the weights")
+    ] = 1
+    spread: Annotated[
+        Spread,
+        Meta(
+            description="let each host hold a slice of the weights, once a run has made some steps: always, or if "
+            "steps wait for the server or its link"
+        ),
+    ] = "never"
     transport: Annotated[Transport, Meta(description=DESCRIPTION)] = "auto"
     max_restarts: Annotated[
         int, Meta(ge=0, le=10000, description="restarts of a process that dies again and again")
@@ -107,6 +122,11 @@ def check_options(options: RunOptions) -> RunOptions:
         raise JobError(
             f"--audit {options.audit:g} with --allow-mixed-numerics: remove one; a worker whose numerics differ would "
             "be evicted although it computes as it should"
+        )
+    if options.spread != "never" and not options.checkpoint_keep:
+        raise JobError(
+            f"--spread {options.spread} with --checkpoint-keep 0: expected at least 1, because the run goes on from a "
+            "checkpoint when the weights are divided"
         )
     return options
 

@@ -51,8 +51,9 @@ class ShardJoin(Message, frozen=True, kw_only=True):
     host: ShortText
     pid: Count
     fingerprint: Fingerprint
-    #: Its address for workers.
+    #: Its address for workers, and a name of its machine, as in `Join`.
     address: ShortText
+    machine: ShortText = ""
     #: The highest term that it has seen.
     term: Term = NO_TERM
 

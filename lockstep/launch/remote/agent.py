@@ -13,14 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from lockstep.common.transport.auth.keys import write_new
+from lockstep.common.transport.auth.keys import ALLOWED, SERVER, write_new
 from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
 from lockstep.launch.supervision.channel import EndReport
 from lockstep.launch.supervision.child import HERE, Child
 from lockstep.launch.supervision.restarts import USAGE
-
-#: The name of the key in the team's private folder.
-KEY = "worker.key"
 
 #: The number of a process and the name of its machine; what it has written since, and the lines that it has reported
 #: since; its exit code, None while it runs.
@@ -43,10 +40,12 @@ class LaunchAgent:
         self._log = self._folder.path / "log"
         self._reports = list[bytes]()
         try:
-            write_new(self._folder.path / KEY, key, 0o600)
+            # As a folder of keys, for a shard next to the team: no other key is admitted.
+            write_new(self._folder.path / SERVER, key, 0o600)
+            write_new(self._folder.path / ALLOWED, "", 0o600)
             if not Path(working).is_dir():
                 raise FileNotFoundError(2, f"no folder {working!r} here, where the run was started elsewhere")
-            self._child = Child.start(name, [*arguments, "--key", f"{HERE}/{KEY}"], self._log, Path(working))
+            self._child = Child.start(name, [*arguments, "--key", f"{HERE}/{SERVER}"], self._log, Path(working))
         except OSError as error:
             text = f"{host_name()}: {error.strerror or error}"
             self._log.write_text(f"error: {text}\n", encoding="utf-8")

@@ -35,7 +35,7 @@ from lockstep.launch.process_backend import ProcessCommand, private_folder, remo
 from lockstep.launch.remote.agent import LaunchAgent
 from lockstep.launch.remote.places import Core, TeamPlaces
 from lockstep.launch.remote.ray_child import RayTeam
-from lockstep.launch.supervision.child import LOG, Child, ProcessLog, WatchedProcess
+from lockstep.launch.supervision.child import HERE, LOG, Child, ProcessLog, WatchedProcess
 from lockstep.results.reports.display import Display
 
 #: Seconds between two polls for cores, and between two reminders that they are awaited.
@@ -180,6 +180,7 @@ class RayBackend:
                 return None
             node, team.cores = place
             words = [*command.arguments, "--workers", str(len(team.cores))]
+            words += [] if self.launch.spread == "never" else ["--shard-keys", HERE]
             key = (self.keys / SERVER).read_text(encoding="utf-8")
             return agent_on(node).remote(command.name, words, key, str(Path.cwd()))
 

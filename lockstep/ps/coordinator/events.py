@@ -3,6 +3,7 @@
 from msgspec import Struct
 
 from lockstep.common.aggregation.tree import Node
+from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import (
     ComputeFailed,
@@ -36,8 +37,9 @@ class StatusRequested(Struct, frozen=True, kw_only=True):
 class ServersReady(Struct, frozen=True, kw_only=True):
     """All shards are ready."""
 
-    #: Their addresses for workers, in the order of their slices.
+    #: Their addresses for workers, in the order of their slices, and their hosts.
     addresses: tuple[str, ...]
+    hosts: tuple[str, ...] = ()
 
 
 class StandbysKnown(Struct, frozen=True, kw_only=True):
@@ -52,11 +54,19 @@ class Superseded(Struct, frozen=True, kw_only=True):
     text: str
 
 
-class DrainRequested(Struct, frozen=True, kw_only=True):
-    """The run is to be handed over to a standby, after a step."""
+class ServersAvailable(Struct, frozen=True, kw_only=True):
+    """So many servers are there, those included that have no slice."""
 
-    #: The address of the standby.
-    successor: str
+    servers: int
+
+
+class DrainRequested(Struct, frozen=True, kw_only=True):
+    """This part of the run is to end after a step: another server continues it, or this one with other servers."""
+
+    reason: str
+    kind: FailureKind
+    #: The number of servers that continue it; 0 if that is for another server to know.
+    servers: int = 0
 
 
 class SumsAcknowledged(Struct, frozen=True, kw_only=True):
@@ -159,6 +169,7 @@ Event = (
     | ServersReady
     | StandbysKnown
     | Superseded
+    | ServersAvailable
     | DrainRequested
     | SumsAcknowledged
     | StepUpdated

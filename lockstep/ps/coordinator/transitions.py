@@ -111,6 +111,7 @@ TRANSITIONS = table_of(
         events.StandbysKnown: stays(*OPEN) | _ANY_TIME,
         events.Superseded: leads({P.FAILED}, *OPEN),
         # At once if no lease is held.
+        events.ServersAvailable: stays(*OPEN) | _ANY_TIME,
         events.DrainRequested: {phase: {phase, P.FAILED} for phase in OPEN},
         events.ServerLost: leads({P.FAILED}, *OPEN),
         events.RoomChanged: stays(*OPEN) | _ANY_TIME,

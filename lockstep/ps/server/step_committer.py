@@ -125,7 +125,7 @@ class StepCommitter:
         progress, membership = coordinator.progress, coordinator.membership
         if finish.conviction is not None:
             finish = self._convict(finish, finish.conviction)
-        if self.guard.text and finish.kind is None:
+        if self.guard.text and finish.kind in (None, FailureKind.SPREAD):
             finish = effects.Finish(failure=self.guard.text, kind=FailureKind.DIVERGED)
         if finish.kind is None:
             told = membership.sharing, membership.obstacle, membership.crowding
@@ -146,7 +146,8 @@ class StepCommitter:
             is_diverged = finish.kind is FailureKind.DIVERGED
             if self.checkpointer is not None and not is_diverged:
                 self.checkpointer.take(group.holder, progress)
-            recorder.fail(finish.failure, finish.kind, *group.final_weights(is_diverged=is_diverged))
+            if finish.kind is not FailureKind.SPREAD:
+                recorder.fail(finish.failure, finish.kind, *group.final_weights(is_diverged=is_diverged))
         group.end(finish)
         return finish
 

@@ -397,7 +397,8 @@ class Succession:
         if obstacle:
             return self._send(peer, CommandOutcome(is_accepted=False, text=obstacle))
         drained = self.hand_over()
-        text = f"the run goes on at {drained.successor}, after the current step"
+        assert self.successor is not None  # it was chosen
+        text = f"the run goes on at {self.successor.address}, after the current step"
         return [*self._send(peer, CommandOutcome(is_accepted=True, text=text)), drained]
 
     def obstacle(self) -> str:
@@ -414,7 +415,8 @@ class Succession:
         best = self.registry.best()
         assert best is not None
         self.successor = best.address
-        return events.DrainRequested(successor=self.successor.address)
+        text = f"the run was handed over to {self.successor.address}"
+        return events.DrainRequested(reason=text, kind=FailureKind.HANDED_OVER)
 
     def end(self, finish: effects.Finish, now: float) -> None:
         """Begin to let standbys have the outcome of the run."""

@@ -49,7 +49,14 @@ from lockstep.common.statemachine.machine import (
 )
 from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.coordinator.events import Event, ServerLost, ServersReady, StepUpdated, SumsAcknowledged
+from lockstep.ps.coordinator.events import (
+    Event,
+    ServerLost,
+    ServersAvailable,
+    ServersReady,
+    StepUpdated,
+    SumsAcknowledged,
+)
 from lockstep.ps.coordinator.membership import Member, Membership
 from lockstep.ps.shard.partition import checksum_in
 from lockstep.ps.shard.service import SliceService
@@ -209,7 +216,7 @@ class SliceGroup:
                 return self._send(effect.peer, effect.message)
             case FillShard():
                 return self._fill(effect)
-            case ServersReady() | ServerLost():
+            case ServersReady() | ServersAvailable() | ServerLost():
                 self._happened.append(effect)
             case Report():
                 self.report(effect)

@@ -33,6 +33,10 @@ def test_numbers_that_are_given_are_kept(capsys: pytest.CaptureFixture[str]) -> 
     assert ", 3 + 3 processes, 2 servers" in capsys.readouterr().out
     expected = "lockstep simulate --seeds 4 --workers 2 --processes 3 --steps 3 --trace"
     assert replay_command(4, {"workers": 2, "processes": 3, "servers": None, "steps": 3}) == expected
+    assert (
+        replay_command(4, {"servers": 3, "spread": True}) == "lockstep simulate --seeds 4 --servers 3 --spread --trace"
+    )
+    assert replay_command(4, {"spread": False}) == "lockstep simulate --seeds 4 --no-spread --trace"
 
 
 @pytest.mark.parametrize("seeds", ["", "3:3", "5:2", "a", "-1:4", "1:2:3"])

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lockstep.common.errors import DivergedError, FailureKind, LedElsewhereError, RunError, SharingError
 from lockstep.common.protocol.messages import StandbyAddress, Term
-from lockstep.common.protocol.run_options import RunOptions
+from lockstep.common.protocol.run_options import RunOptions, Spread
 from lockstep.common.protocol.standby_messages import LeaderNotice
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.runtime.interrupts import interrupt
@@ -21,6 +21,7 @@ from lockstep.launch.serve import (
     Losses,
     Service,
     check_leader,
+    options_after,
     result_of,
     shared_memory,
 )
@@ -138,6 +139,24 @@ def test_a_run_that_ended_well_has_a_result_and_one_that_goes_on_elsewhere_none(
     assert shown.said == ["notice: the run goes on at tcp://h:2"]
     with pytest.raises(KeyboardInterrupt):
         result_of(Finish(failure="interrupted", kind=FailureKind.INTERRUPTED), session(), shown)
+
+
+@pytest.mark.parametrize(
+    ("end", "spread", "servers", "min_workers"),
+    [
+        (Finish(kind=FailureKind.SPREAD, servers=5), "auto", 5, 1),
+        # Its host may be gone, with a worker, and others take its part later.
+        (Finish(kind=FailureKind.SERVER_LOST), "always", 1, 1),
+        (Finish(kind=FailureKind.SERVER_LOST), "never", 3, 4),
+        (Finish(kind=FailureKind.ROLLBACK), "never", 3, 1),
+        (Finish(kind=FailureKind.HANDED_OVER), "auto", 3, 4),
+    ],
+)
+def test_with_which_servers_and_workers_a_run_is_continued(
+    end: Finish, spread: Spread, servers: int, min_workers: int
+) -> None:
+    options = RunOptions(servers=3, min_workers=4, spread=spread)
+    assert options_after(end, options) == RunOptions(servers=servers, min_workers=min_workers, spread=spread)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
 """The other servers of a run, each with a slice of the weights: they are ready first, and acknowledge sums. Pure."""
 
+from msgspec.structs import replace
+
 from lockstep.common.errors import FailureKind
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.protocol.messages import NAME_LIMIT, ShardStatus
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
@@ -12,9 +16,11 @@ class SeveralServers:
 
     def __init__(self, core: Coordinator) -> None:
         self._core = core
+        self._shards = list[ShardStatus]()
         if core.info.options.servers > 1:
             core.phase = RunPhase.AWAITING_SERVERS
         hooks = core.hooks
+        hooks.statuses.append(lambda status: replace(status, shards=self._shards))
         hooks.events[events.ServersReady] = self._on_ready
         hooks.events[events.SumsAcknowledged] = self._on_sums_acknowledged
         hooks.events[events.ServerLost] = lambda event, now: core.fail(event.text, FailureKind.SERVER_LOST)
@@ -22,6 +28,8 @@ class SeveralServers:
     def _on_ready(self, event: events.ServersReady, now: float) -> list[Effect]:
         core = self._core
         core.phase = RunPhase.AWAITING_WORKERS
+        places = zip(event.hosts, event.addresses, strict=False)
+        self._shards = [ShardStatus(host=one_line(host, NAME_LIMIT), address=address) for host, address in places]
         early = core.admission.open(event.addresses)
         return [effect for peer, (join, admitted) in early.items() for effect in core.join(peer, join, admitted, now)]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.cli.main import run
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.transport.auth.curve import new_pair
 from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.common.transport.port import Limits, PeerSlow
@@ -22,7 +23,7 @@ QUEUE = Limits().queue
 def test_before_the_model_is_known_little_waits_for_one_that_does_not_read() -> None:
     sent = 0
     with (
-        closing(Listening("tcp://127.0.0.1:0", None, False).serve(servers=1)) as server,
+        closing(Listening("tcp://127.0.0.1:0", None, False).serve(RunOptions())) as server,
         closing(dial(server.address)) as client,
     ):
         client.send([b"hello"])

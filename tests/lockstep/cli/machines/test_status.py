@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.cli.machines.status import ask_run, status_lines
 from lockstep.common.protocol.codec import encode
-from lockstep.common.protocol.messages import StandbyAddress, StatusRequest
+from lockstep.common.protocol.messages import ShardStatus, StandbyAddress, StatusRequest
 from lockstep.common.transport.auth.credentials import ClientKeys, ServerKeys
 from lockstep.common.transport.auth.curve import new_pair
 from lockstep.common.transport.diagnosis import ENOUGH_FAILURES
@@ -56,3 +56,12 @@ def test_workers_and_teams_are_counted() -> None:
     lines = status_lines(status(workers=[worker(0, processes=4), worker(1, processes=2)]))
     assert lines[-1] == "6 workers in 2 teams"
     assert not [line for line in status_lines(status(workers=[])) if "team" in line]
+
+
+def test_the_host_of_each_slice_is_shown() -> None:
+    shards = [ShardStatus(host="b", address="tcp://b:7"), ShardStatus(host="c", address="tcp://c:8")]
+    lines = [line for line in status_lines(status(shards=shards)) if "slice" in line]
+    assert lines == [
+        "slice 2 of 3 of the weights is at tcp://b:7 (host b)",
+        "slice 3 of 3 of the weights is at tcp://c:8 (host c)",
+    ]

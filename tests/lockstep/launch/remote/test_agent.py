@@ -13,9 +13,9 @@ from typing import cast
 import pytest
 
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.transport.auth.keys import KeyFolder
+from lockstep.common.transport.auth.keys import SERVER, KeyFolder
 from lockstep.common.transport.shared_memory.folder import SharedFolder
-from lockstep.launch.remote.agent import KEY, LaunchAgent, children_of, signal_family
+from lockstep.launch.remote.agent import LaunchAgent, children_of, signal_family
 from lockstep.launch.supervision.channel import ChildReport, EndReport, NoticeReport, decode_report
 from lockstep.launch.supervision.child import Child
 from lockstep.launch.supervision.restarts import USAGE
@@ -48,13 +48,13 @@ def test_a_command_finds_its_key_in_a_folder_of_its_own_that_goes_with_it(tmp_pa
     before = own_folders()
     agent = LaunchAgent("a worker", ["worker", "tcp://127.0.0.1:9", "--workers", "2"], "secret", str(tmp_path))
     (folder,) = own_folders() - before
-    assert stat.S_IMODE((folder / KEY).stat().st_mode) == 0o600
+    assert stat.S_IMODE((folder / SERVER).stat().st_mode) == 0o600
     pid, host, *_ = agent.news(0, 0)
     assert pid > 0
     assert host
     code, told = last_look(agent)
     assert code == USAGE, told
-    assert f"{folder / KEY}" in told
+    assert f"{folder / SERVER}" in told
     assert agent.news(len(told), 0)[2:] == (b"", [], USAGE)
     assert agent.end(3) == told.encode()[3:]
     assert own_folders() == before

@@ -5,17 +5,22 @@ from itertools import product
 from typing import get_args
 
 import pytest
+from msgspec.structs import replace
 
+from lockstep.common.errors import FailureKind
+from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, NotLeading, Ping
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Eviction, NotLeading, Ping
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.statemachine.machine import PeerLeft, Received, Report, Send, TimePassed
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.coordinator.events import ServerLost, ServersReady
+from lockstep.ps.coordinator.events import ServerLost, ServersAvailable, ServersReady
+from lockstep.ps.run.info import RunInfo
 from lockstep.ps.setup import open_run
 from lockstep.ps.shard_group.initial import InitialSlices
 from lockstep.ps.shard_group.members import (
+    SPREAD_S,
     TRANSITIONS,
     FillShard,
     GroupPhase,
@@ -31,7 +36,7 @@ MESSAGES = {ShardJoin, ShardReady, Ping}
 SETUP = open_run("run", job_of(model="mlp"), digits(), RunOptions(servers=3, lease_timeout=20.0))
 
 
-def join_of(number: int, *, incarnation: str = "life") -> ShardJoin:
+def join_of(number: int, *, incarnation: str = "life", machine: str = "") -> ShardJoin:
     return ShardJoin(
         protocol=PROTOCOL_VERSION,
         incarnation=f"{incarnation}-{number}",
@@ -39,7 +44,18 @@ def join_of(number: int, *, incarnation: str = "life") -> ShardJoin:
         pid=number,
         fingerprint=fingerprint(),
         address=f"tcp://host:{number}",
+        machine=machine,
     )
+
+
+def spread(servers: int, how: str = "always", size: int = SETUP.info.size) -> RunInfo:
+    """Return a run that may have another number of servers later."""
+    options = replace(SETUP.info.options, servers=servers, spread=how)
+    return replace(SETUP.info, options=options, size=size, machine="own")
+
+
+def available(effects: list[MembersEffect]) -> list[int]:
+    return [effect.servers for effect in effects if isinstance(effect, ServersAvailable)]
 
 
 @dataclass
@@ -47,10 +63,11 @@ class Group:
     """The members of a run with three servers, and the time."""
 
     now: float = 0.0
+    info: RunInfo = SETUP.info
     members: ShardMembers = field(init=False)
 
     def __post_init__(self) -> None:
-        self.members = ShardMembers(SETUP.info, InitialSlices(SETUP.info, SETUP.shard, (1, 1)).welcome)
+        self.members = ShardMembers(self.info, InitialSlices(SETUP.info, SETUP.shard, (1, 1)).welcome)
 
     def handle(self, event: MembersEvent) -> list[MembersEffect]:
         effects = self.members.handle(event, self.now)
@@ -178,3 +195,47 @@ def test_a_run_of_one_server_waits_for_no_shards() -> None:
     info = open_run("run", job_of(), digits(), RunOptions()).info
     members = ShardMembers(info, InitialSlices(info, SETUP.shard, (1, 1)).welcome)
     assert (members.phase, members.deadline()) == (GroupPhase.SERVING, None)
+
+
+# A run that may have another number of servers later
+
+
+def test_shards_of_a_run_that_is_spread_wait_and_are_counted_by_their_addresses() -> None:
+    group = Group(info=spread(1))
+    assert available(group.join(b"1", join_of(1))) == [2]
+    assert available(group.join(b"2", join_of(2))) == [3]
+    # Its old connection is not known to be broken.
+    assert available(group.join(b"new", join_of(2, incarnation="later"))) == [3]
+    assert available(group.handle(PeerLeft(peer=b"1", reason="its connection is gone"))) == [2]
+    assert group.members.phase is GroupPhase.SERVING
+
+
+def test_by_itself_a_run_has_one_server_per_machine() -> None:
+    group = Group(info=spread(1, "auto"))
+    assert available(group.join(b"1", join_of(1, machine="own"))) == [1]
+    assert available(group.join(b"2", join_of(2, machine="a"))) == [2]
+    assert available(group.join(b"3", join_of(3, machine="a"))) == [2]
+    assert available(group.join(b"4", join_of(4, machine="b"))) == [3]
+
+
+def test_no_run_has_more_servers_than_its_weights_have_blocks() -> None:
+    group = Group(info=spread(1, size=2 * BLOCK - 1))
+    assert [available(group.join(b"%d" % number, join_of(number))) for number in (1, 2, 3)] == [[2], [2], [2]]
+
+
+def test_all_shards_are_called_when_the_weights_are_divided() -> None:
+    group = Group(info=spread(2))
+    for number in (1, 2):
+        group.join(b"%d" % number, join_of(number))
+    effects = group.handle(Finish(failure="divided", kind=FailureKind.SPREAD, servers=3))
+    assert effects == [Send(peer=peer, message=Eviction(reason="divided")) for peer in (b"1", b"2")]
+
+
+@pytest.mark.parametrize("how", ["never", "always"])
+def test_a_run_that_is_spread_does_not_wait_for_a_shard_that_does_not_come(how: str) -> None:
+    group = Group(info=spread(3, how))
+    group.join(b"1", join_of(1))
+    group.ready(b"1")
+    assert ServerLost not in kinds(group.wait(SPREAD_S - 1.0))
+    effects = group.wait(2.0)
+    assert (Eviction in kinds(effects) and ServerLost in kinds(effects)) is (how == "always")

@@ -6,7 +6,7 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, ProtocolError
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import Finished, Lease, Result, Welcome
+from lockstep.common.protocol.messages import Finished, Lease, Result, ShardStatus, Welcome
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Effect, Finish, Send, UpdateWeights
 from lockstep.ps.coordinator.transitions import RunPhase
@@ -195,3 +195,10 @@ def test_who_came_early_and_left_is_not_kept(times: int) -> None:
         assert [*drive.coordinator.admission.early] == [peer_of(number)]
         drive.happen(events.PeerLeft(peer=peer_of(number), reason="its connection is gone"))
     assert drive.coordinator.admission.early == {}
+
+
+def test_the_status_has_the_hosts_of_all_slices() -> None:
+    drive = Drive(several())
+    assert drive.coordinator.status(drive.now).shards == []
+    drive.happen(events.ServersReady(addresses=("tcp://b:7",), hosts=("b",)))
+    assert drive.coordinator.status(drive.now).shards == [ShardStatus(host="b", address="tcp://b:7")]
