@@ -11,7 +11,6 @@ import msgspec
 
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.fingerprint import DECIDING_FIELDS, Fingerprint
-from lockstep.common.protocol.run_options import kept
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import RECEIPT, RESULT, RunResult, read_receipt, read_result
 from lockstep.runs.job_file import named
@@ -35,9 +34,8 @@ class ComparedRun(msgspec.Struct, frozen=True, kw_only=True):
     #: The folder, or the file of the receipt.
     path: Path
     receipt: Receipt
-    #: The values of the job, and how it was carried out, by name; empty for a receipt alone.
+    #: The values of the job by name; empty for a receipt alone.
     job: dict[str, Any] = {}
-    options: dict[str, Any] = {}
     #: None for a run that has not finished.
     result: RunResult | None = None
 
@@ -56,12 +54,12 @@ def read_compared(path: Path) -> ComparedRun:
     receipt, folder = read_receipt(path), path if path.is_dir() else path.parent
     is_of_folder = path.is_dir() or path.name == RECEIPT
     if is_of_folder and has_begun(folder):
-        job, options = recorded(folder)
+        job, _ = recorded(folder)
         # The file of an older version lacks values; that of another run proves nothing.
         if job.digest() == receipt.job_sha256:
             result = read_result(folder) if (folder / RESULT).exists() else None
             values: dict[str, Any] = msgspec.to_builtins(job.without_folders())
-            return ComparedRun(path=path, receipt=receipt, job=values, options=kept(options), result=result)
+            return ComparedRun(path=path, receipt=receipt, job=values, result=result)
     return ComparedRun(path=path, receipt=receipt)
 
 
@@ -108,10 +106,9 @@ def _digests(what: str, digests: Sequence[str]) -> ComparedValue:
 def _values(runs: Sequence[ComparedRun]) -> Iterator[ComparedValue]:
     if not all(run.job for run in runs):
         return
-    for values, decides_bits in (([run.job for run in runs], True), ([run.options for run in runs], False)):
-        flat = [dict(_flat("", each)) for each in values]
-        for name in dict.fromkeys(name for each in flat for name in each):
-            yield ComparedValue(name=name, values=_texts([each.get(name) for each in flat]), decides_bits=decides_bits)
+    flat = [dict(_flat("", run.job)) for run in runs]
+    for name in dict.fromkeys(name for each in flat for name in each):
+        yield ComparedValue(name=name, values=_texts([each.get(name) for each in flat]))
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -157,6 +154,7 @@ def figures(run: ComparedRun) -> dict[str, Any]:
         "test loss": result.test_loss,
         **{name: value for name, value in score.items() if value is not None},
         **{f"test {name}": value for name, value in result.test_metrics.items()},
+        "workers": result.workers,
         "seconds": result.wall_s,
         "samples/s": result.images_per_s,
         "weights sha256": result.weights_sha256,

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from lockstep.cli.options.completion import as_given
 from lockstep.common.errors import LockstepError, UsageError, nearest
 from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.runtime.environment import collector_paused, most_open_files
@@ -187,7 +188,7 @@ def run(arguments: list[str], called: str = "lockstep") -> int:
 
     def end(text: str, code: int, error: BaseException | None = None) -> int:
         link.report(EndReport(text=text) if error is None else EndReport.of(error))
-        return _end(text.replace("`lockstep ", f"`{called} "), code)
+        return _end(as_given(text).replace("`lockstep ", f"`{called} "), code)
 
     for argument in arguments:
         if not is_text(argument):

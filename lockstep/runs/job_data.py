@@ -122,12 +122,17 @@ def _least_epochs(job: Job) -> int:
     return LEAST_OWN_EPOCHS if job.hidden is None else LEAST_EPOCHS
 
 
+def suited_batch(samples: int) -> int:
+    """Return the batch with which small networks learn from so many samples."""
+    wanted: int = 2 ** round(math.log2(max(1, samples / STEPS_PER_EPOCH)))
+    return min(max(wanted, LEAST_BATCH), MOST_BATCH)
+
+
 def _with_batch(job: Job, given: Mapping[str, Any], samples: int) -> Job:
     """Return a job with a batch that suits so many samples; that of a model of the user's is only limited by them."""
     batch = min(job.global_batch, samples)
     if job.hidden is not None:
-        wanted = 2 ** round(math.log2(max(1, samples / STEPS_PER_EPOCH)))
-        batch = min(max(wanted, LEAST_BATCH), MOST_BATCH, samples)
+        batch = min(suited_batch(samples), samples)
     if batch == job.global_batch:
         return job
     job = replace(job, global_batch=batch)

@@ -30,6 +30,7 @@ from lockstep.common.runtime.environment import cores
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.results.reports.display import display_for
+from lockstep.runs.job_data import suited_batch
 from lockstep.runs.job_file import fields, resolve
 from lockstep.sklearn.network import (
     ColumnMoments,
@@ -59,10 +60,10 @@ FOLLOWING = {
 }
 
 #: The defaults that are not those of a job: most are MLPClassifier's, which suit small tables. None of `micro_batches`
-#: lets the batch decide, and None of `numerics` the model and this machine.
+#: lets the batch decide, of `numerics` the model and this machine, and of `global_batch` the kind of estimator.
 DEFAULTS = {
     "epochs": 200,
-    "global_batch": 200,
+    "global_batch": None,
     "micro_batches": None,
     "numerics": None,
     "optimizer": "adam",
@@ -84,6 +85,9 @@ ELSEWHERE = {
     "n_jobs": "workers",
     "seed": "random_state",
 }
+
+#: The batch if `global_batch` is not given: MLPClassifier's, and the most of a regressor.
+BATCH = 200
 
 #: Every other value of a job is a parameter, with its default.
 JOB_VALUES = {
@@ -131,8 +135,9 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
     #: The state from which the next call of partial_fit continues; missing before the first, and before `fit`.
     _stream: Stream
     _stream_seed: int
-    #: The moments by which columns are scaled; None if they are not.
+    #: The moments by which columns are scaled, and the targets of a regressor; None if they are not.
     _columns: ColumnMoments | None
+    _targets: ColumnMoments | None
     #: The model with the fitted weights; None in one that was unpickled and not used since.
     _opened: Model | None
 
@@ -170,7 +175,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         """Train from the beginning; `labels` are those of a Dataset, `weights` those of rows."""
         self._stream_seed = self._seed()
         x, labels = self._weighted(x, labels, weights)
-        self._columns = self._column_moments(x)
+        self._columns, self._targets = self._column_moments(x), self._target_moments(labels, classes)
         kept = int(self.validation_split * len(x)) if 0 < self.validation_split < 1 else 0
         task = self._task(x, labels, classes, len(x) - kept)
         if self.warm_start and hasattr(self, "weights_"):
@@ -202,7 +207,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         if before is None:
             self._stream_seed, self.history_ = self._seed(), []
             # Once: the weights of later passes are those of columns that are scaled in this way.
-            self._columns = self._column_moments(x)
+            self._columns, self._targets = self._column_moments(x), self._target_moments(labels, classes)
         # One pass has no best epoch, and no validation set that `monitor` could name.
         task = self._task(x, labels, classes, len(x), validation_split=0.0, keep_best=False, monitor="loss")
         stream = train_pass(task, before)
@@ -227,6 +232,10 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         is_image = self.sample_shape is not None and len(self.sample_shape) > 1
         return column_moments(x) if self.normalize and not is_image else None
 
+    def _target_moments(self, labels: NDArray[Any], classes: int) -> ColumnMoments | None:
+        """Return what targets are scaled by; None if they are not, as classes never are."""
+        return column_moments(labels) if self.normalize and not classes else None
+
     def _task(
         self, x: NDArray[np.float32], labels: NDArray[Any], classes: int, samples: int, **changed: Any
     ) -> TrainingTask:
@@ -235,6 +244,8 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         exported = exported_network(self.model, self.activation, shape)
         if self._columns is not None:
             x, changed = scaled(x, self._columns), {**changed, "normalize": False}
+        if not classes:
+            labels = labels.astype(np.float32) if self._targets is None else scaled(labels, self._targets)
         job = self._job(exported.values(), samples, **changed)
         self._value, self._network_shape = exported.value, (shape.sample, shape.outputs)
         return TrainingTask(job=job, data=self._data(x, labels, classes, shape), text=exported.text)
@@ -253,8 +264,10 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
             values["monitor"] = "val_loss" if self.validation_split else "loss"
         if self.numerics is None:
             del values["numerics"]
+        if self.global_batch is None:
+            values["global_batch"] = self._batch(samples)
         if self.micro_batches is None:
-            values["micro_batches"] = self._micro_batches()
+            values["micro_batches"] = self._micro_batches(values["global_batch"])
         if str(self.monitor).startswith("test_"):
             raise JobError(f"monitor = {self.monitor!r}: expected loss, val_loss or the like; there is no test set")
         given = {"data": "arrays", "seed": self._stream_seed, "loss": self._loss}
@@ -263,10 +276,15 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         lowered = {name: min(getattr(job, name), samples) for name in ("global_batch", "micro_batches")}
         return msgspec.structs.replace(job, **lowered)
 
-    def _micro_batches(self) -> int:
+    def _batch(self, samples: int) -> int:
+        """Return the batch for so many samples."""
+        return BATCH if self._loss == "cross-entropy" else min(suited_batch(samples), BATCH)
+
+    def _micro_batches(self, batch: Any) -> int:
         """Return how many micro-batches are wide enough to be worth it; a wrong batch is refused later."""
-        batch = self.global_batch if isinstance(self.global_batch, int | np.integer) else 1
-        return default_micro_batches(int(batch), LEAST_ROWS if self.sample_shape is None else LEAST_SAMPLES)
+        return default_micro_batches(
+            batch if isinstance(batch, int) else 1, LEAST_ROWS if self.sample_shape is None else LEAST_SAMPLES
+        )
 
     def _seed(self) -> int:
         """Return the seed of a job: `random_state` itself if that is a number."""
@@ -325,7 +343,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
     @computing()
     @kept_numerics()
     def _outputs(self, x: ArrayLike) -> NDArray[np.float64]:
-        """Return what the network computes of each row, (n, outputs)."""
+        """Return what the network computes of each row, (n, outputs), in the units of the targets."""
         check_is_fitted(self)
         if self.numerics is not None:
             prefer_numerics(self.numerics)
@@ -339,6 +357,9 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
             part = part if self._columns is None else scaled(part, self._columns)
             batch[: len(part)] = part.reshape(len(part), *sample)
             found[start : start + ROWS] = model.outputs(preparation.images(batch))[: len(part)]
+        if self._targets is not None:
+            mean, deviation = self._targets
+            found = found * deviation + mean
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -451,9 +472,10 @@ class LockstepClassifier(ClassifierMixin, LockstepEstimator):  # type: ignore[mi
 class LockstepRegressor(RegressorMixin, LockstepEstimator):  # type: ignore[misc]  # as above
     """A network that is trained by the mean squared error; parameters and fitted values as of LockstepClassifier.
 
-    y is (n,) or (n, targets), and is best brought near mean 0 and deviation 1: `TransformedTargetRegressor` does that.
-    A function with two parameters as `model` is called with the numbers of features and of targets. `history_` has R²
-    in place of accuracies.
+    y is (n,) or (n, targets). Each target is scaled to mean 0 and deviation 1 if `normalize` is true, which losses and
+    the outputs of `module_` are in units of. Without `global_batch`, a batch has 32 to 200 rows, for about 50 steps in
+    an epoch. A function with two parameters as `model` is called with the numbers of features and of targets.
+    `history_` has R² in place of accuracies.
     """
 
     _loss = "mse"
@@ -475,12 +497,12 @@ class LockstepRegressor(RegressorMixin, LockstepEstimator):  # type: ignore[misc
         x, targets = self._checked(X, y, reset=not hasattr(self, "_stream"))
         return self._partial_fit(x, targets, 0, _checked_weights(x, sample_weight))
 
-    def _checked(self, x: ArrayLike, y: ArrayLike, *, reset: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _checked(self, x: ArrayLike, y: ArrayLike, *, reset: bool) -> tuple[NDArray[np.float32], Floats]:
         rows, targets = validate_data(self, x, y, dtype=np.float32, multi_output=True, y_numeric=True, reset=reset)
         if targets.ndim == 2 and targets.shape[1] == 1:
             targets = column_or_1d(targets, warn=True)
         self._has_one_target = targets.ndim == 1
-        return rows, targets.reshape(len(rows), -1).astype(np.float32)
+        return rows, targets.reshape(len(rows), -1).astype(np.float64)
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
         """Return the numbers of each row, in the shape that y had: (n,) or (n, targets).

@@ -33,10 +33,10 @@ BLOCK = 2**13
 MOST_ROWS = 8
 
 
-def column_moments(rows: Rows) -> ColumnMoments:
+def column_moments(rows: Rows | Floats) -> ColumnMoments:
     """Return the moments of the columns of rows, (n, columns)."""
     # In the order of rows, whatever the array's is: the bits must not depend on that.
-    rows = np.ascontiguousarray(rows)
+    rows = rows if rows.flags.c_contiguous else rows.copy()
     mean = rows.mean(axis=0, dtype=np.float64)
     squares = np.zeros(len(mean))
     for begin in range(0, len(rows), BLOCK):
@@ -46,7 +46,7 @@ def column_moments(rows: Rows) -> ColumnMoments:
     return mean, np.where(deviation > 1e-7 * np.abs(mean), deviation, 1.0)
 
 
-def scaled(rows: Rows, moments: ColumnMoments) -> Rows:
+def scaled(rows: Rows | Floats, moments: ColumnMoments) -> Rows:
     """Return rows whose columns are scaled by these moments."""
     mean, deviation = moments
     found = np.empty(rows.shape, np.float32)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -40,11 +41,18 @@ class Person(NamedTuple):
         """Return the output of a command."""
         return self.python("-m", "lockstep", *words, code=code)
 
-    def python(self, *words: str, code: int = 0) -> str:
+    def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "LOCKSTEP"))}
-        environment = {**kept, "HOME": str(self.folder / "home")}
+        return {**kept, "HOME": str(self.folder / "home")}
+
+    def python(self, *words: str, code: int = 0) -> str:
         done = subprocess.run(
-            [sys.executable, *words], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300
+            [sys.executable, *words],
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == code, done.stderr
         return done.stdout + (done.stderr if code else "")
@@ -173,9 +181,37 @@ def test_the_page_and_the_plots_of_a_run_that_was_sent(owner: Person, colleague:
     assert "wrote plots/learning.png" in told
     assert "left out answers.png: the run in " in told
     assert (colleague.folder / "plots" / "timeline.png").is_file()
-    shown = (
-        "from lockstep.runs.shared_run import opened_run; from pathlib import Path; "
-        "from lockstep.results.watch.sources import WatchedRuns; "
-        "print(WatchedRuns.at(opened_run(Path('run.zip'))).is_many)"
-    )
-    assert colleague.python("-c", shown).strip() == "False"
+    assert "left out answers.png: the run in 'run.zip' needs its training data" in told
+
+
+def test_messages_name_the_file_that_was_given(owner: Person, colleague: Person) -> None:
+    owner.run("train", *TABLE, "--run-dir", "named", *BRIEF)
+    owner.run("share", "named", str(colleague.folder / "named.zip"))
+    told = colleague.run("verify", "named.zip", code=2)
+    assert "error: the model of the run in 'named.zip' is Python code" in told
+    # The file to read is where it was unpacked.
+    assert Path(told.partition("read '")[2].partition("'")[0]).is_file()
+    told = colleague.run("verify", "named.zip", "--trust-model", code=2)
+    assert "error: the run in 'named.zip' needs its training data" in told
+    told = colleague.run("evaluate", "named.zip", "--checkpoint", "3", "--trust-model", code=2)
+    assert "'named.zip' holds no whole checkpoint after 3 steps" in told
+    assert colleague.run("compare", "named.zip", "named.zip").startswith("1  named.zip\n2  named.zip\n")
+    assert "expected a .toml, or the job.toml of the run in it" in colleague.run("doctor", "named.zip", code=2)
+
+
+def test_the_page_of_a_run_that_was_sent(owner: Person, colleague: Person) -> None:
+    owner.run("train", *TABLE, "--run-dir", "seen", *BRIEF)
+    owner.run("share", "seen", str(colleague.folder / "seen.zip"))
+    call = [sys.executable, "-m", "lockstep", "watch", "seen.zip"]
+    with subprocess.Popen(
+        call, cwd=colleague.folder, env=colleague.environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[2]
+        try:
+            with urlopen(address, timeout=60) as page:
+                assert "<title>Lockstep" in page.read().decode()
+            with urlopen(f"{address}metrics", timeout=60) as page:
+                assert "lockstep_" in page.read().decode()
+        finally:
+            process.terminate()

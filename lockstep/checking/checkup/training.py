@@ -275,7 +275,9 @@ def _cut_short(subject: TrialSubject, trial: TrialRun) -> Iterator[Finding]:
     reached = float(np.mean(trial.losses[max(0, planned - AROUND) : planned + AROUND]))
     if reached > trial.last + MISSED * subject.guess:
         figures = {"planned": planned, "reached": reached, "steps": steps, "last": trial.last}
-        yield found("cut-short", **figures, epochs=-(-subject.job.epochs * steps // planned))
+        epochs = -(-subject.job.epochs * steps // planned)
+        longer = f"epochs = {epochs}" if subject.job.steps is None else f"steps = {steps}"
+        yield found("cut-short", **figures, longer=longer)
 
 
 def _unchanged(subject: TrialSubject, trial: TrialRun) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Completions that a shell offers: models, and the folders of runs. Must stay quick, and must never fail."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,10 @@ RUNS, JOB = Path("runs"), "job.toml"
 
 #: The models that are part of Lockstep.
 MODELS = ("linear", "mlp", "lenet", "cnn", "dense", "conv")
+
+
+#: The files of `lockstep share` that a command was given, by the folders into which they are unpacked.
+GIVEN: dict[str, str] = {}
 
 
 class RunPath(click.Path):
@@ -57,7 +62,20 @@ def unpacked(path: Path) -> Path:
     # Imported here, since a completion, and the processes of a run, need none of it.
     from lockstep.runs.shared_run import opened_run
 
-    return opened_run(path)
+    folder = opened_run(path)
+    if folder != path:
+        GIVEN[str(folder)] = str(path)
+    return folder
+
+
+def as_given(text: str) -> str:
+    """Return a text for a person, with the names of files that were given in place of the folders with their runs.
+
+    A file below such a folder keeps its path: it can be read there alone.
+    """
+    for folder, file in GIVEN.items():
+        text = file.join(re.split(f"{re.escape(folder)}(?!/)", text))
+    return text
 
 
 def runs_like(incomplete: str, runs: Path = RUNS) -> list[str]:

@@ -146,6 +146,8 @@ def flag_of(path: Path) -> str:
     """Return the flag with which something else than a job file is given; empty if it may be one."""
     if has_begun(path):
         return f"--resume {path} to continue that run, or {path / JOB}"
+    if path.suffix == ".zip" and path.is_file():
+        return "the job.toml of the run in it, which `unzip` extracts"
     is_data = is_to_be_packed(str(path)) or bool(table_files(path)) or path.suffix == ".npz" or path.is_dir()
     return f"--data {shlex.quote(str(path))} to train on it" if is_data else ""
 

@@ -19,7 +19,7 @@ from lockstep.checking.comparison import (
     parting,
     read_compared,
 )
-from lockstep.cli.options.completion import RunPath
+from lockstep.cli.options.completion import RunPath, as_given
 from lockstep.common.errors import UsageError
 from lockstep.results.reports.display import print_plainly
 
@@ -49,11 +49,12 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     compared = [read_compared(path) for path in runs]
     found = differences(compared)
     if as_json:
-        each = [{"run": str(path), **figures(run)} for path, run in zip(runs, compared, strict=True)]
+        each = [{"run": as_given(str(path)), **figures(run)} for path, run in zip(runs, compared, strict=True)]
         click.echo(msgspec.json.encode({"differences": found, "results": each}).decode())
         return
     console = Console(highlight=False)
-    print_plainly(console, *(f"{number}  {run}" for number, run in enumerate(runs, 1)), *weights_lines(compared))
+    named = [as_given(f"{number}  {run}") for number, run in enumerate(runs, 1)]
+    print_plainly(console, *named, *weights_lines(compared))
     for first in range(0, len(runs), MOST_IN_A_TABLE):
         part = range(first, min(first + MOST_IN_A_TABLE, len(runs)))
         for heading, values in (("differs", found), ("result", results_of(compared))):

@@ -70,14 +70,18 @@ def evaluate(
     tested = assess(trained, data, **reading)
     dataset = data or trained.data.origin.source or trained.job.data
     if as_json:
-        start = {"run": run.name, "dataset": dataset, "test_loss": tested.tally.loss}
-        rest = {"samples": len(tested.dataset), "weights_sha256": weights_digest(trained.weights)}
-        others = dict(score(tested).others)
-        named = {"metrics": others} if others else {}
-        click.echo(msgspec.json.encode({**start, **figures(tested), **named, **rest}).decode())
+        record = {"run": run.name, "dataset": dataset, **record_of(tested)}
+        click.echo(msgspec.json.encode({**record, "weights_sha256": weights_digest(trained.weights)}).decode())
         return
     console = Console(highlight=False)
     print_plainly(console, *lines(tested, dataset, weights_digest(trained.weights)))
+
+
+def record_of(tested: Assessment) -> dict[str, Any]:
+    """Return the figures for programs."""
+    others = dict(score(tested).others)
+    named = {"metrics": others} if others else {}
+    return {"test_loss": tested.tally.loss, **figures(tested), **named, "samples": len(tested.dataset)}
 
 
 def show_recorded(trained: Trained, *, as_json: bool) -> None:
@@ -88,20 +92,24 @@ def show_recorded(trained: Trained, *, as_json: bool) -> None:
     if epoch is None:
         demand_data(trained.folder, trained.job)
         return
+    examples = trained.folder / EXAMPLES
     named = {"accuracy": epoch.test_accuracy, "R²": epoch.test_r2, **epoch.of_set("test_")}
     found = {name: value for name, value in named.items() if value is not None}
     samples, source = trained.data.test_samples, trained.data.origin.source or "the test set"
     if as_json:
         figures = {f"test_{'r2' if name == 'R²' else name}": value for name, value in found.items()}
         record = {"run": trained.folder.name, "dataset": source, "is_recorded": True, "test_loss": epoch.test_loss}
-        click.echo(msgspec.json.encode({**record, **figures, "samples": samples, "weights_sha256": digest}).decode())
+        rest = {"samples": samples, "weights_sha256": digest}
+        if examples.is_file():
+            rest["examples"] = record_of(assess(trained, str(examples)))
+        click.echo(msgspec.json.encode({**record, **figures, **rest}).decode())
         return
     shown = [f"{'test ' + name:<14} {value:.4f}" for name, value in found.items()]
     recorded = f"recorded after epoch {epoch.epoch}, over {samples:,} samples of {source}"
     nothing = f"nothing was computed, because the data is not here: {data_advice(trained.folder, trained.job)}"
     below = [f"test loss      {epoch.test_loss:.4f}", f"weights sha256 {digest}", "", recorded, nothing]
     print_plainly(Console(highlight=False), *shown, *below)
-    if (examples := trained.folder / EXAMPLES).is_file():
+    if examples.is_file():
         tested = assess(trained, str(examples))
         print_plainly(Console(highlight=False), "", *lines(tested, f"{EXAMPLES} of the run, computed now", digest))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from lockstep.cli.options.completion import RunPath
+from lockstep.cli.options.completion import RunPath, as_given
 from lockstep.cli.options.job import takes_trust
 from lockstep.common.errors import UsageError
 from lockstep.launch.run_end import PICTURE
@@ -66,7 +66,7 @@ def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: boo
     except OSError as error:
         raise UsageError(f"cannot write to the folder {str(folder)!r}: {error.strerror}") from None
     lines = _events if is_events else _learning if is_brief else _plots
-    print_plainly(console, *lines(runs, curves, folder))
+    print_plainly(console, *map(as_given, lines(runs, curves, folder)))
 
 
 def _curves_of(runs: tuple[Path, ...]) -> list[RunCurves]:

@@ -191,7 +191,7 @@ def too_short(result: RunResult) -> str:
         return ""
     return (
         f"the loss still falls ({before.loss:.4g} in epoch {before.epoch}, {last.loss:.4g} in epoch {last.epoch}): "
-        f"--epochs {2 * len(history)} would train longer"
+        f"{2 * len(history)} epochs, or twice as many steps, would train longer"
     )
 
 

@@ -91,7 +91,7 @@ def test_verbose_tells_each_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[
     *epochs, note = capsys.readouterr().out.splitlines()
     assert [line[:10] for line in epochs] == ["epoch 1/2 ", "epoch 2/2 "]
     assert note.startswith("notice: the loss still falls (")
-    assert note.endswith("): --epochs 4 would train longer")
+    assert note.endswith(" steps, would train longer")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from lockstep.checking.comparison import ComparedRun, comparison, differences, read_compared
+from lockstep.checking.comparison import ComparedRun, comparison, differences, figures, read_compared
 from lockstep.cli.main import run
 from lockstep.common import nn
 from lockstep.common.errors import FileFormatError
@@ -152,6 +152,16 @@ def test_runs_are_next_to_one_another_in_80_columns(tmp_path: Path, capsys: pyte
     assert last == ["none"]
     table = [line for line in lines if line[:2] == ["weights", "sha256"]]
     assert [len(line) for line in table] == [6, 3]
+
+
+def test_options_that_cannot_change_results_are_left_out(tmp_path: Path) -> None:
+    first, second = record(tmp_path / "a"), record(tmp_path / "b")
+    text = (second / "job.toml").read_text()
+    assert "workers = " in text
+    (second / "job.toml").write_text(text + "min_workers = 2\nmax_restarts = 77\n")
+    runs = [read_compared(first), read_compared(second)]
+    assert differences(runs) == []
+    assert [figures(run)["workers"] for run in runs] == [0, 0]
 
 
 def test_the_same_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """A run keeps a hundred samples of its validation set if it is asked to, and its file has them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from lockstep import Tensor, fit, nn
+from lockstep.cli.main import run as lockstep
 from lockstep.common.data.source import load, with_validation
 from lockstep.results.evaluation.assessment import assess
 from lockstep.runs.run_dir import EXAMPLES
@@ -32,6 +34,19 @@ def test_they_are_the_first_of_the_validation_set_or_of_the_test_set(
         np.testing.assert_array_equal(kept["y"], expected.labels[:count])
     tested = assess(open_trained(run.folder), str(run.folder / EXAMPLES))
     assert len(tested.dataset) == count
+
+
+def test_a_program_gets_their_figures_next_to_the_recorded_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit("linear", write_tiny(tmp_path), run_dir=tmp_path / "run", with_examples=True, **BRIEF)
+    (tmp_path / "tiny.npz").unlink()
+    assert lockstep(["evaluate", str(run.folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    tested = assess(open_trained(run.folder), str(run.folder / EXAMPLES))
+    assert (found["is_recorded"], found["examples"]["samples"]) == (True, len(tested.dataset))
+    assert found["examples"]["test_loss"] == tested.tally.loss
+    assert len(found["examples"]["classes"]) == 10
 
 
 def test_a_run_keeps_none_unless_it_is_asked_to(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_classifier_has_the_bits_of_fit(tmp_path: Path) -> None:
 def test_a_regressor_has_the_bits_of_fit(tmp_path: Path) -> None:
     x, y = numbers()
     layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
-    run = run_of(standard(x), y, tmp_path, layers, loss="mse", wire="bfloat16", normalize=False)
+    run = run_of(standard(x), standard(y), tmp_path, layers, loss="mse", wire="bfloat16", normalize=False)
     fitted = regressor(activation="tanh", wire="bfloat16").fit(x, y)
     held_out = regressor(activation="tanh", validation_split=0.25).fit(x, y)
     assert held_out.history_[-1]["val_r2"] <= 1.0
@@ -251,6 +251,27 @@ def test_what_cannot_be_is_named(changed: dict[str, Any], error: type[LockstepEr
     with pytest.raises(error, match=text) as caught:
         classifier(**changed).fit(*blobs())
     assert "\n" not in str(caught.value)
+
+
+def test_a_regressor_learns_targets_of_any_scale_with_its_defaults() -> None:
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(300, 5))
+    y = np.stack([1e7 + 30 * np.sin(x[:, 0]) + 20 * x[:, 1], 2e-5 * (x[:, 2] + np.abs(x[:, 3]))], axis=1)
+    fitted = LockstepRegressor(epochs=20).fit(x[:240], y[:240])
+    assert fitted.score(x[240:], y[240:]) > 0.8
+    # Steps of the batch that 240 rows have, with the bits of a batch that is given.
+    given = LockstepRegressor(epochs=20, global_batch=32).fit(x[:240], y[:240])
+    assert (given.weights_sha256_, given.n_iter_) == (fitted.weights_sha256_, 20)
+    plain = LockstepRegressor(epochs=20, normalize=False).fit(x[:240], y[:240, 1] * 1e5)
+    assert np.abs(plain.predict(x[240:]) - plain._outputs(x[240:])[:, 0]).max() == 0
+
+
+def test_a_regressor_continues_with_the_scale_of_its_first_targets() -> None:
+    x, y = numbers()
+    whole = regressor(epochs=2).fit(x, 1000 + 50 * y)
+    parts = regressor().partial_fit(x, 1000 + 50 * y).partial_fit(x, 1000 + 50 * y)
+    assert parts.weights_sha256_ == whole.weights_sha256_
+    assert np.array_equal(parts.predict(x), whole.predict(x))
 
 
 def test_small_data_lowers_the_batch_and_numpys_numbers_are_numbers() -> None:
