@@ -75,7 +75,7 @@ def watch(
         link.open()
     demand_page("lockstep watch")
     # Imported here, since the extra may not be installed.
-    from lockstep.results.watch.serving import PageServer, ask_statuses, parse_place, read_statuses, read_token
+    from lockstep.results.watch.serving import ENDS_S, PageServer, ask_statuses, parse_place, read_statuses, read_token
     from lockstep.results.watch.sources import WatchedRuns
 
     place, token = parse_place(listen), "" if token_file is None else read_token(token_file)
@@ -85,10 +85,11 @@ def watch(
     if source.is_many and (address is not None or is_metrics_only):
         raise UsageError(f"{' '.join(map(repr, whats))} is a folder of runs, or several: {ONE_RUN}")
     is_over = threading.Event()
+    asking = threading.Thread(target=ask_statuses, args=(source, address, key, is_over), daemon=True)
     if is_fed:
         threading.Thread(target=read_statuses, args=(source,), daemon=True).start()
     elif address is not None:
-        threading.Thread(target=ask_statuses, args=(source, address, key, is_over), daemon=True).start()
+        asking.start()
 
     def show(address: str) -> None:
         report_page(link if is_fed else None, "metrics" if is_metrics_only else "page", address, is_opened=is_opened)
@@ -99,6 +100,9 @@ def watch(
             PageServer(source, place, is_metrics_only, token, reached).run(show)
         finally:
             is_over.set()
+            if asking.ident is not None:
+                # Its connection would be opened and closed after the end of the command.
+                asking.join(ENDS_S)
 
 
 def report_page(link: ParentLink | None, name: str, address: str, *, is_opened: bool) -> None:

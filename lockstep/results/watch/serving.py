@@ -338,6 +338,9 @@ async def _on_error(request: Request, error: Exception) -> Response:
 #: Seconds between two questions to a server, and after which one that does not answer counts as gone.
 ASK_S, SILENCE_S = 1.0, 5.0
 
+#: Seconds in which a thread that asks a server ends at most, once it is to.
+ENDS_S = 2.0 * ASK_S
+
 #: Seconds that open streams have at the end.
 GRACE_S = 1
 

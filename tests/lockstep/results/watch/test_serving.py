@@ -12,6 +12,7 @@ from lockstep.common.errors import KeyFileError, UsageError
 from lockstep.common.transport.address import TcpAddress
 from lockstep.results.watch.serving import PageServer, listen, parse_place, read_token
 from lockstep.results.watch.sources import WatchedRuns
+from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.lockstep.results.watch.folders import running
 
 
@@ -39,6 +40,15 @@ def test_a_port_in_use_is_named_with_what_to_do() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"cannot listen on 127.0.0.1:{port}: [^()]*--listen 127.0.0.1:0"):
             listen(TcpAddress("127.0.0.1", port))
+
+
+@LINUX_ONLY
+def test_a_page_that_cannot_be_served_leaves_no_thread_that_asks_the_server() -> None:
+    with listen(TcpAddress("127.0.0.1", 0)) as taken, nothing_left_open():
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        before = threading.enumerate()
+        assert run(["watch", "tcp://127.0.0.1:9", "--listen", place]) == 2
+        assert threading.enumerate() == before
 
 
 def test_only_loopback_goes_without_a_token() -> None:
