@@ -57,6 +57,8 @@ class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
     link_share: Annotated[float, TableColumn("link", 5, ".0%")]
     #: Number of hosts at which a step takes twice as long as with one server per host; None if it never does.
     saturates_at: int | None
+    #: Whether each host has one of the servers.
+    is_spread: bool = False
     #: Fewest servers with which a step does not take twice as long.
     shards: Annotated[int, TableColumn("shards needed", 14)]
 
@@ -217,7 +219,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     def summary(self) -> list[str]:
         """Return in words at how many hosts links saturate, and how many shards avoid that."""
         lines = []
-        for servers, row in {row.servers: row for row in self.rows}.items():
+        for servers, row in {row.servers: row for row in self.rows if not row.is_spread}.items():
             name = counted(servers, "server")
             if self.is_bound_by_link:
                 name = f"the {self.link_text()} link of 1 server" if servers == 1 else f"the links of {name}"
@@ -239,24 +241,29 @@ def predict(
     link: float,
     types: tuple[str, str] | None = None,
     local_steps: int | None = None,
+    *,
+    is_spread: bool = False,
 ) -> Prediction:
     """Return the prediction for hosts with a link of `link` bytes/s and a core for each of their `workers`.
 
     `types` are the formats of sums and weights, and `local_steps` those of a micro-batch, if they differ from the
-    basis.
+    basis. If `is_spread`, the last rows are for a server on each host.
     """
     model = replace(basis.model, cores=None)
     if local_steps is not None:
         model = model.with_local_steps(local_steps, basis.local_steps)
     if types is not None:
         model = replace(model, bytes_per_parameter=bytes_per_parameter(*types))
-    setups = [(count, each, number) for count in servers for each in workers for number in hosts]
+    setups = [machines(number, each, count, link) for count in servers for each in workers for number in hosts]
+    if is_spread:
+        alike = [machines(number, each, number, link) for each in workers for number in hosts]
+        setups += [replace(at, is_spread=not at.is_local) for at in alike]
     return Prediction(
         basis=basis,
         link=link,
         is_bound_by_link=model.is_bound_by_link(link),
         here=_here(basis),
-        rows=[_row(basis.name, model, machines(number, each, count, link)) for count, each, number in setups],
+        rows=[_row(basis.name, model, at) for at in setups],
     )
 
 
@@ -281,7 +288,7 @@ def _here(basis: Basis) -> dict[tuple[int, bool], list[Machines]]:
 
 
 def _row(basis: str, model: CostModel, at: Machines) -> PredictionRow:
-    speed = model.samples_per_s(at)
+    speed, fixed = model.samples_per_s(at), replace(at, is_spread=False)
     return PredictionRow(
         basis=basis,
         hosts=at.hosts,
@@ -291,8 +298,9 @@ def _row(basis: str, model: CostModel, at: Machines) -> PredictionRow:
         images_per_s=speed,
         speedup=speed / model.samples_per_s(Machines(is_local=True)),
         link_share=model.link_share(at),
-        saturates_at=model.saturation(at),
-        shards=model.shards(at),
+        saturates_at=model.saturation(fixed),
+        is_spread=at.is_spread,
+        shards=model.shards(fixed),
     )
 
 
@@ -307,6 +315,8 @@ class PredictBench(Bench[PredictionRow]):
 
     With --local-steps, each process takes so many steps by itself between two exchanges, of as many samples as were
     measured: a step is that much longer, and has that many times the samples.
+
+    With --spread, the last rows are for as many servers as hosts, each next to a team: `lockstep train --spread`.
 
     With --sleep, nothing is measured: the prediction is that for a model that sleeps, from known rates of a machine.
 
@@ -338,6 +348,7 @@ class PredictBench(Bench[PredictionRow]):
         "--link", options.LinkParam(), "speed of each host's network", "1Gbit", metavar="SPEED"
     )
     servers: tuple[int, ...] = options.servers("numbers of servers", "1,4,16")
+    is_spread: bool = options.option("--spread", click.BOOL, "predict a server on each host, too", "no")
     sources: tuple[Path, ...] | None = options.option(
         "--from",
         options.Several(click.Path(path_type=Path)),
@@ -379,7 +390,8 @@ class PredictBench(Bench[PredictionRow]):
         for model in self.models or (None,):
             basis = self._basis(session, model)
             workers = self.workers or (basis.largest_team(),)
-            self.prediction = predict(basis, self.hosts, workers, self.servers, self.link, types, self.local_steps)
+            how = (self.link, types, self.local_steps)
+            self.prediction = predict(basis, self.hosts, workers, self.servers, *how, is_spread=self.is_spread)
             session.say(basis.source())
             session.say(heading(PredictionRow))
             yield from self.prediction.rows
@@ -435,11 +447,12 @@ def _ideal(model: CostModel, counts: Sequence[int]) -> Series:
 def _curves(rows: Sequence[PredictionRow]) -> dict[str, list[PredictionRow]]:
     """Return the rows of each curve by its name."""
     is_by_hosts = 1 < len({row.hosts for row in rows}) <= len({row.workers for row in rows})
-    has_one = len({row.servers for row in rows}) == 1
+    has_one = len({row.servers for row in rows}) == 1 and not any(row.is_spread for row in rows)
     curves = dict[str, list[PredictionRow]]()
     for row in rows:
         name = counted(row.hosts, "host") if is_by_hosts else f"{counted(row.workers, 'worker')} each"
-        curves.setdefault(name if has_one else f"{name}, {counted(row.servers, 'server')}", []).append(row)
+        servers = "a server on each host" if row.is_spread else counted(row.servers, "server")
+        curves.setdefault(name if has_one else f"{name}, {servers}", []).append(row)
     return curves
 
 

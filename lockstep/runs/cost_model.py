@@ -42,6 +42,8 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
     link: float | None = None
     #: Whether the only team shares the memory of the only server, and updates the weights itself.
     is_local: bool = False
+    #: Whether each host has one of the servers, next to its team.
+    is_spread: bool = False
 
     @property
     def team(self) -> float:
@@ -165,8 +167,9 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True):
         """
         if at.link is None or at.is_local:
             return 0.0
-        # The link of a host carries the whole vector, whatever the number of servers.
-        return self.bytes_per_parameter * self.parameters * max(1.0, at.hosts / at.servers) / at.link
+        # The link of a host carries the whole vector, whatever the number of servers; less the slice that it has.
+        vectors = 1.0 - 1.0 / at.hosts if at.is_spread else max(1.0, at.hosts / at.servers)
+        return self.bytes_per_parameter * self.parameters * vectors / at.link
 
     def exchange_s(self, at: Machines) -> float:
         """Return the seconds in which teams and servers exchange vectors."""

@@ -207,3 +207,17 @@ def test_a_file_of_rows_can_be_narrowed(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_bytes(json_of(ROWS))
     assert read_basis([tmp_path / "rows.json"], None, 32).name == "mlp, 32 samples each, shm"
     assert isinstance(ROWS[0], ScalingRow)
+
+
+def test_a_server_on_each_host_is_predicted_after_the_others() -> None:
+    prediction = predict(basis_of_result(RUN), [1, 4], [1], [1], LINK, is_spread=True)
+    assert [(row.servers, row.hosts, row.is_spread) for row in prediction.rows] == [
+        (1, 1, False),
+        (1, 4, False),
+        (1, 1, False),
+        (4, 4, True),
+    ]
+    _, one, _, each = prediction.rows
+    assert each.ms_per_step < one.ms_per_step / 2
+    # A summary is of a number of servers that does not change with that of hosts.
+    assert not [line for line in prediction.summary() if "4 servers" in line]

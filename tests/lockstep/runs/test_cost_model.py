@@ -190,6 +190,8 @@ def test_a_link_carries_each_hosts_vector_in_both_directions() -> None:
     # A host's own link still carries all of it.
     assert model.link_s(remote(10, 100, LINK)) == pytest.approx(0.064)
     assert model.step_s(remote(10, 5, LINK)) == pytest.approx(0.010 + 0.128 + 0.006 / 5)
+    # With a server on each host, all but the host's own slice.
+    assert model.link_s(replace(remote(10, 10, LINK), is_spread=True)) == pytest.approx(0.9 * 0.064)
     # Nothing crosses a link between a team and a server that share memory.
     assert model.link_s(replace(local(4), link=LINK)) == 0.0
 
