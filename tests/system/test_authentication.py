@@ -19,7 +19,7 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, ServerKeys, Token
 from lockstep.common.transport.auth.curve import new_pair
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.port import ClientPort, Frames
+from lockstep.common.transport.port import ClientPort, Frame, Frames
 from lockstep.common.transport.zeromq.ports import dial, serve
 from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -77,6 +77,9 @@ class Brief:
 
     def cut(self, peer: bytes) -> None:
         self.port.cut(peer)
+
+    def shared(self, frame: Frame) -> Frame:
+        return self.port.shared(frame)
 
     def make_room(self, queue: int) -> None:
         self.port.make_room(queue)

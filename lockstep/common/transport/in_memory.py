@@ -16,7 +16,7 @@ import msgspec
 
 from lockstep.common.errors import AddressError, ProtocolError
 from lockstep.common.numerics.random import Purpose, generator
-from lockstep.common.transport.port import Frames, Limits, PeerGone, PeerSlow
+from lockstep.common.transport.port import Frame, Frames, Limits, PeerGone, PeerSlow
 
 Message = list[memoryview]
 
@@ -196,6 +196,9 @@ class MemoryServer:
         _demand_room(client.down.messages, self._queue)
         client.down.put(self.host.time() + self.network.delay_s(), _copy(frames))
         client.host.wake(client.down.next_arrival())
+
+    def shared(self, frame: Frame) -> Frame:
+        return bytes(frame)
 
     def lost(self) -> list[bytes]:
         _demand_open(self.is_open)

@@ -71,6 +71,10 @@ class ServerPort(Protocol):
         """
         ...
 
+    def shared(self, frame: Frame) -> Frame:
+        """Return a copy of a frame for messages to many peers: `send` does not copy it again."""
+        ...
+
     def lost(self) -> list[bytes]:
         """Return the peers, of those that have sent a message, whose connections have ended since the last call.
 

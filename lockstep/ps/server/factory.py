@@ -23,7 +23,6 @@ from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.progress import Traffic
 from lockstep.ps.server.inbox import ServerInbox
 from lockstep.ps.server.limits import PeerBlocklist, StatusAnswers
-from lockstep.ps.server.outbox import Outbox
 from lockstep.ps.server.room_watch import RoomWatch
 from lockstep.ps.server.samples import SampleSender
 from lockstep.ps.server.server import Server
@@ -31,6 +30,7 @@ from lockstep.ps.server.step_committer import StepCommitter
 from lockstep.ps.server.succession import Rivals, Succession
 from lockstep.ps.server.workers import ResultCheck, WorkerMessages
 from lockstep.ps.setup import RunSetup
+from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.partition import own_part
 from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard_group.group import SliceGroup
@@ -130,7 +130,7 @@ def _slices(
     own = setup.shard if info.options.servers == 1 else own_part(setup.shard, initial.slices[0])
     return SliceGroup(
         initial,
-        SliceService(own, outbox.send, lambda rank, node: coordinator.state.was_leased(rank, node)),
+        SliceService(own, outbox, lambda rank, node: coordinator.state.was_leased(rank, node)),
         coordinator.membership,
         port=context.port,
         clock=context.clock,

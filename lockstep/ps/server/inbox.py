@@ -7,12 +7,16 @@ from typing import Protocol
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import decode
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message, Refused, WorkerMessage, shortened
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message, Refused, SumsFrame, WorkerMessage, shortened
 from lockstep.common.protocol.shard_messages import ShardMessage
 from lockstep.common.protocol.standby_messages import StandbyMessage
+from lockstep.common.statemachine.machine import kind_of
 from lockstep.ps.coordinator.events import Event, PeerLeft
 from lockstep.ps.server.limits import PeerBlocklist
-from lockstep.ps.server.outbox import Outbox
+from lockstep.ps.shard.outbox import Outbox
+
+#: Messages that are handled before the next look at deadlines, at most.
+MOST_AT_ONCE = 16
 
 
 class MessagePart(Protocol):
@@ -54,9 +58,25 @@ class ServerInbox:
     def take(self) -> Sequence[Event] | None:
         received, self._received = self._received, None
         if received is not None:
-            return self._events_of(*received)
+            return self._events_from(received)
         lost = self.outbox.port.lost()
         return [event for peer in lost for event in self.gone(peer, "its connection is gone")] if lost else None
+
+    def _events_from(self, received: tuple[bytes, list[memoryview]] | None) -> Sequence[Event]:
+        """Handle messages up to the first one that is more to the coordinator than a frame of sums.
+
+        Of the frames of one worker, the coordinator needs only the last one, as a sign of progress.
+        """
+        framed, left = dict[bytes, Event](), MOST_AT_ONCE
+        while received is not None:
+            peer, left = received[0], left - 1
+            events = self._events_of(*received)
+            if not all(kind_of(event) is SumsFrame for event in events):
+                framed.pop(peer, None)
+                return [*framed.values(), *events]
+            framed.update((peer, event) for event in events)
+            received = self.outbox.port.receive(0.0) if left else None
+        return list(framed.values())
 
     def _events_of(self, peer: bytes, frames: list[memoryview]) -> Sequence[Event]:
         if self.blocklist.blocks(peer):

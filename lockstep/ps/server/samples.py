@@ -12,7 +12,7 @@ from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.messages import Message, Samples, SamplesRequest
 from lockstep.ps.coordinator.events import Event, Received
 from lockstep.ps.coordinator.membership import Membership
-from lockstep.ps.server.outbox import Outbox
+from lockstep.ps.shard.outbox import Outbox
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.findings import MicroBatchOutcome
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.server.inbox import ServerInbox
-from lockstep.ps.server.outbox import Outbox
 from lockstep.ps.server.step_committer import StepCommitter
 from lockstep.ps.server.succession import Succession
 from lockstep.ps.server.workers import WorkerMessages
+from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.group import SliceGroup
 from lockstep.ps.shared_memory.multi_step_leases import MultiStepLeases

@@ -27,7 +27,7 @@ from lockstep.ps.coordinator.failures import check_result
 from lockstep.ps.coordinator.membership import Member, Membership
 from lockstep.ps.coordinator.transitions import MESSAGES
 from lockstep.ps.run.info import RunInfo
-from lockstep.ps.server.outbox import Outbox
+from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard_group.group import SliceGroup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 

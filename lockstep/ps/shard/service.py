@@ -9,9 +9,11 @@ refuses results that no lease asks for.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from lockstep.common.aggregation.tree import Node, Vector, is_node
 from lockstep.common.errors import RemoteProtocolError
+from lockstep.common.protocol.codec import Buffer
 from lockstep.common.protocol.messages import Result, SumsFrame, Weights
 from lockstep.common.protocol.shard_messages import Admit, Hello
 from lockstep.common.statemachine.machine import PeerLeft
@@ -26,8 +28,15 @@ MOST_UNIDENTIFIED = 4096
 #: Returns whether a node was leased to the worker with this rank.
 WasLeased = Callable[[int, Node], bool]
 
-#: Sends a worker a frame of weights; returns that it has left if it cannot be sent to.
-SendFrame = Callable[[bytes, Weights, Vector], Sequence[PeerLeft]]
+
+class WeightsOutbox(Protocol):
+    """The way of weights to workers."""
+
+    def shared(self, message: Weights, words: Vector) -> list[Buffer]:
+        """Encode a message for many peers; the vector may change afterwards."""
+
+    def send_frames(self, peer: bytes, message: Weights, frames: list[Buffer]) -> Sequence[PeerLeft]:
+        """Send an encoded message; return that the peer has left if it cannot be sent to."""
 
 
 @dataclass
@@ -80,7 +89,7 @@ class SliceService:
     """The workers of one slice, and what passes between them and the slice."""
 
     shard: Shard
-    send: SendFrame
+    outbox: WeightsOutbox
     #: None if the leases are unknown, as in a shard's process.
     was_leased: WasLeased | None = None
     #: By rank.
@@ -89,6 +98,8 @@ class SliceService:
     hellos: dict[bytes, Hello] = field(default_factory=dict)
     #: By its first element, the index of a frame.
     frame_at: dict[int, int] = field(init=False)
+    #: The messages with the weights after so many updates: packed and copied once, for all workers.
+    _messages: tuple[int, list[tuple[Weights, list[Buffer]]]] = (-1, [])
 
     def __post_init__(self) -> None:
         self.frame_at = {frame.start: index for index, frame in enumerate(self.shard.frames)}
@@ -153,12 +164,22 @@ class SliceService:
         if peer is None or not worker.is_due(shard.updates):
             return []
         worker.serve(shard.updates, len(shard.frames))
-        for frame in () if worker.shares else shard.frames:
-            values = shard.served_weights[frame.start - shard.start : frame.stop - shard.start]
-            words = shard.policy.wire_weights.pack(values, frame.start)
-            if failed := self.send(peer, Weights(step=shard.updates, start=frame.start), words):
+        for message, frames in () if worker.shares else self._weights():
+            if failed := self.outbox.send_frames(peer, message, frames):
                 return failed
         return []
+
+    def _weights(self) -> list[tuple[Weights, list[Buffer]]]:
+        """Return the messages with the current weights."""
+        shard = self.shard
+        if self._messages[0] != shard.updates:
+            self._messages = shard.updates, []  # first, so that the memory of those before can be used again
+            for frame in shard.frames:
+                values = shard.served_weights[frame.start - shard.start : frame.stop - shard.start]
+                message = Weights(step=shard.updates, start=frame.start)
+                words = shard.policy.wire_weights.pack(values, frame.start)
+                self._messages[1].append((message, self.outbox.shared(message, words)))
+        return self._messages[1]
 
     # Sums come from workers
 

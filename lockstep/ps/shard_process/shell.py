@@ -46,7 +46,7 @@ from lockstep.common.protocol.shard_messages import (
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
-from lockstep.common.statemachine.loop import EventLoop, deliver
+from lockstep.common.statemachine.loop import EventLoop
 from lockstep.common.statemachine.machine import PeerLeft, Received
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
@@ -54,6 +54,7 @@ from lockstep.common.transport.links import Wait
 from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.run.progress import Traffic
+from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.partition import checksum_in, held_frames
 from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard_process import state as machine
@@ -89,11 +90,12 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     arrays: list[Vector] = field(default_factory=list)
     #: The slice, None before the welcome.
     storage: ShardStorage | None = None
-    #: Bytes that crossed the workers' sockets since the last update.
-    traffic: Traffic = field(default_factory=Traffic)
+    #: To workers, with the bytes that crossed their sockets since the last update.
+    outbox: Outbox = field(init=False)
     loop: EventLoop[machine.ShardEvent] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.outbox = Outbox(self.port, Traffic())
         self.loop = EventLoop(self.clock, self, (self,), self.dispatch_all, messages_first=True, hold=nullcontext)
 
     def close(self) -> None:
@@ -132,7 +134,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     def _on_worker_message(self, peer: bytes, frames: list[memoryview]) -> None:
         try:
             message, self.arrays = decode(frames, WorkerToShardMessage | Join)
-            self.traffic.record_received(message, frames)
+            self.outbox.traffic.record_received(message, frames)
             if isinstance(message, Join):
                 raise RemoteProtocolError(f"this is a shard: connect to the server at {self.state.config.address}")
             self.dispatch(Received(peer=peer, message=message))
@@ -208,7 +210,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     def _lose(self, service: SliceService, left: PeerLeft) -> None:
         """Continue without a worker that broke the protocol or cannot be reached, and report it to the server."""
         reason = shortened(left.reason)
-        self._send(left.peer, Refused(reason=reason, kind=RefusalKind.FAILED))
+        self.outbox.send(left.peer, Refused(reason=reason, kind=RefusalKind.FAILED))
         rank = service.forget_peer(left.peer)
         if rank is not None:
             self.send_to_server(WorkerLost(rank=rank, reason=reason))
@@ -219,7 +221,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         shard.update(update.step, update.divisor, update.scale)
         if update.collected != "nothing":
             self._send_held(storage, update.step + 1, has_state=update.collected == "all")
-        moved = self.traffic.drain()
+        moved = self.outbox.traffic.drain()
         done = UpdateDone(
             step=update.step,
             checksum=str(checksum_in(shard, update.step, storage.size) % MODULUS),
@@ -247,18 +249,11 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         self.upstream.close()
         self.upstream = self.dial(server.address, server.public)
 
-    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> list[PeerLeft]:
-        frames = encode(message, arrays)
-        failed = deliver(self.port, peer, frames)
-        if not failed:
-            self.traffic.record_sent(message, frames)
-        return failed
-
     def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
         assert isinstance(welcome, ShardWelcome)
         try:
             take_numerics(welcome.job.numerics)
-            storage = storage_of(welcome, self._send)
+            storage = storage_of(welcome, self.outbox)
         except LockstepError as error:
             return PreparationFailed(reason=str(error))
         except MemoryError:

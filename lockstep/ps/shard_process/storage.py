@@ -11,7 +11,7 @@ from lockstep.common.job.own_code import NO_CODE, needs_code
 from lockstep.common.model.source import source_from_welcome
 from lockstep.common.protocol.shard_messages import MOMENTA, WEIGHTS, ShardWelcome
 from lockstep.ps.run.plan import plan_of
-from lockstep.ps.shard.service import SendFrame, SliceService
+from lockstep.ps.shard.service import SliceService, WeightsOutbox
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard.update_policy import policy_of
 
@@ -55,7 +55,7 @@ class ShardStorage:
         return [(self.shard.state[name], self.owned.start)]
 
 
-def storage_of(welcome: ShardWelcome, send: SendFrame) -> ShardStorage:
+def storage_of(welcome: ShardWelcome, outbox: WeightsOutbox) -> ShardStorage:
     """Return the storage of a shard, by which it sends workers weights; a `UsageError` if it cannot do the job."""
     job, size = welcome.job, welcome.size
     owned = slices_for(size, welcome.options.servers)[welcome.index]
@@ -69,4 +69,4 @@ def storage_of(welcome: ShardWelcome, send: SendFrame) -> ShardStorage:
         raise RemoteProtocolError(f"groups of {spans[-1].stop} values: expected {welcome.parameter_size}")
     policy = policy_of(job, plan, spans, momenta, own)
     slots = np.zeros(len(owned), np.float32), np.zeros(len(owned), np.float32)
-    return ShardStorage(SliceService(Shard(slots, policy, job.micro_batches, owned.start), send), owned, size)
+    return ShardStorage(SliceService(Shard(slots, policy, job.micro_batches, owned.start), outbox), owned, size)

@@ -51,8 +51,11 @@ class ZeroMqClient:
             raise
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
-        self._socket.wait(timeout_s)
+        self._socket.check_open()
         frames = self._socket.receive(extra=0)
+        if frames is None and timeout_s != 0.0:
+            self._socket.wait(timeout_s)
+            frames = self._socket.receive(extra=0)
         if frames is not None and len(frames) <= self._socket.limits.frames:
             return frames
         # ZeroMQ blocks for ever if its events are not read.

@@ -21,7 +21,7 @@ from lockstep.common.transport.address import IpcAddress, SocketFile, TcpAddress
 from lockstep.common.transport.auth.credentials import SERVER_NAME, Lock, ServerKeys
 from lockstep.common.transport.auth.curve import secure_server
 from lockstep.common.transport.limits import Flow, HostBackoff, IngressQuota, RejectionLog
-from lockstep.common.transport.port import Frames, Limits
+from lockstep.common.transport.port import Frame, Frames, Limits
 from lockstep.common.transport.zeromq.authenticator import Authenticator
 from lockstep.common.transport.zeromq.socket import LimitedSocket, monitored_event
 
@@ -282,9 +282,12 @@ class ZeroMqServer:
         self._is_drained = False
         while True:
             self._check_quota(now)
+            # All messages are read before an end is reported, and once more after it.
+            received = self._receive_message()
+            if received is not None:
+                return received
             self._socket.wait(self.wait_s(None if end is None else end - now))
             now = _CLOCK.now()
-            # All messages are read before an end is reported, and once more after it.
             received = self._receive_message()
             if received is not None:
                 return received
@@ -355,6 +358,9 @@ class ZeroMqServer:
     def send(self, peer: bytes, frames: Frames) -> None:
         self._socket.limits.check(frames)
         self._socket.send([peer, *frames])
+
+    def shared(self, frame: Frame) -> Frame:
+        return memoryview(zmq.Frame(frame, copy=True))
 
     def make_room(self, queue: int) -> None:
         # Never by setting SNDHWM on a socket that is bound. Later connections get the value from the time of the bind.

@@ -88,8 +88,9 @@ class LimitedSocket:
     def send(self, frames: Sequence[Frame]) -> None:
         self.check_open()
         try:
-            # A copy, since libzmq sends later and the caller overwrites its buffer now.
-            self.raw.send_multipart(frames, zmq.DONTWAIT, copy=True)
+            # A copy, since libzmq sends later and the caller overwrites its buffer now; not of frames of libzmq itself,
+            # which it counts the uses of.
+            self.raw.send_multipart([_owned(frame) for frame in frames], zmq.DONTWAIT, copy=True)
         except zmq.Again:
             raise PeerSlow(f"too many messages wait for this peer: expected at most {self.limits.queue}") from None
         except zmq.ZMQError as error:
@@ -113,6 +114,12 @@ class LimitedSocket:
     def check_open(self) -> None:
         if self.raw.closed:
             raise ProtocolError("this port is closed: expected no more sends and receives after close()")
+
+
+def _owned(frame: Frame) -> Frame | zmq.Frame:
+    """Return the frame of libzmq that a view is of, or the frame itself."""
+    owner = frame.obj if isinstance(frame, memoryview) else None
+    return owner if isinstance(owner, zmq.Frame) else frame
 
 
 def monitored_event(monitor: zmq.Socket[bytes]) -> tuple[int, int]:

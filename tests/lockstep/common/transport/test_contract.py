@@ -192,6 +192,22 @@ def test_the_sender_may_overwrite_its_buffers_at_once(net: Net) -> None:
     assert set(read(client)[0]) == {1}
 
 
+def test_a_shared_frame_arrives_at_several_peers_as_it_was(net: Net) -> None:
+    server, first, peer = connected(net)
+    second = net.client()
+    second.send([b"hello"])
+    other, _ = hear(server)
+    buffer = bytearray(b"\x01" * 200_000)
+    shared = server.shared(memoryview(buffer))
+    buffer[:] = b"\x02" * len(buffer)
+    for each in (peer, other, peer):
+        server.send(each, [b"header", shared])
+    del shared
+    for client in (first, second, first):
+        header, frame = read(client)
+        assert (header, len(frame), set(frame)) == (b"header", 200_000, {1})
+
+
 def test_received_frames_are_read_only_and_outlive_the_next_message(net: Net) -> None:
     server, client, _ = connected(net)
     client.send([b"a" * 100_000])

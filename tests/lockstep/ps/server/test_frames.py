@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from lockstep.common.aggregation.slices import FRAME, slices_for
+from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     Lease,
+    Ping,
     Ready,
     Refused,
     Result,
@@ -16,7 +18,9 @@ from lockstep.common.protocol.messages import (
     SumsFrame,
     Weights,
 )
+from lockstep.common.statemachine.machine import kind_of
 from lockstep.common.transport.in_memory import MemoryClient
+from lockstep.ps.coordinator.events import Received
 from tests.lockstep.ps.server.test_server import JOIN, digest_of, heard
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
@@ -93,6 +97,24 @@ def test_a_result_before_all_its_frames_does_not_count() -> None:
     hand.simulation.run_until_quiet()
     assert hand.simulation.server.coordinator.round.step == 0
     assert hand.refusals() == []
+
+
+def test_frames_that_wait_are_handled_together_and_one_sign_of_progress() -> None:
+    hand = Hand()
+    server, whole = hand.simulation.server, Node(0, 4)
+    for start in (0, FRAME):
+        hand.client.send(encode(part(start), [np.zeros(FRAME, np.float32)]))
+    server.inbox.listen(0.0)
+    (event,) = server.inbox.take() or ()
+    assert isinstance(event, Received)
+    assert event.message == part(FRAME)
+    assert [tree.tree.covers(whole) for tree in server.shard.trees] == [True, True, False]
+    hand.client.send(encode(part(2 * FRAME), [np.zeros(SIZE - 2 * FRAME, np.float32)]))
+    hand.client.send(encode(Ping()))
+    server.inbox.listen(0.0)
+    # What follows shows progress as well.
+    assert [kind_of(event) for event in server.inbox.take() or ()] == [Ping]
+    assert server.shard.is_whole()
 
 
 def test_frames_put_off_the_end_of_a_lease_and_frames_that_nobody_wants_do_not() -> None:

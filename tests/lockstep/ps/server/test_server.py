@@ -38,7 +38,7 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import CollectedFrame, ShardReady, ShardWelcome, ToShardMessage
 from lockstep.common.transport.in_memory import MemoryClient
-from lockstep.common.transport.port import Frames, ServerPort
+from lockstep.common.transport.port import Frame, Frames, ServerPort
 from lockstep.launch.client import shard_join
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.server.limits import AT_ONCE, PER_SECOND
@@ -303,6 +303,9 @@ class WorkingPort:
 
     def cut(self, peer: bytes) -> None:
         self.port.cut(peer)
+
+    def shared(self, frame: Frame) -> Frame:
+        return self.port.shared(frame)
 
     def make_room(self, queue: int) -> None:
         self.port.make_room(queue)

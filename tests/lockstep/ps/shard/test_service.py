@@ -8,6 +8,7 @@ import pytest
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.codec import Buffer
 from lockstep.common.protocol.messages import Result, SumsFrame, Weights
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import Admit, Hello
@@ -40,15 +41,20 @@ class Served:
     job: Job = field(default_factory=lambda: SMALL)
     sent: list[tuple[bytes, Weights, Vector]] = field(default_factory=list)
     unreachable: set[bytes] = field(default_factory=set)
+    encoded: int = 0
 
     def __post_init__(self) -> None:
         self.shard = open_run("run", self.job, digits(), RunOptions()).shard
-        self.service = SliceService(self.shard, self._send)
+        self.service = SliceService(self.shard, self)
         self.join(3, PEER)
         assert self.service.send_weights(3, 0) == []
 
-    def _send(self, peer: bytes, weights: Weights, words: Vector) -> list[PeerLeft]:
-        self.sent.append((peer, weights, words))
+    def shared(self, message: Weights, words: Vector) -> list[Buffer]:
+        self.encoded += 1
+        return [words.tobytes()]
+
+    def send_frames(self, peer: bytes, message: Weights, frames: list[Buffer]) -> list[PeerLeft]:
+        self.sent.append((peer, message, np.frombuffer(frames[0], np.float32)))
         return [PeerLeft(peer=peer, reason="gone")] if peer in self.unreachable else []
 
     def join(self, rank: int, peer: bytes) -> None:
@@ -164,6 +170,18 @@ def test_weights_go_out_once_a_step_in_frames_as_soon_as_the_worker_is_known() -
     assert served.sent == []
     served.service.identify(OTHER, hello_of(4))
     assert {peer for peer, _, _ in served.sent} == {OTHER}
+    # Encoded once for both.
+    assert (len(served.sent), served.encoded) == (3, 3)
+
+
+def test_weights_are_encoded_again_after_an_update() -> None:
+    served = Served()
+    served.frames(0, 4)
+    served.shard.update(0, 4.0)
+    served.service.send_weights(3, 1)
+    assert (served.encoded, len(served.sent)) == (2, 2)
+    assert [weights.step for _, weights, _ in served.sent] == [0, 1]
+    assert served.sent[1][2].tobytes() == served.shard.weights.tobytes() != served.sent[0][2].tobytes()
 
 
 def test_a_worker_that_cannot_be_reached_has_left() -> None:

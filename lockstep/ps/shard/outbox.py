@@ -1,9 +1,9 @@
-"""The server's outbox: encodes messages, and counts the weights that leave."""
+"""The way of messages from a server to its peers: they are encoded, and the weights that leave are counted."""
 
 from dataclasses import dataclass
 
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.protocol.codec import encode
+from lockstep.common.protocol.codec import Buffer, encode
 from lockstep.common.protocol.messages import Message
 from lockstep.common.statemachine.loop import deliver
 from lockstep.common.statemachine.machine import PeerLeft
@@ -21,7 +21,14 @@ class Outbox:
 
     def send(self, peer: bytes, message: Message, *arrays: Vector) -> list[PeerLeft]:
         """Send a message; return that the peer has left if it cannot be sent to."""
-        frames = encode(message, arrays)
+        return self.send_frames(peer, message, encode(message, arrays))
+
+    def shared(self, message: Message, words: Vector) -> list[Buffer]:
+        """Encode a message for many peers; the vector may change afterwards."""
+        return [self.port.shared(frame) for frame in encode(message, [words])]
+
+    def send_frames(self, peer: bytes, message: Message, frames: list[Buffer]) -> list[PeerLeft]:
+        """Send an encoded message; return that the peer has left if it cannot be sent to."""
         failed = deliver(self.port, peer, frames)
         if not failed:
             self.traffic.record_sent(message, frames)
