@@ -13,7 +13,7 @@ from rich.console import Console
 
 from docs.generators.tables import table
 from lockstep.bench.coordinator import CoordinatorRow
-from lockstep.bench.exchange import ExchangeRow, QuantizationRow
+from lockstep.bench.exchange import ExchangeRow, HostsBench, HostsRow, QuantizationRow, machines_of, model_of
 from lockstep.bench.peers import BaselineRow
 from lockstep.bench.performance import BUSY, BenchMachine, MeasuredPart, read_measurements
 from lockstep.bench.predict import PredictBench, PredictionRow
@@ -234,23 +234,45 @@ class Report:
         return wrapped(part.command) + "\n" + table(headings, lines)
 
     def hosts(self) -> str:
-        """Return what is calculated for several hosts from the teams that were measured."""
-        rows = [row for row in self.predicted_hosts()[1] if row.workers == 8]
-        lines = [[str(row.hosts), f"{row.ms_per_step:.1f}", f"{row.speedup:.1f}"] for row in rows]
-        return table(("hosts with 8 processes each", "ms per step", "times one process"), lines)
-
-    def predicted_hosts(self) -> tuple[PredictBench, list[PredictionRow]]:
-        """Return the prediction for several hosts, from what teams took, and its rows."""
-        return self._predicted(
-            PredictBench(
-                hosts=(1, 2, 4, 8),
-                workers=(1, 2, 4, 8),
-                servers=(1,),
-                link=FAST_LINK,
-                sources=(self.file,),
-                models=("sleep",),
-            )
+        """Return the time of a step by the number of hosts, measured and calculated, and what the server takes."""
+        part, rows = self.part("hosts", HostsRow)
+        sizes = {row.parameters for row in rows}
+        models = {size: model_of([row for row in rows if row.parameters == size]) for size in sizes}
+        lines = [
+            [
+                *(f"{row.parameters:,}", str(row.hosts), time(row.ms_per_step, row.ms_spread)),
+                f"{models[row.parameters].step_s(machines_of(row)) * 1e3:.1f}",
+                *(f"{row.server_ms:.1f}", f"{row.server_ms / row.hosts:.2f}", f"{row.worker_ms:.2f}"),
+                f"{row.socket_bytes / 1e6:,.1f}",
+            ]
+            for row in rows
+        ]
+        headings = (
+            *("values", "hosts", "ms per step", "calculated", "processor time of the server, ms", "per host, ms"),
+            *("of a worker, ms", "MB per step"),
         )
+        return wrapped(part.command) + "\n" + table(headings, lines)
+
+    def more_hosts(self) -> str:
+        """Return what is calculated for more hosts than were measured, each with its own core and link."""
+        bench = PredictBench(
+            hosts=(1, 4, 16, 64, 256, 1024),
+            servers=(1, 16),
+            link=FAST_LINK,
+            sources=(self.file,),
+            models=(HostsBench.name,),
+            values=max(row.parameters for row in self.part("hosts", HostsRow)[1]),
+        )
+        found = {(row.hosts, row.servers): row for row in self._predicted(bench)[1]}
+        lines = [
+            [
+                *(f"{hosts:,}", f"{found[hosts, 1].ms_per_step:,.1f}", f"{found[hosts, 16].ms_per_step:,.1f}"),
+                *(f"{found[hosts, 1].link_share:.0%}", str(found[hosts, 1].shards)),
+            ]
+            for hosts in bench.hosts
+        ]
+        headings = ("hosts", "ms per step, 1 server", "16 servers", "use of the link of 1 server", "servers needed")
+        return table(headings, lines)
 
     def slow_network(self) -> str:
         """Return what `bench predict` calculates for mlp on a slow link, from the rows of the scaling bench."""
@@ -327,6 +349,7 @@ MAKERS: Mapping[str, Callable[[Report], str]] = {
     "straggler": Report.straggler,
     "teams": Report.teams,
     "hosts": Report.hosts,
+    "more hosts": Report.more_hosts,
     "slow network": Report.slow_network,
     "coordinator": Report.coordinator,
     "wire": Report.wire,
@@ -334,7 +357,7 @@ MAKERS: Mapping[str, Callable[[Report], str]] = {
 
 
 #: The parts that a piece needs, if it is not called as its part is.
-NEEDED = {"machine": (), "losses": (), "hosts": ("teams", "hosts"), "slow network": ("scaling",)}
+NEEDED = {"machine": (), "losses": (), "more hosts": ("hosts",), "slow network": ("scaling",)}
 
 
 def _described(machine: BenchMachine) -> str:

@@ -15,6 +15,7 @@ import msgspec
 
 from docs.generators.measured import ROOT, Report
 from lockstep.bench.bench import Bench, Panel
+from lockstep.bench.exchange import HostsBench, HostsRow
 from lockstep.bench.performance import MeasuredPart
 from lockstep.bench.plot import figure_of
 from lockstep.bench.scaling import ScalingBench, ScalingRow
@@ -28,10 +29,9 @@ IMAGES = ROOT / "docs" / "images"
 OF_PARTS: dict[str, tuple[str, Bench[Any], type[msgspec.Struct]]] = {
     "bench-step.png": ("step", StepBench(), StepFigures),
     "bench-scaling.png": ("scaling", ScalingBench(), ScalingRow),
+    "bench-hosts.png": ("hosts", HostsBench(), HostsRow),
     "bench-straggler.png": ("straggler", StragglerBench(), StragglerRow),
 }
-
-HOSTS = "bench-hosts.png"
 
 
 class Picture(NamedTuple):
@@ -49,17 +49,10 @@ def pictures(report: Report) -> Iterator[Picture]:
     for name, (part, bench, kind) in OF_PARTS.items():
         if part in parts:
             yield Picture(name, digest_of(parts[part]), partial(_panels, bench, kind, parts[part]))
-    if {"teams", "hosts"} <= parts.keys():
-        yield Picture(HOSTS, digest_of(parts["teams"], parts["hosts"]), partial(_hosts_panels, report))
 
 
 def _panels(bench: Bench[Any], kind: type[msgspec.Struct], part: MeasuredPart) -> Sequence[Sequence[Panel]]:
     return bench.panels(part.rows_as(kind))
-
-
-def _hosts_panels(report: Report) -> Sequence[Sequence[Panel]]:
-    bench, rows = report.predicted_hosts()
-    return bench.panels(rows)
 
 
 def digest_of(*parts: MeasuredPart) -> str:

@@ -18,7 +18,7 @@ from lockstep.bench import bench as options
 from lockstep.bench import peers
 from lockstep.bench.bench import Bench
 from lockstep.bench.coordinator import CoordinatorBench
-from lockstep.bench.exchange import ExchangeBench, WireBench
+from lockstep.bench.exchange import ExchangeBench, HostsBench, WireBench
 from lockstep.bench.scaling import ScalingBench
 from lockstep.bench.step import StepBench
 from lockstep.bench.straggler import StragglerBench
@@ -154,7 +154,6 @@ def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
     """Return the benches by the name of their part. Steps are as few as give a steady figure in a turn."""
     sleepers = [1 << power for power in range(MOST_SLEEPERS.bit_length())]
     compared: dict[str, Any] = {"rounds": rounds, "peer_python": python}
-    sleeping: dict[str, Any] = {"sleep_s": SLEEP_S, "values": (535_818,), "rounds": rounds}
     return {
         "step": StepBench(
             models=("linear", *NETS),
@@ -186,8 +185,10 @@ def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
             **compared,
         ),
         "straggler": StragglerBench(steps=200 * rounds, rounds=rounds),
-        "teams": ScalingBench(workers=tuple(sleepers), steps=40 * rounds, **sleeping),
-        "hosts": ScalingBench(workers=(4,), teams=(2, 4), transports=("tcp",), steps=25 * rounds, **sleeping),
+        "teams": ScalingBench(
+            workers=tuple(sleepers), sleep_s=SLEEP_S, values=(535_818,), steps=40 * rounds, rounds=rounds
+        ),
+        "hosts": HostsBench(steps=60 * rounds, rounds=rounds),
         "coordinator": CoordinatorBench(rounds=rounds),
         "wire": WireBench(rounds=rounds),
     }
@@ -294,8 +295,8 @@ def all_parts(python: Path | None, file: Path, only: tuple[str, ...] | None, rou
     """Measure everything that the performance page shows, and write it into one file.
 
     Each figure is that of the middle one of five turns, in which Lockstep and PyTorch alternate. The file has the
-    lowest and the highest turn too, and the machine, the versions and the time of each part. It takes a quarter of an
-    hour on two cores. Each part is written when it is complete; after an interrupt, --only measures the rest.
+    lowest and the highest turn too, and the machine, the versions and the time of each part. It takes twenty
+    minutes on two cores. Each part is written when it is complete; after an interrupt, --only measures the rest.
 
     The parts are step, scaling, micro-batches, exchange, straggler, teams, hosts, coordinator and wire.
 

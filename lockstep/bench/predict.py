@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from lockstep.bench import bench as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn, counted, heading
+from lockstep.bench.exchange import HostsBench, HostsRow, machines_of, model_of
 from lockstep.bench.performance import Measurements
 from lockstep.bench.scaling import VALUES, ScalingBench, ScalingRow
 from lockstep.bench.timed_run import BenchSession
@@ -90,17 +91,20 @@ class Basis(msgspec.Struct, frozen=True, kw_only=True):
 def read_basis(
     paths: Sequence[Path], model: str | None = None, batch: int | None = None, values: int | None = None
 ) -> Basis:
-    """Return the basis in a `result.json`, or in the rows of scaling benches. Raises UsageError if it is neither."""
+    """Return the basis in a `result.json`, or in the rows of benches. Raises UsageError if it is neither."""
     found = [_read(path) for path in paths]
     if isinstance(found[0], RunResult):
         if len(found) > 1:
             raise UsageError(f"--from {paths[0]},…: expected one result.json, or several files of a scaling bench")
         return basis_of_result(found[0])
     rows = [row for each in found if isinstance(each, list) for row in each]
-    return basis_of_rows(matching_rows(rows, model, batch, values))
+    hosts, others = ([row for row in rows if isinstance(row, kind)] for kind in (HostsRow, ScalingRow))
+    if hosts and (model == HostsBench.name or not others):
+        return basis_of_hosts([row for row in hosts if isinstance(row, HostsRow)], values)
+    return basis_of_rows(matching_rows([row for row in others if isinstance(row, ScalingRow)], model, batch, values))
 
 
-def _read(path: Path) -> RunResult | list[ScalingRow]:
+def _read(path: Path) -> RunResult | list[ScalingRow | HostsRow]:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -108,13 +112,18 @@ def _read(path: Path) -> RunResult | list[ScalingRow]:
             f"cannot read {str(path)!r}: {error.strerror}: expected a result.json, or rows of a scaling bench"
         ) from error
     try:
-        return msgspec.json.decode(content, type=RunResult | list[ScalingRow])
+        return msgspec.json.decode(content, type=RunResult | list[ScalingRow])  # type: ignore[return-value]
     except msgspec.MsgspecError as error:
         with suppress(msgspec.MsgspecError):
-            return msgspec.json.decode(content, type=Measurements).rows_of(ScalingBench.name, ScalingRow)
+            return list(msgspec.json.decode(content, type=list[HostsRow]))
+        with suppress(msgspec.MsgspecError):
+            parts = msgspec.json.decode(content, type=Measurements)
+            benches: tuple[tuple[str, type[ScalingRow | HostsRow]], ...]
+            benches = (ScalingBench.name, ScalingRow), (HostsBench.name, HostsRow)
+            return [row for name, kind in benches for row in parts.rows_of(name, kind)]
         raise FileFormatError(
-            f"{str(path)!r} is neither a run's result.json nor a file of `lockstep bench scaling --to FILE` or "
-            f"`lockstep bench all --to FILE`: {error}"
+            f"{str(path)!r} is neither a run's result.json nor a file of `lockstep bench scaling --to FILE`, "
+            f"`lockstep bench hosts --to FILE` or `lockstep bench all --to FILE`: {error}"
         ) from error
 
 
@@ -166,6 +175,20 @@ def _measured(row: ScalingRow) -> Measured:
     return replace(msgspec.convert(row, Measured, from_attributes=True), is_local=_is_local(row))
 
 
+def basis_of_hosts(rows: Sequence[HostsRow], values: int | None = None) -> Basis:
+    """Return the basis of hosts that slept, of one size: the first one by default. Raises UsageError without any."""
+    same = [row for row in rows if row.parameters == (values or rows[0].parameters)]
+    if not same:
+        there = ", ".join(dict.fromkeys(str(row.parameters) for row in rows))
+        raise UsageError(f"the bench of hosts did not measure --values {values}: expected one of {there}")
+    first = same[0]
+    return Basis(
+        name=f"{first.parameters:,} values, sleeping {first.sleep_s * 1e3:g} ms, tcp",
+        model=model_of(same),
+        measured=tuple((machines_of(row), row.hosts / row.ms_per_step * 1e3) for row in same),
+    )
+
+
 def basis_of_sleep(values: int, sleep_s: float, batch: int) -> Basis:
     """Return the basis of a model that sleeps: nothing is measured, only bytes and known rates count."""
     model = CostModel(
@@ -215,6 +238,19 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     def link_text(self) -> str:
         """Return the speed of a link as people name it."""
         return f"{self.link * 8 / 1e9:g} Gbit/s"
+
+    def agreement(self) -> list[str]:
+        """Return the measured steps next to those that are calculated for the same machine."""
+        model, lines = self.basis.model, list[str]()
+        for at, speed in self.basis.measured:
+            measured_s, calculated_s = model.samples(at.workers) / speed, model.step_s(at)
+            workers, teams = counted(at.workers, "worker"), counted(at.hosts, "team")
+            lines.append(
+                f"{workers} in {teams} on {counted(model.cores or 1, 'core')}: measured "
+                f"{measured_s * 1e3:.1f} ms, calculated {calculated_s * 1e3:.1f} ms "
+                f"({round(100 * (calculated_s / measured_s - 1)):+d}%)"
+            )
+        return lines
 
     def summary(self) -> list[str]:
         """Return in words at how many hosts links saturate, and how many shards avoid that."""
@@ -393,6 +429,8 @@ class PredictBench(Bench[PredictionRow]):
             how = (self.link, types, self.local_steps)
             self.prediction = predict(basis, self.hosts, workers, self.servers, *how, is_spread=self.is_spread)
             session.say(basis.source())
+            for line in self.prediction.agreement():
+                session.say(line)
             session.say(heading(PredictionRow))
             yield from self.prediction.rows
             for line in self.prediction.summary():

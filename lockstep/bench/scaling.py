@@ -28,7 +28,7 @@ from lockstep.bench.bench import (
     whole_machine_marks,
 )
 from lockstep.bench.peers import WARM_UP, BaselineRow, Stepper
-from lockstep.bench.stand_ins import CLASSES, Sleeper, write_model, write_samples
+from lockstep.bench.stand_ins import CLASSES, sleeping
 from lockstep.bench.timed_run import BenchSession, StepProcessorTime, TimedRun, per_step
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
@@ -318,9 +318,7 @@ class ScalingBench(Bench[ScalingRow]):
             return {"model": subject, "data": session.data(self.data)}
         assert self.sleep_s is not None
         # All of them in one epoch, so that nothing is evaluated in between.
-        data = write_samples(session.folder / f"samples-{samples}.npz", samples)
-        model = write_model(session.folder / f"sleep-{subject}.py", Sleeper, subject, self.sleep_s)
-        return {"model": model, "data": data}
+        return sleeping(session.folder, subject, self.sleep_s, samples)
 
     def _measure(
         self, session: BenchSession, subject: str | int, batch: int, workers: int, alone: SpeedsAlone

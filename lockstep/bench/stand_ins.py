@@ -92,3 +92,9 @@ def write_samples(path: Path, count: int) -> str:
     samples, labels = (numbers % 251).astype(np.uint8).reshape(-1, 1), numbers % CLASSES
     np.savez(path, x_train=samples, y_train=labels, x_test=samples[:CLASSES], y_test=labels[:CLASSES])
     return str(path)
+
+
+def sleeping(folder: Path, parameters: int, seconds: float, samples: int) -> dict[str, str]:
+    """Return the values of a job that name a model that sleeps, and data of so many samples; write both."""
+    data = write_samples(folder / f"samples-{samples}.npz", samples)
+    return {"model": write_model(folder / f"sleep-{parameters}.py", Sleeper, parameters, seconds), "data": data}

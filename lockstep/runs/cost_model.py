@@ -146,15 +146,20 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True):
     def _micro_batches(self, workers: int) -> float:
         return self.micro_batches * workers if self.is_weak else self.micro_batches
 
-    def compute_s(self, workers: int) -> float:
-        """Return the seconds until the slowest process is done."""
+    def compute_s(self, workers: int, served_s: float = 0.0) -> float:
+        """Return the seconds until the slowest process is done, and a server has worked for `served_s` after it.
+
+        If they share cores, a step takes at least the work of all of them. All sleep at the same time, because all
+        begin a step together.
+        """
         micro_batches = self._micro_batches(workers)
         # A micro-batch is not divided: of 8, the slowest of 3 processes has 3.
         share = self.micro_batches if self.is_weak else -(-micro_batches // workers)
-        seconds = self.micro_batch_s * share
+        busy_s = self.micro_batch_s - self.sleep_s
+        seconds = busy_s * share + served_s
         if self.cores is not None:
-            seconds = max(seconds, (self.micro_batch_s - self.sleep_s) * micro_batches / self.cores)
-        return seconds + (self.jitter_s if workers > 1 else 0.0)
+            seconds = max(seconds, (busy_s * micro_batches + served_s) / self.cores)
+        return self.sleep_s * share + seconds + (self.jitter_s if workers > 1 else 0.0)
 
     def reduce_s(self, at: Machines) -> float:
         """Return the seconds in which teams add up the vectors of their processes, by slices."""
@@ -184,7 +189,10 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True):
 
     def step_s(self, at: Machines) -> float:
         """Return the seconds of a step."""
-        return self.compute_s(at.workers) + self.reduce_s(at) + self.exchange_s(at) + self.updated_s(at)
+        rest_s = self.exchange_s(at) + self.updated_s(at)
+        if at.is_local:
+            return self.compute_s(at.workers) + self.reduce_s(at) + rest_s
+        return self.compute_s(at.workers, rest_s) + self.reduce_s(at)
 
     def samples_per_s(self, at: Machines) -> float:
         """Return the training samples per second."""
@@ -284,7 +292,7 @@ def _fitted_team(points: Sequence[Measured]) -> tuple[float, float]:
     times = [(reduced_bytes(point.parameters, point.machines()), _exchange_s(point)) for point in points]
     if not any(moved for moved, _ in times):
         return sum(seconds for _, seconds in times) / max(1, len(times)), MEMORY
-    local_s, s_per_byte = _line(times)
+    local_s, s_per_byte = best_line(times)
     return local_s, 1.0 / s_per_byte if s_per_byte else MEMORY
 
 
@@ -299,15 +307,15 @@ def _fitted_server(points: Sequence[Measured], memory: float, parameters: int) -
     for point in points:
         added_s = reduced_bytes(point.parameters, point.machines()) / memory
         rests.append((point.teams / point.servers, max(0.0, _exchange_s(point) - added_s)))
-    return _line(rests)
+    return best_line(rests)
 
 
 def _exchange_s(point: Measured) -> float:
     return max(0.0, point.split.exchange_s)
 
 
-def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the constant and the slope of the best line, neither below zero."""
+def best_line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the constant and the slope of the line that fits points best, neither below zero."""
     count = len(points)
     mean_x, mean_y = sum(x for x, _ in points) / count, sum(y for _, y in points) / count
     spread = sum((x - mean_x) ** 2 for x, _ in points)

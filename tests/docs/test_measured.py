@@ -16,7 +16,7 @@ from lockstep.bench.performance import PARTS, BenchMachine, MeasuredPart, Measur
 from lockstep.bench.step import StepFigures
 from tests.architecture.source import ROOT
 from tests.docs.pages import page_paths
-from tests.lockstep.bench.scaling_rows import scaling_row
+from tests.lockstep.bench.scaling_rows import hosts_row, scaling_row
 
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
 
@@ -91,7 +91,7 @@ def report(tmp_path: Path) -> Report:
     sleeping = [
         scaling_row(workers=n, exchange_s=0.001, model="sleep", sleep_s=0.02, of_one_worker=None) for n in (1, 2)
     ]
-    tcp = scaling_row(workers=4, exchange_s=0.02, teams=2, transport="tcp", carrier="tcp", model="sleep", sleep_s=0.02)
+    hosts = [hosts_row(count, server_ms=1.0 + count) for count in (1, 2, 4)]
     decided = CoordinatorRow(
         workers=1000,
         micro_batches=4000,
@@ -109,7 +109,7 @@ def report(tmp_path: Path) -> Report:
         "scaling": [scaling],
         "micro-batches": [step(1, 2.0), step(2, 4.0)],
         "teams": list(sleeping),
-        "hosts": [tcp],
+        "hosts": list(hosts),
         "coordinator": [decided],
     }
     Measurements(parts={name: part(benches[name], found) for name, found in rows.items()}).write(file)
@@ -124,6 +124,7 @@ def test_each_figure_is_that_of_the_file_with_its_spread(report: Report) -> None
         report.piece("step")
     )
     assert "| lenet 128 | 2.00 (1.60 to 2.50) | 0.50 (0.40 to 0.62) |" in report.piece("micro-batches")
+    assert "| 535,818 | 4 | 30.0 (29.0 to 33.0) | 27.0 | 5.0 | 1.25 | 2.00 | 17.1 |" in report.piece("hosts")
     assert "| 1,000 | 74.0 (70.0 to 81.5) | 92.00 |" in report.piece("coordinator")
     assert report.piece("scaling").startswith("```bash\nlockstep bench scaling --model mlp,lenet,cnn")
 
@@ -148,7 +149,9 @@ def test_a_part_that_was_not_measured_has_the_command_that_does(report: Report) 
 
 def test_predictions_are_made_from_the_file(report: Report) -> None:
     assert len(report.piece("slow network").splitlines()) == 2 + 2 + 2 * 4
-    assert len(report.piece("hosts").splitlines()) == 2 + 4
+    # The server takes 1 ms, of which 0.5 ms are the update, and its link 3.43 ms per host; a host works 2 ms.
+    assert "| 16 | 77.9 | 26.0 |" in report.piece("more hosts")
+    assert len(report.piece("more hosts").splitlines()) == 2 + 6
 
 
 def test_pictures_are_drawn_if_they_show_something_else(report: Report, tmp_path: Path) -> None:

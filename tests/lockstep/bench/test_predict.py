@@ -13,7 +13,7 @@ from lockstep.cli.main import run
 from lockstep.common.runtime.environment import cores
 from lockstep.ps.run.progress import Split
 from lockstep.runs.cost_model import MEMORY, Machines
-from tests.lockstep.bench.scaling_rows import scaling_row
+from tests.lockstep.bench.scaling_rows import hosts_row, scaling_row
 from tests.lockstep.statuses import result
 
 #: A gigabit, in bytes a second.
@@ -108,6 +108,30 @@ def test_the_machine_that_was_measured_is_predicted_next_to() -> None:
     assert basis.model.samples_per_s(alone[1]) == pytest.approx(128 / (0.080 + 0.010 + 0.006))
     assert basis.model.samples_per_s(alone[3]) == pytest.approx(256 / (0.160 + 0.010 * 5 / 3 + 0.006))
     assert [at.workers for at in predict(basis_of_rows(ROWS), [1], [1], [1], LINK).here[2, False]] == [2, 4, 6, 8]
+
+
+def test_hosts_that_share_cores_predict_hosts_that_do_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The server takes 1 ms per step and 1 ms per host, of which 0.5 ms are the update.
+    rows = [hosts_row(hosts, server_ms=1.0 + hosts, ms_per_step=ms) for hosts, ms in ((1, 24.0), (2, 25.0), (16, 44.5))]
+    file = tmp_path / "hosts.json"
+    file.write_bytes(json_of([*rows, hosts_row(1, server_ms=9.0, parameters=62_000)]))
+    ask = ["bench", "predict", "--from", str(file), "--servers", "1,16", "--link", "100Gbit", "--hosts"]
+    assert run([*ask, "16,1024"]) == 0
+    # All sleep; then one works and is served. Of 16 on two cores, the work of all counts.
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        "from 535,818 values, sleeping 20 ms, tcp, measured with 1 and 2 and 16 workers on 2 cores",
+        "1 worker in 1 team on 2 cores: measured 24.0 ms, calculated 24.0 ms (+0%)",
+        "2 workers in 2 teams on 2 cores: measured 25.0 ms, calculated 25.0 ms (+0%)",
+        "16 workers in 16 teams on 2 cores: measured 44.5 ms, calculated 44.5 ms (+0%)",
+    ]
+    basis = read_basis([file])
+    found = {(r.hosts, r.servers): r.ms_per_step for r in predict(basis, [16, 1024], [1], [1, 16], 12.5e9).rows}
+    assert found[16, 1] == pytest.approx(20 + 2 + 0.5 + 16 + 0.5)
+    assert found[1024, 16] == pytest.approx(20 + 2 + 0.5 + 64 + 0.5 / 16)
+    assert read_basis([file], values=62_000).name == "62,000 values, sleeping 20 ms, tcp"
+    assert run([*ask, "2", "--values", "5"]) == 2
+    assert "did not measure --values 5: expected one of 535818, 62000" in capsys.readouterr().err
 
 
 def test_a_model_that_sleeps_needs_no_measurement() -> None:
