@@ -118,9 +118,7 @@ def _read(path: Path) -> RunResult | list[ScalingRow | HostsRow]:
             return list(msgspec.json.decode(content, type=list[HostsRow]))
         with suppress(msgspec.MsgspecError):
             parts = msgspec.json.decode(content, type=Measurements)
-            benches: tuple[tuple[str, type[ScalingRow | HostsRow]], ...]
-            benches = (ScalingBench.name, ScalingRow), (HostsBench.name, HostsRow)
-            return [row for name, kind in benches for row in parts.rows_of(name, kind)]
+            return [*parts.rows_of(ScalingBench.name, ScalingRow), *parts.rows_of(HostsBench.name, HostsRow)]
         raise FileFormatError(
             f"{str(path)!r} is neither a run's result.json nor a file of `lockstep bench scaling --to FILE`, "
             f"`lockstep bench hosts --to FILE` or `lockstep bench all --to FILE`: {error}"

@@ -360,7 +360,7 @@ class ZeroMqServer:
         self._socket.send([peer, *frames])
 
     def shared(self, frame: Frame) -> Frame:
-        return memoryview(zmq.Frame(frame, copy=True))
+        return zmq.Frame(frame, copy=True).buffer
 
     def make_room(self, queue: int) -> None:
         # Never by setting SNDHWM on a socket that is bound. Later connections get the value from the time of the bind.
