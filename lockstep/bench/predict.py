@@ -156,9 +156,9 @@ def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
     )
 
 
-def _subject(row: ScalingRow) -> tuple[str, int, str, int, int]:
+def _subject(row: ScalingRow) -> tuple[str, int, str, int, int, int]:
     share = row.micro_batches // (row.workers if row.scaling == "weak" else 1)
-    return row.model, row.parameters, row.scaling, row.batch, share
+    return row.model, row.parameters, row.scaling, row.batch, share, row.busy
 
 
 def _way(row: ScalingRow) -> tuple[str, int]:

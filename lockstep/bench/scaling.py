@@ -1,8 +1,10 @@
 """Bench training with several numbers of processes, in turns with the baseline and with independent processes."""
 
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -46,6 +48,9 @@ MEASURED, VALUES = ("mlp", "lenet", "cnn"), 535_818
 #: The name of the model that sleeps, in rows.
 SLEEP = "sleep"
 
+#: The program of a process that keeps a core busy until its parent ends.
+BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+
 
 class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     """A model trained by a number of workers over one transport."""
@@ -68,6 +73,8 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     sleep_s: float = 0.0
     #: Cores of the machine, which workers, servers and the bench share.
     cores: int
+    #: Other processes that keep a core busy meanwhile.
+    busy: int = 0
     #: Steady steps measured in all turns, and their mean in the middle turn.
     steps: int
     ms_per_step: Annotated[float, TableColumn("ms", 7, ".3f")]
@@ -175,6 +182,9 @@ class ScalingBench(Bench[ScalingRow]):
     each evaluation are not measured. Images/s are those of all other steps in the median turn, slow ones included.
 
     The processes are one team, or with --teams several, each started by its own `lockstep worker`, as on several hosts.
+    With --busy, other processes compute next to all of this, as on a machine that several people use; several
+    micro-batches per worker can be shared out among processes by what each gets of its core.
+
     With --sleep, a model waits instead of computing, so that a machine can stand for one with more cores. A second
     table has the processor time per step of the server, of a leader and of another process, and the kB that crossed
     sockets. It needs runs of a second or more.
@@ -188,6 +198,7 @@ class ScalingBench(Bench[ScalingRow]):
       lockstep bench scaling --model mlp --batch 128 --to scaling.json
       lockstep bench scaling --workers 1..16 --sleep 20ms --values 62000,535818
       lockstep bench scaling --workers 8 --teams 2 --transport tcp
+      lockstep bench scaling --model lenet --busy 1 --micro-batches-per-worker 4
       lockstep bench scaling --strong --workers 1,2,4 --plot scaling.png
       lockstep bench scaling --peer-python ~/torch/bin/python
       lockstep bench scaling --model my_net.py:build --data my.npz
@@ -235,6 +246,7 @@ class ScalingBench(Bench[ScalingRow]):
         "micro-batches per worker; with --strong, of the largest number of workers",
         "1",
     )
+    busy: int = options.option("--busy", WholeNumber(0, options.MOST_PROCESSES), "other processes that compute", "0")
     steps: int = options.steps("steps to measure", "300")
     rounds: int = options.rounds()
     peer_python: Path | None = options.peer_python()
@@ -338,6 +350,7 @@ class ScalingBench(Bench[ScalingRow]):
             all_threads, compiled = peers.start_whole_machine(
                 python, trained, global_batch, stack, is_compiling=self.is_compiling, say=session.say
             )
+            stack.enter_context(kept_busy(self.busy))
             groups = [*(trial.singles for trial in trials), *([each] for each in (*ddp, *all_threads, *compiled))]
             peers.in_turns(self.rounds, turn, groups, partial(_run_each, session, trials))
         for trial in trials:
@@ -389,6 +402,7 @@ class ScalingBench(Bench[ScalingRow]):
             parameters=result.parameters,
             sleep_s=self.sleep_s or 0.0,
             cores=cores(),
+            busy=self.busy,
             steps=len(timed_run.all_seconds(turns)),
             ms_per_step=step_s * 1e3,
             ms_spread=timed_run.spread_ms(turns),
@@ -407,6 +421,18 @@ class ScalingBench(Bench[ScalingRow]):
         """Return two panels per model: images/s next to ceiling and baseline, and the parts of a step."""
         models = dict.fromkeys(row.short_name() for row in rows)
         return [_panels(model, [row for row in rows if row.short_name() == model]) for model in models]
+
+
+@contextmanager
+def kept_busy(processes: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Let so many processes keep a core busy each, within the context."""
+    with ExitStack() as stack:
+        started = [stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY])) for _ in range(processes)]
+        try:
+            yield started
+        finally:
+            for process in started:
+                process.kill()
 
 
 def _panels(model: str, rows: Sequence[ScalingRow]) -> list[Panel]:
@@ -429,4 +455,5 @@ def _panels(model: str, rows: Sequence[ScalingRow]) -> list[Panel]:
 
 def _cut_text(row: ScalingRow) -> str:
     cut = row.micro_batches // row.workers
-    return f", {row.micro_batches} micro-batches" if cut > 1 else ""
+    busy = f", {row.busy} busy" if row.busy else ""
+    return f", {row.micro_batches} micro-batches{busy}" if cut > 1 else busy

@@ -1,12 +1,13 @@
 """The scaling bench trains for real, in turns with independent processes and the baseline."""
 
+import signal
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.scaling import COSTS, ScalingRow, short_number
+from lockstep.bench.scaling import COSTS, ScalingRow, kept_busy, short_number
 from lockstep.bench.timed_run import StepProcessorTime
 from lockstep.cli.main import run
 from lockstep.common.runtime.environment import cores
@@ -78,6 +79,19 @@ def test_strong_scaling_shows_one_hash(tmp_path: Path, capsys: pytest.CaptureFix
     assert {(row.global_batch, row.micro_batches) for row in rows} == {(32, 4)}
     assert len({row.weights_sha256 for row in rows}) == 1
     assert capsys.readouterr().out.count(rows[0].weights_sha256) == 2
+
+
+def test_other_processes_are_busy_until_all_is_measured() -> None:
+    with kept_busy(2) as processes:
+        assert [process.poll() for process in processes] == [None, None]
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2
+
+
+@pytest.mark.slow
+def test_a_row_tells_how_many_other_processes_were_busy(tmp_path: Path) -> None:
+    json_file = tmp_path / "rows.json"
+    assert run([*TINY, "--workers", "1", "--busy", "1", "--to", str(json_file)]) == 0
+    assert [row.busy for row in rows_of(json_file)] == [1]
 
 
 @pytest.mark.slow
