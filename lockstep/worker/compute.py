@@ -18,7 +18,7 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.job.tally import Tally
-from lockstep.common.model.port import Model
+from lockstep.common.model.port import WARM_UP, Model
 from lockstep.common.protocol.messages import Work
 from lockstep.worker.batches import Batches
 from lockstep.worker.gradient_sink import GradientSink, SendBucket
@@ -32,6 +32,9 @@ from lockstep.worker.node_sums import (
     Vectors,
     not_finite,
 )
+
+#: Steps of a run for which it pays to make and prove programs before its first one: some times `WARM_UP`.
+LONG = 5 * WARM_UP
 
 #: Two vectors of weights, or none.
 Slots = tuple[Vector, Vector] | tuple[()]
@@ -133,6 +136,12 @@ class Compute:
         if sums is not self.into:
             self.engine.write_to(into)
             self._at = self._at._replace(sums=sums, writes=into)
+
+    def prove(self, node: Node) -> None:
+        """Let the engine make what it computes such nodes of a step with now, if the run is long enough for it."""
+        if isinstance(self._nodes, SumsInOnePass) and self.job.total_steps(len(self.batches.data.train)) >= LONG:
+            with np.errstate(all="ignore"):  # as in `train`
+                self._nodes.prove(0, node)
 
     def train(self, step: int, node: Node, send: SendBucket | None = None) -> tuple[Vector, Tally]:
         """Return the sums over the micro-batches of a node, added and rounded over the tree, and their tally.

@@ -18,7 +18,7 @@ from lockstep.common.aggregation.tree import Node, Vector, VectorPool
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import Tree
 from lockstep.common.job.tally import Tally
-from lockstep.common.model.port import Batch, DrawKey, Engine, OnePass, OnFinal
+from lockstep.common.model.port import WARM_UP, Batch, DrawKey, Engine, OnePass, OnFinal
 from lockstep.worker.batches import Batches
 from lockstep.worker.gradient_sink import GradientSink, NotFiniteError, SendBucket
 
@@ -197,6 +197,15 @@ class SumsInOnePass:
         except NotFiniteError:
             attempt.begin()
             return self.one_by_one.sum(step, node, at, at.sums)
+
+    def prove(self, step: int, node: Node) -> None:
+        """Let the engine make now what it would make for such a node once that is wanted often."""
+        for _ in range(1 + WARM_UP):
+            if self._one_pass(step, node) is not None:
+                return
+        if len(node) > 1:
+            for half in node.halves():
+                self.prove(step, half)
 
     def _sum(self, wanted: WantedSums, node: Node, out: Vector) -> Tally:
         """Write the sums over a node into `out`; those over the whole are checked and sent."""

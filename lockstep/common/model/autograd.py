@@ -24,6 +24,7 @@ from lockstep.common.autograd.tape import UntapeableError
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.job.objective import LossSum, Objective
 from lockstep.common.model.port import (
+    WARM_UP,
     Batch,
     DrawKey,
     Evidence,
@@ -40,10 +41,6 @@ from lockstep.common.model.port import (
 )
 from lockstep.common.nn.inspection import Inspector, first_nonfinite_layer
 from lockstep.common.nn.module import Module, Stochastic, first_unrepeatable
-
-#: Passes over as many micro-batches of one size that are computed one by one before a program is made for them, which
-#: takes as long as some dozen: a short run, as in a test, is over before that pays.
-WARM_UP = 8
 
 
 def apply(module: Module, images: Array) -> Any:

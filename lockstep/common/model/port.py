@@ -129,6 +129,11 @@ class Evidence(NamedTuple):
         return [text]
 
 
+#: Passes over as many micro-batches of one size that are computed one by one before a program is made for them, which
+#: takes as long as some dozen: a short run, as in a test, is over before that pays.
+WARM_UP = 8
+
+
 class Engine(Protocol):
     """Computes with values that lie in flat vectors of the layout's size.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from lockstep.common.aggregation.slices import frames_of
+from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS, process_shape, weights_shape
@@ -19,6 +20,7 @@ from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.shared_memory.folder import SharedFolder, shared_root
 from lockstep.worker.compute import Compute, Slots
 from lockstep.worker.setup import LoadedRun
+from lockstep.worker.team.division import OrderWork, plan_for
 from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import RESULT, TeamMemory
@@ -83,7 +85,9 @@ def lead(welcome: Welcome, loaded: LoadedRun, context: TeamContext) -> LeaderSet
     frames = frames_of(size, 1 + len(welcome.shards))
     slots: Slots = () if shared is None else shared.slots
     if shared is None and context.processes == 1:
-        return LeaderSetup(compute=loaded.compute(slots, (), frames), obstacle=obstacle)
+        compute = loaded.compute(slots, (), frames)
+        _prove(compute, loaded, context)
+        return LeaderSetup(compute=compute, obstacle=obstacle)
     shape = shape_of(welcome, context.processes, size, context.patience.cores)
     try:
         folder, memory, own_slots = _make(context, shape, has_weights=shared is None)
@@ -100,9 +104,18 @@ def lead(welcome: Welcome, loaded: LoadedRun, context: TeamContext) -> LeaderSet
         member = context.member(compute, memory, shared)
         if context.meeting is not None:
             member.pace.session = _announce(welcome, memory, shared, context.meeting)
+        _prove(compute, loaded, context)  # while the others do so too
         member.pace.show_ready()
         stack.pop_all()
     return LeaderSetup(compute=compute, shared=shared, obstacle=obstacle, member=member, folder=folder)
+
+
+def _prove(compute: Compute, loaded: LoadedRun, context: TeamContext) -> None:
+    """Prove what computes the part of a step that one of equally fast processes has, before the run waits for it."""
+    if loaded.store is None:  # otherwise its samples may not have come
+        whole, count = Node(0, loaded.job.micro_batches), min(context.processes, context.patience.cores)
+        plan = plan_for(OrderWork(whole, len(whole)), dict.fromkeys(range(count), 1.0))
+        compute.prove(plan.parts[0].node)
 
 
 def shape_of(welcome: Welcome, processes: int, size: int, makers: int) -> TeamShape:
@@ -199,6 +212,7 @@ def follow(session: Session, loaded: LoadedRun, context: TeamContext) -> TeamMem
         compute = loaded.compute(slots, memory.own.vectors[:ROWS])
         member = context.member(compute, memory, shared, session.number)
         compute.is_wanted = member.is_wanted
+        _prove(compute, loaded, context)
         member.pace.show_ready()
         opened.pop_all()
     return member

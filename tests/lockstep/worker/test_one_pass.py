@@ -15,9 +15,9 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.model.autograd import AutogradEngine, AutogradModel, StackedPass
 from lockstep.common.nn.description import describe
-from lockstep.worker.compute import Compute
+from lockstep.worker.compute import LONG, Compute
 from lockstep.worker.gradient_sink import NotFiniteError
-from lockstep.worker.node_sums import StoppedError, SumsInOnePass
+from lockstep.worker.node_sums import StoppedError, SumsInOnePass, tree_over
 from tests.lockstep.common.model.built import build_model
 from tests.lockstep.worker.test_compute import nodes
 from tests.simulation.small import JOBS, digits, job_of
@@ -296,3 +296,15 @@ def test_the_memory_of_a_pass_grows_with_its_samples_and_not_with_its_number_of_
     gradient = 4 * 784 * 512
     assert taken[8] - taken[2] < 2.5 * gradient
     assert taken[8] < 5 * gradient
+
+
+@pytest.mark.parametrize(("steps", "is_proven"), [(LONG, True), (LONG - 1, False)])
+def test_what_a_long_run_needs_is_proven_before_its_first_step(steps: int, is_proven: bool) -> None:
+    job = job_of(model="mlp", micro_batches=8, global_batch=32, steps=steps)
+    compute, node = Compute(job, AutogradModel(build_model(job.model)), digits()), Node(2, 4)
+    compute.weights[:] = AutogradModel(build_model(job.model)).first_weights(job.seed)
+    compute.prove(node)
+    assert [*passes(compute)] == ([(tree_over(2), 4)] if is_proven else [])
+    sums, tally = compute.train(3, node)
+    expected, expected_tally = oracle_of(job).train(3, node)
+    assert (sums.tobytes(), tally) == (expected.tobytes(), expected_tally)
