@@ -34,7 +34,7 @@ from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.run_folder import (
     AVERAGE_WEIGHTS,
     CHECKPOINTS,
-    CONVICTIONS,
+    EPOCH_WEIGHTS,
     LEDGER,
     RECEIPT,
     RESULT,
@@ -46,7 +46,8 @@ from lockstep.ps.records.run_folder import (
 )
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.standby.mirror import CONTENTS, MIRROR
-from lockstep.ps.standby.terms import TERMS, read_terms
+from lockstep.ps.standby.source import FILES
+from lockstep.ps.standby.terms import read_terms
 from lockstep.runs.job_file import read_values, resolve, to_toml
 
 #: The folder of runs that were given no folder.
@@ -103,14 +104,17 @@ def has_begun(folder: Path) -> bool:
 
 
 def has_parts(folder: Path) -> bool:
-    """Tell whether a folder has files of a run without its job: they can be neither resumed nor shown.
+    """Tell whether a folder has nothing but files of a run without its job: they can be neither resumed nor shown.
 
     A folder is deleted file by file. A process that still writes there may leave a part of it.
     """
-    if any((folder / name).exists() for name in (JOB, MIRROR)):
-        return False
-    names = (*RECORDS, CONVICTIONS, TERMS, CONTENTS)
-    return any((folder / name).exists() for name in names) or any(folder.glob(".*.partial"))
+    names = [path.name for path in folder.glob("*")]
+    return bool(names) and not {JOB, MIRROR} & set(names) and all(map(_is_part, names))
+
+
+def _is_part(name: str) -> bool:
+    """Tell whether a run, or a mirror, has an entry of this name in its folder, perhaps incomplete."""
+    return name in (*RECORDS, *FILES, EPOCH_WEIGHTS, CONTENTS) or name.endswith((".log", ".partial"))
 
 
 def keep_parts(folder: Path, say: Callable[[str], None]) -> None:
@@ -120,7 +124,7 @@ def keep_parts(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename the folder of a run that goes on elsewhere, after the last term in which it was led here; return it.
+    """Rename the folder of a run that goes on elsewhere, or that was deleted in part, after its last term; return it.
 
     `UsageError` if that cannot be done, as with the root of a volume.
     """
@@ -131,8 +135,8 @@ def set_aside(folder: Path) -> Path:
         folder.rename(target)
     except OSError as error:
         raise UsageError(
-            f"cannot rename the run folder {str(folder)!r} ({error.strerror}), whose run goes on elsewhere: expected a "
-            "folder within one that you may write to, as --run-dir VOLUME/run"
+            f"cannot rename the run folder {str(folder)!r} ({error.strerror}), to keep its files: expected a folder "
+            "within one that you may write to, as --run-dir VOLUME/run"
         ) from error
     return target
 
