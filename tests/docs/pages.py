@@ -8,7 +8,7 @@ nobody sees who reads it. Directly above a block:
     <!-- file: model.py -->          it is the content of this file, which later blocks use
     <!-- background -->              it goes on while the blocks after it are run, and is interrupted at the page's end
     <!-- exit code: 2 -->            its last command ends with this code: the page shows an error
-    <!-- output differs: REASON -->  a `text` block below a command, of which the test does not look for every line
+    <!-- output differs: REASON -->  a `text` block below a command, of which the test looks for digests only
 
 On a line of its own, what the site makes from the code when it is built (docs/generators/expansion.py):
 
@@ -42,6 +42,9 @@ SHOWN = ("text", "toml", "json", "yaml", "csv", "ini", "dockerfile", "css", "htm
 
 NAMES = ("not run", "file", "background", "exit code", "output differs", "generated", "slow", "needs")
 MARKER = re.compile(rf"<!--\s*(?P<name>{'|'.join(NAMES)})(?::\s*(?P<text>.+?))?\s*-->")
+
+#: A whole digest: the only output that is the same on every machine, whatever else differs.
+DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 
 #: Markers that say something of the page, and not of the block below them.
 OF_PAGE = ("slow", "needs", "generated")
@@ -115,7 +118,7 @@ def parse_page(name: str, text: str) -> Page:
             block = _block(name, line, token, above)
             if block.language == "text" and is_below_run:
                 before = blocks.pop()
-                output = None if "output differs" in above else block.text
+                output = promised_lines(block.text) if "output differs" in above else block.text
                 blocks.append(Block(before.page, before.line, before.language, before.text, before.markers, output))
             elif "output differs" in above:
                 raise PageError(f"{block.place}: no output of a block that is run: expected one directly above it")
@@ -127,6 +130,11 @@ def parse_page(name: str, text: str) -> Page:
     if above:
         raise PageError(f"{name}: the comment {sorted(above)} at its end is not above a block")
     return Page(name, tuple(blocks), markers)
+
+
+def promised_lines(text: str) -> str:
+    """Return the lines of an output that have a whole digest."""
+    return "\n".join(line for line in text.splitlines() if DIGEST.search(line))
 
 
 def _tokens(text: str) -> Iterator[tuple[int, Token]]:

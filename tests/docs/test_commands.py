@@ -102,10 +102,16 @@ def test_a_file_of_any_language_and_its_page_are_known() -> None:
     assert (page.blocks[0].markers, page.blocks[0].is_run) == ({"file": "a/job.toml"}, True)
 
 
+#: A whole digest, which a page promises.
+DIGEST = "0a1b" * 16
+
+
 def test_the_text_directly_below_a_command_is_its_output() -> None:
     shown = page_of("'''bash\necho 1\n'''\n\n'''text\n1\n'''\n\n'''text\n2\n'''\n")
     assert [block.output for block in shown.blocks] == ["1\n", None, None]
     assert page_of("'''bash\necho 1\n'''\n\nProse.\n\n'''text\n1\n'''\n").blocks[0].output is None
+    differs = f"'''bash\necho 1\n'''\n\n<!-- output differs: times -->\n'''text\n1 s\nsha256 {DIGEST}\n'''\n"
+    assert page_of(differs).blocks[0].output == f"sha256 {DIGEST}"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +186,7 @@ def test_blocks_are_run_in_order_in_one_folder(tmp_path: Path) -> None:
         pytest.param("'''bash\nfalse\ntrue\n'''", id="a command that fails"),
         pytest.param("<!-- exit code: 1 -->\n'''bash\ntrue\n'''", id="another exit code"),
         pytest.param("'''bash\necho one\n'''\n\n'''text\ntwo\n'''", id="another output"),
+        pytest.param(f"'''bash\necho {DIGEST[4:]}0a1c\n'''\n\n'''text\n{DIGEST}\n'''", id="another digest"),
         pytest.param("'''python\n1 / 0\n'''", id="an exception"),
         pytest.param("'''python\n>>> 1\n2\n'''", id="another value"),
         pytest.param("'''python\nimport os\nos._exit(0)\n'''", id="a process that ends"),
