@@ -11,7 +11,7 @@ import click
 
 from lockstep.cli.options.completion import as_given
 from lockstep.common.errors import LockstepError, UsageError, nearest
-from lockstep.common.files.sanitize import one_line, printable
+from lockstep.common.files.sanitize import cut, one_line, printable
 from lockstep.common.runtime.environment import collector_paused, most_open_files
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.common.runtime.version import VERSION
@@ -63,6 +63,9 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Shell": {"completion": "completion:completion"},
 }
+
+#: Characters of an error's text: a value in it may be as long as a file.
+MOST_SHOWN = 4000
 
 PLACES = {name: place for places in SECTIONS.values() for name, place in places.items()}
 
@@ -219,7 +222,7 @@ def run(arguments: list[str], called: str = "lockstep") -> int:
 
 
 def _end(text: str, code: int) -> int:
-    click.echo(f"error: {printable(text)}", err=True)
+    click.echo(f"error: {printable(cut(text, MOST_SHOWN))}", err=True)
     return code
 
 

@@ -29,7 +29,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.initial import INITIAL
 from lockstep.common.runtime.environment import cache_home
 from lockstep.ps.records.ledger import WorkerIn
-from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, FailureRecord
+from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, FailureRecord, read_metrics
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import (
     AVERAGE_WEIGHTS,
@@ -149,9 +149,10 @@ def _receipt(folder: Path, job: Job, receipt: Receipt) -> Receipt:
 
 def _figures(folder: Path) -> Iterator[bytes]:
     """Yield the figures of steps and epochs: why a run failed before it was resumed may name paths."""
-    for line in read_regular(folder / METRICS, MOST_LINES_BYTES).splitlines(keepends=True):
+    read_metrics(folder)  # raises if one is damaged
+    for line in read_regular(folder / METRICS, MOST_LINES_BYTES).split(b"\n")[:-1]:
         if decode(line, dict[str, Any]).get("kind") != FAILURE:
-            yield line
+            yield line + b"\n"
 
 
 def _ledger(folder: Path) -> Iterator[bytes]:
