@@ -18,7 +18,7 @@ import msgspec
 from lockstep.common.errors import JobError, ModelError, nearest
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import cut, one_line
-from lockstep.common.job.job import Job, check, default_micro_batches
+from lockstep.common.job.job import SHARE, Job, check, default_micro_batches
 from lockstep.common.job.optimizer import LOCAL, hyperparameters
 from lockstep.common.model.source import default_numerics, read_model_source
 from lockstep.common.protocol.run_options import (
@@ -83,6 +83,8 @@ class Field(msgspec.Struct, frozen=True):
     default: Any
     #: Whether there may be several values of the kind, in a list.
     is_list: bool = False
+    #: Whether it is a share, which may be given in per cent.
+    is_share: bool = False
 
 
 @cache
@@ -92,29 +94,30 @@ def fields() -> dict[str, Field]:
     for struct in (RunOptions, Job):
         hints = typing.get_type_hints(struct, include_extras=True)
         for field in msgspec.structs.fields(struct):
-            kind, description = _kind_and_description(hints[field.name])
+            kind, description, is_share = _facts_of(hints[field.name])
             is_list = get_origin(kind) is tuple
             if is_list:
-                kind, _ = _kind_and_description(get_args(kind)[0])
+                kind, _, _ = _facts_of(get_args(kind)[0])
             choices = get_args(kind) if get_origin(kind) is Literal else ()
             kind = str if choices else kind
-            found[field.name] = Field(field.name, kind, choices, description, field.default, is_list)
+            found[field.name] = Field(field.name, kind, choices, description, field.default, is_list, is_share)
     return found
 
 
-def _kind_and_description(hint: Any) -> tuple[Any, str]:
-    """Return the plain type of a field and its description."""
-    description = ""
+def _facts_of(hint: Any) -> tuple[Any, str, bool]:
+    """Return the plain type of a field, its description, and whether it is a share."""
+    description, is_share = "", False
     while True:
         if get_origin(hint) is Annotated:
             described = [meta.description for meta in hint.__metadata__ if getattr(meta, "description", None)]
             description = description or (described[0] if described else "")
+            is_share = is_share or SHARE in hint.__metadata__
             hint = get_args(hint)[0]
         elif get_origin(hint) in (typing.Union, types.UnionType):
             # The first member is what a flag can say: `str` of a model, the value of what may be left out.
             hint = get_args(hint)[0]
         else:
-            return hint, description
+            return hint, description, is_share
 
 
 def read_values(path: Path) -> dict[str, Any]:

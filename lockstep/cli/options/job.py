@@ -28,9 +28,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: Flags of `train` that are not values of a job: how a table, or a folder of pictures, becomes its data.
 PACKING_GROUP = {"Tables and folders of pictures": DIRECT}
 
-#: Values that may be given in per cent.
-SHARES = ("audit", "validation_split", "label_smoothing")
-
 #: The names that a value may have, besides that of a user's function.
 NAMED: Mapping[str, tuple[str, ...]] = {
     "loss": tuple(LOSSES),
@@ -156,11 +153,11 @@ def _option(field: Field) -> Callable[[F], F]:
     flag = "--" + field.name.replace("_", "-")
     if field.kind is bool and field.name not in OF_A_SERVER:  # no file has those, so there is nothing to override
         flag = f"{flag}/--no-{flag[2:]}"
-    kind: Any = click.Choice(field.choices) if field.choices else share if field.name in SHARES else field.kind
+    kind: Any = click.Choice(field.choices) if field.choices else share if field.is_share else field.kind
     if field.is_list:
         kind = ListOf(field.kind)
     # A choice is shown in the text: in the column of flags it would push all texts to a line of their own.
-    metavar = "SHARE" if field.name in SHARES else METAVARS.get(field.name, KINDS.get(field.kind))
+    metavar = "SHARE" if field.is_share else METAVARS.get(field.name, KINDS.get(field.kind))
     if field.is_list:
         metavar = f"{metavar},..."
     complete = complete_models if field.name == "model" else complete_names(NAMED.get(field.name, ()))

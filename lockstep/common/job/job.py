@@ -22,6 +22,9 @@ Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Meta(ge=0.0, le=MOST)]
 Positive = Annotated[float, Meta(gt=0.0, le=MOST)]
 
+#: The mark of a share of something, which may be given in per cent on the command line.
+SHARE = Meta(extra={"is_share": True})
+
 
 #: Characters of a value in an error.
 MOST_TOLD = 200
@@ -121,7 +124,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         ]
         | None
     ) = None
-    label_smoothing: Annotated[Probability, Meta(description="share of each label to spread over all classes")] = 0.0
+    label_smoothing: Annotated[
+        Probability, SHARE, Meta(description="share of each label to spread over all classes")
+    ] = 0.0
     metrics: (
         Annotated[
             tuple[str, ...],
@@ -253,7 +258,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         NonNegative, Meta(description="local_lr at the end of the cosine and polynomial schedules")
     ] = 0.0
     validation_split: Annotated[
-        Probability, Meta(description="share of the training set to hold out for validation, as 10% or 0.1")
+        Probability, SHARE, Meta(description="share of the training set to hold out for validation, as 10% or 0.1")
     ] = 0.0
     patience: (
         Annotated[PositiveInt, Meta(description="stop after this many epochs in a row without improvement  [never]")]

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from lockstep.common.errors import JobError
+from lockstep.common.job.job import SHARE
 from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import DESCRIPTION, Transport
 
@@ -54,6 +55,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = 3
     audit: Annotated[
         float,
+        SHARE,
         Meta(
             ge=0.0,
             le=1.0,

@@ -284,3 +284,9 @@ def test_what_is_shown_of_a_job_has_no_whole_path() -> None:
     shown = {value.name: value for values in shown_values(job, launch).values() for value in values}
     assert [shown[name].value for name in ("model", "data")] == ["net.py:build", "data.npz"]
     assert shown["data"].is_unusual
+
+
+def test_shares_are_marked_so_that_flags_take_per_cent() -> None:
+    shares = {name for name, field in fields().items() if field.is_share}
+    assert shares >= {"audit", "validation_split", "label_smoothing"}
+    assert not shares & {"momentum", "lr", "takeover_seconds"}
