@@ -46,7 +46,7 @@ from lockstep.ps.records.run_folder import (
 )
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.standby.mirror import CONTENTS, MIRROR
-from lockstep.ps.standby.source import FILES
+from lockstep.ps.standby.source import ALLOWED, FILES
 from lockstep.ps.standby.terms import read_terms
 from lockstep.runs.job_file import read_values, resolve, to_toml
 
@@ -114,7 +114,7 @@ def has_parts(folder: Path) -> bool:
 
 def _is_part(name: str) -> bool:
     """Tell whether a run, or a mirror, has an entry of this name in its folder, perhaps incomplete."""
-    return name in (*RECORDS, *FILES, EPOCH_WEIGHTS, CONTENTS) or name.endswith((".log", ".partial"))
+    return name in (*RECORDS, *FILES, EPOCH_WEIGHTS, CONTENTS, ALLOWED) or name.endswith((".log", ".partial"))
 
 
 def keep_parts(folder: Path, say: Callable[[str], None]) -> None:
