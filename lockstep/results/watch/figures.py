@@ -96,6 +96,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     audited: int
     #: Connections that the server rejected, None if it does not answer.
     refused: int | None
+    #: The hosts of the other servers, in the order of their slices of the weights, while the server answers.
+    slices: list[str] = []
     #: Whether the server answers.
     is_answered: bool
     #: Lines of the run's files that could not be read.
@@ -309,6 +311,14 @@ METRICS = (
         "Part of the last steps that a team computed, 0 to 1.",
         lambda snapshot: {str(worker.rank): worker.share for worker in snapshot.workers},
         "rank",
+    ),
+    RunMetric(
+        "",
+        "",
+        lambda snapshot: ", ".join(snapshot.slices),
+        tile="slices of the weights also on",
+        unit="text",
+        shows=lambda snapshot: snapshot.slices,
     ),
     RunMetric("", "", lambda snapshot: "…", tile="reading", unit="text", shows=lambda snapshot: not snapshot.is_whole),
     RunMetric(

@@ -244,6 +244,7 @@ class RunView:
             restarts=ledger.restarts,
             audited=ledger.audited,
             refused=None if status is None else status.refused + status.broken,
+            slices=[] if status is None else [one_line(shard.host, 100) for shard in status.shards],
             is_answered=status is not None,
             unread=files.unread(),
             is_whole=self.is_whole,

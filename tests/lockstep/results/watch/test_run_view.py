@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from lockstep.common.protocol.messages import ShardStatus
 from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn, WorkerOut
 from lockstep.ps.records.metrics import FailureRecord, encode_record
 from lockstep.results.watch.figures import RunState
@@ -81,7 +82,8 @@ def test_new_lines_change_the_version_and_nothing_new_does_not(tmp_path: Path) -
 def test_the_server_says_more_of_its_workers(tmp_path: Path) -> None:
     view = viewed(running(tmp_path / "mine"))
     workers = [worker(0), worker(1, state="suspect"), worker(7, state="preparing", samples=0, compute_s=0.0)]
-    view.refresh(2.0, status(workers=workers, refused=2, broken=1))
+    shards = [ShardStatus(host="beta", address="tcp://beta:7"), ShardStatus(host="gamma", address="tcp://gamma:8")]
+    view.refresh(2.0, status(workers=workers, refused=2, broken=1, shards=shards))
     found = view.snapshot()
     assert [(one.rank, one.state, one.samples_per_s) for one in found.workers] == [
         (0, "computing", 12_000.0),
@@ -90,6 +92,8 @@ def test_the_server_says_more_of_its_workers(tmp_path: Path) -> None:
     ]
     assert [one.processes for one in found.workers] == [1, 1, 1]
     assert found.refused == 3
+    assert found.slices == ["beta", "gamma"]
+    assert [tile.value for tile in found.tiles if tile.name == "slices of the weights also on"] == ["beta, gamma"]
     assert found.figures.left_s == 200.0
 
 
