@@ -104,7 +104,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with chdir(root):
         data = write_tiny(root)
         values: dict[str, Any] = {
-            "epochs": 1,
+            "epochs": 2,
             "lr": 0.05,
             "global_batch": 32,
             "micro_batches": 4,
