@@ -46,3 +46,13 @@ def test_the_worker_that_was_killed_is_seen_to_come_back() -> None:
     assert "it came back as worker 2, which computes from step" in text
     assert "of worker 0: it left: its connection is gone" in text
     assert "the same bits as in one process without a fault" in output("4_data_parallel", "cell-28")
+
+
+def test_only_a_forget_gate_near_one_remembers_and_a_higher_temperature_misspells_more() -> None:
+    sizes = [float(line.rpartition(" ")[2]) for line in output("5_sequences", "memory").splitlines() if "back" in line]
+    assert max(sizes[:3]) < 1e-6 < 0.1 < sizes[3]
+    shares = [
+        int(line.split("%")[0].split()[-1]) for line in output("5_sequences", "sample").splitlines() if "%" in line
+    ]
+    assert len(shares) == 3
+    assert shares == sorted(shares, reverse=True)
