@@ -13,6 +13,7 @@ from lockstep.cli.options.completion import as_given
 from lockstep.common.errors import LockstepError, UsageError, nearest
 from lockstep.common.files.sanitize import cut, one_line, printable
 from lockstep.common.runtime.environment import collector_paused, most_open_files
+from lockstep.common.runtime.interrupts import held_back
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.common.runtime.version import VERSION
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
@@ -75,7 +76,8 @@ class Commands(Mapping[str, click.Command]):
 
     def __getitem__(self, name: str) -> click.Command:
         module, _, function = PLACES[name].partition(":")
-        with collector_paused():
+        # Raised while a class is being made, an interrupt would end in a RuntimeError of Python 3.11.
+        with collector_paused(), held_back():
             command: click.Command = getattr(import_module(f"lockstep.cli.{module}"), function)
         return command
 

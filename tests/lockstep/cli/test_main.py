@@ -403,3 +403,28 @@ def test_an_interrupt_while_modules_are_loaded_is_one_line() -> None:
         [sys.executable, "-P", "-c", program], env=child_environment(), capture_output=True, text=True
     )
     assert (ended.returncode, ended.stderr) == (130, "\nerror: interrupted\n")
+
+
+#: A program that gets SIGTERM while a module that a command needs is being imported.
+TERMINATED = """
+import os, signal, sys
+from lockstep.cli.main import cli
+from lockstep.launch.lifetime import interrupt_on_signals
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "lockstep.ps.server.factory":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Finder())
+interrupt_on_signals()
+try:
+    cli.commands["server"]
+except KeyboardInterrupt:
+    print(hasattr(sys.modules.get("lockstep.cli.machines.server"), "server"))
+"""
+
+
+def test_an_interrupt_waits_until_a_command_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-P", "-c", TERMINATED], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
