@@ -442,7 +442,8 @@ class SoakRun:
             is_running = host.process.popen.poll() is None
             if is_running and not self._waits(number):
                 self.wrong.append(f"{role} {number} has not ended")
-            is_heard = is_running or host.codes[-1] in (0, *SIGNALLED)
+            # One that has ended since the last look is not judged.
+            is_heard = is_running or not host.codes or host.codes[-1] in (0, *SIGNALLED)
             if not is_heard and not any(text in (last := host.output[-1]) for text in UNHEARD):
                 self.wrong.append(f"{role} {number} reports: {last.splitlines()[-2]}")
         known = {host.process.popen.pid for host in self.hosts}
