@@ -89,7 +89,8 @@ class TableEncoder:
         rows = np.empty((batch.count, len(plans)), np.float64)
         for number, plan in enumerate(plans):
             rows[:, number] = batch.numbers(plan.column, self.options.decimal)
-        return rows[batch.is_whole()] if self.options.missing == "drop" else rows
+        needed = self.options.needed(batch.columns)
+        return rows[batch.has_all(needed)] if needed else rows
 
     def finish(self, origin: Origin) -> FolderManifest:
         """Write both sets and the manifest."""

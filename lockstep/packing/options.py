@@ -193,6 +193,10 @@ class PackOptions:
                 f"record them ({one_line(str(error))}): pack it with `lockstep pack`, and name the new folder"
             ) from None
 
+    def needed(self, columns: Iterable[str]) -> set[str]:
+        """Return those of a table's columns of which a row without a value is left out: an answer is never made up."""
+        return set(columns if self.missing == "drop" else self.target if self.is_filled() else ())
+
     def is_filled(self) -> bool:
         """Tell whether a number stands for a missing value, and a name of its own for a missing text."""
         return self.missing not in (None, "drop")

@@ -95,8 +95,10 @@ def notes_of(tables: Sequence[Table], plan: TablePlan, options: PackOptions) -> 
     notes = [note for each in tables for note in each.notes]
     notes += [each.note for each in (*plan.features, *plan.targets) if each.note]
     if plan.dropped:
-        rule = options.spelled("missing", "drop")
-        notes.append(f"{plan.dropped:,} rows with a missing value were left out ({rule})")
+        what, rule = "a missing value", options.spelled("missing", "drop")
+        if options.is_filled():
+            what, rule = "a missing value to predict", "other values are filled"
+        notes.append(f"{plan.dropped:,} rows with {what} were left out ({rule})")
     target = plan.targets[0].column
     if names := target.categories:
         named = one_line(target.name, 60)

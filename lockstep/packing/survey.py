@@ -426,15 +426,14 @@ class ColumnSurvey:
     def _check_values(self, kind: ColumnKind) -> None:
         """Raise DataError for a value that is missing without a rule, infinite, or larger than float32 holds."""
         spelled = self.options.spelled
-        if self.missing and (self.options.missing is None or self.is_target):
+        if self.missing and self.options.missing is None:
             assert self.first_missing is not None
-            rules = spelled("missing", "drop")
-            if not self.is_target:
-                # A text has no mean.
-                fills = f"{spelled('missing', 'mean')} or {spelled('missing', 0)}"
-                if kind is ColumnKind.CATEGORY:
-                    fills = f"or {spelled('missing', 0)}, which makes a missing text a category"
-                rules = f"a rule: {rules}, {fills}"
+            drop, mean = spelled("missing", "drop"), spelled("missing", "mean")
+            rules = f"a rule: {drop}, {mean} or {spelled('missing', 0)}"
+            if self.is_target:
+                rules = f"{drop}; {mean} leaves this row out too, and fills in other columns"
+            elif kind is ColumnKind.CATEGORY:
+                rules = f"a rule: {drop}, or {mean}, which makes a missing text a category"
             raise DataError(f"{self.first_missing.where}: is missing: expected a value, or {rules}")
         if kind is ColumnKind.CATEGORY or self.beyond is None:
             return
@@ -516,7 +515,7 @@ def survey(tables: Sequence[Table], features: Sequence[str], options: PackOption
     for table in tables:
         kept, numbers = 0, set[str]()
         for batch in table.batches(columns, numbers):
-            rows = batch.is_whole() if options.missing == "drop" else np.ones(batch.count, np.bool_)
+            rows = batch.has_all(options.needed(batch.columns))
             for each in found:
                 each.add(batch, rows)
             numbers.update(each.name for each in found if not each.needs_texts())

@@ -168,12 +168,12 @@ class TableBatch(msgspec.Struct, frozen=True):
     count: int
     columns: dict[str, NumberValues | TextValues]
 
-    def is_whole(self) -> NDArray[np.bool_]:
-        """Return whether each row has all values."""
-        whole = np.ones(self.count, np.bool_)
-        for values in self.columns.values():
-            whole &= ~values.is_missing
-        return whole
+    def has_all(self, names: Iterable[str]) -> NDArray[np.bool_]:
+        """Return whether each row has the values of these columns, (count,)."""
+        found = np.ones(self.count, np.bool_)
+        for name in names:
+            found &= ~self.columns[name].is_missing
+        return found
 
     def numbers(self, column: Column, decimal: str) -> Floats:
         """Return the values of a column as numbers, or the places of their names; NaN for other values, (count,)."""

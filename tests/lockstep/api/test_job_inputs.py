@@ -142,7 +142,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"target": "price", "columns": ["a", "a"]}, r"columns=\['a', 'a'\]: names 'a' twice: expected once"),
     "what is missing": (
         {"target": "price", "na": "Zug"},
-        "is missing: expected .* a rule: missing='drop', or missing=0, which makes a missing text a category",
+        "is missing: expected .* a rule: missing='drop', or missing='mean', which makes a missing text a category",
     ),
     "what is dropped": ({"target": "price", "drop": "b"}, "no column 'b': expected one of a, town, price"),
     "two kinds": ({"target": "price", "one_hot": "a", "numbers": ["a"]}, "one_hot='a' and numbers='a': expected one"),

@@ -135,6 +135,11 @@ def test_missing_values_follow_the_rule(tmp_path: Path) -> None:
     dropped = pack(str(source), tmp_path / "dropped", PackOptions(target=("price",), missing="drop"))
     assert sizes(dropped) == (8000, 2000)
     assert "2,500 rows with a missing value were left out (--missing drop)" in dropped.notes
+    answered = pack(str(source), tmp_path / "answered", PackOptions(target=("town",), missing="mean"))
+    assert sizes(answered) == (9000, 2250)
+    note = "1,250 rows with a missing value to predict were left out (other values are filled)"
+    assert note in answered.notes
+    assert load(str(answered.folder)).class_names == ("A", "B")
     for rule in ("mean", 0.0):
         folder = tmp_path / f"rule-{rule}"
         pack(str(source), folder, PackOptions(target=("price",), missing=rule, standardize=rule == "mean"))
@@ -173,7 +178,7 @@ TEXTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "missing text": (
         "a,b\nx,2\n,4\ny,3\nx,4\n",
         {},
-        "row 3, column 'a': is missing: expected a value, or a rule: --missing drop, or --missing 0, which makes",
+        "row 3, column 'a': is missing: expected a value, or a rule: --missing drop, or --missing mean, which makes",
     ),
     "missing target": ("a,b\n1,2\n4,\n", {}, "row 3, column 'b': is missing: expected a value, or --missing drop"),
     "NaN": ("a,b\n1,2\nNaN,3\n", {}, "row 3, column 'a': is missing"),
