@@ -21,7 +21,7 @@ from lockstep.launch.cluster import train_here
 from lockstep.launch.placement import chosen_processes
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 from lockstep.results.reports.display import Display, NotebookPage, cell_output, display_for
-from lockstep.results.reports.summary import too_short
+from lockstep.results.reports.summary import on_length
 from lockstep.runs.job_data import draft_of, length_reason
 from lockstep.runs.job_file import resolve
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job, trust, trust_own
@@ -155,7 +155,7 @@ def _carry_out(
             runner.begin()
             result = train_here(job, destination, display, is_to_stop=runner.is_to_stop if called else None)
             runner.end(result.history)
-            if note := too_short(result):
+            if note := on_length(result):
                 display.say(notice(note))
         except KeyboardInterrupt:
             if has_begun(folder):

@@ -24,6 +24,10 @@ NOTED_S = 0.5
 #: The gain in accuracy or R² within the last quarter of a run's epochs from which on more of them are advised.
 WORTHWHILE = 0.01
 
+#: How many times its lowest value a loss on samples that are not trained has at the end of a run that was too long.
+#: Less is the noise of small sets.
+RISEN = 1.1
+
 #: With more columns of figures than these, headings have two lines, and with more than these one blank is between
 #: two columns: so 80 columns have room for nine. (Rich would break headings anywhere.)
 LONG_HEADINGS, WIDE_GAPS = 5, 7
@@ -137,7 +141,7 @@ def audit_line(result: RunResult) -> str:
 
 def advice(result: RunResult, cores: int | None = None) -> list[str]:
     """Return advice on the length of a run, and from its times on the workers; `cores` as in `show_advice`."""
-    notes = [*filter(None, [too_short(result)])]
+    notes = [*filter(None, [on_length(result)])]
     if result.workers == 0:
         return notes
     if result.obstacle:
@@ -176,32 +180,49 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
     return notes
 
 
-def too_short(result: RunResult) -> str:
-    """Return that more epochs would have made a run better, if its last quarter shows it; else an empty string.
+def on_length(result: RunResult) -> str:
+    """Return that a run was too short or too long for its samples that are not trained; else an empty string.
 
-    A run that ended early was to end, and one epoch has nothing to compare with. The loss on samples that are not
-    trained has to be the lowest yet: else the model only learns its training set by heart.
+    A run that ended early, or has the weights of its best epoch, was to end so; one epoch has nothing to compare with.
     """
     history = result.history
     if len(history) < 2 or result.stopped:
         return ""
-    last, before = history[-1], history[max(0, len(history) * 3 // 4 - 1)]
-    held_out = [epoch.test_loss if epoch.val_loss is None else epoch.val_loss for epoch in history]
-    if held_out[-1] > min(held_out) or not _gain(before, last) > WORTHWHILE:
+    name, held_out = "test", [epoch.test_loss for epoch in history]
+    if history[-1].val_loss is not None:
+        name, held_out = "validation", [epoch.val_loss or 0.0 for epoch in history]
+    best, at = held_out.index(min(held_out)), max(0, len(history) * 3 // 4 - 1)
+    lowest, before, last = held_out[best], held_out[at], held_out[-1]
+    number = history[-1].epoch
+    if last > RISEN * lowest and _gain(history[best], history[-1]) <= 0.0 and result.weights_epoch == number:
+        return (
+            f"the {name} loss was lowest in epoch {history[best].epoch} ({lowest:.4g}; {last:.4g} at the end): "
+            "--keep-best, or keep_best=True, keeps the weights of that epoch"
+        )
+    if last > lowest or not _gain(history[at], history[-1]) > WORTHWHILE:
         return ""
     return (
-        f"the loss still falls ({before.loss:.4g} in epoch {before.epoch}, {last.loss:.4g} in epoch {last.epoch}): "
+        f"the {name} loss still falls ({before:.4g} in epoch {history[at].epoch}, {last:.4g} in epoch {number}): "
         f"{2 * len(history)} epochs, or twice as many steps, would train longer"
     )
 
 
 def _gain(before: EpochRecord, after: EpochRecord) -> float:
-    """Return by how much an epoch is better than another: in accuracy or R², or else in the share of its loss."""
-    if before.accuracy is not None and after.accuracy is not None:
-        return after.accuracy - before.accuracy
-    if before.r2 is not None and after.r2 is not None:
-        return after.r2 - before.r2
-    return 1.0 - after.loss / before.loss if before.loss > 0.0 else 0.0
+    """Return by how much an epoch is better than another on samples that are not trained.
+
+    In accuracy or R², or else in the share of its loss. With a schedule that ends at a small rate, the loss on the
+    training set always falls at the end.
+    """
+    if before.val_loss is not None and after.val_loss is not None:
+        losses, scores = (before.val_loss, after.val_loss), [(before.val_accuracy, after.val_accuracy)]
+        scores.append((before.val_r2, after.val_r2))
+    else:
+        losses, scores = (before.test_loss, after.test_loss), [(before.test_accuracy, after.test_accuracy)]
+        scores.append((before.test_r2, after.test_r2))
+    for earlier, later in scores:
+        if earlier is not None and later is not None:
+            return later - earlier
+    return 1.0 - losses[1] / losses[0] if losses[0] > 0.0 else 0.0
 
 
 def gain_of_one_more(measured: Measured, cores: int | None) -> float:

@@ -102,24 +102,33 @@ def test_the_notes_do_not_contradict_each_other(single_s: float, exchange_s: flo
 
 
 def learning(accuracies: list[float], test_losses: list[float], **values: Any) -> RunResult:
-    """Return a run with epochs of these training accuracies and test losses."""
+    """Return a run with epochs of these accuracies and losses of the test set."""
     (epoch,) = result().history
     pairs = enumerate(zip(accuracies, test_losses, strict=True), 1)
     history = [
-        msgspec.structs.replace(epoch, epoch=n, loss=1.5 - accuracy, accuracy=accuracy, test_loss=loss)
+        msgspec.structs.replace(epoch, epoch=n, accuracy=n / 4, test_accuracy=accuracy, test_loss=loss)
         for n, (accuracy, loss) in pairs
     ]
-    return result(workers=0, history=history, epochs=len(history), **values)
+    return result(**{"workers": 0, "history": history, "epochs": len(history), "weights_epoch": len(history), **values})
 
 
 STILL_FALLS = (
-    "the loss still falls (0.9 in epoch 3, 0.8 in epoch 4): 8 epochs, or twice as many steps, would train longer"
+    "the test loss still falls (0.9 in epoch 3, 0.8 in epoch 4): 8 epochs, or twice as many steps, would train longer"
+)
+
+#: That of a run whose test loss was lowest in its second epoch.
+HAS_RISEN = (
+    "the test loss was lowest in epoch 2 (0.7; 0.8 at the end): --keep-best, or keep_best=True, keeps the weights of "
+    "that epoch"
 )
 
 LEARNING = {
     "it still learns": (learning([0.3, 0.5, 0.6, 0.7], [1.2, 1.0, 0.9, 0.8]), [STILL_FALLS]),
     "it gains little": (learning([0.3, 0.5, 0.695, 0.7], [1.2, 1.0, 0.9, 0.8]), []),
-    "it learns by heart": (learning([0.3, 0.5, 0.6, 0.7], [1.2, 0.7, 0.9, 0.8]), []),
+    "it learns by heart": (learning([0.3, 0.7, 0.6, 0.7], [1.2, 0.7, 0.9, 0.8]), [HAS_RISEN]),
+    "it is surer than right": (learning([0.3, 0.5, 0.6, 0.7], [1.2, 0.7, 0.9, 0.8]), []),
+    "it has risen a little": (learning([0.3, 0.7, 0.6, 0.7], [1.2, 0.75, 0.9, 0.8]), []),
+    "it has the best weights": (learning([0.3, 0.7, 0.6, 0.7], [1.2, 0.7, 0.9, 0.8], weights_epoch=2), []),
     "it was ended": (learning([0.3, 0.5, 0.6, 0.7], [1.2, 1.0, 0.9, 0.8], stopped="by patience"), []),
     "one epoch": (learning([0.3], [1.2]), []),
 }
