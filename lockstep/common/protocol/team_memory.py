@@ -21,9 +21,9 @@ from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import Work
 from lockstep.common.transport.shared_memory.segment import Segment, Shape
 
-#: Vectors of sums of each process: those of the parts that it is given, so many at most, and of parts of processes that
-#: are late; the last one is for the sums over all of an order, which it can always compute alone.
-OWN_PARTS, ROWS = 4, 8
+#: Vectors of sums of each process: those of the parts that it is given, so many at most, and of as many parts of
+#: others; the last one is for the sums over all of an order, which it can always compute alone.
+OWN_PARTS, ROWS = 4, 9
 WHOLE_ROW = ROWS - 1
 
 #: Steps whose entries are kept. A team waits when it is so many steps ahead of what the server has read.
@@ -44,8 +44,8 @@ PROCESS = np.dtype(
     [("at", "<i8"), ("failed", "<i8"), ("sleeps", "<i8"), ("ready", "<i8"), ("looked_s", "<f8"), ("rest", "<i8", (3,))]
 )
 
-#: The columns that a process shows of each of its vectors of sums: its order (0 while it is being written) and its
-#: node; and, as float64, the figures of `Result`, with the times of this host's clock at which it was
+#: The columns that a process shows of each of its vectors of sums: its order (negative while it is being written) and
+#: its node; and, as float64, the figures of `Result`, with the times of this host's clock at which it was
 #: begun and ended, in seconds, and from `METRICS` on the sums of metrics.
 ORDER, LO, HI = range(3)
 LOSS_SUM, COUNT, COMPUTE_S, BEGAN_S, ENDED_S, IGNORED, WEIGHT, METRICS = range(8)
@@ -194,6 +194,7 @@ class TeamShape(msgspec.Struct, frozen=True, kw_only=True):
             "marks": (integers, (8,)),
             "seconds": (floats, (count,)),
             "loads": (floats, (count,)),
+            "waits": (floats, (count,)),
             "processes": (PROCESS, (count,)),
             "nodes": (integers, (count, ROWS, 4)),
             "figures": (floats, (count, ROWS, METRICS + self.metrics)),
@@ -270,6 +271,8 @@ class TeamMarks(msgspec.Struct, frozen=True):
     seconds: NDArray[np.float64]
     #: Which part of a core it needs meanwhile, 0 if that is not known, (processes,): the same.
     loads: NDArray[np.float64]
+    #: For which part of its time it waits for a core, (processes,): the same.
+    waits: NDArray[np.float64]
     #: Of `PROCESS`, shape (processes,): each process writes its own.
     processes: NDArray[np.void]
     #: Of each vector of sums, from `ORDER` and from `LOSS_SUM` on, of shapes (processes, ROWS, 4) and

@@ -3,6 +3,7 @@
 The assignment never changes the result: sums are added over one fixed tree, whichever process computed a node.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,10 @@ from lockstep.common.protocol.team_memory import MOST_SLICES, OWN_PARTS
 
 #: A new plan is made if a process has become faster or slower by more than this part.
 DIFFERENT = 0.1
+
+#: Parts that take longer are cut if a process waits for a core for more than this part of its time, and another does
+#: not: some milliseconds pass until it has its core. They are not cut otherwise, because more of them take longer.
+LONGEST_S, WAITS = 0.0008, 0.2
 
 #: As many processes compute as could, up to this factor.
 ROOM = 1.4
@@ -66,18 +71,37 @@ class Speed(NamedTuple):
     #: Seconds for a micro-batch, and which part of a core it needs meanwhile; 0 of one that has computed nothing yet.
     seconds: float
     load: float = 0.0
+    #: For which part of its time it waits for a core.
+    waits: float = 0.0
 
 
-def plan_for(what: OrderWork, seconds: Mapping[int, float], makers: int = MOST_SLICES) -> OrderPlan:
+def plan_for(
+    what: OrderWork, seconds: Mapping[int, float], makers: int = MOST_SLICES, longest: float = math.inf
+) -> OrderPlan:
     """Divide an order among processes, by the seconds that each takes for a micro-batch.
 
     Each of at least one gets as many micro-batches as it can compute until all are done, in at most `OWN_PARTS` nodes.
-    At most so many `makers` get slices: the last ones, since the first has to listen to the server.
+    Those with more than `longest` micro-batches are cut, so that the others can take over most of what a process that
+    waits for a core was given. At most so many `makers` get slices: the last ones, since the first has to listen to the
+    server.
     """
     grain = 1
     while (parts := _share_out(what, seconds, grain)) is None:
         grain *= 2
-    return OrderPlan(tuple(parts), tuple(sorted(seconds)[-makers:]))
+    cut = _cut(parts, longest) if len(seconds) > 1 else parts
+    return OrderPlan(tuple(cut), tuple(sorted(seconds)[-makers:]))
+
+
+def _cut(parts: Sequence[TeamPart], longest: float) -> list[TeamPart]:
+    """Cut parts that are too long into halves, the largest first, as long as their process has few."""
+    cut = list[TeamPart]()
+    for process in {part.process for part in parts}:
+        own = [part.node for part in parts if part.process == process]
+        while len(own) < OWN_PARTS and len(largest := max(own, key=len)) > max(1.0, longest):
+            own.remove(largest)
+            own += largest.halves()
+        cut += [TeamPart(node, process) for node in own]
+    return sorted(cut, key=lambda part: part.node.lo)
 
 
 def _share_out(what: OrderWork, seconds: Mapping[int, float], grain: int) -> list[TeamPart] | None:
@@ -101,12 +125,6 @@ def _share_out(what: OrderWork, seconds: Mapping[int, float], grain: int) -> lis
     return parts
 
 
-def share_of(node: Node, micro_batches: int, helpers: int, place: int) -> Node:
-    """Return the part of a late process's node that one of so many equal helpers computes."""
-    parts = plan_for(OrderWork(node, micro_batches), dict.fromkeys(range(helpers), 1.0)).parts
-    return parts[place % len(parts)].node
-
-
 @dataclass
 class Planner:
     """Makes plans; keeps the last one as long as it fits."""
@@ -118,6 +136,8 @@ class Planner:
     #: Most processes that can compute at a time without waiting for a core: more if they wait for something else.
     _room: int = 0
     _what: OrderWork | None = None
+    #: Whether parts are cut, since some process waits for a core.
+    _is_cut: bool = False
     #: The time of each process for a micro-batch, in times of the fastest.
     _times: Mapping[int, float] = field(default_factory=dict)
     _plan: OrderPlan | None = None
@@ -131,8 +151,15 @@ class Planner:
         }
         if len(times) > self.cores:
             times = self._enough_of(times, [one.load for one in speeds.values() if one.load > 0.0], before)
-        if self._plan is None or what != self._what or not self._is_near(times):
-            self._what, self._times, self._plan = what, times, plan_for(what, times, self.cores)
+        waits = [speeds[process].waits for process in times]
+        # If all of them wait, none has the time to take over.
+        is_cut = max(waits) > WAITS > 2 * min(waits)
+        if is_cut:
+            # A process that waits now may not do so in the next step: so each begins with as many as the others.
+            times = dict.fromkeys(times, 1.0)
+        if self._plan is None or (what, is_cut) != (self._what, self._is_cut) or not self._is_near(times):
+            self._what, self._is_cut, self._times = what, is_cut, times
+            self._plan = plan_for(what, times, self.cores, LONGEST_S / least if is_cut else math.inf)
         return self._plan
 
     def _enough_of(
@@ -154,8 +181,3 @@ class Planner:
         if before.keys() != times.keys():
             return False
         return all(abs(one - before[process]) <= DIFFERENT * before[process] for process, one in times.items())
-
-
-def missing_parts(parts: Sequence[Node], covered: bytes, start: int) -> list[Node]:
-    """Return those of an order's parts of which something is not there; `covered` has a byte for each micro-batch."""
-    return [part for part in parts if 0 in covered[part.lo - start : part.hi - start]]

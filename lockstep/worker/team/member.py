@@ -6,19 +6,19 @@ The leader gives orders, and every process, the leader too, works on the newest.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import SharingError
-from lockstep.common.protocol.messages import OF_A_STEP
+from lockstep.common.protocol.team_memory import OWN_PARTS
 from lockstep.common.runtime.clock import ThreadClock
 from lockstep.worker.compute import Compute
 from lockstep.worker.node_sums import StoppedError
-from lockstep.worker.team.division import missing_parts
 from lockstep.worker.team.memory import TeamMemory
 from lockstep.worker.team.pace import Pace, Waking
 from lockstep.worker.team.progress import (
+    SHORT_S,
     Action,
     ComputeNode,
     MakeSlice,
+    OpenPart,
     Order,
     OrderOutcome,
     OrderProgress,
@@ -208,10 +208,15 @@ class TeamMember:
     def advance(self) -> OrderOutcome | None:
         """Do the work that is due; return the outcome of the order if it has ended.
 
-        One call does all that is due, but no more than one computation; if `is_stepwise`, it does one thing.
+        One call does all that is due, but computes no more than a process is given of one order; if `is_stepwise`, it
+        does one thing.
         """
-        outcome = self._advance()
-        while outcome is None and not self.is_stepwise and self.last is not None and self.last.goes_on():
+        at, outcome, computed = self.last, self._advance(), 1
+        while outcome is None and not self.is_stepwise and self.last is not None:
+            if not self.last.goes_on():
+                if self.last is not at or not at.progress.todo or computed == OWN_PARTS:
+                    break
+                computed += 1
             outcome = self._advance()
         return outcome
 
@@ -265,7 +270,7 @@ class TeamMember:
         self.wake_up()
         at.began, chain = self.clock.now(), at.chain
         if self.memory.has_made(at.order, action):
-            at.progress.on_made(at.began)
+            at.progress.on_refused(at.began)
         elif isinstance(action, MakeSlice) and action.stage is OrderStage.UPDATE:
             # Whether it is wanted is seen under its lock.
             if chain is not None and chain.updates.begin(action.slice_, at.order):
@@ -277,8 +282,8 @@ class TeamMember:
         elif chain is not None and isinstance(action, ComputeNode) and chain.is_ahead(at.order):
             self._await_server(at.progress, at.began)
         else:
-            if isinstance(action, ComputeNode) and at.order.work in OF_A_STEP:
-                self.memory.begin_row(action.row)
+            if isinstance(action, ComputeNode):
+                self.memory.begin_row(action, at.order, at.began)
             at.begun = action
 
     def _await_server(self, progress: OrderProgress, now: float) -> None:
@@ -306,8 +311,8 @@ class TeamMember:
         return True
 
     def _look(self, at: OrderAtWork, stage: OrderStage) -> OrderOutcome | None:
-        now = self.memory.mine["looked_s"] = self.clock.now()
         order, chain, progress = at.order, at.chain, at.progress
+        now = self.memory.mine["looked_s"] = self._asked_for_core(progress)
         if not self.pace.patience.spin_s:
             self.waking.show_asleep(is_asleep=True)  # it will sleep unless it finds all, and need not look twice then
         if chain is not None and not self.is_wanted():
@@ -319,9 +324,8 @@ class TeamMember:
         # It is the leader's to compute alone what a process cannot carry out, or to leave it.
         if missing and self.memory.process == 0 and self.memory.has_failed(order):
             return OrderOutcome.FAILED
-        idle = self.memory.idle(order) if missing and now >= progress.late else ()
-        progress.on_seen(missing, idle, now)
-        if missing and progress.looks_again(now):
+        progress.on_seen(missing, now)
+        if missing and progress.yields_core(now):
             self.waking.yield_core()
         if not missing:
             self._wake_next(at, stage)
@@ -331,15 +335,22 @@ class TeamMember:
             return None
         return OrderOutcome.DONE if chain is None else self._catch_up(order, chain)
 
-    def _missing(self, at: OrderAtWork, stage: OrderStage) -> Sequence[Node] | Sequence[int]:
+    def _asked_for_core(self, progress: OrderProgress) -> float:
+        """Return the time, after others had the core if they want it and we would only make something again."""
+        now = self.clock.now()
+        if progress.makes_again(now):
+            self.waking.yield_core()
+            before, now = now, self.clock.now()
+            if now > before + SHORT_S:
+                progress.on_shared(now)
+        return now
+
+    def _missing(self, at: OrderAtWork, stage: OrderStage) -> Sequence[OpenPart] | Sequence[int]:
         order = at.order
         if stage is OrderStage.SUMS:
-            if self.memory.sums_of(order) is not None:
-                return ()
-            if self.clock.now() < at.progress.late:
-                return (order.node,)  # it does not matter what
-            covered = self.memory.covered(order.number, order.node)
-            return missing_parts([part.node for part in order.plan.parts], covered, order.node.lo)
+            if self.clock.now() >= at.progress.late:
+                return self.memory.open_parts(order)
+            return () if self.memory.sums_of(order) is not None else (0,)  # it does not matter what
         if at.chain is not None and stage is OrderStage.UPDATE:
             return at.chain.updates.missing(order.step)
         return self.memory.missing_slices(self.memory.done(stage), order.number)

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.protocol.shared_files import MARKS, process_file, process_shape
 from lockstep.common.protocol.team_memory import (
+    BEGAN_S,
     HI,
     LO,
     METRICS,
@@ -31,8 +33,8 @@ from lockstep.common.protocol.team_memory import (
 )
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import PAGE_BYTES, Segment, Shape, reserve
-from lockstep.worker.team.division import OrderPlan, TeamPart, missing_parts
-from lockstep.worker.team.progress import ComputeNode, MakeSlice, Order, OrderStage, Steps
+from lockstep.worker.team.division import OrderPlan, TeamPart
+from lockstep.worker.team.progress import BegunCopy, ComputeNode, MakeSlice, OpenPart, Order, OrderStage, Steps
 
 #: The vector into which a process adds up slices: the one behind those of its rows.
 RESULT = ROWS
@@ -143,16 +145,17 @@ class TeamMemory:
         self.mine[name] = value
         self.keep_order()
 
-    def begin_row(self, row: int) -> None:
-        """Show that a vector of ours is written, and holds nothing; `SharingError` if there is no memory for it."""
-        self.marks.nodes[self.process, row, ORDER] = 0
+    def begin_row(self, part: ComputeNode, order: Order, began_s: float) -> None:
+        """Show that we compute the sums over a node from now on; `SharingError` if there is no memory for them."""
+        marks, (node, row) = self.marks, part
+        marks.nodes[self.process, row, ORDER] = 0
         self.keep_order()
-        self.own.reserve(row)
-
-    def holds(self, row: int, order: int, node: Node) -> bool:
-        """Tell whether a vector of ours holds the sums over a node, perhaps by a process that was here before us."""
-        found: list[int] = self.marks.nodes[self.process, row, : HI + 1].tolist()
-        return found == [order, node.lo, node.hi]
+        if order.work in OF_A_STEP:
+            self.own.reserve(row)
+        marks.figures[self.process, row, BEGAN_S] = began_s
+        marks.nodes[self.process, row, LO : HI + 1] = node.lo, node.hi
+        self.keep_order()
+        marks.nodes[self.process, row, ORDER] = -order.number
 
     def show_row(
         self, part: ComputeNode, order: int, tally: Tally, losses: Sequence[float], times: tuple[float, float]
@@ -212,6 +215,22 @@ class TeamMemory:
             at = copy.node.hi
         return Copies(chosen)
 
+    def open_parts(self, order: Order) -> list[OpenPart]:
+        """Return the parts of an order whose sums are not there, in the order of its plan."""
+        made, begun, nodes = dict[int, int](), dict[int, BegunCopy](), self.marks.nodes
+        self.keep_order()
+        processes, rows = np.nonzero(np.abs(nodes[:, :, ORDER]) == order.number)
+        self.keep_order()
+        found, began = nodes[processes, rows].tolist(), self.marks.figures[processes, rows, BEGAN_S].tolist()
+        for process, (number, lo, hi, _), began_s in zip(processes.tolist(), found, began, strict=True):
+            if number == order.number:
+                made[lo] = max(hi, made.get(lo, 0))
+            elif lo not in begun or begun[lo].began < began_s:
+                begun[lo] = BegunCopy(process, began_s)
+        # Each copy is of a whole part, or of all.
+        parts = () if made.get(order.node.lo) == order.node.hi else order.plan.parts
+        return [OpenPart(part, begun.get(part.node.lo)) for part in parts if part.node.lo not in made]
+
     def covered(self, order: int, node: Node) -> bytes:
         """Return a byte for each micro-batch of a node, 1 if a process has its sums, alone or with others."""
         covered = bytearray(len(node))
@@ -270,9 +289,9 @@ class TeamMemory:
         return self.marks.added if stage is OrderStage.ADDED else self.marks.squared
 
     def has_made(self, order: Order, action: ComputeNode | MakeSlice) -> bool:
-        """Tell whether we have made it before we were killed, and came back: others may be reading it."""
+        """Tell whether we have made it, or filled its vector, before we came back: others may be reading that."""
         if isinstance(action, ComputeNode):
-            return self.holds(action.row, order.number, action.node)
+            return int(self.marks.nodes[self.process, action.row, ORDER]) == order.number
         if action.stage is OrderStage.UPDATE:
             return False
         return int(self.done(action.stage)[self.process, action.slice_]) == order.number
@@ -289,13 +308,6 @@ class TeamMemory:
     def has_failed(self, order: Order) -> bool:
         """Tell whether a process cannot carry out an order."""
         return bool((self.marks.processes["failed"] >= order.first_number).any())
-
-    def idle(self, order: Order) -> list[int]:
-        """Return the processes that have seen an order, and all of whose parts are there."""
-        covered = self.covered(order.number, order.node)
-        at = self.marks.processes["at"].tolist()
-        present = [process for process in range(len(at)) if at[process] == order.number]
-        return [one for one in present if not missing_parts(order.plan.of(one), covered, order.node.lo)]
 
     # Orders
 

@@ -17,6 +17,10 @@ from lockstep.worker.team.progress import SLEEP_S, Order, Patience
 #: The weight of a new measurement of a process's speed.
 NEW = 0.3
 
+#: The seconds of computing over which it counts for how long a process waits for a core: each time it does for some
+#: milliseconds.
+WAITS_S = 0.1
+
 #: A process counts as one that needs at least this part of a core.
 LEAST_LOAD = 0.01
 
@@ -89,9 +93,11 @@ class Pace:
 
     def record(self, micro_batches: int, took_s: float, before: ThreadTimes, after: ThreadTimes) -> None:
         """Record the seconds that so many micro-batches have taken, and the times of the thread around them."""
-        took_s = max(1e-9, took_s)
+        took_s, waited_s = max(1e-9, took_s), after.waited - before.waited
         self.record_speed(took_s / micro_batches)
-        self.record_load((after.ran - before.ran) / max(1e-9, took_s - (after.waited - before.waited)))
+        self.record_load((after.ran - before.ran) / max(1e-9, took_s - waited_s))
+        waits, process = self.memory.marks.waits, self.memory.process
+        waits[process] += min(took_s / WAITS_S, 1.0) * (min(waited_s / took_s, 1.0) - waits[process])
 
     def record_speed(self, seconds: float) -> None:
         """Record the seconds that a micro-batch has taken this process."""
@@ -135,8 +141,8 @@ class Pace:
     def plan(self, work: Work, node: Node, before: Order | None) -> OrderPlan:
         """Return the plan of the next order, for the processes that were not late with the one before."""
         marks, processes = self.memory.marks, self.present(before)
-        seconds, loads = marks.seconds.tolist(), marks.loads.tolist()
-        speeds = {process: Speed(seconds[process], loads[process]) for process in processes}
+        known = list(map(Speed, marks.seconds.tolist(), marks.loads.tolist(), marks.waits.tolist()))
+        speeds = {process: known[process] for process in processes}
         division = OrderWork(node, self.micro_batches_of(work))
         return self.planner.plan(division, speeds, () if before is None else before.plan.workers)
 

@@ -1,8 +1,9 @@
 """Orders of a team, the next unit of one process in one, and when it takes over what others are late with. Pure.
 
 An order is done in stages, each of which is a set of units: the sums of nodes, then slices of vectors. A process makes
-the units that the plan gives it, and looks whether all others are there. If some are not there when they should be, a
-process that has nothing to do makes them too. There is nothing to agree on: every copy of a unit has the same bits.
+the units that the plan gives it, then those that no process has begun, and then those that are not there when they
+should be: so a process that waits for a core delays the others by little more than a unit. There is nothing to agree
+on: every copy of a unit has the same bits.
 """
 
 from collections import deque
@@ -17,7 +18,7 @@ from msgspec.structs import replace
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import OF_A_STEP, Work
 from lockstep.common.protocol.team_memory import MOST_SLICES, OWN_PARTS, WHOLE_ROW
-from lockstep.worker.team.division import OrderPlan, share_of
+from lockstep.worker.team.division import OrderPlan, TeamPart
 
 
 class OrderStage(Enum):
@@ -103,14 +104,29 @@ class MakeSlice(NamedTuple):
     slice_: int
 
 
+class BegunCopy(NamedTuple):
+    """The sums over a part that some process has begun to compute."""
+
+    process: int
+    began: float
+
+
+class OpenPart(NamedTuple):
+    """A part of an order whose sums are not there."""
+
+    part: TeamPart
+    #: Its copy that was begun last, None if no process has begun with it.
+    begun: BegunCopy | None = None
+
+
 #: A unit to make, or a stage in which to look for missing units.
 Action = ComputeNode | MakeSlice | OrderStage
 
 
 class Patience(msgspec.Struct, frozen=True):
-    """The seconds for which a process waits for others before it makes what they are late with."""
+    """The seconds for which a process waits for others before it makes what they have begun and are late with."""
 
-    #: How much longer than expected a unit may take: so many seconds, and this part of a micro-batch.
+    #: How much longer than expected a unit may take: so many seconds, and this part of its time.
     slack_s: float
     slack: float
     #: For so long it looks again and again, without a pause: as long as equal processes may differ in a step.
@@ -122,13 +138,19 @@ class Patience(msgspec.Struct, frozen=True):
 
 
 #: For processes with a core each, and for processes that wait for one: then a late process most often waits too.
-PATIENT, CROWDED = Patience(0.003, 0.75, 0.004, 1.25), Patience(0.05, 4.0, 0.0, 2.0)
+PATIENT, CROWDED = Patience(0.0003, 0.5, 0.004, 1.25), Patience(0.05, 4.0, 0.0, 2.0)
 
 
 def patience_of(processes: int, cores: int) -> Patience:
     """Return how long so many processes on so many cores wait for one another."""
     return PATIENT if processes <= cores else replace(CROWDED, cores=cores)
 
+
+#: Seconds that a process looks again and again before it yields its core in between: most waits are shorter.
+SHORT_S = 0.0005
+
+#: Seconds for which it makes nothing again that others are late with, as long as other processes want its core.
+SHARED_S = 0.03
 
 #: Most seconds that a process waits, asleep, until it looks again.
 SLEEP_S = 0.05
@@ -151,17 +173,16 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
     seconds: Sequence[float]
     patience: Patience
 
-    def expected_s(self) -> float:
-        """Return the seconds until the sums of all parts should be there."""
-        each = dict.fromkeys((part.process for part in self.plan.parts), 0.0)
-        for part in self.plan.parts:
-            each[part.process] += len(part.node) * (self.seconds[part.process] or UNKNOWN_S)
-        return max(each.values())
+    def late(self, one: OpenPart) -> float:
+        """Return from when on the sums over a part are late: at once if no process has begun with them."""
+        if one.begun is None:
+            return 0.0
+        takes_s = len(one.part.node) * (self.seconds[one.begun.process] or UNKNOWN_S)
+        return one.begun.began + (1 + self.patience.slack) * takes_s + self.patience.slack_s
 
-    def slack_s(self) -> float:
-        """Return how much later they may be there."""
-        slowest = max(self.seconds[part.process] or UNKNOWN_S for part in self.plan.parts)
-        return self.patience.slack_s + self.patience.slack * slowest
+    def is_own(self, one: OpenPart) -> bool:
+        """Tell whether a part is left to this process, which may have begun with it before it was restarted."""
+        return one.part.process == self.process and (one.begun is None or one.begun.process == self.process)
 
 
 @dataclass
@@ -175,7 +196,7 @@ class OrderProgress:
     late: float = field(init=False)
     stage: OrderStage = field(init=False)
     todo: deque[ComputeNode | MakeSlice] = field(default_factory=deque)
-    #: When it first looked in this stage and did not find all, None if it has not.
+    #: When it first looked since it made something, and did not find all or something to make; None if it has not.
     waits_since: float | None = None
     #: The vector that the next part of another process goes into.
     _row: int = OWN_PARTS
@@ -189,9 +210,19 @@ class OrderProgress:
         """True if all stages are done."""
         return self._place == len(self.view.stages)
 
-    def looks_again(self, now: float) -> bool:
-        """Tell whether it looks for missing units without a pause."""
-        return not self.todo and self.due <= now
+    def yields_core(self, now: float) -> bool:
+        """Tell whether it looks again without a pause, and may be without its core for some milliseconds before."""
+        looks = not self.todo and self.due <= now
+        return looks and self.waits_since is not None and now >= self.waits_since + SHORT_S
+
+    def makes_again(self, now: float) -> bool:
+        """Tell whether it has nothing to do but to make what others have begun and are late with."""
+        return not self.todo and self.waits_since is not None and now >= self.late
+
+    def on_shared(self, now: float) -> None:
+        """Record that another process has used its core: that is of more use than a second copy, for a while."""
+        if now < self.since + SHARED_S:
+            self.late = now + self.view.patience.slack_s
 
     def action(self) -> Action:
         """Return the next action, to be done from `due` on."""
@@ -200,54 +231,63 @@ class OrderProgress:
     def on_made(self, now: float) -> None:
         """Record that the next unit is there."""
         made, took_s = self.todo.popleft(), now - self.due
-        # Slices are equally long, and so may take others as long as us; sums that others help with come one by one.
-        late = now + self.view.patience.slack_s + took_s if isinstance(made, MakeSlice) else now
-        self.due, self.late = now, max(self.late, late)
+        # Slices are equally long, and so may take others as long as us; but of an update each has a lock.
+        is_shown, self.waits_since = isinstance(made, ComputeNode) or made.stage is OrderStage.UPDATE, None
+        self.due, self.late = now, now if is_shown else now + self.view.patience.slack_s + took_s
 
     def on_refused(self, now: float) -> None:
-        """Record that it cannot be made, because another process is making it."""
-        self.todo.popleft()
-        self.due, self.late = now, now + self.view.patience.slack_s
+        """Record that it cannot be made: another process is making it, or its place is taken."""
+        refused = self.todo.popleft()
+        self.due, self.late = now, now if isinstance(refused, ComputeNode) else now + self.view.patience.slack_s
 
-    def on_seen(self, missing: Sequence[Node] | Sequence[int], idle: Sequence[int], now: float) -> None:
-        """Record the units that were missing, in order, and the processes that have nothing to do."""
+    def on_seen(self, missing: Sequence[OpenPart] | Sequence[int], now: float) -> None:
+        """Record the units that were missing, in order: they need not be known before they are late."""
         if not missing:
             self._begin_stage(now)
             return
+        unit = self._choose(missing, now) if now >= self.late else None
+        if unit is not None:
+            self.due = now
+            self.todo.append(unit)
+            return
         if self.waits_since is None:
             self.waits_since = now
-        if now >= self.late:
-            self._take_over(missing, idle, now)
-        else:
-            spins = now < self.waits_since + self.view.patience.spin_s
-            self.due = now if spins else min(self.late, now + SLEEP_S)
+        spins = now < self.waits_since + self.view.patience.spin_s
+        self.due = now if spins else min(self.late, now + SLEEP_S)
 
     def _begin_stage(self, now: float) -> None:
         self._place, self.since, self.due, self.waits_since = self._place + 1, now, now, None
         if self.is_done:
             return
         view, (self.stage, slices) = self.view, self.view.stages[self._place]
+        self.late = now
         if self.stage is OrderStage.SUMS:
-            self.todo.extend(ComputeNode(node, row) for row, node in enumerate(view.plan.of(view.process)))
-            self.late = now + view.expected_s() + view.slack_s()
+            # The others take over the first one last: so it need not look before.
+            self.todo.extend(ComputeNode(node, 0) for node in view.plan.of(view.process)[:1])
         else:
             self.todo.extend(MakeSlice(self.stage, slice_) for slice_ in view.plan.slices_of(view.process, slices))
-            self.late = now + view.patience.slack_s
+            if self.stage is not OrderStage.UPDATE:
+                self.late = now + view.patience.slack_s
 
-    def _take_over(self, missing: Sequence[Node] | Sequence[int], idle: Sequence[int], now: float) -> None:
-        """Make one of the units that are missing; idle processes share them."""
+    def _choose(self, missing: Sequence[OpenPart] | Sequence[int], now: float) -> ComputeNode | MakeSlice | None:
+        """Return the next unit to make, None if all are begun and not late."""
         view = self.view
-        place = idle.index(view.process) if view.process in idle else 0
-        unit = missing[place % len(missing)]
-        self.due = now
-        if not isinstance(unit, Node):
-            self.todo.append(MakeSlice(self.stage, unit))
-        elif self._row < WHOLE_ROW:
-            helpers = len(range(place % len(missing), max(len(idle), 1), len(missing)))
-            share = share_of(unit, view.micro_batches, helpers, place // len(missing))
-            self.todo.append(ComputeNode(share, self._row))
-            self._row += 1
-            self.late = now + view.slack_s()
-        else:
+        parts = [one for one in missing if isinstance(one, OpenPart)]
+        slices = [one for one in missing if not isinstance(one, OpenPart)]
+        if slices:
+            return MakeSlice(self.stage, slices[view.process % len(slices)])
+        own = next(filter(view.is_own, parts), None)
+        if own is not None:
+            return ComputeNode(own.part.node, view.plan.of(view.process).index(own.part.node))
+        self.late = min(map(view.late, parts))
+        # From the end, since their processes begin at the other one; and not all of us the same.
+        unbegun = [one for one in reversed(parts) if one.begun is None]
+        late = unbegun or [one for one in parts if view.late(one) <= now]
+        return self._take_over(late[view.process % len(late)].part.node) if late else None
+
+    def _take_over(self, node: Node) -> ComputeNode:
+        if self._row == WHOLE_ROW:
             # It has no other vector left, and needs none.
-            self.todo.append(ComputeNode(view.node, WHOLE_ROW))
+            return ComputeNode(self.view.node, WHOLE_ROW)
+        self._row += 1
+        return ComputeNode(node, self._row - 1)

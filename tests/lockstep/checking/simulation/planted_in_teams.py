@@ -13,7 +13,7 @@ from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.protocol.team_memory import HI, LO, ORDER, UpdateMarks
 from lockstep.worker.team.member import OrderAtWork
 from lockstep.worker.team.memory import Copies, Copy, TeamMemory
-from lockstep.worker.team.progress import ComputeNode, MakeSlice, Order, OrderStage
+from lockstep.worker.team.progress import ComputeNode, MakeSlice, OpenPart, Order, OrderStage
 from lockstep.worker.team.sums import Operands, OrderSums
 from lockstep.worker.team.updates import StepChain, UpdateMaker
 from tests.lockstep.checking.simulation.planted import OTHER_LOSSES, OTHER_WEIGHTS, Planted
@@ -66,14 +66,14 @@ class Greedy(TeamMemory):
 
     def has_all(self, copies: Copies, order: int) -> bool:
         marks = self.marks.nodes[copies.places]
-        is_there = (marks[:, ORDER] == order) | ((marks[:, ORDER] == 0) & (marks[:, HI] > 0))
+        is_there = (marks[:, ORDER] == order) | (marks[:, ORDER] == -order)
         return bool(is_there.all()) and bool((marks[:, ORDER] == order).any())
 
     def _found(self, order: int) -> dict[int, Copy]:
         found, nodes = super()._found(order), self.marks.nodes
-        for process, row in zip(*np.nonzero(nodes[:, :, ORDER] == 0), strict=True):
+        for process, row in zip(*np.nonzero(nodes[:, :, ORDER] == -order), strict=True):
             lo, hi = nodes[process, row, LO : HI + 1].tolist()
-            if hi > lo and lo not in found:
+            if lo not in found:
                 found[lo] = Copy(Node(lo, hi), int(process), int(row))
         return found
 
@@ -122,7 +122,7 @@ class Impatient(SimulatedMember):
         updates = self.chain.updates
         updates.marks = SomeMarks(**msgspec.structs.asdict(updates.marks))
 
-    def _missing(self, at: OrderAtWork, stage: OrderStage) -> Sequence[Node] | Sequence[int]:
+    def _missing(self, at: OrderAtWork, stage: OrderStage) -> Sequence[OpenPart] | Sequence[int]:
         missing = super()._missing(at, stage)
         return () if self.chain is not None and self.chain.updates.marks.least() > at.order.step else missing
 
@@ -154,12 +154,12 @@ def with_part(kind: type[OrderSums | StepChain]) -> Parts:
 #: By what is wrong.
 OF_TEAMS = {
     "a slice is written without its lock": Planted(making(Lockless), OTHER_LOSSES, first=307),
-    "a slice is made again": Planted(making(Remaking), OTHER_WEIGHTS, first=30),
-    "sums are shown before they are written": Planted(Parts(member=Boastful), OTHER_WEIGHTS, first=3),
-    "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_LOSSES, first=10),
-    "a part is counted twice": Planted(with_part(Doubling), OTHER_WEIGHTS),
+    "a slice is made again": Planted(making(Remaking), OTHER_WEIGHTS, first=125),
+    "sums are shown before they are written": Planted(Parts(member=Boastful), OTHER_WEIGHTS, first=5),
+    "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_LOSSES, first=19),
+    "a part is counted twice": Planted(with_part(Doubling), OTHER_WEIGHTS, first=3),
     "sums are overwritten too early": Planted(Parts(member=Impatient), OTHER_WEIGHTS, first=11),
     "entries are overwritten that were not read": Planted(
-        with_part(Headlong), "AssertionError: the entry of step ", first=63
+        with_part(Headlong), "AssertionError: the entry of step ", first=94
     ),
 }

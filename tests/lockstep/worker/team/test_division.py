@@ -9,14 +9,14 @@ from lockstep.common.aggregation.tree import Node, is_node, largest_node_at
 from lockstep.common.protocol.team_memory import OWN_PARTS
 from lockstep.worker.team.division import (
     DIFFERENT,
+    LONGEST_S,
+    WAITS,
     OrderPlan,
     OrderWork,
     Planner,
     Speed,
     TeamPart,
-    missing_parts,
     plan_for,
-    share_of,
 )
 
 #: Seconds of a micro-batch, by process; the first is the leader, which may be missing.
@@ -91,22 +91,28 @@ def test_slices_are_made_in_turn_by_the_processes_of_the_plan() -> None:
 
 
 @settings(derandomize=True, deadline=None)
-@given(divisions(), st.integers(1, 9))
-def test_helpers_share_all_of_a_part(what: OrderWork, helpers: int) -> None:
-    # A plan may have several parts for each helper, and never more than micro-batches.
-    shares = [share_of(what.node, what.micro_batches, helpers, place) for place in range(len(what.node))]
-    covered = bytearray(what.micro_batches)
-    for share in shares:
-        covered[share.lo : share.hi] = b"\1" * len(share)
-    assert 0 not in covered[what.node.lo : what.node.hi]
-    assert all(what.node.lo <= share.lo and share.hi <= what.node.hi for share in shares)
-    assert all(is_node(share.lo, share.hi, what.micro_batches) for share in shares)
+@given(divisions(), SPEEDS, st.floats(0.1, 8.0))
+def test_long_parts_are_cut_so_that_others_can_take_them_over(
+    what: OrderWork, seconds: dict[int, float], longest: float
+) -> None:
+    plan, whole = plan_for(what, seconds, longest=longest), plan_for(what, seconds)
+    assert [m for part in plan.parts for m in range(part.node.lo, part.node.hi)] == list(
+        range(what.node.lo, what.node.hi)
+    )
+    assert all(is_node(part.node.lo, part.node.hi, what.micro_batches) for part in plan.parts)
+    for process in seconds:
+        own = plan.of(process)
+        assert sum(map(len, own)) == sum(map(len, whole.of(process)))
+        assert len(own) == OWN_PARTS or len(seconds) == 1 or all(len(node) <= max(1.0, longest) for node in own)
+    assert plan.owners == whole.owners
 
 
-def test_parts_of_which_something_is_missing() -> None:
-    parts = [Node(4, 6), Node(6, 7), Node(7, 8)]
-    assert missing_parts(parts, b"\1\1\1\1", 4) == []
-    assert missing_parts(parts, b"\1\0\1\0", 4) == [Node(4, 6), Node(7, 8)]
+def test_parts_that_are_too_long_are_cut_and_those_of_one_that_is_alone_are_not() -> None:
+    what = OrderWork(Node(0, 8), 8)
+    assert plan_for(what, {3: 1.0}, longest=1.0).of(3) == [Node(0, 8)]
+    assert plan_for(what, {0: 1.0, 1: 1.0}, longest=1.0).of(1) == [Node(lo, lo + 1) for lo in range(4, 8)]
+    assert plan_for(what, {0: 1.0, 1: 1.0}, longest=2.0).of(1) == [Node(4, 6), Node(6, 8)]
+    assert plan_for(what, {0: 3.0, 1: 5.0}, longest=0.1).of(0) == [Node(0, 1), Node(1, 2), Node(2, 4), Node(6, 7)]
 
 
 def test_no_more_make_slices_than_there_is_room_for() -> None:
@@ -139,6 +145,25 @@ def test_a_plan_is_kept_as_long_as_the_same_are_as_fast(then: dict[int, float], 
     first = planner.plan(WHAT, speeds({0: 1.0, 1: 2.0}))
     assert (planner.plan(WHAT, speeds(then)) is first) == is_kept
     assert planner.plan(OrderWork(Node(0, 4), 8), speeds(then)) is not first
+
+
+def test_long_parts_are_cut_while_a_process_that_has_some_waits_for_a_core() -> None:
+    planner, slow, fast = Planner(), LONGEST_S, LONGEST_S / 2
+    for each_s, waits, parts in (
+        (slow, 0.0, 2),
+        (slow, WAITS, 2),
+        (slow, 1.1 * WAITS, 8),
+        (slow, 0.0, 2),
+        (fast, 0.9, 4),
+    ):
+        plan = planner.plan(WHAT, {0: Speed(each_s), 1: Speed(each_s, waits=waits)})
+        assert len(plan.parts) == parts
+        assert planner.plan(WHAT, {0: Speed(each_s), 1: Speed(each_s, waits=waits)}) is plan
+    # If both wait, neither has the time to take over.
+    assert len(planner.plan(WHAT, dict.fromkeys((0, 1), Speed(slow, waits=0.9))).parts) == 2
+    # Each is given as many, because the others take over what is not begun.
+    plan = planner.plan(WHAT, {0: Speed(slow), 1: Speed(3 * slow, waits=0.5)})
+    assert sum(map(len, plan.of(1))) == 4
 
 
 def test_small_changes_that_go_on_lead_to_another_plan_in_the_end() -> None:

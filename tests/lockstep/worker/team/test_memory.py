@@ -24,7 +24,7 @@ from lockstep.common.protocol.team_memory import (
     WORKS,
     TeamShape,
 )
-from lockstep.common.runtime.clock import ManualClock
+from lockstep.common.runtime.clock import ManualClock, ThreadTimes
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.team.division import OrderPlan, OrderWork, TeamPart, plan_for
 from lockstep.worker.team.memory import (
@@ -36,7 +36,7 @@ from lockstep.worker.team.memory import (
     write_plan,
 )
 from lockstep.worker.team.pace import FIRST, LEAST_LOAD, Pace
-from lockstep.worker.team.progress import PATIENT, ComputeNode, Order, Steps
+from lockstep.worker.team.progress import PATIENT, BegunCopy, ComputeNode, OpenPart, Order, Steps
 
 SHAPE = TeamShape(processes=3, micro_batches=8, size=5000, clips=False, metrics=2)
 PLAN = plan_for(OrderWork(Node(0, 8), 8), {0: 1.0, 1: 1.5, 2: 4.0})
@@ -68,9 +68,13 @@ def show_row(member: TeamMemory, row: int, order: int, node: Node) -> None:
 
 
 def show(member: TeamMemory, row: int, lo: int, hi: int, order: int = 4) -> None:
-    member.begin_row(row)
+    member.begin_row(ComputeNode(Node(lo, hi), row), order_of(order), 1.0)
     member.own.vectors[row][:] = 100 * lo + hi
     show_row(member, row, order, Node(lo, hi))
+
+
+def begin_row(member: TeamMemory, row: int) -> None:
+    member.begin_row(ComputeNode(Node(0, 8), row), order_of(5), 1.0)
 
 
 def pace_of(member: TeamMemory) -> Pace:
@@ -148,8 +152,22 @@ def test_sums_that_are_being_written_are_not_seen(row: int, team: list[TeamMemor
     order = order_of(4, plan=plan_for(OrderWork(Node(0, 8), 8), {0: 1.0}))
     show(team[0], row, 0, 8)
     assert team[1].sums_of(order) is not None
-    team[0].begin_row(row)
+    begin_row(team[0], row)
     assert team[1].sums_of(order) is None
+
+
+def test_parts_are_open_until_they_are_there_and_show_who_began_them_last(team: list[TeamMemory]) -> None:
+    plan = OrderPlan(tuple(TeamPart(Node(lo, lo + 2), lo // 4) for lo in range(0, 8, 2)), (0, 1))
+    order = order_of(4, plan=plan)
+    assert team[2].open_parts(order) == [OpenPart(part) for part in plan.parts]
+    show(team[2], 4, 2, 4)
+    for process, row, began_s in ((1, 0, 7.0), (2, 5, 6.0)):
+        team[process].begin_row(ComputeNode(Node(4, 6), row), order, began_s)
+    team[0].begin_row(ComputeNode(Node(6, 8), 4), order_of(5, plan=plan), 9.0)
+    first, _, third, fourth = plan.parts
+    assert team[0].open_parts(order) == [OpenPart(first), OpenPart(third, BegunCopy(1, 7.0)), OpenPart(fourth)]
+    team[2].begin_row(ComputeNode(Node(4, 6), 6), order, 8.0)
+    assert team[0].open_parts(order)[1] == OpenPart(third, BegunCopy(2, 8.0))
 
 
 def test_what_belongs_to_sums_comes_with_them(team: list[TeamMemory]) -> None:
@@ -158,8 +176,11 @@ def test_what_belongs_to_sums_comes_with_them(team: list[TeamMemory]) -> None:
     assert team[0].figures(copies)[:, : ENDED_S + 1].tolist() == [[22.0, 4.0, 2.5, 1.0, 3.5]]
     assert team[0].figures(copies)[:, METRICS:].tolist() == [[4.0, 0.5]]
     assert team[0].losses(copies).tolist() == [4.0, 5.0, 6.0, 7.0]
-    assert team[2].holds(5, 4, Node(4, 8))
-    assert not any(team[2].holds(*other) for other in ((5, 5, Node(4, 8)), (4, 4, Node(4, 8)), (5, 4, Node(4, 6))))
+    assert team[2].has_made(order_of(4), ComputeNode(Node(4, 8), 5))
+    # Whatever the node is: its vector is taken.
+    assert team[2].has_made(order_of(4), ComputeNode(Node(4, 6), 5))
+    assert not team[2].has_made(order_of(5), ComputeNode(Node(4, 8), 5))
+    assert not team[2].has_made(order_of(4), ComputeNode(Node(4, 8), 4))
 
 
 def test_a_slice_is_missing_until_somebody_has_made_it_for_this_order(memory: Path) -> None:
@@ -309,9 +330,14 @@ def test_sums_are_shown_after_all_that_belongs_to_them_and_hidden_before_they_ar
         seen.append((nodes, float(marks.figures[0, 0, LOSS_SUM]), float(marks.losses[0, 5])))
 
     show(member, 0, 0, 4, order=3)
-    with at_barriers(member, look, look, look):
+    with at_barriers(member, look, look, look, look):
         show(member, 0, 4, 8)
-    assert seen == [([0, 0, 4], 6.0, 0.0), ([0, 4, 8], 22.0, 5.0), ([4, 4, 8], 22.0, 5.0)]
+    assert seen == [
+        ([0, 0, 4], 6.0, 0.0),
+        ([0, 4, 8], 6.0, 0.0),
+        ([-4, 4, 8], 22.0, 5.0),
+        ([4, 4, 8], 22.0, 5.0),
+    ]
 
 
 @pytest.mark.parametrize("is_planned", [True, False])
@@ -416,6 +442,17 @@ def test_a_process_measures_which_part_of_a_core_it_needs(team: list[TeamMemory]
     assert loads[1] == pytest.approx(LEAST_LOAD)
 
 
+def test_a_process_measures_for_which_part_of_its_time_it_waits_for_a_core(team: list[TeamMemory]) -> None:
+    pace, waits, none = pace_of(team[1]), team[0].marks.waits, ThreadTimes(0.0, 0.0)
+    for _ in range(100):
+        pace.record(2, 0.02, none, ThreadTimes(0.015, 0.005))
+    assert waits.tolist() == [0.0, pytest.approx(0.25), 0.0]
+    pace.record(2, 0.02, none, ThreadTimes(0.02, 0.09))  # its thread has waited at other times too
+    assert waits[1] == pytest.approx(0.4)
+    pace.record(2, 2.0, none, ThreadTimes(2.0, 0.0))
+    assert waits[1] == 0.0
+
+
 # Memory that is not there
 
 
@@ -424,10 +461,10 @@ def test_vectors_take_memory_when_they_are_first_written(team: list[TeamMemory])
         return os.stat(team[1].path / "process-1").st_blocks * 512
 
     before = taken()
-    team[1].begin_row(2)
+    begin_row(team[1], 2)
     once = taken()
     assert once - before >= SHAPE.size * 4
-    team[1].begin_row(2)
+    begin_row(team[1], 2)
     assert taken() == once
     team[1].own.reserve(RESULT)
     assert taken() > once
@@ -438,12 +475,12 @@ def test_a_vector_for_which_there_is_no_memory_is_an_error_before_it_is_written(
     full = os.open(member.path / "process-1", os.O_RDONLY)  # in which nothing can be reserved
     member.own, own = OwnVectors(member.own.vectors, member.own.shape, full), member.own
     with pytest.raises(SharingError, match=r"no room for 0\.0 MiB of sums: "):
-        member.begin_row(ROWS - 1)
+        begin_row(member, ROWS - 1)
     member.own.close()
     # It shows that nothing is there, and the next attempt is one.
     assert not np.any(member.marks.nodes[1])
     member.own = own
-    member.begin_row(ROWS - 1)
+    begin_row(member, ROWS - 1)
 
 
 def test_a_process_that_comes_when_its_teams_memory_is_gone_is_told(memory: Path) -> None:
