@@ -208,8 +208,7 @@ class Run(msgspec.Struct, frozen=True, dict=True):
     def best_model(self) -> Any:
         """A model with the weights after the best epoch, in evaluation mode.
 
-        Runs with `keep_best` or `patience` keep these weights; others only if that epoch has a checkpoint. Otherwise
-        `JobError`.
+        `JobError` if the run kept no checkpoints, or they were removed, unless the final weights are these.
         """
         best = self.best_epoch
         if best.weights_sha256 == self.weights_sha256:

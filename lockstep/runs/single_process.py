@@ -156,6 +156,7 @@ class SerialRun:
         average = averaged(weights, self.setup.shard.state)
 
         def write() -> None:
+            self._keep_best()
             try:
                 recorder.finish(
                     progress,
@@ -234,9 +235,14 @@ class SerialRun:
         if self.checkpointer is not None:
             self.checkpointer.take(self.setup.shard, progress)
 
+    def _keep_best(self) -> None:
+        if self.checkpointer is not None:
+            self.checkpointer.keep_best()
+
     def _failure(self, at: Round, error: Exception) -> RunError:
         """Keep the last good weights; return the error to raise, as of a worker's exception."""
         shard = self.setup.shard
+        self._keep_best()
         if isinstance(error, NotFiniteError | NonFiniteWeightsError):
             failure = str(error)
             if isinstance(error, NotFiniteError):

@@ -1,6 +1,9 @@
 """Takes a run's checkpoints while it runs: when they are due, and their contents. If that fails, the run does not.
 
 On a full disk the checkpoint is taken when there is room again, for which the run waits.
+
+If epochs are shorter than the time to write a checkpoint allows, that of the best epoch stays in memory, until the next
+one is due or the run ends. A process that is killed loses it, and all later steps with it: the best epoch comes again.
 """
 
 from collections.abc import Mapping
@@ -22,6 +25,9 @@ SPARING = 50
 
 #: Bytes of a checkpoint besides its vectors, generously.
 MORE_BYTES = 2**16
+
+#: The contents of a checkpoint: the progress, the weights and the optimizer's slots.
+Snapshot = tuple[RunProgress, Vector, Mapping[str, Vector]]
 
 
 @dataclass
@@ -81,6 +87,10 @@ class Checkpointer:
     seen: tuple[int, int] = (0, 0)
     #: Whether the disk had no room for the last one.
     is_owed: bool = False
+    #: A copy for the checkpoint of the best epoch, if that is not written yet.
+    pending: Snapshot | None = None
+    #: A larger one is written at once.
+    most_pending_bytes: int = 2**26
 
     def take_if_due(self, holder: WeightsHolder, progress: Progress) -> None:
         """Take a checkpoint if one is due. To be called after each event, when its effects are done."""
@@ -88,10 +98,13 @@ class Checkpointer:
         if at == self.seen:
             return
         ends_epoch, self.seen = at[1] > self.seen[1], at
-        # Without the best epoch's checkpoint, a run that is to end with it could not resume from a later one.
-        is_needed = ends_epoch and self.recorder.info.job.keep_best and self.best() == holder.updates
-        if is_needed or self.schedule.is_due(holder.updates, self.clock.now(), ends_epoch=ends_epoch):
+        is_best = ends_epoch and self.best() == holder.updates
+        is_due = self.schedule.is_due(holder.updates, self.clock.now(), ends_epoch=ends_epoch)
+        if is_due or (is_best and _bytes_of(holder.weights, holder.state) > self.most_pending_bytes):
             self.take(holder, progress)
+        elif is_best and self.folder.keep and self._agrees(holder, progress):
+            slots = {name: slot.copy() for name, slot in holder.state.items()}
+            self.pending = self._progress(progress, self.clock.now()), holder.weights.copy(), slots
 
     def take(self, holder: WeightsHolder, progress: Progress) -> bool:
         """Take a checkpoint now; return whether there is one of these steps.
@@ -101,7 +114,9 @@ class Checkpointer:
         if not self.folder.keep or not self._agrees(holder, progress):
             return False
         began = self.clock.now()
-        is_kept = self._save(holder, progress, began)
+        self.keep_best()
+        self.recorder.add_entries(WeightsAt(step=progress.steps, weights_sha256=weights_digest(holder.weights)))
+        is_kept = self._save((self._progress(progress, began), holder.weights, holder.state))
         self.is_owed = not is_kept and self.run.room.is_lacking
         self.schedule.record_taken(holder.updates, began, self.clock.now())
         return is_kept
@@ -110,29 +125,38 @@ class Checkpointer:
         recorder = self.recorder
         return progress.steps == holder.updates == recorder.steps and len(progress.history) == len(recorder.history)
 
-    def _save(self, holder: WeightsHolder, progress: Progress, now: float) -> bool:
-        recorder, steps, epoch = self.recorder, progress.steps, progress.epoch
-        recorder.add_entries(WeightsAt(step=steps, weights_sha256=weights_digest(holder.weights)))
-        if not self._sync():
-            return False
-        saved = RunProgress(
+    def keep_best(self) -> None:
+        """Write the checkpoint of the best epoch if only memory has it, and the current weights are other ones."""
+        if self.pending is not None and self.pending[0].steps == self.best() != self.recorder.steps:
+            self._save(self.pending)
+            if self.run.room.is_lacking:
+                return  # it is tried again with that of the current weights
+        self.pending = None
+
+    def _progress(self, progress: Progress, now: float) -> RunProgress:
+        recorder, epoch = self.recorder, progress.epoch
+        return RunProgress(
             **progress.totals(),
-            is_evaluated=bool(recorder.history) and recorder.ends_at(recorder.history[-1].epoch) == steps,
+            is_evaluated=bool(recorder.history) and recorder.ends_at(recorder.history[-1].epoch) == progress.steps,
             loss_sum=epoch.loss_sum,
             count=epoch.count,
             ignored=epoch.ignored,
             weight=epoch.weight,
             metrics=list(epoch.metrics),
-            history=recorder.history,
+            history=list(recorder.history),
             elapsed_s=progress.elapsed(now),
             wall_s=now - recorder.setting.started,
             metrics_bytes=self.run.metrics.size(),
             ledger_bytes=self.run.ledger.size(),
         )
-        identity, weights, state = CheckpointIdentity.of(recorder.info), holder.weights, holder.state
-        parts = sealed_parts(identity, saved, recorder.layout, weights, state)
-        size = weights.nbytes + sum(slot.nbytes for slot in state.values()) + MORE_BYTES
-        return self.folder.save(steps, parts, self.best(), size)
+
+    def _save(self, snapshot: Snapshot) -> bool:
+        if not self._sync():
+            return False
+        saved, weights, state = snapshot
+        identity = CheckpointIdentity.of(self.recorder.info)
+        parts = sealed_parts(identity, saved, self.recorder.layout, weights, state)
+        return self.folder.save(saved.steps, parts, self.best(), _bytes_of(weights, state) + MORE_BYTES)
 
     def _sync(self) -> bool:
         """Write the lines to which a checkpoint refers to the disk; return whether they are there."""
@@ -157,3 +181,7 @@ class Checkpointer:
         """Return after how many steps the best epoch ended, None before the first."""
         epoch = self.recorder.best_epoch()
         return None if epoch is None else self.recorder.ends_at(epoch.epoch)
+
+
+def _bytes_of(weights: Vector, state: Mapping[str, Vector]) -> int:
+    return weights.nbytes + sum(slot.nbytes for slot in state.values())

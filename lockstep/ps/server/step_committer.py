@@ -125,6 +125,8 @@ class StepCommitter:
         progress, membership = coordinator.progress, coordinator.membership
         if finish.conviction is not None:
             finish = self._convict(finish, finish.conviction)
+        elif self.checkpointer is not None:
+            self.checkpointer.keep_best()
         if self.guard.text and finish.kind in (None, FailureKind.SPREAD):
             finish = effects.Finish(failure=self.guard.text, kind=FailureKind.DIVERGED)
         if finish.kind is None:

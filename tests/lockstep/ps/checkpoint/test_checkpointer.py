@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import EpochRecord
@@ -273,29 +274,54 @@ def test_a_checkpoint_has_every_figure_of_the_run_and_the_ledger_its_weights(
 
 
 @pytest.mark.parametrize(
-    ("keep_best", "steps", "epochs", "seen", "is_taken"),
+    ("steps", "epochs", "seen", "is_kept"),
     [
-        (True, 6, 2, (5, 1), True),
-        (False, 6, 2, (5, 1), False),
-        (True, 7, 3, (6, 2), False),  # which is not better
-        (True, 6, 2, (5, 2), False),  # no epoch has ended since
-        (True, 6, 2, (6, 2), False),
+        (6, 2, (5, 1), True),
+        (7, 3, (6, 2), False),  # which is not better
+        (6, 2, (5, 2), False),  # no epoch has ended since
+        (6, 2, (6, 2), False),
     ],
 )
-def test_the_end_of_the_best_epoch_is_kept_at_any_cost_for_a_run_that_ends_with_it(
-    tmp_path: Path, keep_best: bool, steps: int, epochs: int, seen: tuple[int, int], is_taken: bool
+@pytest.mark.parametrize("is_large", [False, True])
+def test_the_end_of_the_best_epoch_is_kept_in_memory_until_the_next_checkpoint_or_at_once_if_it_is_large(
+    tmp_path: Path,
+    is_large: bool,
+    steps: int,
+    epochs: int,
+    seen: tuple[int, int],
+    is_kept: bool,
 ) -> None:
     opening, session = session_in(tmp_path, [])
     progress = in_the_middle(opening, session, steps, epochs)
-    session.recorder.info = replace(opening.info, job=msgspec.structs.replace(JOB, keep_best=keep_best))
-    checkpointer = session.checkpointer
-    checkpointer.seen = seen
-    checkpointer.take_if_due(opening.shard, progress)
-    session.recorder.close()
+    checkpointer, shard, digest = session.checkpointer, opening.shard, opening.shard.digest()
+    checkpointer.seen, checkpointer.most_pending_bytes = seen, 0 if is_large else 2**20
+    checkpointer.take_if_due(shard, progress)
     assert checkpointer.seen == (steps, epochs)
-    assert checkpointer.folder.steps() == ([steps] if is_taken else [])
-    if is_taken:
-        assert read_checkpoint(checkpointer.folder.file_of(steps)).progress.compute_s == 60.0
+    assert checkpointer.folder.steps() == ([steps] if is_kept and is_large else [])
+    # The next step changes the weights, and its checkpoint comes with that of the best epoch.
+    for slot in shard.slots:
+        slot += 1.0
+    shard.updates = session.recorder.steps = progress.steps = steps + 1
+    assert checkpointer.take(shard, progress)
+    session.recorder.close()
+    assert checkpointer.folder.steps() == [*([steps] if is_kept else []), steps + 1]
+    if is_kept:
+        best = read_checkpoint(checkpointer.folder.file_of(steps))
+        assert best.progress.compute_s == 60.0
+        assert best.is_of(EPOCHS[epochs - 1])
+        assert weights_digest(best.held(opening.layout, shard.state)[0]) == digest
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_the_best_epoch_of_a_run_of_short_epochs_has_its_checkpoint(tmp_path: Path, keep_best: bool) -> None:
+    """The clock stands still: no epoch is long enough for a checkpoint of its own."""
+    opening, session = session_in(tmp_path, [], checkpoint_every_steps=None, checkpoint_every_seconds=1e6)
+    session.recorder.info = replace(opening.info, job=msgspec.structs.replace(JOB, keep_best=keep_best))
+    session.checkpointer.schedule.cost_s = 1.0
+    train(opening, session)
+    best = min(session.recorder.history, key=lambda epoch: epoch.test_loss).epoch
+    assert best == 2
+    assert session.checkpointer.folder.steps() == [6]
 
 
 @pytest.mark.parametrize("name", ["metrics", "ledger"])
