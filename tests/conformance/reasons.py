@@ -94,9 +94,27 @@ REASONS = (
     Reason("`dropout_p`, `enable_gqa` of attention", "`F.dropout`; repeat the keys", words=("dropout_p", "enable_gqa")),
     Reason("`proj_size` and `PackedSequence` of recurrent layers", "`lengths=`", words=("proj_size", "PackedSequence")),
     Reason(
-        "other arguments of layers, such as `kdim`, `layer_norm_eps`, `bias` of normalizations and `inplace`",
-        "see the layer's page",
-        kinds=(TypeError,),
+        "`bias` of normalizations",
+        "set the layer's `bias` to None",
+        words=("unexpected keyword argument 'bias'",),
+    ),
+    Reason(
+        "None in the size of `nn.AdaptiveAvgPool2d`",
+        "`F.adaptive_avg_pool2d`, which takes it",
+        words=("output_size is None",),
+    ),
+    Reason(
+        "the input of `nn.Linear` by its name", "its first argument", words=("unexpected keyword argument 'input'",)
+    ),
+    Reason(
+        "normalizations over a batch without samples, or without an axis of channels",
+        "skip such a batch",
+        words=("got no samples", "expected (batch, channels, ...)"),
+    ),
+    Reason(
+        "`(1,)` and `()` as the sizes of a pool along two axes",
+        "one number, or two",
+        words=("expected an integer or two of them",),
     ),
     Reason(
         "exported to ONNX: adaptive pools of sizes that do not divide, and dilated pools with `ceil_mode`",
@@ -108,11 +126,8 @@ REASONS = (
         "numbers; `F.maximum` and `F.minimum`",
         words=("not only through primitives of this library",),
     ),
-    Reason(
-        "sizes and axes that NumPy refuses",
-        "sizes that fit",
-        words=("expected", "must be", "out of bounds", "broadcast", "axis", "cannot reshape"),
-    ),
+    Reason("`unbiased` of `var` by its place", "`correction=`", words=("the correction of a variance has a name",)),
+    Reason("modes of `pad` with a width that does not fit what is left", "`F.pad` twice", words=("does not fit mode",)),
 )
 
 
