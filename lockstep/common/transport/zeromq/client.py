@@ -4,7 +4,7 @@ import zmq
 from msgspec.structs import replace
 
 from lockstep.common.errors import AddressError
-from lockstep.common.transport.address import IpcAddress, TcpAddress
+from lockstep.common.transport.address import Address
 from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.auth.curve import secure_client
 from lockstep.common.transport.diagnosis import ENOUGH_FAILURES, Diagnosis, HandshakeState, diagnose, probe
@@ -31,7 +31,7 @@ _EVENTS = (
 class ZeroMqClient:
     """A DEALER; what it sends before it is connected waits in its queue."""
 
-    def __init__(self, address: TcpAddress | IpcAddress, credential: Credential, limits: Limits) -> None:
+    def __init__(self, address: Address, credential: Credential, limits: Limits) -> None:
         self._address, self._credential = str(address), credential
         self._socket = LimitedSocket(zmq.DEALER, address, limits)
         self._socket.raw.set(zmq.RECONNECT_IVL, _REDIAL_MS)

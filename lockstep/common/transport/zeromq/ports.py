@@ -7,7 +7,7 @@ import zmq
 from msgspec.structs import replace
 
 from lockstep.common.errors import AddressError
-from lockstep.common.transport.address import IpcAddress, TcpAddress, free_path, parse
+from lockstep.common.transport.address import Address, IpcAddress, TcpAddress, free_path, parse
 from lockstep.common.transport.auth.credentials import Credential, Lock
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import Limits
@@ -52,7 +52,7 @@ def dial(address: str, *, credential: Credential = None, limits: Limits | None =
     return ZeroMqClient(server_at(address), credential, limits or Limits())
 
 
-def server_at(address: str) -> TcpAddress | IpcAddress:
+def server_at(address: str) -> Address:
     """Return the address of one server, to which nothing is sent; raises AddressError if it is none."""
     parsed = parse(address)
     if isinstance(parsed, TcpAddress) and (parsed.port == 0 or parsed.host == "*"):

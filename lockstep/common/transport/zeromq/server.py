@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from lockstep.common.errors import AddressError
 from lockstep.common.runtime.clock import Clock, SystemClock
-from lockstep.common.transport.address import IpcAddress, SocketFile, TcpAddress, parse, private_files
+from lockstep.common.transport.address import Address, IpcAddress, SocketFile, parse, private_files
 from lockstep.common.transport.auth.credentials import SERVER_NAME, Lock, ServerKeys
 from lockstep.common.transport.auth.curve import secure_server
 from lockstep.common.transport.limits import Flow, HostBackoff, IngressQuota, RejectionLog
@@ -234,9 +234,7 @@ _BIND_ADVICE = {
 class ZeroMqServer:
     """A ROUTER: libzmq gives each connection its identity, since two peers that chose the same would clash."""
 
-    def __init__(
-        self, address: TcpAddress | IpcAddress, lock: Lock, limits: Limits, rejections: RejectionLog | None
-    ) -> None:
+    def __init__(self, address: Address, lock: Lock, limits: Limits, rejections: RejectionLog | None) -> None:
         #: If they are not reported, they do not end a wait.
         self._reports_rejections, self._rejections = rejections is not None, rejections or RejectionLog()
         self._lock = lock
@@ -246,7 +244,7 @@ class ZeroMqServer:
         self._is_drained = False
         self._open(address, limits)
 
-    def _open(self, address: TcpAddress | IpcAddress, limits: Limits) -> None:
+    def _open(self, address: Address, limits: Limits) -> None:
         """Listen at an address; raises AddressError."""
         lock = self._lock
         self._socket = LimitedSocket(zmq.ROUTER, address, limits)
@@ -267,7 +265,7 @@ class ZeroMqServer:
         self._quota = IngressQuota(limits)
         self._checked_at = _CLOCK.now()
 
-    def _bind(self, address: TcpAddress | IpcAddress) -> None:
+    def _bind(self, address: Address) -> None:
         try:
             with private_files():
                 self._socket.raw.bind(str(address))

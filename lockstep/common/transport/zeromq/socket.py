@@ -8,7 +8,7 @@ from contextlib import suppress
 import zmq
 
 from lockstep.common.errors import ProtocolError
-from lockstep.common.transport.address import IpcAddress, TcpAddress
+from lockstep.common.transport.address import Address, TcpAddress
 from lockstep.common.transport.port import Frame, Limits, PeerGone, PeerSlow
 
 #: How TCP detects within half a minute that a host has vanished: seconds of silence until it asks, seconds between two
@@ -28,7 +28,7 @@ _POLL_S = 0.5
 class LimitedSocket:
     """A ROUTER or DEALER."""
 
-    def __init__(self, kind: int, address: TcpAddress | IpcAddress, limits: Limits) -> None:
+    def __init__(self, kind: int, address: Address, limits: Limits) -> None:
         self.limits = limits
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.raw = self.context.socket(kind)
