@@ -178,6 +178,7 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
     machine can have. `JobError` names the value, the expected kind of value and, for an unknown key, the nearest
     right one.
     """
+    _check_length(flags)
     given = {**file_values, **flags}
     shipped = {} if file_values else shipped_values(str(given.get("model", "lenet")))
     base: Mapping[str, Any] = file_values or shipped
@@ -213,6 +214,14 @@ def _default_numerics(job: Job) -> Numerics:
         files = read_model_source(job.model).files
         texts = () if files is None else files.texts.values()
     return default_numerics(texts)
+
+
+def _check_length(given: Mapping[str, Any]) -> None:
+    """Raise `JobError` if flags have two lengths of a run: a job file may have epochs besides, which steps replace."""
+    epochs, steps = given.get("epochs"), given.get("steps")
+    if epochs is not None and steps is not None:
+        lengths = f"epochs = {cut(repr(epochs), MOST_TOLD)} and steps = {cut(repr(steps), MOST_TOLD)}"
+        raise JobError(f"{lengths}: expected one of the two, which says how long the run is")
 
 
 def _check_no_local(given: Mapping[str, Any]) -> None:

@@ -126,6 +126,13 @@ def test_values_of_local_steps_need_their_number() -> None:
     assert resolve({}, {"local_lr": 0.1, "local_steps": 1})[0].local_lr == 0.1
 
 
+def test_a_run_has_one_length() -> None:
+    with pytest.raises(JobError, match=r"^epochs = 3 and steps = 100: expected one of the two"):
+        resolve({}, {"model": "mlp", "epochs": 3, "steps": 100})
+    assert resolve({"epochs": 3}, {"steps": 100})[0].steps == 100
+    assert resolve({}, {"epochs": 3, "steps": None})[0].epochs == 3
+
+
 @pytest.mark.parametrize("wrong", [0, -1, "four", None])
 def test_wrong_micro_batches_of_local_steps_are_named(wrong: Any) -> None:
     with pytest.raises(JobError, match=r"micro_batches = .*: expected a whole number"):
