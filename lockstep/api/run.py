@@ -169,7 +169,7 @@ class Run(msgspec.Struct, frozen=True, dict=True):
         decimal: str | None = None,
         na: str | Sequence[object] = (),
     ) -> NDArray[np.float64]:
-        """Return the probability of each class, (n, classes), in the order of the outputs; arguments as of `predict`.
+        """Return the probability of each class, (n, classes), in the order of `class_names`; arguments as of `predict`.
 
         With `loss="bce"`, that of each label. Raises `JobError` if the outputs are numbers.
         """
@@ -182,6 +182,14 @@ class Run(msgspec.Struct, frozen=True, dict=True):
             raise JobError(f"a run with loss = {self.job.loss!r} has no probabilities: expected classes; see predict")
         reading = {"encoding": encoding, "delimiter": delimiter, "decimal": decimal}
         return self._predictor.values(rows, na=_texts(na), **reading)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, in the order of the columns of `predict_proba`.
+
+        Classes without names have their numbers, as texts. Empty if the run has no classes.
+        """
+        return self._predictor.class_names
 
     @cached_property
     def _predictor(self) -> Predictor:

@@ -11,6 +11,12 @@ from lockstep.common.files.sanitize import one_line
 #: Ends of the names of files.
 CSV, PARQUET, ARROW = (".csv", ".tsv", ".csv.gz", ".tsv.gz"), (".parquet", ".pq"), (".arrow", ".feather")
 
+#: Ends of the names of pictures.
+PICTURES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+)
+
 #: Files that systems leave in folders.
 _LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")
 

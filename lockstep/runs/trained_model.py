@@ -137,7 +137,8 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     if not (folder / JOB).is_file() or (moment == "last" and not (folder / WEIGHTS).is_file()):
         # By name, so that the newest of `runs` is the last.
         found = sorted(one_line(str(weights.parent), 200) for weights in folder.glob(f"*/{WEIGHTS}"))
-        there = f"; the runs in it: {', '.join(found[-MOST_NAMED:])}" if found else ""
+        more = f", and {len(found) - MOST_NAMED:,} more" if len(found) > MOST_NAMED else ""
+        there = f"; the runs in it: {', '.join(found[-MOST_NAMED:])}{more}" if found else ""
         if not folder.exists():
             raise JobError(f"there is no folder {str(folder)!r}: expected that of a run, with {JOB} and {WEIGHTS}")
         raise JobError(

@@ -41,6 +41,7 @@ from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_result
 from lockstep.ps.setup import RunSetup
 from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
 from lockstep.runs.own_command import demand
+from lockstep.runs.trained_model import demand_data
 
 
 @click.command(short_help="Recompute a run and compare every bit.")
@@ -93,6 +94,8 @@ def verify(
     with suppress(NumericsError) if allow_mixed_numerics else nullcontext():
         take_numerics(recorded.job.numerics)
     low, high = wanted_steps(recorded, steps)
+    if recorded.data is None:
+        demand_data(run, recorded.job)
     print_plainly(console, *coverage_lines(recorded, report := coverage_of(recorded)))
     demand_coverage(report)
     print_plainly(console, *signature_lines(recorded, keys))

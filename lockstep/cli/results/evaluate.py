@@ -104,7 +104,7 @@ def show_recorded(trained: Trained, *, as_json: bool) -> None:
             rest["examples"] = record_of(assess(trained, str(examples)))
         click.echo(msgspec.json.encode({**record, **figures, **rest}).decode())
         return
-    shown = [f"{'test ' + name:<14} {value:.4f}" for name, value in found.items()]
+    shown = [f"{'test ' + name:<14} {value:{'.2%' if name == 'accuracy' else '.4f'}}" for name, value in found.items()]
     recorded = f"recorded after epoch {epoch.epoch}, over {samples:,} samples of {source}"
     nothing = f"nothing was computed, because the data is not here: {data_advice(trained.folder, trained.job)}"
     below = [f"test loss      {epoch.test_loss:.4f}", f"weights sha256 {digest}", "", recorded, nothing]

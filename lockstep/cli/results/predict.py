@@ -1,4 +1,4 @@
-"""`lockstep predict`: what a trained model takes pictures for."""
+"""`lockstep predict`: the classes or numbers that a trained model predicts of pictures, or of the rows of tables."""
 
 import csv
 import sys
@@ -19,7 +19,8 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.folder import Conversion, Reading
 from lockstep.common.errors import DataError
 from lockstep.common.numerics.choice import prefer_numerics
-from lockstep.packing.files import CSV, files_below, table_files
+from lockstep.common.runtime.notice import notice
+from lockstep.packing.files import CSV, PICTURES, files_below, table_files
 from lockstep.results.evaluation.figures import shown_names
 from lockstep.results.evaluation.pictures import Recognizer
 from lockstep.results.evaluation.predictor import Predictor, RowPrediction, problems_text
@@ -43,7 +44,7 @@ WIDTH, MOST_NAME = 80, 36
 
 @click.command(short_help="Predict the class of pictures, or a table's rows.")
 @RUN_ARGUMENT
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @CHECKPOINT_OPTION
 @BEST_OPTION
 @click.option("--no-center", is_flag=True, help="only resize pictures, without centring the digit")
@@ -53,24 +54,29 @@ WIDTH, MOST_NAME = 80, 36
 @takes_trust
 def predict(
     run: Path,
-    pictures: tuple[Path, ...],
+    inputs: tuple[Path, ...],
     moment: Moment,
     no_center: bool,
     as_json: bool,
     training_data: str | None,
     **reading: Any,
 ) -> None:
-    """Classify PICTURES with the model of the run in the folder RUN, and print the probabilities.
+    """Predict the class of each of INPUTS with the model of the run in the folder RUN, and print the probabilities.
+
+    INPUTS are pictures, or tables if the model was trained on one.
 
     Pictures are JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of up to 25 million pixels. If the model takes images of
     28 by 28 pixels, as MNIST's are, each picture should show one digit, dark on light or light on dark. It is scaled to
     fit 20 by 20 pixels and centred by its centre of mass, as the digits of MNIST are. A folder stands for the pictures
-    in it.
+    in it; its other files are counted and skipped.
 
-    If the model was trained on a table, PICTURES are CSV or Parquet files with the same columns. The output is CSV,
+    If the model was trained on a table, INPUTS are CSV or Parquet files with the same columns. The output is CSV,
     with one row per input row: the class and its probability, or the predicted numbers in the units of the training
     set. The row is empty if a value did not occur in training, or is missing and --missing has not filled it there; the
     error at the end names such rows.
+
+    With --json, each line has the "class" and its "probabilities", by the names of the classes, or by their numbers if
+    they have no names.
 
     \b
       lockstep predict runs/20261124-231714-lenet seven.png
@@ -81,14 +87,17 @@ def predict(
     prefer_numerics(trained.job.numerics)
     predictor = Predictor(trained)
     if predictor.table is not None:
-        predict_tables(predictor, predictor.table, pictures, predictor.table.reading.but(**reading), as_json=as_json)
+        predict_tables(predictor, predictor.table, inputs, predictor.table.reading.but(**reading), as_json=as_json)
         return
     demand("pillow", "predict", "lockstep predict")
     # Here, as the extra may be missing for other commands.
     from lockstep.results.evaluation.image_file import read_image
 
     recognizer = Recognizer.of(predictor, centres=not no_center)
-    pictures = files_of(pictures)
+    pictures, others = files_of(inputs)
+    if others:
+        those = "1 file in folders that is not a picture" if others == 1 else f"{others:,} files that are not pictures"
+        click.echo(notice(f"skipped {those}"), err=True)
     width = min(MOST_NAME, max(map(len, map(str, pictures))))
     console = Console(highlight=False)
     for path in pictures:
@@ -97,28 +106,44 @@ def predict(
                 f"{path}: is {content} and not a picture, and the run was not trained on a table: predict from an "
                 f"array with load_run({str(run)!r}).predict(array), in Python"
             )
+        if not path.exists():
+            raise DataError(f"{path}: there is no such file or folder: expected a picture, or a folder of pictures")
         picture = read_image(path)
         try:
             probabilities = recognizer.probabilities(picture)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
         if as_json:
-            label = int(probabilities.argmax())
-            found = {"picture": str(path), "class": label, "name": recognizer.name(label)}
-            click.echo(msgspec.json.encode({**found, "probabilities": probabilities.tolist()}).decode())
+            found = by_class(predictor.class_names, probabilities.tolist())
+            click.echo(msgspec.json.encode({"picture": str(path), **found}).decode())
         else:
             print_plainly(console, line(str(path), probabilities, width, recognizer.class_names))
 
 
-def files_of(pictures: Sequence[Path]) -> tuple[Path, ...]:
-    """Return pictures, with those in a folder and below it in place of the folder; DataError for an empty folder."""
-    found = list[Path]()
-    for path in pictures:
-        files = list(files_below(path)) if path.is_dir() else [path]
-        if not files:
-            raise DataError(f"{path}: is an empty folder: expected pictures in it")
-        found += files
-    return tuple(found)
+def files_of(inputs: Sequence[Path]) -> tuple[list[Path], int]:
+    """Return pictures, with those in a folder and below it in place of the folder, and how many files are skipped.
+
+    DataError for a folder without pictures.
+    """
+    found, skipped = list[Path](), 0
+    for path in inputs:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        files = list(files_below(path))
+        pictures = [each for each in files if each.suffix.lower() in ("", *PICTURES)]
+        if not pictures:
+            content = "has no pictures" if files else "is an empty folder"
+            raise DataError(f"{path}: {content}: expected pictures in it")
+        found += pictures
+        skipped += len(files) - len(pictures)
+    return found, skipped
+
+
+def by_class(names: Sequence[str], probabilities: Sequence[float]) -> dict[str, Any]:
+    """Return the likeliest class, and the probability of each class by its name."""
+    likeliest = names[int(np.argmax(probabilities))]
+    return {"class": likeliest, "probabilities": dict(zip(names, probabilities, strict=True))}
 
 
 def predict_tables(
@@ -142,7 +167,7 @@ def predict_tables(
         if row.problem:
             problems.append(row.problem)
         if as_json:
-            click.echo(msgspec.json.encode(_fields_of(row, targets, manifest)).decode())
+            click.echo(msgspec.json.encode(_fields_of(row, targets, predictor.class_names)).decode())
         elif row.problem:
             out.writerow([""] * (2 if manifest.classes else len(targets)))
         else:
@@ -154,11 +179,11 @@ def predict_tables(
         raise DataError(problems_text(problems, count) + counted)
 
 
-def _fields_of(row: RowPrediction, targets: Sequence[str], manifest: Conversion) -> dict[str, Any]:
+def _fields_of(row: RowPrediction, targets: Sequence[str], class_names: Sequence[str]) -> dict[str, Any]:
     if row.problem:
         return {"error": row.problem}
-    if manifest.classes:
-        return {"class": row.name, "probabilities": row.values}
+    if class_names:
+        return by_class(class_names, row.values)
     return dict(zip(targets, row.values, strict=True))
 
 

@@ -12,6 +12,7 @@ from lockstep.cli.options.completion import RunOrAddress
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.run import KEY_OPTION, passes_link
 from lockstep.common.errors import UsageError
+from lockstep.common.runtime.notice import notice
 from lockstep.common.transport.address import parse
 from lockstep.launch.client import say
 from lockstep.launch.page_process import LOOPBACK, demand_page
@@ -81,6 +82,9 @@ def watch(
     place, token = parse_place(listen), "" if token_file is None else read_token(token_file)
     reached = None if published is None else parse_place(published)
     folders, address = folders_and_address(whats, address)
+    for folder in folders:
+        if not is_fed and not folder.exists():
+            say(notice(f"there is no folder {str(folder)!r}: the page shows a run there once it has begun"))
     source = WatchedRuns.of(folders) if folders else WatchedRuns()
     if source.is_many and (address is not None or is_metrics_only):
         raise UsageError(f"{' '.join(map(repr, whats))} is a folder of runs, or several: {ONE_RUN}")

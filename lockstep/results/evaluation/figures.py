@@ -168,7 +168,11 @@ def class_lines(figures: list[ClassFigures], names: Sequence[str] = ()) -> list[
 
 def _cells(one: ClassFigures, shown: Sequence[str]) -> list[str]:
     shares = ("-" if value is None else f"{value:.2%}" for value in (one.precision, one.recall, one.f1))
-    mistaken = "-" if one.mistaken_for is None else f"{shown[one.mistaken_for]}, {one.mistakes} times"
+    mistaken = (
+        "-"
+        if one.mistaken_for is None
+        else f"{shown[one.mistaken_for]}, {one.mistakes} time{'s' * (one.mistakes != 1)}"
+    )
     return [shown[one.label], f"{one.samples:,}", *shares, mistaken]
 
 

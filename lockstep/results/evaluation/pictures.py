@@ -58,10 +58,6 @@ class Recognizer(msgspec.Struct, frozen=True):
         """The names of the classes, in order; empty if they have none."""
         return self.predictor.data.class_names
 
-    def name(self, label: int) -> str:
-        """Return what a class is called."""
-        return self.class_names[label] if self.class_names else str(label)
-
     def probabilities(self, image: Array) -> Array:
         """Return the probability of each class, (classes,), for an image (3, height, width) from 0 to 1."""
         sample = self.sample(image)[np.newaxis] * self.white

@@ -68,6 +68,11 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
         """The kind of the outputs."""
         return kind_of(self.trained.job.loss)
 
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes in the order of the outputs; of classes without names, their numbers."""
+        return class_names_of(self.trained.data)
+
     def outputs(self, samples: NDArray[Any]) -> NDArray[Any]:
         """Return the outputs of samples as the training set has them."""
         parts = [samples[begin : begin + AT_ONCE] for begin in range(0, len(samples), AT_ONCE)] or [samples]
@@ -102,7 +107,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
 
     def _of_samples(self, table: Conversion, samples: NDArray[np.float32]) -> Iterator[RowPrediction]:
         if table.classes:
-            names = class_names_of(table)
+            names = self.class_names
             for row in self.probabilities(samples):
                 yield RowPrediction(values=tuple(row.tolist()), name=names[int(row.argmax())])
             return
@@ -180,9 +185,9 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
         return records
 
 
-def class_names_of(table: Conversion) -> list[str]:
-    """Return what the classes of a table are called, in the order of the outputs."""
-    return table.class_names or [str(label) for label in range(table.classes)]
+def class_names_of(data: Conversion) -> list[str]:
+    """Return what the classes of a dataset are called, in the order of the outputs."""
+    return data.class_names or [str(label) for label in range(data.classes)]
 
 
 def problems_text(problems: Sequence[str], rows: int) -> str:

@@ -50,9 +50,28 @@ def test_of_a_folder_of_runs_the_last_are_named(tmp_path: Path) -> None:
         (tmp_path / f"run-{number}").mkdir()
         (tmp_path / f"run-{number}" / WEIGHTS).touch()
     (tmp_path / "other").mkdir()
-    with pytest.raises(JobError, match=r"with job.toml and weights\S*; the runs in it: \S*/run-2, .*/run-9$") as caught:
+    with pytest.raises(
+        JobError, match=r"with job.toml and weights\S*; the runs in it: \S*/run-2, .*/run-9, and 2 more$"
+    ) as caught:
         open_trained(tmp_path)
     assert str(caught.value).count("run-") == 8
+
+
+def test_without_its_data_a_run_shows_the_same_figures_and_verify_only_asks_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = trained(tmp_path)
+    assert done.class_names == [str(label) for label in range(10)]
+    assert run(["evaluate", str(done.folder)]) == 0
+    computed = capsys.readouterr().out.splitlines()[0]
+    assert "%" in computed
+    Path(done.job.data).unlink()
+    assert run(["evaluate", str(done.folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == computed.partition(" of ")[0]
+    assert run(["verify", str(done.folder)]) == 2
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert "needs its training data, which is not here" in shown.err
 
 
 def test_the_best_may_be_the_last(tmp_path: Path) -> None:

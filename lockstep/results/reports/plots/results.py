@@ -16,7 +16,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError, UsageError
 from lockstep.results.evaluation.assessment import Assessment, assess, probabilities_of
-from lockstep.results.evaluation.figures import Integers
+from lockstep.results.evaluation.figures import Integers, shown_names
 from lockstep.results.reports.plots.curves import RunCurves
 from lockstep.results.reports.plots.style import colour, new_figure, save, tidy
 from lockstep.results.reports.plots.timeline import timeline
@@ -30,11 +30,14 @@ MOST_COUNTED, MOST_FILTERS, MOST_MISTAKES, MOST_TARGETS = 20, 64, 30, 6
 #: Inches per character of a title in 10 points.
 CHARACTER = 0.07
 
+#: Most characters of a class at the horizontal axis that stand upright.
+MOST_UPRIGHT = 3
+
 #: Most classes that are labelled at an axis; more would overlap.
 MOST_TICKS = 32
 
 
-def confusion_matrix(counts: Integers) -> Figure:
+def confusion_matrix(counts: Integers, names: Sequence[str] = ()) -> Figure:
     """Return the counts, coloured by their share of the class, and without the diagonal, which would hide the rest."""
     classes = len(counts)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
@@ -47,8 +50,10 @@ def confusion_matrix(counts: Integers) -> Figure:
     right, total = int(np.trace(counts)), int(counts.sum())
     axes.set(title=f"{right:,} of {total:,} correct ({right / max(1, total):.2%})", xlabel="predicted", ylabel="class")
     ticks = range(0, classes, math.ceil(classes / MOST_TICKS))
-    axes.set_xticks(ticks)
-    axes.set_yticks(ticks)
+    shown = shown_names(names, classes)[:: ticks.step]
+    is_long = max(map(len, shown)) > MOST_UPRIGHT
+    axes.set_xticks(ticks, shown, rotation=45 if is_long else 0, ha="right" if is_long else "center")
+    axes.set_yticks(ticks, shown)
     if classes <= MOST_COUNTED:
         for row, column in np.ndindex(classes, classes):
             _count(axes, row, column, int(counts[row, column]), float(off_diagonal[row, column]) > 0.6 * most)
@@ -102,11 +107,17 @@ def worst_mistakes(assessment: Assessment) -> Figure:
     probabilities = probabilities_of(assessment.outputs)
     shown = wrong[:MOST_MISTAKES]
     which = f"the {len(shown)} worst of {len(wrong):,}" if len(shown) < len(wrong) else f"all {len(wrong)}"
-    figure, grid = _grid(len(shown), 1.35, f"{which} mistakes: class, not prediction (its probability)")
+    names = shown_names(assessment.class_names, assessment.outputs.shape[1])
+    figure, grid = _grid(
+        len(shown),
+        1.35 if not assessment.class_names else 2.2,
+        f"{which} mistakes: class, not prediction (its probability)",
+    )
     for axes, index in zip(grid, shown.tolist(), strict=False):
         axes.imshow(_image(dataset, index), cmap="gray")
         predicted = int(assessment.outputs[index].argmax())
-        axes.set_title(f"{dataset.labels[index]}, not {predicted} ({probabilities[index, predicted]:.0%})", fontsize=8)
+        share = f"{probabilities[index, predicted]:.0%}"
+        axes.set_title(f"{names[int(dataset.labels[index])]}, not {names[predicted]} ({share})", fontsize=8)
     return figure
 
 
@@ -165,7 +176,7 @@ class Subject(msgspec.Struct, frozen=True, dict=True):
         """Return the plots of one run by the names of their files."""
         makers = {
             "timeline": lambda: timeline(self.curves, read_timeline(self.folder)),
-            "confusion": lambda: confusion_matrix(self.assessment.confusion),
+            "confusion": lambda: confusion_matrix(self.assessment.confusion, self.assessment.class_names),
             "first_layer": lambda: first_layer(self.trained.arrays(), self.trained.data.form().train.sample_shape),
             "mistakes": lambda: worst_mistakes(self.assessment),
         }

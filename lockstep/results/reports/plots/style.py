@@ -46,11 +46,19 @@ def whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(PLAIN)
 
 
+class PlainLogFormatter(LogFormatter):
+    """Labels the places that its base class chooses, as 0.6 and not as 6e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of a place, empty without one."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def logarithmic(axis: XAxis | YAxis) -> None:
     """Use a logarithmic scale with plain numbers, since `save` does not render formulas."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+    axis.set_minor_formatter(PlainLogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
 
 
 def save(figure: Figure, path: Path, source: str = "") -> None:

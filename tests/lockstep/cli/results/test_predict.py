@@ -1,8 +1,6 @@
 """`lockstep predict`: pictures of any kind, and what a file that is none is told."""
 
-import errno
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +39,13 @@ def rows(folder: Path, count: int) -> list[str]:
 
 def test_pictures_of_another_size_are_taken_for_their_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = predictions(capsys, str(folder / "run"), *rows(folder, 10), "--no-center")
-    assert [each["class"] for each in told] == list(range(10))
+    assert [each["class"] for each in told] == [str(label) for label in range(10)]
     for each in told:
         probabilities = each["probabilities"]
-        assert isinstance(probabilities, list)
-        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
-        assert int(np.argmax(probabilities)) == each["class"]
+        assert isinstance(probabilities, dict)
+        assert list(probabilities) == [str(label) for label in range(10)]
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert max(probabilities, key=probabilities.__getitem__) == each["class"]
 
 
 def test_a_folder_stands_for_the_pictures_in_it(
@@ -56,6 +55,15 @@ def test_a_folder_stands_for_the_pictures_in_it(
     paths = [*rows(tmp_path / "scans", 2), *rows(tmp_path / "scans" / "more", 3)]
     told = predictions(capsys, str(folder / "run"), str(tmp_path / "scans"), "--no-center")
     assert sorted(str(each["picture"]) for each in told) == sorted(paths)
+    (tmp_path / "scans" / "readme.txt").write_text("not a picture")
+    assert run(["predict", str(folder / "run"), str(tmp_path / "scans")]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 5
+    assert shown.err == "notice: skipped 1 file in folders that is not a picture\n"
+    assert run(["predict", str(folder / "run"), str(tmp_path / "scans" / "readme.txt")]) == 2
+    assert "is not a picture that can be read" in capsys.readouterr().err
+    assert run(["predict", str(folder / "run"), str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: there is no such file or folder" in capsys.readouterr().err
     (tmp_path / "none").mkdir()
     assert run(["predict", str(folder / "run"), str(tmp_path / "none")]) == 2
     assert "is an empty folder: expected pictures in it" in capsys.readouterr().err
@@ -119,7 +127,7 @@ def test_what_is_no_picture_or_empty_is_one_line(folder: Path, capsys: pytest.Ca
     Image.fromarray(np.full((30, 30), 200, np.uint8)).save(folder / "blank.png")
     (folder / "text.png").write_text("no picture")
     cases = {
-        "gone.png": f"is not a picture that can be read ({os.strerror(errno.ENOENT)}): repair, convert or remove it",
+        "gone.png": "there is no such file or folder: expected a picture, or a folder of pictures",
         "text.png": "is not a picture that can be read (not a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM, or damaged)",
         "blank.png": "nothing is drawn in it",
     }

@@ -56,7 +56,7 @@ def test_lines_fit_80_columns_and_a_large_matrix_is_left_out() -> None:
         "0.00%",
         "1,",
         "1",
-        "times",
+        "time",
     ]
 
 

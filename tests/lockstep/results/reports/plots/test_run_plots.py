@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,8 +14,10 @@ from matplotlib.patches import Rectangle
 from lockstep import nn
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError
+from lockstep.common.files.sanitize import cut
 from lockstep.common.job.tally import Tally
 from lockstep.results.evaluation.assessment import Assessment
+from lockstep.results.evaluation.figures import MOST_NAME
 from lockstep.results.reports.plots.curves import Floats, RunCurves, parts_of, read_curves
 from lockstep.results.reports.plots.results import (
     confusion_matrix,
@@ -22,6 +25,7 @@ from lockstep.results.reports.plots.results import (
     first_layer,
     worst_mistakes,
 )
+from lockstep.results.reports.plots.style import logarithmic, new_figure
 from lockstep.results.reports.plots.timeline import UNUSED, timeline
 from lockstep.results.reports.plots.training import learning, throughput
 from lockstep.results.reports.plots.worker_timeline import read_timeline
@@ -108,6 +112,24 @@ def test_the_matrix_has_the_counts_and_colours_for_mistakes_only() -> None:
     ]
     assert np.asarray(axes.images[0].get_array()).tolist() == [[0, 25], [0, 0]]
     assert axes.get_title() == "7 of 8 correct (87.50%)"
+
+
+def test_the_matrix_and_the_mistakes_show_the_names_of_classes() -> None:
+    axes = confusion_matrix(np.array([[3, 1], [0, 4]]), ("sun", "a house with a very long name")).axes[0]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["sun", cut("a house with a very long name", MOST_NAME)]
+    found = msgspec.structs.replace(assessment([[5, 0], [0, 5], [0, 9]]), class_names=("sun", "house"))
+    assert [axes.get_title() for axes in worst_mistakes(found).axes if axes.images] == ["sun, not house (100%)"]
+
+
+def test_the_places_of_a_logarithmic_axis_are_plain_numbers() -> None:
+    axes = new_figure(4.0, 4.0).subplots()
+    logarithmic(axes.yaxis)
+    axes.set_ylim(0.35, 0.9)
+    axes.figure.canvas.draw()
+    shown = [label.get_text() for label in axes.yaxis.get_minorticklabels() if label.get_text()]
+    assert {"0.4", "0.6"} <= set(shown)
+    assert not any("e" in text for text in shown)
 
 
 @pytest.mark.parametrize(
