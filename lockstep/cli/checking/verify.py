@@ -94,8 +94,7 @@ def verify(
     with suppress(NumericsError) if allow_mixed_numerics else nullcontext():
         take_numerics(recorded.job.numerics)
     low, high = wanted_steps(recorded, steps)
-    if recorded.data is None:
-        demand_data(run, recorded.job)
+    demand_data_of(recorded)
     print_plainly(console, *coverage_lines(recorded, report := coverage_of(recorded)))
     demand_coverage(report)
     print_plainly(console, *signature_lines(recorded, keys))
@@ -126,6 +125,12 @@ def compared(run: Path, against: Path) -> str:
         raise DifferenceError(difference)
     chain = ours.receipt.chain
     return f"the same weights after each of {len(chain) - 1} epochs: {chain[-1].weights_sha256}"
+
+
+def demand_data_of(recorded: RecordedRun) -> None:
+    """Raise `DataError` if the data of a run is neither given nor where it was trained."""
+    if recorded.data is None:
+        demand_data(recorded.folder, recorded.job)
 
 
 def signature_lines(recorded: RecordedRun, keys: Path | None) -> list[str]:

@@ -94,20 +94,11 @@ def predict(
     from lockstep.results.evaluation.image_file import read_image
 
     recognizer = Recognizer.of(predictor, centres=not no_center)
-    pictures, others = files_of(inputs)
-    if others:
-        those = "1 file in folders that is not a picture" if others == 1 else f"{others:,} files that are not pictures"
-        click.echo(notice(f"skipped {those}"), err=True)
+    pictures = files_of(inputs)
     width = min(MOST_NAME, max(map(len, map(str, pictures))))
     console = Console(highlight=False)
     for path in pictures:
-        if (content := NO_PICTURES.get(path.suffix.lower())) is not None:
-            raise DataError(
-                f"{path}: is {content} and not a picture, and the run was not trained on a table: predict from an "
-                f"array with load_run({str(run)!r}).predict(array), in Python"
-            )
-        if not path.exists():
-            raise DataError(f"{path}: there is no such file or folder: expected a picture, or a folder of pictures")
+        check_picture(path, run)
         picture = read_image(path)
         try:
             probabilities = recognizer.probabilities(picture)
@@ -120,10 +111,21 @@ def predict(
             print_plainly(console, line(str(path), probabilities, width, recognizer.class_names))
 
 
-def files_of(inputs: Sequence[Path]) -> tuple[list[Path], int]:
-    """Return pictures, with those in a folder and below it in place of the folder, and how many files are skipped.
+def check_picture(path: Path, run: Path) -> None:
+    """Raise `DataError` if a path does not exist, or has the name of another kind of data."""
+    if (content := NO_PICTURES.get(path.suffix.lower())) is not None:
+        raise DataError(
+            f"{path}: is {content} and not a picture, and the run was not trained on a table: predict from an "
+            f"array with load_run({str(run)!r}).predict(array), in Python"
+        )
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder: expected a picture, or a folder of pictures")
 
-    DataError for a folder without pictures.
+
+def files_of(inputs: Sequence[Path]) -> list[Path]:
+    """Return pictures, with those in a folder and below it in place of the folder.
+
+    Files there that are not pictures are counted on stderr. DataError for a folder without pictures.
     """
     found, skipped = list[Path](), 0
     for path in inputs:
@@ -137,7 +139,10 @@ def files_of(inputs: Sequence[Path]) -> tuple[list[Path], int]:
             raise DataError(f"{path}: {content}: expected pictures in it")
         found += pictures
         skipped += len(files) - len(pictures)
-    return found, skipped
+    if skipped:
+        one = "1 file in folders that is not a picture"
+        click.echo(notice(f"skipped {one if skipped == 1 else f'{skipped:,} files that are not pictures'}"), err=True)
+    return found
 
 
 def by_class(names: Sequence[str], probabilities: Sequence[float]) -> dict[str, Any]:

@@ -82,9 +82,7 @@ def watch(
     place, token = parse_place(listen), "" if token_file is None else read_token(token_file)
     reached = None if published is None else parse_place(published)
     folders, address = folders_and_address(whats, address)
-    for folder in folders:
-        if not is_fed and not folder.exists():
-            say(notice(f"there is no folder {str(folder)!r}: the page shows a run there once it has begun"))
+    report_missing([] if is_fed else folders)
     source = WatchedRuns.of(folders) if folders else WatchedRuns()
     if source.is_many and (address is not None or is_metrics_only):
         raise UsageError(f"{' '.join(map(repr, whats))} is a folder of runs, or several: {ONE_RUN}")
@@ -107,6 +105,13 @@ def watch(
             if asking.ident is not None:
                 # Its connection would be opened and closed after the end of the command.
                 asking.join(ENDS_S)
+
+
+def report_missing(folders: Sequence[Path]) -> None:
+    """Report folders that do not exist, in which a run may begin later."""
+    for folder in folders:
+        if not folder.exists():
+            say(notice(f"there is no folder {str(folder)!r}: the page shows a run there once it has begun"))
 
 
 def report_page(link: ParentLink | None, name: str, address: str, *, is_opened: bool) -> None:
