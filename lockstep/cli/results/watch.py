@@ -82,8 +82,8 @@ def watch(
     place, token = parse_place(listen), "" if token_file is None else read_token(token_file)
     reached = None if published is None else parse_place(published)
     folders, address = folders_and_address(whats, address)
-    report_missing([] if is_fed else folders)
     source = WatchedRuns.of(folders) if folders else WatchedRuns()
+    report_missing([] if is_fed else folders)
     if source.is_many and (address is not None or is_metrics_only):
         raise UsageError(f"{' '.join(map(repr, whats))} is a folder of runs, or several: {ONE_RUN}")
     is_over = threading.Event()
