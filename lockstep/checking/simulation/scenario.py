@@ -231,9 +231,17 @@ def scenario_of(
     if workers is None and servers is None and team.random() < ALONE:
         scenario = _alone(scenario, team)
     scenario = _with_standbys(_with_local_steps(scenario), standbys)
-    drawn_spread = bool(generator(seed, Purpose.SIMULATE, layer=14).random() < SPREADING)
-    scenario = replace(scenario, spreads=scenario.servers > 1 and (drawn_spread if spread is None else spread))
-    return replace(scenario, steps=steps, min_workers=int(rng.choice([1, sum(scenario.team_sizes())])))
+    return replace(
+        scenario,
+        spreads=scenario.servers > 1 and (spreads_of(seed) if spread is None else spread),
+        steps=steps,
+        min_workers=int(rng.choice([1, sum(scenario.team_sizes())])),
+    )
+
+
+def spreads_of(seed: int) -> bool:
+    """Return whether the servers of a seed's run are spread over hosts, if it has several."""
+    return bool(generator(seed, Purpose.SIMULATE, layer=14).random() < SPREADING)
 
 
 def _job_of(rng: np.random.Generator, servers: int) -> str:

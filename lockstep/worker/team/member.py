@@ -70,6 +70,17 @@ class OrderAtWork:
         return self.progress.waits_since is None
 
 
+def asked_for_core(progress: OrderProgress, clock: ThreadClock, waking: Waking) -> float:
+    """Return the time, after others had the core if they want it and this process would only make something again."""
+    now = clock.now()
+    if progress.makes_again(now):
+        waking.yield_core()
+        before, now = now, clock.now()
+        if now > before + SHORT_S:
+            progress.on_shared(now)
+    return now
+
+
 @dataclass
 class TeamMember:
     """Carries out orders as one process of a team, for one session."""
@@ -248,20 +259,17 @@ class TeamMember:
         if at.begun is None:
             self._begin_action(at, action)
             return None
-        is_made = self._finish(at, at.begun)
+        is_made = True
+        if isinstance(at.begun, MakeSlice):
+            is_made = self._make(at, at.begun)
+        else:
+            self._compute(at.order, at.begun)
         # Not before, since a lock has to be let go of whatever is raised.
         at.begun, self.waking.has_added = None, True
         if not is_made:
             return self._fail(at.order)
         at.progress.on_made(self.clock.now())
         return None
-
-    def _finish(self, at: OrderAtWork, begun: ComputeNode | MakeSlice) -> bool:
-        """Make the unit that was begun; return False if it is not finite."""
-        if isinstance(begun, MakeSlice):
-            return self._make(at, begun)
-        self._compute(at.order, begun)
-        return True
 
     def _compute(self, order: Order, part: ComputeNode) -> None:
         self.sums.add_node(order, part)
@@ -312,7 +320,7 @@ class TeamMember:
 
     def _look(self, at: OrderAtWork, stage: OrderStage) -> OrderOutcome | None:
         order, chain, progress = at.order, at.chain, at.progress
-        now = self.memory.mine["looked_s"] = self._asked_for_core(progress)
+        now = self.memory.mine["looked_s"] = asked_for_core(progress, self.clock, self.waking)
         if not self.pace.patience.spin_s:
             self.waking.show_asleep(is_asleep=True)  # it will sleep unless it finds all, and need not look twice then
         if chain is not None and not self.is_wanted():
@@ -334,16 +342,6 @@ class TeamMember:
         if not progress.is_done:
             return None
         return OrderOutcome.DONE if chain is None else self._catch_up(order, chain)
-
-    def _asked_for_core(self, progress: OrderProgress) -> float:
-        """Return the time, after others had the core if they want it and we would only make something again."""
-        now = self.clock.now()
-        if progress.makes_again(now):
-            self.waking.yield_core()
-            before, now = now, self.clock.now()
-            if now > before + SHORT_S:
-                progress.on_shared(now)
-        return now
 
     def _missing(self, at: OrderAtWork, stage: OrderStage) -> Sequence[OpenPart] | Sequence[int]:
         order = at.order
