@@ -154,6 +154,7 @@ def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
     """Return the benches by the name of their part. Steps are as few as give a steady figure in a turn."""
     sleepers = [1 << power for power in range(MOST_SLEEPERS.bit_length())]
     compared: dict[str, Any] = {"rounds": rounds, "peer_python": python}
+    sleeping: dict[str, Any] = {"sleep_s": SLEEP_S, "values": (535_818,), "rounds": rounds}
     return {
         "step": StepBench(
             models=("linear", *NETS),
@@ -185,9 +186,7 @@ def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
             **compared,
         ),
         "straggler": StragglerBench(steps=200 * rounds, rounds=rounds),
-        "teams": ScalingBench(
-            workers=tuple(sleepers), sleep_s=SLEEP_S, values=(535_818,), steps=40 * rounds, rounds=rounds
-        ),
+        "teams": ScalingBench(workers=tuple(sleepers), steps=40 * rounds, **sleeping),
         "hosts": HostsBench(steps=60 * rounds, rounds=rounds),
         "coordinator": CoordinatorBench(rounds=rounds),
         "wire": WireBench(rounds=rounds),

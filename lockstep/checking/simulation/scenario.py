@@ -201,14 +201,34 @@ def scenario_of(
     spread: bool | None = None,
 ) -> Scenario:
     """Return the scenario of a seed; values that are given are not drawn."""
-    rng = generator(seed, Purpose.SIMULATE, layer=1)
-    team = generator(seed, Purpose.SIMULATE, layer=9)
+    rng, team = (generator(seed, Purpose.SIMULATE, layer=layer) for layer in (1, 9))
+    scenario = _drawn(seed, rng, team, workers, servers, processes)
+    if workers is None and servers is None and team.random() < ALONE:
+        scenario = _alone(scenario, team)
+    scenario = _with_standbys(_with_local_steps(scenario), standbys)
+    return replace(
+        scenario,
+        spreads=scenario.servers > 1 and (spreads_of(seed) if spread is None else spread),
+        steps=steps,
+        min_workers=int(rng.choice([1, sum(scenario.team_sizes())])),
+    )
+
+
+def _drawn(
+    seed: int,
+    rng: np.random.Generator,
+    team: np.random.Generator,
+    workers: int | None,
+    servers: int | None,
+    processes: int | None,
+) -> Scenario:
+    """Draw the values that every scenario has, in an order that never changes."""
     drawn = int(rng.choice([1, 1, 1, 2, 3]))  # in any case, as all that is drawn after it
     server_count = drawn if servers is None else servers
     job = _job_of(rng, server_count)
     worker_count = int(rng.integers(1, 5)) if workers is None else workers
     sizes = tuple(int(team.choice(TEAMS)) if processes is None else processes for _ in range(4))
-    scenario = Scenario(
+    return Scenario(
         seed=seed,
         job=job,
         workers=worker_count,
@@ -227,15 +247,6 @@ def scenario_of(
         checkpoint_every=int(rng.integers(1, 4)),
         keep=int(rng.integers(1, 3)),
         faults=_faults(rng, LAST_EVENT, {}),
-    )
-    if workers is None and servers is None and team.random() < ALONE:
-        scenario = _alone(scenario, team)
-    scenario = _with_standbys(_with_local_steps(scenario), standbys)
-    return replace(
-        scenario,
-        spreads=scenario.servers > 1 and (spreads_of(seed) if spread is None else spread),
-        steps=steps,
-        min_workers=int(rng.choice([1, sum(scenario.team_sizes())])),
     )
 
 

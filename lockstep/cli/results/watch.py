@@ -2,8 +2,9 @@
 
 import threading
 import webbrowser
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import click
@@ -86,25 +87,30 @@ def watch(
     report_missing([] if is_fed else folders)
     if source.is_many and (address is not None or is_metrics_only):
         raise UsageError(f"{' '.join(map(repr, whats))} is a folder of runs, or several: {ONE_RUN}")
-    is_over = threading.Event()
-    asking = threading.Thread(target=ask_statuses, args=(source, address, key, is_over), daemon=True)
     if is_fed:
         threading.Thread(target=read_statuses, args=(source,), daemon=True).start()
-    elif address is not None:
-        asking.start()
+    ask = None if is_fed or address is None else partial(ask_statuses, source, address, key)
 
     def show(address: str) -> None:
         report_page(link if is_fed else None, "metrics" if is_metrics_only else "page", address, is_opened=is_opened)
 
     # An interrupt is how a page ends: nothing has failed.
-    with suppress(KeyboardInterrupt):
-        try:
-            PageServer(source, place, is_metrics_only, token, reached).run(show)
-        finally:
-            is_over.set()
-            if asking.ident is not None:
-                # Its connection would be opened and closed after the end of the command.
-                asking.join(ENDS_S)
+    with suppress(KeyboardInterrupt), nullcontext() if ask is None else in_thread(ask, ENDS_S):
+        PageServer(source, place, is_metrics_only, token, reached).run(show)
+
+
+@contextmanager
+def in_thread(work: Callable[[threading.Event], None], patience_s: float) -> Iterator[None]:
+    """Work in a thread within the context, at whose end the event is set; wait so long for the work to end."""
+    is_over = threading.Event()
+    thread = threading.Thread(target=work, args=(is_over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        # A connection would be opened and closed after the end of the command.
+        thread.join(patience_s)
 
 
 def report_missing(folders: Sequence[Path]) -> None:
