@@ -70,8 +70,8 @@ def fit(
     **Results** go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes of the run,
     and leaves a checkpoint: `resume(run_dir)` continues from there. `verbose=False` prints nothing.
 
-    Raises `JobError`, `ModelError` or `DataError` if the call cannot be carried out, `CallbackError` if a callback
-    raises, and `RunError` if the run fails.
+    Raises `UsageError` if the call cannot be carried out, mostly one of its kinds `JobError`, `ModelError` or
+    `DataError`; `CallbackError` if a callback raises, and `RunError` if the run fails.
 
     >>> x = np.random.default_rng(0).normal(size=(64, 3))
     >>> y = (x.sum(axis=1) > 0).astype(int)

@@ -22,18 +22,27 @@ _LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")
 
 
 def table_files(path: Path) -> list[Path]:
-    """Return the files of a table: itself, or the files of one kind in a folder, by name; none if it is not a table."""
+    """Return the files of a table: itself, or the files of one kind in a folder, by name; none if it is not a table.
+
+    A folder of pictures in folders for their classes is not one, although lists of its pictures may be next to these.
+    """
     endings = (CSV, PARQUET, ARROW)
     if path.is_dir():
         inside = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
         kinds = [[each for each in inside if each.name.lower().endswith(kind)] for kind in endings]
-        return next((found for found in kinds if found), [])
+        found = next((found for found in kinds if found), [])
+        return [] if found and has_classes(path) else found
     return [path] if path.name.lower().endswith(tuple(ending for kind in endings for ending in kind)) else []
 
 
 def has_pictures(folder: Path) -> bool:
     """Tell whether there are folders with files in a folder."""
     return folder.is_dir() and any(map(has_files, folders_in(folder)))
+
+
+def has_classes(folder: Path) -> bool:
+    """Tell whether there are folders with pictures, by the ends of their names, in a folder."""
+    return any(file.name.lower().endswith(PICTURES) for inside in folders_in(folder) for file in files_below(inside))
 
 
 def has_files(folder: Path) -> bool:

@@ -110,7 +110,9 @@ class ColumnPlan(msgspec.Struct, frozen=True):
         if names:
             inputs = f", an input for each of {len(names)}" if self.column.one_hot else ""
             taken = "class, to predict" if self.is_target else f"category{inputs}"
-            shown = ", ".join(one_line(each, 20) or MISSING_TEXT for each in names[:6])
+            # Quoted if it would look like several.
+            cut = [one_line(each, 20) or MISSING_TEXT for each in names[:6]]
+            shown = ", ".join(repr(each) if "," in each else each for each in cut)
             values = f"{shown}, … ({len(names):,})" if len(names) > 6 else shown
         else:
             taken = f"{taken}, to predict" if self.is_target else taken

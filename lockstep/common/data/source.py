@@ -66,10 +66,13 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
         return load_folder(path, is_checked=is_checked)
     if path.exists() and path.suffix:
         command = f"lockstep pack {shlex.quote(spec)} {shlex.quote(path.stem)}.data"
-        raise DataError(
-            f"{spec}: is not a packed dataset: pack it first, with `{command}`, which tells what it needs; only "
-            "`train`, `find-lr`, `doctor` and `fit` take tables themselves"
-        )
+        needs = "which tells what it needs; only `train`, `find-lr`, `doctor` and `fit` take tables themselves"
+        if path.suffix == ".npy":
+            command, needs = (
+                f"{command} --labels LABELS.npy",
+                "where LABELS.npy has a label or a number for each sample",
+            )
+        raise DataError(f"{spec}: is not a packed dataset: pack it first, with `{command}`, {needs}")
     raise DataError(
         f"no dataset {spec!r}: expected 'mnist', a folder from `lockstep pack` or with the four IDX files of MNIST, "
         "an .npz file with x_train, y_train, x_test, y_test or, for `train` and `fit`, a .csv, a .parquet or a folder "

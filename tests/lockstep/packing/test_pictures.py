@@ -52,6 +52,11 @@ def test_each_folder_is_a_class_by_name(folder: Path) -> None:
         assert len(blue) in (8, 2, 7, 9, 1, 3)
 
 
+def test_a_table_next_to_the_classes_is_not_the_data(folder: Path) -> None:
+    (folder / "labels.csv").write_text("file,label\n0.png,red\n")
+    assert sizes(packed(folder)) == (16, 4)
+
+
 def test_a_set_to_test_with_lies_next_to_train(folder: Path) -> None:
     for name in ("red", "blue"):
         picture(folder / "val" / name / "1.png")

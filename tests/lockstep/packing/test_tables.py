@@ -304,12 +304,13 @@ def test_a_table_of_its_own_to_test_with(tmp_path: Path) -> None:
 
 def test_what_each_column_was_taken_for_is_shown(tmp_path: Path) -> None:
     codes, is_new = [f"{number % 12:03d}" for number in range(ROWS)], np.arange(ROWS) % 2 == 0
-    source = written(tmp_path, "t.csv", code=codes, new=is_new, rooms=MISSING)
+    towns = [{"Zug": "Zug, Baar"}.get(town, town) for town in COLUMNS["town"]]
+    source = written(tmp_path, "t.csv", code=codes, new=is_new, rooms=MISSING, town=towns)
     found = packed(source, target=("price",), missing="mean", one_hot=("town",), drop=("built",))
     assert [line.split(maxsplit=1) for line in found.columns] == [
         ["rooms", "number                            101 to 107; 1,250 missing: --missing mean"],
         ["area", f"number                            {COLUMNS['area'].min():g} to {COLUMNS['area'].max():g}"],
-        ["town", "category, an input for each of 3  Aarau, Bern, Zug"],
+        ["town", "category, an input for each of 3  Aarau, Bern, 'Zug, Baar'"],
         ["code", "category                          000, 001, 002, 003, 004, 005, … (12)"],
         ["new", "true or false                     false to true"],
         ["price", f"number, to predict                {COLUMNS['price'].min():g} to {COLUMNS['price'].max():g}"],

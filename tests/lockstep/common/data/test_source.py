@@ -161,6 +161,9 @@ def test_a_table_has_to_be_packed_first(tmp_path: Path) -> None:
         DataError, match=r"is not a packed dataset: pack it first, with `lockstep pack .*homes\.csv homes\."
     ):
         load(str(tmp_path / "homes.csv"))
+    np.save(tmp_path / "x.npy", np.ones((3, 2)))
+    with pytest.raises(DataError, match=r"with `lockstep pack \S*x\.npy x\.data --labels LABELS\.npy`, where LABELS"):
+        load(str(tmp_path / "x.npy"))
 
 
 def numbered(size: int) -> TrainTest:
