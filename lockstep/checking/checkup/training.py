@@ -349,4 +349,5 @@ def _unlike_the_test_set(subject: TrialSubject, trial: TrialRun) -> Iterator[Fin
         # Two standard deviations above always giving the commonest class.
         if right > most + 2 * math.sqrt(most * (1 - most) / tested):
             return
-    yield found("no-better-on-test", last=trial.last, guess=subject.guess, test=loss, tested=tested)
+    trained = len(subject.data.train)
+    yield found("no-better-on-test", last=trial.last, guess=subject.guess, test=loss, tested=tested, trained=trained)
