@@ -187,11 +187,11 @@ def test_the_page_and_the_plots_of_a_run_that_was_sent(owner: Person, colleague:
 def test_messages_name_the_file_that_was_given(owner: Person, colleague: Person) -> None:
     owner.run("train", *TABLE, "--run-dir", "named", *BRIEF)
     owner.run("share", "named", str(colleague.folder / "named.zip"))
-    told = colleague.run("verify", "named.zip", code=2)
+    told = colleague.run("export", "named.zip", "model.onnx", code=2)
     assert "error: the model of the run in 'named.zip' is Python code" in told
     # The file to read is where it was unpacked.
     assert Path(told.partition("read '")[2].partition("'")[0]).is_file()
-    told = colleague.run("verify", "named.zip", "--trust-model", code=2)
+    told = colleague.run("verify", "named.zip", code=2)
     assert "error: the run in 'named.zip' needs its training data" in told
     told = colleague.run("evaluate", "named.zip", "--checkpoint", "3", "--trust-model", code=2)
     assert "'named.zip' holds no whole checkpoint after 3 steps" in told
@@ -204,10 +204,10 @@ def test_the_page_of_a_run_that_was_sent(owner: Person, colleague: Person) -> No
     owner.run("share", "seen", str(colleague.folder / "seen.zip"))
     call = [sys.executable, "-m", "lockstep", "watch", "seen.zip"]
     with subprocess.Popen(
-        call, cwd=colleague.folder, env=colleague.environment(), stdout=subprocess.PIPE, text=True
+        call, cwd=colleague.folder, env=colleague.environment(), stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().split()[2]
+        assert process.stderr is not None
+        address = process.stderr.readline().split()[2]
         try:
             with urlopen(address, timeout=60) as page:
                 assert "<title>Lockstep" in page.read().decode()
