@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from lockstep.common.autograd.primitives.primitive import Sink
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LOSSES
@@ -545,7 +546,8 @@ def _judged(here: Any, there: Any) -> bool | None:
         return bool(here.shape == there.shape and here.requires_grad == there.requires_grad)
     if isinstance(here, RunningStatistic):
         return bool(here.value.shape == there.value.shape)
-    return True if isinstance(here, Module) else None  # its own attributes are looked at
+    # The attributes of a module are looked at by themselves, and a sink is bound to its module.
+    return True if isinstance(here, Module | Sink) else None
 
 
 def _told(value: object) -> str:

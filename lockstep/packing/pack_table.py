@@ -83,6 +83,10 @@ def planned(tables: Sequence[Table], options: PackOptions, progress: ReadProgres
     return plan
 
 
+#: Most texts of a column of which each may be an input without a second thought.
+FEW_NAMES = 100
+
+
 def _divided(plan: TablePlan, options: PackOptions) -> tuple[int, int]:
     """Return how many rows there are to train on and to test with."""
     rows, *others = plan.rows
@@ -99,6 +103,12 @@ def notes_of(tables: Sequence[Table], plan: TablePlan, options: PackOptions) -> 
         if options.is_filled():
             what, rule = "a missing value to predict", "other values are filled"
         notes.append(f"{plan.dropped:,} rows with {what} were left out ({rule})")
+    columns = [each.column for each in plan.features]
+    # Of two texts, a number says as much as two inputs.
+    coded = [one.name for one in columns if 2 < len(one.categories) <= FEW_NAMES and not one.one_hot]
+    if coded:
+        rule = options.spelled("one_hot", [*options.one_hot, *coded])
+        notes.append(f"texts become numbers, in the order of the alphabet; {rule} makes an input of each text")
     target = plan.targets[0].column
     if names := target.categories:
         named = one_line(target.name, 60)

@@ -49,22 +49,23 @@ def shown_data(data: str) -> str:
 
 
 def values_of_data(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that follow if a job's data is a packed table, or pictures that LeNet does not take.
+    """Return the values that follow if a job's data is a packed table, vectors, or pictures that LeNet does not take.
 
-    Values that are given are left out, and the others of pictures follow only if no model is given.
+    Values that are given are left out, and the others of vectors and pictures follow only if no model is given.
     """
     table = table_at(data)
     if table is not None:
         values = {"model": DENSE, "loss": "cross-entropy" if table.classes else "mse"}
-    elif "model" not in given and (train := _pictures_at(data)) is not None:
-        values = {"model": CONV, "loss": "cross-entropy" if train.classes else "mse"}
+    elif "model" not in given and (train := _arrays_at(data)) is not None:
+        model = CONV if train.images.ndim == 4 else DENSE
+        values = {"model": model, "loss": "cross-entropy" if train.classes else "mse"}
     else:
         return {}
     return {name: value for name, value in values.items() if name not in given}
 
 
-def _pictures_at(data: str) -> Dataset | None:
-    """Return the training set of a job's data if it has pictures, each with a class or numbers, but not LeNet's."""
+def _arrays_at(data: str) -> Dataset | None:
+    """Return a job's training set if it has vectors or pictures, each with a class or numbers, but not LeNet's."""
     if data == Job().data:
         return None
     try:
@@ -72,7 +73,7 @@ def _pictures_at(data: str) -> Dataset | None:
     except DataError:  # it is raised again where the samples are needed
         return None
     images, values = train.images, train.values
-    if images.dtype.names or images.ndim != 4 or (values.dtype == np.int64 and values.ndim > 1):
+    if images.dtype.names or images.ndim not in (2, 4) or (values.dtype == np.int64 and values.ndim > 1):
         return None
     is_of_lenet = train.sample_shape == LENET_SHAPE and 0 < train.classes <= LENET_CLASSES
     return None if is_of_lenet and len(train) >= LENET_SAMPLES else train

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,9 @@ def test_the_page_and_the_plots_of_a_run_that_was_sent(owner: Person, colleague:
     assert "left out answers.png: the run in " in told
     assert (colleague.folder / "plots" / "timeline.png").is_file()
     assert "left out answers.png: the run in 'run.zip' needs its training data" in told
+    shutil.copy(owner.folder / "clients.csv", colleague.folder)
+    told = colleague.run("plot", "run.zip", "--trust-model", "--training-data", "clients.csv")
+    assert "wrote plots/answers.png" in told
 
 
 def test_messages_name_the_file_that_was_given(owner: Person, colleague: Person) -> None:

@@ -1,6 +1,7 @@
 """`lockstep plot`: plots of runs."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -8,6 +9,8 @@ from rich.console import Console
 
 from lockstep.cli.options.completion import RunPath, as_given
 from lockstep.cli.options.job import takes_trust
+from lockstep.cli.options.packing import training_data_of
+from lockstep.cli.options.run import TRAINING_DATA_OPTION
 from lockstep.common.errors import UsageError
 from lockstep.launch.run_end import PICTURE
 from lockstep.ps.records.metrics import METRICS
@@ -31,8 +34,9 @@ PLOTS = Path("plots")
 )
 @click.option("--learning", "is_brief", is_flag=True, help="plot only loss, accuracy and learning rate")
 @click.option("--tensorboard", "is_events", is_flag=True, help="write event files for TensorBoard instead of plots")
+@TRAINING_DATA_OPTION
 @takes_trust
-def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: bool) -> None:
+def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: bool, training_data: str | None) -> None:
     """Plot the run in the folder RUN, or compare several runs, as PNG files.
 
     \b
@@ -65,7 +69,8 @@ def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: boo
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to the folder {str(folder)!r}: {error.strerror}") from None
-    lines = _events if is_events else _learning if is_brief else _plots
+    plots = partial(_plots, training_data=training_data)
+    lines = _events if is_events else _learning if is_brief else plots
     print_plainly(console, *map(as_given, lines(runs, curves, folder)))
 
 
@@ -87,11 +92,13 @@ def _learning(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> 
     yield f"wrote {folder / PICTURE}"
 
 
-def _plots(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> Iterator[str]:
+def _plots(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path, training_data: str | None) -> Iterator[str]:
     # Imported here, since the extra may not be installed, and takes half a second to load.
     from lockstep.results.reports.plots.results import Subject, plot_runs
 
-    return plot_runs([Subject(run, each) for run, each in zip(runs, curves, strict=True)], folder)
+    places = [training_data_of(run, training_data) for run in runs]
+    subjects = [Subject(run, each, place) for run, each, place in zip(runs, curves, places, strict=True)]
+    return plot_runs(subjects, folder)
 
 
 def _events(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> Iterator[str]:

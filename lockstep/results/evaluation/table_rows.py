@@ -70,7 +70,8 @@ class TableRows(msgspec.Struct, frozen=True):
         for batch in self._batches(rows, [*features, *targets]):
             numbers, problems = self._converted([*features, *targets], batch)
             if problem := next(filter(None, problems), ""):
-                raise DataError(problem)
+                is_known = batch.has_all(column.name for column in targets).all()
+                raise DataError(problem if is_known else f"{problem}; leave out rows without one to compare with")
             parts.append(numbers)
         if not parts:
             raise DataError(f"{rows}: has no rows: expected some to test with")

@@ -188,16 +188,16 @@ def on_length(result: RunResult) -> str:
     history = result.history
     if len(history) < 2 or result.stopped:
         return ""
-    name, held_out = "test", [epoch.test_loss for epoch in history]
+    name, held_out, advice = "test", [epoch.test_loss for epoch in history], "--validation-split 0.1 with --keep-best"
     if history[-1].val_loss is not None:
-        name, held_out = "validation", [epoch.val_loss or 0.0 for epoch in history]
+        name, held_out, advice = "validation", [epoch.val_loss or 0.0 for epoch in history], "--keep-best"
     best, at = held_out.index(min(held_out)), max(0, len(history) * 3 // 4 - 1)
     lowest, before, last = held_out[best], held_out[at], held_out[-1]
     number = history[-1].epoch
     if last > RISEN * lowest and _gain(history[best], history[-1]) <= 0.0 and result.weights_epoch == number:
         return (
             f"the {name} loss was lowest in epoch {history[best].epoch} ({lowest:.4g}; {last:.4g} at the end): "
-            "--keep-best, or keep_best=True, keeps the weights of that epoch"
+            f"{advice} keeps the weights of the best epoch"
         )
     if last > lowest or not _gain(history[at], history[-1]) > WORTHWHILE:
         return ""

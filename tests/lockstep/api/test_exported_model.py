@@ -113,7 +113,7 @@ class Holding(Module):
 
     def __init__(self, value: float = 1.0) -> None:
         super().__init__()
-        self.layer = nn.Linear(2, 2)
+        self.layer, self.norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
         self.table, self.listed, self.named = np.full(3, value), [np.full(2, value)], {"a": (np.full(2, value), 1)}
 
 

@@ -184,6 +184,14 @@ def test_pictures_that_lenet_takes_are_for_lenet_if_there_are_enough(tmp_path: P
     assert values_of_data(str(tmp_path / "few.npz"), {"model": "lenet"}) == {}
 
 
+def test_vectors_are_for_dense_with_classes_and_with_numbers(tmp_path: Path) -> None:
+    x, y = np.ones((9, 5), np.float32), np.arange(9) % 3
+    for name, labels in (("classes", y), ("numbers", y[:, None].astype(np.float32))):
+        np.savez(tmp_path / f"{name}.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
+    assert values_of_data(str(tmp_path / "classes.npz"), {}) == {"model": "dense", "loss": "cross-entropy"}
+    assert values_of_data(str(tmp_path / "numbers.npz"), {"loss": "l1"}) == {"model": "dense"}
+
+
 def test_the_batch_of_a_shipped_job_is_at_most_the_data(tmp_path: Path) -> None:
     data = pictures(tmp_path / "few.npz", 96, (1, 28, 28), classes=10)
     for model in ("linear", "mlp", "lenet", "cnn"):

@@ -163,10 +163,12 @@ class Subject(msgspec.Struct, frozen=True, dict=True):
 
     folder: Path
     curves: RunCurves
+    #: The place of its training data, None if that is the same as in training.
+    training_data: str | None = None
 
     @cached_property
     def trained(self) -> Trained:
-        return open_trained(self.folder)
+        return open_trained(self.folder).with_data(self.training_data)
 
     @cached_property
     def assessment(self) -> Assessment:

@@ -118,8 +118,8 @@ STILL_FALLS = (
 
 #: That of a run whose test loss was lowest in its second epoch.
 HAS_RISEN = (
-    "the test loss was lowest in epoch 2 (0.7; 0.8 at the end): --keep-best, or keep_best=True, keeps the weights of "
-    "that epoch"
+    "the test loss was lowest in epoch 2 (0.7; 0.8 at the end): --validation-split 0.1 with --keep-best keeps the "
+    "weights of the best epoch"
 )
 
 LEARNING = {
