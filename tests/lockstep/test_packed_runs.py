@@ -194,6 +194,11 @@ def test_a_new_file_has_the_encoding_and_the_delimiter_of_the_training(
     assert capsys.readouterr().err.endswith(
         "has no column 'price', which that of the training has: it has Fläche, Ort\n"
     )
+    (place / "open.csv").write_text("\n".join(["Fläche:Ort:price", rows[0], "1:Köln:", ""]), encoding="cp1252")
+    assert run(["evaluate", "run", "--data", "open.csv"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "row 3, column 'price': is missing: expected a value; leave out rows without one to compare with\n"
+    )
     with pytest.raises(DataError, match=r"it has Ort$"):
         load_run("run").predict(pa.table({"Ort": ["Köln"]}))
     found = load_run("run").predict("other.csv", encoding="utf-8", delimiter=";")
