@@ -279,11 +279,17 @@ class OrderProgress:
         own = next(filter(view.is_own, parts), None)
         if own is not None:
             return ComputeNode(own.part.node, view.plan.of(view.process).index(own.part.node))
-        self.late = min(map(view.late, parts))
+        self.late = min(self._late(one, now) for one in parts)
         # From the end, since their processes begin at the other one; and not all of us the same.
         unbegun = [one for one in reversed(parts) if one.begun is None]
-        late = unbegun or [one for one in parts if view.late(one) <= now]
+        late = unbegun or [one for one in parts if self._late(one, now) <= now]
         return self._take_over(late[view.process % len(late)].part.node) if late else None
+
+    def _late(self, one: OpenPart, now: float) -> float:
+        """Return from when on a part is late; if its clock is ahead of ours, since the beginning of the stage."""
+        if one.begun is not None and one.begun.began > now:
+            one = OpenPart(one.part, BegunCopy(one.begun.process, self.since))
+        return self.view.late(one)
 
     def _take_over(self, node: Node) -> ComputeNode:
         if self._row == WHOLE_ROW:

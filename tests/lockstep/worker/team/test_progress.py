@@ -185,6 +185,13 @@ def test_what_another_process_has_begun_is_computed_again_once_it_is_late() -> N
     assert VIEW.late(copied(OPEN[1], 0, now)) > now
 
 
+def test_a_part_that_was_begun_by_a_clock_that_is_ahead_is_late_in_time() -> None:
+    progress = waiting(began=9000.0)
+    assert progress.late < 10.0 + 2.0
+    progress.on_seen([copied(one, one.part.process, 9000.0) for one in OTHERS], progress.late)
+    assert progress.action() == ComputeNode(Node(2, 3), OWN_PARTS)
+
+
 def test_while_others_want_its_core_it_computes_nothing_again_for_a_while() -> None:
     progress = waiting(seconds=[0.001, 0.002, 0.001])
     missing = [copied(one, one.part.process, 10.0) for one in OTHERS]
