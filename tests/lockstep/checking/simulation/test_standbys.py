@@ -118,12 +118,12 @@ def cut_off_in_turn(seed: int) -> Scenario:
     return replace(scenario_of(seed, standbys=1, servers=1, steps=60), faults=(fault,), takeover_s=0.5)
 
 
-#: A run in which workers come back to a server whose term is over.
-BACK = 1
+#: Seeds of runs in which a server is back after its term: one that was stopped, and one that was cut off.
+BACK, IN_TURN = 1, 2
 
 
 def test_a_worker_that_comes_back_to_an_old_server_counts_for_nothing_there() -> None:
-    assert simulate(cut_off_in_turn(BACK)).violations == ()
+    assert simulate(cut_off_in_turn(IN_TURN)).violations == ()
 
 
 #: Without curiosity: otherwise a server that was cut off learns the higher term before a worker comes back to it.
@@ -131,7 +131,7 @@ NOBODY_CHECKS = Parts(worker=forgetful, coordinator=heedless, server=incurious)
 
 
 def test_a_term_that_nobody_checks_is_found() -> None:
-    (violation,) = simulate(cut_off_in_turn(BACK), NOBODY_CHECKS).violations
+    (violation,) = simulate(cut_off_in_turn(IN_TURN), NOBODY_CHECKS).violations
     assert " went back from term 2 to 1" in violation
 
 
