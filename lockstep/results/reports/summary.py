@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 from rich.console import Console
@@ -188,41 +188,45 @@ def on_length(result: RunResult) -> str:
     history = result.history
     if len(history) < 2 or result.stopped:
         return ""
-    name, held_out, advice = "test", [epoch.test_loss for epoch in history], "--validation-split 0.1 with --keep-best"
-    if history[-1].val_loss is not None:
-        name, held_out, advice = "validation", [epoch.val_loss or 0.0 for epoch in history], "--keep-best"
-    best, at = held_out.index(min(held_out)), max(0, len(history) * 3 // 4 - 1)
-    lowest, before, last = held_out[best], held_out[at], held_out[-1]
-    number = history[-1].epoch
-    if last > RISEN * lowest and _gain(history[best], history[-1]) <= 0.0 and result.weights_epoch == number:
+    held_out = [_held_out(epoch) for epoch in history]
+    best, at = min(range(len(history)), key=lambda place: held_out[place].loss), max(0, len(history) * 3 // 4 - 1)
+    lowest, before, last, number = held_out[best], held_out[at], held_out[-1], history[-1].epoch
+    if last.loss > RISEN * lowest.loss and last.gain_over(lowest) <= 0.0 and result.weights_epoch == number:
+        split = "" if last.name == "validation" else "validation_split = 0.1 and "
         return (
-            f"the {name} loss was lowest in epoch {history[best].epoch} ({lowest:.4g}; {last:.4g} at the end): "
-            f"{advice} keeps the weights of the best epoch"
+            f"the {last.name} loss was lowest in epoch {history[best].epoch} ({lowest.loss:.4g}; {last.loss:.4g} at "
+            f"the end): set {split}keep_best = true to end with the weights of the best epoch"
         )
-    if last > lowest or not _gain(history[at], history[-1]) > WORTHWHILE:
+    if last.loss > lowest.loss or not last.gain_over(before) > WORTHWHILE:
         return ""
     return (
-        f"the {name} loss still falls ({before:.4g} in epoch {history[at].epoch}, {last:.4g} in epoch {number}): "
-        f"{2 * len(history)} epochs, or twice as many steps, would train longer"
+        f"the {last.name} loss still falls ({before.loss:.4g} in epoch {history[at].epoch}, {last.loss:.4g} in epoch "
+        f"{number}): {2 * len(history)} epochs, or twice as many steps, would train longer"
     )
 
 
-def _gain(before: EpochRecord, after: EpochRecord) -> float:
-    """Return by how much an epoch is better than another on samples that are not trained.
+class HeldOut(NamedTuple):
+    """The figures of an epoch over samples that are not trained: the validation set, or else the test set.
 
-    In accuracy or R², or else in the share of its loss. With a schedule that ends at a small rate, the loss on the
-    training set always falls at the end.
+    The loss on the training set always falls at the end of a schedule whose rate does.
     """
-    if before.val_loss is not None and after.val_loss is not None:
-        losses, scores = (before.val_loss, after.val_loss), [(before.val_accuracy, after.val_accuracy)]
-        scores.append((before.val_r2, after.val_r2))
-    else:
-        losses, scores = (before.test_loss, after.test_loss), [(before.test_accuracy, after.test_accuracy)]
-        scores.append((before.test_r2, after.test_r2))
-    for earlier, later in scores:
-        if earlier is not None and later is not None:
-            return later - earlier
-    return 1.0 - losses[1] / losses[0] if losses[0] > 0.0 else 0.0
+
+    name: str
+    loss: float
+    #: The accuracy or R², None without one.
+    score: float | None
+
+    def gain_over(self, before: "HeldOut") -> float:
+        """Return by how much it is better than another epoch: in its score, or else in the share of its loss."""
+        if self.score is not None and before.score is not None:
+            return self.score - before.score
+        return 1.0 - self.loss / before.loss if before.loss > 0.0 else 0.0
+
+
+def _held_out(epoch: EpochRecord) -> HeldOut:
+    if epoch.val_loss is not None:
+        return HeldOut("validation", epoch.val_loss, epoch.val_r2 if epoch.val_accuracy is None else epoch.val_accuracy)
+    return HeldOut("test", epoch.test_loss, epoch.test_r2 if epoch.test_accuracy is None else epoch.test_accuracy)
 
 
 def gain_of_one_more(measured: Measured, cores: int | None) -> float:
