@@ -15,6 +15,7 @@ from lockstep.common.protocol.messages import (
     Ready,
     Result,
     SamplesRequest,
+    ShardStatus,
     StandbyAddress,
     StandbyStatus,
     SumsFrame,
@@ -37,9 +38,8 @@ class StatusRequested(Struct, frozen=True, kw_only=True):
 class ServersReady(Struct, frozen=True, kw_only=True):
     """All shards are ready."""
 
-    #: Their addresses for workers, in the order of their slices, and their hosts.
-    addresses: tuple[str, ...]
-    hosts: tuple[str, ...] = ()
+    #: Their addresses for workers and their hosts, in the order of their slices.
+    shards: tuple[ShardStatus, ...]
 
 
 class StandbysKnown(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,18 @@ from msgspec import Struct
 
 from lockstep.common.aggregation.slices import most_servers
 from lockstep.common.errors import CONTINUED, FailureKind, RefusalKind
-from lockstep.common.protocol.messages import Eviction, Finished, Message, NotLeading, Ping, Refused, shortened
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.protocol.messages import (
+    NAME_LIMIT,
+    Eviction,
+    Finished,
+    Message,
+    NotLeading,
+    Ping,
+    Refused,
+    ShardStatus,
+    shortened,
+)
 from lockstep.common.protocol.run_options import SERVERS_LIMIT
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.statemachine.machine import (
@@ -248,8 +259,8 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
         if sum(member.is_ready for member in members) < self.others:
             return []
         self.phase = GroupPhase.SERVING
-        addresses, hosts = [one.join.address for one in members], [one.join.host for one in members]
-        return [ServersReady(addresses=tuple(addresses), hosts=tuple(hosts))]
+        places = ((one_line(one.join.host, NAME_LIMIT), one.join.address) for one in members)
+        return [ServersReady(shards=tuple(ShardStatus(host=host, address=address) for host, address in places))]
 
     def in_order(self) -> list[ShardMember]:
         """Return the shards in the order of their slices."""

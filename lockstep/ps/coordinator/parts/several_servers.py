@@ -3,8 +3,7 @@
 from msgspec.structs import replace
 
 from lockstep.common.errors import FailureKind
-from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.messages import NAME_LIMIT, ShardStatus
+from lockstep.common.protocol.messages import ShardStatus
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
@@ -28,9 +27,8 @@ class SeveralServers:
     def _on_ready(self, event: events.ServersReady, now: float) -> list[Effect]:
         core = self._core
         core.phase = RunPhase.AWAITING_WORKERS
-        places = zip(event.hosts, event.addresses, strict=False)
-        self._shards = [ShardStatus(host=one_line(host, NAME_LIMIT), address=address) for host, address in places]
-        early = core.admission.open(event.addresses)
+        self._shards = [*event.shards]
+        early = core.admission.open(tuple(shard.address for shard in event.shards))
         return [effect for peer, (join, admitted) in early.items() for effect in core.join(peer, join, admitted, now)]
 
     def _on_sums_acknowledged(self, event: events.SumsAcknowledged, now: float) -> list[Effect]:

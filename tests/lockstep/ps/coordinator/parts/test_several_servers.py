@@ -26,7 +26,7 @@ from tests.lockstep.ps.runs import (
 #: Workers that come early and leave.
 LEAVING = 9
 
-SHARDS = events.ServersReady(addresses=("memory://0",))
+SHARDS = events.ServersReady(shards=(ShardStatus(host="a", address="memory://0"),))
 
 
 def several(*, min_workers: int = 1, job: Job | None = None) -> RunInfo:
@@ -200,5 +200,5 @@ def test_who_came_early_and_left_is_not_kept(times: int) -> None:
 def test_the_status_has_the_hosts_of_all_slices() -> None:
     drive = Drive(several())
     assert drive.coordinator.status(drive.now).shards == []
-    drive.happen(events.ServersReady(addresses=("tcp://b:7",), hosts=("b",)))
+    drive.happen(events.ServersReady(shards=(ShardStatus(host="b", address="tcp://b:7"),)))
     assert drive.coordinator.status(drive.now).shards == [ShardStatus(host="b", address="tcp://b:7")]
