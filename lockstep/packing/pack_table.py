@@ -21,6 +21,9 @@ from lockstep.packing.options import COLUMN_LISTS, Packed, PackOptions, ReadProg
 from lockstep.packing.survey import LARGEST, TablePlan, survey
 from lockstep.packing.tables import ROWS, Advance, KeptTable, StreamTable, Table, is_usable
 
+#: Most texts of a column for which an input each is proposed.
+FEW_NAMES = 100
+
 #: Columns that packing shows.
 MOST_LINES = 30
 #: Errors of Arrow for values that no type of its has; an integer of more than 64 bits is an OverflowError.
@@ -83,10 +86,6 @@ def planned(tables: Sequence[Table], options: PackOptions, progress: ReadProgres
     return plan
 
 
-#: Most texts of a column of which each may be an input without a second thought.
-FEW_NAMES = 100
-
-
 def _divided(plan: TablePlan, options: PackOptions) -> tuple[int, int]:
     """Return how many rows there are to train on and to test with."""
     rows, *others = plan.rows
@@ -108,7 +107,7 @@ def notes_of(tables: Sequence[Table], plan: TablePlan, options: PackOptions) -> 
     coded = [one.name for one in columns if 2 < len(one.categories) <= FEW_NAMES and not one.one_hot]
     if coded:
         rule = options.spelled("one_hot", [*options.one_hot, *coded])
-        notes.append(f"texts become numbers, in the order of the alphabet; {rule} makes an input of each text")
+        notes.append(f"texts become numbers, in the order of the alphabet; {rule} gives each text an input")
     target = plan.targets[0].column
     if names := target.categories:
         named = one_line(target.name, 60)

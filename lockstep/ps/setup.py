@@ -276,7 +276,7 @@ def _of_other_inputs(images: Vector) -> str:
         return ""
     if images.ndim == 4:
         return f": expected a model for this shape, or `--model {CONV}`, which takes pictures of any size"
-    return f": expected a model with {images.shape[1]} inputs, or the model {DENSE!r}, which takes tables"
+    return f": expected a model with {images.shape[1]} inputs, or `--model {DENSE}`, which takes any number"
 
 
 def _described(samples: NDArray[Any]) -> str:

@@ -20,7 +20,6 @@ RUNS, JOB = Path("runs"), "job.toml"
 #: The models that are part of Lockstep.
 MODELS = ("linear", "mlp", "lenet", "cnn", "dense", "conv")
 
-
 #: The files of `lockstep share` that a command was given, by the folders into which they are unpacked.
 GIVEN: dict[str, str] = {}
 

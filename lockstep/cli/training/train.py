@@ -79,8 +79,8 @@ def train(
 
     The values come from the job file JOB, or from the job that is shipped with the model (linear, mlp, lenet, cnn,
     dense, conv). Flags override them. The brackets show the default for a model of your own, and that of lenet and
-    dense if it is another. A table needs no model: it is learned by dense, with the loss that its target asks for.
-    Pictures other than those of MNIST are learned by conv. The result depends on the job alone: any number of workers
+    dense if it is another. Your own data needs no model: tables and vectors are learned by dense, and pictures by
+    conv, with the loss that their targets ask for. The result depends on the job alone: any number of workers
     gives the same weights, to the bit. If this process alone would be done as soon, it trains without workers, unless
     an option of processes is given.
 

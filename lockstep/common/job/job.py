@@ -56,7 +56,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         str | dict[str, Any],
         Meta(
             description="linear, mlp, lenet, cnn, dense, conv, or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that "
-            "returns a Module  [lenet; dense for a table; conv for other pictures]"
+            "returns a Module  [lenet; dense for tables and vectors; conv for other pictures]"
         ),
     ] = "lenet"
     hidden: (
@@ -324,7 +324,8 @@ def _name_of(model: Mapping[str, Any], hidden: tuple[int, ...] | None) -> str:
     """Return the name of a model that is given as data: one with `hidden` was made of the data's sizes."""
     if hidden is None:
         return "custom"
-    return CONV if "'Conv2d'" in str(model) else DENSE
+    layers = model.get("args", ())
+    return CONV if any(layer.get("class") == "Conv2d" for layer in layers if isinstance(layer, dict)) else DENSE
 
 
 def default_micro_batches(global_batch: int, samples: int = LEAST_SAMPLES) -> int:

@@ -317,7 +317,7 @@ def test_what_each_column_was_taken_for_is_shown(tmp_path: Path) -> None:
         ["built", "left out                          --drop"],
     ]
     assert list(found.lines())[2:9] == list(found.columns)
-    assert "--one-hot town,code makes an input of each text" in "\n".join(found.notes)
+    assert "--one-hot town,code gives each text an input" in "\n".join(found.notes)
 
 
 def test_a_wide_table_is_shown_in_part(tmp_path: Path) -> None:

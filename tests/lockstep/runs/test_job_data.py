@@ -97,7 +97,7 @@ def test_another_model_gets_the_loss_of_the_target(houses: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "text"), [("mlp", "expected a model with 2 inputs, or the model 'dense', which takes tables")]
+    ("model", "text"), [("mlp", "expected a model with 2 inputs, or `--model dense`, which takes any number")]
 )
 def test_a_model_of_other_inputs_is_refused_with_the_number(
     houses: Path, model: str, text: str, capfd: pytest.CaptureFixture[str]

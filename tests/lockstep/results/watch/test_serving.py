@@ -51,6 +51,16 @@ def test_a_page_that_cannot_be_served_leaves_no_thread_that_asks_the_server() ->
         assert threading.enumerate() == before
 
 
+def test_a_folder_that_is_not_there_yet_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with listen(TcpAddress("127.0.0.1", 0)) as taken:
+        # It ends at once, since the page cannot be served.
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        for name, is_there in (("late", False), ("here", True)):
+            running(tmp_path / "here")
+            assert run(["watch", str(tmp_path / name), "--listen", place]) == 2
+            assert (f"there is no folder '{tmp_path / name}'" in capsys.readouterr().err) is not is_there
+
+
 def test_only_loopback_goes_without_a_token() -> None:
     places = [parse_place(f"{host}:1") for host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0", "10.0.0.1", "[::]")]
     assert [place.is_loopback for place in places] == [*(True, True, True), *(False, False, False)]
