@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec.structs import replace
 from rich.console import Console
@@ -188,45 +188,41 @@ def on_length(result: RunResult) -> str:
     history = result.history
     if len(history) < 2 or result.stopped:
         return ""
-    held_out = [_held_out(epoch) for epoch in history]
-    best, at = min(range(len(history)), key=lambda place: held_out[place].loss), max(0, len(history) * 3 // 4 - 1)
-    lowest, before, last, number = held_out[best], held_out[at], held_out[-1], history[-1].epoch
-    if last.loss > RISEN * lowest.loss and last.gain_over(lowest) <= 0.0 and result.weights_epoch == number:
-        split = "" if last.name == "validation" else "validation_split = 0.1 and "
+    name = "test" if history[-1].val_loss is None else "validation"
+    held_out, at = [_held_out(epoch) for epoch in history], max(0, len(history) * 3 // 4 - 1)
+    best = min(range(len(history)), key=lambda place: held_out[place][0])
+    (lowest, _), (before, _), (last, _) = held_out[best], held_out[at], held_out[-1]
+    number = history[-1].epoch
+    if last > RISEN * lowest and _gain(held_out[best], held_out[-1]) <= 0.0 and result.weights_epoch == number:
+        split = "validation_split = 0.1 and " if name == "test" else ""
         return (
-            f"the {last.name} loss was lowest in epoch {history[best].epoch} ({lowest.loss:.4g}; {last.loss:.4g} at "
-            f"the end): set {split}keep_best = true to end with the weights of the best epoch"
+            f"the {name} loss was lowest in epoch {history[best].epoch} ({lowest:.4g}; {last:.4g} at the end): set "
+            f"{split}keep_best = true to end with the weights of the best epoch"
         )
-    if last.loss > lowest.loss or not last.gain_over(before) > WORTHWHILE:
+    if last > lowest or not _gain(held_out[at], held_out[-1]) > WORTHWHILE:
         return ""
     return (
-        f"the {last.name} loss still falls ({before.loss:.4g} in epoch {history[at].epoch}, {last.loss:.4g} in epoch "
-        f"{number}): {2 * len(history)} epochs, or twice as many steps, would train longer"
+        f"the {name} loss still falls ({before:.4g} in epoch {history[at].epoch}, {last:.4g} in epoch {number}): "
+        f"{2 * len(history)} epochs, or twice as many steps, would train longer"
     )
 
 
-class HeldOut(NamedTuple):
-    """The figures of an epoch over samples that are not trained: the validation set, or else the test set.
+def _held_out(epoch: EpochRecord) -> tuple[float, float | None]:
+    """Return the loss, and the accuracy or R² if there is one, over the validation set, or else the test set.
 
-    The loss on the training set always falls at the end of a schedule whose rate does.
+    That of the training set always falls at the end of a schedule whose rate does.
     """
-
-    name: str
-    loss: float
-    #: The accuracy or R², None without one.
-    score: float | None
-
-    def gain_over(self, before: "HeldOut") -> float:
-        """Return by how much it is better than another epoch: in its score, or else in the share of its loss."""
-        if self.score is not None and before.score is not None:
-            return self.score - before.score
-        return 1.0 - self.loss / before.loss if before.loss > 0.0 else 0.0
-
-
-def _held_out(epoch: EpochRecord) -> HeldOut:
     if epoch.val_loss is not None:
-        return HeldOut("validation", epoch.val_loss, epoch.val_r2 if epoch.val_accuracy is None else epoch.val_accuracy)
-    return HeldOut("test", epoch.test_loss, epoch.test_r2 if epoch.test_accuracy is None else epoch.test_accuracy)
+        return epoch.val_loss, epoch.val_r2 if epoch.val_accuracy is None else epoch.val_accuracy
+    return epoch.test_loss, epoch.test_r2 if epoch.test_accuracy is None else epoch.test_accuracy
+
+
+def _gain(before: tuple[float, float | None], after: tuple[float, float | None]) -> float:
+    """Return by how much an epoch is better than another: in accuracy or R², or else in the share of its loss."""
+    (loss, score), (later_loss, later_score) = before, after
+    if score is not None and later_score is not None:
+        return later_score - score
+    return 1.0 - later_loss / loss if loss > 0.0 else 0.0
 
 
 def gain_of_one_more(measured: Measured, cores: int | None) -> float:
