@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
+from lockstep.common.data.folder import Origin, flag
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.fingerprint import DECIDING_FIELDS, Fingerprint
+from lockstep.packing.options import PackOptions
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import RECEIPT, RESULT, RunResult, read_receipt, read_result
 from lockstep.runs.job_file import named
@@ -106,9 +108,18 @@ def _digests(what: str, digests: Sequence[str]) -> ComparedValue:
 def _values(runs: Sequence[ComparedRun]) -> Iterator[ComparedValue]:
     if not all(run.job for run in runs):
         return
-    flat = [dict(_flat("", run.job)) for run in runs]
+    flat = [_recorded(run) for run in runs]
     for name in dict.fromkeys(name for each in flat for name in each):
         yield ComparedValue(name=name, values=_texts([each.get(name) for each in flat]))
+
+
+def _recorded(run: ComparedRun) -> dict[str, Any]:
+    """Return the values of a run's job by name, and the options with which its data was packed, as flags."""
+    origin = Origin(source="") if run.receipt.data is None else run.receipt.data.origin
+    packing = {**msgspec.to_builtins(PackOptions()), **origin.options}
+    # Data that was packed on the way is in the cache, by a name that no person gave.
+    source = {"data": origin.source} if origin.source else {}
+    return {**dict(_flat("", run.job)), **source, **{one_line(flag(name)): value for name, value in packing.items()}}
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -131,7 +142,7 @@ def _texts(values: Sequence[Any]) -> list[str]:
 
 def _text(value: Any) -> str:
     match value:
-        case None:
+        case None | [] | ():
             return NONE
         case bool():
             return "yes" if value else "no"

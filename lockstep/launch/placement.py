@@ -27,6 +27,9 @@ OF_PROCESSES = (*GROUPS["Processes"], *GROUPS["Standbys"])
 #: and for each worker more. 1.3 to 1.4 s for two, on a machine with two cores.
 START_S, START_PER_WORKER_S = 1.0, 0.2
 
+#: Seconds more if another library computes the model: each process imports it, and compares what it computes.
+START_ENGINE_S = 2.0
+
 #: Seconds of a step besides computing and the update: at least, and per parameter. A net of 50,890 parameters took
 #: 0.6 ms, one of 535,818 took 1.8 ms, with two workers.
 LATENCY_S, PER_PARAMETER_S = 0.5e-3, 2.4e-9
@@ -37,8 +40,12 @@ TEAM_OF_TWO_BYTES = 12.0
 #: Steps after which the process that computes is chosen. The first are slower: memory is new.
 DECIDING_STEPS = 8
 
-#: The measured steps show that workers are quicker if they would be with steps of this share of their time.
-CLEAR = 0.5
+#: Seconds after which two steps are enough.
+DECIDING_S = 0.5
+
+#: Workers train if they need less than this share of the time, because the model assumes that two compute twice as
+#: much as one: they reach 0.65 to 0.95 of that (`bench scaling`, `/ceil`), less on cores that are threads of one.
+WORTHWHILE = 0.8
 
 
 @computing()
@@ -54,7 +61,7 @@ def chosen_processes(job: Job, options: RunOptions, given: Mapping[str, Any], cl
     try:
         take_numerics(job.numerics)
         setup = open_run("placement", job, load(job.data), RunOptions())
-        step_s = _step_s(setup, options.workers, clock)
+        step_s = _step_s(setup, clock)
     except Exception:  # noqa: BLE001  # a fault of the job, or of the user's model: the run itself reports it
         return options, ""
     steps = setup.info.plan.total_steps
@@ -65,14 +72,15 @@ def chosen_processes(job: Job, options: RunOptions, given: Mapping[str, Any], cl
     return replace(options, workers=0), why
 
 
-def _step_s(setup: RunSetup, workers: int, clock: Clock) -> float:
-    """Make the first steps, as many as are needed to choose; return the seconds of the shortest of them."""
-    trainer, steps, step_s = SingleProcessTrainer(setup), setup.info.plan.total_steps, float("inf")
-    for step in range(min(DECIDING_STEPS, steps)):
+def _step_s(setup: RunSetup, clock: Clock) -> float:
+    """Make the first steps, and return the seconds of the shortest of them: the first of all is slower."""
+    trainer, started, step_s = SingleProcessTrainer(setup), clock.now(), float("inf")
+    for step in range(min(DECIDING_STEPS, setup.info.plan.total_steps)):
         began = clock.now()
         trainer.step(step)
-        step_s = min(step_s, clock.now() - began)
-        if step and quickest(CLEAR * step_s, CLEAR * steps * step_s, setup, workers, workers):
+        ended = clock.now()
+        step_s = min(step_s, ended - began)
+        if step and ended - started > DECIDING_S:
             break
     return step_s
 
@@ -103,6 +111,7 @@ def quickest(step_s: float, here_s: float, setup: RunSetup, most: int, cores: in
         return model.step_s(Machines(workers=workers, is_local=True))
 
     numbers = range(2, min(most, cores, job.micro_batches) + 1)
-    there_s = {n: START_S + START_PER_WORKER_S * n + setup.info.plan.total_steps * step_of(n) for n in numbers}
+    start_s = START_S + (START_ENGINE_S if setup.info.fingerprint.engine else 0.0)
+    there_s = {n: start_s + START_PER_WORKER_S * n + setup.info.plan.total_steps * step_of(n) for n in numbers}
     best = min(there_s, key=lambda n: there_s[n], default=0)
-    return best if best and there_s[best] < here_s else 0
+    return best if best and there_s[best] < WORTHWHILE * here_s else 0

@@ -155,10 +155,6 @@ def _copies(arrays: Mapping[str, Vector]) -> Arrays:
     return {name: array.copy() for name, array in arrays.items()}
 
 
-#: Workers begin again if they need less than this share of the time: the estimate may be wrong by the rest.
-WORTHWHILE = 0.8
-
-
 class WorkersAreQuickerError(LockstepError):
     """Ends training in this process, because so many workers would be done sooner; `train` catches it."""
 
@@ -187,7 +183,7 @@ class WorkersDecision:
         self._ended_s.append(self.clock.now())
         if len(self._ended_s) == DECIDING_STEPS:
             step_s = float(np.median(np.diff(self._ended_s)))
-            here_s = WORTHWHILE * (status.steps - status.step) * step_s
+            here_s = (status.steps - status.step) * step_s
             workers = quickest(step_s, here_s, self.setup, self.workers, self.cores)
             if workers:
                 raise WorkersAreQuickerError(workers)

@@ -36,9 +36,9 @@ FORMATS = {"test accuracy": ".2%", "seconds": ".1f", "samples/s": ",.0f"}
 def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     """Compare runs by the records in their folders, or by their receipts.
 
-    The command prints each value of the job, the data, the model and the versions that is not the same in all runs,
-    then the results. Values in which the weights may differ come first. It computes nothing, and needs neither the
-    data nor the model.
+    The command prints each value of the job, the data and its packing, the model and the versions that is not the same
+    in all runs, then the results. Values in which the weights may differ come first. It computes nothing, and needs
+    neither the data nor the model.
 
     \b
       lockstep compare runs/first runs/second

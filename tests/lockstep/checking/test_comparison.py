@@ -140,6 +140,28 @@ def test_a_value_within_a_model_is_named_by_its_place(tmp_path: Path) -> None:
     assert "model" not in found
 
 
+def test_the_options_of_packing_that_differ_are_named_as_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "homes.csv"
+    rows = [f"{row % 7},{('oslo', 'rome', 'bonn')[row % 3]},{row % 5 / 4}" for row in range(300)]
+    table.write_text("\n".join(["size,city,price", *rows, ""]))
+    runs = []
+    for inputs, options in ((2, ["--missing", "mean"]), (4, ["--one-hot", "city", "--no-standardize"])):
+        folder = tmp_path / f"inputs-{inputs}"
+        assert run(["pack", str(table), str(folder), "--target", "price", *options]) == 0
+        net = describe(nn.Sequential(nn.Linear(inputs, 1)))
+        runs.append(record(tmp_path / f"run-{inputs}", data=str(folder), model=net, loss="mse"))
+    found = {value.name: value.values for value in differences([read_compared(path) for path in runs])}
+    flags = {name: values for name, values in found.items() if name.startswith("--")}
+    assert flags == {"--missing": ["mean", "none"], "--one-hot": ["none", "city"], "--standardize": ["yes", "no"]}
+    # Both are of one table, whatever folders it was packed into.
+    assert "data" not in found
+    capsys.readouterr()
+    assert run(["verify", str(runs[0]), "--against", str(runs[1])]) == 1
+    assert "; --one-hot: none here, city there; " in capsys.readouterr().err
+
+
 def test_runs_are_next_to_one_another_in_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [record(tmp_path / str(place), lr=0.1 / (place + 1), seed=place % 2) for place in range(5)]
     (runs[4] / "result.json").unlink()
