@@ -71,16 +71,16 @@ HOLD_S = 0.5
 NOTICE_S, ANSWER_S = 2.0, 0.1
 
 
-def gives_way(mine: Term, steps: int, servers: int, notice: LeaderNotice) -> bool:
+def gives_way(mine: Term, steps: int, notice: LeaderNotice) -> bool:
     """Tell whether a server that leads a run in a term, after so many steps, leaves that to the server of a notice.
 
     A server that loses its folder before the first checkpoint begins another run, whose terms are not compared. If a
-    standby has taken over the first one, each of both servers may have some of the shards, and neither would make a
-    step. The run that was taken over goes on; if both were, that with the higher name.
+    standby has taken over the first one, workers would divide themselves between both; and of shards, each might have
+    too few. The run that was taken over goes on; if both were, that with the higher name.
     """
     theirs, has_nothing = notice.term, notice.is_leader and not notice.step and not steps
     is_taken_over = has_nothing and theirs.number > 1 and theirs.run != mine.run
-    return is_taken_over and (theirs.run > mine.run if mine.number > 1 else servers > 1)
+    return is_taken_over and (theirs.run > mine.run or mine.number == 1)
 
 
 @dataclass
@@ -275,8 +275,7 @@ class Succession:
         return LeaderNotice(term=self.term, address=self.address, step=steps, is_leader=True)
 
     def _gives_way(self, notice: LeaderNotice) -> bool:
-        servers = self.coordinator.info.options.servers
-        return gives_way(self.term, self.coordinator.progress.steps, servers, notice)
+        return gives_way(self.term, self.coordinator.progress.steps, notice)
 
     def _superseded(self, term: Term) -> events.Event:
         return events.Superseded(text=superseded_text(term, self.coordinator.info))
