@@ -121,10 +121,11 @@ class PackOptions:
     columns: tuple[str, ...] = ()
     #: Columns that are not learned from.
     drop: tuple[str, ...] = ()
-    #: Columns whose values are names, each with a number; those with an input for each name; and those of numbers.
+    #: Columns whose values are names; and those of numbers.
     categories: tuple[str, ...] = ()
-    one_hot: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    #: Columns of names that become an input for each; None for those of a few names. Others become codes.
+    one_hot: tuple[str, ...] | None = None
     #: Whether labels are classes or numbers; None to tell by their values.
     task: Literal["classes", "numbers"] | None = None
     #: The treatment of a missing value; None to refuse it.
@@ -173,11 +174,13 @@ class PackOptions:
 
     def texts(self) -> dict[str, str]:
         """Return the given options."""
-        return {name: str(getattr(self, name)) for name in sorted({*self.changed(), "test_split", "seed"})}
+        # Also `one_hot`, whose default was another one once.
+        return {name: str(getattr(self, name)) for name in sorted({*self.changed(), "one_hot", "test_split", "seed"})}
 
     def origin(self, source: str) -> Origin:
         """Return how a folder is made of a source, whose path is empty if it was in memory."""
-        given = {name: msgspec.to_builtins(getattr(self, name), enc_hook=os.path.abspath) for name in self.changed()}
+        names = [*self.changed(), *(["one_hot"] if self.target and self.one_hot is None else [])]
+        given = {name: msgspec.to_builtins(getattr(self, name), enc_hook=os.path.abspath) for name in names}
         return Origin(
             source=cut(os.path.abspath(source), LONGEST_TEXT) if source else "", options=given, version=VERSION
         )
@@ -186,7 +189,7 @@ class PackOptions:
     def recorded(cls, origin: Origin) -> "PackOptions":
         """Return the options by which a source was packed; DataError if they are not known."""
         try:
-            return msgspec.convert(origin.options, cls, dec_hook=lambda kind, path: Path(path))
+            return msgspec.convert(origin.known_options, cls, dec_hook=lambda kind, path: Path(path))
         except msgspec.ValidationError as error:
             raise DataError(
                 f"the options with which {origin.source!r} was packed are not known, because an older version did not "

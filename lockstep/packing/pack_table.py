@@ -21,9 +21,6 @@ from lockstep.packing.options import COLUMN_LISTS, Packed, PackOptions, ReadProg
 from lockstep.packing.survey import LARGEST, TablePlan, survey
 from lockstep.packing.tables import ROWS, Advance, KeptTable, StreamTable, Table, is_usable
 
-#: Most texts of a column for which an input each is proposed.
-FEW_NAMES = 100
-
 #: Columns that packing shows.
 MOST_LINES = 30
 #: Errors of Arrow for values that no type of its has; an integer of more than 64 bits is an OverflowError.
@@ -102,12 +99,6 @@ def notes_of(tables: Sequence[Table], plan: TablePlan, options: PackOptions) -> 
         if options.is_filled():
             what, rule = "a missing value to predict", "other values are filled"
         notes.append(f"{plan.dropped:,} rows with {what} were left out ({rule})")
-    columns = [each.column for each in plan.features]
-    # Of two texts, a number says as much as two inputs.
-    coded = [one.name for one in columns if 2 < len(one.categories) <= FEW_NAMES and not one.one_hot]
-    if coded:
-        rule = options.spelled("one_hot", [*options.one_hot, *coded])
-        notes.append(f"texts become numbers, in the order of the alphabet; {rule} gives each text an input")
     target = plan.targets[0].column
     if names := target.categories:
         named = one_line(target.name, 60)
@@ -125,7 +116,7 @@ def _features(table: Table, options: PackOptions) -> list[str]:
             f"{', …' if len(names) > 12 else ''}"
         )
     for option in COLUMN_LISTS:
-        chosen = getattr(options, option)
+        chosen = getattr(options, option) or ()
         table.check_names(chosen)
         if twice := [name for name in chosen if chosen.count(name) > 1]:
             raise DataError(f"{spelled(option, list(chosen))}: names {one_line(twice[0], 60)!r} twice: expected once")
@@ -142,7 +133,7 @@ def _features(table: Table, options: PackOptions) -> list[str]:
 
 def _check_kinds(features: Sequence[str], options: PackOptions) -> None:
     """Raise DataError for a column that is said to be of two kinds, or of a kind without being learned from."""
-    of_kinds = {option: getattr(options, option) for option in ("categories", "one_hot", "numbers")}
+    of_kinds = {option: getattr(options, option) or () for option in ("categories", "one_hot", "numbers")}
     for option, names in of_kinds.items():
         for name in names:
             given, named = options.spelled(option, [name]), one_line(name, 60)

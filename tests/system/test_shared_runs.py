@@ -20,7 +20,7 @@ Image = pytest.importorskip("PIL.Image")
 MODELS = """
 from lockstep import nn
 
-def three(): return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+def five(): return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
 def colour(): return nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 2))
 def four(): return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 """
@@ -101,7 +101,7 @@ def write_table(path: Path, rows: int, seed: int) -> None:
 
 
 #: What the owner trains on, what the colleague predicts from, and what it is tested on.
-TABLE = ("--data", "clients.csv", "--target", "price", "--missing", "mean", "--model", "net.py:three", "--loss", "mse")
+TABLE = ("--data", "clients.csv", "--target", "price", "--missing", "mean", "--model", "net.py:five", "--loss", "mse")
 PICTURES = ("--data", "pictures", "--size", "4x4", "--model", "net.py:colour")
 ARRAYS = ("--data", "arrays.npz", "--model", "net.py:four", "--with-examples")
 CASES = {

@@ -91,7 +91,10 @@ _OPTIONS = (
         "--categories", multiple=True, metavar="A,B,C", help="columns whose values are names, also if they are digits"
     ),
     click.option(
-        "--one-hot", multiple=True, metavar="A,B,C", help="columns of categories that become an input per category"
+        "--one-hot",
+        multiple=True,
+        metavar="A,B,C",
+        help="columns of texts that become an input per text, '' for none  [those of 3 to 100 texts]",
     ),
     click.option("--numbers", multiple=True, metavar="A,B,C", help="columns of numbers, also if they are like 007"),
     click.option(
@@ -196,7 +199,6 @@ def training_data_of(run: Path, place: str | None) -> str | None:
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:
     """Return what the flags say; names may be separated by commas, and have quotes around them if they contain one."""
-    lists = {
-        name: comma_separated(given[name]) for name in ("columns", "drop", "categories", "one_hot", "numbers", "na")
-    }
-    return PackOptions(**{**given, **lists, "target": tuple(given["target"])})
+    lists = {name: comma_separated(given[name]) for name in ("columns", "drop", "categories", "numbers", "na")}
+    one_hot = comma_separated(given["one_hot"]) if given["one_hot"] else None
+    return PackOptions(**{**given, **lists, "one_hot": one_hot, "target": tuple(given["target"])})

@@ -91,9 +91,14 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     #: The version of Lockstep that packed it; empty if it was not packed.
     version: Text = ""
 
+    @property
+    def known_options(self) -> dict[str, Any]:
+        """The options. An older version made codes of the texts of a table, unless `one_hot` named their column."""
+        return {"one_hot": [], **self.options} if "target" in self.options else self.options
+
     def pack_command(self, destination: str) -> str:
         """Return the command that packs the source again."""
-        flags = [flag(name, value) for name, value in self.options.items()]
+        flags = [flag(name, value) for name, value in self.known_options.items() if value is not None]
         return " ".join(["lockstep pack", shlex.quote(self.source), shlex.quote(destination), *flags])
 
 
@@ -105,7 +110,7 @@ def flag(name: str, value: Any = None) -> str:
     if value is False:
         return f"--no-{dashed}"
     if isinstance(value, list | tuple):
-        # A size has two numbers, all other options have texts.
+        # A size has two numbers, all other options have texts, or none.
         is_size = all(isinstance(each, int) for each in value)
         value = "x".join(map(str, value)) if is_size else ",".join(map(_in_list, value))
     # A tab is not visible.

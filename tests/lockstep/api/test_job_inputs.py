@@ -97,7 +97,7 @@ def test_a_frame_is_reported_as_a_file_is(tmp_path: Path, capsys: pytest.Capture
     fit(model, frame(), run_dir=tmp_path / "run", target="price", **{**BRIEF, "verbose": True})
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("packed 240 samples to train on and 60 to test with into ")
-    assert "  town   category            Bern, Zug" in told
+    assert "  town   category, codes     Bern, Zug" in told
 
 
 def test_arrays_without_a_test_set_are_divided_as_those_of_a_file(

@@ -87,4 +87,4 @@ def test_a_tab_and_names_with_commas_can_be_given(homes: Path, capsys: pytest.Ca
     for tab in ("tab", "\t", r"\t"):
         flags = ["--delimiter", tab, "--categories", '"a, b"', "--dry-run"]
         assert run(["pack", "t.csv", "--target", "y", *flags]) == 0
-        assert "  a, b  category           0, 1, 2, 3, 4, 5, … (30)\n" in capsys.readouterr().out
+        assert "  a, b  category, one-hot  0, 1, 2, 3, 4, 5, … (30)\n" in capsys.readouterr().out

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.data.columns import ColumnKind
 from lockstep.common.data.folder import read_manifest
@@ -52,9 +53,13 @@ def packed(source: Path, **options: Any) -> Packed:
     return pack(str(source), source.parent / "new", PackOptions(**options))
 
 
+def packed_again(source: Path, options: PackOptions) -> Packed:
+    return pack(str(source), source.parent / "again", options)
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_columns_are_scaled_over_the_training_set_and_texts_coded_by_the_alphabet(name: str, tmp_path: Path) -> None:
-    found = packed(written(tmp_path, name), target=("price",))
+    found = packed(written(tmp_path, name), target=("price",), one_hot=())
     assert (sizes(found), found.manifest.classes, found.manifest.train.info.sample_shape) == ((10_000, 2500), 0, (4,))
     data, manifest = load(str(tmp_path / "new")), read_manifest(tmp_path / "new")
     samples = data.train.images[:].astype(np.float64)
@@ -308,22 +313,53 @@ def test_what_each_column_was_taken_for_is_shown(tmp_path: Path) -> None:
     source = written(tmp_path, "t.csv", code=codes, new=is_new, rooms=MISSING, town=towns)
     found = packed(source, target=("price",), missing="mean", one_hot=("town",), drop=("built",))
     assert [line.split(maxsplit=1) for line in found.columns] == [
-        ["rooms", "number                            101 to 107; 1,250 missing: --missing mean"],
-        ["area", f"number                            {COLUMNS['area'].min():g} to {COLUMNS['area'].max():g}"],
-        ["town", "category, an input for each of 3  Aarau, Bern, 'Zug, Baar'"],
-        ["code", "category                          000, 001, 002, 003, 004, 005, … (12)"],
-        ["new", "true or false                     false to true"],
-        ["price", f"number, to predict                {COLUMNS['price'].min():g} to {COLUMNS['price'].max():g}"],
-        ["built", "left out                          --drop"],
+        ["rooms", "number              101 to 107; 1,250 missing: --missing mean"],
+        ["area", f"number              {COLUMNS['area'].min():g} to {COLUMNS['area'].max():g}"],
+        ["town", "category, one-hot   Aarau, Bern, 'Zug, Baar'"],
+        ["code", "category, codes     000, 001, 002, 003, 004, 005, … (12)"],
+        ["new", "true or false       false to true"],
+        ["price", f"number, to predict  {COLUMNS['price'].min():g} to {COLUMNS['price'].max():g}"],
+        ["built", "left out            --drop"],
     ]
     assert list(found.lines())[2:9] == list(found.columns)
-    assert "--one-hot town,code gives each text an input" in "\n".join(found.notes)
 
 
 def test_a_wide_table_is_shown_in_part(tmp_path: Path) -> None:
     many = {f"x{number}": COLUMNS["area"] for number in range(40)}
     found = packed(written(tmp_path, "t.parquet", **many), target=("price",))
     assert (len(found.columns), found.columns[-1]) == (31, "  … and 15 more")
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "inputs"),
+    [
+        (2, {}, 1),
+        (3, {}, 3),
+        (100, {}, 100),
+        (101, {}, 1),
+        (101, {"one_hot": ("code",)}, 101),
+        (3, {"one_hot": ()}, 1),
+        (2, {"one_hot": ("code",)}, 2),
+    ],
+)
+def test_a_few_texts_are_an_input_each_and_many_are_codes_unless_an_option_decides(
+    texts: int, options: dict[str, Any], inputs: int, tmp_path: Path
+) -> None:
+    source = written(tmp_path, "t.csv", code=[f"c{number % texts}" for number in range(ROWS)])
+    found = packed(source, target=("price",), columns=("area", "code"), **options)
+    assert found.manifest.train.info.sample_shape == (1 + inputs,)
+    assert [column.one_hot for column in found.manifest.columns] == [False, inputs > 1]
+    again = PackOptions.recorded(found.manifest.origin)
+    assert packed_again(source, again).manifest.digest() == found.manifest.digest()
+
+
+def test_a_table_of_an_older_version_is_packed_again_as_it_was(tmp_path: Path) -> None:
+    source = written(tmp_path, "t.csv")
+    found = packed(source, target=("price",), one_hot=())
+    old = replace(found.manifest.origin, options={"target": ["price"]})
+    assert packed_again(source, PackOptions.recorded(old)).manifest.digest() == found.manifest.digest()
+    assert old.pack_command("new").endswith(" --one-hot '' --target price")
+    assert "--one-hot" not in PackOptions(target=("price",)).origin("t.csv").pack_command("new")
 
 
 def test_a_category_may_have_an_input_for_each_text(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def forms(folder: Path) -> Iterator[tuple[str, Any]]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run whose model passes its inputs on, and whose training set is the table."""
     width = len(KINDS)
-    options: dict[str, Any] = {"target": list(TARGETS), "categories": ["category"], "missing": "mean"}
+    options: dict[str, Any] = {"target": list(TARGETS), "categories": ["category"], "one_hot": [], "missing": "mean"}
     folder = tmp_path_factory.mktemp("run") / "new"
     model = nn.Sequential(nn.Linear(width, width))
     values: dict[str, Any] = {"workers": 0, "steps": 1, "global_batch": 10, "verbose": False, "normalize": False}
@@ -129,7 +129,8 @@ def test_every_way_has_the_same_bits(
     form: str, trained: Run, inputs: NDArray[np.float32], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     table = dict(forms(tmp_path))[form]
-    options = ["--categories", "category", "--missing", "mean", *(f"--target={name}" for name in TARGETS)]
+    options = ["--categories", "category", "--one-hot", "", "--missing", "mean"]
+    options += [f"--target={name}" for name in TARGETS]
     if isinstance(table, Path):
         assert run(["pack", str(table), str(tmp_path / "new"), "--test", str(table), *options]) == 0
         assert load(str(tmp_path / "new")).digest == load(trained.job.data).digest

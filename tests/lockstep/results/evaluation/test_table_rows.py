@@ -93,7 +93,7 @@ def test_what_a_column_is_does_not_depend_on_the_other_rows(manifest: FolderMani
         ((samples, problems),) = rows(manifest).samples(table)
         assert [row for row, problem in enumerate(problems) if problem] == wrong
         assert f"row {wrong[0] + 1}, column {name!r}: {text}" in problems[wrong[0]]
-        assert samples.shape == (len(given) - 1, 5)
+        assert samples.shape == (len(given) - 1, 4 + 4)
 
 
 @pytest.mark.parametrize(
