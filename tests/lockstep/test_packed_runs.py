@@ -194,15 +194,6 @@ def test_a_new_file_has_the_encoding_and_the_delimiter_of_the_training(
     assert capsys.readouterr().err.endswith(
         "has no column 'price', which that of the training has: it has Fläche, Ort\n"
     )
-    (place / "open.csv").write_text("\n".join(["Fläche:Ort:price", rows[0], "1:Köln:", ""]), encoding="cp1252")
-    assert run(["evaluate", "run", "--data", "open.csv"]) == 2
-    assert capsys.readouterr().err.endswith(
-        "row 3, column 'price': is missing: expected a value; leave out rows without one to compare with\n"
-    )
-    with pytest.raises(DataError, match=r"it has Ort$"):
-        load_run("run").predict(pa.table({"Ort": ["Köln"]}))
-    found = load_run("run").predict("other.csv", encoding="utf-8", delimiter=";")
-    assert [f"{number:.6g}" for number in found] == predicted.splitlines()[1:]
 
 
 def test_the_encoding_that_an_error_proposes_can_be_given(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -550,6 +541,28 @@ def test_a_run_on_a_table_is_tested_on_another_table(
     csv.write_csv(homes.drop_columns([kind]), "blind.csv")
     assert run(["evaluate", "run", "--data", "blind.csv"]) == 2
     assert f"has no column '{kind}'" in capsys.readouterr().err
+
+
+def test_rows_without_a_target_are_left_out_of_a_test_and_counted(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(place, capsys, "price")
+    homes = csv.read_csv("homes.csv")
+    csv.write_csv(homes.slice(3), "known.csv")
+    expected = json.loads(told(capsys, "evaluate", "run", "--data", "known.csv", "--json"))
+    at, prices = homes.schema.get_field_index("price"), homes["price"].to_pylist()
+    csv.write_csv(homes.set_column(at, "price", pa.array([None] * 3 + prices[3:])), "some.csv")
+    capsys.readouterr()
+    assert run(["evaluate", "run", "--data", "some.csv", "--json"]) == 0
+    found = capsys.readouterr()
+    assert json.loads(found.out) == {**expected, "dataset": "some.csv"}
+    assert found.err == "notice: 3 rows were left out, without 'price' to compare with\n"
+    csv.write_csv(homes.set_column(at, "price", pa.array([None] * len(homes), pa.float64())), "none.csv")
+    assert run(["evaluate", "run", "--data", "none.csv"]) == 2
+    assert capsys.readouterr().err == "error: none.csv: has no row with 'price': expected some to test with\n"
+    csv.write_csv(homes.set_column(0, "area", pa.array([None, *homes["area"].to_pylist()[1:]])), "odd.csv")
+    assert run(["evaluate", "run", "--data", "odd.csv"]) == 2
+    assert "row 2, column 'area': is missing" in capsys.readouterr().err
 
 
 def test_predictions_are_scaled_as_in_training_without_the_validation_set(

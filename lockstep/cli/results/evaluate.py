@@ -15,6 +15,7 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.score import Score, score_of
 from lockstep.common.numerics.choice import prefer_numerics
+from lockstep.common.runtime.notice import notice
 from lockstep.results.evaluation.assessment import Assessment, assess
 from lockstep.results.evaluation.figures import (
     class_figures,
@@ -68,6 +69,10 @@ def evaluate(
         show_recorded(trained, as_json=as_json)
         return
     tested = assess(trained, data, **reading)
+    if tested.left_out:
+        targets = " and ".join(repr(column.name) for column in trained.data.targets)
+        were = "1 row was" if tested.left_out == 1 else f"{tested.left_out:,} rows were"
+        click.echo(notice(f"{were} left out, without {targets} to compare with"), err=True)
     dataset = data or trained.data.origin.source or trained.job.data
     if as_json:
         record = {"run": run.name, "dataset": dataset, **record_of(tested)}

@@ -45,6 +45,8 @@ class Assessment(msgspec.Struct, frozen=True):
     class_names: tuple[str, ...] = ()
     #: The columns of a table that are predicted; empty if the data is none.
     columns: tuple[Column, ...] = ()
+    #: Rows of a table that were left out, because they have nothing to compare with.
+    left_out: int = 0
 
     @property
     def targets(self) -> Array:
@@ -109,18 +111,21 @@ def assess(trained: Trained, data: str | None = None, **reading: Any) -> Assessm
     compute = Compute(trained.job, trained.model, trained_on, own=trained.own)
     compute.batches.preparation = described.preparation
     compute.weights[...] = trained.weights
-    batches, objective, outputs = compute.batches, compute.batches.objective, list[Array]()
+    batches, objective, outputs, left_out = compute.batches, compute.batches.objective, list[Array](), 0
     if data is not None:
-        batches.data = _with_test_of(trained_on, _tested_with(described, trained_on, data, reading), data, objective)
+        other, left_out = _tested_with(described, trained_on, data, reading)
+        batches.data = _with_test_of(trained_on, other, data, objective)
     test = batches.data.test
     compute.on_outputs = lambda chunk: outputs.append(objective.rows(chunk, test.targets).copy())
     tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
     columns = () if objective.kind is LossKind.CLASSES or described.classes else tuple(described.targets)
-    return Assessment(test, tally, np.concatenate(outputs), objective, trained_on.class_names, columns)
+    return Assessment(test, tally, np.concatenate(outputs), objective, trained_on.class_names, columns, left_out)
 
 
-def _tested_with(described: DataDescription, trained_on: TrainTest, data: str, reading: Mapping[str, Any]) -> TrainTest:
-    """Return other data to test with, which becomes samples as that of the training did."""
+def _tested_with(
+    described: DataDescription, trained_on: TrainTest, data: str, reading: Mapping[str, Any]
+) -> tuple[TrainTest, int]:
+    """Return other data to test with, which becomes samples as that of the training did; and how many are left out."""
     path = Path(data).expanduser()
     if (path / MANIFEST).is_file():
         other = read_manifest(path)
@@ -130,22 +135,23 @@ def _tested_with(described: DataDescription, trained_on: TrainTest, data: str, r
                 f"{data}: was packed with other columns, means or codes than the data of the run: expected the table "
                 "itself, such as --data new.csv, which becomes samples as in training"
             )
-        return load(data)
+        return load(data), 0
     if described.is_table and path.suffix != ".npz" and path.exists():
         demand("pyarrow", "data", "lockstep evaluate")
         # Here, as the extra may be missing without a table.
         from lockstep.results.evaluation.table_rows import TableRows
 
-        samples, labels = TableRows(described, described.reading.but(**reading)).test_set(path)
+        samples, labels, left_out = TableRows(described, described.reading.but(**reading)).test_set(path)
         stored = trained_on.test.labels
-        return _alone(data, samples, labels.astype(stored.dtype).reshape(-1, *stored.shape[1:]), described.classes)
+        labels = labels.astype(stored.dtype).reshape(-1, *stored.shape[1:])
+        return _alone(data, samples, labels, described.classes), left_out
     if described.kind == "pictures" and not is_array_source(data) and has_pictures(path):
-        return _pictures(described, data, path)
+        return _pictures(described, data, path), 0
     if is_array_source(data) and is_to_be_packed(data):
         with open_arrays(data) as opened:
             samples, labels = opened.train.read_whole()
-        return _alone(data, samples, labels, described.classes if labels.dtype == np.int64 else 0)
-    return load(data)
+        return _alone(data, samples, labels, described.classes if labels.dtype == np.int64 else 0), 0
+    return load(data), 0
 
 
 def _pictures(described: DataDescription, data: str, path: Path) -> TrainTest:

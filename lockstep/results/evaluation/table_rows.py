@@ -1,6 +1,7 @@
 """Rows of a table that become samples as those of the training set did; needs pyarrow, which is an extra."""
 
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +61,26 @@ class TableRows(msgspec.Struct, frozen=True):
             numbers, problems = self._converted(columns, batch)
             yield spread(numbers[[not problem for problem in problems]], columns), problems
 
-    def test_set(self, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def test_set(self, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
         """Return the samples of a table that has the targets too, (n, inputs), and its labels, (n, targets).
 
-        Labels are the places of classes, or numbers that are scaled as in training. DataError names the first row that
-        cannot be used.
+        Labels are the places of classes, or numbers that are scaled as in training. Rows without a target are left out,
+        and counted. DataError names the first other row that cannot be used.
         """
-        features, targets, parts = self.conversion.columns, self.conversion.targets, []
+        features, targets, parts, left_out = self.conversion.columns, self.conversion.targets, [], 0
         for batch in self._batches(rows, [*features, *targets]):
             numbers, problems = self._converted([*features, *targets], batch)
-            if problem := next(filter(None, problems), ""):
-                is_known = batch.has_all(column.name for column in targets).all()
-                raise DataError(problem if is_known else f"{problem}; leave out rows without one to compare with")
-            parts.append(numbers)
-        if not parts:
-            raise DataError(f"{rows}: has no rows: expected some to test with")
+            is_known = batch.has_all(column.name for column in targets)
+            if problem := next(filter(None, compress(problems, is_known)), ""):
+                raise DataError(problem)
+            parts.append(numbers[is_known])
+            left_out += int(np.count_nonzero(~is_known))
+        if not sum(map(len, parts)):
+            named = " and ".join(repr(one_line(column.name, 60)) for column in targets)
+            what = f"has no row with {named}" if left_out else "has no rows"
+            raise DataError(f"{rows}: {what}: expected some to test with")
         found = np.concatenate(parts)
-        return spread(found[:, : len(features)], features), found[:, len(features) :]
+        return spread(found[:, : len(features)], features), found[:, len(features) :], left_out
 
     def _batches(self, rows: Rows, columns: Sequence[Column]) -> Iterator[TableBatch]:
         options, opens = self._options, open_table if isinstance(rows, str | Path) else opened_frame

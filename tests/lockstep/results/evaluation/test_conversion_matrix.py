@@ -144,7 +144,7 @@ def test_every_way_has_the_same_bits(
         )
     assert trained.predict(table).astype(np.float32).tobytes() == inputs.tobytes()
     manifest = read_manifest(Path(trained.job.data))
-    samples, labels = TableRows(manifest, manifest.reading).test_set(table)
+    samples, labels, _ = TableRows(manifest, manifest.reading).test_set(table)
     assert samples.tobytes() == inputs.tobytes()
     assert not labels.any()
 
