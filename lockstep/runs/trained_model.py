@@ -100,7 +100,13 @@ def _best(folder: Path, job: Job, model: Model, checkpoints: Sequence[Checkpoint
 
 def _advice(folder: Path, checkpoints: Sequence[Checkpoint]) -> str:
     steps = [str(checkpoint.progress.steps) for checkpoint in reversed(checkpoints)]
-    there = [f"--checkpoint {step}" for step in steps] + ["--checkpoint last"] * (folder / WEIGHTS).exists()
+    has_last = (folder / WEIGHTS).exists()
+    if has_last and not steps:
+        return (
+            "it has only its last weights (`lockstep share` leaves checkpoints out): to use these, remove --best and "
+            "--checkpoint"
+        )
+    there = [f"--checkpoint {step}" for step in steps] + ["--checkpoint last"] * has_last
     return f"expected {', '.join(there)}" if there else "it has none"
 
 

@@ -179,13 +179,13 @@ def test_the_page_and_the_plots_of_a_run_that_was_sent(owner: Person, colleague:
     owner.run("train", *TABLE, "--run-dir", "plots", *BRIEF)
     owner.run("share", "plots", str(colleague.folder / "run.zip"))
     told = colleague.run("plot", "run.zip", "--trust-model")
-    assert "wrote plots/learning.png" in told
+    assert "wrote plots/run/learning.png" in told
     assert "left out answers.png: the run in " in told
-    assert (colleague.folder / "plots" / "timeline.png").is_file()
+    assert (colleague.folder / "plots" / "run" / "timeline.png").is_file()
     assert "left out answers.png: the run in 'run.zip' needs its training data" in told
     shutil.copy(owner.folder / "clients.csv", colleague.folder)
     told = colleague.run("plot", "run.zip", "--trust-model", "--training-data", "clients.csv")
-    assert "wrote plots/answers.png" in told
+    assert "wrote plots/run/answers.png" in told
 
 
 def test_messages_name_the_file_that_was_given(owner: Person, colleague: Person) -> None:
@@ -198,7 +198,7 @@ def test_messages_name_the_file_that_was_given(owner: Person, colleague: Person)
     told = colleague.run("verify", "named.zip", code=2)
     assert "error: the run in 'named.zip' needs its training data" in told
     told = colleague.run("evaluate", "named.zip", "--checkpoint", "3", "--trust-model", code=2)
-    assert "'named.zip' holds no whole checkpoint after 3 steps" in told
+    assert "'named.zip' holds no whole checkpoint after 3 steps: it has only its last weights" in told
     assert colleague.run("compare", "named.zip", "named.zip").startswith("1  named.zip\n2  named.zip\n")
     assert "expected a .toml, or the job.toml of the run in it" in colleague.run("doctor", "named.zip", code=2)
 

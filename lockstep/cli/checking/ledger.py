@@ -1,6 +1,8 @@
 """`lockstep ledger`: the report that each epoch of a run used every sample once."""
 
 from collections import Counter
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import click
@@ -61,19 +63,28 @@ def demand_coverage(report: CoverageReport) -> None:
 
 
 def coverage_lines(recorded: RecordedRun, report: CoverageReport, *, lists_all: bool = False) -> list[str]:
-    """Return a report for a person, with each lease that was computed again or with the number of them."""
+    """Return a report for a person, with each lease that was computed again or with the number of them.
+
+    Epochs in a row of which the same is true have one line.
+    """
     names = workers_by_step(recorded.lines)
     lines = [f"resumed after step {begun.step}: {begun.lost_steps} steps were recomputed" for begun in report.resumed]
     lines += [_convicted_line(convicted) for convicted in report.convicted]
-    for epoch in report.epochs:
-        lines.append(_epoch_line(epoch))
-        counts = Counter(again.why for again in epoch.again)
-        counted = {why: n for why, n in counts.items() if n > MOST_ENTERED and not lists_all}
-        lines += [f"  {n} leases, listed by `lockstep ledger --all`: {why}" for why, n in counted.items()]
-        shown = (again for again in epoch.again if again.why not in counted)
-        lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in shown]
-        if epoch.omitted:
-            lines.append(f"  and {epoch.omitted} more that the ledger only counts")
+    again_lines = partial(_again_lines, names=names, lists_all=lists_all)
+    for (work, again), alike in groupby(report.epochs, lambda epoch: (_work_of(epoch), again_lines(epoch))):
+        first, *rest = (epoch.epoch for epoch in alike)
+        lines += [f"epochs {first} to {rest[-1]}, each: {work}" if rest else f"epoch {first}: {work}", *again]
+    return lines
+
+
+def _again_lines(epoch: EpochCoverage, names: dict[int, dict[int, str]], *, lists_all: bool) -> list[str]:
+    counts = Counter(again.why for again in epoch.again)
+    counted = {why: n for why, n in counts.items() if n > MOST_ENTERED and not lists_all}
+    lines = [f"  {n} leases, listed by `lockstep ledger --all`: {why}" for why, n in counted.items()]
+    shown = (again for again in epoch.again if again.why not in counted)
+    lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in shown]
+    if epoch.omitted:
+        lines.append(f"  and {epoch.omitted} more that the ledger only counts")
     return lines
 
 
@@ -82,13 +93,13 @@ def _convicted_line(convicted: WorkerConvicted) -> str:
     return f"{convicted.why()}: it was evicted, and the run went back to {where}"
 
 
-def _epoch_line(epoch: EpochCoverage) -> str:
+def _work_of(epoch: EpochCoverage) -> str:
     work = f"{epoch.steps:,} steps, {epoch.micro_batches:,} micro-batches"
     if epoch.faults:
-        return f"epoch {epoch.epoch}: {work}: NOT PROVEN: {epoch.faults[0]}"
+        return f"{work}: NOT PROVEN: {epoch.faults[0]}"
     if epoch.is_whole():
-        return f"epoch {epoch.epoch}: {work}: each of {epoch.samples:,} samples was used once"
-    return f"epoch {epoch.epoch}: {work}: {epoch.used:,} of {epoch.samples:,} samples were used, none twice"
+        return f"{work}: each of {epoch.samples:,} samples was used once"
+    return f"{work}: {epoch.used:,} of {epoch.samples:,} samples were used, none twice"
 
 
 def _again_line(again: UnusedWork, names: dict[int, str]) -> str:

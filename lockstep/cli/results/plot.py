@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 from rich.console import Console
 
 from lockstep.cli.options.completion import RunPath, as_given
@@ -17,9 +18,9 @@ from lockstep.ps.records.metrics import METRICS
 from lockstep.results.reports.display import print_plainly
 from lockstep.results.reports.plots.curves import RunCurves, read_curves
 from lockstep.runs.own_command import demand
-from lockstep.runs.shared_run import unpacked_runs
 
-#: The default folder for plots of several runs; those of a single run go into its own folder.
+#: The default folder for plots of several runs, and with a folder in it for each file of a run. Those of a single run
+#: go into its own folder.
 PLOTS = Path("plots")
 
 
@@ -30,7 +31,7 @@ PLOTS = Path("plots")
     "to",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="folder to write to  [RUN/plots; plots for several runs, or for a file]",
+    help="folder to write to  [RUN/plots; plots for several runs; plots/NAME for NAME.zip]",
 )
 @click.option("--learning", "is_brief", is_flag=True, help="plot only loss, accuracy and learning rate")
 @click.option("--tensorboard", "is_events", is_flag=True, help="write event files for TensorBoard instead of plots")
@@ -56,9 +57,7 @@ def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: boo
       lockstep plot runs/* --to plots
       lockstep plot runs/* --to events --tensorboard
     """
-    # One that was unpacked from a file is in the cache.
-    is_here = len(runs) == 1 and not runs[0].is_relative_to(unpacked_runs())
-    folder = to or (runs[0] / "plots" if is_here else PLOTS)
+    folder = to or _folder_of(runs)
     console = Console(highlight=False)
     if is_events:
         demand("tensorboardX", "tensorboard", "--tensorboard")
@@ -74,12 +73,25 @@ def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: boo
     print_plainly(console, *map(as_given, lines(runs, curves, folder)))
 
 
+def _folder_of(runs: tuple[Path, ...]) -> Path:
+    if len(runs) > 1:
+        return PLOTS
+    # A file is unpacked into the cache, where a person does not look for plots.
+    return runs[0] / "plots" if as_given(str(runs[0])) == str(runs[0]) else PLOTS / _name_of(runs[0])
+
+
+def _name_of(run: Path) -> str:
+    """Return the name of a run's folder, or of the file that it was unpacked from."""
+    given = Path(as_given(str(run)))
+    return given.stem if given.is_file() else run.resolve().name
+
+
 def _curves_of(runs: tuple[Path, ...]) -> list[RunCurves]:
-    curves = [read_curves(run) for run in runs]
+    curves = [replace(read_curves(run), name=_name_of(run)) for run in runs]
     names = [each.name for each in curves]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"two runs have the name {twice!r}: expected folders with different names")
+        raise UsageError(f"two runs have the name {twice!r}: expected folders or files with different names")
     return curves
 
 

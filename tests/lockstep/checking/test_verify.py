@@ -564,6 +564,21 @@ def test_the_command_prints_the_proof(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "the ledger does not prove the run: step 3 is in the place of step 2" in capsys.readouterr().err
 
 
+def test_epochs_alike_have_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = record_with_workers(tmp_path, job_in(tmp_path, steps=19), 2)
+    assert run(["ledger", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "epochs 1 to 4, each: 4 steps, 16 micro-batches: each of 160 samples was used once",
+        "epoch 5: 3 steps, 12 micro-batches: 144 of 160 samples were used, none twice",
+    ]
+    with (folder / "ledger.jsonl").open("ab") as file:
+        again = UnusedWork(work="train", step=9, lo=0, hi=2, rank=1, why="it left: killed")
+        file.write(msgspec.json.encode(again) + b"\n")
+    assert run(["verify", str(folder)]) == 0
+    beginnings = [line.partition(",")[0].partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert beginnings[:5] == ["epochs 1 to 2", "epoch 3", "  step 9", "epoch 4", "epoch 5"]
+
+
 @pytest.mark.parametrize(("copies", "arguments", "expected"), [(3, [], 3), (4, [], 1), (4, ["--all"], 4)])
 def test_many_copies_are_counted_unless_all_are_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], copies: int, arguments: list[str], expected: int

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lockstep.cli.main import run
+from lockstep.runs.shared_run import share
 from tests.lockstep.results.reports.plots.records import LEDGER, write_ledger, write_steps
 from tests.lockstep.small_runs import small_run
 
@@ -45,6 +46,24 @@ def test_several_runs_share_their_curves_and_what_cannot_be_drawn_is_told(
             "left out b-mistakes.png",
         ),
     ]
+
+
+def test_plots_of_files_are_named_by_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: .venv/bin/pip install -e '.[plot]'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = small_run(tmp_path, epochs=1, lr=1e-6).folder
+    # Of two colleagues who both named their run the same.
+    for file in ("hers.v1.zip", "his.zip"):
+        share(folder, Path(file))
+        assert run(["plot", file, "--learning"]) == 0
+    assert capsys.readouterr().out == "wrote plots/hers.v1/learning.png\nwrote plots/his/learning.png\n"
+    (tmp_path / "other").mkdir()
+    share(small_run(tmp_path / "other", epochs=1, lr=1e-5).folder, Path("his.zip"))
+    assert run(["plot", "hers.v1.zip", "his.zip", "--to", "both"]) == 0
+    assert {"hers.v1-timeline.png", "his-timeline.png"} <= files(Path("both"))
 
 
 def test_event_files_hold_the_figures(tmp_path: Path) -> None:
@@ -101,7 +120,7 @@ def test_what_cannot_be_drawn_at_all_is_one_line(tmp_path: Path, capsys: pytest.
     (tmp_path / "file").touch()
     cases = {
         "expected the folder of a run": [str(tmp_path / "gone")],
-        "two runs have the name 'run': expected folders with different names": [
+        "two runs have the name 'run': expected folders or files with different names": [
             str(tmp_path / "run"),
             str(tmp_path / "a" / "run"),
         ],
