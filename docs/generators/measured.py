@@ -301,7 +301,8 @@ class Report:
         return f"{measured}\n\n{table(headings, lines)}"
 
     def _predicted(self, bench: PredictBench) -> tuple[PredictBench, list[PredictionRow]]:
-        return bench, list(bench.measure(BenchSession(self.file.parent, Console(quiet=True))))
+        rows = bench.measure(BenchSession(self.file.parent, Console(quiet=True)))
+        return bench, [row for row in rows if not row.is_spread]
 
     def coordinator(self) -> str:
         """Return what the decisions of the coordinator cost."""

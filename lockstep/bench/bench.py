@@ -3,6 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 import click
 import msgspec
 
+from lockstep.bench.peers import BaselineSubject, Stepper, start_whole_machine
 from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.completion import MODELS, complete_list
 from lockstep.cli.options.types import WholeNumber, number_range
@@ -319,7 +321,24 @@ def rounds(default: str = "3") -> Any:
 
 wire_weights = partial(option, "--wire-weights", WIRES_OF_WEIGHTS, "type in which weights travel", metavar="TYPE")
 PEER_TEXT = "a Python with torch: measure torch too, in turns"
-compiles = partial(
-    option, "--compile/--no-compile", click.BOOL, "of torch, measure torch.compile too", "yes", shown="compile"
-)
-peer_python = partial(option, "--peer-python", click.Path(path_type=Path), PEER_TEXT, metavar="PYTHON")
+
+
+def peer_python() -> Any:
+    """Return the Python of the baseline."""
+    return option("--peer-python", click.Path(path_type=Path), PEER_TEXT, metavar="PYTHON")
+
+
+@dataclass(kw_only=True)
+class ComparedBench(Bench[R]):
+    """A bench that takes turns with PyTorch, if it is given a Python that has it."""
+
+    peer_python: Path | None = peer_python()
+    is_compiling: bool = option(
+        "--compile/--no-compile", click.BOOL, "of torch, measure torch.compile too", "yes", shown="compile"
+    )
+
+    def whole_machine(
+        self, python: Path | None, subject: BaselineSubject, batch: int, stack: ExitStack, session: BenchSession
+    ) -> tuple[list[Stepper], list[Stepper]]:
+        """Start PyTorch in one process with all threads, and once more compiled unless that was not wanted."""
+        return start_whole_machine(python, subject, batch, stack, is_compiling=self.is_compiling, say=session.say)

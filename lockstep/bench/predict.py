@@ -232,6 +232,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     #: Predictions for the measured machine, for each measured number of teams, and whether it shares memory.
     here: dict[tuple[int, bool], list[Machines]]
     rows: list[PredictionRow]
+    #: For each number of workers, and of hosts if there are several: a server on each host.
+    spread: list[PredictionRow]
 
     def link_text(self) -> str:
         """Return the speed of a link as people name it."""
@@ -253,7 +255,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     def summary(self) -> list[str]:
         """Return in words at how many hosts links saturate, and how many shards avoid that."""
         lines = []
-        for servers, row in {row.servers: row for row in self.rows if not row.is_spread}.items():
+        for servers, row in {row.servers: row for row in self.rows}.items():
             name = counted(servers, "server")
             if self.is_bound_by_link:
                 name = f"the {self.link_text()} link of 1 server" if servers == 1 else f"the links of {name}"
@@ -275,13 +277,11 @@ def predict(
     link: float,
     types: tuple[str, str] | None = None,
     local_steps: int | None = None,
-    *,
-    is_spread: bool = False,
 ) -> Prediction:
     """Return the prediction for hosts with a link of `link` bytes/s and a core for each of their `workers`.
 
     `types` are the formats of sums and weights, and `local_steps` those of a micro-batch, if they differ from the
-    basis. If `is_spread`, the last rows are for a server on each host.
+    basis.
     """
     model = replace(basis.model, cores=None)
     if local_steps is not None:
@@ -289,15 +289,14 @@ def predict(
     if types is not None:
         model = replace(model, bytes_per_parameter=bytes_per_parameter(*types))
     setups = [machines(number, each, count, link) for count in servers for each in workers for number in hosts]
-    if is_spread:
-        alike = [machines(number, each, number, link) for each in workers for number in hosts]
-        setups += [replace(at, is_spread=not at.is_local) for at in alike]
+    spread = [machines(number, each, number, link) for each in workers for number in hosts if number > 1]
     return Prediction(
         basis=basis,
         link=link,
         is_bound_by_link=model.is_bound_by_link(link),
         here=_here(basis),
         rows=[_row(basis.name, model, at) for at in setups],
+        spread=[_row(basis.name, model, replace(at, is_spread=True)) for at in spread],
     )
 
 
@@ -350,7 +349,7 @@ class PredictBench(Bench[PredictionRow]):
     With --local-steps, each process takes so many steps by itself between two exchanges, of as many samples as were
     measured: a step is that much longer, and has that many times the samples.
 
-    With --spread, the last rows are for as many servers as hosts, each next to a team: `lockstep train --spread`.
+    The last rows are for as many servers as hosts, each next to a team: `lockstep train --spread`.
 
     With --sleep, nothing is measured: the prediction is that for a model that sleeps, from known rates of a machine.
 
@@ -382,7 +381,6 @@ class PredictBench(Bench[PredictionRow]):
         "--link", options.LinkParam(), "speed of each host's network", "1Gbit", metavar="SPEED"
     )
     servers: tuple[int, ...] = options.servers("numbers of servers", "1,4,16")
-    is_spread: bool = options.option("--spread", click.BOOL, "predict a server on each host, too", "no")
     sources: tuple[Path, ...] | None = options.option(
         "--from",
         options.Several(click.Path(path_type=Path)),
@@ -424,13 +422,15 @@ class PredictBench(Bench[PredictionRow]):
         for model in self.models or (None,):
             basis = self._basis(session, model)
             workers = self.workers or (basis.largest_team(),)
-            how = (self.link, types, self.local_steps)
-            self.prediction = predict(basis, self.hosts, workers, self.servers, *how, is_spread=self.is_spread)
+            self.prediction = predict(basis, self.hosts, workers, self.servers, self.link, types, self.local_steps)
             session.say(basis.source())
             for line in self.prediction.agreement():
                 session.say(line)
             session.say(heading(PredictionRow))
             yield from self.prediction.rows
+            if self.prediction.spread:
+                session.say("with a server on each host, as of `lockstep train --spread`:")
+            yield from self.prediction.spread
             for line in self.prediction.summary():
                 session.say(line)
 

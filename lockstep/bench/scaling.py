@@ -18,7 +18,7 @@ from lockstep.bench import bench as options
 from lockstep.bench import peers, timed_run
 from lockstep.bench.bench import (
     TORCH,
-    Bench,
+    ComparedBench,
     Panel,
     Series,
     TableColumn,
@@ -175,7 +175,7 @@ def _run_each(session: BenchSession, trials: Sequence[ScalingTrial]) -> None:
 
 
 @dataclass(kw_only=True)
-class ScalingBench(Bench[ScalingRow]):
+class ScalingBench(ComparedBench[ScalingRow]):
     """Train with several numbers of processes, as `lockstep train --workers` does, and time the steps.
 
     Records and checkpoints are written as in any run. The start, the first 20 steps, evaluations and the step after
@@ -249,8 +249,6 @@ class ScalingBench(Bench[ScalingRow]):
     busy: int = options.option("--busy", WholeNumber(0, options.MOST_PROCESSES), "other processes that compute", "0")
     steps: int = options.steps("steps to measure", "300")
     rounds: int = options.rounds()
-    peer_python: Path | None = options.peer_python()
-    is_compiling: bool = options.compiles()
 
     def measure(self, session: BenchSession) -> Iterator[ScalingRow]:
         rows = list[ScalingRow]()
@@ -347,9 +345,7 @@ class ScalingBench(Bench[ScalingRow]):
             trained = peers.BaselineSubject(model=str(subject), data="" if subject in MODELS else trials[0].job.data)
             arguments = trained.arguments("ddp", global_batch // workers, str(workers))
             ddp = peers.start_baselines(python, arguments, stack, trained.layouts())
-            all_threads, compiled = peers.start_whole_machine(
-                python, trained, global_batch, stack, is_compiling=self.is_compiling, say=session.say
-            )
+            all_threads, compiled = self.whole_machine(python, trained, global_batch, stack, session)
             stack.enter_context(kept_busy(self.busy))
             groups = [*(trial.singles for trial in trials), *([each] for each in (*ddp, *all_threads, *compiled))]
             peers.in_turns(self.rounds, turn, groups, partial(_run_each, session, trials))

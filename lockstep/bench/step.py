@@ -18,7 +18,7 @@ from rich.table import Table
 
 from lockstep.bench import bench as options
 from lockstep.bench import peers, timed_run
-from lockstep.bench.bench import Bench, Panel, Series, counted, ranged, whole_machine_marks, with_torch
+from lockstep.bench.bench import ComparedBench, Panel, Series, counted, ranged, whole_machine_marks, with_torch
 from lockstep.bench.peers import WARM_UP, Answer, BaselineRow
 from lockstep.bench.timed_run import BenchSession
 from lockstep.checking.checkup.machine import measured
@@ -115,7 +115,7 @@ def lone(job_file: Path) -> None:
 
 
 @dataclass(kw_only=True)
-class StepBench(Bench[StepFigures]):
+class StepBench(ComparedBench[StepFigures]):
     """Time whole training steps: forward, loss, backward, update.
 
     The bench runs the code of a worker and a server in one process, with one BLAS thread and with MNIST in memory. It
@@ -149,8 +149,6 @@ class StepBench(Bench[StepFigures]):
     numerics: Numerics | None = options.option(
         "--numerics", click.Choice(get_args(Numerics)), "portable or native", metavar="NAME", shown="as of train"
     )
-    peer_python: Path | None = options.peer_python()
-    is_compiling: bool = options.compiles()
     is_profiling: bool = options.option("--profile", click.BOOL, "show time and bytes per primitive instead", "no")
 
     def measure(self, session: BenchSession) -> Iterator[StepFigures]:
@@ -201,9 +199,7 @@ class StepBench(Bench[StepFigures]):
         with ExitStack() as stack:
             ours = [peers.start_singles(job, 1, session.folder, stack)[0] for job in jobs]
             alone = peers.start_baselines(python, subject.arguments("step", batch), stack, subject.layouts())
-            all_threads, compiled = peers.start_whole_machine(
-                python, subject, batch, stack, is_compiling=self.is_compiling, say=session.say
-            )
+            all_threads, compiled = self.whole_machine(python, subject, batch, stack, session)
             peers.in_turns(self.rounds, turn, [[each] for each in (*ours, *alone, *all_threads, *compiled)])
         # The products are the same in any number of micro-batches.
         local, median = LocalSteps(jobs[0], load(self.data), session.clock), statistics.median

@@ -57,8 +57,10 @@ def command_of(kind: type[Bench[Any]]) -> click.Command:
         run(kind(**values), as_json, rows_file, plot_file)
 
     path = click.Path(path_type=Path)
+    # Options that several benches share are the last.
+    known = sorted(fields(kind), key=lambda each: each.name not in kind.__annotations__)
     options = [
-        *(each.metadata["option"]((*each.metadata["flags"], each.name)) for each in fields(kind) if each.metadata),
+        *(each.metadata["option"]((*each.metadata["flags"], each.name)) for each in known if each.metadata),
         click.Option(("--json", "as_json"), is_flag=True, help="print the rows as JSON"),
         click.Option(("--to", "rows_file"), type=path, metavar="FILE", help="write the rows to FILE, as JSON"),
     ]

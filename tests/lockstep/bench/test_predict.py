@@ -183,7 +183,8 @@ def test_the_command_reads_both_files(tmp_path: Path, capsys: pytest.CaptureFixt
     ask = ["bench", "predict", "--hosts", "1..8", "--to", str(json_file)]
     assert run([*ask, "--from", str(run_file), "--servers", "1,2", "--plot", str(tmp_path / "p.png")]) == 0
     rows = msgspec.json.decode(json_file.read_bytes(), type=list[PredictionRow])
-    assert [(row.servers, row.hosts) for row in rows] == [(s, h) for s in (1, 2) for h in (1, 2, 4, 8)]
+    spread = [(h, h) for h in (2, 4, 8)]
+    assert [(row.servers, row.hosts) for row in rows] == [*((s, h) for s in (1, 2) for h in (1, 2, 4, 8)), *spread]
     assert {row.workers for row in rows} == {1}
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert run([*ask, "--from", str(rows_file), "--batch", "32", "--link", "10Gbit"]) == 0
@@ -203,7 +204,8 @@ def test_several_models_are_predicted_one_after_the_other(tmp_path: Path, capsys
     ask = ["bench", "predict", "--hosts", "4", "--servers", "1", "--from", str(rows_file), "--batch", "64", "--json"]
     assert run([*ask, "--model", "mlp,cnn"]) == 0
     rows = msgspec.json.decode(capsys.readouterr().out, type=list[PredictionRow])
-    assert [row.basis for row in rows] == ["mlp, 64 samples each, shm and tcp", "cnn, 64 samples each, shm and tcp"]
+    names = [f"{model}, 64 samples each, shm and tcp" for model in ("mlp", "cnn")]
+    assert [(row.basis, row.is_spread) for row in rows] == [(name, each) for name in names for each in (False, True)]
 
 
 @pytest.mark.slow
@@ -233,15 +235,10 @@ def test_a_file_of_rows_can_be_narrowed(tmp_path: Path) -> None:
     assert isinstance(ROWS[0], ScalingRow)
 
 
-def test_a_server_on_each_host_is_predicted_after_the_others() -> None:
-    prediction = predict(basis_of_result(RUN), [1, 4], [1], [1], LINK, is_spread=True)
-    assert [(row.servers, row.hosts, row.is_spread) for row in prediction.rows] == [
-        (1, 1, False),
-        (1, 4, False),
-        (1, 1, False),
-        (4, 4, True),
-    ]
-    _, one, _, each = prediction.rows
-    assert each.ms_per_step < one.ms_per_step / 2
-    # A summary is of a number of servers that does not change with that of hosts.
-    assert not [line for line in prediction.summary() if "4 servers" in line]
+def test_a_server_on_each_host_is_predicted_too() -> None:
+    prediction = predict(basis_of_result(RUN), [1, 4], [1], [1], LINK)
+    assert [(row.servers, row.hosts, row.is_spread) for row in prediction.rows] == [(1, 1, False), (1, 4, False)]
+    # A single host has its server anyway.
+    (each,) = prediction.spread
+    assert (each.servers, each.hosts, each.is_spread) == (4, 4, True)
+    assert each.ms_per_step < prediction.rows[1].ms_per_step / 2
