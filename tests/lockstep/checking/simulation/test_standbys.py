@@ -217,6 +217,7 @@ ONCE = {
     "two standbys take over two runs, one of a server whose folder was deleted": (25527, 3, 2),
     "a server whose folder was deleted begins another run, and has one of two shards": (32678, 3, 2),
     "a server whose folder was deleted begins another run, which a standby of the first mirrors": (20427, 3, 2),
+    "a standby that has a part of the second run of a server leads the first": (100896, 3, 2),
     "a server whose folder was deleted begins a run without shards, and a standby takes over the first": (42123, 3, 2),
 }
 

@@ -339,6 +339,18 @@ def test_a_server_with_another_run_is_not_followed() -> None:
     assert (state.term, state.heard) == (TERM, 0.0)
 
 
+def test_a_run_of_which_not_all_is_here_says_nothing_about_the_term_of_the_one_that_is() -> None:
+    other = Term(run="other", number=1, server="z")
+    state = standby(0)
+    state.handle(files(files=[FILE], term=other, place=2), 1.0)
+    assert takeovers(state.handle(Received(peer=b"x", message=Promote()), 2.0))[0].number == 5
+    # Once all of it is here, it is led.
+    state = standby(0)
+    state.handle(files(files=[FILE], term=other, place=2), 1.0)
+    comes(state, 1.5)
+    assert takeovers(state.handle(Received(peer=b"x", message=Promote()), 2.0))[0].number == 2
+
+
 def test_what_prevents_a_connection_is_reported_once_and_ends_it_if_waiting_is_of_no_use() -> None:
     state = StandbyState(CONFIG, Mirror(Path()))
     state.handle(Started(), 0.0)
