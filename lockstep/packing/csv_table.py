@@ -23,11 +23,13 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.files import ARROW, CSV, PARQUET, table_files
 from lockstep.packing.options import PackOptions, known_encoding
-from lockstep.packing.tables import Advance, ParquetTable, Table, arrow_table, named_errors
+from lockstep.packing.tables import Advance, ParquetTable, Table, ahead, arrow_table, named_errors
 from lockstep.packing.texts import MISSING_TEXTS
 
 #: Bytes of a CSV file that are parsed at once, which no row may exceed; and bytes and rows that show its form.
 BLOCK, HEAD_BYTES, HEAD_ROWS = 2**21, 2**16, 20
+#: Rows of a block of texts that are given before the others.
+FIRST_ROWS = 2**11
 #: Possible separators, if none is given.
 DELIMITERS = (",", ";", "\t", "|")
 #: How people call them.
@@ -174,11 +176,10 @@ class CsvTable(Table):
     def record_batches(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         for path in self.paths:
             self._check_quotes(path)
-            size, row = path.stat().st_size, 2
+            row = 2
             for batch in self._blocks(path, columns, numbers):
                 yield one_line(str(path)), row, batch.rename_columns(list(columns))
                 row += batch.num_rows
-                self.advance(min(size, BLOCK))
 
     def _blocks(self, path: Path, columns: Sequence[str], numbers: Set[str]) -> Iterator[pa.RecordBatch]:
         """Return the rows of a file, in which columns are read as numbers from when `numbers` has them.
@@ -190,12 +191,15 @@ class CsvTable(Table):
         while True:
             try:
                 skipped = returned
-                for batch in self._open(path, types, threads=True):
+                for batch in ahead(self._open(path, types, threads=True)):
                     block = batch.slice(min(skipped, batch.num_rows))
                     skipped -= batch.num_rows - block.num_rows
+                    # Numbers are told from categories by a few texts: the others need not be looked at.
+                    first = FIRST_ROWS if may_change else block.num_rows
+                    yield from (part for part in (block.slice(0, first), block.slice(first)) if part.num_rows)
                     if block.num_rows:
                         returned += block.num_rows
-                        yield block
+                        self.advance(min(path.stat().st_size, BLOCK))
                     wanted = self._types(columns, numbers)
                     if may_change and wanted != types:
                         types, may_change = wanted, False

@@ -7,6 +7,7 @@ folder. Only the rows of the training set count for means.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -19,7 +20,7 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.options import Division, Missing, PackOptions, in_groups
 from lockstep.packing.survey import ColumnPlan, TablePlan
-from lockstep.packing.tables import TableBatch
+from lockstep.packing.tables import TableBatch, ahead
 
 #: Rows that are scaled at once.
 BLOCK_ROWS = 2**13
@@ -76,7 +77,7 @@ class TableEncoder:
 
     def read(self, name: PartName, batches: Iterator[TableBatch], division: Division | None) -> None:
         """Read a table into a set, or into both as it is divided."""
-        for (rows,) in in_groups((self._rows(batch),) for batch in batches):
+        for (rows,) in in_groups((rows,) for rows in ahead(map(self._rows, batches))):
             if division is None:
                 self.parts[name].append(rows)
             else:
@@ -99,11 +100,15 @@ class TableEncoder:
         targets = [plan.column for plan in self.plan.targets]
         if not classes:
             targets = _scaled(self.plan.targets, train.labels, options, None)
+
+        def encoded(block: Floats) -> tuple[NDArray[np.float32], NDArray[Any]]:
+            samples, labels = block[:, : len(columns)], block[:, len(columns) :]
+            codes = labels[:, 0].astype(np.int64) if classes else _converted(labels, targets)
+            return _converted(samples, columns), codes
+
         for name, part in self.parts.items():
-            for block in part.blocks():
-                samples, labels = block[:, : part.features], block[:, part.features :]
-                encoded = labels[:, 0].astype(np.int64) if classes else _converted(labels, targets)
-                self.writer.append(name, _converted(samples, columns), encoded)
+            for rows in ahead(map(encoded, part.blocks())):
+                self.writer.append(name, *rows)
         return self.writer.finish(
             kind="table",
             classes=len(classes),

@@ -185,10 +185,17 @@ class TextSurvey:
             self.is_digits = are_digits(values.column.filter(pa.array(is_known)))
 
     def add(self, values: TextValues, decimal: str, placed: Placed) -> Floats:
-        """Look at texts; return the kind of each row's, NaN for missing ones."""
+        """Look at texts; return the kind of each row's, NaN for missing ones and if all texts were seen before."""
         counts = np.bincount(values.indices[values.indices >= 0], minlength=len(values.texts))
+        self.declared += int(counts.sum()) if values.is_declared else 0
         used = np.flatnonzero(counts)
         texts = values.texts.take(pa.array(used))
+        names = texts.to_pylist()
+        if all(name in self.distinct for name in names):
+            # As in most batches of a column with few texts: patterns need not be looked for again.
+            for name, count in zip(names, counts[used].tolist(), strict=True):
+                self.counts[self.distinct[name]] += count
+            return np.full(len(values.indices), np.nan)
         kinds = kinds_of(texts, decimal)
         kind_of = np.full(len(values.texts), np.nan)
         kind_of[used] = kinds
@@ -200,7 +207,6 @@ class TextSurvey:
                 self.first[kind] = placed(rows, values.at(int(np.argmax(rows))))
         if self.is_digits and (kinds == TextKind.NUMBER).any():
             self.is_digits = are_digits(texts.filter(pa.array(kinds == TextKind.NUMBER)))
-        self.declared += int(counts.sum()) if values.is_declared else 0
         self.count(values, used, kinds, placed)
         return of_rows
 
@@ -272,7 +278,8 @@ class ColumnSurvey:
         if isinstance(values, NumberTexts) and self.points is not None:
             self.points.add(values.column.filter(pa.array(rows & ~values.is_missing)))
         values = values.as_texts() if as_texts else values
-        is_missing, is_known = rows & values.is_missing, rows & ~values.is_missing
+        is_known = rows & ~values.is_missing
+        is_missing = rows ^ is_known
         self.missing += int(np.count_nonzero(is_missing))
         if self.first_missing is None and is_missing.any():
             self.first_missing = placed(is_missing, "")
@@ -306,9 +313,10 @@ class ColumnSurvey:
         return Place(batch.place(at, self.name), text, self.rows + at)
 
     def _add_numbers(self, batch: TableBatch, kind: ColumnKind, values: Floats) -> None:
-        self.facts.setdefault(kind, Facts(whole=set() if self.is_target else None)).add(values[~np.isnan(values)])
-        is_beyond = np.abs(values) > LARGEST
-        if self.beyond is None and is_beyond.any():
+        facts = self.facts.setdefault(kind, Facts(whole=set() if self.is_target else None))
+        facts.add(values[~np.isnan(values)])
+        if self.beyond is None and max(-facts.low, facts.high) > LARGEST:
+            is_beyond = np.abs(values) > LARGEST
             self.beyond = self._place(batch, is_beyond, repr(float(values[is_beyond][0])))
 
     def _add_texts(self, batch: TableBatch, values: TextValues) -> None:

@@ -9,10 +9,11 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -521,6 +522,22 @@ def _arrow_reader(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     except pa.ArrowInvalid:
         file = pyarrow.ipc.open_file(source)
         return file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
+
+
+T = TypeVar("T")
+
+
+def ahead(values: Iterable[T]) -> Iterator[T]:
+    """Return values, the next of which a thread makes while the caller uses one: Arrow and NumPy release the lock.
+
+    The thread must not depend on the caller's work.
+    """
+    source = iter(values)
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, source, None)
+        while (value := following.result()) is not None:
+            following = thread.submit(next, source, None)
+            yield value
 
 
 @contextmanager

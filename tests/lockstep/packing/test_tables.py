@@ -1,7 +1,11 @@
 """Tables become scaled numbers and named classes; what is wrong with one is named by row and column."""
 
 import re
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -14,12 +18,13 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
 from lockstep.packing.options import Packed, PackOptions
 from lockstep.packing.pack import pack
-from lockstep.packing.tables import TextValues
+from lockstep.packing.tables import TextValues, ahead
 from tests.lockstep.packing.test_arrays import sizes
 
 pa = pytest.importorskip("pyarrow")
 pack_frame = pytest.importorskip("lockstep.packing.pack_table").pack_frame
-BLOCK = pytest.importorskip("lockstep.packing.csv_table").BLOCK
+csv_table = pytest.importorskip("lockstep.packing.csv_table")
+BLOCK, FIRST_ROWS, open_table = csv_table.BLOCK, csv_table.FIRST_ROWS, csv_table.open_table
 csv, parquet = pytest.importorskip("pyarrow.csv"), pytest.importorskip("pyarrow.parquet")
 
 #: So many that the training set has more than one block of rows that are scaled at once.
@@ -490,6 +495,45 @@ def digests(folder: Path) -> Any:
     return manifest.columns, manifest.targets, manifest.train, manifest.test
 
 
+def test_the_next_batch_is_made_while_one_is_used() -> None:
+    is_made = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield 1
+        is_made.set()
+        yield 2
+        raise DataError("no third one")
+
+    values = ahead(numbers())
+    assert next(values) == 1
+    assert is_made.wait(60.0)
+    assert next(values) == 2
+    with pytest.raises(DataError, match="no third one"):
+        next(values)
+
+
+def test_texts_that_were_seen_before_are_only_counted(tmp_path: Path) -> None:
+    # Three batches, of which the last one has a text that is not a date.
+    days = [f"2020-01-{day:02}" for day in range(1, 29)] * 1500
+    looked, count = 0, len(days)
+
+    def look(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal looked
+        looked += event == "call" and frame.f_code.co_name == "kinds_of"
+
+    frame = pa.table({"day": days, "y": np.arange(count) % 2})
+    sys.setprofile(look)
+    try:
+        pack_frame(frame, tmp_path / "new", PackOptions(target=("y",)))
+    finally:
+        sys.setprofile(None)
+    assert looked == 1
+    days[-7] = "on Monday"
+    told = f"row {count - 6}, column 'day': 'on Monday' is not a date, as {count - 1:,} of the {count:,} values"
+    with pytest.raises(DataError, match=told):
+        pack_frame(frame.set_column(0, "day", pa.array(days)), tmp_path / "other", PackOptions(target=("y",)))
+
+
 class TestManyBlocks:
     """CSV files of more than a block, of which numbers are parsed as such once their texts cannot matter."""
 
@@ -536,6 +580,19 @@ class TestManyBlocks:
         told = f"row {row}, column '{name}': 'much' is not a number, as {self.COUNT - 1:,} of the {self.COUNT:,} values"
         with pytest.raises(DataError, match=told):
             pack(str(tmp_path / "t.csv"), tmp_path / "new", PackOptions(target=("y",)))
+
+    def test_few_texts_of_numbers_are_looked_at(self, tmp_path: Path) -> None:
+        csv.write_csv(self.texts(), tmp_path / "t.csv", csv.WriteOptions(quoting_style="none"))
+        table = open_table(tmp_path / "t.csv", lambda size: None, PackOptions())
+        numbers, sizes, types = set[str](), list[int](), list[list[str]]()
+        for _, row, batch in table.record_batches(["a", "y"], numbers):
+            assert row == sum(sizes) + 2
+            sizes.append(batch.num_rows)
+            types.append(list(map(str, batch.schema.types)))
+            numbers.add("a")
+        assert sizes[0] == FIRST_ROWS
+        assert sum(sizes) == self.COUNT
+        assert types == [["string", "string"]] * 2 + [["double", "string"]] * (len(sizes) - 2)
 
     def test_a_row_with_a_value_too_many_far_down_is_named(self, tmp_path: Path) -> None:
         csv.write_csv(self.texts(), tmp_path / "t.csv", csv.WriteOptions(quoting_style="none"))
