@@ -23,7 +23,7 @@ BLAS_THREAD_VARIABLES = (
 ONE_BLAS_THREAD = dict.fromkeys(BLAS_THREAD_VARIABLES, "1")
 
 #: glibc's `mallopt` options (malloc.h).
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 #: Bytes of the largest block from the heap, which reuses blocks: glibc's own limit on 64 bits.
 LARGEST_BLOCK = 32 << 20
@@ -218,13 +218,17 @@ def keep_freed_memory() -> bool:
     glibc gives blocks of 128 KiB and more back to the system as soon as they are freed, and their successors arrive
     page by page, zeroed. A step asks for the same sizes in the same order, so that what it freed fits: this is the
     arena that other frameworks write themselves. An array that is still referenced is simply not free.
+
+    All threads share one arena, because glibc returns those of other threads to the system whatever the thresholds are:
+    ZeroMQ's thread, which allocates what is received, would get fresh pages for each step of a large model.
     """
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # musl
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK) and mallopt(M_TRIM_THRESHOLD, KEPT_FREE))
+    options = {M_MMAP_THRESHOLD: LARGEST_BLOCK, M_TRIM_THRESHOLD: KEPT_FREE, M_ARENA_MAX: 1}
+    return all(mallopt(option, value) for option, value in options.items())
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from lockstep.ps.coordinator.events import Event, PeerLeft
 from lockstep.ps.server.limits import PeerBlocklist
 from lockstep.ps.shard.outbox import Outbox
 
+#: Made once: to join unions takes as long as to decode a message.
+EXPECTED = WorkerMessage | ShardMessage | StandbyMessage
+
 #: Messages that are handled before the next look at deadlines, at most.
 MOST_AT_ONCE = 16
 
@@ -82,7 +85,7 @@ class ServerInbox:
         if self.blocklist.blocks(peer):
             return []
         try:
-            message, arrays = decode(frames, WorkerMessage | ShardMessage | StandbyMessage)
+            message, arrays = decode(frames, EXPECTED)
             self.outbox.traffic.record_received(message, frames)
             return self._part_for(peer, message).on_message(peer, message, arrays)
         except RemoteProtocolError as error:

@@ -64,6 +64,9 @@ from lockstep.ps.shard_process.storage import ShardStorage, storage_of
 #: Seconds for which the last messages may still be sent.
 LINGER_S = 1.0
 
+#: Made once: to join unions takes as long as to decode a message.
+EXPECTED = WorkerToShardMessage | Join
+
 #: Messages without arrays that may be queued for a worker.
 QUEUE = 32
 
@@ -133,7 +136,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
 
     def _on_worker_message(self, peer: bytes, frames: list[memoryview]) -> None:
         try:
-            message, self.arrays = decode(frames, WorkerToShardMessage | Join)
+            message, self.arrays = decode(frames, EXPECTED)
             self.outbox.traffic.record_received(message, frames)
             if isinstance(message, Join):
                 raise RemoteProtocolError(f"this is a shard: connect to the server at {self.state.config.address}")

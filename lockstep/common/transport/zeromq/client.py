@@ -9,7 +9,7 @@ from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.auth.curve import secure_client
 from lockstep.common.transport.diagnosis import ENOUGH_FAILURES, Diagnosis, HandshakeState, diagnose, probe
 from lockstep.common.transport.port import Frames, Limits, PeerSlow
-from lockstep.common.transport.zeromq.socket import LimitedSocket, milliseconds, monitored_event
+from lockstep.common.transport.zeromq.socket import LimitedSocket, has_message, milliseconds, monitored_event
 
 # A worker that starts first connects as soon as its server is there, and does not flood one that is away.
 _REDIAL_MS = 20
@@ -74,9 +74,10 @@ class ZeroMqClient:
         is_known = state.is_connected or state.is_refused
         return diagnose(self._address, self._credential, state, "" if is_known else probe(self._address))
 
-    def register(self, poller: zmq.Poller) -> None:
-        """Let a poller wait for this port among others."""
-        self._socket.register(poller)
+    def waited_for(self) -> "list[zmq.Socket[bytes]]":
+        """Return what to wait for, if this port is waited for among others."""
+        self._socket.check_open()
+        return [self._socket.raw]
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self._socket.limits.check(frames)
@@ -111,7 +112,7 @@ class Handshakes:
 
     def poll(self) -> HandshakeState:
         """Read the events of ZeroMQ; return the state after them."""
-        while not self._monitor.closed and int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        while not self._monitor.closed and has_message(self._monitor):
             self._record(monitored_event(self._monitor)[0])
         return self._state
 

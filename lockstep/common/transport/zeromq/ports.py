@@ -62,15 +62,20 @@ def server_at(address: str) -> Address:
     return parsed
 
 
-def wait_for_any(ports: Sequence[object], timeout_s: float | None) -> None:
-    """Wait until one of these ports may have a message, or for so many seconds; None waits for ever."""
-    poller = zmq.Poller()
-    for port in ports:
+def wait_for_any(ports: Sequence[object], timeout_s: float | None) -> Sequence[int]:
+    """Wait until one of these ports may have a message, or for so many seconds; as `Wait`."""
+    poller, places = zmq.Poller(), dict[zmq.Socket[bytes], int]()
+    is_waiting = timeout_s != 0.0
+    for place, port in enumerate(ports):
         assert isinstance(port, ZeroMqServer | ZeroMqClient)
-        port.register(poller)
+        for end in port.waited_for():
+            poller.register(end, zmq.POLLIN)
+            places[end] = place
         if isinstance(port, ZeroMqServer):
             timeout_s = port.wait_s(timeout_s)
-    wait_for(poller, timeout_s)
+    ready = sorted({places[end] for end in wait_for(poller, timeout_s)})
+    # In a pause, each port is to read what ZeroMQ reports of its connection, or that blocks ZeroMQ.
+    return ready or range(len(ports) if is_waiting else 0)
 
 
 def _bindable(address: TcpAddress) -> TcpAddress:

@@ -23,7 +23,7 @@ from lockstep.common.transport.auth.curve import secure_server
 from lockstep.common.transport.limits import Flow, HostBackoff, IngressQuota, RejectionLog
 from lockstep.common.transport.port import Frame, Frames, Limits
 from lockstep.common.transport.zeromq.authenticator import Authenticator
-from lockstep.common.transport.zeromq.socket import LimitedSocket, monitored_event
+from lockstep.common.transport.zeromq.socket import LimitedSocket, has_message, monitored_event
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class ConnectionTracker:
 
     def poll(self) -> None:
         """Read the events of ZeroMQ."""
-        while int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        while has_message(self.monitor):
             event, value = monitored_event(self.monitor)
             match event:
                 case zmq.EVENT_ACCEPTED:
@@ -192,18 +192,17 @@ def _shut_down(descriptor: int) -> None:
 def _received_bytes(descriptor: int) -> int | None:
     """Return the bytes that came over a connection by tcp, None if the system does not count them.
 
-    `OSError` if there is no connection.
+    `OSError` if there is no such connection.
     """
     if sys.platform != "linux":
         return None
-
-    def ask(connection: socket.socket) -> int | None:
-        if connection.family == socket.AF_UNIX:
-            return None
+    # All that is asked for fails on a local socket; to find out its kind first would take three more system calls.
+    connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
+    try:
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
-        return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == _BYTES_RECEIVED.size else None
-
-    return _on_socket(descriptor, ask)
+    finally:
+        connection.detach()
+    return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == _BYTES_RECEIVED.size else None
 
 
 def _user_of(frame: zmq.Frame) -> str:
@@ -284,11 +283,12 @@ class ZeroMqServer:
             received = self._receive_message()
             if received is not None:
                 return received
-            self._socket.wait(self.wait_s(None if end is None else end - now))
-            now = _CLOCK.now()
-            received = self._receive_message()
-            if received is not None:
-                return received
+            if timeout_s != 0.0:
+                self._socket.wait(self.wait_s(None if end is None else end - now))
+                now = _CLOCK.now()
+                received = self._receive_message()
+                if received is not None:
+                    return received
             self._connections.poll()
             if self._connections.has_ended() or (self._reports_rejections and self._rejections.has_due(now)):
                 received = self._receive_message()
@@ -348,10 +348,10 @@ class ZeroMqServer:
             del self._quota.messages[peer]
         return lost
 
-    def register(self, poller: zmq.Poller) -> None:
-        """Let a poller wait for this port among others."""
-        self._socket.register(poller)
-        poller.register(self._connections.monitor, zmq.POLLIN)
+    def waited_for(self) -> "list[zmq.Socket[bytes]]":
+        """Return what to wait for, if this port is waited for among others."""
+        self._socket.check_open()
+        return [self._socket.raw, self._connections.monitor]
 
     def send(self, peer: bytes, frames: Frames) -> None:
         self._socket.limits.check(frames)

@@ -4,6 +4,7 @@ import math
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import zmq
 
@@ -20,6 +21,9 @@ _IDLE_S, _BETWEEN_S, _UNANSWERED, _UNACKNOWLEDGED_MS = 10, 5, 4, 30_000
 
 #: An event of ZeroMQ's monitor, and what it is about: a descriptor, or why a handshake failed (zmq_socket_monitor(3)).
 _MONITORED = struct.Struct("=Hi")
+
+#: As plain numbers: an operation of an enum takes a microsecond.
+_EVENTS, _IN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 #: A signal that comes just before a poll does not end it: its handler runs after this time at the latest.
 _POLL_S = 0.5
@@ -52,10 +56,6 @@ class LimitedSocket:
         ):
             self.raw.set(option, value)
 
-    def register(self, poller: zmq.Poller) -> None:
-        self.check_open()
-        poller.register(self.raw, zmq.POLLIN)
-
     def watch(self, other: zmq.Socket[bytes]) -> None:
         """Let what comes on another socket end the wait for a message."""
         self._poller.register(other, zmq.POLLIN)
@@ -71,19 +71,17 @@ class LimitedSocket:
         `extra` frames are not counted.
         """
         frames: list[memoryview] = []
-        has_more = True
+        # To ask is quicker than to find out by an exception.
+        has_more = has_message(self.raw)
         while has_more:
-            try:
-                frame = self.raw.recv(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
-                return None
+            frame = self.raw.recv(zmq.DONTWAIT, copy=False)
             has_more = frame.more
             if not frames:
                 self.first = frame
             if len(frames) <= self.limits.frames + extra:
                 # The view keeps the frame, and with it libzmq's own buffer: nothing is copied.
                 frames.append(memoryview(frame.buffer).toreadonly())
-        return frames
+        return frames or None
 
     def send(self, frames: Sequence[Frame]) -> None:
         self.check_open()
@@ -122,6 +120,11 @@ def _owned(frame: Frame) -> Frame | zmq.Frame:
     return owner if isinstance(owner, zmq.Frame) else frame
 
 
+def has_message(socket: "zmq.Socket[bytes]") -> bool:
+    """Tell whether a message has come: takes two system calls."""
+    return bool(int(socket.getsockopt(_EVENTS)) & _IN)
+
+
 def monitored_event(monitor: zmq.Socket[bytes]) -> tuple[int, int]:
     """Return the next event of a monitor that has one, and its value.
 
@@ -136,10 +139,11 @@ def milliseconds(seconds: float | None) -> int | None:
     return None if seconds is None else min(math.ceil(max(seconds, 0.0) * 1000.0), 2**31 - 1)
 
 
-def wait_for(poller: zmq.Poller, timeout_s: float | None) -> None:
-    """Wait until something has come, or for so many seconds, None for ever."""
+def wait_for(poller: zmq.Poller, timeout_s: float | None) -> list[Any]:
+    """Wait until something has come, or for so many seconds, None for ever; return the sockets on which it has."""
     left_s = math.inf if timeout_s is None else timeout_s
-    while not poller.poll(milliseconds(min(left_s, _POLL_S))):
+    while not (ready := poller.poll(milliseconds(min(left_s, _POLL_S)))):
         left_s -= _POLL_S
         if left_s <= 0.0:
-            return
+            break
+    return [socket for socket, _ in ready]

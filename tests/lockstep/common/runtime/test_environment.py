@@ -4,8 +4,10 @@ import gc
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,3 +155,23 @@ def test_a_freed_array_is_used_again() -> None:
     place = first.ctypes.data
     del first
     assert np.empty(1 << 20, dtype=np.float32).ctypes.data == place
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_arrays_of_another_thread_are_used_again() -> None:
+    assert keep_freed_memory()
+    counts = list[int]()
+
+    def fill() -> None:
+        for _ in range(2):
+            arrays = [np.empty(1 << 18, dtype=np.float32) for _ in range(200)]
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+            for array in arrays:
+                array.fill(1.0)
+            counts.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+            del arrays, array
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    thread.join()
+    assert counts[1] < 100  # 50,000 pages of 4 KiB

@@ -17,25 +17,28 @@ class Queue:
         return self.messages.popleft() if self.messages else None
 
 
-def never(ports: Sequence[Receiver[object]], timeout_s: float | None) -> None:
-    raise AssertionError("there was something to hear")
-
-
 def test_ports_take_turns() -> None:
-    loud, quiet = Queue(deque(["a", "b", "c"])), Queue(deque(["x"]))
-    links = Links([loud, quiet], never)
+    loud, quiet, waits = Queue(deque(["a", "b", "c"])), Queue(deque(["x"])), list[float | None]()
+
+    def wait(ports: Sequence[Receiver[object]], timeout_s: float | None) -> Sequence[int]:
+        waits.append(timeout_s)
+        return range(2)
+
+    links = Links([loud, quiet], wait)
     assert [links.receive(None) for _ in range(4)] == [(0, "a"), (1, "x"), (0, "b"), (0, "c")]
+    assert waits == [None]
 
 
-def test_it_looks_again_after_waiting() -> None:
-    late = Queue()
+class Silent(Queue):
+    def receive(self, timeout_s: float | None) -> str | None:
+        raise AssertionError("there is nothing to hear")
 
-    def arrives(ports: Sequence[Receiver[object]], timeout_s: float | None) -> None:
-        assert timeout_s == 3.0
-        late.messages.append("x")
 
-    assert Links([Queue(), late], arrives).receive(3.0) == (1, "x")
-    assert Links([Queue(), late], lambda ports, timeout_s: None).receive(0.0) is None
+def test_only_ports_that_may_have_a_message_are_asked() -> None:
+    late = Queue(deque(["x"]))
+    links = Links([Silent(), late, Silent()], lambda ports, timeout_s: [1] if late.messages else [])
+    assert links.receive(3.0) == (1, "x")
+    assert links.receive(0.0) is None
 
 
 def test_sockets_are_waited_for_together() -> None:
