@@ -29,13 +29,20 @@ import difflib
 from collections.abc import Iterable
 from enum import StrEnum
 
+#: The share of letters in the same order from which a word may be meant by another one: one of four may be wrong.
+NEAR = 0.75
+
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)`, empty if nothing is near."""
     # `AdamW` is nearer to `adamw` than to `adam`.
     spelled = {each.lower(): each for each in words}
-    found = difflib.get_close_matches(word.lower(), list(spelled), n=1)
-    return f" (did you mean {spelled[found[0]]!r}?)" if found else ""
+    typed = word.lower()
+    for found in difflib.get_close_matches(typed, list(spelled), n=1):
+        # Of short words that share half of their letters, only those with letters in another order are near.
+        if difflib.SequenceMatcher(None, found, typed).ratio() >= NEAR or sorted(found) == sorted(typed):
+            return f" (did you mean {spelled[found]!r}?)"
+    return ""
 
 
 class LockstepError(Exception):

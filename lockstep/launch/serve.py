@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 from rich.console import Console
 
+from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
 from lockstep.common.errors import FailureKind, LedElsewhereError, RunError, SharingError
 from lockstep.common.job.job import Job
@@ -126,12 +127,13 @@ def serve_supervised(service: Service, listening: Listening, link: ParentLink) -
     with closing(listening.serve(service.destination.options)) as port:
         # Before the data is loaded, so that the workers start at the same time.
         link.report(ListeningReport(address=nearby(port.address)))
-        serve_run(service, port, Display(LoggedLines(link), SystemClock()), listening)
+        serve_run(service, port, Display(LoggedLines(link), SystemClock()), listening, load(service.job.data))
 
 
 def serve_by_hand(service: Service, listening: Listening) -> RunResult | None:
     """Serve a run that a person has started, and show it; return its result, None if it was handed over."""
-    console = Console(highlight=False)
+    # First: no worker is to be started for data that is refused.
+    data, console = load(service.job.data), Console(highlight=False)
     has_keys = isinstance(listening.lock, ServerKeys)
     with (
         page_beside(service.page, service.destination.folder, partial(print_plainly, console)) as page,
@@ -149,13 +151,15 @@ def serve_by_hand(service: Service, listening: Listening) -> RunResult | None:
             print_plainly(console, f"  lockstep shard {dialled(port.address)}{' --keys DIR' if has_keys else ''}")
         folder = service.destination.folder
         with kept_on_failure(console, folder), watched(page, display_for(console, SystemClock())) as display:
-            result = serve_run(replace(service, hands_over=True), port, display, listening)
+            result = serve_run(replace(service, hands_over=True), port, display, listening, data)
     if result is not None:
         show_end(console, result, folder, has_picture=service.has_picture)
     return result
 
 
-def serve_run(service: Service, port: ServerPort, display: Display, listening: Listening) -> RunResult | None:
+def serve_run(
+    service: Service, port: ServerPort, display: Display, listening: Listening, data: TrainTest
+) -> RunResult | None:
     """Serve a run to its end and return its result, None if it was handed over to a standby.
 
     A `RunError` or `KeyboardInterrupt` says how it failed. If a shard is lost, all of its servers resume from the last
@@ -169,7 +173,7 @@ def serve_run(service: Service, port: ServerPort, display: Display, listening: L
         if service.destination.is_resumed and service.destination.term is None:
             check_leader(service, dialled(port.address), SystemClock())
         while True:
-            ended, session, is_in_vain = serve_once(service, port, display, listening)
+            ended, session, is_in_vain = serve_once(service, port, display, listening, data)
             is_lost = ended.kind is FailureKind.SERVER_LOST
             if is_in_vain:
                 display.say(warning("the standby did not take the run over: it goes on here"))
@@ -251,14 +255,14 @@ def check_leader(service: Service, own: str, clock: Clock) -> None:
 
 
 def serve_once(
-    service: Service, port: ServerPort, display: Display, listening: Listening
+    service: Service, port: ServerPort, display: Display, listening: Listening, data: TrainTest
 ) -> tuple[Finish, RunSession, bool]:
     """Serve a run until it has ended, or has lost a server; return also whether it was handed over in vain."""
     clock = SystemClock()
     started = clock.now()
     destination = replace(service.destination, address=dialled(port.address))
     transport = destination.options.transport
-    setup = open_run_in(destination, service.job, load(service.job.data))
+    setup = open_run_in(destination, service.job, data)
     setup = replace(setup, info=replace(setup.info, machine=machine_id() or ""))
     with shared_memory(setup, transport, shared_root()) as offer:
         setting = Setting(transport=port.address.partition(":")[0], obstacle=offer.obstacle, started=started)

@@ -15,7 +15,7 @@ from lockstep.common.data.folder import FORMAT, MANIFEST, Origin, read_manifest
 from lockstep.common.data.folder_writer import write_manifest
 from lockstep.common.data.mapped import MAX_FILE_BYTES
 from lockstep.common.errors import DataError
-from lockstep.common.files.reading import open_regular
+from lockstep.common.files.reading import near_file, open_regular
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.runtime.version import VERSION
@@ -65,7 +65,7 @@ def packed_source(
     path = Path(os.path.expanduser(source))
     if not is_to_be_packed(source):
         if source != "mnist" and not path.exists() and (table_files(path) or options != PackOptions()):
-            raise DataError(f"{source}: does not exist: expected {PACKED}")
+            raise DataError(f"{source}: does not exist{near_file(path)}: expected {PACKED}")
         if options != PackOptions():
             given = ", ".join(map(options.spelled, options.changed()))
             raise DataError(f"{given} with data {source!r}: expected {PACKED}")

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from lockstep.common.errors import DataError
+from lockstep.common.files.reading import near_file
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.files import ARROW, CSV, PARQUET, table_files
 from lockstep.packing.options import PackOptions, known_encoding
@@ -304,7 +305,8 @@ def open_table(path: Path, advance: Advance, options: PackOptions) -> Table:
         raise DataError(f"{named}: is not a table or a folder of tables: expected a name that ends in one of {known}")
     for each in paths:
         if not os.path.lexists(each):
-            raise DataError(f"no source {one_line(str(path))!r}: expected a file or a folder that exists")
+            near = near_file(path)
+            raise DataError(f"no source {one_line(str(path))!r}{near}: expected a file or a folder that exists")
         with named_errors(each, "a table"):
             size = each.stat().st_size
         if not size:

@@ -150,13 +150,22 @@ class PackOptions:
     #: A source of its own for the test set, and a file of labels for samples in an .npy.
     test: Path | None = None
     labels: Path | None = None
+    #: The loss of the run that the data is for, if that is given.
+    loss: str | None = field(default=None, compare=False)
     #: How messages name these options.
     spelled: Spelling = field(default=Spelling.FLAGS, compare=False)
 
     def for_loss(self, loss: str) -> "PackOptions":
         """Return these options for a run with that loss: that of numbers is of numbers, also if they are few."""
         is_of_numbers = kind_of(loss) is LossKind.NUMBERS
-        return replace(self, task="numbers") if is_of_numbers and self.target and self.task is None else self
+        task = "numbers" if is_of_numbers and self.target and self.task is None else self.task
+        return replace(self, task=task, loss=loss)
+
+    def task_and_loss(self, task: Literal["classes", "numbers"]) -> str:
+        """Return the options for a target of that kind: with a loss of that kind, if another one was given."""
+        kind, loss = {"classes": (LossKind.CLASSES, "cross-entropy"), "numbers": (LossKind.NUMBERS, "mse")}[task]
+        is_other = self.loss is not None and kind_of(self.loss) not in (kind, LossKind.OWN)
+        return self.spelled.together(self.spelled("task", task), *([self.spelled("loss", loss)] if is_other else []))
 
     def division(self) -> Division:
         """Return what divides a source that has no test set."""

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.data.array_source import is_array_source, open_arrays
+from lockstep.common.data.array_source import is_array_source, open_arrays, unknown_folder
 from lockstep.common.data.folder import MANIFEST, PARTS, Kind
 from lockstep.common.data.folder_writer import FolderWriter, dataset_folder
 from lockstep.common.data.mapped import MAX_FILE_BYTES
 from lockstep.common.errors import DataError
+from lockstep.common.files.reading import near_file
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.files import has_pictures, table_files
 from lockstep.packing.options import Packed, PackOptions, SampleSource, Watch
@@ -72,11 +73,13 @@ def kind_of(source: str) -> Kind:
     if is_array_source(source):
         return "arrays"
     if not os.path.lexists(path):
-        raise DataError(f"no source {source!r}: expected a file or a folder that exists, or 'mnist'")
+        raise DataError(f"no source {source!r}{near_file(path)}: expected a file or a folder that exists, or 'mnist'")
     if table_files(path):
         return "table"
     if has_pictures(path):
         return "pictures"
+    if path.is_dir():
+        raise unknown_folder(path)
     raise DataError(
         f"{source!r} is of a kind that is not known: expected .csv, .parquet, .npz, .npy, a folder of these or of IDX "
         "files, or a folder of pictures with a folder for each class"

@@ -364,6 +364,8 @@ class ColumnSurvey:
         pure = next((kind for kind, readable in _READABLE.items() if present <= readable), None)
         if pure is not None and not codes:
             return pure
+        if is_number and self.is_target and present == {TextKind.NAME}:
+            return self._category()  # which `_target` refuses, with the advice for texts
         if is_number:
             odd = self.texts.first_of(present - _READABLE[ColumnKind.NUMBER])
             raise DataError(f"{odd} is not a number: {self._advice(odd, ColumnKind.NUMBER)}")
@@ -405,7 +407,7 @@ class ColumnSurvey:
 
     def _as_names(self) -> str:
         spelled = self.options.spelled
-        return spelled("task", "classes") if self.is_target else spelled("categories", [self.name])
+        return self.options.task_and_loss("classes") if self.is_target else spelled("categories", [self.name])
 
     def _advice(self, odd: Place, kind: ColumnKind | None) -> str:
         """Return what a person may type if a text is not of the kind that the others are."""
@@ -479,9 +481,8 @@ class ColumnSurvey:
                 f"{len(self.options.target)} columns with classes are to be predicted: expected one {spelled('target')}"
             )
         if not is_named and facts.whole is None:
-            raise DataError(
-                f"column {named!r} has numbers with digits after the point: expected {spelled('task', 'numbers')}"
-            )
+            advice = self.options.task_and_loss("numbers")
+            raise DataError(f"column {named!r} has numbers with digits after the point: expected {advice}")
         if kind is ColumnKind.NUMBER and max(abs(facts.low), abs(facts.high)) >= INEXACT:
             kind = ColumnKind.CATEGORY
         is_named = kind is ColumnKind.CATEGORY

@@ -18,6 +18,7 @@ from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMEN
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.folder import Conversion, Reading
 from lockstep.common.errors import DataError
+from lockstep.common.files.reading import near_file
 from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.runtime.notice import notice
 from lockstep.packing.files import CSV, PICTURES, files_below, table_files
@@ -119,7 +120,9 @@ def check_picture(path: Path, run: Path) -> None:
             f"array with load_run({str(run)!r}).predict(array), in Python"
         )
     if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder: expected a picture, or a folder of pictures")
+        raise DataError(
+            f"{path}: there is no such file or folder{near_file(path)}: expected a picture, or a folder of pictures"
+        )
 
 
 def files_of(inputs: Sequence[Path]) -> list[Path]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lockstep.common.data.array_files import ArrayReader, open_idx, open_npy, open_npz
 from lockstep.common.data.npy import MAX_BYTES
 from lockstep.common.errors import DataError
+from lockstep.common.files.sanitize import one_line
 
 #: Bytes of samples that are read at once.
 BATCH_BYTES = 2**23
@@ -143,6 +144,17 @@ def is_array_source(source: str) -> bool:
     return source == "mnist" or path.suffix in (".npz", ".npy") or (path / f"{TRAIN[0]}.npy").is_file() or is_idx
 
 
+def unknown_folder(folder: Path) -> DataError:
+    """Return the error for a folder that is of no kind that is known, with its contents."""
+    names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
+    shown = ", ".join(one_line(name, 40) for name in names[:3]) or "nothing"
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return DataError(
+        f"{one_line(str(folder))}: is a folder with {shown}{more}: expected a folder inside it for the pictures of "
+        "each class, files of a table, the four IDX files of MNIST, or a folder from `lockstep pack`"
+    )
+
+
 def _check_plain(path: Path, names: Iterable[str]) -> None:
     """Raise `DataError` if there are weights of samples, or several inputs or targets: none of them may be dropped."""
     odd = sorted(name for name in names if name in WEIGHTS or name.startswith(SEVERAL))
@@ -174,6 +186,8 @@ class _Opener:
         return ArraySet(samples, labels)
 
     def idx_folder(self, folder: Path) -> ArraySource:
+        if folder.is_dir() and not is_array_source(str(folder)):
+            raise unknown_folder(folder)
         train, test = (
             ArraySet(self._idx(folder / samples, 3), self._idx(folder / labels, 1))
             for samples, labels in (IDX_TRAIN, IDX_TEST)

@@ -19,6 +19,7 @@ from lockstep.common.data.mapped import MappedSamples
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import as_input, as_records, labels_with, parts_of
 from lockstep.common.errors import DataError
+from lockstep.common.files.reading import near_file
 from lockstep.common.numerics.random import Purpose, generator
 
 #: Arrays by name.
@@ -74,9 +75,9 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
             )
         raise DataError(f"{spec}: is not a packed dataset: pack it first, with `{command}`, {needs}")
     raise DataError(
-        f"no dataset {spec!r}: expected 'mnist', a folder from `lockstep pack` or with the four IDX files of MNIST, "
-        "an .npz file with x_train, y_train, x_test, y_test or, for `train` and `fit`, a .csv, a .parquet or a folder "
-        "of pictures"
+        f"no dataset {spec!r}{near_file(path)}: expected 'mnist', a folder from `lockstep pack` or with the four IDX "
+        "files of MNIST, an .npz file with x_train, y_train, x_test, y_test or, for `train` and `fit`, a .csv, a "
+        ".parquet or a folder of pictures"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
+from lockstep.common.errors import nearest
 from lockstep.common.files.sanitize import one_line
 
 T = TypeVar("T")
@@ -59,6 +60,15 @@ def convert(value: object, kind: type[T]) -> T:
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     # Created once per kind, since a ledger has many lines.
     return msgspec.json.Decoder(kind)
+
+
+def near_file(path: Path) -> str:
+    """Return ` (did you mean 'x'?)` for a path of nothing with a file or folder of nearly that name next to it."""
+    try:
+        names = sorted(each.name for each in path.expanduser().parent.iterdir())
+    except OSError:
+        return ""
+    return nearest(path.name, names)
 
 
 def open_regular(path: Path, most_bytes: int) -> io.BufferedReader:

@@ -359,9 +359,11 @@ class Objective:
             return
         if kind is LossKind.NUMBERS and class_names:
             # Integers as labels may be numbers; the places of names in their order are not.
+            are_texts = any(not name.lstrip("-").replace(".", "", 1).isdigit() for name in class_names)
+            packed = "" if are_texts else ", or a table packed with --task numbers"
             raise DataError(
                 f"the labels are {len(class_names)} classes with names ({one_line(class_names[0], 40)!r}, …), and loss "
-                f"= {self.loss!r} needs numbers: expected loss = 'cross-entropy', or a table packed with --task numbers"
+                f"= {self.loss!r} needs numbers: expected loss = 'cross-entropy'{packed}"
             )
         if kind is LossKind.CLASSES and not data.classes:
             raise DataError(

@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 from rich.console import Console
 
-from lockstep.common.data.source import digest_of
+from lockstep.common.data.source import digest_of, load
 from lockstep.common.errors import DataError, LedElsewhereError, ModelError, NumericsError, RunError, UsageError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.model.source import names_files, read_model_source
@@ -339,11 +339,12 @@ def lead(
     destination = replace(service.destination, term=takeover.number)
     shell.upstream.close(LINGER_S)
     service = replace(service, destination=destination, standbys=(shell.state.search.server, *service.standbys))
+    data = load(service.job.data)
     if request.supervised is not None:
-        serve_run(service, shell.port, Display(LoggedLines(request.link), SystemClock()), listening)
+        serve_run(service, shell.port, Display(LoggedLines(request.link), SystemClock()), listening, data)
         return 0
     with kept_on_failure(console, request.folder), display_for(console, SystemClock()) as display:
-        result = serve_run(replace(service, hands_over=True), shell.port, display, listening)
+        result = serve_run(replace(service, hands_over=True), shell.port, display, listening, data)
     if result is None:
         return HANDED_OVER
     show_end(console, result, request.folder, has_picture=request.has_picture)

@@ -81,6 +81,28 @@ def test_only_a_table_has_columns_to_show(homes: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err.startswith("error: --dry-run of 'mnist': expected a table")
 
 
+def test_a_file_that_is_misspelt_is_proposed(homes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["pack", "home.csv", "new", "--target", "price"]) == 2
+    assert capsys.readouterr().err.startswith("error: no source 'home.csv' (did you mean 'homes.csv'?): expected")
+    assert run(["train", "--data", str(homes / "homes.cvs"), "--target", "price"]) == 2
+    assert "homes.cvs: does not exist (did you mean 'homes.csv'?): expected a .csv" in capsys.readouterr().err
+
+
+def test_the_advice_for_a_target_and_a_loss_of_two_kinds_works(
+    homes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(homes / "cache"))
+    (homes / "t.csv").write_text("a,b,c\n" + "".join(f"{row},{'xy'[row % 2]},{row}.5\n" for row in range(60)))
+    for target, given, advice in (
+        ("b", ["--loss", "mse"], ["--task", "classes", "--loss", "cross-entropy"]),
+        ("c", ["--loss", "cross-entropy", "--task", "classes"], ["--task", "numbers", "--loss", "mse"]),
+    ):
+        command = ["train", "--data", "t.csv", "--target", target, "--steps", "2", "--workers", "0", "--no-picture"]
+        assert run([*command, *given]) == 2
+        assert capsys.readouterr().err.endswith(f"expected {' '.join(advice)}\n")
+        assert run([*command, *advice]) == 0
+
+
 def test_a_tab_and_names_with_commas_can_be_given(homes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "".join(f"{row},\t{row % 3}\n" for row in range(30)).replace(",", "")
     (homes / "t.csv").write_text('"a, b"\ty\n' + rows)

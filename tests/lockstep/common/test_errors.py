@@ -15,5 +15,10 @@ def test_capitals_do_not_count() -> None:
     assert nearest("sgd", ["adam", "SGD"]) == " (did you mean 'SGD'?)"
 
 
+@pytest.mark.parametrize(("word", "near"), [("nope", ""), ("slpoe", "slope"), ("slop", "slope"), ("area", "")])
+def test_half_of_the_letters_are_not_near(word: str, near: str) -> None:
+    assert nearest(word, ["slope", "arrived"]) == (f" (did you mean {near!r}?)" if near else "")
+
+
 def test_nothing_is_near_where_there_is_nothing() -> None:
     assert nearest("epochs", []) == ""

@@ -199,7 +199,12 @@ TEXTS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "infinite, with a rule": ("a,b\n1,2\ninf,3\n", {"missing": "mean"}, "correct it, or give --na inf"),
     "one class": ("a,b\n1,x\n2,x\n", {}, "column 'b' has one class only, 'x': expected at least two"),
-    "texts as numbers": ("a,b\n1,x\n2,y\n", {"task": "numbers"}, "row 2, column 'b': 'x' is not a number"),
+    "texts as numbers": (
+        "a,b\n1,x\n2,y\n",
+        {"task": "numbers"},
+        "column 'b' has texts, of which no number can be predicted: expected --task classes",
+    ),
+    "texts among numbers": ("a,b\n1,x\n2,3\n", {"task": "numbers"}, "row 2, column 'b': 'x' is not a number"),
     "digits as classes": ("a,b\n1,1.5\n2,2.5\n", {"task": "classes"}, "column 'b' has numbers with digits after"),
     "twice": ("a,a\n1,2\n", {"target": ("a",)}, "two columns are called 'a'"),
     "both": ("a,b\n1,2\n", {"columns": ("a", "b")}, "column 'b' is to be learned from and predicted"),

@@ -3,6 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lockstep.cli.main import run
@@ -45,6 +46,16 @@ SERVER = ("server", "--model", "mlp", "--bind", "tcp://127.0.0.1:0")
 def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     assert run([*SERVER, *flags]) == 2
     return capsys.readouterr().err
+
+
+def test_data_is_refused_before_it_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("one.npz", x=np.zeros((40, 3), np.float32), y=np.arange(40) % 2)
+    assert run([*SERVER, "--data", "one.npz"]) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.startswith("error: one.npz: has no test set")) == ("", True)
 
 
 def test_signatures_need_keys_that_can_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

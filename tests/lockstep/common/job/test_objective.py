@@ -96,6 +96,10 @@ def test_classes_with_names_are_not_numbers() -> None:
     REGRESSION.check_labels(CLASSES)
     with pytest.raises(DataError, match=r"3 classes with names \('cat', …\), and loss = 'mse' needs numbers"):
         REGRESSION.check_labels(CLASSES, ("cat", "dog", "owl"))
+    with pytest.raises(DataError, match=r"expected loss = 'cross-entropy'$"):
+        REGRESSION.check_labels(CLASSES, ("1", "2", "owl"))
+    with pytest.raises(DataError, match=r"or a table packed with --task numbers$"):
+        REGRESSION.check_labels(CLASSES, ("-1", "2.5", "3"))
 
 
 def test_who_answers_with_the_mean_is_wrong_by_the_variance() -> None:
