@@ -1,6 +1,6 @@
-"""The reasons for which a call of PyTorch is refused: docs/reference/api/differences.md is made from this list.
+"""The reasons for which calls of PyTorch, and cases of ONNX, are refused.
 
-Knows neither PyTorch nor the functions.
+docs/reference/api/differences.md is made from this list. It knows neither PyTorch nor the functions.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +15,9 @@ Sample = tuple[str, Sequence[Any], Mapping[str, Any], Exception]
 class Reason(msgspec.Struct, frozen=True):
     """A documented difference."""
 
-    #: What is refused, as PyTorch calls it.
+    #: The refused feature, as PyTorch calls it.
     feature: str
-    #: What to do instead.
+    #: The way to do it instead.
     instead: str
     #: Functions of which it holds; empty for all.
     functions: tuple[str, ...] = ()
@@ -127,20 +127,49 @@ REASONS = (
         words=("not only through primitives of this library",),
     ),
     Reason("`unbiased` of `var` by its place", "`correction=`", words=("the correction of a variance has a name",)),
-    Reason("modes of `pad` with a width that does not fit what is left", "`F.pad` twice", words=("does not fit mode",)),
+    Reason("modes of `pad` with a width that does not fit the rest", "`F.pad` twice", words=("does not fit mode",)),
+    Reason(
+        "cases of ONNX: `auto_pad` and `storage_order`, and pools along three axes",
+        "`padding` in numbers",
+        words=("'auto_pad'", "'storage_order'", "no pools along 3 axes"),
+    ),
+    Reason(
+        "cases of ONNX: padding of a pool of more than half its window, which PyTorch refuses, too",
+        "`F.pad`",
+        words=("a window must not lie in the padding alone",),
+    ),
+    Reason(
+        "cases of ONNX: a batch normalization in training, whose running variance divides by the number of samples",
+        "`F.batch_norm`, which divides by one less, as PyTorch does",
+        ("onnx node BatchNormalization",),
+        ("training_mode",),
+    ),
+    Reason(
+        "cases of ONNX: a GRU with `linear_before_reset=0`, and peepholes of an LSTM",
+        "`nn.GRU` and `nn.LSTM`, which are those of PyTorch",
+        ("onnx node GRU", "onnx node LSTM"),
+        words=("a reset comes behind the product", "there are no peepholes"),
+    ),
+    Reason(
+        "cases of ONNX: quotients of whole numbers, which are truncated there",
+        "`F.divide`, and NumPy's `trunc`",
+        ("onnx node Div",),
+        words=("is not truncated",),
+    ),
+    Reason("the largest and the smallest of no elements", "skip them", words=("zero-size array to reduction",)),
 )
 
 
 def reason_for(sample: Sample) -> Reason | None:
-    """Return the documented reason for which a sample is refused, None if there is none."""
+    """Return the documented reason for which a sample is refused, or None."""
     return next((each for each in REASONS if each.explains(sample)), None)
 
 
 def reason_for_result(name: str) -> Reason | None:
-    """Return the documented reason for which a function has another result, None if there is none."""
+    """Return the documented reason for which a function has another result, or None."""
     return next((each for each in REASONS if each.is_other_result and name in each.functions), None)
 
 
 def rows() -> Iterator[tuple[str, str]]:
-    """Yield what is missing, and what to use instead."""
+    """Yield each missing feature, and the way to do it instead."""
     return ((each.feature, each.instead) for each in REASONS)

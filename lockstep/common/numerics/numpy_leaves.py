@@ -193,7 +193,7 @@ def _taps(x: Array, windows: PoolWindows) -> Iterator[tuple[tuple[slice, ...], t
 
 
 def _max_pool(x: Array, out: Array, windows: PoolWindows) -> None:
-    out.fill(-np.inf)
+    out.fill(-np.inf if out.dtype.kind == "f" else np.iinfo(out.dtype).min)
     for elements, seen in _taps(x, windows):
         np.maximum(out[seen], x[elements], out=out[seen])
 

@@ -89,6 +89,12 @@ def test_max_pool1d(kernel: int, stride: int | None, padding: int) -> None:
     np.testing.assert_array_equal(result, expected[:, :, 0])
 
 
+def test_whole_numbers_have_a_largest_one_next_to_padding() -> None:
+    x = np.array([[[[7, 3], [0, 5]]]], np.uint8)
+    result = result_of(max_pool2d, x, kernel_size=3, stride=2, padding=(1, 1))
+    np.testing.assert_array_equal(result, [[[[7]]]])
+
+
 def test_wrong_number_of_axes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"max_pool2d got an input of shape \(2, 3, 4\)"):
         max_pool2d.forward(np.zeros((2, 3, 4)), kernel_size=2)
