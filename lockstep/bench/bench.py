@@ -4,7 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_type_hints
@@ -17,7 +17,7 @@ from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.completion import MODELS, complete_list
 from lockstep.cli.options.types import WholeNumber, number_range
 from lockstep.common.transport.transports import Transport
-from lockstep.runs.job_file import fields
+from lockstep.runs import job_file
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -111,6 +111,12 @@ class Bench(ABC, Generic[R]):
     has_plot: ClassVar[bool] = True
     #: Whether the plot has room for one of several models only.
     plots_one_model: ClassVar[bool] = False
+
+    @classmethod
+    def options(cls) -> "list[Field[Any]]":
+        """Return the fields that are options of the command: those that several benches share are the last."""
+        known = [each for each in fields(cls) if each.metadata]
+        return sorted(known, key=lambda each: each.name not in cls.__annotations__)
 
     @abstractmethod
     def measure(self, session: BenchSession) -> Iterator[R]:
@@ -301,7 +307,7 @@ def option(
 
 
 NUMBERS = Several(WholeNumber(1))
-WIRES, WIRES_OF_WEIGHTS = click.Choice(fields()["wire"].choices), click.Choice(fields()["wire_weights"].choices)
+WIRES, WIRES_OF_WEIGHTS = (click.Choice(job_file.fields()[name].choices) for name in ("wire", "wire_weights"))
 TRANSPORTS = Several(click.Choice(get_args(Transport)))
 
 # Parameters of several benches: functions, because each bench needs a field of its own.

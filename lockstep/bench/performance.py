@@ -6,7 +6,6 @@ import platform
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -200,9 +199,9 @@ PARTS = tuple(parts_of(None, 1))
 def command_text(bench: Bench[Any]) -> str:
     """Return the command that measures the same; the Python with torch is `PYTHON`, whose place is of no interest."""
     words = ["lockstep", "bench", bench.name]
-    for each in fields(bench):
-        value = getattr(bench, each.name, MISSING)
-        if each.metadata and value != each.default:
+    for each in bench.options():
+        value = getattr(bench, each.name)
+        if value != each.default:
             words += _words(each.metadata["flags"][0], each.metadata["option"].keywords["type"], value)
     return " ".join(words)
 

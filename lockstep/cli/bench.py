@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +56,8 @@ def command_of(kind: type[Bench[Any]]) -> click.Command:
         run(kind(**values), as_json, rows_file, plot_file)
 
     path = click.Path(path_type=Path)
-    # Options that several benches share are the last.
-    known = sorted(fields(kind), key=lambda each: each.name not in kind.__annotations__)
     options = [
-        *(each.metadata["option"]((*each.metadata["flags"], each.name)) for each in known if each.metadata),
+        *(each.metadata["option"]((*each.metadata["flags"], each.name)) for each in kind.options()),
         click.Option(("--json", "as_json"), is_flag=True, help="print the rows as JSON"),
         click.Option(("--to", "rows_file"), type=path, metavar="FILE", help="write the rows to FILE, as JSON"),
     ]
