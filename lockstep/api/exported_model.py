@@ -27,6 +27,7 @@ import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import Sink
 from lockstep.common.errors import JobError, ModelError
+from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LOSSES
 from lockstep.common.job.metrics import metric_name
@@ -423,6 +424,18 @@ def is_described(model: object) -> bool:
     return isinstance(model, Module) and all(is_describable(type(part)) for part in model.modules())
 
 
+def _form_of(value: object, depth: int = 2) -> str:
+    """Return a value as text, and arrays as types and shapes: data is taken for a model if that is forgotten."""
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"{type(value).__name__} {tuple(shape)}"
+    if isinstance(value, tuple | list) and depth:
+        return f"({', '.join(_form_of(part, depth - 1) for part in value[:3])}{', …' if len(value) > 3 else ''})"
+    if isinstance(value, dict) and depth:
+        return f"{{{', '.join(f'{name!r}: {_form_of(part, depth - 1)}' for name, part in value.items())}}}"
+    return one_line(repr(value), 60)
+
+
 def model_text(model: Any) -> ModelText:
     """Return the text that builds a model: of its class, or of the function that returns it.
 
@@ -435,7 +448,10 @@ def model_text(model: Any) -> ModelText:
         return _text_of_call(model)
     kind = model if isinstance(model, type) else type(model)
     if not issubclass(kind, Module) and not is_torch_class(kind):
-        raise ModelError(f"the model is {model!r}: expected a Module, its class, or a function that returns it")
+        raise ModelError(
+            f"the model is {_form_of(model)}: expected a Module, its class, or a function that returns it; data comes "
+            "after a model, as in fit('dense', data)"
+        )
     if is_torch_module(model) and (text := text_of_module(model)) is not None:
         return text
     if is_torch_class(kind) and kind.__module__.partition(".")[0] == "torch":

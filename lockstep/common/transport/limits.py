@@ -4,7 +4,7 @@ Knows no socket and no clock: the time is an argument.
 """
 
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from threading import Lock
@@ -95,48 +95,58 @@ class HostBackoff:
         return now < self._blocks.get(host, (0.0, -math.inf))[1]
 
 
-#: Most lines that strangers can cause in so many seconds.
+#: Most different lines that strangers can cause in so many seconds.
 LINES, WINDOW_S = 5, 10.0
 
 
 @dataclass
 class RejectionLog:
-    """Refused connections: all are counted, some are reported.
+    """Refused connections: all are counted, and some are reported, those of one reason together.
 
     An authenticator records them in its thread, and a server reports them in its own.
     """
 
     #: All refused connections so far.
     count: int = 0
-    #: The first ones that were not reported yet.
-    _pending: deque[str] = field(default_factory=deque)
-    #: How many were not reported yet.
-    unreported: int = 0
+    #: The first reasons of those that were not reported yet, with their numbers, and the number of all others.
+    _pending: Counter[str] = field(default_factory=Counter)
+    _others: int = 0
+    #: The reasons that were reported since the window began.
+    _reported: set[str] = field(default_factory=set)
     _began_s: float = -math.inf
-    _lines: int = 0
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     def record(self, text: str) -> None:
         """Record a refused connection, and why."""
         with self._lock:
             self.count += 1
-            self.unreported += 1
-            if len(self._pending) < LINES:
-                self._pending.append(text)
+            if text in self._pending or len(self._pending) < LINES:
+                self._pending[text] += 1
+            else:
+                self._others += 1
+
+    def has_any(self) -> bool:
+        """Tell whether a refusal was not reported yet."""
+        return bool(self._pending)
 
     def has_due(self, now: float) -> bool:
         """Tell whether a line is due at `now` seconds."""
-        return self.unreported > 0 and (self._lines < LINES or now >= self._began_s + WINDOW_S)
+        with self._lock:
+            return bool(self._pending) and (now >= self._began_s + WINDOW_S or bool(self._new()))
 
     def due(self, now: float) -> list[str]:
-        """Return the lines that are due at `now` seconds: a few at once, then the number of the others."""
+        """Return the lines that are due at `now` seconds: each new reason at once, and at most once in a window."""
         with self._lock:
             if now >= self._began_s + WINDOW_S:
-                self._began_s, self._lines = now, 0
-            lines = [self._pending.popleft() for _ in range(min(LINES - self._lines, len(self._pending)))]
-            self._lines += len(lines)
-            self.unreported -= len(lines)
-            if lines and self.unreported and not self._pending:
-                lines.append(f"{self.unreported} more connections were refused")
-                self.unreported = 0
+                self._began_s, self._reported = now, set()
+            counts = {text: self._pending.pop(text) for text in self._new()}
+            self._reported.update(counts)
+            lines = [text if count == 1 else f"{text} ({count:,} times)" for text, count in counts.items()]
+            if lines and self._others and not self._pending:
+                lines.append(f"{self._others} more connections were refused")
+                self._others = 0
             return lines
+
+    def _new(self) -> list[str]:
+        new = [text for text in self._pending if text not in self._reported]
+        return new[: LINES - len(self._reported)]

@@ -42,9 +42,8 @@ class PeerBlocklist:
     def report(self) -> None:
         """Print new refusals, in as few lines as possible."""
         for log in (self.rejections, self.broken, self.refused):
-            if log.unreported:
-                for text in log.due(self.clock.now()):
-                    self.say(text)
+            for text in log.due(self.clock.now()) if log.has_any() else ():
+                self.say(text)
 
     def report_refusal(self, text: str) -> None:
         """Record and report that a peer was refused, which may come again."""

@@ -276,7 +276,8 @@ def workers_table(workers: list[WorkerStatus]) -> Table:
     for _ in range(5):
         table.add_column(no_wrap=True)
     for worker in workers[:MOST_WORKER_LINES]:
-        speed = "" if (found := speed_of(worker)) is None else f"{found:,.0f} samples/s"
+        # Of its computing alone: that of the run, in the line above, has all that steps take.
+        speed = "" if (found := speed_of(worker)) is None else f"computes {found:,.0f}/s"
         name = f"worker {worker.rank}" if worker.processes == 1 else f"team {worker.rank}: {worker.processes} workers"
         where = f"{cut(worker.host, MOST_HOST)}:{worker.pid}"
         cells = (name, worker.state, f"{worker.samples:,} samples", speed, where)

@@ -148,6 +148,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "infinity": (lambda: zoo.infinite, "infinite uses 'ODD', a dict, which cannot be written down"),
     "no text": (lambda: zoo.Barely(), "the source of Bare cannot be had"),
     "another thing": (lambda: 3.5, "expected a Module, its class, or a function that returns it"),
+    "data": (
+        lambda: (np.zeros((60, 3)), {"y": np.zeros(60)}),
+        r"is \(ndarray \(60, 3\), {'y': ndarray \(60,\)}\): .* fit",
+    ),
+    "lists": (lambda: [[[1.5] * 99] * 60, 3], r"is \(\(\[1.5, .*, …\), 3\): expected a Module"),
     "a container": (lambda: nn.Sequential(zoo.Block(3)), "the Sequential holds a Block of your own, and what that was"),
 }
 

@@ -123,6 +123,21 @@ def test_a_flood_is_counted_and_told_in_a_few_lines() -> None:
     assert lines[:LINES] == [f"refused {number}" for number in range(LINES)]
 
 
+def test_refusals_for_one_reason_share_a_line() -> None:
+    rejections, lines = RejectionLog(), list[str]()
+    for number in range(40):
+        rejections.record("refused 10.0.0.7: another key")
+        if number == 20:
+            rejections.record("refused 10.0.0.8: no key")
+        if rejections.has_due(number * 0.1):
+            lines += rejections.due(number * 0.1)
+    assert lines == ["refused 10.0.0.7: another key", "refused 10.0.0.8: no key"]
+    assert not rejections.has_due(WINDOW_S - 0.1)
+    assert rejections.has_due(WINDOW_S)
+    assert rejections.due(WINDOW_S) == ["refused 10.0.0.7: another key (39 times)"]
+    assert rejections.count == 41
+
+
 def test_what_was_not_told_is_told_as_a_number() -> None:
     rejections = RejectionLog()
     for number in range(LINES + 37):
@@ -133,8 +148,8 @@ def test_what_was_not_told_is_told_as_a_number() -> None:
 
 def test_after_a_while_single_ones_are_told_again() -> None:
     rejections = RejectionLog()
-    for _ in range(LINES):
-        rejections.record("refused one")
+    for number in range(LINES):
+        rejections.record(f"refused {number}")
     rejections.due(0.0)
     rejections.record("refused another")
     assert not rejections.has_due(WINDOW_S - 1.0)

@@ -117,16 +117,16 @@ def test_the_live_display() -> None:
     assert len(bar) == 80
     assert line == "training  loss 0.1235  accuracy 96.12%  12,346 samples/s  3 min 20 s left"
     assert workers == [
-        "worker 0  computing  24,000 samples  12,000 samples/s  alpha:4000",
-        "worker 1  preparing  0 samples                         alpha:4001",
+        "worker 0  computing  24,000 samples  computes 12,000/s  alpha:4000",
+        "worker 1  preparing  0 samples                          alpha:4001",
     ]
 
 
 def test_a_team_has_one_line_with_the_number_of_its_workers_and_their_speed_together() -> None:
     _, _, *lines = picture(status(workers=[worker(0, processes=4), worker(1)]))
     assert lines == [
-        "team 0: 4 workers  computing  24,000 samples  48,000 samples/s  alpha:4000",
-        "worker 1           computing  24,000 samples  12,000 samples/s  alpha:4001",
+        "team 0: 4 workers  computing  24,000 samples  computes 48,000/s  alpha:4000",
+        "worker 1           computing  24,000 samples  computes 12,000/s  alpha:4001",
     ]
 
 
