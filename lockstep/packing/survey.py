@@ -21,7 +21,7 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.options import MISSING_TEXT, PackOptions
 from lockstep.packing.tables import NumberTexts, NumberValues, Table, TableBatch, TextValues, names_of
-from lockstep.packing.texts import TextKind, are_digits, in_order, kinds_of
+from lockstep.packing.texts import TextKind, are_digits, in_order, kinds_of, taken, text_array
 
 #: Most texts of a column that is learned from, and most classes.
 MOST_CATEGORIES, MOST_CLASSES = 1000, 2**16
@@ -182,14 +182,14 @@ class TextSurvey:
         self.counts[TextKind.NUMBER] += int(np.count_nonzero(is_known))
         self.first.setdefault(TextKind.NUMBER, placed(is_known, ""))
         if self.too_many is not None and self.is_digits:
-            self.is_digits = are_digits(values.column.filter(pa.array(is_known)))
+            self.is_digits = are_digits(taken(values.column, is_known))
 
     def add(self, values: TextValues, decimal: str, placed: Placed) -> Floats:
         """Look at texts; return the kind of each row's, NaN for missing ones and if all texts were seen before."""
         counts = np.bincount(values.indices[values.indices >= 0], minlength=len(values.texts))
         self.declared += int(counts.sum()) if values.is_declared else 0
         used = np.flatnonzero(counts)
-        texts = values.texts.take(pa.array(used))
+        texts = taken(values.texts, used)
         names = texts.to_pylist()
         if all(name in self.distinct for name in names):
             # As in most batches of a column with few texts: patterns need not be looked for again.
@@ -206,7 +206,7 @@ class TextSurvey:
                 rows = of_rows == kind
                 self.first[kind] = placed(rows, values.at(int(np.argmax(rows))))
         if self.is_digits and (kinds == TextKind.NUMBER).any():
-            self.is_digits = are_digits(texts.filter(pa.array(kinds == TextKind.NUMBER)))
+            self.is_digits = are_digits(taken(texts, kinds == TextKind.NUMBER))
         self.count(values, used, kinds, placed)
         return of_rows
 
@@ -217,7 +217,7 @@ class TextSurvey:
         if set(self.counts) == {TextKind.NUMBER} and not self.is_digits:
             # Numbers with fractions or signs do not name classes: once they are many, the others need not be looked at.
             self.most = min(self.most, MOST_CATEGORIES)
-        texts = values.texts.take(pa.array(used))
+        texts = taken(values.texts, used)
         for index, text, kind in zip(used.tolist(), texts.to_pylist(), map(_KINDS.__getitem__, kinds), strict=True):
             if text not in self.distinct and len(self.distinct) == self.most:
                 self.too_many = placed(values.indices == index, text)
@@ -276,7 +276,7 @@ class ColumnSurvey:
     def _look_at(self, batch: TableBatch, rows: NDArray[np.bool_], *, as_texts: bool) -> None:
         values, placed = batch.columns[self.name], partial(self._place, batch)
         if isinstance(values, NumberTexts) and self.points is not None:
-            self.points.add(values.column.filter(pa.array(rows & ~values.is_missing)))
+            self.points.add(taken(values.column, rows & ~values.is_missing))
         values = values.as_texts() if as_texts else values
         is_known = rows & ~values.is_missing
         is_missing = rows ^ is_known
@@ -411,7 +411,7 @@ class ColumnSurvey:
 
     def _advice(self, odd: Place, kind: ColumnKind | None) -> str:
         """Return what a person may type if a text is not of the kind that the others are."""
-        spelled, is_ = self.options.spelled, kinds_of(pa.array([odd.text]), self.options.decimal)[0]
+        spelled, is_ = self.options.spelled, kinds_of(text_array([odd.text]), self.options.decimal)[0]
         names = f"{self._as_names()} if its values are names"
         flags = [names] if self.is_target else [f"{spelled('drop', [self.name])} to leave the column out", names]
         begin = ""

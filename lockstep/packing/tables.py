@@ -30,6 +30,7 @@ from lockstep.packing.options import PackOptions
 from lockstep.packing.parquet_pages import rows_at_once
 from lockstep.packing.texts import (
     MISSING_TEXTS,
+    as_numpy,
     booleans_of,
     date_name,
     dates_of,
@@ -37,6 +38,7 @@ from lockstep.packing.texts import (
     has_padded,
     number_name,
     numbers_of,
+    text_array,
 )
 
 #: Rows that are read at once.
@@ -114,13 +116,13 @@ class NumberValues(msgspec.Struct, frozen=True):
         """Return the numbers as names."""
         if self.column is not None:
             coded = self.column.dictionary_encode()
-            indices = pc.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+            indices = as_numpy(coded.indices.cast(pa.int64()), -1)
             return TextValues(np.where(self.is_missing, -1, indices), _as_texts(coded.dictionary))
         known, indices = np.unique(self.values, return_inverse=True)
         # NaN is the last one, if there is one.
         count = len(known) - int(len(known) > 0 and np.isnan(known[-1]))
         names = names_of(self.kind, known[:count].tolist())
-        return TextValues(np.where(indices == count, -1, indices), pa.array(names, pa.string()))
+        return TextValues(np.where(indices == count, -1, indices), text_array(names))
 
 
 class NumberTexts(NumberValues, frozen=True):
@@ -327,9 +329,9 @@ class MissingValues(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, options: PackOptions) -> "MissingValues":
-        own = pa.array([text.strip() for text in options.na], pa.string())
-        numbers = numbers_of(own, options.decimal)
-        return cls(pa.array([*MISSING_TEXTS, *own.to_pylist()]), numbers[~np.isnan(numbers)], options.decimal)
+        own = [text.strip() for text in options.na]
+        numbers = numbers_of(text_array(own), options.decimal)
+        return cls(text_array([*MISSING_TEXTS, *own]), numbers[~np.isnan(numbers)], options.decimal)
 
     def values_of(self, column: Any) -> NumberValues | TextValues:
         """Return a column of Arrow's as one of ours."""
@@ -354,10 +356,10 @@ class MissingValues(msgspec.Struct, frozen=True):
         if pa.types.is_string_view(column.type):
             column = column.cast(pa.string())
         coded = column if is_declared else column.dictionary_encode()
-        indices = pc.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+        indices = as_numpy(coded.indices.cast(pa.int64()), -1)
         texts = pc.utf8_trim_whitespace(_as_texts(coded.dictionary))
         # A dictionary may have nulls as well.
-        missing = np.asarray(pc.is_in(texts, value_set=self.texts)) | np.asarray(texts.is_null())
+        missing = as_numpy(pc.is_in(texts, value_set=self.texts), False) | as_numpy(texts.is_null(), False)
         if len(self.numbers):
             missing = missing | np.isin(numbers_of(texts, self.decimal), self.numbers)
         return TextValues(np.where(np.append(missing, True)[indices], -1, indices), texts, is_declared)
@@ -387,7 +389,7 @@ def _as_floats(column: Any) -> Floats:
     if types.is_decimal(kind) or types.is_boolean(kind) or types.is_null(kind):
         column = column.cast(pa.float64())
     # Nulls become NaN.
-    return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.float64, copy=False)
+    return as_numpy(column, np.nan).astype(np.float64, copy=False)
 
 
 #: Microseconds in a unit of time; a nanosecond is less than one.
@@ -397,9 +399,8 @@ _MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0}
 def _moments(column: Any) -> Floats:
     """Return dates in microseconds: not by pyarrow, which refuses those that are far away, or have nanoseconds."""
     types, kind = pa.types, column.type
-    is_missing = np.asarray(column.is_null())
-    counts = pc.fill_null(column.cast(pa.int32() if types.is_date32(kind) else pa.int64()), 0)
-    whole = np.asarray(counts.to_numpy(zero_copy_only=False)).astype(np.int64)
+    is_missing = as_numpy(column.is_null(), False)
+    whole = as_numpy(column.cast(pa.int32() if types.is_date32(kind) else pa.int64()), 0).astype(np.int64)
     if types.is_date(kind):
         moments = whole.astype(np.float64) * (86_400e6 if types.is_date32(kind) else 1e3)
     else:

@@ -5,6 +5,7 @@ a program may read another one.
 """
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from enum import IntEnum
 from typing import Any
@@ -62,6 +63,36 @@ _WRITTEN = (
 )
 
 
+#: No text, as Arrow has it.
+_NOTHING = pa.nulls(1, pa.string())[0]
+
+
+# `pa.array`, `pa.scalar`, `to_numpy` and constants among arguments of kernels import pandas, if it is installed: that
+# takes as long as reading a hundred thousand rows.
+
+
+def text_array(texts: Sequence[str]) -> pa.StringArray:
+    """Return texts as Arrow's, without importing pandas."""
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
+
+
+def taken(values: Any, places: NDArray[np.int64] | NDArray[np.bool_]) -> Any:
+    """Return Arrow's values at places, or those that a mask has, without importing pandas."""
+    indices = np.ascontiguousarray(np.flatnonzero(places) if places.dtype == np.bool_ else places, np.int64)
+    return values.take(pa.Int64Array.from_buffers(pa.int64(), len(indices), [None, pa.py_buffer(indices)]))
+
+
+def as_numpy(values: Any, missing: float) -> NDArray[Any]:
+    """Return Arrow's numbers or truth values, with `missing` in place of nulls, without importing pandas."""
+    plain = pa.Array.from_buffers(values.type, len(values), [None, values.buffers()[1]], offset=values.offset)
+    is_truth = pa.types.is_boolean(plain.type)
+    found = np.from_dlpack(plain.cast(pa.uint8()) if is_truth else plain)
+    found = found.view(np.bool_) if is_truth else found
+    return np.where(as_numpy(values.is_valid(), False), found, missing) if values.null_count else found
+
+
 def kinds_of(texts: pa.StringArray, decimal: str = ".") -> NDArray[np.int8]:
     """Return the `TextKind` of each text, none of which is missing: int8 (n,)."""
     plain = _with_point(texts, decimal)
@@ -70,7 +101,7 @@ def kinds_of(texts: pa.StringArray, decimal: str = ".") -> NDArray[np.int8]:
     if kinds.all():
         return kinds
     dated = _matches(texts, _DATE)
-    kinds[dated] = np.where(np.isnan(dates_of(texts.filter(pa.array(dated)))), TextKind.WRITTEN_DATE, TextKind.DATE)
+    kinds[dated] = np.where(np.isnan(dates_of(taken(texts, dated))), TextKind.WRITTEN_DATE, TextKind.DATE)
     for kind, pattern in _WRITTEN:
         kinds[(kinds == TextKind.NAME) & _matches(texts, pattern)] = kind
     return kinds
@@ -83,7 +114,7 @@ def numbers_of(texts: pa.StringArray, decimal: str = ".") -> Floats:
         return _as_floats(plain.cast(pa.float64()))
     except pa.ArrowInvalid:
         is_number = pc.match_substring_regex(plain, _NUMBER)
-        return _as_floats(pc.if_else(is_number, plain, pa.scalar(None, pa.string())).cast(pa.float64()))
+        return _as_floats(pc.if_else(is_number, plain, _NOTHING).cast(pa.float64()))
 
 
 def dates_of(texts: pa.StringArray) -> Floats:
@@ -92,12 +123,12 @@ def dates_of(texts: pa.StringArray) -> Floats:
     is_date, is_zoned = (pc.match_substring_regex(texts, pattern) for pattern in (_DATE, _ZONED))
     found = np.full(len(texts), np.nan)
     for is_one, kind in ((is_zoned, pa.timestamp("us", "UTC")), (pc.invert(is_zoned), pa.timestamp("us"))):
-        chosen = pc.if_else(pc.and_(is_date, is_one), exact, pa.scalar(None, pa.string()))
+        chosen = pc.if_else(pc.and_(is_date, is_one), exact, _NOTHING)
         try:
             moments = chosen.cast(kind)
         except pa.ArrowInvalid:
             moments = pa.array([_moment(text, kind) for text in chosen], kind)
-        np.copyto(found, _as_floats(moments.cast(pa.int64())), where=np.asarray(moments.is_valid()))
+        np.copyto(found, _as_floats(moments.cast(pa.int64())), where=as_numpy(moments.is_valid(), False))
     return found
 
 
@@ -166,8 +197,8 @@ def _with_point(texts: pa.StringArray, decimal: str) -> pa.StringArray:
 
 
 def _matches(texts: pa.StringArray, pattern: str) -> NDArray[np.bool_]:
-    return np.asarray(pc.fill_null(pc.match_substring_regex(texts, pattern), False).to_numpy(zero_copy_only=False))
+    return as_numpy(pc.match_substring_regex(texts, pattern), False).astype(np.bool_, copy=False)
 
 
 def _as_floats(values: Any) -> Floats:
-    return np.asarray(values.to_numpy(zero_copy_only=False), np.float64)
+    return np.asarray(as_numpy(values, np.nan), np.float64)

@@ -1,6 +1,7 @@
-"""Tables become scaled numbers and named classes; what is wrong with one is named by row and column."""
+"""Tables become scaled numbers and named classes; a fault in one is named by row and column."""
 
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from lockstep.common.data.columns import ColumnKind
 from lockstep.common.data.folder import read_manifest
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
+from lockstep.common.runtime.environment import child_environment
 from lockstep.packing.options import Packed, PackOptions
 from lockstep.packing.pack import pack
 from lockstep.packing.tables import TextValues, ahead
@@ -232,7 +234,7 @@ TEXTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a target twice": ("a,b\n1,2\n", {"target": ("b", "b")}, "names 'b' twice: expected once"),
     "an unknown column to drop": ("a,b\n1,2\n", {"drop": ("c",)}, "no column 'c': expected one of a, b"),
     "a target of categories": ("a,b\n1,2\n", {"categories": ("b",)}, "'b' is to be predicted: expected --task classes"),
-    "what is dropped as inputs": ("a,b,c\n1,2,3\n", {"one_hot": ("c",), "drop": ("c",)}, "'c' is not learned from"),
+    "inputs of a dropped column": ("a,b,c\n1,2,3\n", {"one_hot": ("c",), "drop": ("c",)}, "'c' is not learned from"),
     "two kinds": ("a,b\n1,2\n", {"one_hot": ("a",), "numbers": ("a",)}, "--one-hot a and --numbers a: expected one"),
     "a number for nothing": ("a,b\n1,2\n", {"missing": 1e39}, "--missing 1e+39 is larger than float32 holds"),
     "names as numbers": ("a,b\nx,1\ny,2\n", {"numbers": ("a",)}, "row 2, column 'a': 'x' is not a number: give --na x"),
@@ -537,6 +539,30 @@ def test_texts_that_were_seen_before_are_only_counted(tmp_path: Path) -> None:
     told = f"row {count - 6}, column 'day': 'on Monday' is not a date, as {count - 1:,} of the {count:,} values"
     with pytest.raises(DataError, match=told):
         pack_frame(frame.set_column(0, "day", pa.array(days)), tmp_path / "other", PackOptions(target=("y",)))
+
+
+PACK = """
+import sys
+from pathlib import Path
+
+from lockstep.packing.options import PackOptions
+from lockstep.packing.pack import pack
+
+pack("t.csv", Path("new"), PackOptions(target=("y",), missing="mean", na=("-9",)))
+assert "pandas" not in sys.modules
+"""
+
+
+def test_a_table_is_packed_without_importing_pandas(tmp_path: Path) -> None:
+    days, count = [f"2020-01-{day:02}" for day in range(1, 29)] * 100, 2800
+    texts = {"town": ["Bern", "Zug", "", "NA"] * 700, "price": ["1.5", "", "-9", "2"] * 700}
+    csv.write_csv(pa.table({"day": days, "y": np.arange(count) / 7, **texts}), tmp_path / "t.csv")
+    # Found before the real one, if there is one.
+    (tmp_path / "pandas.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", PACK], cwd=tmp_path, capture_output=True, text=True, env=child_environment()
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 class TestManyBlocks:

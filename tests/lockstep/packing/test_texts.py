@@ -7,7 +7,15 @@ import pytest
 
 pa = pytest.importorskip("pyarrow")
 
-from lockstep.packing.texts import TextKind, dates_of, kinds_of, numbers_of  # noqa: E402  # what may be missing
+from lockstep.packing.texts import (  # noqa: E402  # the extra may be missing
+    TextKind,
+    as_numpy,
+    dates_of,
+    kinds_of,
+    numbers_of,
+    taken,
+    text_array,
+)
 
 #: A moment with a part of a second that has six digits.
 NOON = datetime(2024, 3, 1, 12, 34, 56, 123456, UTC)
@@ -19,7 +27,7 @@ DATES: dict[str, datetime] = {
     "2024-03-01 12:34": NOON.replace(second=0, microsecond=0),
     "2024-03-01T12:34:56.1": NOON.replace(microsecond=100_000),
     "2024-03-01 12:34:56.123456": NOON,
-    # What is below a microsecond is left out.
+    # Digits below a microsecond are left out.
     "2024-03-01 12:34:56.123456789": NOON,
     "2024-03-01T12:34:56.1234567Z": NOON,
     "2024-03-01T12:34:56.123456789+02:00": NOON - timedelta(hours=2),
@@ -67,3 +75,20 @@ def test_a_separator_of_thousands_is_never_taken_for_the_decimal_sign(decimal: s
 def test_a_table_without_thousands_is_not_read_otherwise() -> None:
     # All are numbers, so that none of them is looked at alone.
     np.testing.assert_array_equal(numbers_of(pa.array(["1,5", "-2,25", "3"]), ","), [1.5, -2.25, 3.0])
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(), pa.bool_()])
+@pytest.mark.parametrize("values", [[1, 0, 1, 1, 0], [None, 1, None, 0, 1], [None] * 5, []])
+@pytest.mark.parametrize("begin", [0, 3])
+def test_values_of_arrow_become_those_of_numpy(kind: object, values: list[int | None], begin: int) -> None:
+    # A part of an array shares its memory, and a truth value has a bit there.
+    found = as_numpy(pa.array(values).cast(kind).slice(begin), 7)
+    np.testing.assert_array_equal(found, [7 if value is None else value for value in values[begin:]])
+
+
+def test_texts_become_those_of_arrow_and_are_taken_by_place_or_mask() -> None:
+    texts = text_array(["a", "", "größer", "d"])
+    assert texts.to_pylist() == ["a", "", "größer", "d"]
+    assert taken(texts, np.array([2, 2, 0])).to_pylist() == ["größer", "größer", "a"]
+    assert taken(texts.slice(1), np.array([True, False, True])).to_pylist() == ["", "d"]
+    assert taken(text_array([]), np.zeros(0, np.bool_)).to_pylist() == []
