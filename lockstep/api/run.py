@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.errors import JobError
 from lockstep.common.files.safetensors import read
+from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
 from lockstep.common.protocol.messages import EpochRecord
@@ -24,7 +25,9 @@ from lockstep.packing.cache import unwatched
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
 from lockstep.ps.run.plan import best_epoch
-from lockstep.results.evaluation.predictor import Predictor
+from lockstep.results.evaluation.pictures import Recognizer
+from lockstep.results.evaluation.predictor import ARRAYS, Predictor, rows_in
+from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import has_begun, recorded_job, trust
 from lockstep.runs.shared_run import opened_run
 from lockstep.runs.trained_model import job_with_data, model_with, open_trained
@@ -149,8 +152,9 @@ class Run(msgspec.Struct, frozen=True, dict=True):
         that Arrow knows, or the path of a CSV or Parquet file; numbers are in the units of the table, one alone is
         (n,), and a row with a value that did not occur in training has None, or NaN, which a warning names. For a run
         on arrays it is an array of samples as they were stored, or a dictionary or tuple of arrays if there were
-        several, and a class without a name is its number, int64. With `loss="bce"` it is 0 or 1 for each label, (n,
-        labels); with a loss of your own, the model's outputs.
+        several, or the path of an .npy file or of an .npz with `x`, and a class without a name is its number, int64.
+        For a run on pictures it may be the path of one. With `loss="bce"` it is 0 or 1 for each label, (n, labels);
+        with a loss of your own, the model's outputs.
 
         A CSV file is read as that of the training was, unless `encoding`, `delimiter` or `decimal` is given. `na` has
         values that stand for a missing one, besides those of the training.
@@ -158,7 +162,7 @@ class Run(msgspec.Struct, frozen=True, dict=True):
         Raises `DataError` for rows of another form.
         """
         reading = {"encoding": encoding, "delimiter": delimiter, "decimal": decimal}
-        return self._predictor.labels(rows, na=_texts(na), **reading)
+        return self._predictor.labels(self._read(rows), na=_texts(na), **reading)
 
     def predict_proba(
         self,
@@ -181,7 +185,7 @@ class Run(msgspec.Struct, frozen=True, dict=True):
                 )
             raise JobError(f"a run with loss = {self.job.loss!r} has no probabilities: expected classes; see predict")
         reading = {"encoding": encoding, "delimiter": delimiter, "decimal": decimal}
-        return self._predictor.values(rows, na=_texts(na), **reading)
+        return self._predictor.values(self._read(rows), na=_texts(na), **reading)
 
     @property
     def class_names(self) -> list[str]:
@@ -190,6 +194,19 @@ class Run(msgspec.Struct, frozen=True, dict=True):
         Classes without names have their numbers, as texts. Empty if the run has no classes.
         """
         return self._predictor.class_names
+
+    def _read(self, rows: Any) -> Any:
+        """Return rows as they are; if the run is not on a table and they are a path, the samples in that file."""
+        if self._predictor.table is not None or not isinstance(rows, str | Path):
+            return rows
+        path = Path(rows)
+        if path.suffix.lower() in ARRAYS:
+            return rows_in(path)
+        demand("pillow", "predict", f"predicting {one_line(str(path))}")
+        # Here, because the extra may be missing if no picture is read.
+        from lockstep.results.evaluation.image_file import read_image
+
+        return Recognizer.of(self._predictor, centres=True).stored(read_image(path))
 
     @cached_property
     def _predictor(self) -> Predictor:

@@ -1,8 +1,8 @@
-"""`lockstep predict`: the classes or numbers that a trained model predicts of pictures, or of the rows of tables."""
+"""`lockstep predict`: the classes or numbers that a trained model predicts of pictures, arrays, or rows of tables."""
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lockstep.common.runtime.notice import notice
 from lockstep.packing.files import CSV, PICTURES, files_below, table_files
 from lockstep.results.evaluation.figures import shown_names
 from lockstep.results.evaluation.pictures import Recognizer
-from lockstep.results.evaluation.predictor import Predictor, RowPrediction, problems_text
+from lockstep.results.evaluation.predictor import ARRAYS, Predictor, RowPrediction, problems_text, rows_in
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.own_command import demand
 from lockstep.runs.trained_model import Moment, open_trained
@@ -32,12 +32,8 @@ from lockstep.runs.trained_model import Moment, open_trained
 #: Classes that are shown after the likeliest.
 OTHERS = 2
 
-#: Kinds of files that are not pictures, but could be meant for a prediction, by the ends of their names.
-NO_PICTURES = {
-    ".npy": "an array",
-    ".npz": "a file of arrays",
-    **dict.fromkeys((".csv", ".tsv", ".parquet", ".arrow"), "a table"),
-}
+#: Ends of the names of tables, which could be meant for a prediction.
+TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 
 #: Characters of a line, and of a picture's name in it.
 WIDTH, MOST_NAME = 80, 36
@@ -64,7 +60,7 @@ def predict(
 ) -> None:
     """Predict the class of each of INPUTS with the model of the run in the folder RUN, and print the probabilities.
 
-    INPUTS are pictures, or tables if the model was trained on one.
+    INPUTS are pictures, tables if the model was trained on one, or files of arrays.
 
     Pictures are JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of up to 25 million pixels. If the model takes images of
     28 by 28 pixels, as MNIST's are, each picture should show one digit, dark on light or light on dark. It is scaled to
@@ -76,6 +72,9 @@ def predict(
     set. The row is empty if a value did not occur in training, or is missing and --missing has not filled it there; the
     error at the end names such rows.
 
+    An .npy file has samples as the model was trained on, and an .npz file has them as `x`. The output is CSV, as of a
+    table.
+
     With --json, each line has the "class" and its "probabilities", by the names of the classes, or by their numbers if
     they have no names.
 
@@ -83,12 +82,16 @@ def predict(
       lockstep predict runs/20261124-231714-lenet seven.png
       lockstep predict runs/20261124-231714-lenet scans/*.jpg --json
       lockstep predict runs/20261127-101500-net new_houses.csv > prices.csv
+      lockstep predict runs/20261127-101500-net samples.npy
     """
     trained = open_trained(run, moment).with_data(training_data_of(run, training_data))
     prefer_numerics(trained.job.numerics)
     predictor = Predictor(trained)
     if predictor.table is not None:
         predict_tables(predictor, predictor.table, inputs, predictor.table.reading.but(**reading), as_json=as_json)
+        return
+    if any(path.suffix.lower() in ARRAYS for path in inputs):
+        predict_arrays(predictor, inputs, as_json=as_json)
         return
     demand("pillow", "predict", "lockstep predict")
     # Here, as the extra may be missing for other commands.
@@ -99,7 +102,7 @@ def predict(
     width = min(MOST_NAME, max(map(len, map(str, pictures))))
     console = Console(highlight=False)
     for path in pictures:
-        check_picture(path, run)
+        check_picture(path)
         picture = read_image(path)
         try:
             probabilities = recognizer.probabilities(picture)
@@ -112,12 +115,12 @@ def predict(
             print_plainly(console, line(str(path), probabilities, width, recognizer.class_names))
 
 
-def check_picture(path: Path, run: Path) -> None:
+def check_picture(path: Path) -> None:
     """Raise `DataError` if a path does not exist, or has the name of another kind of data."""
-    if (content := NO_PICTURES.get(path.suffix.lower())) is not None:
+    if path.suffix.lower() in TABLES:
         raise DataError(
-            f"{path}: is {content} and not a picture, and the run was not trained on a table: predict from an "
-            f"array with load_run({str(run)!r}).predict(array), in Python"
+            f"{path}: is a table and not a picture, and the run was not trained on a table: expected pictures, or an "
+            ".npy or .npz file with samples as it was trained on"
         )
     if not path.exists():
         raise DataError(
@@ -163,28 +166,46 @@ def predict_tables(
     """
     demand("pyarrow", "data", "lockstep predict")
     targets = [column.name for column in manifest.targets]
-    out = csv.writer(sys.stdout, lineterminator="\n")
     rows = chain.from_iterable(predictor.rows(manifest, table, reading) for table in tables)
-    # Before anything is printed: a table that cannot be read leaves no file with a head alone.
+    count, problems = print_rows(rows, targets, predictor.class_names, as_json=as_json)
+    if problems:
+        sys.stdout.flush()
+        header = any(each.name.lower().endswith(CSV) for table in tables for each in table_files(table))
+        counted = "; row 1 is the header, the first line of the file" if header else ""
+        raise DataError(problems_text(problems, count) + counted)
+
+
+def predict_arrays(predictor: Predictor, files: Sequence[Path], *, as_json: bool) -> None:
+    """Print a line for each sample in files of arrays, as of tables."""
+    rows = chain.from_iterable(predictor.array_rows(rows_in(path)) for path in files)
+    first = list(islice(rows, 1))
+    several = [f"y{place}" for place in range(len(first[0].values))] if first else []
+    targets = ["class"] if first and first[0].name else several if len(several) > 1 else ["y"]
+    names = predictor.class_names if targets == ["class"] else []
+    print_rows(chain(first, rows), targets, names, as_json=as_json)
+
+
+def print_rows(
+    rows: Iterator[RowPrediction], targets: Sequence[str], class_names: Sequence[str], *, as_json: bool
+) -> tuple[int, list[str]]:
+    """Print a line for each row, below the names of the targets; return the number of rows, and their problems."""
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    # Before anything is printed: data that cannot be read leaves no file with a head alone.
     first = list(islice(rows, 1))
     if not as_json:
-        out.writerow([*targets, "probability"] if manifest.classes else targets)
+        out.writerow([*targets, "probability"] if class_names else targets)
     problems, count = list[str](), 0
     for row in chain(first, rows):
         count += 1
         if row.problem:
             problems.append(row.problem)
         if as_json:
-            click.echo(msgspec.json.encode(_fields_of(row, targets, predictor.class_names)).decode())
+            click.echo(msgspec.json.encode(_fields_of(row, targets, class_names)).decode())
         elif row.problem:
-            out.writerow([""] * (2 if manifest.classes else len(targets)))
+            out.writerow([""] * (2 if class_names else len(targets)))
         else:
             out.writerow([row.name, f"{max(row.values):.4f}"] if row.name else [f"{each:.6g}" for each in row.values])
-    if problems:
-        sys.stdout.flush()
-        header = any(each.name.lower().endswith(CSV) for table in tables for each in table_files(table))
-        counted = "; row 1 is the header, the first line of the file" if header else ""
-        raise DataError(problems_text(problems, count) + counted)
+    return count, problems
 
 
 def _fields_of(row: RowPrediction, targets: Sequence[str], class_names: Sequence[str]) -> dict[str, Any]:

@@ -33,14 +33,14 @@ class Recognizer(msgspec.Struct, frozen=True):
         if predictor.kind is not LossKind.CLASSES:
             raise DataError(
                 f"the model was trained with loss = {predictor.trained.job.loss!r}: expected a classifier; predict "
-                "from an array with load_run(RUN).predict(array), in Python"
+                "from an .npy or .npz file with samples as it was trained on"
             )
         train = predictor.data.train
         shape = train.sample_shape
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise DataError(
                 f"the model was trained on samples of shape {shape}: expected images, (1, height, width) or "
-                "(3, height, width); predict from an array with load_run(RUN).predict(array), in Python"
+                "(3, height, width); predict from an .npy or .npz file with such samples"
             )
         is_bytes = train.images.dtype == np.uint8
         white = 255.0 if is_bytes or train.largest() > 1.5 else 1.0
@@ -60,9 +60,12 @@ class Recognizer(msgspec.Struct, frozen=True):
 
     def probabilities(self, image: Array) -> Array:
         """Return the probability of each class, (classes,), for an image (3, height, width) from 0 to 1."""
+        return np.asarray(self.predictor.probabilities(self.stored(image))[0])
+
+    def stored(self, image: Array) -> Array:
+        """Return an image as the training set has its samples, (1, channels, height, width)."""
         sample = self.sample(image)[np.newaxis] * self.white
-        stored = np.rint(sample).astype(np.uint8) if self.is_bytes else sample.astype(np.float32)
-        return np.asarray(self.predictor.probabilities(stored)[0])
+        return np.rint(sample).astype(np.uint8) if self.is_bytes else sample.astype(np.float32)
 
     def sample(self, image: Array) -> Array:
         """Return an image in the shape of the samples, from 0 to 1."""

@@ -7,6 +7,7 @@ rows and of pictures. The preparation, the model and the meaning of its outputs 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.graph import no_grad
 from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.array_files import open_npy, open_npz
 from lockstep.common.data.array_source import as_samples
 from lockstep.common.data.columns import unscaled
 from lockstep.common.data.dataset import Dataset, TrainTest
@@ -32,6 +34,9 @@ from lockstep.runs.trained_model import Trained
 
 #: Samples that are predicted at once.
 AT_ONCE = 256
+
+#: Ends of the names of files of arrays; and the arrays of an .npz that are predicted from, the first that there is.
+ARRAYS, SAMPLES = (".npy", ".npz"), ("x", "x_test")
 
 #: Rows whose problems are told.
 MOST_TOLD = 3
@@ -114,6 +119,21 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
         for row in unscaled(self.outputs(samples), table.targets):
             yield RowPrediction(values=tuple(row.tolist()))
 
+    # From arrays
+
+    def array_rows(self, rows: Any) -> Iterator[RowPrediction]:
+        """Return a prediction for each sample of arrays; DataError if that is more than a class or a few numbers."""
+        has_classes = self.kind is LossKind.CLASSES
+        found = self.values(rows) if has_classes else np.asarray(self._labels_of(rows), np.float64)
+        if found.ndim != 2:
+            raise DataError(
+                f"the prediction for a sample has shape {found.shape[1:]}: expected a class, or some numbers; predict "
+                "with load_run(RUN).predict(array), in Python"
+            )
+        names = self.class_names
+        for row in found:
+            yield RowPrediction(values=tuple(row.tolist()), name=names[int(row.argmax())] if has_classes else "")
+
     # From Python
 
     def labels(self, rows: Any, **reading: Any) -> NDArray[Any]:
@@ -183,6 +203,21 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
         if records.dtype != kinds:
             raise DataError(f"inputs of shapes and dtypes {records.dtype}: expected {kinds}, as it was trained on")
         return records
+
+
+def rows_in(path: Path) -> Any:
+    """Return the samples in an .npy or .npz file, or several arrays of each by name; DataError without such arrays."""
+    if path.suffix.lower() == ARRAYS[0]:
+        with open_npy(path) as array:
+            return array.read_whole()
+    with open_npz(path) as archive:
+        names = sorted(archive.names())
+        for wanted in (*SAMPLES, *names) if len(names) == 1 else SAMPLES:
+            if wanted in names:
+                return archive.array(wanted).read_whole()
+            if several := [name for name in names if name.startswith(f"{wanted}.")]:
+                return {name.partition(".")[2]: archive.array(name).read_whole() for name in several}
+    raise DataError(f"{path}: has {', '.join(names[:6]) or 'nothing'}: expected the samples to predict from, as 'x'")
 
 
 def class_names_of(data: Conversion) -> list[str]:

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lockstep import nn
+from lockstep import fit, load_run, nn
 from lockstep.cli.main import run
 from lockstep.cli.results.predict import line
+from lockstep.common.errors import DataError
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import tiny_arrays
 
@@ -139,12 +141,19 @@ def test_what_is_no_picture_or_empty_is_one_line(folder: Path, capsys: pytest.Ca
         assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["new.npy", "new.NPZ", "new.csv"])
-def test_arrays_are_predicted_in_python(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("new.npy", "cannot be read"),
+        ("new.NPZ", "cannot be read"),
+        ("new.csv", "is a table and not a picture, and the run was not trained on a table: expected pictures, or an"),
+    ],
+)
+def test_files_of_another_kind_are_named(
+    name: str, text: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["predict", str(folder / "run"), name]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {name}: is a")
-    assert f"load_run('{folder / 'run'}').predict(array)" in error
+    assert capsys.readouterr().err.startswith(f"error: {name}: {text}")
 
 
 def test_a_model_of_features_takes_no_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,3 +167,48 @@ def test_a_model_of_features_takes_no_pictures(tmp_path: Path, capsys: pytest.Ca
     error = capsys.readouterr().err
     assert error.startswith("error: the model was trained on samples of shape (784,): expected images")
     assert "load_run(RUN).predict(array)" in error
+
+
+def test_arrays_are_predicted_as_in_python(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, done = tiny_arrays()[1][0][:7], load_run(folder / "run")
+    np.save(tmp_path / "new.npy", images)
+    np.savez(tmp_path / "new.npz", x=images, y=np.zeros(7))
+    np.savez(tmp_path / "alone.npz", digits=images)
+    np.savez(tmp_path / "others.npz", a=images, b=images)
+    shares = done.predict_proba(images)
+    expected = [f"{label},{share:.4f}" for label, share in zip(done.predict(images), shares.max(axis=1), strict=True)]
+    for name in ("new.npy", "new.npz", "alone.npz"):
+        assert run(["predict", str(folder / "run"), str(tmp_path / name)]) == 0
+        assert capsys.readouterr().out.splitlines() == ["class,probability", *expected]
+        np.testing.assert_array_equal(done.predict_proba(tmp_path / name), shares)
+        assert done.predict(str(tmp_path / name)).tolist() == done.predict(images).tolist()
+    told = predictions(capsys, str(folder / "run"), str(tmp_path / "new.npy"))
+    assert [list(each["probabilities"].values()) for each in told] == shares.tolist()  # type: ignore[attr-defined]
+    assert run(["predict", str(folder / "run"), str(tmp_path / "others.npz")]) == 2
+    assert capsys.readouterr().err.endswith("others.npz: has a, b: expected the samples to predict from, as 'x'\n")
+    np.save(tmp_path / "odd.npy", np.zeros((3, 5), np.uint8))
+    assert run(["predict", str(folder / "run"), str(tmp_path / "odd.npy")]) == 2
+    assert "rows of shape (3, 5) and dtype 'uint8': expected (n, 28, 28) or (n, 1, 28, 28)" in capsys.readouterr().err
+
+
+def test_numbers_are_predicted_of_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    values: dict[str, Any] = {"loss": "mse", "workers": 0, "steps": 2, "global_batch": 20, "verbose": False}
+    for targets, head in ((x[:, :1], ["y"]), (x[:, :2], ["y0", "y1"])):
+        done = fit(nn.Linear(3, len(head)), (x, targets), run_dir=tmp_path / str(len(head)), **values)
+        np.save(tmp_path / "new.npy", x[:4])
+        assert run(["predict", str(done.folder), str(tmp_path / "new.npy")]) == 0
+        rows = [row.split(",") for row in capsys.readouterr().out.splitlines()]
+        assert rows[0] == head
+        np.testing.assert_allclose(np.array(rows[1:], float), done.predict(x[:4]), rtol=1e-4)
+        assert list(predictions(capsys, str(done.folder), str(tmp_path / "new.npy"))[0]) == head
+
+
+def test_a_picture_is_predicted_by_its_path(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path,) = rows(folder, 1)
+    (told,) = predictions(capsys, str(folder / "run"), path)
+    done = load_run(folder / "run")
+    assert [str(label) for label in done.predict(path)] == [told["class"]]
+    assert done.predict_proba(Path(path))[0].tolist() == list(told["probabilities"].values())  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=r"nowhere.png"):
+        done.predict(folder / "nowhere.png")
