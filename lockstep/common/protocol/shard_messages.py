@@ -19,7 +19,7 @@ from lockstep.common.protocol.messages import (
     HandedOver,
     Leave,
     Message,
-    NodeMessage,
+    MicroBatch,
     NotLeading,
     Ping,
     Ranks,
@@ -65,11 +65,12 @@ class ShardReady(Message, frozen=True, kw_only=True):
     term: Term = NO_TERM
 
 
-class SumsAck(NodeMessage, frozen=True, kw_only=True):
-    """All that a worker has for this slice of the sums over `[lo, hi)` is in the shard's tree."""
+class SumsAck(Message, frozen=True, kw_only=True):
+    """All that some workers have for this slice of some sums is in the shard's tree."""
 
-    rank: Count
     step: Count
+    #: The rank of each worker, and the micro-batches `[lo, hi)` of the sums.
+    sums: Annotated[list[tuple[Count, MicroBatch, MicroBatch]], Meta(min_length=1, max_length=2**13)]
 
 
 class Squares(Message, frozen=True, kw_only=True):

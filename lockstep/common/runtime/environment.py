@@ -220,7 +220,7 @@ def keep_freed_memory() -> bool:
     arena that other frameworks write themselves. An array that is still referenced is simply not free.
 
     All threads share one arena, because glibc returns those of other threads to the system whatever the thresholds are:
-    ZeroMQ's thread, which allocates what is received, would get fresh pages for each step of a large model.
+    ZeroMQ's thread, which allocates the frames that come, would get fresh pages for each step of a large model.
     """
     if sys.platform != "linux":
         return False

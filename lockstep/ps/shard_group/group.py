@@ -190,10 +190,13 @@ class SliceGroup:
     def _on_ack(self, member: ShardMember, ack: SumsAck) -> list[Event]:
         if ack.step != self.updates or self.update.phase is not UpdatePhase.DONE:
             return []
-        having = self.confirmed.setdefault((ack.rank, ack.node()), set())
-        having.add(member.index)
-        is_last = len(having) == self.shards.others
-        return [SumsAcknowledged(rank=ack.rank, node=ack.node())] if is_last else []
+        happened: list[Event] = []
+        for rank, lo, hi in ack.sums:
+            having = self.confirmed.setdefault((rank, Node(lo, hi)), set())
+            having.add(member.index)
+            if len(having) == self.shards.others:
+                happened.append(SumsAcknowledged(rank=rank, node=Node(lo, hi)))
+        return happened
 
     def on_left(self, peer: bytes, reason: str) -> list[Event]:
         """Handle that a shard is gone."""

@@ -36,7 +36,6 @@ from lockstep.common.protocol.shard_messages import (
     ShardWelcome,
     Squares,
     SquaresRequest,
-    SumsAck,
     ToShardMessage,
     Update,
     UpdateDone,
@@ -47,7 +46,7 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.statemachine.loop import EventLoop
-from lockstep.common.statemachine.machine import PeerLeft, Received
+from lockstep.common.statemachine.machine import PeerLeft, Received, soonest
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
@@ -108,10 +107,13 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     # The loop's only part, and its inbox
 
     def deadline(self) -> float | None:
-        return self.state.deadline()
+        return soonest(self.state.deadline(), None if self.storage is None else self.storage.acknowledgements.due)
 
     def on_time(self, now: float) -> Sequence[machine.ShardEvent]:
-        self.expire()
+        self._acknowledge(now)
+        due = self.state.deadline()
+        if due is not None and now >= due:
+            self.expire()
         return []
 
     def listen(self, seconds: float | None) -> None:
@@ -179,7 +181,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
             case Received(peer=peer, message=Hello() as hello):
                 yield from service.identify(peer, hello)
             case Received(peer=peer, message=SumsFrame() as sums):
-                self._add(service, peer, sums)
+                self._add(storage, peer, sums)
             case Received():
                 raise AssertionError(effect)  # a worker sends nothing else
             case PeerLeft():
@@ -204,11 +206,20 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
             case _:
                 assert_never(effect)
 
-    def _add(self, service: SliceService, peer: bytes, sums: SumsFrame) -> None:
-        """Add a frame of a worker's sums; acknowledge the sums once they are whole."""
+    def _add(self, storage: ShardStorage, peer: bytes, sums: SumsFrame) -> None:
+        """Add a frame of a worker's sums; acknowledge the sums some time after they are whole."""
+        service, now = storage.service, self.clock.now()
         is_new, worker = service.on_frame(peer, sums, self.arrays[0]), service.worker_at(peer)
         if is_new and worker is not None and service.has_all(peer, sums.step, sums.node()):
-            self.send_to_server(SumsAck(rank=worker.admit.rank, step=sums.step, lo=sums.lo, hi=sums.hi))
+            is_whole = storage.shard.is_whole()
+            storage.acknowledgements.add(worker.admit.rank, sums, now, is_whole=is_whole)
+            self._acknowledge(now)
+
+    def _acknowledge(self, now: float) -> None:
+        """Acknowledge the sums for which it is time, unless the shard has left the run meanwhile."""
+        for ack in [] if self.storage is None else self.storage.acknowledgements.take(now):
+            if self.state.phase is ShardPhase.SERVING:
+                self.send_to_server(ack)
 
     def _lose(self, service: SliceService, left: PeerLeft) -> None:
         """Continue without a worker that broke the protocol or cannot be reached, and report it to the server."""

@@ -17,6 +17,7 @@ from lockstep.common.protocol.shard_messages import (
     InitialFrame,
     SendWeightsTo,
     SquaresRequest,
+    SumsAck,
     Update,
 )
 from lockstep.common.statemachine.client import (
@@ -27,7 +28,7 @@ from lockstep.common.statemachine.client import (
     ClientPhase,
     Prepared,
 )
-from lockstep.common.statemachine.machine import IGNORED, Machine, PeerLeft, Received, stays, table_of
+from lockstep.common.statemachine.machine import IGNORED, Machine, PeerLeft, Received, soonest, stays, table_of
 
 #: Seconds after which a server that went silent counts as gone: it pings every second.
 SILENCE_S = 60.0
@@ -115,3 +116,38 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
         if isinstance(event, Begin):
             self.phase = ShardPhase.SERVING
         return [event]
+
+
+#: Seconds for which an acknowledgement waits for others.
+HOLD_S = 0.02
+
+
+@dataclass
+class Acknowledgements:
+    """The sums that are in the slice's tree, and that the server does not know of yet.
+
+    They travel together: each message takes the server as long as it takes to serve a host, and there would be one of
+    each shard for each worker. They leave when the tree is whole, after a while, or when a worker has brought a second
+    node: it may get no other lease before the first one is acknowledged.
+    """
+
+    step: int = 0
+    sums: list[tuple[int, int, int]] = field(default_factory=list)
+    #: When they leave, None if no sums wait.
+    due: float | None = None
+
+    def add(self, rank: int, sums: SumsFrame, now: float, *, is_whole: bool) -> None:
+        """Add the sums of a node that are all here; `is_whole` tells whether the tree is."""
+        if sums.step != self.step:
+            self.step, self.sums, self.due = sums.step, [], None
+        is_second = any(rank == other for other, _, _ in self.sums)
+        self.sums.append((rank, sums.lo, sums.hi))
+        self.due = now if is_whole or is_second else soonest(self.due, now + HOLD_S)
+
+    def take(self, now: float) -> list[SumsAck]:
+        """Return the acknowledgement that is due, if any."""
+        if self.due is None or now < self.due:
+            return []
+        ack = SumsAck(step=self.step, sums=self.sums)
+        self.sums, self.due = [], None
+        return [ack]

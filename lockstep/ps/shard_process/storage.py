@@ -1,6 +1,6 @@
 """From a welcome to a shard that can be filled: the slice, its rule, and its memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from lockstep.ps.run.plan import plan_of
 from lockstep.ps.shard.service import SliceService, WeightsOutbox
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard.update_policy import policy_of
+from lockstep.ps.shard_process.state import Acknowledgements
 
 
 @dataclass
@@ -24,6 +25,7 @@ class ShardStorage:
     owned: Slice
     #: Of the whole vector.
     size: int
+    acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
 
     @property
     def shard(self) -> Shard:

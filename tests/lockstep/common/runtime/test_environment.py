@@ -1,4 +1,4 @@
-"""What is read of this machine, and the allocator, which can be told to keep what is freed."""
+"""Facts about this machine, and the allocator, which can be told to keep what is freed."""
 
 import gc
 import math
@@ -119,7 +119,7 @@ def test_a_process_is_kept_to_one_core_counted_round() -> None:
             keep_to_core(process.pid, number)
             assert os.sched_getaffinity(process.pid) == {mine[number % len(mine)]}
         process.communicate(b"\n")
-    keep_to_core(process.pid, 0)  # it is gone: nothing to be done, and nobody to be told
+    keep_to_core(process.pid, 0)  # it is gone: there is nothing to be done or reported
 
 
 @pytest.fixture

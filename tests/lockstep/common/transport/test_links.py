@@ -1,4 +1,4 @@
-"""Ports heard as one: none is drowned by another, and nobody waits where something has come."""
+"""Ports received from as one: each has its turn, and only those that may have a message are asked."""
 
 from collections import deque
 from collections.abc import Sequence

@@ -21,6 +21,7 @@ from lockstep.common.protocol.shard_messages import (
     ShardReady,
     ShardWelcome,
     SquaresRequest,
+    SumsAck,
     Update,
     WorkerToShardMessage,
 )
@@ -28,8 +29,10 @@ from lockstep.common.statemachine.client import ClientConfig, Exit, Prepared, Se
 from lockstep.common.statemachine.machine import PeerLeft, Received, TimePassed, kind_of
 from lockstep.ps.shard_process import state as events
 from lockstep.ps.shard_process.state import (
+    HOLD_S,
     SILENCE_S,
     TRANSITIONS,
+    Acknowledgements,
     ShardPhase,
     ShardState,
 )
@@ -126,3 +129,39 @@ def test_a_shard_whose_server_is_silent_ends() -> None:
         now, ends = due, exits(state.handle(TimePassed(), due))
     assert SILENCE_S <= now <= SILENCE_S + 5.0
     assert "has been silent for" in ends[0].reason
+
+
+def sums_of(lo: int, step: int = 5) -> SumsFrame:
+    return SumsFrame(step=step, lo=lo, hi=lo + 1, start=0)
+
+
+def test_sums_of_several_workers_are_acknowledged_together_after_a_while() -> None:
+    held = Acknowledgements()
+    held.add(3, sums_of(0), 7.0, is_whole=False)
+    held.add(4, sums_of(2), 7.0 + HOLD_S / 2, is_whole=False)
+    assert held.due == 7.0 + HOLD_S
+    assert held.take(7.0 + HOLD_S / 2) == []
+    assert held.take(7.0 + HOLD_S) == [SumsAck(step=5, sums=[(3, 0, 1), (4, 2, 3)])]
+    assert held.take(9.0) == []
+
+
+def test_sums_are_acknowledged_at_once_if_the_tree_is_whole() -> None:
+    held = Acknowledgements()
+    held.add(3, sums_of(0), 7.0, is_whole=False)
+    held.add(4, sums_of(1), 7.001, is_whole=True)
+    assert held.take(7.001) == [SumsAck(step=5, sums=[(3, 0, 1), (4, 1, 2)])]
+
+
+def test_sums_are_acknowledged_at_once_if_a_worker_may_hold_no_more() -> None:
+    held = Acknowledgements()
+    for rank, lo in ((3, 0), (4, 1), (3, 2)):
+        assert held.take(7.0) == []
+        held.add(rank, sums_of(lo), 7.0, is_whole=False)
+    assert held.take(7.0) == [SumsAck(step=5, sums=[(3, 0, 1), (4, 1, 2), (3, 2, 3)])]
+
+
+def test_sums_of_a_step_before_are_not_acknowledged() -> None:
+    held = Acknowledgements()
+    held.add(3, sums_of(0), 7.0, is_whole=False)
+    held.add(4, sums_of(1, step=6), 7.001, is_whole=False)
+    assert held.take(8.0) == [SumsAck(step=6, sums=[(4, 1, 2)])]
