@@ -56,7 +56,8 @@ def fit(
     the target, and `columns`, `drop`, `task`, `categories`, `one_hot`, `numbers`, `missing`, `na`,
     `standardize`, `delimiter`, `encoding`, `decimal`, `size`, `grayscale` and `test_split` are those of `lockstep
     pack`; a pair of frames is one to train and one to test with. A table needs no model: `fit(frame, target="price")`
-    trains `dense`, with a loss that follows from the target, and a batch and epochs that follow from the rows.
+    trains `dense`, with a loss that follows from the target, and a batch and epochs that follow from the rows. Nor does
+    a folder of pictures: `fit("pictures")` trains `conv`.
 
     **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on.
     Without `epochs` and `steps`, a model of your own makes about 1,500 steps, in 3 to 100 epochs. `workers=0` trains in

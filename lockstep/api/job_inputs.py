@@ -17,12 +17,12 @@ from lockstep.api.exported_model import ModelText, placed
 from lockstep.common.data.folder import table_at
 from lockstep.common.errors import DataError, JobError, UsageError
 from lockstep.common.files.safetensors import write
-from lockstep.common.job.job import DENSE, Job
+from lockstep.common.job.job import CONV, DENSE, Job
 from lockstep.common.model.initial import INITIAL
 from lockstep.common.model.source import MARK
 from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import packed_source, unwatched
-from lockstep.packing.files import table_files
+from lockstep.packing.files import has_classes, table_files
 from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, known_encoding
 from lockstep.runs.job_data import values_of_data, with_data_values
 from lockstep.runs.job_file import resolve
@@ -44,17 +44,17 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 def takes_data_in_one(function: Call) -> Call:
-    """Let a function of a model and its data take a table alone, which `dense` learns from then.
+    """Let a function of a model and its data take a table alone, which `dense` learns from then, or pictures (`conv`).
 
     It raises `DataError` with the right call if x and y are given one by one.
     """
 
     @wraps(function)
     def called(*given: Any, **values: Any) -> Any:
-        if len(given) == 1 and "data" not in values and is_table(given[0]):
-            given = (DENSE, given[0])
-        elif not given and "model" not in values and is_table(values.get("data")):
-            given = (DENSE,)
+        if len(given) == 1 and "data" not in values and (model := _model_for(given[0])):
+            given = (model, given[0])
+        elif not given and "model" not in values and (model := _model_for(values.get("data"))):
+            given = (model,)
         if len(given) > 2:
             raise DataError(
                 f"data is one argument, and {len(given) - 1} were given after the model: expected "
@@ -63,6 +63,14 @@ def takes_data_in_one(function: Call) -> Call:
         return function(*given, **values)
 
     return cast("Call", called)
+
+
+def _model_for(data: Any) -> str:
+    """Return the model that learns from a table or a folder of pictures; empty for other data, which needs one."""
+    if is_table(data):
+        return DENSE
+    is_folder = isinstance(data, str | Path) and Path(data).is_dir()
+    return CONV if is_folder and has_classes(Path(data)) else ""
 
 
 def named_arrays(data: Any) -> dict[str, NDArray[Any]]:

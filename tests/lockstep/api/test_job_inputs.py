@@ -272,3 +272,16 @@ def test_a_dataset_whose_samples_cannot_be_counted_is_named(kind: str, text: str
     part = type(kind, (), {"__getitem__": lambda _, place: (0.0, place)})()
     with pytest.raises(DataError, match=text):
         named_arrays((part, part))
+
+
+def test_pictures_need_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pytest.importorskip("PIL.Image")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, shade in (("night", 20), ("noon", 220)):
+        (tmp_path / "skies" / name).mkdir(parents=True)
+        for number in range(10):
+            image.new("L", (8, 8), shade + number).save(tmp_path / "skies" / name / f"{number}.png")
+    brief: dict[str, Any] = {"workers": 0, "steps": 2, "global_batch": 8, "verbose": False}
+    run = fit(str(tmp_path / "skies"), run_dir=tmp_path / "run", **brief)
+    assert (run.job.model_name(), run.class_names) == ("conv", ["night", "noon"])
+    assert run.weights_sha256 == fit("conv", tmp_path / "skies", run_dir=tmp_path / "two", **brief).weights_sha256
