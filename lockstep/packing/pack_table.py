@@ -170,8 +170,8 @@ def opened_frame(frame: Any, advance: Advance, options: PackOptions) -> StreamTa
         )
     try:
         schema = pa.RecordBatchReader.from_stream(frame).schema
-    except _NOT_TAKEN as error:
-        frame = _with_texts(named, frame, options, error)
+    except _NOT_TAKEN:
+        frame = _with_texts(named, frame, options)
         schema = frame.schema
     return StreamTable(named, advance, length, options, schema, lambda: pa.RecordBatchReader.from_stream(frame))
 
@@ -181,14 +181,10 @@ def is_lazy(frame: Any) -> bool:
     return hasattr(frame, "collect") and not hasattr(frame, "__arrow_c_stream__")
 
 
-def _with_texts(named: str, frame: Any, options: PackOptions, error: Exception) -> pa.Table:
-    """Return a frame whose columns of mixed objects are texts, as they would be in a file; DataError for other objects.
-
-    `error` is Arrow's, which is raised if the frame does not give its columns one by one.
-    """
+def _with_texts(named: str, frame: Any, options: PackOptions) -> pa.Table:
+    """Return a frame whose columns of mixed objects are texts, as in a file; DataError for other objects."""
     if not hasattr(frame, "columns") or not hasattr(frame, "__getitem__"):
-        reason = one_line(str(error), 200)
-        raise DataError(f"{named} has a column that Arrow cannot take ({reason}): expected numbers and texts") from None
+        raise DataError(f"{named} has no columns: expected a data frame; pandas.DataFrame([row]) makes one of one row")
     names = list(map(str, frame.columns))
     arrays = []
     for name, column in zip(names, frame.columns, strict=True):

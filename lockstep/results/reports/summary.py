@@ -213,10 +213,10 @@ def on_length(result: RunResult) -> str:
     (lowest, _), (before, _), (last, _) = held_out[best], held_out[at], held_out[-1]
     number = history[-1].epoch
     if last > RISEN * lowest and _gain(held_out[best], held_out[-1]) <= 0.0 and result.weights_epoch == number:
-        split = "validation_split = 0.1 and " if name == "test" else ""
+        split = "--validation-split 0.1 " if name == "test" else ""
         return (
-            f"the {name} loss was lowest in epoch {history[best].epoch} ({lowest:.4g}; {last:.4g} at the end): set "
-            f"{split}keep_best = true to end with the weights of the best epoch"
+            f"the {name} loss was lowest in epoch {history[best].epoch} ({lowest:.4g}; {last:.4g} at the end): "
+            f"{split}--keep-best would end with the weights of the best epoch"
         )
     if last > lowest or not _gain(held_out[at], held_out[-1]) > WORTHWHILE:
         return ""

@@ -301,6 +301,12 @@ def test_a_frame_whose_rows_are_not_computed_is_refused_with_what_to_do(tmp_path
         packed(LazyFrame(), tmp_path / "new")
 
 
+def test_one_row_is_refused_with_what_makes_a_frame_of_it(tmp_path: Path) -> None:
+    text = r"the dict has no columns: expected a data frame; pandas.DataFrame\(\[row\]\) makes one of one row"
+    with pytest.raises(DataError, match=text):
+        pack_table.opened_frame({"a": 1.0, "b": "north"}, lambda _: None, PackOptions(target=("y",)))
+
+
 def test_a_table_without_rows_is_not_damaged(tmp_path: Path) -> None:
     parquet.write_table(
         pa.table({"a": pa.array([], pa.float64()), "y": pa.array([], pa.float64())}), tmp_path / "t.parquet"

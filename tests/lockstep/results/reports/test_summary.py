@@ -118,8 +118,8 @@ STILL_FALLS = (
 
 #: That of a run whose test loss was lowest in its second epoch.
 HAS_RISEN = (
-    "the test loss was lowest in epoch 2 (0.7; 0.8 at the end): set validation_split = 0.1 and keep_best = true to end "
-    "with the weights of the best epoch"
+    "the test loss was lowest in epoch 2 (0.7; 0.8 at the end): --validation-split 0.1 --keep-best would end with the "
+    "weights of the best epoch"
 )
 
 LEARNING = {
