@@ -53,14 +53,19 @@ class KernelCalls:
         self.rows = rows
         #: The arrays that the addresses point to.
         self.arrays = arrays
-        self._run, self._address, self._count = run, rows.ctypes.data, len(rows)
+        self._run, self._address, self._count = run, _address(rows), len(rows)
 
     def __call__(self) -> None:
         self._run(self._address, self._count)
 
-    def moved(self, by: NDArray[np.int64], arrays: Sequence[Array]) -> "KernelCalls":
-        """Return the same calls with other addresses, in arrays that begin together with one of these, or theirs."""
-        return KernelCalls(self.rows + by, [*self.arrays, *arrays], self._run)
+    def repeated(self, by: NDArray[np.int64], count: int, arrays: Sequence[Array]) -> list["KernelCalls"]:
+        """Return these calls and others, each with addresses that lie by so much behind those of the one before.
+
+        They are in arrays that begin together with one of these, or theirs.
+        """
+        held = [*self.arrays, *arrays]
+        rows = self.rows + by * np.arange(count)[:, np.newaxis, np.newaxis]
+        return [KernelCalls(each, held, self._run) for each in rows]
 
     def joined(self, others: Sequence["KernelCalls"]) -> "KernelCalls":
         """Return these calls and others behind them."""

@@ -285,7 +285,7 @@ def _evenly(first: Instruction, second: Instruction, last: Instruction, count: i
     step = second.rows - first.rows
     if not np.array_equal(last.rows, first.rows + (count - 1) * step):
         return None
-    return [first.moved(number * step, last.arrays) for number in range(count)]
+    return first.repeated(step, count, last.arrays)
 
 
 def bind_momentum(
