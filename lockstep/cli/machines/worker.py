@@ -25,7 +25,7 @@ from lockstep.common.runtime.environment import (
 )
 from lockstep.common.runtime.notice import notice
 from lockstep.common.statemachine.client import ClientConfig, Exit
-from lockstep.common.transport.address import TcpAddress, parse
+from lockstep.common.transport.address import IpcAddress, TcpAddress, parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.zeromq.ports import dial, server_at, wait_for_any
@@ -286,8 +286,7 @@ def supervise(request: WorkerRequest, count: int) -> int:
 
 def share_machine(request: WorkerRequest) -> int:
     """Start processes of this machine's team while it needs them, until the run is over; return the exit code."""
-    # Others would be another run or user, compute other bits, or leave cores idle.
-    run = f"{request.addresses()[0]} {request.key} {core_numbers()} {network_id()} {fingerprint()}"
+    run = team_name(request)
     say(f"connecting to {request.address}")
     with starter() as start, MachineTeam.of(run, request.processes, request.limit, shared_root(), say) as team:
 
@@ -300,6 +299,17 @@ def share_machine(request: WorkerRequest) -> int:
 
         ended = team.run(supervise_view)
     return conclude(ended, is_silent=ended.code != 0)
+
+
+def team_name(request: WorkerRequest) -> str:
+    """Return the name of the team that commands of this machine share.
+
+    Others would be another run or user, compute other bits, or leave cores idle.
+    """
+    server = parse(request.addresses()[0])
+    # Next to another folder, the same relative path is another server's.
+    address = server.path.absolute() if isinstance(server, IpcAddress) else server
+    return f"{address} {request.key} {core_numbers()} {network_id()} {fingerprint()}"
 
 
 def shard_places(request: WorkerRequest) -> list[ProcessPlace]:
