@@ -109,14 +109,23 @@ def _values(runs: Sequence[ComparedRun]) -> Iterator[ComparedValue]:
     if not all(run.job for run in runs):
         return
     flat = [_recorded(run) for run in runs]
+    if any("model" in each for each in flat):
+        # One that is described layer by layer has nothing in common with one that is named but its name.
+        flat = [{"model": each.get("model.class"), **_without("model.", each)} for each in flat]
     for name in dict.fromkeys(name for each in flat for name in each):
         yield ComparedValue(name=name, values=_texts([each.get(name) for each in flat]))
+
+
+def _without(beginning: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if not name.startswith(beginning)}
 
 
 def _recorded(run: ComparedRun) -> dict[str, Any]:
     """Return the values of a run's job by name, and the options with which its data was packed, as flags."""
     origin = Origin(source="") if run.receipt.data is None else run.receipt.data.origin
     packing = {**msgspec.to_builtins(PackOptions()), **origin.options}
+    if packing["one_hot"] is None and run.receipt.data is not None:  # then the columns decide
+        packing["one_hot"] = [column.name for column in run.receipt.data.columns if column.one_hot]
     # Data that was packed on the way is in the cache, by a name that no person gave.
     source = {"data": origin.source} if origin.source else {}
     return {**dict(_flat("", run.job)), **source, **{one_line(flag(name)): value for name, value in packing.items()}}

@@ -234,7 +234,8 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
     its model is not the one of its receipt, or is code that this user has not agreed to run.
     """
     if not has_begun(folder):
-        raise JobError(f"{str(folder)!r} holds no run to resume: expected a run folder, with its {JOB}")
+        why = ", because `lockstep share` leaves checkpoints out" if folder.is_file() else ""
+        raise JobError(f"{str(folder)!r} holds no run to resume{why}: expected a run folder, with its {JOB}")
     check_records(folder)
     # A resumed run waits for other workers than it began with.
     values = {key: value for key, value in read_values(folder / JOB).items() if key != "min_workers"}

@@ -51,7 +51,11 @@ class RunOrAddress(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the text, for a file that of the folder of its run."""
-        return str(unpacked(Path(value))) if Path(value).is_file() else str(value)
+        path = Path(value)
+        # A folder may begin to exist while its page is shown; a file was sent, or is another one.
+        if path.suffix == ".zip" and not path.exists():
+            self.fail(f"there is no file {str(value)!r}: expected one of `lockstep share`", param, ctx)
+        return str(unpacked(path)) if path.is_file() else str(value)
 
 
 def unpacked(path: Path) -> Path:

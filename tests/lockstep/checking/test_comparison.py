@@ -140,6 +140,15 @@ def test_a_value_within_a_model_is_named_by_its_place(tmp_path: Path) -> None:
     assert "model" not in found
 
 
+def test_a_model_by_name_and_one_of_layers_differ_in_one_line(tmp_path: Path) -> None:
+    net = describe(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
+    runs = [record(tmp_path / "a"), record(tmp_path / "b", model=net)]
+    found = {value.name: value.values for value in differences([read_compared(path) for path in runs])}
+    assert {name: values for name, values in found.items() if name.startswith("model") and "SHA" not in name} == {
+        "model": ["linear", "Sequential"]
+    }
+
+
 def test_the_options_of_packing_that_differ_are_named_as_flags(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,19 +156,20 @@ def test_the_options_of_packing_that_differ_are_named_as_flags(
     rows = [f"{row % 7},{('oslo', 'rome', 'bonn')[row % 3]},{row % 5 / 4}" for row in range(300)]
     table.write_text("\n".join(["size,city,price", *rows, ""]))
     runs = []
-    for inputs, options in ((2, ["--missing", "mean"]), (4, ["--one-hot", "city", "--no-standardize"])):
-        folder = tmp_path / f"inputs-{inputs}"
+    flags_each = {"a": ["--missing", "mean"], "b": ["--drop", "size", "--one-hot", "city", "--no-standardize"]}
+    for name, options in flags_each.items():
+        folder, inputs = tmp_path / f"data-{name}", 3 + (name == "a")
         assert run(["pack", str(table), str(folder), "--target", "price", *options]) == 0
         net = describe(nn.Sequential(nn.Linear(inputs, 1)))
-        runs.append(record(tmp_path / f"run-{inputs}", data=str(folder), model=net, loss="mse"))
+        runs.append(record(tmp_path / name, data=str(folder), model=net, loss="mse"))
     found = {value.name: value.values for value in differences([read_compared(path) for path in runs])}
     flags = {name: values for name, values in found.items() if name.startswith("--")}
-    assert flags == {"--missing": ["mean", "none"], "--one-hot": ["none", "city"], "--standardize": ["yes", "no"]}
+    assert flags == {"--missing": ["mean", "none"], "--drop": ["none", "size"], "--standardize": ["yes", "no"]}
     # Both are of one table, whatever folders it was packed into.
     assert "data" not in found
     capsys.readouterr()
     assert run(["verify", str(runs[0]), "--against", str(runs[1])]) == 1
-    assert "; --one-hot: none here, city there; " in capsys.readouterr().err
+    assert "; --drop: none here, size there; " in capsys.readouterr().err
 
 
 def test_runs_are_next_to_one_another_in_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
