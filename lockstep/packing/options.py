@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.data.columns import LONGEST_TEXT
-from lockstep.common.data.folder import FolderManifest, Origin, flag
+from lockstep.common.data.folder import FolderManifest, Kind, Origin, flag
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.losses import LossKind, kind_of
@@ -75,6 +75,19 @@ DIRECT = (
 )
 #: Those that are names of columns, of which there may be several.
 COLUMN_LISTS = ("target", "columns", "drop", "categories", "one_hot", "numbers")
+
+#: The options that data of one kind has, and no other.
+OF_KIND: dict[Kind, tuple[str, ...]] = {
+    "table": (*COLUMN_LISTS, "task", "missing", "na", "standardize", "delimiter", "encoding", "decimal"),
+    "pictures": ("size", "grayscale"),
+    "arrays": ("labels",),
+}
+#: The data that such an option is for, and data of that kind, for a person.
+KIND_TEXTS: dict[Kind, tuple[str, str]] = {
+    "table": ("tables", "is a table"),
+    "pictures": ("pictures", "has pictures"),
+    "arrays": ("arrays", "has arrays"),
+}
 
 
 @dataclass
@@ -180,6 +193,13 @@ class PackOptions:
         """Return the names of the options that are not the default."""
         default, known = PackOptions(), [each.name for each in fields(self) if each.compare]
         return [name for name in known if getattr(self, name) != getattr(default, name)]
+
+    def check_kind(self, kind: Kind, source: str) -> None:
+        """Raise DataError if an option was given that only data of another kind has."""
+        for other, names in OF_KIND.items():
+            if other != kind and (given := [name for name in self.changed() if name in names]):
+                text = f"{self.spelled(given[0])} is for {KIND_TEXTS[other][0]}"
+                raise DataError(f"{text}, and {one_line(source)!r} {KIND_TEXTS[kind][1]}: leave it out")
 
     def texts(self) -> dict[str, str]:
         """Return the given options."""

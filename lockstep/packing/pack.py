@@ -24,6 +24,7 @@ from lockstep.runs.own_command import demand
 def pack(source: str, destination: Path, options: PackOptions, watch: Watch = lambda share: None) -> Packed:
     """Pack a source into a new folder; DataError if it cannot be done, and nothing is left of it then."""
     kind = kind_of(source)
+    options.check_kind(kind, source)
     if kind == "table":
         demand("pyarrow", "data", f"packing {source}")
         # Imported here and below, since the extra may not be installed.

@@ -61,5 +61,9 @@ def find_lr(
         figures = {name: getattr(test, name) for name in FIGURES}
         click.echo(msgspec.json.encode({**figures, "rates": test.rates.tolist(), "losses": test.losses.tolist()}))
         return
+    optimizer = resolved.optimizer if resolved.local_steps == 1 else resolved.local_optimizer
+    print_plainly(
+        Console(stderr=True, highlight=False), f"for {optimizer} and batches of {resolved.global_batch} samples:"
+    )
     for name in FIGURES:
         print_plainly(Console(highlight=False), f"{name.replace('_', ' '):<11} {getattr(test, name):.2g}")

@@ -57,6 +57,20 @@ def test_a_table_next_to_the_classes_is_not_the_data(folder: Path) -> None:
     assert sizes(packed(folder)) == (16, 4)
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"target": ("y",)}, "--target is for tables, and "),
+        ({"one_hot": ("y",), "grayscale": True}, "--one-hot is for tables"),
+        ({"labels": Path("y.npy")}, "--labels is for arrays"),
+    ],
+)
+def test_options_of_other_data_are_refused(folder: Path, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(DataError, match=re.escape(text)):
+        pack(str(folder), folder.parent / "new", PackOptions(**options))
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 def test_a_set_to_test_with_lies_next_to_train(folder: Path) -> None:
     for name in ("red", "blue"):
         picture(folder / "val" / name / "1.png")

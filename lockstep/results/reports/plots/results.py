@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.data.columns import unscaled
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError, UsageError
 from lockstep.results.evaluation.assessment import Assessment, assess, probabilities_of
@@ -122,8 +123,14 @@ def worst_mistakes(assessment: Assessment) -> Figure:
 
 
 def regression_outputs(assessment: Assessment) -> Figure:
-    """Return the outputs of a regression over the targets, one panel per target; correct ones lie on the line."""
-    figures, outputs, targets = assessment.fit[:MOST_TARGETS], assessment.outputs, assessment.targets
+    """Return the outputs of a regression over the targets, one panel per target; correct ones lie on the line.
+
+    Both are in the units of the table.
+    """
+    figures, columns = assessment.fit[:MOST_TARGETS], assessment.columns
+    outputs, targets = (
+        unscaled(scaled, columns) if columns else scaled for scaled in (assessment.outputs, assessment.targets)
+    )
     figure = new_figure(4.8 * len(figures), 4.6)
     for axes, fit in zip(figure.subplots(1, len(figures), squeeze=False).flat, figures, strict=True):
         x, y = targets[:, fit.target], outputs[:, fit.target]
@@ -131,7 +138,7 @@ def regression_outputs(assessment: Assessment) -> Figure:
         axes.plot(ends, ends, color="#555555", linewidth=0.8)
         axes.plot(x, y, ".", color=colour(0), markersize=3, alpha=max(0.15, min(1.0, 500 / len(x))))
         r2 = "" if fit.r2 is None else f", R² {fit.r2:.4f}"
-        tidy(axes, title=f"root mean squared error {fit.mse**0.5:.3g}{r2}", x="target", y="output")
+        tidy(axes, title=f"root mean squared error {fit.mse**0.5:.3g}{r2}", x=fit.name or "target", y="output")
     return figure
 
 

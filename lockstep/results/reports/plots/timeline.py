@@ -23,6 +23,9 @@ BINS = 160
 #: Steps that are shown in time, and by place; most workers whose leases are labelled.
 TIMED_STEPS, PLACED_STEPS, MOST_LABELLED_WORKERS = 6, 12, 24
 
+#: The share of the axis that a step takes at least if there is room for its name.
+NAMED = 0.07
+
 #: The colour of unused shares, and how their bars look.
 UNUSED = "#D55E00"
 NOT_USED: Mapping[str, Any] = {"color": "none", "edgecolor": UNUSED, "hatch": "////"}
@@ -85,7 +88,7 @@ def leases(axes: Axes, curves: RunCurves, workers: WorkerTimeline) -> None:
     """Plot the leases of some steps."""
     steps = timed_steps(curves, workers)
     if steps:
-        _in_time(axes, steps, workers)
+        in_time(axes, steps, workers)
     else:
         _by_place(axes, workers)
 
@@ -128,7 +131,8 @@ def _is_timed(share: ComputedShare) -> bool:
     return share.ended_s is not None
 
 
-def _in_time(axes: Axes, steps: Sequence[TimedStep], workers: WorkerTimeline) -> None:
+def in_time(axes: Axes, steps: Sequence[TimedStep], workers: WorkerTimeline) -> None:
+    """Draw steps as long as they lasted, with the shares of all workers."""
     end_s = steps[-1].ended_s
     for step in steps:
         unused = [share for share in workers.unused if share.step == step.step and _is_timed(share)]
@@ -141,7 +145,9 @@ def _in_time(axes: Axes, steps: Sequence[TimedStep], workers: WorkerTimeline) ->
         axes.barh(row, 1e3 * step.update_s, left=1e3 * step.began_s, height=0.8, color=PARTS["update"])
         axes.axvline(1e3 * step.began_s, color="#888888", linewidth=0.8)
         place = 1e3 * (step.began_s + step.ended_s) / 2
-        axes.annotate(f"step {step.step}", (place, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom")
+        if step.ended_s - step.began_s > NAMED * end_s:
+            named = f"step {step.step}"
+            axes.annotate(named, (place, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom")
     axes.axvline(1e3 * steps[-1].ended_s, color="#888888", linewidth=0.8)
     tidy(axes, title="leases in time: which micro-batches each worker computed, and when", x="milliseconds", y="worker")
     axes.set_title(axes.get_title(), pad=18)

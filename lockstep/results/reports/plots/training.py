@@ -65,13 +65,12 @@ class Names(NamedTuple):
 
     of_step: str
     of_test: str
-    #: Empty if a validation does not have it.
     of_validation: str
 
 
 LOSSES = Names("loss", "test_loss", "val_loss")
 ACCURACIES = Names("accuracy", "test_accuracy", "val_accuracy")
-R2 = Names("r2", "test_r2", "")
+R2 = Names("r2", "test_r2", "val_r2")
 
 
 def _plot(axes: Axes, run: RunCurves, names: Names, colour: str, width: float) -> None:
@@ -81,7 +80,7 @@ def _plot(axes: Axes, run: RunCurves, names: Names, colour: str, width: float) -
     axes.plot(*thinned(steps, line), color=colour, linewidth=width, label=f"{run.name}: training")
     for name, kind, marker in ((names.of_test, "test", "o--"), (names.of_validation, "validation", "s:")):
         ended = [epoch for epoch in run.epochs if epoch.epoch in run.ends]
-        ended = [epoch for epoch in ended if name and getattr(epoch, name) is not None]
+        ended = [epoch for epoch in ended if getattr(epoch, name) is not None]
         if ended:
             places, figures = [run.ends[epoch.epoch] for epoch in ended], [getattr(epoch, name) for epoch in ended]
             size, label = 5 + width, f"{run.name}: {kind}"

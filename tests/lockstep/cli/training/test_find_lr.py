@@ -18,7 +18,9 @@ def data(tmp_path: Path) -> list[str]:
 
 def test_three_figures(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["find-lr", *BRIEF, *data, "--tries", "60"]) == 0
-    lines = [line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1] == "for sgd and batches of 32 samples:"
+    lines = [line.rsplit(maxsplit=1) for line in out.splitlines()]
     assert [name for name, _ in lines] == ["suggestion", "steepest", "at minimum"]
     assert all(1e-6 <= float(rate) <= 10.0 for _, rate in lines)
 

@@ -13,13 +13,18 @@ from lockstep.ps.records.run_folder import RunFolder
 
 
 def write_steps(
-    folder: Path, steps: Sequence[int], loss: float = 2.0, validation: tuple[float, float] | None = None
+    folder: Path,
+    steps: Sequence[int],
+    loss: float = 2.0,
+    validation: tuple[float, float] | None = None,
+    score: str = "accuracy",
 ) -> None:
     """Append the figures of steps of 4 to an epoch, each of half a second, and of each epoch that they end.
 
-    `validation` are loss and accuracy of a validation set, in a run that has one.
+    `validation` are loss and score of a validation set, in a run that has one.
     """
-    chosen_by = {} if validation is None else dict(zip(("val_loss", "val_accuracy"), validation, strict=True))
+    chosen_by = {} if validation is None else dict(zip(("val_loss", f"val_{score}"), validation, strict=True))
+    scored: dict[str, Any] = {score: 0.5}
     folder.mkdir(exist_ok=True)
     run = RunFolder(folder)
     for step in steps:
@@ -28,18 +33,18 @@ def write_steps(
                 epoch=step // 4 + 1,
                 step=step,
                 loss=loss / (step + 1),
-                accuracy=0.5,
                 lr=0.1,
                 samples=8,
                 round_s=0.5,
                 mean_s=0.2,
                 slowest_s=0.3,
                 update_s=0.1,
+                **scored,
             )
         )
         if step % 4 == 3:
-            test = {"test_loss": 0.25, "test_accuracy": 0.75, "wall_s": 3.0}
-            figures: dict[str, Any] = {"loss": 1.0, "accuracy": 0.5, **test, **chosen_by}
+            test = {"test_loss": 0.25, f"test_{score}": 0.75, "wall_s": 3.0}
+            figures: dict[str, Any] = {"loss": 1.0, **scored, **test, **chosen_by}
             run.add_record(EpochRecord(epoch=step // 4 + 1, weights_sha256="00", **figures))
     run.close()
 

@@ -12,9 +12,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from lockstep import nn
+from lockstep.common.data.columns import Column
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError
 from lockstep.common.files.sanitize import cut
+from lockstep.common.job.objective import Objective
 from lockstep.common.job.tally import Tally
 from lockstep.results.evaluation.assessment import Assessment
 from lockstep.results.evaluation.figures import MOST_NAME
@@ -23,6 +25,7 @@ from lockstep.results.reports.plots.results import (
     confusion_matrix,
     first_images,
     first_layer,
+    regression_outputs,
     worst_mistakes,
 )
 from lockstep.results.reports.plots.style import logarithmic, new_figure
@@ -66,6 +69,12 @@ def test_validations_have_marks_of_their_own(tmp_path: Path) -> None:
     assert marks.get_label() == "a: validation"
     assert (xs(marks).tolist(), ys(marks).tolist()) == ([4, 8], [0.125, 0.125])
     assert ys(accuracy.get_lines()[2]).tolist() == [0.875, 0.875]
+
+
+def test_validations_of_a_regression_have_marks_too(tmp_path: Path) -> None:
+    write_steps(tmp_path / "a", range(8), validation=(0.125, 0.875), score="r2")
+    _, r2, _ = learning([read_curves(tmp_path / "a")]).axes
+    assert ys(r2.get_lines()[2]).tolist() == [0.875, 0.875]
 
 
 def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
@@ -180,6 +189,18 @@ def assessment(logits: list[list[float]], shape: tuple[int, ...] = (1, 2, 2)) ->
     labels = np.arange(len(logits), dtype=np.int64) % 2
     images = np.zeros((len(logits), *shape), np.uint8)
     return Assessment(Dataset(images, labels, 2), Tally(), np.array(logits, np.float32))
+
+
+def test_answers_are_in_the_units_of_the_table() -> None:
+    targets, outputs = np.array([[-1.0], [0.5], [2.0]], np.float32), np.array([[-0.5], [0.5], [1.5]], np.float32)
+    dataset = Dataset(np.zeros((3, 2), np.float32), targets, 0)
+    column = Column(name="price", mean=100.0, std=20.0)
+    found = Assessment(dataset, Tally(), outputs, Objective("mse"), columns=(column,))
+    (axes,) = regression_outputs(found).axes
+    line, points = axes.get_lines()
+    assert (xs(points).tolist(), ys(points).tolist()) == ([80.0, 110.0, 140.0], [90.0, 110.0, 130.0])
+    assert xs(line).tolist() == [80.0, 140.0]
+    assert (axes.get_xlabel(), axes.get_title()) == ("price", "root mean squared error 8.16, R² 0.8889")
 
 
 def test_the_worst_mistakes_come_first() -> None:

@@ -15,7 +15,15 @@ from matplotlib.patches import Rectangle
 from lockstep.ps.records.ledger import UnusedWork
 from lockstep.results.reports.plots.curves import read_curves
 from lockstep.results.reports.plots.style import PARTS, colour
-from lockstep.results.reports.plots.timeline import UNUSED, bars_of, leases, shown_steps, timed_steps
+from lockstep.results.reports.plots.timeline import (
+    UNUSED,
+    TimedStep,
+    bars_of,
+    in_time,
+    leases,
+    shown_steps,
+    timed_steps,
+)
 from lockstep.results.reports.plots.worker_timeline import ComputedShare, read_timeline
 from tests.lockstep.results.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
 
@@ -51,6 +59,15 @@ def test_leases_are_drawn_in_time(tmp_path: Path) -> None:
     labels = [text.get_text() for text in axes.texts]
     assert labels[:3] == ["0-1", "2", "step 0"]
     assert axes.get_xlim() == (0, 2500)
+
+
+def test_steps_without_room_for_a_name_have_none(tmp_path: Path) -> None:
+    steps = [TimedStep(0, 0.0, 0.01, 0.0), TimedStep(1, 0.01, 0.02, 0.0), TimedStep(2, 0.02, 0.5, 0.0)]
+    write_steps(tmp_path, range(5))
+    write_ledger(tmp_path, TIMED_LEDGER)
+    axes = Figure().subplots()
+    in_time(axes, steps, read_timeline(tmp_path))
+    assert [text.get_text() for text in axes.texts if text.get_text().startswith("step")] == ["step 2"]
 
 
 def test_who_was_waited_for_is_marked(tmp_path: Path) -> None:
