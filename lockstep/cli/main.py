@@ -265,7 +265,14 @@ def _meant(error: click.NoSuchOption) -> str:
     name = ELSEWHERE.get(error.option_name.lstrip("-").replace("-", "_"))
     flag = f"--{(name or '').replace('_', '-')}"
     known = () if error.ctx is None else [option for each in error.ctx.command.params for option in each.opts]
-    return f" (did you mean {flag!r}?)" if flag in known else nearest(error.option_name, error.possibilities or ())
+    if flag in known:
+        return f" (did you mean {flag!r}?)"
+    # Imported here, since it is needed by errors only.
+    from lockstep.packing.options import DIRECT
+
+    if "--data" in known and error.option_name.lstrip("-").replace("-", "_") in DIRECT:
+        return ": a table is packed first, with `lockstep pack`"
+    return nearest(error.option_name, error.possibilities or ())
 
 
 def _parameter(error: click.BadParameter) -> str:

@@ -28,7 +28,7 @@ from lockstep.common.transport.diagnosis import Stage
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.launch.client import no_answer
 from lockstep.launch.endpoints import credential_of, dial_with, keyed
-from lockstep.results.reports.display import epoch_line, figures, in_teams, place, print_plainly, workers_table
+from lockstep.results.reports.display import epoch_line, figures, in_teams, place, print_plainly, thinned, workers_table
 
 #: Seconds between two looks for failed handshakes: the server has another key then.
 HANDSHAKE_S = 0.05
@@ -127,10 +127,10 @@ def show(console: Console, answer: Status) -> None:
 
 
 def status_lines(answer: Status) -> list[str]:
-    """Return the progress of a run: its finished epochs, where it is now, and how many peers were rejected."""
+    """Return the progress of a run: some of its finished epochs, where it is now, and how many peers were rejected."""
     return [
         f"run {answer.run}  model {answer.model}  {answer.phase}",
-        *(epoch_line(epoch, answer.epochs) for epoch in answer.history),
+        *(epoch_line(epoch, answer.epochs) for epoch in thinned(answer.history)),
         place(answer),
         figures(answer),
         *([f"{in_teams(sum(one.processes for one in answer.workers), len(answer.workers))}"] if answer.workers else []),

@@ -191,6 +191,12 @@ def stride_of(epochs: int) -> int:
     return next(stride for stride in strides if epochs <= MOST_EPOCHS * stride)
 
 
+def thinned(history: Sequence[EpochRecord], *kept: int) -> list[EpochRecord]:
+    """Return the first and the last epoch, those that are to be kept, and some between."""
+    stride, ends = stride_of(len(history)), {each.epoch for each in (*history[:1], *history[-1:])}
+    return [each for each in history if each.epoch in {*ends, *kept} or not each.epoch % stride]
+
+
 def epoch_line(epoch: EpochRecord, epochs: int, *, has_test: bool = True) -> str:
     """Return a finished epoch as a line."""
     return (

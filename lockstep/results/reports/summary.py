@@ -15,7 +15,7 @@ from lockstep.common.job.score import Score
 from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.display import in_teams, print_plainly, stride_of
+from lockstep.results.reports.display import in_teams, print_plainly, thinned
 from lockstep.runs.cost_model import Measured, fitted
 
 #: Seconds of training below which times mean nothing.
@@ -38,9 +38,7 @@ LONG_HEADINGS, WIDE_GAPS = 5, 7
 
 def show_summary(console: Console, result: RunResult, folder: Path | None) -> None:
     """Print the epochs and the figures of a run."""
-    epochs = len(result.history)
-    kept, stride = {1, epochs, result.weights_epoch}, stride_of(epochs)
-    shown = [each for each in result.history if each.epoch in kept or not each.epoch % stride]
+    epochs, shown = len(result.history), thinned(result.history, result.weights_epoch)
     console.print(epochs_table(shown))
     if len(shown) < epochs and folder is not None:
         print_plainly(console, f"{len(shown)} of {epochs} epochs; metrics.jsonl in the run's folder has all")

@@ -54,6 +54,10 @@ MISTAKES = {
         [*HERE, "--learning-rate", "3"],
         "no such option '--learning-rate' (did you mean '--lr'?): see",
     ),
+    "option of tables": (
+        ["server", "--data", "x.csv", "--target", "y"],
+        "no such option '--target': a table is packed first, with `lockstep pack`: see",
+    ),
     "option of another command": (["predict", "run", "--batch-size", "3"], "no such option '--batch-size': see"),
     "resume": (["resume"], "no such command 'resume' (did you mean 'train --resume'?): see `lockstep --help`"),
     "list": (["list"], "no such command 'list' (did you mean 'watch'?): see `lockstep --help`"),

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import msgspec
 import pytest
 
 from lockstep.cli.machines.status import ask_run, status_lines
@@ -13,7 +14,7 @@ from lockstep.common.transport.auth.curve import new_pair
 from lockstep.common.transport.diagnosis import ENOUGH_FAILURES
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.zeromq.ports import serve
-from tests.lockstep.statuses import status, worker
+from tests.lockstep.statuses import EPOCH, status, worker
 
 
 def test_a_standby_is_asked_with_a_key_of_its_own() -> None:
@@ -56,6 +57,12 @@ def test_workers_and_teams_are_counted() -> None:
     lines = status_lines(status(workers=[worker(0, processes=4), worker(1, processes=2)]))
     assert lines[-1] == "6 workers in 2 teams"
     assert not [line for line in status_lines(status(workers=[])) if "team" in line]
+
+
+def test_of_many_epochs_some_are_shown() -> None:
+    history = [msgspec.structs.replace(EPOCH, epoch=epoch) for epoch in range(1, 183)]
+    lines = [line for line in status_lines(status(history=history, epochs=300)) if line.startswith("epoch ")]
+    assert [line.split()[1] for line in lines] == [f"{epoch}/300" for epoch in (1, *range(10, 181, 10), 182)]
 
 
 def test_the_host_of_each_slice_is_shown() -> None:
