@@ -564,14 +564,10 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
 
     def _take_over(self, reason: str) -> list[StandbyEffect]:
         self.phase = StandbyPhase.TAKING_OVER
-        held, offer = self.mirror.held, self.offer
-        assert held is not None
-        assert offer is not None
-        # It leads the run that is in its folder. In another one, of which not all is here, it may have another place.
-        led = offer if offer.term.run == held.term.run else held
-        seen = max(led.term.number, self.claims.highest())
+        led = self.mirror.led(self.offer)
+        place, seen = (0, 0) if led is None else (led.place, led.term.number)
         text = f"takes over, from step {self.mirror.step}: {reason}"
-        return [Report(text=text), TakeOver(number=next_number(led.place, seen), reason=reason)]
+        return [Report(text=text), TakeOver(number=next_number(place, max(seen, self.claims.highest())), reason=reason)]
 
     # Time passes
 
