@@ -190,13 +190,11 @@ class SliceGroup:
     def _on_ack(self, member: ShardMember, ack: SumsAck) -> list[Event]:
         if ack.step != self.updates or self.update.phase is not UpdatePhase.DONE:
             return []
-        happened: list[Event] = []
-        for rank, lo, hi in ack.sums:
-            having = self.confirmed.setdefault((rank, Node(lo, hi)), set())
-            having.add(member.index)
-            if len(having) == self.shards.others:
-                happened.append(SumsAcknowledged(rank=rank, node=Node(lo, hi)))
-        return happened
+        sums = [(rank, Node(lo, hi)) for rank, lo, hi in ack.sums]
+        for each in sums:
+            self.confirmed.setdefault(each, set()).add(member.index)
+        everywhere = [each for each in sums if len(self.confirmed[each]) == self.shards.others]
+        return [SumsAcknowledged(rank=rank, node=node) for rank, node in everywhere]
 
     def on_left(self, peer: bytes, reason: str) -> list[Event]:
         """Handle that a shard is gone."""
