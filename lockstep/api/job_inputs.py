@@ -25,18 +25,17 @@ from lockstep.packing.cache import packed_source, unwatched
 from lockstep.packing.files import has_classes, table_files
 from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, known_encoding
 from lockstep.runs.job_data import values_of_data, with_data_values
-from lockstep.runs.job_file import resolve
+from lockstep.runs.job_file import SHIPPED, resolve
 from lockstep.runs.own_command import demand
-from lockstep.runs.run_dir import MODEL
+from lockstep.runs.run_dir import DATA, DATA_FOLDER, MODEL
 
 #: `((x_train, y_train), (x_test, y_test))`, as Keras has it.
 Arrays = tuple[tuple[ArrayLike, ArrayLike], tuple[ArrayLike, ArrayLike]]
 
-#: Files in the run's folder: the data, and a model's source.
-DATA, TEXT = "data.npz", Path(MODEL, "model.py")
+#: The source of a model in the run's folder.
+TEXT = Path(MODEL, "model.py")
 
-#: The folder that a data frame is packed into there, and what packs it.
-FOLDER = "data"
+#: Packs a data frame into a folder.
 PackInto = Callable[[Path], object]
 
 
@@ -55,6 +54,12 @@ def takes_data_in_one(function: Call) -> Call:
             given = (model, given[0])
         elif not given and "model" not in values and (model := _model_for(values.get("data"))):
             given = (model,)
+        elif "model" not in values and (not given or (len(given) == 1 and _is_data(given[0], values))):
+            name = function.__name__
+            raise DataError(
+                f"the model is missing: expected one before the data, as in {name}('dense', data) for vectors and "
+                f"{name}('conv', data) for pictures"
+            )
         if len(given) > 2:
             raise DataError(
                 f"data is one argument, and {len(given) - 1} were given after the model: expected "
@@ -63,6 +68,13 @@ def takes_data_in_one(function: Call) -> Call:
         return function(*given, **values)
 
     return cast("Call", called)
+
+
+def _is_data(given: Any, values: Mapping[str, Any]) -> bool:
+    """Tell whether the only argument is the path of data, and no model."""
+    if "data" in values or not isinstance(given, str | Path) or given in SHIPPED or not Path(given).exists():
+        return False
+    return Path(given).suffix != ".py"
 
 
 def _model_for(data: Any) -> str:
@@ -211,7 +223,7 @@ def job_inputs(
             paths["initial"] = (folder / INITIAL).resolve()
             write(paths["initial"], weights, {})
         if callable(data):
-            paths["data"] = (folder / FOLDER).resolve()
+            paths["data"] = (folder / DATA_FOLDER).resolve()
             data(paths["data"])
         elif data is not None:
             paths["data"] = (folder / DATA).resolve()

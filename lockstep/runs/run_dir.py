@@ -57,6 +57,9 @@ RUNS = Path("runs")
 #: run there has it locked: without that lock, the claim is of a process that was killed, and counts for nothing.
 JOB = "job.toml"
 
+#: Data in a run's folder that `fit` was given in memory: of arrays, and the folder of a packed table.
+DATA, DATA_FOLDER = "data.npz", "data"
+
 
 @contextmanager
 def claimed_run_dir(wanted: Path | None, model: str) -> Iterator[Path]:
@@ -143,7 +146,16 @@ def set_aside(folder: Path) -> Path:
 
 def recorded(folder: Path) -> tuple[Job, RunOptions]:
     """Return the job of the run in a folder, and how it was first carried out."""
-    return resolve(read_values(folder / JOB), {})
+    return resolve(_recorded_values(folder), {})
+
+
+def _recorded_values(folder: Path) -> dict[str, Any]:
+    """Return the values of the job of a run; data that `fit` kept in its folder is where that is now."""
+    values = read_values(folder / JOB)
+    data = Path(str(values.get("data", "")))
+    if data.name in (DATA, DATA_FOLDER) and not data.exists() and (folder / data.name).exists():
+        values["data"] = str((folder / data.name).resolve())
+    return values
 
 
 def recorded_job(folder: Path) -> Job:
@@ -238,7 +250,7 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
         raise JobError(f"{str(folder)!r} holds no run to resume{why}: expected a run folder, with its {JOB}")
     check_records(folder)
     # A resumed run waits for other workers than it began with.
-    values = {key: value for key, value in read_values(folder / JOB).items() if key != "min_workers"}
+    values = {key: value for key, value in _recorded_values(folder).items() if key != "min_workers"}
     job, _ = resolve(values, {})
     wanted, options = resolve(values, given)
     if differences := job.changed_in(wanted):

@@ -62,7 +62,8 @@ def begin_again(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder) -
 def check_identity(checkpoint: Checkpoint, info: RunInfo, *, allows_mixed_numerics: bool = False) -> None:
     """Raise a `UsageError` that names both if the job, the model, the data or the numerics are not the run's."""
     there, here, path = checkpoint.identity, CheckpointIdentity.of(info), checkpoint.path
-    if odd := there.job.changed_in(here.job):
+    # The data may be somewhere else by now: its digest is compared below.
+    if odd := there.job.changed_in(msgspec.structs.replace(here.job, data=there.job.data)):
         raise JobError(
             f"{path} belongs to another job: {odd}: expected the same; a new run may start from --initial {path}"
         )

@@ -5,7 +5,7 @@ rows and of pictures. The preparation, the model and the meaning of its outputs 
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lockstep.common.autograd.graph import no_grad
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.array_files import open_npy, open_npz
 from lockstep.common.data.array_source import as_samples
-from lockstep.common.data.columns import unscaled
+from lockstep.common.data.columns import ColumnKind, unscaled
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.folder import Conversion, Reading
 from lockstep.common.data.records import as_input, as_records
@@ -38,6 +38,11 @@ AT_ONCE = 256
 #: Ends of the names of files of arrays; and the arrays of an .npz that are predicted from, the first that there is.
 ARRAYS, SAMPLES = (".npy", ".npz"), ("x", "x_test")
 
+#: Returns the value of a table of which a class has the name, by the kind of the target's values; others are texts.
+VALUES: Mapping[ColumnKind, Callable[[str], Any]] = {
+    ColumnKind.NUMBER: int,
+    ColumnKind.BOOLEAN: lambda name: name == "true",
+}
 #: Rows whose problems are told.
 MOST_TOLD = 3
 
@@ -137,14 +142,17 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
     # From Python
 
     def labels(self, rows: Any, **reading: Any) -> NDArray[Any]:
-        """Return the class of each row, (n,), or its numbers, (n,) or (n, targets); as `Run.predict`."""
+        """Return the class of each row, (n,), or its numbers, (n,) or (n, targets); as `Run.predict`.
+
+        Classes of a table are texts, int64 or bool, as in the table; with None among them, objects.
+        """
         if self.table is None:
             return self._labels_of(rows)
         found = self._of_table(self.table, rows, self.table.reading.but(**reading))
         if self.table.classes:
-            # As texts if each row has one.
-            names = [row.name or None for row in found]
-            return np.array(names, dtype=object if None in names else None)
+            value_of = VALUES.get(self.table.targets[0].kind, str)
+            classes = [value_of(row.name) if row.name else None for row in found]
+            return np.array(classes, dtype=object if None in classes else None)
         return _stacked(found, len(self.table.targets), squeezes=True)
 
     def values(self, rows: Any, **reading: Any) -> NDArray[np.float64]:

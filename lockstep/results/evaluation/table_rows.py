@@ -154,7 +154,7 @@ class TableRows(msgspec.Struct, frozen=True):
             )
         if column.missing is None:
             return fact
-        return f"{fact}: give {options.spelled('na', [text])} if it stands for a missing value"
+        return f"{fact}: write it as one, or give {options.spelled('na', [text])} if it stands for a missing value"
 
     @staticmethod
     def _new_name(column: Column, text: str) -> str:

@@ -9,6 +9,9 @@ import pytest
 from lockstep import Tensor, fit, load_run, nn, no_grad
 from lockstep.common.aggregation.layout import gather, layout_of, weights_digest
 from lockstep.common.errors import DataError, JobError, ModelError
+from lockstep.results.evaluation.assessment import assess
+from lockstep.runs.run_dir import recorded_job
+from lockstep.runs.trained_model import open_trained
 from tests.lockstep.tiny_data import tiny_arrays, write_tiny
 
 #: What makes a run short, alone in this process, and silent.
@@ -82,6 +85,17 @@ def test_a_run_is_loaded_from_its_folder(tmp_path: Path) -> None:
     assert loaded.result == run.result
     assert loaded.job == run.job
     assert digest(loaded.model) == run.weights_sha256
+
+
+def test_data_that_is_kept_in_a_run_is_found_where_its_folder_is_now(tmp_path: Path) -> None:
+    run = fit("linear", tiny_arrays(), run_dir=tmp_path / "first", **BRIEF)
+    moved = run.folder.rename(tmp_path / "moved")
+    assert recorded_job(moved).data == str(moved / "data.npz")
+    counts = assess(open_trained(moved)).confusion
+    assert counts.trace() / counts.sum() == run.test_accuracy
+    # Of two folders with such data, it is that which the job names.
+    fit("linear", tiny_arrays(), run_dir=tmp_path / "first", **{**BRIEF, "seed": 3})
+    assert recorded_job(moved).data == str(tmp_path / "first" / "data.npz")
 
 
 def test_verbose_tells_each_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

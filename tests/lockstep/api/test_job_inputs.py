@@ -72,6 +72,19 @@ def test_with_mean_squared_error_few_integers_are_predicted_as_numbers(
     assert read_manifest(Path(run.job.data)).classes == 0
 
 
+@pytest.mark.parametrize("values", [[4, 9], [True, False], ["no", "yes"]], ids=["int64", "bool", "texts"])
+def test_classes_are_predicted_as_the_values_that_the_table_has(tmp_path: Path, values: list[Any]) -> None:
+    target = pa.array([values[int(value > 0)] for value in COLUMNS["a"]])
+    table = pa.table({"a": COLUMNS["a"], "kind": target})
+    run = fit(nn.Linear(1, 2), table, run_dir=tmp_path / "run", target="kind", **{**BRIEF, "epochs": 30, "lr": 0.5})
+    found, expected = run.predict(table.drop(["kind"])), np.array(target.to_pylist())
+    assert found.dtype == expected.dtype
+    assert np.mean(found == expected) > 0.9
+    with pytest.warns(UserWarning, match="1 of 2 rows"):
+        odd = run.predict(pa.table({"a": [1.5, None]}))
+    assert odd.tolist() == [values[1], None]
+
+
 def test_a_frame_a_dataset_and_a_file_of_one_table_give_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

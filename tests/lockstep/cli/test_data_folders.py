@@ -110,3 +110,12 @@ def test_a_tab_and_names_with_commas_can_be_given(homes: Path, capsys: pytest.Ca
         flags = ["--delimiter", tab, "--categories", '"a, b"', "--dry-run"]
         assert run(["pack", "t.csv", "--target", "y", *flags]) == 0
         assert "  a, b  category, one-hot  0, 1, 2, 3, 4, 5, … (30)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["wine.csv", "nowhere"])
+def test_a_file_that_is_no_packed_dataset_is_named_as_such(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wine.csv").write_text("a,b\n1,2\n")
+    assert run(["check-data", str(tmp_path / name)]) == 2
+    assert "is no packed dataset: expected a folder that `lockstep pack` wrote" in capsys.readouterr().err

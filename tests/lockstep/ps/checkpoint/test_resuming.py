@@ -411,3 +411,7 @@ def test_a_run_needs_no_best_weights_before_its_first_epoch_or_if_it_does_not_ke
     assert has_best(checkpoint, folder)
     assert best_of(checkpoint, folder, setup) is None
     assert said == []
+
+
+def test_the_same_data_may_be_somewhere_else_by_now() -> None:
+    check_identity(taken_by(job=msgspec.structs.replace(HERE.job, data="moved/data.npz")), HERE)
