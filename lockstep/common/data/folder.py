@@ -173,7 +173,7 @@ def read_manifest(folder: Path) -> FolderManifest:
     try:
         manifest = decode(read_regular(path, MAX_MANIFEST_BYTES), FolderManifest)
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{folder}: is no packed dataset: expected a folder that `lockstep pack` wrote") from None
+        raise DataError(f"{folder}: is not a packed dataset: expected a folder that `lockstep pack` wrote") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}): expected the manifest of a dataset") from None
     except msgspec.DecodeError as error:

@@ -118,4 +118,4 @@ def test_a_file_that_is_no_packed_dataset_is_named_as_such(
 ) -> None:
     (tmp_path / "wine.csv").write_text("a,b\n1,2\n")
     assert run(["check-data", str(tmp_path / name)]) == 2
-    assert "is no packed dataset: expected a folder that `lockstep pack` wrote" in capsys.readouterr().err
+    assert "is not a packed dataset: expected a folder that `lockstep pack` wrote" in capsys.readouterr().err
