@@ -22,6 +22,7 @@ from lockstep.common.runtime.environment import cache_home
 from lockstep.launch.page_process import PageProcess, PageRequest
 from lockstep.packing.again import training_data_at
 from lockstep.packing.cache import unwatched
+from lockstep.packing.files import pictures_below
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
 from lockstep.ps.run.plan import best_epoch
@@ -153,8 +154,9 @@ class Run(msgspec.Struct, frozen=True, dict=True):
         (bool), as in the table; numbers are in its units, and one alone is (n,). A row with a value that did not occur
         in training has None, or NaN, which a warning names. For a run on arrays it is an array of samples as they were
         stored, or a dictionary or tuple of arrays if there were several, or the path of an .npy file or of an .npz with
-        `x`, and a class without a name is its number, int64. For a run on pictures it may be the path of one. With
-        `loss="bce"` it is 0 or 1 for each label, (n, labels); with a loss of your own, the model's outputs.
+        `x`, and a class without a name is its number, int64. For a run on pictures it may be the path of one, or of a
+        folder of them, which come by name. With `loss="bce"` it is 0 or 1 for each label, (n, labels); with a loss of
+        your own, the model's outputs.
 
         A CSV file is read as that of the training was, unless `encoding`, `delimiter` or `decimal` is given. `na` has
         values that stand for a missing one, besides those of the training.
@@ -206,7 +208,9 @@ class Run(msgspec.Struct, frozen=True, dict=True):
         # Here, because the extra may be missing if no picture is read.
         from lockstep.results.evaluation.image_file import read_image
 
-        return Recognizer.of(self._predictor, centres=True).stored(read_image(path))
+        recognizer = Recognizer.of(self._predictor, centres=True)
+        pictures = pictures_below(path)[0] if path.is_dir() else [path]
+        return np.concatenate([recognizer.stored(read_image(picture)) for picture in pictures])
 
     @cached_property
     def _predictor(self) -> Predictor:

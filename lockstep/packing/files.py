@@ -55,6 +55,19 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
 
 
+def pictures_below(folder: Path) -> tuple[list[Path], int]:
+    """Return the pictures in a folder and below it, by name, and how many files there are none; as `files_below`.
+
+    DataError for a folder without pictures.
+    """
+    files = list(files_below(folder))
+    pictures = [each for each in files if each.suffix.lower() in ("", *PICTURES)]
+    if not pictures:
+        content = "has no pictures" if files else "is an empty folder"
+        raise DataError(f"{folder}: {content}: expected pictures in it")
+    return pictures, len(files) - len(pictures)
+
+
 def files_below(folder: Path) -> Iterator[Path]:
     """Return the files in a folder and in those below it, by name, without what a system hides there.
 

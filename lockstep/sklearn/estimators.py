@@ -49,7 +49,7 @@ from lockstep.sklearn.training import Stream, TrainingTask, train, train_pass
 #: Values of a job that are not parameters, with what decides them.
 FOLLOWING = {
     "model": "the first parameter",
-    "hidden": "the first parameter",
+    "hidden": "the first parameter, as in LockstepClassifier((100, 50))",
     "data": "the arrays that fit is given",
     "seed": "random_state",
     "initial": "warm_start=True, which starts with the weights of the last fit",
@@ -164,7 +164,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
             setattr(self, name, values.pop(name, default))
         for name in values:
             if name in FOLLOWING and name not in ELSEWHERE:
-                raise TypeError(f"unexpected keyword argument {name!r}: what decides it is {FOLLOWING[name]}")
+                raise TypeError(f"unexpected keyword argument {name!r}: it follows from {FOLLOWING[name]}")
             meant = f" (did you mean {ELSEWHERE[name]!r}?)" if name in ELSEWHERE else nearest(name, self.get_params())
             raise TypeError(f"unexpected keyword argument {name!r}{meant}")
 

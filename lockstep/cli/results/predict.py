@@ -21,7 +21,7 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.reading import near_file
 from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.runtime.notice import notice
-from lockstep.packing.files import CSV, PICTURES, files_below, table_files
+from lockstep.packing.files import CSV, pictures_below, table_files
 from lockstep.results.evaluation.figures import shown_names
 from lockstep.results.evaluation.pictures import Recognizer
 from lockstep.results.evaluation.predictor import ARRAYS, Predictor, RowPrediction, problems_text, rows_in
@@ -135,16 +135,9 @@ def files_of(inputs: Sequence[Path]) -> list[Path]:
     """
     found, skipped = list[Path](), 0
     for path in inputs:
-        if not path.is_dir():
-            found.append(path)
-            continue
-        files = list(files_below(path))
-        pictures = [each for each in files if each.suffix.lower() in ("", *PICTURES)]
-        if not pictures:
-            content = "has no pictures" if files else "is an empty folder"
-            raise DataError(f"{path}: {content}: expected pictures in it")
+        pictures, others = pictures_below(path) if path.is_dir() else ([path], 0)
         found += pictures
-        skipped += len(files) - len(pictures)
+        skipped += others
     if skipped:
         one = "1 file in folders that is not a picture"
         click.echo(notice(f"skipped {one if skipped == 1 else f'{skipped:,} files that are not pictures'}"), err=True)

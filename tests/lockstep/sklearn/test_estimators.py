@@ -124,9 +124,7 @@ def test_every_value_of_a_job_is_a_parameter(kind: type) -> None:
         kind(epoch=1)
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'max_iter' \(did you mean 'epochs'\?\)"):
         kind(max_iter=1)
-    with pytest.raises(
-        TypeError, match=r"'loss': what decides it is the kind of estimator: cross-entropy of classes, "
-    ):
+    with pytest.raises(TypeError, match=r"'loss': it follows from the kind of estimator: cross-entropy of classes, "):
         kind(loss="l1")
     assert set(ELSEWHERE.values()) <= set(parameters)
     assert not set(ELSEWHERE) & set(parameters)

@@ -212,3 +212,15 @@ def test_a_picture_is_predicted_by_its_path(folder: Path, capsys: pytest.Capture
     assert done.predict_proba(Path(path))[0].tolist() == list(told["probabilities"].values())  # type: ignore[attr-defined]
     with pytest.raises(DataError, match=r"nowhere.png"):
         done.predict(folder / "nowhere.png")
+
+
+def test_a_folder_of_pictures_is_predicted_by_its_path(folder: Path) -> None:
+    paths, done = rows(folder, 4), load_run(folder / "run")
+    (folder / "new").mkdir()
+    names = [Path(path).rename(folder / "new" / Path(path).name).name for path in paths]
+    alone = [done.predict(folder / "new" / name)[0] for name in sorted(names)]
+    assert len(set(alone)) > 1
+    assert done.predict(folder / "new").tolist() == alone
+    (folder / "none").mkdir()
+    with pytest.raises(DataError, match="none: is an empty folder: expected pictures in it"):
+        done.predict(folder / "none")
