@@ -56,7 +56,7 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def pictures_below(folder: Path) -> tuple[list[Path], int]:
-    """Return the pictures in a folder and below it, by name, and how many files there are none; as `files_below`.
+    """Return the pictures in a folder and below it, by name, and the number of other files; as `files_below`.
 
     DataError for a folder without pictures.
     """
