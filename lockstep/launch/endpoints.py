@@ -13,7 +13,7 @@ from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.runtime.notice import warning
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Lock, Token
-from lockstep.common.transport.auth.keys import KeyFolder, read_key, read_ours, write_new
+from lockstep.common.transport.auth.keys import ALLOWED, KeyFolder, read_key, read_ours, write_new
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import dial
 
@@ -38,8 +38,15 @@ def lock_of(keys: Path | None, supervised: Path | None, *, is_insecure: bool = F
 
 
 def credential_of(key: Path | None, supervised: Path | None) -> Credential:
-    """Return what a client shows: the key in a file, or the token of its run, if there is either."""
-    return _token_in(supervised) if key is None else read_key(key).client()
+    """Return what a client shows: the key in a file, or the token of its run, if there is either.
+
+    With the server's own key, it is also shown to the standbys in the folder of keys, one of which may lead the run.
+    """
+    if key is None:
+        return _token_in(supervised)
+    found = read_key(key)
+    is_servers = not found.server and (key.parent / ALLOWED).is_file()
+    return replace(found, standbys=KeyFolder(key.parent).standbys() if is_servers else found.standbys).client()
 
 
 def check_worker_key(path: Path) -> None:
