@@ -78,6 +78,12 @@ class LeaderSearch:
         self.heard = self.asked = now
         self.tries = 0
 
+    def on_leader(self, now: float) -> None:
+        """Record that the server leads the run: it has the key with which it was asked, and no other."""
+        here = self.server
+        self.given = tuple(dict.fromkeys(here if one.address == here.address else one for one in self.given))
+        self.on_message(now)
+
     def on_asked(self, now: float) -> None:
         """Record that the server is asked."""
         self.asked = now

@@ -28,10 +28,10 @@ from lockstep.common.runtime.notice import notice
 from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import SERVER_NAME, ClientKeys, Credential, Lock, ServerKeys
-from lockstep.common.transport.auth.keys import STANDBY, AllowList, SecretKey, read_key
+from lockstep.common.transport.auth.keys import SERVER, STANDBY, AllowList, SecretKey, read_key
 from lockstep.common.transport.port import Dial, ServerPort
 from lockstep.common.transport.zeromq.ports import wait_for_any
-from lockstep.launch.endpoints import WARNING, dial_with, dialled, lock_of, nearby, server_credential
+from lockstep.launch.endpoints import WARNING, credential_of, dial_with, dialled, keyed, lock_of, nearby
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.serve import Listening, LoggedLines, Service, serve_by_hand, serve_run
 from lockstep.launch.supervision.channel import ListeningReport, ParentLink
@@ -90,11 +90,16 @@ class Access(msgspec.Struct, frozen=True):
     public: str = ""
 
 
+def own_key(request: StandbyRequest) -> Path | None:
+    """Return the file of the key that a standby shows: its own, or that of the server; None without keys."""
+    return request.key if request.keys is None else request.keys / SERVER
+
+
 def access_of(request: StandbyRequest) -> Access:
     """Return the access of a standby; `KeyFileError` if its key cannot be used, or is a worker's."""
     if request.key is None:
         lock = lock_of(request.keys, request.supervised, is_insecure=request.is_insecure)
-        return Access(server_credential(request.keys, request.supervised), lock)
+        return Access(credential_of(own_key(request), request.supervised), lock)
     if request.keys is not None:
         raise UsageError("--key and --keys: expected a standby's own key, or the server's folder of keys; remove one")
     key = read_key(request.key)
@@ -105,7 +110,7 @@ def access_of(request: StandbyRequest) -> Access:
         )
     path = request.folder / ALLOWED
     lock = ServerKeys(key.pair, partial(admitted, path, key), partial(signers_in, path))
-    return Access(ClientKeys(key.pair, key.server), lock, key.pair.public)
+    return Access(ClientKeys(key.pair, key.server, key.standbys), lock, key.pair.public)
 
 
 def admitted(path: Path, key: SecretKey) -> Mapping[str, str]:
@@ -293,7 +298,8 @@ def announce(console: Console, request: StandbyRequest, port: ServerPort) -> Non
     """Print what a standby is, and how a person lets it lead the run."""
     if request.is_insecure:
         print_plainly(console, WARNING)
-    key = f" --key {shlex.quote(str(request.key))}" if request.key is not None else ""
+    own = own_key(request)
+    key = "" if own is None else f" --key {shlex.quote(str(own))}"
     print_plainly(
         console, f"standby of {request.server.address}, listening on {port.address}; let it lead the run with:"
     )
@@ -307,6 +313,7 @@ def shell_of(
     config = StandbyConfig(
         server=request.server,
         own=StandbyAddress(address=dialled(port.address), public=access.public),
+        others=keyed(access.credential, request.server.address)[:-1],
         host=one_line(platform.node() or "unknown", NAME_LIMIT),
         pid=os.getpid(),
     )

@@ -246,8 +246,15 @@ class StandbyConfig(msgspec.Struct, frozen=True, kw_only=True):
     server: StandbyAddress
     #: Its address for workers.
     own: StandbyAddress
+    #: The same server with each other key that it may have: another standby may lead the run there.
+    others: tuple[StandbyAddress, ...] = ()
     host: str
     pid: int
+
+    @property
+    def given(self) -> tuple[StandbyAddress, ...]:
+        """The server that a person gave, with each key that it may have."""
+        return (self.server, *self.others)
 
     def request(self, term: Term, step: int, *, is_whole: bool) -> MirrorRequest:
         """Return the request for files to mirror, with the step of those that are mirrored."""
@@ -309,7 +316,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     reports: MirrorReports = field(default_factory=MirrorReports)
 
     def __post_init__(self) -> None:
-        self.search, self.offer = LeaderSearch((self.config.server,), self.config.own.address), self.mirror.held
+        self.search, self.offer = LeaderSearch(self.config.given, self.config.own.address), self.mirror.held
         self.search.named = () if self.offer is None else self.offer.standbys
 
     @property
@@ -353,7 +360,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             case ProtocolBroken(fault=fault):
                 return self._end(1, f"the server broke the protocol: {fault}", FailureKind.PROTOCOL)
             case ObstacleFound(obstacle=obstacle, is_final=is_final):
-                return self._on_obstacle(obstacle, is_final=is_final)
+                return self._on_obstacle(obstacle, now, is_final=is_final)
             case Received(peer=peer, message=message):
                 return self._on_message(peer, message, now)
             case PeerLeft(peer=peer):
@@ -370,8 +377,10 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         self.phase = StandbyPhase.ENDED
         return [SendToServer(message=Leave(reason=reason)), Exit(code=code, reason=reason, kind=kind)]
 
-    def _on_obstacle(self, obstacle: str, *, is_final: bool) -> list[StandbyEffect]:
+    def _on_obstacle(self, obstacle: str, now: float, *, is_final: bool) -> list[StandbyEffect]:
         """Report, or end at, what prevents a connection to a server that was never heard."""
+        if is_final and self.search.has_choice():  # it may have another key
+            return [*self._go_to(self.search.following(), now), *self._poll(now)]
         if is_final:
             return self._end(2, obstacle, FailureKind.UNREACHABLE)
         return self.reports.once(f"waiting for a server at {self.search.server.address}: {obstacle}")
@@ -417,7 +426,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     def _on_leader(self, now: float) -> None:
         """Record that the server that leads the run has sent something."""
         self.heard, self.unanswered = now, 0
-        self.search.on_message(now)
+        self.search.on_leader(now)
 
     def _mirrored(self, change: Callable[[], str | None], now: float) -> list[StandbyEffect]:
         """Let the mirror change; a full disk costs the run nothing."""

@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import get_args
 
+import msgspec
 import pytest
 
 from lockstep.common.errors import FailureKind
@@ -349,6 +350,18 @@ def test_a_run_of_which_not_all_is_here_says_nothing_about_the_term_of_the_one_t
     state.handle(files(files=[FILE], term=other, place=2), 1.0)
     comes(state, 1.5)
     assert takeovers(state.handle(Received(peer=b"x", message=Promote()), 2.0))[0].number == 2
+
+
+def test_another_key_of_the_server_is_tried_before_it_ends() -> None:
+    keyed = [StandbyAddress(address=SERVER.address, public=public) for public in ("a", "b")]
+    state = StandbyState(msgspec.structs.replace(CONFIG, others=tuple(keyed)), Mirror(Path()))
+    state.handle(Started(), 0.0)
+    wrong = ObstacleFound(obstacle="its key is another", is_final=True)
+    assert state.handle(wrong, 1.0) == [Redial(server=keyed[0]), request(NO_TERM, is_whole=False)]
+    assert state.handle(wrong, 2.0)[0] == Redial(server=keyed[1])
+    # With the right key it is heard, and no other is tried any more.
+    state.handle(files(0, files=[FILE]), 3.0)
+    assert state.search.servers() == [keyed[1]]
 
 
 def test_what_prevents_a_connection_is_reported_once_and_ends_it_if_waiting_is_of_no_use() -> None:
