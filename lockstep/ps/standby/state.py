@@ -414,11 +414,8 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         self.is_missed, self.offer, self.search.named, self.search.left = False, offer, offer.standbys, ""
         self._on_leader(now)
         if obstacle:
-            return [
-                *effects,
-                *self.reports.warn_once(f"{self.search.server.address}: {obstacle}"),
-                *self._on_progress(now),
-            ]
+            warned = self.reports.warn_once(f"{self.search.server.address}: {obstacle}")
+            return [*effects, *warned, *self._on_progress(now)]
         if self.mirror.coming is not None and self.mirror.coming.files == offer.files:
             return effects  # a part of it could not be read: it is asked for again when that is due
         return [*effects, *self._mirrored(lambda: self.mirror.begin(offer), now)]
