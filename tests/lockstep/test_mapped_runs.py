@@ -8,7 +8,6 @@ import pytest
 
 from lockstep import Run, fit
 from lockstep.cli.main import run
-from lockstep.common.data.folder import MANIFEST
 from lockstep.common.data.npy import DATA_OFFSET
 from tests.lockstep.tiny_data import write_tiny
 
@@ -89,7 +88,7 @@ MISTAKES = {
     "no source": (["pack", "gone", "new"], "error: no source 'gone': expected a file or a folder"),
     "no labels": (["pack", "x.npy", "new"], "error: x.npy: has samples alone: expected --labels FILE.npy"),
     "packed": (["pack", "tiny.data", "new"], "error: 'tiny.data' is packed already: train on it with --data tiny.data"),
-    "not a dataset": (["check-data", "."], f"error: {MANIFEST}: cannot be read"),
+    "not a dataset": (["check-data", "."], "error: .: is not a packed dataset: expected a folder"),
 }
 
 

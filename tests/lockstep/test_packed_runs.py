@@ -166,7 +166,10 @@ def test_a_new_table_is_read_as_that_of_the_training_was(place: Path, capsys: py
     assert len({*predicted[:4]}) == 4
     (place / "other.csv").write_text("\n".join(["area;town;day;price", rows[4].replace("-", "k.A.", 1), ""]))
     assert run(["predict", "run", "other.csv"]) == 2
-    assert ": give --na k.A. if it stands for a missing value; row 1 is the header" in capsys.readouterr().err
+    assert (
+        ": write it as one, or give --na k.A. if it stands for a missing value; row 1 is the header"
+        in capsys.readouterr().err
+    )
     assert told(capsys, "predict", "run", "other.csv", "--na", "x,k.A.").splitlines()[1] == predicted[4]
     assert f"{load_run('run').predict('other.csv', na='k.A.')[0]:.6g}" == predicted[4]
     other = pa.table({"town": ["Bern"], "day": pa.array([19723], pa.date32()), "area": [100.5]})

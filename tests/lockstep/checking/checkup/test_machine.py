@@ -84,7 +84,7 @@ def test_the_facts_of_this_machine() -> None:
     environment = {name: value for name, value in child_environment().items() if name != CORETYPE}
     facts = facts_of(environment)
     assert facts.cores >= 1
-    assert facts.gemm.gflops > 1
+    assert facts.gemm.gflops > 0
     assert facts.gemm_without is None
     assert Path(facts.shared.folder).is_dir()
     assert facts.ports == {"tcp://127.0.0.1": "", "ipc": ""}
