@@ -162,22 +162,8 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
     if result.crowding:
         # Times of processes that wait for a core say nothing about the model.
         return [*notes, result.crowding]
-    # A single process would need the same computing and updates, without an exchange.
-    single_s = result.compute_s + result.update_s
-    is_noted = result.train_s > NOTED_S
-    measured = Measured.of(result) if is_noted else None
-    gain = None if measured is None else gain_of_one_more(measured, cores)
-    # With one more worker than it had, this run may still be faster than a single process.
-    is_too_small = result.train_s > single_s * (gain or 1.0)
-    if result.train_s > single_s and is_noted:
-        verdict = ": this model is too small to gain from workers (use --workers 0)" if is_too_small else ""
-        notes.append(
-            f"training took {result.train_s:.1f} s; a single process would take about {single_s:.1f} s for the same "
-            f"bits{verdict}"
-        )
-    # After the advice to have no workers, advice on one more would be noise.
-    if gain is not None and not is_too_small:
-        notes.append(one_more(result, gain, cores))
+    if result.train_s > NOTED_S and (note := on_processes(result, cores)):
+        notes.append(note)
     return notes
 
 
@@ -250,13 +236,28 @@ def gain_of_one_more(measured: Measured, cores: int | None) -> float:
     return model.step_s(at) / model.step_s(replace(at, workers=at.workers + 1, hosts=hosts))
 
 
-def one_more(result: RunResult, gain: float, cores: int | None) -> str:
-    """Return the gain of one more worker, which is worth it if it is at least half of the ideal gain."""
-    more = result.workers + 1
-    where = f" on {cores} cores" if cores is not None and cores < more else ""
-    is_worth_it = gain - 1 >= 0.5 / result.workers
-    verdict = "worth it" if is_worth_it else "not worth it"
-    return f"{more} workers{where} would train at {gain:.2f}x this speed: {verdict}"
+def on_processes(result: RunResult, cores: int | None) -> str:
+    """Return how long a single process and one more worker would have trained, with one verdict on both.
+
+    Nothing is returned if the run was faster than a single process, and its steps were not timed. One more worker is
+    worth it if it makes the faster of the run and a single process faster by at least half of the ideal gain.
+    """
+    measured, took_s = Measured.of(result), result.train_s
+    # A single process would need the same computing and updates, without an exchange.
+    single_s, more = result.compute_s + result.update_s, result.workers + 1
+    is_single_faster, is_worth_it = single_s < took_s, False
+    others = [f"a single process would take about {single_s:.1f} s"] if is_single_faster else []
+    if measured is not None:
+        more_s = took_s / gain_of_one_more(measured, cores)
+        where = f" on {cores} cores" if cores is not None and cores < more else ""
+        others.append(f"{more} workers{where} would take about {more_s:.1f} s")
+        is_worth_it = min(single_s, took_s) / more_s - 1 >= 0.5 / result.workers
+    if not others:
+        return ""
+    verdict = f"{more} workers are worth it" if is_worth_it else "not worth it"
+    if is_single_faster and not is_worth_it:
+        verdict = "workers are not worth it (use --workers 0)"
+    return f"training took {took_s:.1f} s; for the same bits, {', and '.join(others)}: {verdict}"
 
 
 def final_status(result: RunResult) -> Status:
