@@ -19,7 +19,7 @@ from lockstep.packing.csv_table import open_table
 from lockstep.packing.encoding import TableEncoder
 from lockstep.packing.options import COLUMN_LISTS, Packed, PackOptions, ReadProgress, Watch
 from lockstep.packing.survey import LARGEST, TablePlan, survey
-from lockstep.packing.tables import ROWS, Advance, KeptTable, StreamTable, Table, is_usable
+from lockstep.packing.tables import ROWS, Advance, KeptTable, StreamTable, Table, columns_called, is_usable
 
 #: Columns that packing shows.
 MOST_LINES = 30
@@ -115,16 +115,17 @@ def _features(table: Table, options: PackOptions) -> list[str]:
             f"{table.named}: which column is to be predicted? expected {spelled('target', 'COLUMN')}, one of {there}"
             f"{', …' if len(names) > 12 else ''}"
         )
-    for option in COLUMN_LISTS:
-        chosen = getattr(options, option) or ()
-        table.check_names(chosen)
+    lists = {option: getattr(options, option) or () for option in COLUMN_LISTS}
+    table.check_names([name for chosen in lists.values() for name in chosen])
+    for option, chosen in lists.items():
         if twice := [name for name in chosen if chosen.count(name) > 1]:
             raise DataError(f"{spelled(option, list(chosen))}: names {one_line(twice[0], 60)!r} twice: expected once")
     unused = {*options.target, *table.without_use()}
     kept = [name for name in names if name not in unused]
     features = [name for name in options.columns or kept if name not in options.drop]
     if both := [name for name in features if name in options.target]:
-        raise DataError(f"column {one_line(both[0], 60)!r} is to be learned from and predicted: expected one of both")
+        is_ = "is" if len(both) == 1 else "are"
+        raise DataError(f"{columns_called(both)} {is_} to be learned from and predicted: expected one of both")
     if not features:
         raise DataError(f"{table.named}: has no column besides the target: expected some to learn from")
     _check_kinds(features, options)
@@ -135,13 +136,14 @@ def _check_kinds(features: Sequence[str], options: PackOptions) -> None:
     """Raise DataError for a column that is said to be of two kinds, or of a kind without being learned from."""
     of_kinds = {option: getattr(options, option) or () for option in ("categories", "one_hot", "numbers")}
     for option, names in of_kinds.items():
+        if unused := [name for name in names if name not in (*features, *options.target)]:
+            what = f"{columns_called(unused)} {'is' if len(unused) == 1 else 'are'} not learned from"
+            raise DataError(f"{options.spelled(option, unused)}: {what}: expected some of those that are")
         for name in names:
             given, named = options.spelled(option, [name]), one_line(name, 60)
             if name in options.target:
                 task = options.spelled("task", "numbers" if option == "numbers" else "classes")
                 raise DataError(f"{given}: {named!r} is to be predicted: expected {task} for that")
-            if name not in features:
-                raise DataError(f"{given}: {named!r} is not learned from: expected one of the columns that are")
             if others := [other for other, chosen in of_kinds.items() if name in chosen and other != option]:
                 raise DataError(f"{given} and {options.spelled(others[0], [name])}: expected one of both")
 

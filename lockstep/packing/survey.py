@@ -20,7 +20,7 @@ from lockstep.common.data.columns import LONGEST_TEXT, Column, ColumnKind, Float
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.options import MISSING_TEXT, PackOptions
-from lockstep.packing.tables import NumberTexts, NumberValues, Table, TableBatch, TextValues, names_of
+from lockstep.packing.tables import NumberTexts, NumberValues, Table, TableBatch, TextValues, names_of, too
 from lockstep.packing.texts import TextKind, are_digits, in_order, kinds_of, taken, text_array
 
 #: Most texts of a column that is learned from, and most classes.
@@ -522,6 +522,21 @@ class TablePlan(msgspec.Struct, frozen=True):
         ] + more
 
 
+def _plans_of(surveys: Sequence[ColumnSurvey]) -> list[ColumnPlan]:
+    """Return what columns are; DataError with the first that is not clear, and the names of the others."""
+    plans, refused = list[ColumnPlan](), dict[str, DataError]()
+    for each in surveys:
+        try:
+            plans.append(each.plan())
+        except DataError as error:
+            refused[each.name] = error
+    if not refused:
+        return plans
+    (first, error), *_ = refused.items()
+    others = [name for name in refused if name != first]
+    raise DataError(f"{error}{too(others)}")
+
+
 def survey(tables: Sequence[Table], features: Sequence[str], options: PackOptions) -> TablePlan:
     """Look at all rows of tables; DataError with row, column and value for what cannot be learned from."""
     columns = [*features, *options.target]
@@ -542,7 +557,7 @@ def survey(tables: Sequence[Table], features: Sequence[str], options: PackOption
         counts.append(kept)
     if not counts[0]:
         raise DataError(f"{tables[0].named}: no rows are left to learn from: expected some")
-    plans = [each.plan() for each in found]
+    plans = _plans_of(found)
     left_out = {name: options.spelled("drop") for name in options.drop} | (
         {} if options.columns else tables[0].without_use()
     )

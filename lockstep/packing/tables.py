@@ -8,11 +8,12 @@ import os
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -45,6 +46,8 @@ from lockstep.packing.texts import (
 ROWS = 2**14
 #: Texts of a batch that are tried before all of them.
 FIRST_TEXTS = 16
+#: Columns that a message names.
+MOST_NAMED = 12
 #: Called with the bytes of the source that have been read since it was called last.
 Advance = Callable[[int], None]
 
@@ -153,6 +156,20 @@ class NumberTexts(NumberValues, frozen=True):
         return self.missing.coded(self.column)
 
 
+def columns_called(names: Sequence[str], near: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return `column 'a'` or `columns 'a', 'b' and 'c'`, each with the text that `near` has for it."""
+    shown = [f"{one_line(name, 60)!r}{near.get(name, '')}" for name in names[:MOST_NAMED]]
+    if len(names) > MOST_NAMED:
+        shown.append(f"{len(names) - MOST_NAMED:,} more")
+    *others, last = shown
+    return f"columns {', '.join(others)} and {last}" if others else f"column {last}"
+
+
+def too(names: Sequence[str]) -> str:
+    """Return the end of a message that refuses a column, with the other ones that are refused; empty without any."""
+    return f"; {columns_called(names)} {'is' if len(names) == 1 else 'are'} refused too" if names else ""
+
+
 def names_of(kind: ColumnKind, values: Iterable[float]) -> list[str]:
     """Return the names of values of a kind."""
     if kind is ColumnKind.DATE:
@@ -242,27 +259,30 @@ class Table(ABC):
         return index | ({"": "it has no name"} if "" in self.schema.names else {})
 
     def check_names(self, columns: Sequence[str]) -> None:
-        """Raise DataError for a column that is not there."""
+        """Raise DataError for columns that are not there."""
         names = self.names()
         known = set(names)
-        if (absent := next((name for name in columns if name not in known), None)) is not None:
-            raise DataError(f"{self.named}: no column {one_line(absent, 60)!r}{self._advice(absent, names)}")
+        if absent := [name for name in dict.fromkeys(columns) if name not in known]:
+            near = {name: nearest(name, names) for name in absent}
+            advice = self._advice(names, is_near=all(near.values()))
+            raise DataError(f"{self.named}: no {columns_called(absent, near)}{advice}")
 
     def check(self, columns: Sequence[str]) -> None:
-        """Raise DataError for a column that is not there, or whose values are not numbers or texts."""
+        """Raise DataError for columns that are not there, or whose values are not numbers or texts."""
         self.check_names(columns)
         kinds = dict(zip(self.schema.names, self.schema.types, strict=True))
-        for name in columns:
-            kind = kinds[name]
-            if not is_usable(kind):
-                raise DataError(
-                    f"{self.named}: column {one_line(name, 60)!r} is of type {one_line(str(kind), 60)}: expected "
-                    f"numbers or texts; {self.options.spelled('drop', [name])} leaves it out"
-                )
+        if odd := [name for name in columns if not is_usable(kinds[name])]:
+            is_, it = ("is", "it") if len(odd) == 1 else ("are", "them")
+            types = ", ".join(dict.fromkeys(one_line(str(kinds[name]), 60) for name in odd))
+            raise DataError(
+                f"{self.named}: {columns_called(odd)} {is_} of type {types}: expected numbers or texts; "
+                f"{self.options.spelled('drop', odd)} leaves {it} out"
+            )
 
-    def _advice(self, name: str, names: Sequence[str]) -> str:
+    @staticmethod
+    def _advice(names: Sequence[str], *, is_near: bool) -> str:
         there = ", ".join(one_line(other, 40) for other in names[:12])
-        found = nearest(name, names) or f": expected one of {there}{', …' if len(names) > 12 else ''}"
+        found = "" if is_near else f": expected one of {there}{', …' if len(names) > 12 else ''}"
         numbers = sum(each.replace(".", "", 1).lstrip("+-").isdigit() for each in names)
         return f"{found}; if row 1 is not a header, write one first" if 2 * numbers > len(names) else found
 
@@ -427,9 +447,8 @@ class ParquetTable(Table):
             file, row, size = self._open(path), 1, path.stat().st_size
             named = one_line(str(path))
             if missing := [name for name in columns if name not in file.schema_arrow.names]:
-                raise DataError(
-                    f"{named}: no column {one_line(missing[0], 60)!r}: expected those of {one_line(self.paths[0].name)}"
-                )
+                expected = one_line(self.paths[0].name)
+                raise DataError(f"{named}: no {columns_called(missing)}: expected those of {expected}")
             rows = max(1, file.metadata.num_rows)
             try:
                 at_once = rows_at_once(path, file.metadata, columns, ROWS)

@@ -8,6 +8,7 @@ The cache keeps the unpacked files, under the digest of the file.
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import stat
 import tempfile
@@ -43,7 +44,7 @@ from lockstep.ps.records.run_folder import (
     read_result,
 )
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.run_dir import EXAMPLES, JOB, MODEL, finished, recorded
+from lockstep.runs.run_dir import EXAMPLES, JOB, MODEL, finished, has_begun, recorded
 from lockstep.runs.trained_model import description_of
 
 #: The entries, next to the files of the model.
@@ -80,6 +81,9 @@ def share(folder: Path, file: Path) -> None:
     version, and the data is not here.
     """
     if finished(folder) is None or not (folder / WEIGHTS).is_file():
+        if has_begun(folder):
+            again = f"lockstep train --resume {shlex.quote(str(folder))}"
+            raise UsageError(f"the run in {str(folder)!r} is not finished: resume it with `{again}`, and share it then")
         raise UsageError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT} and {WEIGHTS}")
     coming = file.with_name(f".{file.name}.{os.getpid()}")
     try:

@@ -17,7 +17,7 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.packing.csv_table import open_table
 from lockstep.packing.options import MISSING_TEXT, PackOptions, Spelling
 from lockstep.packing.pack_table import opened_frame
-from lockstep.packing.tables import TableBatch
+from lockstep.packing.tables import TableBatch, columns_called, too
 from lockstep.packing.texts import numbers_of
 
 #: The source of rows to predict: a file, or a frame of any library.
@@ -88,11 +88,11 @@ class TableRows(msgspec.Struct, frozen=True):
         names, how = [column.name for column in columns], self._as_in_training() if opens is open_table else ""
         try:
             there = opened.names()
-            if (absent := next((name for name in names if name not in there), None)) is not None:
+            if absent := [name for name in names if name not in there]:
                 # A file that is read wrongly has none of the columns, or not those with letters of another encoding.
-                how = how if not set(names) & set(there) or not absent.isascii() else ""
+                how = how if not set(names) & set(there) or not "".join(absent).isascii() else ""
                 raise DataError(
-                    f"{opened.named}: has no column {one_line(absent, 60)!r}, which that of the training has: it has "
+                    f"{opened.named}: has no {columns_called(absent)}, which that of the training has: it has "
                     f"{', '.join(one_line(other, 40) for other in there[:12])}{', …' if len(there) > 12 else ''}"
                 )
             opened.check(names)
@@ -123,7 +123,8 @@ class TableRows(msgspec.Struct, frozen=True):
             if np.isnan(value) and not is_missing and column.name not in texts:
                 texts[column.name] = batch.columns[column.name].as_texts()
             text = None if is_missing or not np.isnan(value) else texts[column.name].at(row)
-            problems[row] = f"{batch.place(row, column.name)}: {self._problem(column, value, text)}"
+            others = [columns[other].name for other in np.flatnonzero(is_bad[row])[1:]]
+            problems[row] = f"{batch.place(row, column.name)}: {self._problem(column, value, text)}{too(others)}"
         return numbers, problems
 
     def _problem(self, column: Column, value: float, text: str | None) -> str:

@@ -233,8 +233,43 @@ TEXTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a column twice": ("a,b\n1,2\n", {"columns": ("a", "a")}, "--columns a,a: names 'a' twice: expected once"),
     "a target twice": ("a,b\n1,2\n", {"target": ("b", "b")}, "names 'b' twice: expected once"),
     "an unknown column to drop": ("a,b\n1,2\n", {"drop": ("c",)}, "no column 'c': expected one of a, b"),
+    "unknown columns of several options": (
+        "age,b,c\n1,2,3\n",
+        {"target": ("c",), "drop": ("agee", "x"), "one_hot": ("agee", "y")},
+        "no columns 'agee' (did you mean 'age'?), 'x' and 'y': expected one of age, b, c",
+    ),
+    "unknown columns that are near": (
+        "age,price,c\n1,2,3\n",
+        {"target": ("c",), "drop": ("agee",), "numbers": ("prise",)},
+        "no columns 'agee' (did you mean 'age'?) and 'prise' (did you mean 'price'?)",
+    ),
+    "many unknown columns": (
+        "a,b\n1,2\n",
+        {"drop": tuple(f"x{n}" for n in range(15))},
+        "'x10', 'x11' and 3 more: expected one of a, b",
+    ),
+    "columns learned from and predicted": (
+        "a,b,c\n1,2,3\n",
+        {"target": ("a", "b"), "columns": ("a", "b", "c")},
+        "columns 'a' and 'b' are to be learned from and predicted",
+    ),
+    "texts in several columns": (
+        "a,b,c,d\n" + "1,2,3,0\n2,3,4,1\n" * 10 + "x,?,5,0\n3,4,y,1\n",
+        {"target": ("d",)},
+        "--drop a to leave the column out, or --categories a if its values are names; columns 'b' and 'c' are refused",
+    ),
+    "missing values in several columns": (
+        "a,b,c\n1,2,0\n,3,1\n3,,1\n4,,0\n",
+        {"target": ("c",)},
+        "--missing drop, --missing mean or --missing 0; column 'b' is refused too",
+    ),
     "a target of categories": ("a,b\n1,2\n", {"categories": ("b",)}, "'b' is to be predicted: expected --task classes"),
     "inputs of a dropped column": ("a,b,c\n1,2,3\n", {"one_hot": ("c",), "drop": ("c",)}, "'c' is not learned from"),
+    "kinds of dropped columns": (
+        "a,b,c,d\n1,2,3,4\n",
+        {"target": ("d",), "numbers": ("a", "c"), "drop": ("a", "c")},
+        "--numbers a,c: columns 'a' and 'c' are not learned from: expected some of those that are",
+    ),
     "two kinds": ("a,b\n1,2\n", {"one_hot": ("a",), "numbers": ("a",)}, "--one-hot a and --numbers a: expected one"),
     "a number for nothing": ("a,b\n1,2\n", {"missing": 1e39}, "--missing 1e+39 is larger than float32 holds"),
     "names as numbers": ("a,b\nx,1\ny,2\n", {"numbers": ("a",)}, "row 2, column 'a': 'x' is not a number: give --na x"),
@@ -288,6 +323,9 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     source = written(tmp_path, "lists.parquet", rooms=[[1, 2]] * ROWS)
     with pytest.raises(DataError, match=r"column 'rooms' is of type list<.*; --drop rooms leaves it out"):
         packed(source, target=("price",))
+    both = written(tmp_path, "both.parquet", rooms=[[1, 2]] * ROWS, town=[["x"]] * ROWS)
+    with pytest.raises(DataError, match=r"columns 'rooms' and 'town' are of type list<.*, list<.*; --drop rooms,town"):
+        packed(both, target=("price",))
     assert packed(source, target=("price",), drop=("rooms", "town", "built")).manifest.train.info.sample_shape == (1,)
 
 

@@ -80,6 +80,10 @@ def test_the_digests_of_a_file_are_those_of_the_folder(done: Run, file: Path) ->
 
 def test_a_run_that_has_not_finished_is_not_shared(done: Run, tmp_path: Path) -> None:
     (done.folder / "result.json").unlink()
+    again = f"lockstep train --resume {done.folder}"
+    with pytest.raises(UsageError, match=f"is not finished: resume it with `{again}`, and share it then"):
+        share(done.folder, tmp_path / "run.zip")
+    (done.folder / "job.toml").unlink()
     with pytest.raises(UsageError, match="holds no finished run"):
         share(done.folder, tmp_path / "run.zip")
     assert not (tmp_path / "run.zip").exists()

@@ -57,6 +57,7 @@ def part_of(workers: int, exchange_s: float) -> RunResult:
 
 
 TOOK = "training took 10.0 s; for the same bits, "
+NOT_WORTH_IT = "workers are not worth it (use --workers 0)"
 
 ONE_MORE = {
     # 80 ms and no exchange to speak of: half of it.
@@ -76,23 +77,20 @@ def test_what_one_more_worker_would_bring(of: RunResult, cores: int | None, note
     assert advice(of, cores)[-1] == TOOK + note
 
 
-#: Runs of one worker, which took 10 s: those that a single process needs, the exchange of a step beside 80 ms of
+#: Runs of one worker, which took 10 s: those that a single process needs, the exchange of a step next to 80 ms of
 #: computing, and the note. Two workers exchange as much again.
 ALONE = {
     "two are a little faster than none": (
         (9.0, 0.020),
-        "a single process would take about 9.0 s, and 2 workers would take about 8.0 s: workers are not worth it (use "
-        "--workers 0)",
+        f"a single process would take about 9.0 s, and 2 workers would take about 8.0 s: {NOT_WORTH_IT}",
     ),
     "two are nearly twice as fast as one, and as slow as none": (
         (5.1, 0.0),
-        "a single process would take about 5.1 s, and 2 workers would take about 5.0 s: workers are not worth it (use "
-        "--workers 0)",
+        f"a single process would take about 5.1 s, and 2 workers would take about 5.0 s: {NOT_WORTH_IT}",
     ),
     "none is faster than two": (
         (4.0, 0.0),
-        "a single process would take about 4.0 s, and 2 workers would take about 5.0 s: workers are not worth it (use "
-        "--workers 0)",
+        f"a single process would take about 4.0 s, and 2 workers would take about 5.0 s: {NOT_WORTH_IT}",
     ),
     "two are much faster than none, which is faster than one": (
         (9.0, 0.0),
