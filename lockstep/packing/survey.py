@@ -530,11 +530,10 @@ def _plans_of(surveys: Sequence[ColumnSurvey]) -> list[ColumnPlan]:
             plans.append(each.plan())
         except DataError as error:
             refused[each.name] = error
-    if not refused:
-        return plans
-    (first, error), *_ = refused.items()
-    others = [name for name in refused if name != first]
-    raise DataError(f"{error}{too(others)}")
+    if refused:
+        first, *others = refused
+        raise DataError(f"{refused[first]}{too(others)}")
+    return plans
 
 
 def survey(tables: Sequence[Table], features: Sequence[str], options: PackOptions) -> TablePlan:
