@@ -300,14 +300,14 @@ class ModelText(msgspec.Struct, frozen=True):
 class ExportedModel(msgspec.Struct, frozen=True):
     """A model as a job can name it."""
 
-    #: The job's value; if there is a text, a placeholder until that has a file.
-    value: str | dict[str, Any]
+    #: The job's value; if there is a text, a placeholder until that has a file. None if it follows from the data.
+    value: str | dict[str, Any] | None
     text: ModelText | None = None
 
     def values(self) -> dict[str, Any]:
         """Return the model as a value of a job, and the numerics that the job has unless it says which."""
         if self.text is None:
-            return {"model": self.value}
+            return {} if self.value is None else {"model": self.value}
         # Its file is not written yet: there may be another one of that name.
         return {"numerics": default_numerics([self.text.text.encode()]), "model": self.value}
 
@@ -315,9 +315,10 @@ class ExportedModel(msgspec.Struct, frozen=True):
 def exported(model: Model) -> ExportedModel:
     """Return how a model is sent: a name as it is, the library's layers as data, and everything else as its text.
 
+    None is the model that follows from the data.
     Raises as `model_text`, and `ModelError` if a parameter of a model that is sent as data is frozen.
     """
-    if isinstance(model, str):
+    if model is None or isinstance(model, str):
         return ExportedModel(model)
     if is_torch_module(model):
         torch_model(model)  # raises if it cannot be trained
@@ -450,7 +451,7 @@ def model_text(model: Any) -> ModelText:
     if not issubclass(kind, Module) and not is_torch_class(kind):
         raise ModelError(
             f"the model is {_form_of(model)}: expected a Module, its class, or a function that returns it; data comes "
-            "after a model, as in fit('dense', data)"
+            "after a model, as in fit('dense', data), or alone, as in fit((x, y))"
         )
     if is_torch_module(model) and (text := text_of_module(model)) is not None:
         return text

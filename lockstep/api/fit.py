@@ -9,7 +9,16 @@ from rich.console import Console
 
 from lockstep.api.callbacks import Callback, CallbackRunner, EarlyStopping, Training, check_form
 from lockstep.api.exported_model import Model, exported, exported_functions, is_described, names_of, with_names
-from lockstep.api.job_inputs import Arrays, Frame, completed, job_inputs, taken_options, takes_data_in_one, with_data
+from lockstep.api.job_inputs import (
+    Arrays,
+    Frame,
+    completed,
+    folder_name,
+    job_inputs,
+    taken_options,
+    takes_data_in_one,
+    with_data,
+)
 from lockstep.api.run import Run, load_run
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
@@ -30,7 +39,7 @@ from lockstep.runs.session import Destination
 
 @takes_data_in_one
 def fit(
-    model: Model,
+    model: Model = None,
     data: str | Path | Arrays | Frame = "mnist",
     *,
     run_dir: str | Path | None = None,
@@ -55,9 +64,11 @@ def fit(
     pictures, a data frame of pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` names
     the target, and `columns`, `drop`, `task`, `categories`, `one_hot`, `numbers`, `missing`, `na`,
     `standardize`, `delimiter`, `encoding`, `decimal`, `size`, `grayscale` and `test_split` are those of `lockstep
-    pack`; a pair of frames is one to train and one to test with. A table needs no model: `fit(frame, target="price")`
-    trains `dense`, with a loss that follows from the target, and a batch and epochs that follow from the rows. Nor does
-    a folder of pictures: `fit("pictures")` trains `conv`.
+    pack`; a pair of frames is one to train and one to test with.
+
+    Data alone needs no model, as in `lockstep train`: `fit(frame, target="price")` and `fit((x, y))` of vectors train
+    `dense`, `fit("pictures")` and other pictures `conv`, with a loss that follows from the targets, and a batch and
+    epochs that follow from the samples; pictures as large and as many as MNIST's train `lenet`.
 
     **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on.
     Without `epochs` and `steps`, a model of your own makes about 1,500 steps, in 3 to 100 epochs. `workers=0` trains in
@@ -89,7 +100,7 @@ def fit(
     weights = _weights(model) if warm_start else None
     wanted = None if run_dir is None else Path(run_dir)
     with (
-        claimed_run_dir(wanted, job.model_name() if known.text is None else known.text.name) as folder,
+        claimed_run_dir(wanted, folder_name(job, given, arrays) if known.text is None else known.text.name) as folder,
         job_inputs(folder, weights, arrays, known.text, functions) as paths,
     ):
         job = completed(job, given, paths)

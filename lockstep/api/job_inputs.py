@@ -17,12 +17,12 @@ from lockstep.api.exported_model import ModelText, placed
 from lockstep.common.data.folder import table_at
 from lockstep.common.errors import DataError, JobError, UsageError
 from lockstep.common.files.safetensors import write
-from lockstep.common.job.job import CONV, DENSE, Job
+from lockstep.common.job.job import DENSE, Job
 from lockstep.common.model.initial import INITIAL
 from lockstep.common.model.source import MARK
 from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import packed_source, unwatched
-from lockstep.packing.files import has_classes, table_files
+from lockstep.packing.files import table_files
 from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, known_encoding
 from lockstep.runs.job_data import values_of_data, with_data_values
 from lockstep.runs.job_file import SHIPPED, resolve
@@ -43,23 +43,15 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 def takes_data_in_one(function: Call) -> Call:
-    """Let a function of a model and its data take a table alone, which `dense` learns from then, or pictures (`conv`).
+    """Let a function of a model and its data take the data alone: the model follows from that then, as in `train`.
 
     It raises `DataError` with the right call if x and y are given one by one.
     """
 
     @wraps(function)
     def called(*given: Any, **values: Any) -> Any:
-        if len(given) == 1 and "data" not in values and (model := _model_for(given[0])):
-            given = (model, given[0])
-        elif not given and "model" not in values and (model := _model_for(values.get("data"))):
-            given = (model,)
-        elif "model" not in values and (not given or (len(given) == 1 and _is_data(given[0], values))):
-            name = function.__name__
-            raise DataError(
-                f"the model is missing: expected one before the data, as in {name}('dense', data) for vectors and "
-                f"{name}('conv', data) for pictures"
-            )
+        if len(given) == 1 and not {"model", "data"} & set(values) and _is_data(given[0]):
+            given = (None, *given)
         if len(given) > 2:
             raise DataError(
                 f"data is one argument, and {len(given) - 1} were given after the model: expected "
@@ -70,19 +62,26 @@ def takes_data_in_one(function: Call) -> Call:
     return cast("Call", called)
 
 
-def _is_data(given: Any, values: Mapping[str, Any]) -> bool:
-    """Tell whether the only argument is the path of data, and no model."""
-    if "data" in values or not isinstance(given, str | Path) or given in SHIPPED or not Path(given).exists():
+def _is_data(given: Any) -> bool:
+    """Tell whether the only argument of a call is data, and no model: models are neither tuples nor files of arrays."""
+    if is_table(given) or isinstance(given, tuple | list):
+        return True
+    if not isinstance(given, str | Path) or str(given) in SHIPPED:
         return False
-    return Path(given).suffix != ".py"
+    return (
+        str(given) == Job().data
+        or Path(given).suffix == ".npz"
+        or (Path(given).exists() and Path(given).suffix != ".py")
+    )
 
 
-def _model_for(data: Any) -> str:
-    """Return the model that learns from a table or a folder of pictures; empty for other data, which needs one."""
-    if is_table(data):
-        return DENSE
-    is_folder = isinstance(data, str | Path) and Path(data).is_dir()
-    return CONV if is_folder and has_classes(Path(data)) else ""
+def folder_name(job: Job, given: Mapping[str, Any], arrays: dict[str, NDArray[Any]] | PackInto | None) -> str:
+    """Return the name of a job's model for a run's folder; if it follows from arrays in memory, that of these."""
+    if "model" in given:
+        return job.model_name()
+    if arrays is None:
+        return str(values_of_data(job.data, given).get("model", job.model))
+    return DENSE if callable(arrays) else "arrays"
 
 
 def named_arrays(data: Any) -> dict[str, NDArray[Any]]:

@@ -121,7 +121,7 @@ class RateTest(msgspec.Struct, frozen=True, dict=True):
 
 @takes_data_in_one
 def find_lr(
-    model: Model,
+    model: Model = None,
     data: str | Path | Arrays | Frame = "mnist",
     *,
     lowest: float = 1e-6,

@@ -84,7 +84,7 @@ class Examination(msgspec.Struct, frozen=True):
 
 @takes_data_in_one
 def doctor(
-    model: Model, data: str | Path | Arrays | Frame = "mnist", *, walk: Walk = Tensor.backward, **values: Any
+    model: Model = None, data: str | Path | Arrays | Frame = "mnist", *, walk: Walk = Tensor.backward, **values: Any
 ) -> Examination:
     """Look for mistakes that make training fail; return the findings, which a notebook shows.
 
@@ -103,16 +103,16 @@ def doctor(
     given = with_names({**known.values(), **values}, names_of(functions))
     job, _ = resolve({}, draft_of(given, given))
     job, arrays = with_data(job, data, options, given.get("loss"), verbose=False)
-    name = known.text.name if known.text is not None else job.model_name()
-    name = type(model).__name__ if isinstance(model, Module) else name
     kind = "a table" if callable(arrays) else "arrays"
-    subject = f"{name} on {data if isinstance(data, str | Path) else kind}"
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder,
         job_inputs(Path(folder), None, arrays, known.text, functions) as paths,
     ):
         job = completed(job, given, paths)
         examined_model = AutogradModel(model) if isinstance(model, Module) else model_of(job)
+        name = known.text.name if known.text is not None else job.model_name()
+        name = type(model).__name__ if isinstance(model, Module) else name
+        subject = f"{name} on {data if isinstance(data, str | Path) else kind}"
         return _examine(subject, job, examined_model, values.get("workers"), walk)
 
 

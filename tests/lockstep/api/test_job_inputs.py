@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lockstep import Run, doctor, find_lr, fit, nn
+from lockstep import Run, doctor, find_lr, fit, load_run, nn
 from lockstep.api.job_inputs import job_inputs, named_arrays
+from lockstep.cli.main import run as run_command
 from lockstep.common.data.folder import read_manifest
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, JobError, RunError, UsageError
@@ -298,3 +299,49 @@ def test_pictures_need_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     run = fit(str(tmp_path / "skies"), run_dir=tmp_path / "run", **brief)
     assert (run.job.model_name(), run.class_names) == ("conv", ["night", "noon"])
     assert run.weights_sha256 == fit("conv", tmp_path / "skies", run_dir=tmp_path / "two", **brief).weights_sha256
+
+
+VECTORS = (rng.normal(size=(300, 5)).astype(np.float32), rng.integers(0, 3, 300))
+PRICES = (VECTORS[0], VECTORS[0].sum(axis=1))
+STEPS: dict[str, Any] = {"workers": 0, "steps": 2, "verbose": False}
+
+ALONE: dict[str, tuple[Any, str, str]] = {
+    "vectors": (VECTORS, "dense", "cross-entropy"),
+    "two sets of vectors": ((VECTORS, VECTORS), "dense", "cross-entropy"),
+    "numbers to predict": (PRICES, "dense", "mse"),
+    "pictures": (tiny_arrays(), "conv", "cross-entropy"),
+    "as many pictures as LeNet takes": (tiny_arrays(1000), "lenet", "cross-entropy"),
+}
+
+
+@pytest.mark.parametrize(("data", "model", "loss"), ALONE.values(), ids=ALONE)
+def test_arrays_need_no_model(data: Any, model: str, loss: str, tmp_path: Path) -> None:
+    alone = fit(data, run_dir=tmp_path / "alone", **STEPS)
+    assert (alone.job.model_name(), alone.job.loss) == (model, loss)
+    named = fit(model, data, run_dir=tmp_path / "named", loss=loss, **STEPS)
+    assert alone.weights_sha256 == named.weights_sha256
+
+
+@pytest.mark.parametrize("is_divided", [True, False])
+def test_a_file_of_arrays_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_divided: bool) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    names = ("x_train", "y_train", "x_test", "y_test") if is_divided else ("x", "y")
+    np.savez("points.npz", **dict(zip(names, (*VECTORS, *VECTORS), strict=False)))
+    run = fit("points.npz", **STEPS)
+    assert run.folder.name.endswith("-dense")
+    assert run.weights_sha256 == fit("dense", "points.npz", **STEPS).weights_sha256
+    assert run_command(["train", "--data", "points.npz", "--steps", "2", "--workers", "0", "--run-dir", "there"]) == 0
+    assert run.weights_sha256 == load_run("there").weights_sha256
+
+
+def test_the_doctor_and_the_range_test_take_arrays_alone() -> None:
+    assert doctor(PRICES).subject == "dense on arrays"
+    assert doctor(data=VECTORS).subject == "dense on arrays"
+    rates = find_lr(PRICES, steps=30).rates
+    np.testing.assert_array_equal(rates, find_lr("dense", PRICES, loss="mse", steps=30).rates)
+
+
+def test_a_file_of_arrays_that_is_not_there_is_data_and_no_model() -> None:
+    with pytest.raises(DataError, match=r"points\.npz: cannot be read"):
+        fit("points.npz", **STEPS)
