@@ -300,14 +300,14 @@ class ModelText(msgspec.Struct, frozen=True):
 class ExportedModel(msgspec.Struct, frozen=True):
     """A model as a job can name it."""
 
-    #: The job's value; if there is a text, a placeholder until that has a file. None if it follows from the data.
-    value: str | dict[str, Any] | None
+    #: The job's value; if there is a text, a placeholder until that has a file. Empty if it follows from the data.
+    value: str | dict[str, Any]
     text: ModelText | None = None
 
     def values(self) -> dict[str, Any]:
         """Return the model as a value of a job, and the numerics that the job has unless it says which."""
         if self.text is None:
-            return {} if self.value is None else {"model": self.value}
+            return {"model": self.value} if self.value != "" else {}
         # Its file is not written yet: there may be another one of that name.
         return {"numerics": default_numerics([self.text.text.encode()]), "model": self.value}
 
@@ -319,7 +319,7 @@ def exported(model: Model) -> ExportedModel:
     Raises as `model_text`, and `ModelError` if a parameter of a model that is sent as data is frozen.
     """
     if model is None or isinstance(model, str):
-        return ExportedModel(model)
+        return ExportedModel(model or "")
     if is_torch_module(model):
         torch_model(model)  # raises if it cannot be trained
     if is_described(model):

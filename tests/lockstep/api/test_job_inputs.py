@@ -327,7 +327,8 @@ def test_a_file_of_arrays_needs_no_model(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     names = ("x_train", "y_train", "x_test", "y_test") if is_divided else ("x", "y")
-    np.savez("points.npz", **dict(zip(names, (*VECTORS, *VECTORS), strict=False)))
+    arrays: dict[str, Any] = dict(zip(names, (*VECTORS, *VECTORS), strict=False))
+    np.savez("points.npz", **arrays)
     run = fit("points.npz", **STEPS)
     assert run.folder.name.endswith("-dense")
     assert run.weights_sha256 == fit("dense", "points.npz", **STEPS).weights_sha256
