@@ -404,7 +404,8 @@ class Succession:
         """Return why the run cannot be handed over now; empty if it can."""
         best = self.registry.best()
         if best is None:
-            return f"no standby mirrors the run: start one with `lockstep server --standby-of {self.address}`"
+            command = f"lockstep server --standby-of {self.address} --bind ADDRESS --run-dir DIR"
+            return f"no standby mirrors the run: start one with `{command}`, and with --keys or --key if it has keys"
         if not (best.request.is_whole or best.request.step):
             return f"the standby at {best.request.address} has nothing of the run yet: try again in a moment"
         return ""

@@ -1,9 +1,13 @@
 """A server that is started again: what its folder tells, who has more of the run, and where it keeps what it led."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lockstep.common.errors import UsageError
 from lockstep.common.protocol.messages import NO_TERM, StandbyAddress
@@ -11,6 +15,7 @@ from lockstep.common.protocol.standby_messages import LeaderNotice
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.remote.standby import (
     FolderHolds,
+    announce,
     found_in,
     has_led_as_standby,
     server_with_more,
@@ -109,3 +114,24 @@ def test_another_server_is_found_that_leads_the_run_or_has_a_checkpoint(
     servers = tuple(StandbyAddress(address=address) for address in ports)
     other = server_with_more(servers, lambda address, public="": ports[address], clock)
     assert (None if other is None else other.address) == found
+
+
+@pytest.mark.parametrize(
+    ("values", "ending"),
+    [
+        ({}, ""),
+        ({"keys": Path("keys")}, " --key keys/server.key"),
+        ({"key": Path("my keys/standby-1.key")}, " --key 'my keys/standby-1.key'"),
+    ],
+)
+def test_a_standby_prints_the_command_that_promotes_it_with_the_key_that_it_takes(
+    values: dict[str, Path], ending: str
+) -> None:
+    own: dict[str, Any] = {"is_insecure": False, "server": StandbyAddress(address=FIRST), "key": None, "keys": None}
+    request, port = SimpleNamespace(**{**own, **values}), SimpleNamespace(address=SECOND)
+    console = Console(file=io.StringIO(), record=True, width=200)
+    announce(console, request, port)  # type: ignore[arg-type]  # no more of both is asked for
+    assert console.export_text().splitlines() == [
+        f"standby of {FIRST}, listening on {SECOND}; let it lead the run with:",
+        f"  lockstep promote {SECOND}{ending}",
+    ]

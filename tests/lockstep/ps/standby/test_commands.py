@@ -177,7 +177,7 @@ def test_a_run_is_handed_over_to_the_standby_that_has_all_of_it() -> None:
 @pytest.mark.parametrize(
     ("is_mirrored", "text"),
     [
-        (False, "no standby mirrors the run: start one with `lockstep server --standby-of memory://`"),
+        (False, "with `lockstep server --standby-of memory:// --bind ADDRESS --run-dir DIR`, and with --keys or --key"),
         (True, "the standby at memory://b has nothing of the run yet: try again in a moment"),
     ],
 )
