@@ -31,7 +31,7 @@ from lockstep.launch.placement import chosen_processes
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 from lockstep.results.reports.display import Display, NotebookPage, cell_output, display_for
 from lockstep.results.reports.summary import on_length
-from lockstep.runs.job_data import draft_of, length_reason
+from lockstep.runs.job_data import draft_of, length_reason, scale_note
 from lockstep.runs.job_file import resolve
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job, trust, trust_own
 from lockstep.runs.session import Destination
@@ -109,6 +109,7 @@ def fit(
         notes = [
             "" if warm_start or job.initial is not None else _unused_weights(model, job),
             length_reason(job, given),
+            scale_note(job, given),
             why and f"in this process alone: {why} (workers=2 starts some)",
         ]
         return _carry_out(job, Destination(folder=folder, options=launch), callbacks, verbose=verbose, notes=notes)

@@ -81,7 +81,7 @@ def open_run(
         training_samples=len(data.train),
         layout=model.layout.digest(),
         dataset=dataset,
-        data=describe(data, job.data, is_normalized=job.normalize),
+        data=describe(data, job),
         source=source.digest,
         model_files=source.digests(),
         model_folder=model_folder if source.entries() else "",

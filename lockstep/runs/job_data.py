@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.folder import MANIFEST, read_manifest, table_at
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, ModelError
-from lockstep.common.job.job import CONV, DENSE, SIZED, Job, check, default_micro_batches
+from lockstep.common.job.job import CONV, DENSE, MOST_SCALED, SIZED, Job, check, default_micro_batches
+from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.nn.description import describe
 from lockstep.common.nn.models import conv, dense
+from lockstep.common.numerics.sums import halved_sums
 from lockstep.runs.job_file import SHIPPED, named, shipped_values
 
 #: Values of a job that are valid with some others alone, by the value that follows from the data if it is not given.
-LATER = {"metrics": "loss", "monitor": "loss", "monitor_mode": "loss", "hidden": "model"}
+LATER = {"target_scale": "loss", "metrics": "loss", "monitor": "loss", "monitor_mode": "loss", "hidden": "model"}
 
 #: The samples, at most so many classes, and at least so many samples to train on, for which LeNet is the model by
 #: default; `conv` is for all other pictures.
@@ -30,6 +33,12 @@ STEPS, MOST_EPOCHS = 1500, 100
 LEAST_EPOCHS, LEAST_OWN_EPOCHS = 10, Job().epochs
 #: Steps of an epoch that the batches of such a model aim at, and the limits of these.
 STEPS_PER_EPOCH, LEAST_BATCH, MOST_BATCH = 50, 32, 512
+
+#: Numbers to predict stay as they are if all together have a mean at most so far from 0, and a deviation within these:
+#: they were scaled before, or a sigmoid or a tanh at the end of a model is to reach them.
+NEAR, LEAST_DEVIATION, MOST_DEVIATION = 1.0, 0.1, 2.0
+#: Numbers to predict whose scale is told.
+MOST_TOLD = 3
 
 
 def draft_of(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,13 +89,15 @@ def _arrays_at(data: str) -> Dataset | None:
 
 
 def with_data_values(job: Job, given: Mapping[str, Any]) -> Job:
-    """Return a job with the values that follow from its data: the layers of `dense` and `conv`, and a length.
+    """Return a job with the values that follow from its data: the layers of `dense` and `conv`, a length, and the scale
+    of numbers to predict.
 
     The batch has at most as many samples as there are, and the other shipped jobs keep their length. Raises DataError
     as `load`, and ModelError for samples that are not arrays of numbers.
     """
     has_all = has_length(given) or job.model in SHIPPED
-    if job.model not in SIZED and has_all and ("global_batch" in given or job.data == Job().data):
+    may_scale = kind_of(job.loss) is LossKind.NUMBERS and job.target_scale is None
+    if job.model not in SIZED and not may_scale and has_all and ("global_batch" in given or job.data == Job().data):
         return job
     try:
         data = load(job.data)
@@ -94,6 +105,8 @@ def with_data_values(job: Job, given: Mapping[str, Any]) -> Job:
         if job.model in SIZED:
             raise
         return job  # it is raised again where the samples are needed
+    if may_scale and table_at(job.data) is None:  # a table has scaled columns already, or none by an option
+        job = replace(job, target_scale=_scale_of(data.train.values))
     if job.model in SIZED:
         has_all, job = has_length(given), _with_layers(job, data)
     samples = len(data.train) - int(job.validation_split * len(data.train))
@@ -103,6 +116,42 @@ def with_data_values(job: Job, given: Mapping[str, Any]) -> Job:
         epochs = -(-STEPS // -(-samples // job.global_batch))
         job = replace(job, epochs=min(max(epochs, _least_epochs(job)), MOST_EPOCHS))
     return check(job)
+
+
+def _scale_of(values: NDArray[Any]) -> tuple[float, ...] | None:
+    """Return mean and deviation of numbers to predict, (n, ...), for each of a few; None if they stay as they are."""
+    if values.dtype.names:
+        return None
+    rows = values.reshape(len(values), -1)
+    means, deviations = _moments(rows.reshape(-1, 1))
+    if abs(means[0]) <= NEAR and LEAST_DEVIATION <= deviations[0] <= MOST_DEVIATION:
+        return None
+    if values.ndim <= 2 and rows.shape[1] <= MOST_SCALED:
+        means, deviations = _moments(rows)
+    return tuple(np.stack([means, deviations], axis=1).reshape(-1).tolist())
+
+
+def _moments(rows: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and deviation of each column, 1 if that is 0: by sums that have the same bits everywhere."""
+    columns = rows.T.astype(np.float64)
+    low, high = columns.min(axis=1), columns.max(axis=1)
+    # The mean of equal values may be rounded, and their deviation is then not 0.
+    means = np.where(low == high, low, halved_sums(columns) / len(rows))
+    deviations = np.sqrt(halved_sums(np.square(columns - means[:, np.newaxis])) / len(rows))
+    return means, np.where(deviations > 0.0, deviations, 1.0)
+
+
+def scale_note(job: Job, given: Mapping[str, Any]) -> str:
+    """Return by what the numbers to predict are scaled, if `with_data_values` chose that; else an empty string."""
+    scale = job.target_scale
+    if scale is None or "target_scale" in given:
+        return ""
+    facts = [
+        f"mean {mean:.4g}, deviation {deviation:.4g}"
+        for mean, deviation in zip(scale[::2][:MOST_TOLD], scale[1::2], strict=False)
+    ]
+    more = f"; {len(scale) // 2 - MOST_TOLD} more" if len(scale) > 2 * MOST_TOLD else ""
+    return f"targets: {'; '.join(facts)}{more}: scaled (target_scale = 0,1 leaves them as they are)"
 
 
 def has_length(given: Mapping[str, Any]) -> bool:
@@ -143,7 +192,7 @@ def _with_batch(job: Job, given: Mapping[str, Any], samples: int) -> Job:
 def _with_layers(job: Job, data: TrainTest) -> Job:
     """Return a job of `dense` or `conv` with the layers that the data asks for."""
     hidden = tuple(shipped_values(job.model_name())["hidden"]) if job.hidden is None else job.hidden
-    shape, outputs = _shape_of(data, job.model_name()), _outputs_of(data)
+    shape, outputs = _shape_of(data, job.model_name()), _outputs_of(job, data)
     model = dense(shape, hidden, outputs) if job.model == DENSE else conv(shape, hidden, outputs)
     return replace(job, model=dict(describe(model)), hidden=hidden)
 
@@ -162,6 +211,8 @@ def _shape_of(data: TrainTest, model: str) -> tuple[int, ...]:
     return data.train.sample_shape
 
 
-def _outputs_of(data: TrainTest) -> int:
+def _outputs_of(job: Job, data: TrainTest) -> int:
     values = data.train.values
-    return data.train.classes if values.dtype == np.int64 and data.train.classes else math.prod(values.shape[1:])
+    # Whole numbers may be numbers to predict, or labels that hold or do not.
+    are_classes = values.dtype == np.int64 and kind_of(job.loss) not in (LossKind.NUMBERS, LossKind.LABELS)
+    return data.train.classes if are_classes and data.train.classes else math.prod(values.shape[1:])

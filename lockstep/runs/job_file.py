@@ -309,7 +309,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("optimizer", "lr", *hyperparameters()),
         *("no_decay", "lr_factors", "clip_norm", "clip_value", "ema_decay"),
     ),
-    "Loss and metrics": ("loss", "class_weights", "ignore_index", "label_smoothing", "metrics"),
+    "Loss and metrics": ("loss", "target_scale", "class_weights", "ignore_index", "label_smoothing", "metrics"),
     "Learning rate schedule": (*("schedule", "warmup_steps", "decay_every", "decay_factor", "decay_power", "min_lr"),),
     "Local steps": ("local_steps", *(f"local_{name}" for name in LOCAL)),
     "Early stopping and the best epoch": (

@@ -249,4 +249,4 @@ def description_of(folder: Path, job: Job) -> DataDescription:
     `DataError` if an older version has not recorded it, and the data is not here.
     """
     kept = read_receipt(folder).data if (folder / RECEIPT).is_file() else None
-    return kept or describe(dataset_of(folder, job), job.data, is_normalized=job.normalize)
+    return kept or describe(dataset_of(folder, job), job)

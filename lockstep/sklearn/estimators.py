@@ -54,6 +54,7 @@ FOLLOWING = {
     "seed": "random_state",
     "initial": "warm_start=True, which starts with the weights of the last fit",
     "loss": "the kind of estimator: cross-entropy of classes, or the mean squared error; lockstep.fit takes others",
+    "target_scale": "normalize",
     "class_weights": "class_weight",
     "ignore_index": "the rows that fit is given",
     "transform": "a step of a pipeline, or lockstep.fit",

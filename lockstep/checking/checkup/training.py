@@ -215,8 +215,9 @@ def check_last_layer(subject: TrialSubject) -> Iterator[Finding]:
         return
     if not subject.objective.is_regression:
         yield found("last-relu", zeros=zeros, why="a score of 0 is the lowest that a class can get")
-    elif (least := float(np.min(subject.data.train.labels[:]))) < 0:
-        yield found("last-relu", zeros=zeros, why=f"targets go down to {least:.3g}, which it can never reach")
+    elif (least := float(np.min(subject.objective.targets(subject.data.train.labels[:])))) < 0:
+        scaled = ", scaled" if subject.objective.target_scale else ""
+        yield found("last-relu", zeros=zeros, why=f"targets go down to {least:.3g}{scaled}, which it can never reach")
 
 
 def check_dead_units(subject: TrialSubject) -> Iterator[Finding]:

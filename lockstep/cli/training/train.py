@@ -25,7 +25,7 @@ from lockstep.launch.placement import chosen_processes
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.results.reports.display import Display, display_for, print_plainly
-from lockstep.runs.job_data import length_reason, shown_data
+from lockstep.runs.job_data import length_reason, scale_note, shown_data
 from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job
 from lockstep.runs.session import Destination, destination_of
@@ -118,8 +118,8 @@ def train(
     with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
         options, why = (launch, "") if is_placed else chosen_processes(resolved, launch, job.values(), SystemClock())
         destination = replace(destination, options=options)
-        length = "" if resume is not None else length_reason(resolved, job.values())
-        announced = announcement(resolved, destination, on, length=length, processes=why)
+        chosen = [] if resume is not None else [note(resolved, job.values()) for note in (length_reason, scale_note)]
+        announced = announcement(resolved, destination, on, chosen, processes=why)
         if faults is not None:
             check_chaos(faults, destination.options)
         ahead = None if faults is None else planned_actions(faults, chaos_seed)
@@ -157,10 +157,13 @@ def carry_out(
             process.stay()
 
 
-def announcement(job: Job, destination: Destination, cluster: str | None, *, length: str, processes: str) -> list[str]:
+def announcement(
+    job: Job, destination: Destination, cluster: str | None, chosen: Sequence[str], *, processes: str
+) -> list[str]:
     """Return lines with the model and the data, the number of processes, and the folder of the results.
 
-    `length` and `processes` are the reasons for these, if they were chosen for the user.
+    `chosen` are lines on values that follow from the data; `processes` is the reason for their number, if that was
+    chosen for the user.
     """
     counts = counted(job.epochs, "epoch") if job.steps is None else counted(job.steps, "step")
     launch = destination.options
@@ -172,7 +175,7 @@ def announcement(job: Job, destination: Destination, cluster: str | None, *, len
         where = f"in this process alone{processes and f': {processes}'}"
     return [
         f"training {job.model_name()} on {shown_data(job.data)}: {counts}, {where}",
-        *filter(None, [length]),
+        *filter(None, chosen),
         f"weights, figures and logs go to {destination.folder}",
     ]
 

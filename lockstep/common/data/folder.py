@@ -135,7 +135,7 @@ class Conversion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     class_names: list[Text] = []
     #: The columns of a table that samples are made of.
     columns: list[Column] = []
-    #: The columns of a table that are predicted.
+    #: The columns of a table that are predicted; of arrays, in a run, how each number to predict was scaled, or all.
     targets: list[Column] = []
     #: The way in which a table is read.
     reading: Reading = Reading()

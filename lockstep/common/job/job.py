@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta
 
+from lockstep.common.data.columns import Real
 from lockstep.common.errors import JobError, nearest
 from lockstep.common.files.sanitize import cut
 from lockstep.common.job.losses import LOSSES, LossKind, has_accuracy, kind_of
@@ -33,6 +34,9 @@ MOST_TOLD = 200
 #: too narrow: a step of mlp with 64 images takes 1.2 times as long in four micro-batches as in one, and 1.4 in eight;
 #: one with 32 images 1.0 times in two, and 2.2 in eight.
 MICRO_BATCHES, LEAST_SAMPLES = 8, 16
+
+#: The most numbers of a sample that have each a mean and a deviation of their own.
+MOST_SCALED = 256
 
 #: The names of the models whose sizes follow from the data: for tables, and for pictures.
 SIZED = DENSE, CONV = "dense", "conv"
@@ -111,6 +115,18 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             "and targets that returns the sum of the losses and what it is divided by"
         ),
     ] = "cross-entropy"
+    target_scale: (
+        Annotated[
+            tuple[Real, ...],
+            Meta(
+                min_length=2,
+                max_length=2 * MOST_SCALED,
+                description="mean and deviation by which the numbers to predict are scaled, or both for each of them, "
+                "as 512,80; 0,1 leaves them as they are  [those of the training set]",
+            ),
+        ]
+        | None
+    ) = None
     class_weights: (
         Annotated[
             tuple[NonNegative, ...],
@@ -286,7 +302,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     def digest(self) -> str:
         """Return the SHA-256 of all values, in hex; of files that they name, only the names count."""
-        return hashlib.sha256(msgspec.json.encode(self.without_folders(), order="sorted")).hexdigest()
+        values = msgspec.structs.asdict(self.without_folders())
+        # So that jobs of older versions, which had no such value, keep their digest.
+        if self.target_scale is None:
+            del values["target_scale"]
+        return hashlib.sha256(msgspec.json.encode(values, order="sorted")).hexdigest()
 
     def without_folders(self) -> "Job":
         """Return the job with the names of files in place of their paths: the same files may lie anywhere.
@@ -365,6 +385,18 @@ def _check_loss(job: Job) -> None:
         )
 
 
+def _check_scale(job: Job) -> None:
+    scale = job.target_scale
+    if scale is not None and kind_of(job.loss) is not LossKind.NUMBERS:
+        numbers = ", ".join(name for name, kind in LOSSES.items() if kind is LossKind.NUMBERS)
+        raise JobError(f"target_scale with loss = {_told(job.loss)}: expected one of {numbers}")
+    if scale is not None and (len(scale) % 2 or min(scale[1::2]) <= 0.0):
+        raise JobError(
+            f"target_scale = {cut(str(list(scale)), MOST_TOLD)}: expected a mean and a deviation above 0, or both for "
+            "each number to predict"
+        )
+
+
 def _check_updates(job: Job) -> None:
     for name, known, own in (("optimizer", tuple(RULES), "CLASS"), ("schedule", SCHEDULES, "FUNCTION")):
         value = getattr(job, name)
@@ -395,6 +427,7 @@ def check(job: Job) -> Job:
     if job.hidden is not None and isinstance(job.model, str) and job.model not in SIZED:
         raise JobError(f"hidden = {list(job.hidden)} with model = {_told(job.model)}: expected {' or '.join(SIZED)}")
     _check_loss(job)
+    _check_scale(job)
     _check_updates(job)
     if job.micro_batches > job.global_batch:
         raise JobError(

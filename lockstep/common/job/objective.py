@@ -58,6 +58,8 @@ class Objective:
     class_weights: tuple[float, ...] = ()
     #: The label of a target that is none; None if all are.
     ignore_index: int | None = None
+    #: Of numbers to predict, a mean and a deviation, or both for each of them; empty if they stay as they are.
+    target_scale: tuple[float, ...] = ()
     #: The function of a job's own loss; None if nothing is to be computed with it.
     own: OwnLoss | None = None
     #: The metrics that the job names.
@@ -75,6 +77,7 @@ class Objective:
             job.label_smoothing,
             tuple(job.class_weights or ()),
             job.ignore_index,
+            tuple(job.target_scale or ()),
             own,
             tuple(job.metrics or ()),
             own_metrics,
@@ -102,6 +105,11 @@ class Objective:
     @cached_property
     def _weights(self) -> Array:
         return np.array(self.class_weights, np.float32)
+
+    @cached_property
+    def _scale(self) -> tuple[Array, Array]:
+        """Means and deviations, (1,) or (outputs,)."""
+        return np.array(self.target_scale[::2]), np.array(self.target_scale[1::2])
 
     @property
     def is_stackable(self) -> bool:
@@ -133,7 +141,17 @@ class Objective:
         if self.kind is LossKind.CLASSES:
             return labels if labels.ndim > 2 else labels.reshape(-1)
         rows = labels if labels.ndim > 2 else labels.reshape(len(labels), -1)
-        return rows.astype(np.float32, copy=False)
+        if not self.target_scale:
+            return rows.astype(np.float32, copy=False)
+        means, deviations = self._scale
+        return ((rows - means) / deviations).astype(np.float32)
+
+    def in_units(self, numbers: Array) -> Array:
+        """Return numbers to predict, scaled, in the units of the labels."""
+        if not self.target_scale:
+            return numbers
+        means, deviations = self._scale
+        return (numbers * deviations + means).astype(np.float32)
 
     def rows(self, outputs: Array, per_sample: int = 1) -> Array:
         """Return outputs with one row for each class that is a target, or for each sample: (rows, outputs).
@@ -324,7 +342,7 @@ class Objective:
     def _compared_rows(self, outputs: Array, targets: Array) -> ComparedRows:
         values, weights = self.compared(targets), None if targets.dtype.names is None else parts_of(targets)[1]
         if self.kind is not LossKind.CLASSES:
-            return ComparedRows(self.rows(outputs), values, self.kind, weights)
+            return ComparedRows(self.in_units(self.rows(outputs)), self.in_units(values), self.kind, weights)
         rows = self.rows(outputs, values.size // max(1, len(outputs)))
         if self.ignore_index is None:
             return ComparedRows(rows, values, self.kind)
@@ -415,6 +433,11 @@ class Objective:
                 "change the last layer"
             )
         self._check_weights(data.targets)
+        if len(self.target_scale) > 2 and (len(labels) > 1 or len(self.target_scale) != 2 * data.targets):
+            raise ModelError(
+                f"target_scale has {len(self.target_scale)} numbers: expected a mean and a deviation, or both for each "
+                f"of {data.targets} targets"
+            )
 
     def _check_classes(self, data: Dataset, output_shape: tuple[int, ...], labels: tuple[int, ...]) -> None:
         # If the ignored label is the largest, the model may have an output for it, or none.

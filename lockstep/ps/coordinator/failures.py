@@ -81,8 +81,7 @@ def diverged_text(
     by = f" by {who}," if who else ""
     return (
         f"the {quantity} of step {step}, {what} {micro_batch},{by} is not finite; first seen in {where}: "
-        "lower the learning rate, warm it up or clip the gradient (--lr, --warmup-steps, --clip-norm); in a "
-        "regression, train on targets with mean 0 and deviation 1"
+        "lower the learning rate, warm it up or clip the gradient (--lr, --warmup-steps, --clip-norm)"
     )
 
 

@@ -11,13 +11,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 from msgspec import Meta
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from lockstep.common.data.columns import Real, Text
+from lockstep.common.data.columns import Column, Real, Text
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.folder import MANIFEST, Conversion, Origin, read_manifest
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import fields_of
+from lockstep.common.job.job import Job
 from lockstep.common.numerics.random import Purpose, generator
 
 #: Bytes of one sample, which a description may come from anywhere with.
@@ -106,9 +108,9 @@ def _joined(forms: list[ArrayForm], count: int) -> NDArray[Any]:
     return records
 
 
-def describe(data: TrainTest, spec: str, *, is_normalized: bool) -> DataDescription:
-    """Return the description of a dataset, once a validation set has been taken out of it; `spec` is where it is."""
-    train, folder = data.train, Path(spec).expanduser()
+def describe(data: TrainTest, job: Job) -> DataDescription:
+    """Return the description of a job's dataset, once a validation set has been taken out of it."""
+    train, spec, folder = data.train, job.data, Path(job.data).expanduser()
     # "mnist" is not a place.
     source = os.path.abspath(folder) if folder.exists() else spec
     found: Conversion = (
@@ -118,11 +120,14 @@ def describe(data: TrainTest, spec: str, *, is_normalized: bool) -> DataDescript
             kind="arrays", classes=train.classes, class_names=list(data.class_names), origin=Origin(source=source)
         )
     )
+    if (scale := job.target_scale) is not None:
+        targets = [Column(name="", mean=mean, std=std) for mean, std in zip(scale[::2], scale[1::2], strict=True)]
+        found = replace(found, targets=targets)
     return DataDescription(
         **{name: getattr(found, name) for name in Conversion.__struct_fields__},
         inputs=_forms(train.images[:FIRST], train),
         labels=_forms(train.labels[:1]),
-        preparation=Preparation.of(train) if is_normalized else Preparation(0.0, 1.0),
+        preparation=Preparation.of(train) if job.normalize else Preparation(0.0, 1.0),
         training_samples=len(train),
         validation_samples=len(data.validation or ()),
         test_samples=len(data.test),

@@ -1,5 +1,6 @@
 """Evaluate a trained model on a test set: its loss, and its output for each sample."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Assessment(msgspec.Struct, frozen=True):
     objective: Objective = msgspec.field(default_factory=Objective)
     #: The names of the classes, in order; empty if they have none.
     class_names: tuple[str, ...] = ()
-    #: The columns of a table that are predicted; empty if the data is none.
+    #: How the numbers that are predicted were scaled, each or all of them; empty if none was.
     columns: tuple[Column, ...] = ()
     #: Rows of a table that were left out, because they have nothing to compare with.
     left_out: int = 0
@@ -118,7 +119,8 @@ def assess(trained: Trained, data: str | None = None, **reading: Any) -> Assessm
     test = batches.data.test
     compute.on_outputs = lambda chunk: outputs.append(objective.rows(chunk, test.targets).copy())
     tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
-    columns = () if objective.kind is LossKind.CLASSES or described.classes else tuple(described.targets)
+    are_names = objective.kind is LossKind.CLASSES or (described.is_table and described.classes)
+    columns = () if are_names else tuple(described.targets)
     return Assessment(test, tally, np.concatenate(outputs), objective, trained_on.class_names, columns, left_out)
 
 
@@ -204,4 +206,5 @@ def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective:
 
 
 def _as_numbers(data: Dataset, objective: Objective) -> Dataset:
-    return replace(data, labels=objective.targets(data.labels), classes=0)
+    # As they are stored: whatever compares them scales them.
+    return replace(data, labels=dataclasses.replace(objective, target_scale=()).targets(data.labels), classes=0)

@@ -50,7 +50,8 @@ def _onnx(trained: Trained) -> bytes:
     data = trained.data
     samples = data.samples(onnx.MORE)
     trace = onnx.trace_of(model, data.preparation.images(samples))
-    graph, metadata = onnx.graph_of(trace, trained.arrays()), _metadata(trained)
+    targets = () if data.is_table else data.targets
+    graph, metadata = onnx.graph_of(trace, trained.arrays(), targets), _metadata(trained)
     if data.is_table:
         return onnx.onnx_bytes(*onnx.with_table(graph, data, data.preparation), metadata)
     parts = fields_of(samples)
@@ -64,10 +65,12 @@ def _metadata(trained: Trained) -> dict[str, str]:
     The names of the classes, if they have names, are a list in JSON, in the order of the outputs. Of a table there are
     the columns that are learned from and predicted, as its dataset.json has them: an input is made of a column first,
     by the place of a text in `categories`, and (x - mean) / std of the column. If a model has several inputs, `inputs`
-    has the two numbers of each by its name.
+    has the two numbers of each by its name. Numbers that are predicted are outputs · std + mean of their `targets`, or
+    of the only one; a graph of ONNX has done that already.
     """
     data, preparation, names = trained.data, trained.data.preparation, trained.data.class_names
-    columns = {"columns": data.columns, "targets": data.targets} if data.is_table else {}
+    columns = {"columns": data.columns} if data.is_table else {}
+    columns |= {"targets": data.targets} if data.is_table or data.targets else {}
     several = {name: {"mean": each.mean, "std": each.std} for name, each in preparation.inputs.items()}
     scale = {"inputs": json.dumps(several, ensure_ascii=False)} if several else {}
     return {

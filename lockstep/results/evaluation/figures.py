@@ -147,10 +147,14 @@ def target_figures(outputs: Floats, targets: Floats) -> list[TargetFigures]:
 
 
 def in_units(figures: list[TargetFigures], columns: Sequence[Column]) -> list[TargetFigures]:
-    """Return the figures in the units of a table whose columns were scaled, and under their names."""
+    """Return the figures in the units of data whose columns were scaled, and under their names.
+
+    One column may stand for all of them.
+    """
+    each = columns if len(columns) == len(figures) else [*columns] * len(figures)
     return [
         replace(one, mse=one.mse * column.std**2, mae=one.mae * column.std, name=column.name)
-        for one, column in zip(figures, columns, strict=True)
+        for one, column in zip(figures, each, strict=True)
     ]
 
 

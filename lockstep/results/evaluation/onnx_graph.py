@@ -200,8 +200,11 @@ class OnnxGraph:
         return self.constant(np.asarray(operand, None if isinstance(operand, np.ndarray) else np.float32))
 
 
-def graph_of(trace: Trace, weights: dict[str, NDArray[Any]]) -> OnnxGraph:
-    """Return the graph of a trace. Raises ModelError for a primitive that has no counterpart."""
+def graph_of(trace: Trace, weights: dict[str, NDArray[Any]], targets: Sequence[Column] = ()) -> OnnxGraph:
+    """Return the graph of a trace, whose output has the units of `targets` if these are given.
+
+    Raises ModelError for a primitive that has no counterpart.
+    """
     graph = OnnxGraph(arrays=dict(weights))
     for step in trace.steps:
         write = _WRITERS.get(step.primitive)
@@ -211,7 +214,11 @@ def graph_of(trace: Trace, weights: dict[str, NDArray[Any]]) -> OnnxGraph:
                 "safetensors"
             )
         write(graph, step, [graph.name(operand) for operand in step.operands], step.result)
-    graph.add("Identity", [graph.name(trace.output)], OUTPUT)
+    output = graph.name(trace.output)
+    if targets:
+        graph.add("Cast", [_unscaled(graph, output, targets)], OUTPUT, to=TensorProto.FLOAT)
+    else:
+        graph.add("Identity", [output], OUTPUT)
     used = {name for node in graph.nodes for name in node.input}
     graph.arrays = {name: array for name, array in graph.arrays.items() if name in used}
     return graph
@@ -660,8 +667,13 @@ def _classes(graph: OnnxGraph, manifest: Conversion, unusable: str) -> list[Port
 
 
 def _numbers(graph: OnnxGraph, targets: Sequence[Column], unusable: str) -> list[Port]:
-    mean, std = (np.array([getattr(target, name) for target in targets], np.float64) for name in ("mean", "std"))
-    scaled = graph.add("Mul", [graph.add("Cast", [OUTPUT], to=TensorProto.DOUBLE), graph.constant(std)])
-    numbers = graph.add("Add", [scaled, graph.constant(mean)])
+    numbers = _unscaled(graph, OUTPUT, targets)
     graph.add("Where", [unusable, graph.constant(np.float64(np.nan)), numbers], PREDICTIONS)
     return [Port(PREDICTIONS, TensorProto.DOUBLE, (len(targets),))]
+
+
+def _unscaled(graph: OnnxGraph, output: str, targets: Sequence[Column]) -> str:
+    """Add what makes numbers in the units of the data, float64; return their name."""
+    mean, std = (np.array([getattr(target, name) for target in targets], np.float64) for name in ("mean", "std"))
+    scaled = graph.add("Mul", [graph.add("Cast", [output], to=TensorProto.DOUBLE), graph.constant(std)])
+    return graph.add("Add", [scaled, graph.constant(mean)])

@@ -50,7 +50,7 @@ MOST_TOLD = 3
 class RowPrediction(msgspec.Struct, frozen=True, kw_only=True):
     """The prediction for one row of a table."""
 
-    #: Numbers in the units of the table, one for each target; of a classifier the probabilities of the classes.
+    #: Numbers in the units of the data, one for each target; of a classifier the probabilities of the classes.
     values: tuple[float, ...] = ()
     #: The likeliest class; empty for a regression.
     name: str = ""
@@ -181,7 +181,8 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
         if self.kind is LossKind.LABELS:
             return (outputs > 0.0).astype(np.int64)
         if self.kind is not LossKind.CLASSES:
-            return np.asarray(outputs, np.float64)
+            targets = self.trained.data.targets
+            return unscaled(outputs, targets) if targets else np.asarray(outputs, np.float64)
         places: NDArray[Any] = outputs.argmax(axis=class_axis(outputs, self.data))
         return np.array(self.data.class_names)[places] if self.data.class_names else places
 

@@ -24,9 +24,6 @@ NOTED_S = 0.5
 #: The gain in accuracy or R² within the last quarter of a run's epochs from which on more of them are advised.
 WORTHWHILE = 0.01
 
-#: R² below which a regression is bad, and how many times 1 the deviation of its targets may be, or a part of 1.
-BAD, FAR = 0.9, 10.0
-
 #: How many times its lowest value a loss on samples that are not trained has at the end of a run that was too long.
 #: Less is the noise of small sets.
 RISEN = 1.1
@@ -142,7 +139,7 @@ def audit_line(result: RunResult) -> str:
 
 def advice(result: RunResult, cores: int | None = None) -> list[str]:
     """Return advice on the length of a run, and from its times on the workers; `cores` as in `show_advice`."""
-    notes = [*filter(None, [on_targets(result) or on_length(result)])]
+    notes = [*filter(None, [on_length(result)])]
     if result.workers == 0:
         return notes
     if result.obstacle:
@@ -165,22 +162,6 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
     if result.train_s > NOTED_S and (note := on_processes(result, cores)):
         notes.append(note)
     return notes
-
-
-def on_targets(result: RunResult) -> str:
-    """Return that a regression is bad because of the scale of its targets, which no other length helps; else nothing.
-
-    The mean squared error is the share 1 - R² of their variance.
-    """
-    if result.test_r2 is None or result.test_r2 >= BAD or not result.test_loss > 0.0:
-        return ""
-    deviation = (result.test_loss / (1.0 - result.test_r2)) ** 0.5
-    if 1.0 / FAR <= deviation <= FAR:
-        return ""
-    return (
-        f"the targets have a deviation of about {deviation:.2g}, and R² is {result.test_r2:.2f}: train on targets with "
-        "mean 0 and deviation 1, such as (y - y.mean()) / y.std(), as columns of a table are"
-    )
 
 
 def on_length(result: RunResult) -> str:

@@ -106,8 +106,8 @@ def tensors(*arrays: Any) -> tuple[Any, ...]:
         (build_log_probabilities, classes(SAMPLES), {"loss": "nll", "ignore_index": 2}, "nll"),
         (build_rows, classes(SAMPLES, 3) % 2, {"loss": "bce"}, "bce"),
         (build_rows, classes(SAMPLES, 3) % 2, {"loss": "bce", "class_weights": (1.0, 2.0, 0.5)}, "positive"),
-        (build_rows, 2 * drawn(SAMPLES, 3), {"loss": "smooth-l1"}, "smooth-l1"),
-        (build_rows, drawn(SAMPLES, 3), {"loss": "l1"}, "l1"),
+        (build_rows, 2 * drawn(SAMPLES, 3), {"loss": "smooth-l1", "target_scale": (0, 1)}, "smooth-l1"),
+        (build_rows, drawn(SAMPLES, 3), {"loss": "l1", "target_scale": (0, 1)}, "l1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -57,7 +57,13 @@ def test_what_is_healthy_gives_no_alarm(model: nn.Module, data: Pairs, call: dic
 @pytest.mark.parametrize(
     ("model", "data", "call", "kind", "text_of_it"),
     [
-        (net(), table(shift=20.0), {"loss": "mse"}, "first-loss", "always predicting the mean costs .*far from 0"),
+        (
+            net(),
+            table(shift=20.0),
+            {"loss": "mse", "target_scale": (0, 1)},
+            "first-loss",
+            "always predicting the mean costs .*far from 0",
+        ),
         (net(), table(), {"loss": "mse", "lr": 30.0}, "rate", "the learning rate is too large: lr = 30"),
         (net(), table(), {}, "labels", "not whole numbers: .*this is a regression; .* or set loss = 'mse'"),
         (transformer(), text(8), {}, "labels", "the model has 9 outputs for 8 classes"),

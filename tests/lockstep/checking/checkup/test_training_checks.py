@@ -329,7 +329,11 @@ def test_outputs_that_are_never_negative_and_often_0_are_a_relus(outputs: list[f
     labels = np.abs(numbers.data.train.labels)
     labels[0] = 0.0
     positive = replace(numbers.data.train, labels=labels)
-    assert list(check_last_layer(replace(numbers, data=TrainTest("arrays", positive, positive)))) == []
+    reached = replace(numbers, data=TrainTest("arrays", positive, positive))
+    assert list(check_last_layer(reached)) == []
+    # Unless they are scaled, and half of them are then below 0.
+    halved = replace(reached, job=Job(loss="mse", global_batch=10, target_scale=(1.5, 0.5)))
+    assert ["go down to -3, scaled, which" in each.cause for each in check_last_layer(halved)] == [True] * is_found
 
 
 @pytest.mark.parametrize(("dead", "is_found"), [(2, False), (3, True)])

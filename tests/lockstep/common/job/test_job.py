@@ -24,6 +24,7 @@ OTHER: dict[str, Any] = {
     "wire_weights": "bfloat16",
     "loss": "mse",
     "label_smoothing": 0.1,
+    "target_scale": [512.0, 80.5],
     "class_weights": [1.0, 2.0],
     "ignore_index": 255,
     "metrics": ["rmse", "mine.py:dice"],

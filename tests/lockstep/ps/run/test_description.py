@@ -13,6 +13,7 @@ from lockstep.common.data.folder import load_folder
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import as_records
 from lockstep.common.data.source import with_validation
+from lockstep.common.job.job import Job
 from lockstep.ps.run.description import DataDescription, describe
 from tests.lockstep.common.data.folders import ORIGIN, write_folder
 
@@ -28,7 +29,7 @@ NUMBERS = RNG.normal(size=(12, 2)).astype(np.float32)
 def described(samples: NDArray[Any], labels: NDArray[Any], *, is_normalized: bool = True) -> DataDescription:
     part = Dataset(samples, labels, 3 if labels.dtype == np.int64 else 0)
     data = with_validation(TrainTest("some", part, part), 0.25, 0)
-    found = describe(data, "some.npz", is_normalized=is_normalized)
+    found = describe(data, Job(data="some.npz", normalize=is_normalized))
     # As a receipt has it.
     return msgspec.json.decode(msgspec.json.encode(found), type=DataDescription)
 
@@ -73,7 +74,7 @@ def test_samples_that_are_drawn_differ_and_are_the_same_each_time() -> None:
 
 def test_a_packed_folder_has_its_names_and_its_origin(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "some.data", (BYTES, CLASSES), (BYTES, CLASSES), 3, ("a", "b", "c"))
-    found = describe(load_folder(folder), str(folder), is_normalized=True)
+    found = describe(load_folder(folder), Job(data=str(folder)))
     assert found.class_names == ["a", "b", "c"]
     assert found.origin == ORIGIN
     assert found.form().class_names == ("a", "b", "c")

@@ -144,29 +144,6 @@ def test_a_run_that_ended_while_it_learned_is_told(of: RunResult, notes: list[st
     assert advice(of) == notes
 
 
-@pytest.mark.parametrize(
-    ("r2", "loss", "deviation"),
-    [
-        (-0.5, 6e9, "6.3e+04"),
-        (0.4, 2.4e-5, "0.0063"),
-        (0.95, 6e9, None),
-        (0.4, 0.6, None),
-        (-0.5, 90.0, None),
-        (1.0, 0.0, None),
-    ],
-)
-def test_a_bad_regression_of_targets_that_are_not_scaled_is_told_so(
-    r2: float, loss: float, deviation: str | None
-) -> None:
-    of = learning([0.1, 0.2, 0.3, 0.4], [loss * 4, loss * 3, loss * 2, loss], test_r2=r2, test_loss=loss)
-    notes = advice(of)
-    if deviation is None:
-        assert not any("deviation" in note for note in notes)
-        return
-    (note,) = notes
-    assert note.startswith(f"the targets have a deviation of about {deviation}, and R² is {r2:.2f}: train on targets")
-
-
 def test_nothing_is_predicted_of_a_run_that_was_too_short() -> None:
     assert advice(msgspec.structs.replace(part_of(1, 0.0), train_s=0.4)) == []
 
