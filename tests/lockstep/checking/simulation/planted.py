@@ -217,7 +217,7 @@ OTHER_LOSSES = " has other losses than in one process"
 #: By what is wrong.
 PLANTED = {
     "sums are applied twice": Planted(
-        Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)), OTHER_WEIGHTS, first=13
+        Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)), OTHER_WEIGHTS, first=20
     ),
     "an update is made twice": Planted(Parts(coordinator=made_again), "ValueError: negative shift count", first=16),
     # The server adds up what it does not have.
@@ -227,7 +227,7 @@ PLANTED = {
         Parts(shard=with_trees(AllOrNothing)), OTHER_WEIGHTS, first=31
     ),
     "updates do not wait for all shards": Planted(
-        Parts(coordinator=coordinating(HastyCoordinator)), "reports: the server broke the protocol: step ", first=12
+        Parts(coordinator=coordinating(HastyCoordinator)), "reports: the server broke the protocol: step ", first=27
     ),
     "another learning rate is recorded": Planted(Parts(server=recording(MisreportingRecorder)), ": lr = "),
     "the receipt lacks an epoch": Planted(Parts(server=recording(ForgetfulRecorder)), "the receipt: chain = "),
@@ -235,6 +235,6 @@ PLANTED = {
     "workers are told of a failure": Planted(
         Parts(coordinator=coordinating(Ungrateful)), "ends, although the run is done, with: "
     ),
-    "a server is back without its shards": Planted(Parts(supervisor=Lonely), "the run has not ended within ", first=6),
+    "a server is back without its shards": Planted(Parts(supervisor=Lonely), "the run has not ended within ", first=27),
     "a run is given up after one kill": Planted(Parts(supervisor=Impatient), "the supervisor ends the run, since "),
 }
