@@ -24,7 +24,6 @@ from lockstep.common.protocol.standby_messages import CommandOutcome
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import Credential
-from lockstep.common.transport.diagnosis import Stage
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.launch.client import no_answer
 from lockstep.launch.endpoints import credential_of, dial_with, keyed
@@ -74,9 +73,11 @@ def ask_run(
             found = _ask_one(port, question, timeout_s)
             trouble = None if found is not None else port.diagnosis()
         if found is None:
-            # The first obstacle is the one that a person has to know.
-            obstacle = no_answer(address, timeout_s, trouble) if len(asked) == 1 else obstacle
-            if trouble is None or trouble.stage is not Stage.KEY:
+            has_other_key = trouble is not None and trouble.has_other_key
+            # A person has to know the obstacle of the first key, unless another is right and something else is wrong.
+            if len(asked) == 1 or (trouble is not None and trouble.is_final and not has_other_key):
+                obstacle = no_answer(address, timeout_s, trouble)
+            if not has_other_key:
                 break
             search.turn_to(search.following(), 0.0)
             continue
@@ -93,7 +94,7 @@ def _ask_one(port: ZeroMqClient, question: Message, timeout_s: float) -> Status 
     port.send(encode(question))
     clock = SystemClock()
     until = clock.now() + timeout_s
-    while (left := until - clock.now()) > 0.0 and not (port.is_failing and _has_other_key(port)):
+    while (left := until - clock.now()) > 0.0 and not (port.is_failing and _is_hopeless(port)):
         frames = port.receive(min(HANDSHAKE_S, left))
         if frames is not None:
             message, _ = decode(frames, ServerMessage | CommandOutcome)
@@ -102,9 +103,9 @@ def _ask_one(port: ZeroMqClient, question: Message, timeout_s: float) -> Status 
     return None
 
 
-def _has_other_key(port: ZeroMqClient) -> bool:
+def _is_hopeless(port: ZeroMqClient) -> bool:
     trouble = port.diagnosis()
-    return trouble is not None and trouble.stage is Stage.KEY
+    return trouble is not None and trouble.is_final
 
 
 def standby_line(standby: StandbyStatus) -> str:

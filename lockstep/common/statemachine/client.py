@@ -89,6 +89,8 @@ class ObstacleFound(Struct, frozen=True, kw_only=True):
     obstacle: str
     #: Whether waiting does not help.
     is_final: bool
+    #: Whether another key may help, as in `Diagnosis`.
+    has_other_key: bool = False
 
 
 ClientEvent = (

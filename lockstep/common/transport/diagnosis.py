@@ -42,6 +42,8 @@ class Diagnosis(msgspec.Struct, frozen=True):
     stage: Stage
     #: Whether waiting longer is of no use.
     is_final: bool = False
+    #: Whether the server has another key than the one with which it was dialled, as far as can be known.
+    has_other_key: bool = False
 
 
 class HandshakeState(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +79,8 @@ def diagnose(
         return Diagnosis(_mismatch(address, credential, probed), Stage.KEY, is_final=True)
     if handshakes.failed >= ENOUGH_FAILURES:
         has_keys = isinstance(credential, ClientKeys)
-        return Diagnosis(_broken_off(address, credential), Stage.KEY if has_keys else Stage.VERSION, is_final=has_keys)
+        stage = Stage.KEY if has_keys else Stage.VERSION
+        return Diagnosis(_broken_off(address, credential), stage, is_final=has_keys, has_other_key=has_keys)
     return None
 
 
@@ -85,7 +88,8 @@ def _refused(address: str, credential: Credential) -> str:
     if isinstance(credential, ClientKeys):
         return (
             f"the server at {address} does not admit the key {credential.pair.public!r}: on its machine, `lockstep "
-            "keys list DIR` lists the keys that it admits, and `lockstep keys allow DIR NAME KEY` adds one"
+            f"keys allow DIR NAME '{credential.pair.public}'` adds it, where DIR is the folder that its --keys names; "
+            "of a standby that leads, DIR is the run's folder"
         )
     return f"the server at {address} belongs to another run"
 

@@ -30,6 +30,7 @@ from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import SERVER_NAME, ClientKeys, Credential, Lock, ServerKeys
 from lockstep.common.transport.auth.keys import SERVER, STANDBY, AllowList, SecretKey, read_key
 from lockstep.common.transport.port import Dial, ServerPort
+from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import wait_for_any
 from lockstep.launch.endpoints import WARNING, credential_of, dial_with, dialled, keyed, lock_of, nearby
 from lockstep.launch.run_end import kept_on_failure, show_end
@@ -329,7 +330,7 @@ def shell_of(
         wait_for_any,
         listening.rejections,
         check=partial(check_machine, request.folder, state),
-        diagnose=upstream.diagnosis,
+        diagnose=lambda dialled: dialled.diagnosis() if isinstance(dialled, ZeroMqClient) else None,
     )
 
 

@@ -58,8 +58,8 @@ class StandbyShell:
     rejections: RejectionLog = field(default_factory=RejectionLog)
     #: Called once the mirror has all for the first time: raises if this machine could not lead the run.
     check: Callable[[], None] = lambda: None
-    #: Finds out what prevents a connection to the server that a person named, None if nothing can.
-    diagnose: Callable[[], Diagnosis | None] | None = None
+    #: Finds out what prevents a connection, until a server has answered for the first time.
+    diagnose: Callable[[ClientPort], Diagnosis | None] = lambda _: None
     _is_checked: bool = False
     #: Set once it has ended without taking over, or takes over.
     ended: Exit | TakeOver | None = None
@@ -104,10 +104,11 @@ class StandbyShell:
 
     def on_time(self, now: float) -> Sequence[StandbyEvent]:
         """Return that time has passed; if no server has answered yet, first what prevents it."""
-        diagnosis = None if self.diagnose is None or self.state.offer is not None else self.diagnose()
-        if diagnosis is None:
+        found = None if self.state.offer is not None else self.diagnose(self.upstream)
+        if found is None:
             return [TimePassed()]
-        return [ObstacleFound(obstacle=diagnosis.text, is_final=diagnosis.is_final), TimePassed()]
+        obstacle = ObstacleFound(obstacle=found.text, is_final=found.is_final, has_other_key=found.has_other_key)
+        return [obstacle, TimePassed()]
 
     def listen(self, seconds: float | None) -> None:
         """Wait until a message may have come, or for so many seconds."""
@@ -157,7 +158,6 @@ class StandbyShell:
             case Send():
                 return self._answer(effect.peer, effect.message)
             case Redial(server=server):
-                self.diagnose = None
                 self.upstream.close(LINGER_S)
                 self.upstream = self.dial(server.address, server.public)
             case Report(text=text):

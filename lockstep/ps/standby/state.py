@@ -359,8 +359,8 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
                 return self._end(2, text, FailureKind.REFUSED)
             case ProtocolBroken(fault=fault):
                 return self._end(1, f"the server broke the protocol: {fault}", FailureKind.PROTOCOL)
-            case ObstacleFound(obstacle=obstacle, is_final=is_final):
-                return self._on_obstacle(obstacle, now, is_final=is_final)
+            case ObstacleFound():
+                return self._on_obstacle(event, now)
             case Received(peer=peer, message=message):
                 return self._on_message(peer, message, now)
             case PeerLeft(peer=peer):
@@ -377,13 +377,14 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         self.phase = StandbyPhase.ENDED
         return [SendToServer(message=Leave(reason=reason)), Exit(code=code, reason=reason, kind=kind)]
 
-    def _on_obstacle(self, obstacle: str, now: float, *, is_final: bool) -> list[StandbyEffect]:
+    def _on_obstacle(self, found: ObstacleFound, now: float) -> list[StandbyEffect]:
         """Report, or end at, what prevents a connection to a server that was never heard."""
-        if is_final and self.search.has_choice():  # it may have another key
-            return [*self._go_to(self.search.following(), now), *self._poll(now)]
-        if is_final:
-            return self._end(2, obstacle, FailureKind.UNREACHABLE)
-        return self.reports.once(f"waiting for a server at {self.search.server.address}: {obstacle}")
+        following = self.search.following()
+        if found.has_other_key and following != self.search.servers()[0]:
+            return [*self._go_to(following, now), *self._poll(now)]
+        if found.is_final:
+            return self._end(2, found.obstacle, FailureKind.UNREACHABLE)
+        return self.reports.once(f"waiting for a server at {self.search.server.address}: {found.obstacle}")
 
     # The mirror
 

@@ -1,5 +1,6 @@
 """When a standby leads the run: more than half of the last step's workers say so, or a person, or its server."""
 
+import copy
 import hashlib
 from itertools import product
 from pathlib import Path
@@ -356,9 +357,18 @@ def test_another_key_of_the_server_is_tried_before_it_ends() -> None:
     keyed = [StandbyAddress(address=SERVER.address, public=public) for public in ("a", "b")]
     state = StandbyState(msgspec.structs.replace(CONFIG, others=tuple(keyed)), Mirror(Path()))
     state.handle(Started(), 0.0)
-    wrong = ObstacleFound(obstacle="its key is another", is_final=True)
+    wrong = ObstacleFound(obstacle="its key is another", is_final=True, has_other_key=True)
     assert state.handle(wrong, 1.0) == [Redial(server=keyed[0]), request(NO_TERM, is_whole=False)]
     assert state.handle(wrong, 2.0)[0] == Redial(server=keyed[1])
+    # Once none is left, it ends; and at once if a key is right, and its own is not admitted.
+    ends = [
+        copy.deepcopy(state).handle(obstacle, 3.0)[-1]
+        for obstacle in (wrong, ObstacleFound(obstacle="it does not admit the key", is_final=True))
+    ]
+    assert ends == [
+        Exit(code=2, reason=reason, kind=FailureKind.UNREACHABLE)
+        for reason in ("its key is another", "it does not admit the key")
+    ]
     # With the right key it is heard, and no other is tried any more.
     state.handle(files(0, files=[FILE]), 3.0)
     assert state.search.servers() == [keyed[1]]
