@@ -181,7 +181,8 @@ class MicroBatchReplay(msgspec.Struct, frozen=True, kw_only=True):
     #: step, or one with local steps, of which the ledger has the sum.
     loss_sum: float | str
     recorded_loss_sum: float | None
-    correct: int
+    #: The number of right predictions; None in a regression.
+    correct: int | None
     #: Number of classes or values to predict.
     targets: int
     layers: list[LayerReplay]
@@ -226,7 +227,7 @@ def inspect(run: RecordedRun, compute: Compute, step: int, micro_batch: int, loc
         inputs_sha256=hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
         loss_sum=loss if np.isfinite(loss) else str(loss),
         recorded_loss_sum=float(recorded.loss_sums()[micro_batch]) if recorded else None,
-        correct=batches.objective.correct(outputs, targets),
+        correct=None if batches.objective.is_regression else batches.objective.correct(outputs, targets),
         targets=batches.objective.count(targets),
         layers=[layer_of(*output, seen.gradients) for output in seen.layers],
         first_nonfinite=seen.first_nonfinite,

@@ -72,7 +72,7 @@ def packed_source(
         return source
     options = options if loss is None else options.for_loss(loss)
     stem = re.sub(r"[^\w-]+", "-", path.resolve().stem)[:40] or "data"
-    folder = cache / "datasets" / f"{stem}-{digest_of(path, options)[:16]}"
+    folder = cache / "datasets" / f"{stem}{_name_of(path, options)}"
     if not (folder / MANIFEST).is_file():
         with progress(f"packing {source}") as watch:
             packed = pack(str(path), folder, options, watch)
@@ -103,6 +103,22 @@ def _check_target(source: str, folder: Path, loss: str, spelled: Spelling) -> No
             f"{source}: the target {named} is numeric, and loss = {loss!r} needs classes: expected "
             f"{spelled('loss', 'mse')}, {advice}"
         )
+
+
+def has_changed(folder: Path, origin: Origin, cache: Path) -> bool:
+    """Tell whether a source is there, and is not any more what a folder of the cache was packed from.
+
+    False if that is not known: another version of Lockstep packed it, or it is not in the cache.
+    """
+    source = Path(origin.source)
+    if folder.parent != cache / "datasets" or origin.version != VERSION or not source.exists():
+        return False
+    return not folder.name.endswith(_name_of(source, PackOptions.recorded(origin)))
+
+
+def _name_of(path: Path, options: PackOptions) -> str:
+    """Return the end of the name of the folder that a source is packed into."""
+    return f"-{digest_of(path, options)[:16]}"
 
 
 def digest_of(path: Path, options: PackOptions) -> str:

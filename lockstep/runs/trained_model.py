@@ -27,7 +27,7 @@ from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointFolder
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RECEIPT, WEIGHTS, read_receipt
 from lockstep.ps.run.description import DataDescription, describe
 from lockstep.ps.run.plan import best_epoch
-from lockstep.runs.run_dir import JOB, finished, recorded_job, trusted_source
+from lockstep.runs.run_dir import DATA, DATA_FOLDER, JOB, finished, recorded_job, trusted_source
 
 #: Runs that an error names, at most.
 MOST_NAMED = 8
@@ -223,15 +223,13 @@ def data_advice(folder: Path, job: Job) -> str:
             f"make it again with `{command}`, and add `--training-data {shlex.quote(packed)}`; or add the source "
             f"itself, `--training-data {shlex.quote(source)}`"
         )
-    place = (
-        "where it was trained"
-        if Path(job.data).expanduser().is_absolute()
-        else "relative to the folder in which the command is run, as it was when it was trained"
-    )
-    return (
-        f"expected {job.data!r} {place}; name another place with --training-data, as in `lockstep verify "
-        f"{shlex.quote(str(folder))} --training-data DATA`"
-    )
+    if job.data in (DATA, DATA_FOLDER):
+        place = "in the run's folder, where `fit` keeps data and `lockstep share` leaves it out, or where it was trained"
+    elif Path(job.data).expanduser().is_absolute():
+        place = "where it was trained"
+    else:
+        place = "relative to the folder in which the command is run, as it was when it was trained"
+    return f"expected {job.data!r} {place}; name another place by adding `--training-data DATA`"
 
 
 def dataset_of(folder: Path, job: Job) -> TrainTest:

@@ -102,7 +102,7 @@ def summary_lines(replayed: MicroBatchReplay) -> list[str]:
         f"samples   {shown}{more}",
         f"inputs    {replayed.inputs.shape}, norm {replayed.inputs.norm:.6g}, SHA-256 {replayed.inputs_sha256[:12]}…",
         f"loss sum  {replayed.loss_sum!r}, {recorded}",
-        f"correct   {replayed.correct} of {replayed.targets}",
+        *([] if replayed.correct is None else [f"correct   {replayed.correct} of {replayed.targets}"]),
     ]
 
 

@@ -25,7 +25,7 @@ from lockstep.checking.verify import (
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
 from lockstep.cli.options.completion import RunPath
 from lockstep.cli.options.job import takes_trust
-from lockstep.cli.options.packing import training_data_of
+from lockstep.cli.options.packing import say_if_changed, training_data_of
 from lockstep.cli.options.run import RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.cli.options.types import number_range
 from lockstep.common.aggregation.layout import weights_digest
@@ -95,6 +95,8 @@ def verify(
         take_numerics(recorded.job.numerics)
     low, high = wanted_steps(recorded, steps)
     demand_data_of(recorded)
+    if training_data is None:
+        say_if_changed(run)
     print_plainly(console, *coverage_lines(recorded, report := coverage_of(recorded)))
     demand_coverage(report)
     print_plainly(console, *signature_lines(recorded, keys))

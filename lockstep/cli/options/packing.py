@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,13 @@ from lockstep.cli.options.job import JobRequest
 from lockstep.cli.options.types import SEED, share_below_one
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.environment import cache_home
+from lockstep.common.runtime.notice import notice
 from lockstep.packing.again import training_data_at
-from lockstep.packing.cache import packed_source
+from lockstep.packing.cache import has_changed, packed_source
 from lockstep.packing.options import DIRECT, Missing, PackOptions, known_encoding
+from lockstep.ps.records.run_folder import RECEIPT, read_receipt
 from lockstep.results.reports.display import print_plainly
+from lockstep.runs.run_dir import recorded_job
 
 
 @contextmanager
@@ -195,6 +199,16 @@ def training_data_of(run: Path, place: str | None) -> str | None:
     console = Console(highlight=False, stderr=True)
     cache = Path(cache_home()) / "lockstep"
     return training_data_at(run, place, cache, progress_of, lambda text: print_plainly(console, text))
+
+
+def say_if_changed(run: Path) -> None:
+    """Print to standard error if the source of a run's training data is not any more what the run was trained with."""
+    kept = read_receipt(run).data if (run / RECEIPT).is_file() else None
+    if kept is None or not has_changed(Path(recorded_job(run).data), kept.origin, Path(cache_home()) / "lockstep"):
+        return
+    source = shlex.quote(kept.origin.source)
+    text = f"{source} has changed since the run was trained with it: this is about its data as it was then"
+    click.echo(notice(f"{text}; `lockstep evaluate {shlex.quote(str(run))} --data {source}` takes it as it is"), err=True)
 
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from lockstep.cli.options.job import takes_trust
-from lockstep.cli.options.packing import READING_OPTIONS, training_data_of
+from lockstep.cli.options.packing import READING_OPTIONS, say_if_changed, training_data_of
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.losses import LossKind
@@ -68,6 +68,8 @@ def evaluate(
     if data is None and not has_data(trained.job):
         show_recorded(trained, as_json=as_json)
         return
+    if data is None and training_data is None:
+        say_if_changed(run)
     tested = assess(trained, data, **reading)
     if tested.left_out:
         targets = " and ".join(repr(column.name) for column in trained.data.targets)

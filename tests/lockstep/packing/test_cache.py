@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from lockstep import doctor, nn
 from lockstep.common.data.folder import read_manifest
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
-from lockstep.packing.cache import digest_of, is_to_be_packed, packed_source
+from lockstep.packing.cache import digest_of, has_changed, is_to_be_packed, packed_source
 from lockstep.packing.options import PackOptions, Watch
 from tests.lockstep.tiny_data import write_tiny
 
@@ -55,6 +56,20 @@ def test_it_is_packed_once(table: Path) -> None:
     table.touch()
     assert packed(table, shown) == first
     assert len(shown.packed) == 1
+
+
+def test_a_source_that_changed_later_is_noticed(table: Path) -> None:
+    folder, cache = Path(packed(table, Shown(), drop=("a",), test_split=0.3)), table.parent / "cache"
+    origin = read_manifest(folder).origin
+    table.touch()
+    assert not has_changed(folder, origin, cache)
+    table.write_text(ROWS.replace(",10,", ",11,", 1))
+    assert has_changed(folder, origin, cache)
+    # Nothing is claimed of a folder that a person has packed, of another version's, or without the source.
+    assert not has_changed(folder, origin, table.parent)
+    assert not has_changed(folder, msgspec.structs.replace(origin, version="0.1"), cache)
+    table.unlink()
+    assert not has_changed(folder, origin, cache)
 
 
 def test_other_bytes_or_options_are_another_dataset(table: Path) -> None:

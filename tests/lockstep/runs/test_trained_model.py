@@ -146,6 +146,9 @@ def test_data_of_another_folder_is_told(tmp_path: Path) -> None:
     job = msgspec.structs.replace(open_trained(folder).job, data="elsewhere/some.npz")
     with pytest.raises(DataError, match=r"is not here: expected 'elsewhere/some\.npz' relative to the folder "):
         dataset_of(folder, job)
+    kept = msgspec.structs.replace(job, data="data.npz")
+    with pytest.raises(DataError, match=r"is not here: expected 'data\.npz' in the run's folder, where `fit` keeps "):
+        dataset_of(folder, kept)
 
 
 OF_DATA = [
@@ -165,7 +168,7 @@ def test_data_that_was_moved_is_named_and_has_to_be_the_runs(
     assert run(words) == 2
     told = capsys.readouterr().err
     assert f"which is not here: expected '{tmp_path / 'tiny.npz'}' where it was trained; name" in told
-    assert f"lockstep verify {done.folder} --training-data DATA" in told
+    assert "by adding `--training-data DATA`" in told
     assert run([*words, "--training-data", "mnist"]) == 2
     assert "the data 'mnist' is not that of the run in " in capsys.readouterr().err
     assert run([*words, "--training-data", "moved.npz"]) == 0
