@@ -224,7 +224,7 @@ def data_advice(folder: Path, job: Job) -> str:
             f"itself, `--training-data {shlex.quote(source)}`"
         )
     if job.data in (DATA, DATA_FOLDER):
-        place = "in the run's folder, where `fit` keeps data and `lockstep share` leaves it out, or where it was trained"
+        place = "in the run's folder, where `fit` keeps it and `lockstep share` leaves it out, or where it was trained"
     elif Path(job.data).expanduser().is_absolute():
         place = "where it was trained"
     else:

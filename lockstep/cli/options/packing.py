@@ -208,7 +208,9 @@ def say_if_changed(run: Path) -> None:
         return
     source = shlex.quote(kept.origin.source)
     text = f"{source} has changed since the run was trained with it: this is about its data as it was then"
-    click.echo(notice(f"{text}; `lockstep evaluate {shlex.quote(str(run))} --data {source}` takes it as it is"), err=True)
+    click.echo(
+        notice(f"{text}; `lockstep evaluate {shlex.quote(str(run))} --data {source}` takes it as it is"), err=True
+    )
 
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:
