@@ -147,7 +147,7 @@ def test_data_of_another_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is not here: expected 'elsewhere/some\.npz' relative to the folder "):
         dataset_of(folder, job)
     kept = msgspec.structs.replace(job, data="data.npz")
-    with pytest.raises(DataError, match=r"is not here: expected 'data\.npz' in the run's folder, where `fit` keeps it "):
+    with pytest.raises(DataError, match=r"not here: expected 'data\.npz' in the run's folder, where `fit` keeps it "):
         dataset_of(folder, kept)
 
 
