@@ -59,6 +59,10 @@ class ServerConnections:
         """Send a message to the server that owns the frame that begins at `start`, or to the one that decides."""
         _send(self.first if start is None else self._owners.get(start, self.first), frames, timeout_s)
 
+    def is_for_first(self, start: int) -> bool:
+        """Tell whether the server that decides owns the frame that begins at `start`."""
+        return start not in self._owners
+
     def connect(self, addresses: list[str], size: int, hello: Hello) -> None:
         """Dial the others, which hold slices of a vector of `size` values, instead of those of a run before."""
         self.disconnect()

@@ -65,11 +65,17 @@ class LeaseRun:
     began: float = field(init=False)
     #: Seconds that were spent on sending and not on computing.
     sending_s: float = 0.0
+    #: How many frames of sums the server that decides is still to be sent.
+    left: int = field(init=False)
+    #: The last of them, with its first element, which the result carries; None before it is final.
+    last: tuple[int, Vector] | None = None
     #: Messages wait until it is done.
     lets_messages_in = False
 
     def __post_init__(self) -> None:
         self.began = self.session.context.clock.now()
+        frames, servers = self.session.setup.compute.frames, self.session.servers
+        self.left = sum(servers.is_for_first(frame.start) for frame in frames)
 
     def is_on_time(self) -> bool:
         return True
@@ -137,11 +143,15 @@ class LeaseRun:
         return compute.train(lease.step, lease.node(), send)[1]
 
     def _send_frame(self, start: int, words: Vector) -> None:
-        clock, lease = self.session.context.clock, self.lease
+        clock, lease, servers = self.session.context.clock, self.lease, self.session.servers
+        self.left -= servers.is_for_first(start)
+        if not self.left and self.last is None:
+            self.last = start, words
+            return
         began = clock.now()
         part = SumsFrame(step=lease.step, lo=lease.lo, hi=lease.hi, start=start)
         # With a timeout: a frame that is not sent would cost the whole lease.
-        self.session.servers.send(encode(part, [words]), SEND_TIMEOUT_S, start)
+        servers.send(encode(part, [words]), SEND_TIMEOUT_S, start)
         self.sending_s += clock.now() - began
 
     def _result(self, found: Found, digest: str) -> Result:
@@ -158,6 +168,7 @@ class LeaseRun:
             metrics=pack_sums(tally.metrics),
             compute_s=found.compute_s,
             number=lease.number,
+            start=None if self.last is None else self.last[0],
             losses=pack_losses(found.losses) if lease.work in OF_A_STEP else b"",
             digest=digest,
             signature=self.session.signature(lease, digest),
@@ -281,13 +292,13 @@ class WorkerSession:
             )
         return self._follow(lease)
 
-    def check_steps(self, lease: MultiStepLease, incarnation: str) -> machine.Event | None:
+    def check_steps(self, lease: MultiStepLease, incarnation: str) -> list[machine.Event]:
         """Check that there are such steps; those for this process before it joined again are ignored."""
         if self.leader is None or lease.incarnation != incarnation:
-            return None
+            return []
         if not (self.shares and lease.first < lease.last):
             raise RemoteProtocolError(f"a lease of steps {lease.first} to {lease.last}: not one for this worker")
-        return self._follow(lease)
+        return [self._follow(lease)]
 
     def _follow(self, lease: Lease | MultiStepLease) -> machine.Event:
         """Return a lease once the memory that it names is mapped."""
@@ -308,21 +319,29 @@ class WorkerSession:
             return machine.SamplesNotStored(reason=str(error))
         return samples
 
-    def install(self, weights: Weights, words: Vector) -> machine.Event | None:
-        """Copy a frame of weights into its slot; return that the weights are complete if they are now.
+    def install(self, weights: Weights | Lease, frames: Iterable[Vector]) -> list[machine.Event]:
+        """Copy the frame of weights, if a message carries one, into its slot; return that they are complete if so.
 
         Meanwhile the model may compute with the other slot. If it is even two steps behind, and computes with weights
         that change under it, its result is late as well, and is not used.
         """
-        start, compute = weights.start, self.setup.compute
-        part = Slice(start, start + self.weights.lengths.get(start, 0))
-        expected = compute.wire_weights.words(part)
-        if self.shares or len(words) != expected:
-            raise RemoteProtocolError(f"weights of {len(words)} values from {start} on: expected {expected}")
-        compute.wire_weights.unpack(words, start, part.of(compute.slots[weights.step % 2]))
-        return machine.WeightsReceived(step=weights.step) if self.weights.add(weights.step, start) else None
+        start, compute = weights.start or 0, self.setup.compute
+        is_complete = False
+        for words in frames:
+            part = Slice(start, start + self.weights.lengths.get(start, 0))
+            expected = compute.wire_weights.words(part)
+            if self.shares or len(words) != expected:
+                raise RemoteProtocolError(f"weights of {len(words)} values from {start} on: expected {expected}")
+            compute.wire_weights.unpack(words, start, part.of(compute.slots[weights.step % 2]))
+            is_complete = self.weights.add(weights.step, start)
+        return [machine.WeightsReceived(step=weights.step)] if is_complete else []
 
     # Work
+
+    def carried_by(self, result: Result) -> list[Vector]:
+        """Return the frame of sums that a result carries, which is of the current work."""
+        work = self.work
+        return [work.last[1]] if isinstance(work, LeaseRun) and work.last and result.start is not None else []
 
     def begin_lease(self, lease: Lease, later: Iterable[Lease]) -> list[machine.Event]:
         """Compute a lease, alone or with the team; return its result, nothing if that comes later."""

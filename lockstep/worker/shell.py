@@ -131,27 +131,30 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
 
     # From messages to events
 
-    def event_of(self, message: Message) -> machine.Event | None:
+    def events_of(self, message: Message) -> Sequence[machine.Event]:
         match message:
             case Samples():
-                return self._joined().store(message, self.arrays[0])
+                return [self._joined().store(message, self.arrays[0])]
             case Weights():
-                return self._joined().install(message, self.arrays[0])
+                return self._joined().install(message, self.arrays)
             case Lease():
-                return self._joined().check_lease(message)
+                return [*self._joined().install(message, self.arrays), self._joined().check_lease(message)]
             case MultiStepLease():
                 return self._joined().check_steps(message, self.state.client.join().incarnation)
             case Status():
-                return None
+                return []
             case _ if isinstance(message, Welcome | machine.Request):
-                return message
+                return [message]
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a worker")
 
     # From effects to actions
 
     def send_to_server(self, message: Message) -> None:
-        self.servers.send(encode(message), SEND_TIMEOUT_S if isinstance(message, Result) else 0.0)
+        if isinstance(message, Result):
+            self.servers.send(encode(message, self._joined().carried_by(message)), SEND_TIMEOUT_S)
+        else:
+            self.servers.send(encode(message))
 
     def redial(self, server: StandbyAddress) -> None:
         self.early.frames.clear()

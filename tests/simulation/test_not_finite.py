@@ -11,7 +11,7 @@ import pytest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import SumsFrame, WorkerMessage
+from lockstep.common.protocol.messages import Result, SumsFrame, WorkerMessage
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import Hello
 from lockstep.common.transport.port import ClientPort, Frames
@@ -34,7 +34,7 @@ class SpoilingClient:
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         message, arrays = decode(frames, WorkerMessage | Hello)
-        if isinstance(message, SumsFrame) and message.step == 0:
+        if isinstance(message, SumsFrame | Result) and message.step == 0:
             frames = encode(message, [self.spoilt(array) for array in arrays])
         self.client.send(frames)
 

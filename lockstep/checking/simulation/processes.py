@@ -505,7 +505,7 @@ class ShardProcess(NodeProcess):
         return is_busy
 
     def deadline(self) -> float | None:
-        return self.runner.state.deadline()
+        return self.runner.deadline()
 
 
 @dataclass

@@ -15,7 +15,7 @@ import numpy as np
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import ProtocolError, RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.messages import Echo, Message, Samples, SumsFrame, Weights
+from lockstep.common.protocol.messages import Echo, Lease, Message, Result, Samples, SumsFrame, Weights
 from lockstep.common.protocol.shard_messages import CollectedFrame, InitialFrame, Squares
 from lockstep.common.protocol.standby_messages import FilePart
 
@@ -32,11 +32,16 @@ ITEMS_LIMIT = 2**15
 #: Messages that carry an array.
 WITH_AN_ARRAY = (Echo, SumsFrame, Samples, Weights, InitialFrame, CollectedFrame, Squares, FilePart)
 
+#: Messages that carry a frame of a vector if they name its first element.
+MAY_CARRY_A_FRAME = (Lease, Result)
+
 M = TypeVar("M", bound=Message)
 
 
 def arrays_of(message: Message) -> int:
     """Return the number of arrays that travel with a message: at most one."""
+    if isinstance(message, MAY_CARRY_A_FRAME):
+        return int(message.start is not None)
     return int(isinstance(message, WITH_AN_ARRAY))
 
 
@@ -44,10 +49,15 @@ def encode(message: Message, arrays: Sequence[Vector] = ()) -> list[Buffer]:
     """Return the frames of a message; the array frames are views, valid while the arrays do not change."""
     if len(arrays) != arrays_of(message):
         raise ProtocolError(f"a {type(message).__name__} carries {arrays_of(message)} arrays, not {len(arrays)}")
-    header = msgpack.packb(msgspec.to_builtins(message))
+    return [encode_header(message), *(np.ascontiguousarray(array, dtype="<f4").data.cast("B") for array in arrays)]
+
+
+def encode_header(message: Message) -> bytes:
+    """Return the header of a message, whose arrays follow it as frames."""
+    header: bytes = msgpack.packb(msgspec.to_builtins(message))
     if len(header) > HEADER_LIMIT:
         raise ProtocolError(f"the header of a {type(message).__name__} has {len(header)} bytes, over {HEADER_LIMIT}")
-    return [header, *(np.ascontiguousarray(array, dtype="<f4").data.cast("B") for array in arrays)]
+    return header
 
 
 def decode(frames: Sequence[Buffer], expected: Any) -> tuple[Message, list[Vector]]:

@@ -21,7 +21,7 @@ from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.run_options import SERVERS_LIMIT, RunOptions
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 20
+PROTOCOL_VERSION = 21
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -199,7 +199,7 @@ class Ready(Message, frozen=True, kw_only=True):
 class SumsFrame(NodeMessage, frozen=True, kw_only=True):
     """A frame of the sums over the micro-batches `[lo, hi)`: one float32 array, from element `start` of the vector on.
 
-    Frames come in any order, before the result.
+    Frames come in any order, before the result, which carries the last one of those for its server.
     """
 
     step: Count
@@ -207,7 +207,7 @@ class SumsFrame(NodeMessage, frozen=True, kw_only=True):
 
 
 class Result(NodeMessage, frozen=True, kw_only=True):
-    """The result of a lease. In training, `SumsFrame`s with its sums come before it.
+    """The result of a lease. In training, it carries the last frame of its sums; the others are `SumsFrame`s before it.
 
     `[lo, hi)` are micro-batches of a step, or chunks of an evaluation: both are leased in the same way.
     """
@@ -223,6 +223,8 @@ class Result(NodeMessage, frozen=True, kw_only=True):
     compute_s: Seconds
     #: The lease's.
     number: Count = 0
+    #: The first element of the frame that it carries, as in `SumsFrame`; None if it carries none.
+    start: Count | None = None
     #: In training and audits, the sum of losses of each micro-batch: float32, little-endian, in order.
     losses: Annotated[bytes, Meta(max_length=4 * 4096)] = b""
     #: Of the sums and the figures here, if the lease asks for it; otherwise empty.
@@ -381,7 +383,7 @@ class Standby(Message, frozen=True, kw_only=True):
 class Weights(Message, frozen=True, kw_only=True):
     """A frame of the flat vector at a step: one float32 array, from element `start` on.
 
-    All frames come before the first lease of that step.
+    The first lease of that step carries the last frame of the server that decides; its others come before that lease.
     """
 
     step: Count
@@ -402,6 +404,8 @@ class Lease(NodeMessage, frozen=True, kw_only=True):
     is_digested: bool = False
     #: Which memory holds the weights, if it is shared: a later number means that the run moved on into other memory.
     memory: Count = 0
+    #: The first element of the frame that it carries, as in `Weights`; None if it carries none.
+    start: Count | None = None
 
     def key(self) -> LeaseKey:
         return self.work, self.step, self.number

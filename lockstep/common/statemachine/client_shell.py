@@ -94,11 +94,10 @@ class ClientShell(ABC, Generic[Event, Effect]):
         """Handle a message of the server's."""
         try:
             message, self.arrays = decode(frames, self.expected)
-            event = message if isinstance(message, OF_THE_CLIENT) else self.event_of(message)
+            events = [message] if isinstance(message, OF_THE_CLIENT) else self.events_of(message)
         except RemoteProtocolError as error:
-            event = ProtocolBroken(fault=str(error))
-        if event is not None:
-            self.dispatch(event)
+            events = [ProtocolBroken(fault=str(error))]
+        self.dispatch_all(events)
 
     def expire(self) -> None:
         """Handle that the deadline has passed; if no server has answered yet, find out first what prevents it."""
@@ -135,7 +134,7 @@ class ClientShell(ABC, Generic[Event, Effect]):
         """Close all connections."""
 
     @abstractmethod
-    def event_of(self, message: Message) -> Event | ClientEvent | None:
+    def events_of(self, message: Message) -> Sequence[Event | ClientEvent]:
         """Return what a message of the server's means; `RemoteProtocolError` if it must not be sent."""
 
     @abstractmethod

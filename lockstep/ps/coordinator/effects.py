@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from lockstep.common.errors import CONTINUED, FailureKind
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import EpochRecord, Eviction, Finished, shortened
+from lockstep.common.protocol.messages import EpochRecord, Eviction, Finished, Lease, shortened
 from lockstep.common.statemachine.machine import Report as Report
 from lockstep.common.statemachine.machine import ReportRefusal as ReportRefusal
 from lockstep.common.statemachine.machine import Send as Send
@@ -14,10 +14,10 @@ from lockstep.ps.records.ledger import Account
 
 
 class SendWeights(Struct, frozen=True, kw_only=True):
-    """Send the flat vector as it is after `step` steps."""
+    """Send a lease, with the flat vector as it is after as many steps."""
 
     peer: bytes
-    step: int
+    message: Lease
 
 
 class ForgetWorker(Struct, frozen=True, kw_only=True):

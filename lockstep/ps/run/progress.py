@@ -11,8 +11,8 @@ from msgspec import Meta
 from lockstep.common.job.metrics import Metrics
 from lockstep.common.job.score import Guess, Score, score_of
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.codec import Buffer
-from lockstep.common.protocol.messages import EpochRecord, Message, SumsFrame, Weights
+from lockstep.common.protocol.codec import Buffer, arrays_of
+from lockstep.common.protocol.messages import EpochRecord, Lease, Message, Result, SumsFrame, Weights
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,12 +42,12 @@ class Traffic:
 
     def record_received(self, message: Message, frames: Sequence[Buffer]) -> None:
         """Count a message that was received, if it brings sums."""
-        if isinstance(message, SumsFrame):
+        if isinstance(message, SumsFrame | Result) and arrays_of(message):
             self._moved += Moved(sums=_bytes_of(frames))
 
     def record_sent(self, message: Message, frames: Sequence[Buffer]) -> None:
         """Count a message that was sent, if it brings weights."""
-        if isinstance(message, Weights):
+        if isinstance(message, Weights | Lease) and arrays_of(message):
             self._moved += Moved(weights=_bytes_of(frames))
 
     def add(self, moved: Moved) -> None:

@@ -190,7 +190,8 @@ class Server:
                 return self._send(effect.peer, effect.message)
             case effects.SendWeights():
                 member = self.coordinator.membership.members.get(effect.peer)
-                return [] if member is None else self.group.send_weights(member.rank, effect.step)
+                lease = self.workers.in_memory(effect.peer, effect.message)
+                return [] if member is None else self.group.send_weights(member.rank, lease)
             case effects.ForgetWorker():
                 return [*self.multi_step.forget(effect.rank), *self.workers.forget(effect.rank)]
             case effects.UpdateWeights():

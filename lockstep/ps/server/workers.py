@@ -73,6 +73,8 @@ class WorkerMessages:
                 check_result(message, self.info)
                 if member is not None:
                     self._check(member, message)
+                for words in arrays:
+                    self.group.own.on_frame(peer, message, words)
                 return [received] if self.group.own.on_result(peer, message) else []
         return [received]
 

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from lockstep.common.aggregation.tree import Node, Vector, is_node
 from lockstep.common.errors import RemoteProtocolError
-from lockstep.common.protocol.codec import Buffer
-from lockstep.common.protocol.messages import Result, SumsFrame, Weights
+from lockstep.common.protocol.codec import Buffer, encode_header
+from lockstep.common.protocol.messages import Lease, Result, SumsFrame, Weights
 from lockstep.common.protocol.shard_messages import Admit, Hello
 from lockstep.common.statemachine.machine import PeerLeft
 from lockstep.ps.shard.shard import Shard
@@ -24,6 +26,9 @@ COPIES = 2
 
 #: Connections whose workers the server has not admitted yet.
 MOST_UNIDENTIFIED = 4096
+
+#: A message with weights, and its frames.
+EncodedMessage = tuple[Weights | Lease, list[Buffer]]
 
 #: Returns whether a node was leased to the worker with this rank.
 WasLeased = Callable[[int, Node], bool]
@@ -35,7 +40,7 @@ class WeightsOutbox(Protocol):
     def shared(self, message: Weights, words: Vector) -> list[Buffer]:
         """Encode a message for many peers; the vector may change afterwards."""
 
-    def send_frames(self, peer: bytes, message: Weights, frames: list[Buffer]) -> Sequence[PeerLeft]:
+    def send_frames(self, peer: bytes, message: Weights | Lease, frames: list[Buffer]) -> Sequence[PeerLeft]:
         """Send an encoded message; return that the peer has left if it cannot be sent to."""
 
 
@@ -99,7 +104,7 @@ class SliceService:
     #: By its first element, the index of a frame.
     frame_at: dict[int, int] = field(init=False)
     #: The messages with the weights after so many updates: packed and copied once, for all workers.
-    _messages: tuple[int, list[tuple[Weights, list[Buffer]]]] = (-1, [])
+    _messages: tuple[int, list[EncodedMessage]] = (-1, [])
 
     def __post_init__(self) -> None:
         self.frame_at = {frame.start: index for index, frame in enumerate(self.shard.frames)}
@@ -159,17 +164,40 @@ class SliceService:
         worker.wanted = step
         return self._serve(worker)
 
+    def send_lease(self, rank: int, lease: Lease) -> Sequence[PeerLeft]:
+        """Send a lease to a worker, with the weights of its step if they are due; it carries the last frame.
+
+        Only for the slice of the server that decides, at which each worker has identified itself.
+        """
+        worker = self.workers.get(rank)
+        if worker is None or worker.peer is None:
+            return []
+        worker.wanted = lease.step
+        messages = self._due(worker)
+        if not messages:
+            return self.outbox.send_frames(worker.peer, lease, [encode_header(lease)])
+        *before, (last, frames) = messages
+        lease = replace(lease, start=last.start)
+        return self._send(worker.peer, [*before, (lease, [encode_header(lease), *frames[1:]])])
+
     def _serve(self, worker: SliceWorker) -> Sequence[PeerLeft]:
-        shard, peer = self.shard, worker.peer
-        if peer is None or not worker.is_due(shard.updates):
+        return [] if worker.peer is None else self._send(worker.peer, self._due(worker))
+
+    def _due(self, worker: SliceWorker) -> list[EncodedMessage]:
+        """Return the messages with the weights that a worker is to be sent now, and record that it is."""
+        shard = self.shard
+        if not worker.is_due(shard.updates):
             return []
         worker.serve(shard.updates, len(shard.frames))
-        for message, frames in () if worker.shares else self._weights():
+        return [] if worker.shares else self._weights()
+
+    def _send(self, peer: bytes, messages: Sequence[EncodedMessage]) -> Sequence[PeerLeft]:
+        for message, frames in messages:
             if failed := self.outbox.send_frames(peer, message, frames):
                 return failed
         return []
 
-    def _weights(self) -> list[tuple[Weights, list[Buffer]]]:
+    def _weights(self) -> list[EncodedMessage]:
         """Return the messages with the current weights."""
         shard = self.shard
         if self._messages[0] != shard.updates:
@@ -183,12 +211,12 @@ class SliceService:
 
     # Sums come from workers
 
-    def on_frame(self, peer: bytes, sums: SumsFrame, words: Vector) -> bool:
+    def on_frame(self, peer: bytes, sums: SumsFrame | Result, words: Vector) -> bool:
         """Add a frame straight from the memory it was received in; return whether it was wanted, and the first copy."""
         worker = self.worker_at(peer)
         if worker is None:
             return False  # they may be from before the run was resumed, when this server had another slice
-        node, frame = sums.node(), self.frame_at.get(sums.start)
+        node, frame = sums.node(), None if sums.start is None else self.frame_at.get(sums.start)
         if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):
             raise RemoteProtocolError(f"sums over {node} from {sums.start} on: not a frame of this slice")
         if not self.shard.fits(frame, words):

@@ -14,7 +14,7 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Eviction, Leave, Message, Ping
+from lockstep.common.protocol.messages import Eviction, Lease, Leave, Message, Ping
 from lockstep.common.protocol.shard_messages import (
     Admit,
     Begin,
@@ -258,11 +258,11 @@ class SliceGroup:
         self.own.forget(rank)
         return self.send_all(Forget(rank=rank))
 
-    def send_weights(self, rank: int, step: int) -> Sequence[Event]:
-        """Send a worker all weights of a step; the update's message may have told the shards to."""
-        if failed := self.own.send_weights(rank, step):
+    def send_weights(self, rank: int, lease: Lease) -> Sequence[Event]:
+        """Send a lease to a worker, with all weights of its step; the update's message may have told the shards to."""
+        if failed := self.own.send_lease(rank, lease):
             return failed
-        return [] if rank in self.update.pushed else self.send_all(SendWeightsTo(rank=rank, step=step))
+        return [] if rank in self.update.pushed else self.send_all(SendWeightsTo(rank=rank, step=lease.step))
 
     # Updates
 

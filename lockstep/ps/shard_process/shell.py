@@ -146,7 +146,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         except RemoteProtocolError as error:
             self.dispatch(PeerLeft(peer=peer, reason=str(error)))
 
-    def event_of(self, message: Message) -> machine.ShardEvent:
+    def events_of(self, message: Message) -> Sequence[machine.ShardEvent]:
         match message:
             case InitialFrame():
                 self._demand_slice().fill(message.name, message.start, self.arrays[0])
@@ -156,7 +156,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
                 self._demand_sums(message.step, message.divisor)
             case _ if not isinstance(message, machine.Request | ShardWelcome):
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a shard")
-        return message
+        return [message]
 
     def _demand_sums(self, step: int, divisor: float) -> None:
         """Raise `RemoteProtocolError` if the server is at another step, or the sums of this one are incomplete."""

@@ -204,7 +204,7 @@ def weights_in_frames(bench: Bench, step: int, vector: Vector) -> None:
         bench.send(Weights(step=step, start=frame.start), frame.of(vector))
 
 
-def test_a_worker_sends_parts_and_then_a_result_without_sums() -> None:
+def test_a_worker_sends_parts_and_then_a_result_that_carries_the_last_one() -> None:
     bench = Bench(MLP)
     bench.enter()
     weights_in_frames(bench, 0, bench.opening.shard.weights)
@@ -216,12 +216,11 @@ def test_a_worker_sends_parts_and_then_a_result_without_sums() -> None:
     while (received := bench.port.receive(None)) is not None:
         message, arrays = decode(received[1], WorkerMessage)
         messages.append(message)
-        if isinstance(message, SumsFrame):
-            assert (message.step, message.lo, message.hi) == (0, 2, 3)
-            sums[message.start : message.start + len(arrays[0])] = arrays[0]
-        else:
-            assert arrays == []
-    assert [type(message) for message in messages] == [SumsFrame] * 3 + [Result]
+        assert isinstance(message, SumsFrame | Result)
+        assert (message.step, message.lo, message.hi) == (0, 2, 3)
+        assert message.start is not None
+        sums[message.start : message.start + len(arrays[0])] = arrays[0]
+    assert [type(message) for message in messages] == [SumsFrame] * 2 + [Result]
     assert sums.tobytes() == compute_of(MLP).train(0, Node(2, 3))[0].tobytes()
 
 
@@ -232,9 +231,9 @@ def test_weights_count_once_all_their_frames_are_there() -> None:
     for frame in frames[1:]:
         bench.send(Weights(step=0, start=frame.start), frame.of(bench.opening.shard.weights))
     assert bench.send(Lease(work="evaluate", step=0, lo=0, hi=1)) == []
-    bench.send(Weights(step=0, start=0), frames[0].of(bench.opening.shard.weights))
-    (result,) = bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))
-    assert isinstance(result, Result)
+    lease = Lease(work="evaluate", step=0, lo=0, hi=1, start=0)
+    answers = bench.send(lease, frames[0].of(bench.opening.shard.weights))
+    assert [type(answer) for answer in answers] == [Result, Result]
 
 
 @pytest.mark.parametrize(("start", "size"), [(1, FRAME), (0, FRAME - 1), (2 * FRAME, FRAME), (3 * FRAME, FRAME)])

@@ -117,10 +117,9 @@ def test_it_prepares_and_computes_what_is_leased() -> None:
     bench = Bench(job_of())
     assert bench.enter() == [Ready(rank=0, term=bench.opening.info.term)]
     assert bench.send(Weights(step=0, start=0), bench.opening.shard.weights) == []
-    sums, result = bench.send(Lease(work="train", step=0, lo=0, hi=2))
-    assert sums == SumsFrame(step=0, lo=0, hi=2, start=0)
+    (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2))
     assert isinstance(result, Result)
-    assert (result.lo, result.hi, result.count) == (0, 2, 8)
+    assert (result.lo, result.hi, result.start, result.count) == (0, 2, 0, 8)
     (result,) = bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))
     assert isinstance(result, Result)
     assert (result.work, result.count) == ("evaluate", 30)
@@ -155,8 +154,8 @@ def test_what_is_sent_on_the_way_is_no_computing() -> None:
         bench.send(Weights(step=0, start=frame.start), frame.of(vector))
     before = bench.clock.now()
     *parts, result = bench.send(Lease(work="train", step=0, lo=0, hi=1))
-    assert len(parts) == 3
-    assert bench.clock.now() == before + 4
+    assert len(parts) == 2
+    assert bench.clock.now() == before + 3
     assert isinstance(result, Result)
     assert result.compute_s == 0.0
 
@@ -531,7 +530,9 @@ def lease_run(lease: Lease, leader: Any = None) -> LeaseRun:
         setup=SimpleNamespace(compute=compute),
         leader=leader,
         context=SimpleNamespace(clock=ManualClock()),
-        servers=SimpleNamespace(send=lambda frames, timeout_s, start: sent.append(frames), sent=sent),
+        servers=SimpleNamespace(
+            send=lambda frames, timeout_s, start: sent.append(frames), sent=sent, is_for_first=lambda start: not start
+        ),
         signature=lambda lease, digest: b"",
     )
     return LeaseRun(session, lease)
@@ -555,7 +556,9 @@ def test_a_result_of_a_team_has_the_digest_of_its_sums_which_are_sent_but_for_th
     assert [(given, out is sums) for given, out in outs] == [(order, work != "evaluate")]
     sent = [decode(each, WorkerMessage) for each in cast(Any, run.session.servers).sent]
     frames = [(message.start, words.tolist()) for message, (words,) in sent if isinstance(message, SumsFrame)]
-    assert frames == ([(0, [1.0] * 4), (4, [5.0] * 4)] if work == "train" else [])
+    # The result carries what the server that decides gets last.
+    assert frames == ([(4, [5.0] * 4)] if work == "train" else [])
+    assert (run.last and (run.last[0], run.last[1].tolist())) == ((0, [1.0] * 4) if work == "train" else None)
 
 
 # What a result carries
@@ -569,7 +572,7 @@ def test_a_result_carries_all_that_was_found_and_is_signed_if_the_run_asks_for_i
     bench.runner.sign = lambda statement: hashlib.sha256(statement).digest()
     bench.enter(msgspec.structs.replace(bench.welcome(), signed_run=run))
     bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
-    _, result = bench.send(Lease(work="train", step=0, lo=0, hi=2, number=3, is_digested=is_digested))
+    (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2, number=3, is_digested=is_digested))
     alone = open_run("alone", job, digits(), RunOptions())
     compute = Compute(job, alone.model, alone.data, alone.shard.slots)
     sums, tally = compute.train(0, Node(0, 2))
@@ -587,6 +590,7 @@ def test_a_result_carries_all_that_was_found_and_is_signed_if_the_run_asks_for_i
         metrics=pack_sums(tally.metrics),
         compute_s=0.0,
         number=3,
+        start=0,
         losses=pack_losses(compute.losses),
         digest=digest,
         signature=hashlib.sha256(statement).digest() if run and is_digested else b"",
@@ -661,10 +665,10 @@ STEPS = MultiStepLease(number=1, incarnation=JOIN.incarnation, first=2, last=4, 
 def test_several_steps_are_taken_on_by_the_process_that_they_were_leased_to() -> None:
     check = WorkerSession.check_steps
     with_team = session_of(leader=object())
-    assert check(with_team, STEPS, JOIN.incarnation) is STEPS
+    assert check(with_team, STEPS, JOIN.incarnation) == [STEPS]
     # It has joined again since, or has no team any more.
-    assert check(with_team, STEPS, "now") is None
-    assert check(session_of(), STEPS, JOIN.incarnation) is None
+    assert check(with_team, STEPS, "now") == []
+    assert check(session_of(), STEPS, JOIN.incarnation) == []
     for steps, shares in ((msgspec.structs.replace(STEPS, last=2), True), (STEPS, False)):
         text = f"a lease of steps 2 to {steps.last}: not one for this worker"
         with pytest.raises(RemoteProtocolError, match=text):

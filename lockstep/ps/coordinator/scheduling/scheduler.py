@@ -364,4 +364,4 @@ class Scheduler:
         if member.weights_step == step:
             return [Send(peer=member.peer, message=message)]
         member.weights_step = step
-        return [SendWeights(peer=member.peer, step=step), Send(peer=member.peer, message=message)]
+        return [SendWeights(peer=member.peer, message=message)]

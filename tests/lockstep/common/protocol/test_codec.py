@@ -26,6 +26,7 @@ from lockstep.common.protocol.messages import (
     Message,
     NodeMessage,
     Ready,
+    Result,
     ServerMessage,
     Term,
     Weights,
@@ -103,7 +104,10 @@ CARRIERS = {"Echo", "SumsFrame", "Samples", "Weights", "InitialFrame", "Collecte
 
 
 def vectors_for(message: Message) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    return [np.arange(5, dtype=np.float32)] if type(message).__name__ in CARRIERS else []
+    is_carrier = type(message).__name__ in CARRIERS
+    if isinstance(message, Lease | Result):
+        is_carrier = message.start is not None
+    return [np.arange(5, dtype=np.float32)] if is_carrier else []
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
@@ -142,6 +146,8 @@ def header(**fields: object) -> bytes:
         [header(type="lease", work="train", step=-1, lo=0, hi=1)],
         [header(type="lease", work="steal", step=0, lo=0, hi=1)],
         [header(type="ready", rank=0, term={}), b"1234"],
+        [header(type="lease", work="train", step=0, lo=0, hi=1), b"1234"],
+        [header(type="lease", work="train", step=0, lo=0, hi=1, start=0)],
         [header(type="weights", step=0, start=0)],
         [header(type="weights", step=0, start=0), b"123"],
         [header(type="weights", step=0, start=0), b"1234", b"1234"],
@@ -152,7 +158,7 @@ def header(**fields: object) -> bytes:
         [header(type={}, step=0, start=0), b"1234"],
         [header(type="weights", step=0, start=0), b"123456"],
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_nonsense_is_refused(frames: list[bytes]) -> None:
     with pytest.raises(RemoteProtocolError):

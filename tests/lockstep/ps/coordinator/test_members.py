@@ -260,8 +260,10 @@ def test_a_worker_that_comes_in_the_middle_gets_the_weights_and_then_work() -> N
     drive.join(2)
     drive.leave(1)
     effects = drive.prepare(2)
-    assert effects[0] == SendWeights(peer=peer_of(2), step=1)
-    assert kinds(effects, 2) == [Lease]
+    (lease,) = messages(effects, 2)
+    assert isinstance(lease, Lease)
+    assert lease.step == 1
+    assert effects[0] == SendWeights(peer=peer_of(2), message=lease)
 
 
 def test_a_worker_that_comes_during_the_evaluation_gets_its_weights() -> None:
@@ -272,9 +274,9 @@ def test_a_worker_that_comes_during_the_evaluation_gets_its_weights() -> None:
     assert drive.coordinator.phase is RunPhase.EVALUATING
     drive.leave(2)
     effects = drive.enter(3)
-    assert SendWeights(peer=peer_of(3), step=3) in effects
     (lease, *_) = [message for message in messages(effects, 3) if isinstance(message, Lease)]
     assert (lease.work, lease.step) == ("evaluate", 3)
+    assert SendWeights(peer=peer_of(3), message=lease) in effects
     # The next step has the weights of the evaluation: they are not sent again.
     assert not [effect for effect in drive.finish_round() if isinstance(effect, SendWeights)]
 

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import Buffer
-from lockstep.common.protocol.messages import Result, SumsFrame, Weights
+from lockstep.common.protocol.messages import Lease, Result, SumsFrame, Weights
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import Admit, Hello
 from lockstep.common.statemachine.machine import PeerLeft
@@ -39,7 +40,7 @@ class Served:
     """A service with worker 3 behind `PEER`, which was sent the weights."""
 
     job: Job = field(default_factory=lambda: SMALL)
-    sent: list[tuple[bytes, Weights, Vector]] = field(default_factory=list)
+    sent: list[tuple[bytes, Weights | Lease, Vector]] = field(default_factory=list)
     unreachable: set[bytes] = field(default_factory=set)
     encoded: int = 0
 
@@ -51,10 +52,10 @@ class Served:
 
     def shared(self, message: Weights, words: Vector) -> list[Buffer]:
         self.encoded += 1
-        return [words.tobytes()]
+        return [b"", words.tobytes()]
 
-    def send_frames(self, peer: bytes, message: Weights, frames: list[Buffer]) -> list[PeerLeft]:
-        self.sent.append((peer, message, np.frombuffer(frames[0], np.float32)))
+    def send_frames(self, peer: bytes, message: Weights | Lease, frames: list[Buffer]) -> list[PeerLeft]:
+        self.sent.append((peer, message, np.frombuffer(b"".join(frames[1:]), np.float32)))
         return [PeerLeft(peer=peer, reason="gone")] if peer in self.unreachable else []
 
     def join(self, rank: int, peer: bytes) -> None:
@@ -172,6 +173,28 @@ def test_weights_go_out_once_a_step_in_frames_as_soon_as_the_worker_is_known() -
     assert {peer for peer, _, _ in served.sent} == {OTHER}
     # Encoded once for both.
     assert (len(served.sent), served.encoded) == (3, 3)
+
+
+def test_the_first_lease_of_a_step_carries_the_last_frame_and_other_leases_none() -> None:
+    served = Served(LARGE)
+    served.join(4, OTHER)
+    served.sent.clear()
+    lease = Lease(work="train", step=0, lo=0, hi=2, number=7)
+    for _ in range(2):
+        assert served.service.send_lease(4, lease) == []
+    *before, (_, first, _), (_, second, nothing) = served.sent
+    assert [type(message) for _, message, _ in before] == [Weights, Weights]
+    assert first == replace(lease, start=served.shard.frames[-1].start)
+    assert (second, nothing.size) == (lease, 0)
+    sent = np.concatenate([words for _, _, words in served.sent])
+    assert sent.tobytes() == served.shard.weights.tobytes()
+
+
+def test_a_lease_of_a_worker_that_is_gone_is_sent_to_no_process() -> None:
+    served = Served()
+    served.sent.clear()
+    assert served.service.send_lease(5, Lease(work="train", step=0, lo=0, hi=2)) == []
+    assert served.sent == []
 
 
 def test_weights_are_encoded_again_after_an_update() -> None:
