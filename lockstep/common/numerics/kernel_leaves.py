@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 
 from lockstep.common.numerics.kernels.library import load
 from lockstep.common.numerics.numpy_leaves import NUMPY
-from lockstep.common.numerics.operands import STEP_BLOCKS, Geometry, Mean, PoolWindows
+from lockstep.common.numerics.operands import GATES, Geometry, Mean, PoolWindows
 
 Array = NDArray[Any]
 Instruction = Callable[..., Any]
 
 #: Numbers of a row, and operations, as in kernels/source/calls.c.
-ROW = 20
+ROW = 24
 OPERATIONS = (
     "product", "stack", "sum", "convolution", "convolution_to_input", "convolution_to_kernels", "exp", "log", "log1p",
     "tanh", "sigmoid", "erf", "power", "relu", "relu_gradient", "max_pool", "max_pool_gradient",
-    "add_rows", "cross_entropy", "cross_entropy_gradient", "lstm", "lstm_gradient", "gru", "gru_gradient",
+    "add_rows", "cross_entropy", "cross_entropy_gradient", "recurrent", "recurrent_gradient",
 )  # fmt: skip
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 
@@ -57,15 +57,6 @@ class KernelCalls:
 
     def __call__(self) -> None:
         self._run(self._address, self._count)
-
-    def repeated(self, by: NDArray[np.int64], count: int, arrays: Sequence[Array]) -> list["KernelCalls"]:
-        """Return these calls and others, each with addresses that lie by so much behind those of the one before.
-
-        They are in arrays that begin together with one of these, or theirs.
-        """
-        held = [*self.arrays, *arrays]
-        rows = self.rows + by * np.arange(count)[:, np.newaxis, np.newaxis]
-        return [KernelCalls(each, held, self._run) for each in rows]
 
     def joined(self, others: Sequence["KernelCalls"]) -> "KernelCalls":
         """Return these calls and others behind them."""
@@ -501,15 +492,28 @@ def _losses(name: str, arrays: Sequence[Array], losses: Array, smoothing: float,
     return _in_order(*before, _calls([row], *lying, shares), *after)
 
 
-def _step(name: str) -> Callable[..., Instruction]:
-    """Return what binds a step of a recurrent layer: arrays of one or several blocks (hidden, batch) each."""
-    blocks = STEP_BLOCKS[name]
+def _recurrent(name: str) -> Callable[..., Instruction]:
+    """Return what binds all steps of a recurrent layer, or their gradients: see `leaves.recurrent`."""
 
-    def bind(*arrays: Array) -> Instruction:
-        size = arrays[0].size // blocks[0]
-        fits = all(each.size == count * size for each, count in zip(arrays, blocks, strict=True))
-        _check(fits and all(map(_is_flat, arrays)), name, *arrays)
-        return _calls([(_NUMBER[name], size, *map(_address, arrays))], *arrays)
+    def bind(*operands: Any) -> Instruction:
+        *others, lengths, to_state, gates, curves, cells, states, kind, is_reversed = operands
+        (steps, batch, features), hidden = others[0].shape, to_state.shape[1]
+        x, state, count = (steps, batch, features), (steps, batch, hidden), GATES[kind] * hidden
+        shapes = [x, (count, features), (count,), (count,)]
+        if name == "recurrent_gradient":
+            shapes = [*shapes[:2], state, (2, *state[1:]), gates.shape, gates.shape, x, (count, features)]
+            shapes += [(count, hidden), (2, count)]
+        shapes += [(batch,), (count, hidden), (steps, batch, count)]
+        shapes += [(steps * (kind in ("lstm", "gru")), *state[1:])]
+        shapes += [((steps + 1) * is_cell, *state[1:]) for is_cell in (kind == "lstm", True)]
+        given = [(each, shape) for each, shape in zip(operands, shapes, strict=False) if each is not None]
+        arrays = [each for each, _ in given]
+        _check(all(each.shape == shape and _is_flat(each) for each, shape in given), name, *arrays)
+        numbers = (list(GATES).index(kind), steps, batch, features, hidden)
+        scratch = _scratch.of(load().recurrent_scratch(_address(np.array([*numbers, *_REST[5:]], np.int64))))
+        kept = (lengths, to_state, gates, curves, cells, states, scratch, *others)
+        addresses = (0 if each is None else _address(each) for each in kept)
+        return _calls([(_NUMBER[name], *numbers, int(is_reversed), *addresses)], *arrays, scratch)
 
     return bind
 
@@ -543,5 +547,5 @@ KERNELS: Mapping[str, Callable[..., Instruction]] = {
     "add_rows": _add_rows,
     "cross_entropy": _cross_entropy,
     "cross_entropy_gradient": _cross_entropy_gradient,
-    **{name: _step(name) for name in STEP_BLOCKS},
+    **{name: _recurrent(name) for name in ("recurrent", "recurrent_gradient")},
 }

@@ -254,38 +254,19 @@ cross_entropy_gradient = LeafFunction(
 )
 
 
-#: Steps of recurrent layers, and their gradients: `STEP_BLOCKS` has what they get and fill. Each array lies row after
-#: row, and no two overlap.
-lstm = LeafFunction("lstm", CallKind.ALONE, _no_memory)
-lstm_gradient = LeafFunction("lstm_gradient", CallKind.ALONE, _no_memory)
-gru = LeafFunction("gru", CallKind.ALONE, _no_memory)
-gru_gradient = LeafFunction("gru_gradient", CallKind.ALONE, _no_memory)
-
-
-def repeated(bind: Callable[[int], Sequence[Instruction]], count: int) -> list[Sequence[Instruction]]:
-    """Return what `bind` returns for each number below `count`.
-
-    Calls of kernels whose arrays are evenly spaced are not all bound, which takes longer than a small call: the rows of
-    the others follow from the first two, if the last one does.
-    """
-    bound = [bind(number) for number in range(min(count, 2))]
-    # Scratch memory may have been another for the first one.
-    first, second, last = ([*bound, bind(0)][-1], bound[-1], bind(count - 1)) if count > 3 else ((), (), ())
-    found = [_evenly(*each, count) for each in zip(first, second, last, strict=True)]
-    if first and all(each is not None for each in found):
-        return list(zip(*(each for each in found if each is not None), strict=True))
-    return [*bound, *map(bind, range(len(bound), count))]
-
-
-def _evenly(first: Instruction, second: Instruction, last: Instruction, count: int) -> list[KernelCalls] | None:
-    if not (isinstance(first, KernelCalls) and isinstance(second, KernelCalls) and isinstance(last, KernelCalls)):
-        return None
-    if not len(first.rows) == len(second.rows) == len(last.rows):
-        return None
-    step = second.rows - first.rows
-    if not np.array_equal(last.rows, first.rows + (count - 1) * step):
-        return None
-    return first.repeated(step, count, last.arrays)
+#: All steps of a recurrent layer, and their gradients. They are bound; each array lies row after row. Both begin with
+#: x (steps, batch, features) and its weights (gates · hidden, features), and end with the length of each sequence
+#: (batch,) or None, the weights of the state (gates · hidden, hidden), gates (steps, batch, gates · hidden), curves
+#: (steps, batch, hidden), which are tanh of an LSTM's cells or products of a GRU's candidate with the state, cells and
+#: states (steps + 1, batch, hidden), a kind of `GATES`, and whether the last step is made first. In between are
+#: - of `recurrent`: biases of the input and of the state, (gates · hidden,) or None;
+#: - of `recurrent_gradient`: the gradient of the result (steps, batch, hidden), that of the last state and cell (2,
+#:   batch, hidden), over which those of the first ones are written; and the arrays that it fills: gradients of gates
+#:   and of products with the state, one array but for a GRU, that of x or None, of both weights, and of both biases
+#:   (2, gates · hidden).
+#: The first state and cell are given, where the order of the steps begins.
+recurrent = LeafFunction("recurrent", CallKind.ALONE, _no_memory, indices=(4,))
+recurrent_gradient = LeafFunction("recurrent_gradient", CallKind.ALONE, _no_memory, indices=(10,))
 
 
 def bind_momentum(

@@ -240,14 +240,94 @@ def _cross_entropy_gradient(scores: Array, targets: Array, gradient: Array, out:
     np.multiply(powers, gradient, out=out)
 
 
-def _lstm(gates: Array, inputs: Array, before: Array, cell: Array, curve: Array, state: Array) -> None:
-    """Make a step of an LSTM; `gates` (4 · hidden, batch) come as products with the state before it."""
-    hidden = len(state)
-    gates += inputs
-    _sigmoid(gates[: 2 * hidden], gates[: 2 * hidden])
-    np.tanh(gates[2 * hidden : 3 * hidden], out=gates[2 * hidden : 3 * hidden])
-    _sigmoid(gates[3 * hidden :], gates[3 * hidden :])
-    takes, keeps, candidate, shows = gates.reshape(4, hidden, -1)
+def _recurrent(
+    x: Array, to_input: Array, input_bias: Array | None, state_bias: Array | None, lengths: Array | None, *kept: Any
+) -> None:
+    """Make the steps of a recurrent layer: see `leaves.recurrent`."""
+    to_state, gates, curves, cells, states, kind, is_reversed = kept
+    np.matmul(x, to_input.T, out=gates)
+    if input_bias is not None:
+        gates += input_bias
+    for step in range(len(x))[:: -1 if is_reversed else 1]:
+        before, after = step + is_reversed, step + 1 - is_reversed
+        products = states[before] @ to_state.T
+        if state_bias is not None:
+            products += state_bias
+        if kind == "lstm":
+            _lstm(gates[step], products, cells[before], cells[after], curves[step], states[after])
+        elif kind == "gru":
+            _gru(gates[step], products, states[before], curves[step], states[after])
+        else:
+            gates[step] += products
+            (np.tanh if kind == "tanh" else partial(np.maximum, 0))(gates[step], out=states[after])
+        if lengths is not None:
+            ended = lengths <= step
+            for held in (states, cells)[: 1 + (kind == "lstm")]:
+                held[after][ended] = held[before][ended]
+
+
+def _recurrent_gradient(
+    x: Array,
+    to_input: Array | None,
+    of_result: Array,
+    of_states: Array,
+    of_gates: Array,
+    of_products: Array,
+    *rest: Any,
+) -> None:
+    """Make the steps back: see `leaves.recurrent`."""
+    of_x, of_to_input, of_to_state, of_biases, *kept = rest
+    _back_through_steps(of_result, *of_states, of_gates, of_products, *kept)
+    *_, states, _, is_reversed = kept
+    before = states[1:] if is_reversed else states[:-1]
+    by_row, by_row_of_products = (each.reshape(-1, each.shape[-1]) for each in (of_gates, of_products))
+    if of_x is not None and to_input is not None:
+        np.matmul(of_gates, to_input, out=of_x)
+    np.matmul(by_row.T, x.reshape(len(by_row), -1), out=of_to_input)
+    np.matmul(by_row_of_products.T, before.reshape(len(by_row), -1), out=of_to_state)
+    np.add.reduce(by_row, axis=0, out=of_biases[0])
+    np.add.reduce(by_row_of_products, axis=0, out=of_biases[1])
+
+
+def _back_through_steps(
+    of_result: Array,
+    of_state: Array,
+    of_cell: Array,
+    of_gates: Array,
+    of_products: Array,
+    lengths: Array | None,
+    *kept: Any,
+) -> None:
+    to_state, gates, curves, cells, states, kind, is_reversed = kept
+    direct = np.zeros_like(of_state)
+    for step in range(len(of_result))[:: 1 if is_reversed else -1]:
+        before, after = step + is_reversed, step + 1 - is_reversed
+        of_state += direct
+        ended = np.zeros(len(of_state), np.bool_) if lengths is None else lengths <= step
+        held = of_state[ended], of_cell[ended]
+        of_state += of_result[step]
+        if kind == "lstm":
+            _lstm_gradient(gates[step], curves[step], cells[before], of_state, of_cell, of_gates[step])
+        elif kind == "gru":
+            gradients = (of_state, direct, of_gates[step], of_products[step])
+            _gru_gradient(gates[step], curves[step], states[before], *gradients)
+        elif kind == "tanh":
+            np.multiply(of_state, 1 - states[after] ** 2, out=of_gates[step])
+        else:
+            _relu_gradient(of_state, states[after], of_gates[step])
+        of_gates[step][ended] = of_products[step][ended] = direct[ended] = 0
+        np.matmul(of_products[step], to_state, out=of_state)
+        of_state[ended], of_cell[ended] = held
+    of_state += direct
+
+
+def _lstm(gates: Array, products: Array, before: Array, cell: Array, curve: Array, state: Array) -> None:
+    """Make a step of an LSTM; `gates` (batch, 4 · hidden) come as products with the input."""
+    gates += products
+    takes, keeps, candidate, shows = np.split(gates, 4, axis=1)
+    for gate in (takes, keeps, shows):
+        _sigmoid(gate, gate)
+    np.tanh(candidate, out=candidate)
     np.multiply(takes, candidate, out=curve)
     np.multiply(keeps, before, out=cell)
     cell += curve
@@ -255,14 +335,10 @@ def _lstm(gates: Array, inputs: Array, before: Array, cell: Array, curve: Array,
     np.multiply(shows, curve, out=state)
 
 
-def _lstm_gradient(
-    gates: Array, curve: Array, before: Array, product: Array, of_result: Array, of_cell: Array, of_gates: Array
-) -> None:
+def _lstm_gradient(gates: Array, curve: Array, before: Array, of_state: Array, of_cell: Array, of_gates: Array) -> None:
     """Write the gradient of the products, and that of the cell before over the cell's."""
-    of_state = product + of_result
-    hidden = len(of_state)
-    takes, keeps, candidate, shows = gates.reshape(4, hidden, -1)
-    of_takes, of_keeps, of_candidate, of_shows = of_gates.reshape(4, hidden, -1)
+    takes, keeps, candidate, shows = np.split(gates, 4, axis=1)
+    of_takes, of_keeps, of_candidate, of_shows = np.split(of_gates, 4, axis=1)
     shown = of_state * shows
     of_cell += shown
     shown *= curve
@@ -279,18 +355,17 @@ def _lstm_gradient(
     of_candidate *= 1 - candidate * candidate
 
 
-def _gru(gates: Array, inputs: Array, before: Array, curve: Array, state: Array) -> None:
-    """Make a step of a GRU; `gates` (3 · hidden, batch) come as products with the state before it."""
-    hidden = len(state)
-    both, candidate = gates[: 2 * hidden], gates[2 * hidden :]
-    np.copyto(curve, candidate)
-    both += inputs[: 2 * hidden]
+def _gru(gates: Array, products: Array, before: Array, curve: Array, state: Array) -> None:
+    """Make a step of a GRU; `gates` (batch, 3 · hidden) come as products with the input."""
+    resets, keeps, candidate = np.split(gates, 3, axis=1)
+    hidden = candidate.shape[1]
+    both, curve[:] = gates[:, : 2 * hidden], products[:, 2 * hidden :]
+    both += products[:, : 2 * hidden]
     _sigmoid(both, both)
-    candidate *= both[:hidden]
-    candidate += inputs[2 * hidden :]
+    candidate += curve * resets
     np.tanh(candidate, out=candidate)
     np.subtract(before, candidate, out=state)
-    state *= both[hidden:]
+    state *= keeps
     state += candidate
 
 
@@ -298,17 +373,14 @@ def _gru_gradient(
     gates: Array,
     curve: Array,
     before: Array,
-    product: Array,
-    of_result: Array,
+    of_state: Array,
     direct: Array,
     of_gates: Array,
     of_products: Array,
 ) -> None:
     """Write the gradients of gates and products, and to `direct` what the state before gets without a product."""
-    of_state = product + direct + of_result
-    hidden = len(of_state)
-    resets, keeps, candidate = gates.reshape(3, hidden, -1)
-    of_resets, of_keeps, of_candidate = of_gates.reshape(3, hidden, -1)
+    resets, keeps, candidate = np.split(gates, 3, axis=1)
+    of_resets, of_keeps, of_candidate = np.split(of_gates, 3, axis=1)
     np.subtract(before, candidate, out=of_keeps)
     of_keeps *= of_state
     np.multiply(of_state, keeps, out=direct)
@@ -319,7 +391,7 @@ def _gru_gradient(
         of_gate *= gate
         of_gate *= 1 - gate
     np.copyto(of_products, of_gates)
-    of_products[2 * hidden :] *= resets
+    np.split(of_products, 3, axis=1)[2][...] *= resets
 
 
 def _momentum(
@@ -380,9 +452,7 @@ NUMPY: Mapping[str, Callable[..., Instruction]] = {
     "momentum": _momentum,
     "cross_entropy": _calls(_cross_entropy),
     "cross_entropy_gradient": _calls(_cross_entropy_gradient),
-    "lstm": _calls(_lstm),
-    "lstm_gradient": _calls(_lstm_gradient),
-    "gru": _calls(_gru),
-    "gru_gradient": _calls(_gru_gradient),
+    "recurrent": _calls(_recurrent),
+    "recurrent_gradient": _calls(_recurrent_gradient),
     "add_rows": lambda gradient, indices, out: partial(np.add.at, out, indices, gradient),
 }

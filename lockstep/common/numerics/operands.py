@@ -58,17 +58,5 @@ class PoolWindows(NamedTuple):
     padding: tuple[int, int]
 
 
-#: For each step of a recurrent layer, and its gradient, how many blocks (hidden, batch) its arrays have:
-#: - lstm(gates, inputs, cell before, cell, tanh of the cell, state) and its gradient(gates, tanh of the cell, cell
-#:   before, of the state by the products, of the state by the result, of the cell, of the gates);
-#: - gru(gates, inputs, state before, candidate's product, state) and its gradient(gates, candidate's product, state
-#:   before, of the state by the products, of the state by the result, of the state directly, of the gates, of the
-#:   products).
-#: Gates come as products, and the gradients of the cell and of the state directly as those after the step: they are
-#: overwritten.
-STEP_BLOCKS = {
-    "lstm": (4, 4, 1, 1, 1, 1),
-    "lstm_gradient": (4, 1, 1, 1, 1, 1, 4),
-    "gru": (3, 3, 1, 1, 1),
-    "gru_gradient": (3, 1, 1, 1, 1, 1, 3, 3),
-}
+#: Kinds of recurrent layers: how many times `hidden_size` rows the weights have.
+GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}

@@ -7,11 +7,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lockstep.common.autograd import functional as F
-from lockstep.common.autograd.primitives.recurrent import GATES, recurrent
+from lockstep.common.autograd.primitives.recurrent import recurrent
 from lockstep.common.autograd.tensor import Tensor, apply
 from lockstep.common.nn.initializers import uniform_
 from lockstep.common.nn.layers.sizes import positive, volume
 from lockstep.common.nn.module import Parameter, Stochastic, layer
+from lockstep.common.numerics.operands import GATES
 from lockstep.common.numerics.random import Purpose, default_generator
 
 #: The states before the first step: one array, or of an LSTM (states, cells).

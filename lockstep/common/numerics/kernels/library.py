@@ -113,6 +113,7 @@ SIGNATURES: Mapping[str, tuple[Returned, Taken]] = {
     "ls_momentum": (N, (N, A, A, A, A, F, F, N, A, A, F, N, F, N, F)),
     "ls_product_scratch": (N, (N, N, N, N, N)),
     "ls_convolution_scratch": (N, (A,)),
+    "ls_recurrent_scratch": (N, (A,)),
     "ls_supported": (N, ()),
     **{f"ls_check_{part}": (DIGEST, ()) for part in SELF_TEST},
 }
@@ -139,6 +140,8 @@ class Library:
     product_scratch: Callable[[int, int, int, int, int], int]
     #: The same for a convolution and its gradients: the address of eleven sizes.
     convolution_scratch: Callable[[int], int]
+    #: The same for a recurrent layer and its gradients: the address of a row without its operation.
+    recurrent_scratch: Callable[[int], int]
 
 
 @cache
@@ -205,6 +208,7 @@ def _open(target: Target, path: Path) -> Library:
         run=functions.ls_run,
         product_scratch=functions.ls_product_scratch,
         convolution_scratch=functions.ls_convolution_scratch,
+        recurrent_scratch=functions.ls_recurrent_scratch,
     )
 
 

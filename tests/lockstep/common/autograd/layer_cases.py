@@ -16,6 +16,7 @@ from lockstep.common.autograd.primitives import (
     softmax,
 )
 from lockstep.common.autograd.primitives.primitive import Array, Sink
+from lockstep.common.numerics.operands import GATES
 from tests.lockstep.common.autograd.cases import Call, Case
 from tests.lockstep.common.autograd.strategies import anything, arrays, distinct, positive, shapes
 
@@ -60,7 +61,7 @@ def _sequences(draw: st.DrawFn) -> Call:
     """Return sequences, states and weights of each kind of step; relu has a kink."""
     kind = draw(st.sampled_from(["lstm", "gru", "tanh"]))
     steps, batch, features, hidden = (draw(_small) for _ in range(4))
-    rows = recurrent.GATES[kind] * hidden
+    rows = GATES[kind] * hidden
     state = draw(st.none() | arrays((batch, hidden)))
     cell = draw(st.none() | arrays((batch, hidden))) if kind == "lstm" else None
     weights = [draw(arrays((rows, features))), draw(arrays((rows, hidden)))]

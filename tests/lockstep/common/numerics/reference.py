@@ -7,7 +7,7 @@ IEEE 754 fixes: + - * / and sqrt of float32 and float64, comparisons, conversion
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -544,3 +544,83 @@ def gru_gradient(
     m = (s - s * z) * (1 - n * n)
     both = m * curve * r * (1 - r), (before - n) * s * z * (1 - z)
     return s * z, np.concatenate([*both, m]), np.concatenate([*both, m * r])
+
+
+class Layer(NamedTuple):
+    """A recurrent layer: a kind, weights, biases and sequences, as PyTorch has them."""
+
+    kind: str
+    x: Floats  # (steps, batch, features)
+    #: Before the first step, (batch, hidden).
+    state: Floats
+    cell: Floats
+    to_input: Floats
+    to_state: Floats
+    input_bias: Floats
+    state_bias: Floats
+    is_reversed: bool
+    #: Of each sequence, the number of its steps.
+    lengths: Sequence[int]
+
+    @property
+    def order(self) -> list[tuple[int, Floats]]:
+        """The number of each step, and the sequences that have not ended before it."""
+        steps = range(len(self.x))[:: -1 if self.is_reversed else 1]
+        return [(step, np.asarray([step < length for length in self.lengths])) for step in steps]
+
+
+#: Of each step: gates (gates · hidden, batch), curve, cell, state; then cell and state before it, (hidden, batch).
+Steps = dict[int, tuple[Floats, ...]]
+
+
+def recurrent(layer: Layer) -> tuple[Floats, Steps]:
+    """Return the states after each step, the last ones, and of an LSTM the last cells; and all of each step."""
+    h, c, made = layer.state.T, layer.cell.T, Steps()
+    bias = layer.input_bias if layer.kind == "gru" else layer.input_bias + layer.state_bias
+    result = np.zeros((len(layer.x), *layer.state.shape), np.float32)
+    for step, runs in layer.order:
+        p, q = product(layer.to_state, h), product(layer.to_input, layer.x[step].T) + bias[:, None]
+        gates, curve, cell = p, h, c
+        if layer.kind == "lstm":
+            gates, cell, curve, state = lstm(p, q, c)
+        elif layer.kind == "gru":
+            gates, curve, state = gru(p + layer.state_bias[:, None], q, h)
+        else:
+            state = (tanh if layer.kind == "tanh" else relu)(p + q)
+        made[step] = gates, curve, cell, state, c, h
+        h, c = np.where(runs, state, h), np.where(runs, cell, c)
+        result[step] = np.where(runs, state, np.float32(0)).T
+    return np.concatenate([result, [h.T], *([[c.T]] if layer.kind == "lstm" else [])]), made
+
+
+def recurrent_gradient(layer: Layer, made: Steps, g: Floats) -> dict[str, Floats]:
+    """Return the gradients of all that a layer has, from that of its result."""
+    steps, (batch, hidden) = len(layer.x), layer.state.shape
+    u, d = g[steps].T, np.zeros((hidden, batch), np.float32)
+    w = g[-1].T if layer.kind == "lstm" else d
+    of_gates, of_products = np.zeros((2, steps, len(layer.to_state), batch), np.float32)
+    for step, runs in layer.order[::-1]:
+        gates, curve, _, state, cell_before, before = made[step]
+        if layer.kind == "lstm":
+            of_cell, of_gate = lstm_gradient(gates, curve, cell_before, u, g[step].T, w)
+            w, of_product = np.where(runs, of_cell, w), of_gate
+        elif layer.kind == "gru":
+            direct, of_gate, of_product = gru_gradient(gates, curve, before, u, g[step].T, d)
+        else:
+            s = u + g[step].T
+            of_gate = of_product = s * (1 - state * state) if layer.kind == "tanh" else relu_gradient(s, state)
+        of_gates[step], of_products[step] = (np.where(runs, each, np.float32(0)) for each in (of_gate, of_product))
+        u = np.where(runs, product(layer.to_state.T, of_products[step]), u + d if layer.kind == "gru" else u)
+        d = np.where(runs, direct, np.float32(0)) if layer.kind == "gru" else d
+    order = [step for step, _ in layer.order]
+    rows, rows_of_products = (np.concatenate(list(each), 1) for each in (of_gates, of_products[order]))
+    before = np.concatenate([made[step][5].T for step in order])
+    return {
+        "x": np.stack([product(each.T, layer.to_input) for each in of_gates]),
+        "state": (u + d if layer.kind == "gru" else u).T,
+        "cell": w.T,
+        "to_input": product(rows, np.concatenate(layer.x)),
+        "to_state": product(rows_of_products, before),
+        "input_bias": total(rows, [1]),
+        "state_bias": total(rows_of_products, [1]),
+    }

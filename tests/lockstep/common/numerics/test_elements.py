@@ -243,62 +243,6 @@ def test_an_index_that_is_not_a_row_is_refused(wrong: int) -> None:
     assert not rows.any()
 
 
-#: Names of a step, what it is given, what it overwrites, and what it fills, by blocks of (hidden, batch).
-_STEPS = {
-    "lstm": (("p", 4), ("q", 4), ("before", 1), ("cell", 1), ("curve", 1), ("state", 1)),
-    "lstm_gradient": (
-        *(("gates", 4), ("curve", 1), ("before", 1), ("product", 1), ("of_result", 1), ("of_cell", 1)),
-        ("of_gates", 4),
-    ),
-    "gru": (("p", 3), ("q", 3), ("before", 1), ("curve", 1), ("state", 1)),
-    "gru_gradient": (
-        *(("gates", 3), ("curve", 1), ("before", 1), ("product", 1), ("of_result", 1), ("direct", 1)),
-        *(("of_gates", 3), ("of_products", 3)),
-    ),
-}
-#: The places of what the reference returns.
-_WRITTEN = {"lstm": (0, 3, 4, 5), "lstm_gradient": (5, 6), "gru": (0, 3, 4), "gru_gradient": (5, 6, 7)}
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (4, 8), (3, 33)])
-@pytest.mark.parametrize("name", list(_STEPS))
-def test_a_step_of_a_recurrent_layer_has_the_bits_of_the_contract(name: str, shape: tuple[int, int]) -> None:
-    hidden, batch = shape
-    arrays = [3 * _usual(count * hidden, batch, seed=seed) for seed, (_, count) in enumerate(_STEPS[name])]
-    given = [each.copy() for each in arrays[: 3 if name in ("lstm", "gru") else 6]]
-    expected = getattr(reference, name)(*given)
-    kept = [each.copy() for each in arrays]
-    getattr(leaves, name).bind(*arrays)()
-    for place, values in zip(_WRITTEN[name], expected, strict=True):
-        assert _same(arrays[place], np.asarray(values, np.float32))
-    for place in set(range(len(arrays))) - set(_WRITTEN[name]):
-        assert _same(arrays[place], kept[place])
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 9])
-@pytest.mark.parametrize("is_even", [True, False])
-def test_calls_that_are_repeated_have_the_results_of_each(count: int, is_even: bool) -> None:
-    places = np.arange(count) if is_even else np.arange(count) ** 2
-    weights, x = _usual(6, 5), _usual(100, 5, 3, seed=1)
-    products, curved = np.zeros((100, 6, 3), np.float32), np.zeros((100, 6, 3), np.float32)
-    bound: list[int] = []
-
-    def bind(number: int) -> list[leaves.Instruction]:
-        bound.append(number)
-        place = places[number]
-        multiply = leaves.matrix_product.bind(weights, x[place], products[place])
-        return [multiply, leaves.tanh.bind(products[place], curved[place])]
-
-    found = leaves.repeated(bind, count)
-    assert (len(bound) < count) == (count == 9 and is_even)
-    for each in leaves.joined([call for calls in found for call in calls]):
-        each()
-    for place in range(100):
-        expected = leaves.product(weights, x[place]) if place in places else np.zeros((6, 3), np.float32)
-        assert _same(products[place], expected)
-        assert _same(curved[place], leaves.tanh(expected))
-
-
 def _doubles(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     return np.random.default_rng(list(shape)).standard_normal(shape)
 

@@ -5,11 +5,11 @@
 #include "kernels.h"
 
 /* Numbers of a row, the first of which is the operation; kernel_leaves.py has the same names in the same order. */
-enum { ROW = 20 };
+enum { ROW = 24 };
 enum Operation {
     PRODUCT, STACK, SUM, CONVOLUTION, CONVOLUTION_TO_INPUT, CONVOLUTION_TO_KERNELS, EXP, LOG, LOG1P, TANH, SIGMOID, ERF,
     POWER, RELU, RELU_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, ADD_ROWS, CROSS_ENTROPY,
-    CROSS_ENTROPY_GRADIENT, LSTM, LSTM_GRADIENT, GRU, GRU_GRADIENT
+    CROSS_ENTROPY_GRADIENT, RECURRENT, RECURRENT_GRADIENT
 };
 
 INLINE const float *from(int64_t address) { return (const float *)(intptr_t)address; }
@@ -75,6 +75,37 @@ INLINE Pool pool_of(const int64_t *g) {
     };
 }
 
+INLINE Recurrence recurrence_of(const int64_t *g) {
+    return (Recurrence){
+        .kind = (enum Recurring)g[0], .steps = g[1], .batch = g[2], .features = g[3], .hidden = g[4],
+        .gates_count = g[0] == RECUR_LSTM ? 4 : g[0] == RECUR_GRU ? 3 : 1, .is_reversed = g[5] != 0,
+        .lengths = integers(g[6]), .to_state = from(g[7]), .gates = to(g[8]), .curves = to(g[9]), .cells = to(g[10]),
+        .states = to(g[11]), .scratch = to(g[12]), .x = from(g[13]), .to_input = from(g[14]),
+    };
+}
+
+static void call_recurrent(const int64_t *g) {
+    Recurrence r = recurrence_of(g);
+    r.input_bias = from(g[15]);
+    r.state_bias = from(g[16]);
+    recur(&r);
+}
+
+static void call_recurrent_gradient(const int64_t *g) {
+    Recurrence r = recurrence_of(g);
+    r.of_result = from(g[15]);
+    r.of_state = to(g[16]);
+    r.of_cell = r.of_state + r.batch * r.hidden;
+    r.of_gates = to(g[17]);
+    r.of_products = to(g[18]);
+    r.of_x = to(g[19]);
+    r.of_to_input = to(g[20]);
+    r.of_to_state = to(g[21]);
+    r.of_input_bias = to(g[22]);
+    r.of_state_bias = r.of_input_bias + r.gates_count * r.hidden;
+    recur_back(&r);
+}
+
 /* How this thread rounds, and whether it keeps subnormal numbers. Another library of the process may have changed it, as
    all that gcc links with -ffast-math do: then calls would have other bits. */
 #if defined(TARGET_AVX512) || defined(TARGET_AVX2)
@@ -131,14 +162,8 @@ static void run(const int64_t *rows, int64_t count) {
             cross_entropy_gradient(&losses, from(g[5]), g[7], to(g[6]));
             break;
         }
-        case LSTM: lstm(g[0], to(g[1]), from(g[2]), from(g[3]), to(g[4]), to(g[5]), to(g[6])); break;
-        case LSTM_GRADIENT:
-            lstm_gradient(g[0], from(g[1]), from(g[2]), from(g[3]), from(g[4]), from(g[5]), to(g[6]), to(g[7]));
-            break;
-        case GRU: gru(g[0], to(g[1]), from(g[2]), from(g[3]), to(g[4]), to(g[5])); break;
-        case GRU_GRADIENT:
-            gru_gradient(g[0], from(g[1]), from(g[2]), from(g[3]), from(g[4]), from(g[5]), to(g[6]), to(g[7]), to(g[8]));
-            break;
+        case RECURRENT: call_recurrent(g); break;
+        case RECURRENT_GRADIENT: call_recurrent_gradient(g); break;
         }
     }
 }
@@ -178,4 +203,10 @@ EXPORT int64_t ls_product_scratch(int64_t count, int64_t shared_rows, int64_t co
 EXPORT int64_t ls_convolution_scratch(const int64_t *sizes) {
     const Convolution c = convolution_of(sizes);
     return convolution_scratch(&c);
+}
+
+/* The same of a recurrent layer and its gradients; `row` has the first five numbers of theirs, and zeros. */
+EXPORT int64_t ls_recurrent_scratch(const int64_t *row) {
+    const Recurrence r = recurrence_of(row);
+    return recurrence_scratch(&r);
 }

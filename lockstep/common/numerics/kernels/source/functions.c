@@ -157,12 +157,13 @@ EACH(ls_tanh, tanh_)
 EACH(ls_sigmoid, sigmoid_)
 EACH(ls_erf, erf_)
 
-/* The gates take, keep, candidate and show of an LSTM; they come as products with the state before. */
-void lstm(int64_t n, float *gates, const float *inputs, const float *before, float *cell, float *curve, float *state) {
+/* The gates take, keep, candidate and show of an LSTM: they come as products with the input, `products` are those with the
+   state before. */
+void lstm(int64_t n, float *gates, const float *products, const float *before, float *cell, float *curve, float *state) {
     for (int64_t i = 0; i < n; i += WIDTH) {
         const int64_t left = n - i;
         V gate[4];
-        UNROLL for (int k = 0; k < 4; k++) gate[k] = add(take(gates + k * n + i, left), take(inputs + k * n + i, left));
+        UNROLL for (int k = 0; k < 4; k++) gate[k] = add(take(products + k * n + i, left), take(gates + k * n + i, left));
         const V takes = sigmoid_(gate[0]), keeps = sigmoid_(gate[1]), candidate = tanh_(gate[2]);
         const V shows = sigmoid_(gate[3]);
         const V now = add(mul(keeps, take(before + i, left)), mul(takes, candidate)), bent = tanh_(now);
@@ -199,13 +200,13 @@ void lstm_gradient(int64_t n, const float *gates, const float *curve, const floa
 }
 
 /* The gates reset, keep and candidate of a GRU; `curve` is what a reset multiplies. */
-void gru(int64_t n, float *gates, const float *inputs, const float *before, float *curve, float *state) {
+void gru(int64_t n, float *gates, const float *products, const float *before, float *curve, float *state) {
     for (int64_t i = 0; i < n; i += WIDTH) {
         const int64_t left = n - i;
-        const V resets = sigmoid_(add(take(gates + i, left), take(inputs + i, left)));
-        const V keeps = sigmoid_(add(take(gates + n + i, left), take(inputs + n + i, left)));
-        const V product = take(gates + 2 * n + i, left);
-        const V candidate = tanh_(add(mul(product, resets), take(inputs + 2 * n + i, left)));
+        const V resets = sigmoid_(add(take(products + i, left), take(gates + i, left)));
+        const V keeps = sigmoid_(add(take(products + n + i, left), take(gates + n + i, left)));
+        const V product = take(products + 2 * n + i, left);
+        const V candidate = tanh_(add(mul(product, resets), take(gates + 2 * n + i, left)));
         give(gates + i, resets, left);
         give(gates + n + i, keeps, left);
         give(gates + 2 * n + i, candidate, left);
@@ -232,6 +233,12 @@ void gru_gradient(int64_t n, const float *gates, const float *curve, const float
         give(of_products + n + i, of_keeps, left);
         give(of_products + 2 * n + i, mul(of_candidate, resets), left);
         give(direct + i, kept, left);
+    }
+}
+
+void tanh_gradient(int64_t n, const float *gradient, const float *result, float *y) {
+    for (int64_t i = 0; i < n; i += WIDTH) {
+        give(y + i, times_of_tanh(take(gradient + i, n - i), take(result + i, n - i)), n - i);
     }
 }
 

@@ -1,4 +1,5 @@
-/* Sums (sums.c), functions of single numbers (functions.c), arithmetic of elements (elements.c), pools (pooling.c). */
+/* Sums (sums.c), functions of single numbers (functions.c), arithmetic of elements (elements.c), pools (pooling.c),
+   recurrent layers (recurrent.c). */
 #ifndef LOCKSTEP_KERNELS_H
 #define LOCKSTEP_KERNELS_H
 
@@ -20,6 +21,7 @@ INLINE V halved_vectors(V *lanes) {
     return add(lanes[0], lanes[1]);
 }
 
+void halve(int64_t n, const float *lanes, float *y);
 void sum_terms(int64_t outer, int64_t terms, int64_t inner, int64_t step, int64_t stride, const float *x, float *y);
 
 void ls_exp(int64_t n, const float *x, float *y);
@@ -43,13 +45,17 @@ typedef struct {
 void cross_entropy(const CrossEntropy *c, float *losses);
 void cross_entropy_gradient(const CrossEntropy *c, const float *gradient, int64_t step, float *result);
 
-/* A step of a recurrent layer: gates in blocks of n, the elements (hidden, batch) of a state. */
-void lstm(int64_t n, float *gates, const float *inputs, const float *before, float *cell, float *curve, float *state);
+/* A step of a recurrent layer, of one sequence: gates in blocks of n, the elements of a state. */
+void lstm(int64_t n, float *gates, const float *products, const float *before, float *cell, float *curve, float *state);
 void lstm_gradient(int64_t n, const float *gates, const float *curve, const float *before, const float *product,
                    const float *of_result, float *of_cell, float *of_gates);
-void gru(int64_t n, float *gates, const float *inputs, const float *before, float *curve, float *state);
+void gru(int64_t n, float *gates, const float *products, const float *before, float *curve, float *state);
 void gru_gradient(int64_t n, const float *gates, const float *curve, const float *before, const float *product,
                   const float *of_result, float *direct, float *of_gates, float *of_products);
+void tanh_gradient(int64_t n, const float *gradient, const float *result, float *y);
+
+/* y = x + y */
+void add_to(int64_t n, const float *x, float *y);
 
 void rectify(int64_t n, const float *x, float *y);
 void rectify_gradient(int64_t n, const float *gradient, const float *result, float *y);
@@ -79,5 +85,34 @@ typedef struct {
 
 void pool_largest(const Pool *p, const float *x, float *y);
 void pool_largest_gradient(const Pool *p, const float *gradient, const float *x, const float *y, float *result);
+
+/* In the order of GATES in operands.py. */
+enum Recurring { RECUR_LSTM, RECUR_GRU, RECUR_TANH, RECUR_RELU };
+
+/* A layer, and the memory of a pass. Gates come after their functions; of an LSTM, curves are tanh of the cells, of a GRU
+   the products of the candidate with the state. */
+typedef struct {
+    enum Recurring kind;
+    int64_t steps, batch, features, hidden, gates_count;
+    int is_reversed;        /* the last step is made first */
+    const int64_t *lengths; /* steps of each sequence; NULL if all have all of them */
+    const float *x;         /* (steps, batch, features) */
+    const float *to_input, *to_state; /* (gates · hidden, features), (gates · hidden, hidden) */
+    const float *input_bias, *state_bias; /* (gates · hidden); NULL for none */
+    float *gates, *curves;  /* (steps, batch, gates · hidden), (steps, batch, hidden) */
+    float *cells, *states;  /* (steps + 1, batch, hidden), with the first ones at the begin of the order */
+    const float *of_result; /* gradients: (steps, batch, hidden) */
+    float *of_state, *of_cell; /* (batch, hidden): of the last ones, and then of the first ones */
+    float *of_gates, *of_products; /* as gates, before their functions; of all but a GRU these are one */
+    float *of_x;            /* as x; NULL if it is not wanted */
+    float *of_to_input, *of_to_state, *of_input_bias, *of_state_bias;
+    float *scratch;
+} Recurrence;
+
+void recur(const Recurrence *r);
+void recur_back(const Recurrence *r);
+
+/* Floats of scratch memory. */
+int64_t recurrence_scratch(const Recurrence *r);
 
 #endif

@@ -10,7 +10,7 @@
 enum { LEVELS = 20 };
 
 /* A tile of ROWS rows, and where one of its vectors lies. */
-enum { TILE_ROW = VECTORS * WIDTH, TILE = ROWS * TILE_ROW };
+enum { TILE_ROW = PANEL_ROW, TILE = ROWS * TILE_ROW };
 
 /* A part of a matrix that is added to the sums of a tile before they are written. */
 typedef struct {
@@ -209,7 +209,8 @@ static void multiply_terms(const Product *p, float *panel) {
     const int is_one_chain = p->count == 1 && p->terms <= CHAIN;
     /* Columns outside, so that a panel is read by all rows; but if all of b is small, rows outside: they are written
        from end to end. */
-    const int is_small = p->terms * p->columns * p->count <= 1 << 16;
+    const int is_small = !p->panel_step && p->terms * p->columns * p->count <= 1 << 16;
+    const float *packed = p->b;
     int64_t offsets[TERMS_AT_ONCE];
     for (int64_t i = 0, height; i < p->rows; i += height) {
         height = is_small ? part(p->rows - i, ROWS) : p->rows;
@@ -221,7 +222,10 @@ static void multiply_terms(const Product *p, float *panel) {
             const int64_t last = left < vectors * WIDTH ? left - (vectors - 1) * WIDTH : WIDTH;
             Product q = *p;
             q.b = p->b + v * WIDTH;
-            if (!is_small && p->rows > 3 * ROWS && p->count * p->terms <= TERMS_AT_ONCE) {
+            if (p->panel_step) {
+                q.b = packed;
+                packed += p->panel_step;
+            } else if (!is_small && p->rows > 3 * ROWS && p->count * p->terms <= TERMS_AT_ONCE) {
                 pack(&q, vectors, last, panel, offsets);
             }
             for (int64_t j = i, rows, above; j < i + height; j += above * rows) {
@@ -322,6 +326,21 @@ static void copy_rows(int64_t rows, int64_t columns, const float *from, int64_t 
         int64_t j = 0;
         for (; j + WIDTH <= columns; j += WIDTH) store(to + j, load(from + j));
         if (j < columns) store_first(to + j, load_first(from + j, columns - j), columns - j);
+    }
+}
+
+int64_t packed_size(int64_t terms, int64_t columns) {
+    int64_t panels = 0;
+    for (int64_t left = (columns + WIDTH - 1) / WIDTH; left > 0; left -= part(left, VECTORS)) panels++;
+    return panels * terms * PANEL_ROW;
+}
+
+void pack_right(int64_t terms, int64_t columns, const float *b, int64_t b_row, int64_t b_column, float *to) {
+    for (int64_t j = 0, width; j < columns; j += width, to += terms * PANEL_ROW) {
+        width = part((columns - j + WIDTH - 1) / WIDTH, VECTORS) * WIDTH;
+        const int64_t whole = columns - j < width ? columns - j : width;
+        if (b_column == 1) copy_rows(terms, whole, b + j, b_row, to, PANEL_ROW);
+        else transpose(whole, terms, b + j * b_column, b_column, to, PANEL_ROW);
     }
 }
 

@@ -19,7 +19,7 @@ enum { ROWS = 4, VECTORS = 2 };
 enum { TERMS_AT_ONCE = 8 * CHAIN };
 
 /* Floats of memory in which a panel of the right operand is put together. */
-enum { PANEL = TERMS_AT_ONCE * VECTORS * WIDTH };
+enum { PANEL_ROW = VECTORS * WIDTH, PANEL = TERMS_AT_ONCE * PANEL_ROW };
 
 /* The sum of `count` products (rows, terms) by (terms, columns), over the tree of the contract. */
 typedef struct {
@@ -29,6 +29,7 @@ typedef struct {
     const float *b; /* a row begins at offsets[term] + number * b_step, and has a stride of 1 */
     const int64_t *offsets;
     int64_t b_step;
+    int64_t panel_step; /* how far the panels of a packed right operand lie apart; 0 if it is not packed */
     float *c;
     int64_t c_row;
     int adds;      /* the whole sum to what is in c */
@@ -42,6 +43,11 @@ void multiply(const Product *product, float *panel);
 /* The same of a right operand whose elements lie at term * b_row + column * b_column, of which one is 1; `offsets` need
    not be given. */
 void multiply_matrices(const Product *given, int64_t b_row, int64_t b_column, float *scratch);
+
+/* Pack a right operand of many products: panels of as many columns as a tile has, with a row of PANEL_ROW floats for each
+   term. */
+void pack_right(int64_t terms, int64_t columns, const float *b, int64_t b_row, int64_t b_column, float *to);
+int64_t packed_size(int64_t terms, int64_t columns);
 
 /* `count` products, each of which has a result of its own, the first one given. */
 void multiply_stack(const Product *first, int64_t count, int64_t b_row, int64_t b_column, int64_t c_step, float *scratch);

@@ -50,6 +50,15 @@ INLINE void sum_across(int64_t terms, int64_t stride, const float *x, float *y, 
     else store_first(y, sum, width);
 }
 
+/* The sums of lanes (LANES, n). */
+void halve(int64_t n, const float *lanes, float *y) {
+    for (int64_t j = 0; j < n; j += WIDTH) {
+        V each[LANES];
+        UNROLL for (int i = 0; i < LANES; i++) each[i] = take(lanes + i * n + j, n - j);
+        give(y + j, halved_vectors(each), n - j);
+    }
+}
+
 /* x (outer, terms, inner), whose outer elements are `step` apart -> y (outer, inner); both have inner in a row. */
 void sum_terms(int64_t outer, int64_t terms, int64_t inner, int64_t step, int64_t stride, const float *x, float *y) {
     for (int64_t i = 0; i < outer; i++, x += step, y += inner) {

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from lockstep.common.autograd import functional as F
-from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.autograd.primitives.recurrent import recurrent
+from lockstep.common.autograd.tensor import Tensor, apply
+from lockstep.common.numerics.operands import GATES
 from tests.lockstep.common.numerics import reference
 from tests.lockstep.common.numerics.reference import Floats
 
@@ -80,3 +82,43 @@ def test_batch_norm_has_the_bits_of_the_contract() -> None:
     assert _same(by_channel(_gradient(x)), expected)
     assert _same(_gradient(weight), reference.total(upstream * rows, [1]))
     assert _same(_gradient(bias), reference.total(upstream, [1]))
+
+
+def _layer(
+    kind: str, sizes: tuple[int, int, int, int], is_reversed: bool, lengths: tuple[int, ...] | None
+) -> reference.Layer:
+    steps, batch, features, hidden = sizes
+    rows = GATES[kind] * hidden
+    shapes = [(steps, batch, features), *[(batch, hidden)] * 2, (rows, features), (rows, hidden), (rows,), (rows,)]
+    drawn = [_drawn(*shape, seed=seed) * np.float32(0.1) for seed, shape in enumerate(shapes)]
+    arrays = dict(zip(reference.Layer._fields[1:8], drawn, strict=True))
+    return reference.Layer(kind=kind, is_reversed=is_reversed, lengths=lengths or (steps,) * batch, **arrays)
+
+
+@pytest.mark.parametrize(("is_reversed", "lengths"), [(False, None), (True, None), (False, (3, 1)), (True, (1, 2))])
+@pytest.mark.parametrize("kind", GATES)
+def test_a_recurrent_layer_has_the_bits_of_the_contract(
+    kind: str, is_reversed: bool, lengths: tuple[int, ...] | None
+) -> None:
+    _check_layer(_layer(kind, (3, 2, 5, 9), is_reversed, lengths), lengths)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (3, 90, 2, 3), (2, 3, 300, 2), (2, 1, 3, 70)], ids=str)
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_chains_of_a_recurrent_layer_end_after_256_terms(kind: str, sizes: tuple[int, int, int, int]) -> None:
+    _check_layer(_layer(kind, sizes, False, None), None)
+
+
+def _check_layer(layer: reference.Layer, lengths: tuple[int, ...] | None) -> None:
+    given = {name: _leaf(getattr(layer, name)) for name in layer._fields[1:8]}
+    expected, made = reference.recurrent(layer)
+    cell = given["cell"] if layer.kind == "lstm" else None
+    operands = [given["x"], given["state"], cell, *list(given.values())[3:]]
+    found = apply(recurrent, *operands, kind=layer.kind, is_reversed=layer.is_reversed, lengths=lengths)
+    assert _same(found.data, expected)
+    gradient = _drawn(*expected.shape, seed=9)
+    found.backward(gradient)
+    for name, wanted in reference.recurrent_gradient(layer, made, gradient).items():
+        if given[name] is not cell and name == "cell":
+            continue
+        assert _same(_gradient(given[name]), np.ascontiguousarray(wanted)), name

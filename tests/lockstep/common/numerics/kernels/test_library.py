@@ -1,5 +1,6 @@
 """The kernels are loaded if they compute what the contract demands, on every target, also of emulated processors."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -38,7 +39,7 @@ from lockstep.common.numerics.kernels.library import (
     targets_of,
     this_machine,
 )
-from lockstep.common.numerics.operands import Geometry, Mean, PoolWindows
+from lockstep.common.numerics.operands import GATES, Geometry, Mean, PoolWindows
 from lockstep.common.runtime.environment import child_environment, kernels_target
 
 #: Of the targets of this machine, the one that most processors support.
@@ -290,6 +291,35 @@ def test_a_call_with_indices_has_the_same_bits_on_every_target(
     call = KERNELS[name](*operands, out, *options)
     assert isinstance(call, KernelCalls)
     _check(call, lambda library: library.run(call.rows.ctypes.data, len(call.rows)), out, others)
+
+
+@pytest.mark.parametrize(("is_reversed", "lengths"), [(False, None), (True, np.arange(41) % 7 + 1)])
+@pytest.mark.parametrize("is_back", [False, True])
+@pytest.mark.parametrize("kind", GATES)
+def test_a_recurrent_layer_has_the_same_bits_on_every_target(
+    kind: str, is_back: bool, is_reversed: bool, lengths: NDArray[np.int64] | None, others: list[Library]
+) -> None:
+    steps, batch, features, hidden = 7, 41, 19, 70
+    rows = GATES[kind] * hidden
+    state, weights, gates = (batch, hidden), [(rows, features), (rows, hidden)], (steps, batch, rows)
+    kept = [gates, *((count, *state) for count in _kept_of_steps(kind, steps))]
+    x, to_input, to_state, *biases = (_drawn(*each) for each in ((steps, batch, features), *weights, (rows,), (rows,)))
+    filled = [(2, *state), gates, gates, x.shape, *weights, (2, rows)] if is_back else kept
+    out = np.empty(sum(map(math.prod, filled)), np.float32)
+    ends = np.cumsum([math.prod(each) for each in filled])
+    written = [part.reshape(shape) for part, shape in zip(np.split(out, ends[:-1]), filled, strict=True)]
+    ways = [_drawn(steps, *state), *written] if is_back else biases
+    values = [_drawn(*each) for each in kept] if is_back else written
+    name = "recurrent_gradient" if is_back else "recurrent"
+    call = KERNELS[name](x, to_input, *ways, lengths, to_state, *values, kind, is_reversed)
+    assert isinstance(call, KernelCalls)
+    _check(call, lambda library: library.run(call.rows.ctypes.data, len(call.rows)), out, others)
+
+
+def _kept_of_steps(kind: str, steps: int) -> tuple[int, int, int]:
+    """Return how many curves, cells and states there are."""
+    curves, cells = {"lstm": (steps, steps + 1), "gru": (steps, 0)}.get(kind, (0, 0))
+    return curves, cells, steps + 1
 
 
 @pytest.mark.parametrize("is_nesterov", [False, True])

@@ -1,0 +1,237 @@
+/* Recurrent layers over whole sequences: the weights are packed once for all steps, and the gates of a step are computed
+   while its products are in a cache. Steps are rows: (steps, batch, features), as products read and write them. */
+#include "kernels.h"
+#include "product.h"
+
+/* Rows of the input that are multiplied at once: fewer would not fill the tiles. */
+enum { INPUTS_AT_ONCE = 64 };
+
+/* The scratch memory: where rows of packed weights and of others begin, packed weights, and rows of a step. */
+typedef struct {
+    int64_t *packed, *features, *hidden;
+    float *to_input, *to_state, *panel, *lanes, *turned, *rows;
+} Pieces;
+
+static Pieces pieces_of(const Recurrence *r, int is_back) {
+    const int64_t count = r->gates_count * r->hidden, longest = count > r->features ? count : r->features;
+    Pieces at = {.packed = (int64_t *)r->scratch};
+    at.features = at.packed + longest;
+    at.hidden = at.features + CHAIN;
+    at.to_input = (float *)(at.hidden + CHAIN);
+    at.to_state = at.to_input + (is_back ? packed_size(count, r->features) : packed_size(r->features, count));
+    at.panel = at.to_state + (is_back ? packed_size(count, r->hidden) : packed_size(r->hidden, count));
+    at.lanes = at.panel + PANEL;
+    at.turned = at.lanes + 2 * LANES * count;
+    at.rows = at.turned + CHAIN * (count + r->hidden);
+    return at;
+}
+
+int64_t recurrence_scratch(const Recurrence *r) {
+    const int64_t forward = pieces_of(r, 0).rows - r->scratch, backward = pieces_of(r, 1).rows - r->scratch;
+    /* Products of a step; or gradients, kept, and directly of states. */
+    return (forward > backward ? forward : backward) + r->batch * (r->gates_count + 2) * r->hidden;
+}
+
+static void space(int64_t count, int64_t by, int64_t *offsets) {
+    for (int64_t k = 0; k < count; k++) offsets[k] = k * by;
+}
+
+/* The number of the step at a place in the order of the steps; and whether sequence b has ended before it. */
+INLINE int64_t step_at(const Recurrence *r, int64_t place) { return r->is_reversed ? r->steps - 1 - place : place; }
+INLINE int has_ended(const Recurrence *r, int64_t step, int64_t b) { return r->lengths && r->lengths[b] <= step; }
+
+/* States, or cells, before the step and after it: the first ones lie where the order begins. */
+INLINE float *before_step(const Recurrence *r, float *states, int64_t step) {
+    return states + (step + (r->is_reversed != 0)) * r->batch * r->hidden;
+}
+INLINE float *after_step(const Recurrence *r, float *states, int64_t step) {
+    return states + (step + (r->is_reversed == 0)) * r->batch * r->hidden;
+}
+
+static void repeat_row(int64_t rows, int64_t columns, const float *row, float *to) {
+    for (int64_t i = 0; i < rows; i++) memcpy(to + i * columns, row, (size_t)columns * sizeof *row);
+}
+
+/* The part of the gates that does not depend on states, for the steps that are made next. */
+static void multiply_inputs(const Recurrence *r, int64_t place, int64_t count, const Pieces *at) {
+    const int64_t columns = r->gates_count * r->hidden;
+    const int64_t first = step_at(r, r->is_reversed ? place + count - 1 : place) * r->batch;
+    float *gates = r->gates + first * columns;
+    if (r->input_bias) repeat_row(count * r->batch, columns, r->input_bias, gates);
+    const Product product = {
+        .count = 1, .rows = count * r->batch, .columns = columns, .terms = r->features,
+        .a = r->x + first * r->features, .a_row = r->features, .a_column = 1, .b = at->to_input, .offsets = at->packed,
+        .panel_step = r->features * PANEL_ROW, .c = gates, .c_row = columns, .adds = r->input_bias != NULL,
+    };
+    multiply(&product, NULL);
+}
+
+/* A step of one sequence. */
+static void step_of_row(const Recurrence *r, int64_t step, int64_t b, const float *products) {
+    const int64_t hidden = r->hidden, row = b * hidden, all = step * r->batch * hidden + row;
+    const float *before = before_step(r, r->states, step) + row, *cell_before = before_step(r, r->cells, step) + row;
+    float *after = after_step(r, r->states, step) + row, *cell = after_step(r, r->cells, step) + row;
+    float *gates = r->gates + all * r->gates_count;
+    if (has_ended(r, step, b)) {
+        memcpy(after, before, (size_t)hidden * sizeof *after);
+        if (r->kind == RECUR_LSTM) memcpy(cell, cell_before, (size_t)hidden * sizeof *cell);
+        return;
+    }
+    switch (r->kind) {
+    case RECUR_LSTM: lstm(hidden, gates, products, cell_before, cell, r->curves + all, after); break;
+    case RECUR_GRU: gru(hidden, gates, products, before, r->curves + all, after); break;
+    case RECUR_TANH:
+    case RECUR_RELU:
+        add_to(hidden, products, gates);
+        if (r->kind == RECUR_TANH) ls_tanh(hidden, gates, after);
+        else rectify(hidden, gates, after);
+        break;
+    }
+}
+
+void recur(const Recurrence *r) {
+    const int64_t hidden = r->hidden, columns = r->gates_count * hidden;
+    const Pieces at = pieces_of(r, 0);
+    space(hidden > r->features ? hidden : r->features, PANEL_ROW, at.packed);
+    pack_right(r->features, columns, r->to_input, 1, r->features, at.to_input);
+    pack_right(hidden, columns, r->to_state, 1, hidden, at.to_state);
+    const int64_t at_once = r->batch < INPUTS_AT_ONCE ? INPUTS_AT_ONCE / (r->batch ? r->batch : 1) : 1;
+    for (int64_t place = 0; place < r->steps; place++) {
+        const int64_t step = step_at(r, place), left = r->steps - place;
+        if (place % at_once == 0) multiply_inputs(r, place, left < at_once ? left : at_once, &at);
+        if (r->state_bias) repeat_row(r->batch, columns, r->state_bias, at.rows);
+        const Product product = {
+            .count = 1, .rows = r->batch, .columns = columns, .terms = hidden, .a = before_step(r, r->states, step),
+            .a_row = hidden, .a_column = 1, .b = at.to_state, .offsets = at.packed, .panel_step = hidden * PANEL_ROW,
+            .c = at.rows, .c_row = columns, .adds = r->state_bias != NULL,
+        };
+        multiply(&product, NULL);
+        for (int64_t b = 0; b < r->batch; b++) step_of_row(r, step, b, at.rows + b * columns);
+    }
+}
+
+/* The gradients of a step of one sequence. */
+static void back_through_row(const Recurrence *r, int64_t step, int64_t b, float *direct) {
+    const int64_t hidden = r->hidden, row = b * hidden, all = step * r->batch * hidden + row;
+    const int64_t of_all = all * r->gates_count;
+    const float *gates = r->gates + of_all, *of_result = r->of_result + all;
+    float *of_gates = r->of_gates + of_all, *of_state = r->of_state + row;
+    switch (r->kind) {
+    case RECUR_LSTM:
+        lstm_gradient(hidden, gates, r->curves + all, before_step(r, r->cells, step) + row, of_state, of_result,
+                      r->of_cell + row, of_gates);
+        break;
+    case RECUR_GRU:
+        gru_gradient(hidden, gates, r->curves + all, before_step(r, r->states, step) + row, of_state, of_result,
+                     direct + row, of_gates, r->of_products + of_all);
+        break;
+    case RECUR_TANH:
+    case RECUR_RELU:
+        add_to(hidden, of_result, of_state);
+        (r->kind == RECUR_TANH ? tanh_gradient : rectify_gradient)(
+            hidden, of_state, after_step(r, r->states, step) + row, of_gates);
+        break;
+    }
+}
+
+/* The gradients of all steps. */
+static void back_through_steps(const Recurrence *r, const Pieces *at) {
+    const int64_t hidden = r->hidden, columns = r->gates_count * hidden, size = r->batch * hidden;
+    float *direct = at->rows, *kept = direct + size;
+    const size_t row_bytes = (size_t)hidden * sizeof *kept;
+    memset(direct, 0, (size_t)size * sizeof *direct);
+    pack_right(columns, hidden, r->to_state, hidden, 1, at->to_state);
+    for (int64_t place = r->steps - 1; place >= 0; place--) {
+        const int64_t step = step_at(r, place), first = step * size * r->gates_count;
+        for (int64_t b = 0; b < r->batch; b++) {
+            if (!has_ended(r, step, b)) {
+                back_through_row(r, step, b, direct);
+                continue;
+            }
+            const int64_t row = b * hidden, of_row = first + row * r->gates_count;
+            add_to(hidden, direct + row, r->of_state + row);
+            memset(direct + row, 0, row_bytes);
+            memcpy(kept + row, r->of_state + row, row_bytes);
+            memset(r->of_gates + of_row, 0, row_bytes * (size_t)r->gates_count);
+            memset(r->of_products + of_row, 0, row_bytes * (size_t)r->gates_count);
+        }
+        const Product product = {
+            .count = 1, .rows = r->batch, .columns = hidden, .terms = columns, .a = r->of_products + first,
+            .a_row = columns, .a_column = 1, .b = at->to_state, .offsets = at->packed,
+            .panel_step = columns * PANEL_ROW, .c = r->of_state, .c_row = hidden,
+        };
+        multiply(&product, NULL);
+        for (int64_t b = 0; b < r->batch; b++) {
+            if (has_ended(r, step, b)) memcpy(r->of_state + b * hidden, kept + b * hidden, row_bytes);
+        }
+    }
+    if (r->kind == RECUR_GRU) add_to(size, direct, r->of_state);
+}
+
+/* Continue the product of gradients (terms, rows) with what was multiplied with the weights (terms, columns). */
+static void continue_weights(int64_t first, int64_t terms, int64_t rows, const float *gradients, int64_t columns,
+                             const float *right, const int64_t *offsets, float *to, float *panel) {
+    const Product product = {
+        .count = 1, .rows = rows, .columns = columns, .terms = terms, .a = gradients, .a_row = 1, .a_column = rows,
+        .b = right, .offsets = offsets, .c = to, .c_row = columns, .continues = first > 0,
+    };
+    multiply(&product, panel);
+}
+
+static void add_rows_to_lanes(int64_t rows, int64_t columns, const float *from, float *lanes) {
+    for (int64_t i = 0; i < rows; i++) add_to(columns, from + i * columns, lanes + i % LANES * columns);
+}
+
+/* Copy rows of all steps in the order in which these are made. */
+static void turn(const Recurrence *r, int64_t first, int64_t count, int64_t columns, const float *from, float *to) {
+    for (int64_t i = first; i < first + count; i++, to += columns) {
+        const int64_t row = step_at(r, i / r->batch) * r->batch + i % r->batch;
+        memcpy(to, from + row * columns, (size_t)columns * sizeof *to);
+    }
+}
+
+/* Sums over all steps and sequences, and the gradient of the input, by as many rows as a chain has terms: these are read
+   once from memory. */
+static void add_up(const Recurrence *r, const Pieces *at) {
+    const int64_t hidden = r->hidden, columns = r->gates_count * hidden, all = r->steps * r->batch;
+    float *lanes = at->lanes, *product_lanes = lanes + LANES * columns;
+    const int is_one = r->of_products == r->of_gates && !r->is_reversed;
+    memset(lanes, 0, (size_t)(2 * LANES * columns) * sizeof *lanes);
+    for (int64_t first = 0; first < all; first += CHAIN) {
+        const int64_t count = all - first < CHAIN ? all - first : CHAIN;
+        const float *gates = r->of_gates + first * columns, *products = r->of_products + first * columns;
+        const float *states = before_step(r, r->states, 0) + first * hidden;
+        add_rows_to_lanes(count, columns, gates, lanes);
+        if (r->of_x) {
+            const Product product = {
+                .count = 1, .rows = count, .columns = r->features, .terms = columns, .a = gates, .a_row = columns,
+                .a_column = 1, .b = at->to_input, .offsets = at->packed, .panel_step = columns * PANEL_ROW,
+                .c = r->of_x + first * r->features, .c_row = r->features,
+            };
+            multiply(&product, NULL);
+        }
+        continue_weights(first, count, columns, gates, r->features, r->x + first * r->features, at->features,
+                         r->of_to_input, at->panel);
+        if (r->is_reversed) {
+            turn(r, first, count, columns, r->of_products, at->turned);
+            turn(r, first, count, hidden, before_step(r, r->states, 0), at->turned + count * columns);
+            products = at->turned;
+            states = at->turned + count * columns;
+        }
+        continue_weights(first, count, columns, products, hidden, states, at->hidden, r->of_to_state, at->panel);
+        if (!is_one) add_rows_to_lanes(count, columns, products, product_lanes);
+    }
+    halve(columns, lanes, r->of_input_bias);
+    halve(columns, is_one ? lanes : product_lanes, r->of_state_bias);
+}
+
+void recur_back(const Recurrence *r) {
+    const int64_t columns = r->gates_count * r->hidden;
+    const Pieces at = pieces_of(r, 1);
+    space(columns, PANEL_ROW, at.packed);
+    space(CHAIN, r->features, at.features);
+    space(CHAIN, r->hidden, at.hidden);
+    back_through_steps(r, &at);
+    if (r->of_x) pack_right(columns, r->features, r->to_input, r->features, 1, at.to_input);
+    add_up(r, &at);
+}
