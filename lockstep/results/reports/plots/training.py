@@ -1,6 +1,6 @@
 """Plot what training shows over its steps: loss, accuracy or R², learning rate, speed, and where the time goes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,22 +29,24 @@ def learning(runs: Sequence[RunCurves]) -> Figure:
     figure = new_figure(13.0, 4.2)
     figure.set_layout_engine("constrained", wspace=0.06)
     loss, score, rate = figure.subplots(1, 3)
-    is_regression = all(run.is_regression for run in runs)
-    scores = R2 if is_regression else ACCURACIES
     for place, run in enumerate(runs):
         # Runs of one job coincide to the bit: a wider line below is visible on both sides of the one above.
         width = 1.2 + 1.3 * min(3, len(runs) - 1 - place)
         _plot(loss, run, LOSSES, colour(place), width)
-        if run.has_score and run.is_regression == is_regression:
-            _plot(score, run, scores, colour(place), width)
+        if run.has_score:
+            _plot(score, run, _score_of(run), colour(place), width)
         rate.plot(*thinned(run.column("step"), run.column("lr")), color=colour(place), linewidth=width)
-    kinds = {_loss_name(run) for run in runs}
-    tidy(loss, title="loss", x="step", y=" or ".join(sorted(kinds)))
+    tidy(loss, title="loss", x="step", y=_either(_loss_name(run) for run in runs))
     logarithmic(loss.yaxis)
-    name, unit = ("R²", "share of the variance") if is_regression else ("accuracy", "share of correct samples")
-    tidy(score, title=name, x="step", y=unit)
-    if any(run.has_score for run in runs):
-        _focus(score, scores, [run for run in runs if run.has_score])
+    scored = [run for run in runs if run.has_score]
+    tidy(
+        score,
+        title=_either("R²" if run.is_regression else "accuracy" for run in scored or runs),
+        x="step",
+        y=_either(f"share of {'the variance' if run.is_regression else 'correct samples'}" for run in scored or runs),
+    )
+    if scored:
+        _focus(score, scored)
     tidy(rate, title="learning rate", x="step", y="rate")
     rate.set_ylim(bottom=0)
     for axes in (loss, score, rate):
@@ -52,6 +54,10 @@ def learning(runs: Sequence[RunCurves]) -> Figure:
     handles, names = loss.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
     return figure
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(dict.fromkeys(names))
 
 
 def _loss_name(run: RunCurves) -> str:
@@ -73,6 +79,10 @@ ACCURACIES = Names("accuracy", "test_accuracy", "val_accuracy")
 R2 = Names("r2", "test_r2", "val_r2")
 
 
+def _score_of(run: RunCurves) -> Names:
+    return R2 if run.is_regression else ACCURACIES
+
+
 def _plot(axes: Axes, run: RunCurves, names: Names, colour: str, width: float) -> None:
     """Plot one figure of a run, its training as a line of that width in points."""
     steps, values = run.column("step"), run.column(names.of_step)
@@ -87,11 +97,10 @@ def _plot(axes: Axes, run: RunCurves, names: Names, colour: str, width: float) -
             axes.plot(places, figures, marker, color=colour, linewidth=0.8, markersize=size, label=label)
 
 
-def _focus(axes: Axes, names: Names, runs: Sequence[RunCurves]) -> None:
+def _focus(axes: Axes, runs: Sequence[RunCurves]) -> None:
     """Leave out the first steps, in which the model only guesses: what matters is in the last few percent."""
-    shown = [run for run in runs if run.has(names.of_step)]
-    later = [smoothed(run.column(names.of_step), max(1, run.steps.count // WINDOWS)) for run in shown]
-    tests: list[float] = [getattr(epoch, names.of_test) for run in shown for epoch in run.epochs]
+    later = [smoothed(run.column(_score_of(run).of_step), max(1, run.steps.count // WINDOWS)) for run in runs]
+    tests: list[float] = [getattr(epoch, _score_of(run).of_test) for run in runs for epoch in run.epochs]
     lows = [float(np.quantile(values, 0.1)) for values in later] + tests
     highest = max(tests + [float(values.max()) for values in later])
     bottom = max(0.0, min(lows) - 0.02)

@@ -77,6 +77,16 @@ def test_validations_of_a_regression_have_marks_too(tmp_path: Path) -> None:
     assert ys(r2.get_lines()[2]).tolist() == [0.875, 0.875]
 
 
+def test_runs_of_both_kinds_have_their_scores_in_one_panel(tmp_path: Path) -> None:
+    write_steps(tmp_path / "houses", range(8), validation=(0.125, 0.875), score="r2")
+    write_steps(tmp_path / "digits", range(4))
+    loss, score, _ = learning([read_curves(tmp_path / name) for name in ("houses", "digits")]).axes
+    assert [line.get_label() for line in score.get_lines()][::3] == ["houses: training", "digits: training"]
+    assert score.get_title() == "R² or accuracy"
+    assert score.get_ylabel() == "share of the variance or share of correct samples"
+    assert loss.get_ylabel() == "mean squared error or cross-entropy"
+
+
 def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
     (course,) = courses(tmp_path, "a")
     parts = parts_of(course.column)
