@@ -39,12 +39,10 @@ def learning(runs: Sequence[RunCurves]) -> Figure:
     tidy(loss, title="loss", x="step", y=_either(_loss_name(run) for run in runs))
     logarithmic(loss.yaxis)
     scored = [run for run in runs if run.has_score]
-    tidy(
-        score,
-        title=_either("R²" if run.is_regression else "accuracy" for run in scored or runs),
-        x="step",
-        y=_either(f"share of {'the variance' if run.is_regression else 'correct samples'}" for run in scored or runs),
-    )
+    kinds = [run.is_regression for run in scored or runs]
+    title = _either("R²" if is_regression else "accuracy" for is_regression in kinds)
+    unit = _either("the variance" if is_regression else "correct samples" for is_regression in kinds)
+    tidy(score, title=title, x="step", y=f"share of {unit}")
     if scored:
         _focus(score, scored)
     tidy(rate, title="learning rate", x="step", y="rate")

@@ -83,7 +83,7 @@ def test_runs_of_both_kinds_have_their_scores_in_one_panel(tmp_path: Path) -> No
     loss, score, _ = learning([read_curves(tmp_path / name) for name in ("houses", "digits")]).axes
     assert [line.get_label() for line in score.get_lines()][::3] == ["houses: training", "digits: training"]
     assert score.get_title() == "R² or accuracy"
-    assert score.get_ylabel() == "share of the variance or share of correct samples"
+    assert score.get_ylabel() == "share of the variance or correct samples"
     assert loss.get_ylabel() == "mean squared error or cross-entropy"
 
 
