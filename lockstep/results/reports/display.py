@@ -19,6 +19,7 @@ from lockstep.common.files.sanitize import cut, one_line, printable
 from lockstep.common.job.score import Score
 from lockstep.common.protocol.messages import EpochRecord, Status, WorkerStatus
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.notice import Notice
 
 #: Epochs that are all shown.
 MOST_EPOCHS = 30
@@ -171,7 +172,7 @@ class LiveRegion:
         self._live.stop()
 
     def write(self, text: str) -> None:
-        print_plainly(self.console, text)
+        (print_note if isinstance(text, Notice) else print_plainly)(self.console, text)
 
     def update(self, status: Status) -> None:
         self._live.update(self.picture(status), refresh=True)
@@ -262,6 +263,11 @@ def print_plainly(console: Console, *texts: str) -> None:
     """Print untrusted texts plainly: without markup, colours, escapes or added line breaks."""
     for text in texts:
         console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def print_note(console: Console, text: str) -> None:
+    """Print a text that is read, and not copied: in a terminal its words are kept whole; elsewhere, it is one line."""
+    console.print(Text(printable(text)), soft_wrap=not console.is_terminal)
 
 
 def in_teams(workers: int, teams: int) -> str:

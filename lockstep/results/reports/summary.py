@@ -7,15 +7,13 @@ from typing import Any
 from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from lockstep.common.files.sanitize import printable
 from lockstep.common.job.job import LEAST_SAMPLES, default_micro_batches
 from lockstep.common.job.score import Score
 from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.display import in_teams, print_plainly, thinned
+from lockstep.results.reports.display import in_teams, print_note, print_plainly, thinned
 from lockstep.runs.cost_model import Measured, fitted
 
 #: Seconds of training below which times mean nothing.
@@ -45,8 +43,7 @@ def show_summary(console: Console, result: RunResult, folder: Path | None) -> No
 def show_advice(console: Console, result: RunResult, cores: int | None = None) -> None:
     """Print advice on a run whose workers shared `cores` cores; None if they ran on several machines."""
     for note in advice(result, cores):
-        # Words are kept whole in a terminal; elsewhere, lines are not wrapped.
-        console.print(Text(printable(f"note: {note}")), soft_wrap=not console.is_terminal)
+        print_note(console, f"note: {note}")
 
 
 def epochs_table(history: list[EpochRecord]) -> Table:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import ManualClock
+from lockstep.common.runtime.notice import notice
 from lockstep.results.reports.display import (
     MOST_LINES,
     MOST_WORKER_LINES,
@@ -163,6 +164,17 @@ def test_a_live_display_scrolls_finished_epochs_and_leaves_nothing_else() -> Non
     assert raw.count("worker 1 left") == 1
     # The cursor is shown again, and the picture's two lines are erased: two up, each cleared.
     assert raw.endswith("\x1b[?25h\r\x1b[1A\x1b[2K\x1b[1A\x1b[2K")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_notice_keeps_its_words_whole_and_a_line_that_is_copied_stays_one(*, is_terminal: bool) -> None:
+    on, words = console(is_terminal=is_terminal), "abcdefgh " * 12
+    display = display_for(on, ManualClock())
+    display.say(notice(words.strip()))
+    display.say(words.strip())
+    lines = shown(on)
+    kept = ["notice: " + ("abcdefgh " * 8).strip(), ("abcdefgh " * 4).strip()]
+    assert lines == [*(kept if is_terminal else [f"notice: {words.strip()}"]), words.strip()]
 
 
 def test_a_live_display_says_a_reminder_once_until_something_else_is_said() -> None:
