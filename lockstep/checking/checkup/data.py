@@ -138,13 +138,16 @@ def check_scales(target: ExaminedData) -> list[Finding]:
 def check_features(target: ExaminedData) -> list[Finding]:
     """Return whether a feature is the same in all samples, or is the target in other words.
 
-    A feature that is always 0 is harmless, as the corners of pictures that were made rows.
+    A feature that is always 0 is harmless, as the corners of pictures that were made rows. A column with one number has
+    become 0 too where the columns are standardized.
     """
     train = target.data.train
     features, targets = train.images[:MOST_ROWS], target.objective.targets(train.labels[:MOST_ROWS])
     for feature, column in enumerate(features.T):
-        if column[0] and (column == column[0]).all():
-            return [_of_feature("constant-feature", target, feature, value=float(column[0]), samples=len(features))]
+        named = target.column_of(feature)
+        value = float(column[0]) or (named.mean if named is not None and named.kind is ColumnKind.NUMBER else 0.0)
+        if value and (column == column[0]).all():
+            return [_of_feature("constant-feature", target, feature, value=value, samples=len(features))]
     is_regression = target.objective.is_regression
     leaks = (feature for feature, column in enumerate(features.T) if _is_target(column, targets, is_regression))
     return [_of_feature("target-leak", target, feature, samples=len(features)) for feature in leaks][:1]

@@ -46,11 +46,11 @@ CLIENTS = "age,income,town,paid,leaves\n" + "".join(
 )
 
 
-def clients(folder: Path, **options: Any) -> ExaminedData:
+def clients(folder: Path, rows: str = CLIENTS, **options: Any) -> ExaminedData:
     """Return a table as a job has it."""
     pytest.importorskip("pyarrow")
     source = folder / "clients.csv"
-    source.write_text(CLIENTS)
+    source.write_text(rows)
     packed = pack(str(source), folder / "data", PackOptions(target=("leaves",), **options))
     job = Job(data=str(packed.folder), global_batch=240, micro_batches=1)
     return ExaminedData(job, load(job.data))
@@ -67,6 +67,13 @@ def test_columns_are_called_by_their_names(tmp_path: Path) -> None:
         "column 'paid'",
         "feature 6",
     ]
+
+
+def test_a_column_with_one_number_is_found_with_it_although_it_has_become_0(tmp_path: Path) -> None:
+    lines = CLIENTS.splitlines()
+    same = "".join(f"{line},{7 if place else 'floor'}\n" for place, line in enumerate(lines))
+    (constant,) = check_features(clients(tmp_path, same, drop=("paid",)))
+    assert constant.what == "column 'floor' is 7 in all samples"
 
 
 def test_columns_that_were_not_standardized_are_found_by_name(tmp_path: Path) -> None:
