@@ -10,8 +10,10 @@ from tests.architecture.source import ROOT
 #: In place of what a text is filled in with, and between two texts.
 VALUE, END = "\0", "\1"
 
-#: What a quote shows in place of a value: quoted words, numbers, seconds, paths, names of signals, and what is left out.
-_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|…|\b\d[\d.,+e%x]*(?: s\b)?|\S*/\S+|`[^`]*`|\bSIG[A-Z]+\b|[()]|\$\w+|\s\.venv\b")
+#: What a quote shows in place of a value: quoted words, numbers and seconds, paths, names of signals, what is left out.
+_VALUES = re.compile(
+    r"'[^']*'|\"[^\"]*\"|…|\b\d[\d.,+e%x]*(?: s\b)?|\S*/\S+|`[^`]*`|\bSIG[A-Z]+\b|[()]|\$\w+|\s\.venv\b"
+)
 
 
 @cache
