@@ -142,9 +142,10 @@ def test_data_of_any_form_is_scaled(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.parametrize("loss", ["mse", "bce"])
 def test_dense_has_an_output_for_each_whole_number(tmp_path: Path, loss: str) -> None:
-    whole = np.rint(BOTH if loss == "mse" else BOTH > [512.0, 3.0]).astype(np.int64)
+    three = np.stack([PRICE, PRICE + 9.0, PRICE - 9.0], axis=1)
+    whole = np.rint(three if loss == "mse" else three > 512.0).astype(np.int64)
     of = trained(tmp_path, whole, model="dense", loss=loss, epochs=2)
-    assert of.predict(X[:4]).shape == (4, 2)
+    assert of.predict(X[:4]).shape == (4, 3)
 
 
 def test_images_are_predicted_in_their_units(tmp_path: Path) -> None:
