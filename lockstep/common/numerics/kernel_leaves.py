@@ -23,7 +23,7 @@ Array = NDArray[Any]
 Instruction = Callable[..., Any]
 
 #: Numbers of a row, and operations, as in kernels/source/calls.c.
-ROW = 24
+ROW = 23
 OPERATIONS = (
     "product", "stack", "sum", "convolution", "convolution_to_input", "convolution_to_kernels", "exp", "log", "log1p",
     "tanh", "sigmoid", "erf", "power", "relu", "relu_gradient", "max_pool", "max_pool_gradient",
@@ -501,7 +501,7 @@ def _recurrent(name: str) -> Callable[..., Instruction]:
         x, state, count = (steps, batch, features), (steps, batch, hidden), GATES[kind] * hidden
         shapes = [x, (count, features), (count,), (count,)]
         if name == "recurrent_gradient":
-            shapes = [*shapes[:2], state, (2, *state[1:]), gates.shape, gates.shape, x, (count, features)]
+            shapes = [*shapes[:2], state, (2, *state[1:]), gates.shape, x, (count, features)]
             shapes += [(count, hidden), (2, count)]
         shapes += [(batch,), (count, hidden), (steps, batch, count)]
         shapes += [(steps * (kind in ("lstm", "gru")), *state[1:])]

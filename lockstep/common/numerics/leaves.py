@@ -261,12 +261,11 @@ cross_entropy_gradient = LeafFunction(
 #: states (steps + 1, batch, hidden), a kind of `GATES`, and whether the last step is made first. In between are
 #: - of `recurrent`: biases of the input and of the state, (gates · hidden,) or None;
 #: - of `recurrent_gradient`: the gradient of the result (steps, batch, hidden), that of the last state and cell (2,
-#:   batch, hidden), over which those of the first ones are written; and the arrays that it fills: gradients of gates
-#:   and of products with the state, one array but for a GRU, that of x or None, of both weights, and of both biases
-#:   (2, gates · hidden).
+#:   batch, hidden), over which those of the first ones are written; and the arrays that it fills: gradients of gates,
+#:   of x or None, of both weights, and of both biases (2, gates · hidden).
 #: The first state and cell are given, where the order of the steps begins.
 recurrent = LeafFunction("recurrent", CallKind.ALONE, _no_memory, indices=(4,))
-recurrent_gradient = LeafFunction("recurrent_gradient", CallKind.ALONE, _no_memory, indices=(10,))
+recurrent_gradient = LeafFunction("recurrent_gradient", CallKind.ALONE, _no_memory, indices=(9,))
 
 
 def bind_momentum(

@@ -272,11 +272,11 @@ def _recurrent_gradient(
     of_result: Array,
     of_states: Array,
     of_gates: Array,
-    of_products: Array,
     *rest: Any,
 ) -> None:
     """Make the steps back: see `leaves.recurrent`."""
     of_x, of_to_input, of_to_state, of_biases, *kept = rest
+    of_products = np.empty_like(of_gates) if kept[-2] == "gru" else of_gates
     _back_through_steps(of_result, *of_states, of_gates, of_products, *kept)
     *_, states, _, is_reversed = kept
     before = states[1:] if is_reversed else states[:-1]

@@ -131,12 +131,10 @@ def _gradients(
     upstream, dtype = _flat(gradient), made.gates.dtype
     of_states = np.zeros((2, batch, hidden), dtype)
     of_states[: len(upstream) - steps] = upstream[steps:]
-    of_gates = np.empty_like(made.gates)
-    of_products = np.empty_like(of_gates) if made.kind == "gru" else of_gates
     of_x = None if to_input is None else np.empty_like(x, dtype, order="C")
     of_weights = (np.empty((count, features), dtype), np.empty((count, hidden), dtype))
     of_biases = np.empty((2, count), dtype)
-    given = (_flat(x), _flat(to_input), upstream[:steps], of_states, of_gates, of_products)
+    given = (_flat(x), _flat(to_input), upstream[:steps], of_states, np.empty_like(made.gates))
     filled = (of_x, *of_weights, of_biases)
     leaves.recurrent_gradient.bind(*given, *filled, made.lengths, _flat(to_state), *made.kept)()
     made.known = gradient, (of_x, *of_states, *of_weights, *of_biases)

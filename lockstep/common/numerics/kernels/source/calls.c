@@ -5,7 +5,7 @@
 #include "kernels.h"
 
 /* Numbers of a row, the first of which is the operation; kernel_leaves.py has the same names in the same order. */
-enum { ROW = 24 };
+enum { ROW = 23 };
 enum Operation {
     PRODUCT, STACK, SUM, CONVOLUTION, CONVOLUTION_TO_INPUT, CONVOLUTION_TO_KERNELS, EXP, LOG, LOG1P, TANH, SIGMOID, ERF,
     POWER, RELU, RELU_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, ADD_ROWS, CROSS_ENTROPY,
@@ -97,11 +97,10 @@ static void call_recurrent_gradient(const int64_t *g) {
     r.of_state = to(g[16]);
     r.of_cell = r.of_state + r.batch * r.hidden;
     r.of_gates = to(g[17]);
-    r.of_products = to(g[18]);
-    r.of_x = to(g[19]);
-    r.of_to_input = to(g[20]);
-    r.of_to_state = to(g[21]);
-    r.of_input_bias = to(g[22]);
+    r.of_x = to(g[18]);
+    r.of_to_input = to(g[19]);
+    r.of_to_state = to(g[20]);
+    r.of_input_bias = to(g[21]);
     r.of_state_bias = r.of_input_bias + r.gates_count * r.hidden;
     recur_back(&r);
 }

@@ -15,6 +15,12 @@ void add_to(int64_t n, const float *x, float *y) {
 #undef ACT
 }
 
+void times(int64_t n, const float *x, float *y) {
+#define ACT(from, to, rest) { to(y + i, mul(from(x + i rest), from(y + i rest)) rest); }
+    EACH(n, ACT)
+#undef ACT
+}
+
 /* max(x, 0): +0 for all that is not positive, and NaN for NaN. */
 INLINE V rectified(V x) {
     return choose(less(all(0.0f), x), x, choose(is_nan(x), x, all(0.0f)));

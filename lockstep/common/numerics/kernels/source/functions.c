@@ -157,13 +157,17 @@ EACH(ls_tanh, tanh_)
 EACH(ls_sigmoid, sigmoid_)
 EACH(ls_erf, erf_)
 
-/* The gates take, keep, candidate and show of an LSTM: they come as products with the input, `products` are those with the
-   state before. */
-void lstm(int64_t n, float *gates, const float *products, const float *before, float *cell, float *curve, float *state) {
+/* The gates take, keep, candidate and show of an LSTM: they come as products with the input, to which the bias is added;
+   `products` are those with the state before. */
+void lstm(int64_t n, float *gates, const float *bias, const float *products, const float *before, float *cell,
+          float *curve, float *state) {
     for (int64_t i = 0; i < n; i += WIDTH) {
         const int64_t left = n - i;
         V gate[4];
-        UNROLL for (int k = 0; k < 4; k++) gate[k] = add(take(products + k * n + i, left), take(gates + k * n + i, left));
+        UNROLL for (int k = 0; k < 4; k++) {
+            const int64_t at = k * n + i;
+            gate[k] = add(take(products + at, left), add(take(gates + at, left), take(bias + at, left)));
+        }
         const V takes = sigmoid_(gate[0]), keeps = sigmoid_(gate[1]), candidate = tanh_(gate[2]);
         const V shows = sigmoid_(gate[3]);
         const V now = add(mul(keeps, take(before + i, left)), mul(takes, candidate)), bent = tanh_(now);
@@ -200,13 +204,18 @@ void lstm_gradient(int64_t n, const float *gates, const float *curve, const floa
 }
 
 /* The gates reset, keep and candidate of a GRU; `curve` is what a reset multiplies. */
-void gru(int64_t n, float *gates, const float *products, const float *before, float *curve, float *state) {
+void gru(int64_t n, float *gates, const float *input_bias, const float *products, const float *state_bias,
+         const float *before, float *curve, float *state) {
     for (int64_t i = 0; i < n; i += WIDTH) {
         const int64_t left = n - i;
-        const V resets = sigmoid_(add(take(products + i, left), take(gates + i, left)));
-        const V keeps = sigmoid_(add(take(products + n + i, left), take(gates + n + i, left)));
-        const V product = take(products + 2 * n + i, left);
-        const V candidate = tanh_(add(mul(product, resets), take(gates + 2 * n + i, left)));
+        V of_input[3], of_state[3];
+        UNROLL for (int k = 0; k < 3; k++) {
+            const int64_t at = k * n + i;
+            of_input[k] = add(take(gates + at, left), take(input_bias + at, left));
+            of_state[k] = add(take(products + at, left), take(state_bias + at, left));
+        }
+        const V resets = sigmoid_(add(of_state[0], of_input[0])), keeps = sigmoid_(add(of_state[1], of_input[1]));
+        const V product = of_state[2], candidate = tanh_(add(mul(product, resets), of_input[2]));
         give(gates + i, resets, left);
         give(gates + n + i, keeps, left);
         give(gates + 2 * n + i, candidate, left);

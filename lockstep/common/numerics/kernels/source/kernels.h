@@ -46,16 +46,19 @@ void cross_entropy(const CrossEntropy *c, float *losses);
 void cross_entropy_gradient(const CrossEntropy *c, const float *gradient, int64_t step, float *result);
 
 /* A step of a recurrent layer, of one sequence: gates in blocks of n, the elements of a state. */
-void lstm(int64_t n, float *gates, const float *products, const float *before, float *cell, float *curve, float *state);
+void lstm(int64_t n, float *gates, const float *bias, const float *products, const float *before, float *cell,
+          float *curve, float *state);
 void lstm_gradient(int64_t n, const float *gates, const float *curve, const float *before, const float *product,
                    const float *of_result, float *of_cell, float *of_gates);
-void gru(int64_t n, float *gates, const float *products, const float *before, float *curve, float *state);
+void gru(int64_t n, float *gates, const float *input_bias, const float *products, const float *state_bias,
+         const float *before, float *curve, float *state);
 void gru_gradient(int64_t n, const float *gates, const float *curve, const float *before, const float *product,
                   const float *of_result, float *direct, float *of_gates, float *of_products);
 void tanh_gradient(int64_t n, const float *gradient, const float *result, float *y);
 
-/* y = x + y */
+/* y = x + y, and y = x * y */
 void add_to(int64_t n, const float *x, float *y);
+void times(int64_t n, const float *x, float *y);
 
 void rectify(int64_t n, const float *x, float *y);
 void rectify_gradient(int64_t n, const float *gradient, const float *result, float *y);
@@ -98,12 +101,12 @@ typedef struct {
     const int64_t *lengths; /* steps of each sequence; NULL if all have all of them */
     const float *x;         /* (steps, batch, features) */
     const float *to_input, *to_state; /* (gates · hidden, features), (gates · hidden, hidden) */
-    const float *input_bias, *state_bias; /* (gates · hidden); NULL for none */
+    const float *input_bias, *state_bias; /* (gates · hidden); NULL for none, as that of the state but for a GRU */
     float *gates, *curves;  /* (steps, batch, gates · hidden), (steps, batch, hidden) */
     float *cells, *states;  /* (steps + 1, batch, hidden), with the first ones at the begin of the order */
     const float *of_result; /* gradients: (steps, batch, hidden) */
     float *of_state, *of_cell; /* (batch, hidden): of the last ones, and then of the first ones */
-    float *of_gates, *of_products; /* as gates, before their functions; of all but a GRU these are one */
+    float *of_gates;        /* as gates, before their functions */
     float *of_x;            /* as x; NULL if it is not wanted */
     float *of_to_input, *of_to_state, *of_input_bias, *of_state_bias;
     float *scratch;

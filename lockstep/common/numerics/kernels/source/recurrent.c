@@ -21,8 +21,8 @@ static Pieces pieces_of(const Recurrence *r, int is_back) {
     at.to_state = at.to_input + (is_back ? packed_size(count, r->features) : packed_size(r->features, count));
     at.panel = at.to_state + (is_back ? packed_size(count, r->hidden) : packed_size(r->hidden, count));
     at.lanes = at.panel + PANEL;
-    at.turned = at.lanes + 2 * LANES * count;
-    at.rows = at.turned + CHAIN * (count + r->hidden);
+    at.turned = at.lanes + 3 * LANES * count;
+    at.rows = at.turned + CHAIN * (count + 2 * r->hidden);
     return at;
 }
 
@@ -48,20 +48,20 @@ INLINE float *after_step(const Recurrence *r, float *states, int64_t step) {
     return states + (step + (r->is_reversed == 0)) * r->batch * r->hidden;
 }
 
-static void repeat_row(int64_t rows, int64_t columns, const float *row, float *to) {
-    for (int64_t i = 0; i < rows; i++) memcpy(to + i * columns, row, (size_t)columns * sizeof *row);
+/* A bias, or what is added without a change of any bit. */
+static const float *bias_of(const float *bias, int64_t count, float *none) {
+    for (int64_t i = 0; i < count; i++) none[i] = -0.0f;
+    return bias ? bias : none;
 }
 
 /* The part of the gates that does not depend on states, for the steps that are made next. */
 static void multiply_inputs(const Recurrence *r, int64_t place, int64_t count, const Pieces *at) {
     const int64_t columns = r->gates_count * r->hidden;
     const int64_t first = step_at(r, r->is_reversed ? place + count - 1 : place) * r->batch;
-    float *gates = r->gates + first * columns;
-    if (r->input_bias) repeat_row(count * r->batch, columns, r->input_bias, gates);
     const Product product = {
         .count = 1, .rows = count * r->batch, .columns = columns, .terms = r->features,
         .a = r->x + first * r->features, .a_row = r->features, .a_column = 1, .b = at->to_input, .offsets = at->packed,
-        .panel_step = r->features * PANEL_ROW, .c = gates, .c_row = columns, .adds = r->input_bias != NULL,
+        .panel_step = r->features * PANEL_ROW, .c = r->gates + first * columns, .c_row = columns,
     };
     multiply(&product, NULL);
 }
@@ -73,15 +73,19 @@ static void step_of_row(const Recurrence *r, int64_t step, int64_t b, const floa
     float *after = after_step(r, r->states, step) + row, *cell = after_step(r, r->cells, step) + row;
     float *gates = r->gates + all * r->gates_count;
     if (has_ended(r, step, b)) {
+        memset(gates, 0, (size_t)(r->gates_count * hidden) * sizeof *gates);
         memcpy(after, before, (size_t)hidden * sizeof *after);
         if (r->kind == RECUR_LSTM) memcpy(cell, cell_before, (size_t)hidden * sizeof *cell);
         return;
     }
     switch (r->kind) {
-    case RECUR_LSTM: lstm(hidden, gates, products, cell_before, cell, r->curves + all, after); break;
-    case RECUR_GRU: gru(hidden, gates, products, before, r->curves + all, after); break;
+    case RECUR_LSTM: lstm(hidden, gates, r->input_bias, products, cell_before, cell, r->curves + all, after); break;
+    case RECUR_GRU:
+        gru(hidden, gates, r->input_bias, products, r->state_bias, before, r->curves + all, after);
+        break;
     case RECUR_TANH:
     case RECUR_RELU:
+        add_to(hidden, r->input_bias, gates);
         add_to(hidden, products, gates);
         if (r->kind == RECUR_TANH) ls_tanh(hidden, gates, after);
         else rectify(hidden, gates, after);
@@ -95,23 +99,25 @@ void recur(const Recurrence *r) {
     space(hidden > r->features ? hidden : r->features, PANEL_ROW, at.packed);
     pack_right(r->features, columns, r->to_input, 1, r->features, at.to_input);
     pack_right(hidden, columns, r->to_state, 1, hidden, at.to_state);
+    Recurrence biased = *r;
+    biased.input_bias = bias_of(r->input_bias, columns, at.lanes);
+    biased.state_bias = bias_of(r->state_bias, columns, at.lanes);
     const int64_t at_once = r->batch < INPUTS_AT_ONCE ? INPUTS_AT_ONCE / (r->batch ? r->batch : 1) : 1;
     for (int64_t place = 0; place < r->steps; place++) {
         const int64_t step = step_at(r, place), left = r->steps - place;
         if (place % at_once == 0) multiply_inputs(r, place, left < at_once ? left : at_once, &at);
-        if (r->state_bias) repeat_row(r->batch, columns, r->state_bias, at.rows);
         const Product product = {
             .count = 1, .rows = r->batch, .columns = columns, .terms = hidden, .a = before_step(r, r->states, step),
             .a_row = hidden, .a_column = 1, .b = at.to_state, .offsets = at.packed, .panel_step = hidden * PANEL_ROW,
-            .c = at.rows, .c_row = columns, .adds = r->state_bias != NULL,
+            .c = at.rows, .c_row = columns,
         };
         multiply(&product, NULL);
-        for (int64_t b = 0; b < r->batch; b++) step_of_row(r, step, b, at.rows + b * columns);
+        for (int64_t b = 0; b < r->batch; b++) step_of_row(&biased, step, b, at.rows + b * columns);
     }
 }
 
 /* The gradients of a step of one sequence. */
-static void back_through_row(const Recurrence *r, int64_t step, int64_t b, float *direct) {
+static void back_through_row(const Recurrence *r, int64_t step, int64_t b, float *direct, float *of_products) {
     const int64_t hidden = r->hidden, row = b * hidden, all = step * r->batch * hidden + row;
     const int64_t of_all = all * r->gates_count;
     const float *gates = r->gates + of_all, *of_result = r->of_result + all;
@@ -123,7 +129,7 @@ static void back_through_row(const Recurrence *r, int64_t step, int64_t b, float
         break;
     case RECUR_GRU:
         gru_gradient(hidden, gates, r->curves + all, before_step(r, r->states, step) + row, of_state, of_result,
-                     direct + row, of_gates, r->of_products + of_all);
+                     direct + row, of_gates, of_products + row * r->gates_count);
         break;
     case RECUR_TANH:
     case RECUR_RELU:
@@ -137,7 +143,7 @@ static void back_through_row(const Recurrence *r, int64_t step, int64_t b, float
 /* The gradients of all steps. */
 static void back_through_steps(const Recurrence *r, const Pieces *at) {
     const int64_t hidden = r->hidden, columns = r->gates_count * hidden, size = r->batch * hidden;
-    float *direct = at->rows, *kept = direct + size;
+    float *direct = at->rows, *kept = direct + size, *of_products = kept + size;
     const size_t row_bytes = (size_t)hidden * sizeof *kept;
     memset(direct, 0, (size_t)size * sizeof *direct);
     pack_right(columns, hidden, r->to_state, hidden, 1, at->to_state);
@@ -145,19 +151,20 @@ static void back_through_steps(const Recurrence *r, const Pieces *at) {
         const int64_t step = step_at(r, place), first = step * size * r->gates_count;
         for (int64_t b = 0; b < r->batch; b++) {
             if (!has_ended(r, step, b)) {
-                back_through_row(r, step, b, direct);
+                back_through_row(r, step, b, direct, of_products);
                 continue;
             }
-            const int64_t row = b * hidden, of_row = first + row * r->gates_count;
+            const int64_t row = b * hidden;
             add_to(hidden, direct + row, r->of_state + row);
             memset(direct + row, 0, row_bytes);
             memcpy(kept + row, r->of_state + row, row_bytes);
-            memset(r->of_gates + of_row, 0, row_bytes * (size_t)r->gates_count);
-            memset(r->of_products + of_row, 0, row_bytes * (size_t)r->gates_count);
+            memset(r->of_gates + first + b * columns, 0, row_bytes * (size_t)r->gates_count);
+            memset(of_products + b * columns, 0, row_bytes * (size_t)r->gates_count);
         }
         const Product product = {
-            .count = 1, .rows = r->batch, .columns = hidden, .terms = columns, .a = r->of_products + first,
-            .a_row = columns, .a_column = 1, .b = at->to_state, .offsets = at->packed,
+            .count = 1, .rows = r->batch, .columns = hidden, .terms = columns,
+            .a = r->kind == RECUR_GRU ? of_products : r->of_gates + first, .a_row = columns, .a_column = 1,
+            .b = at->to_state, .offsets = at->packed,
             .panel_step = columns * PANEL_ROW, .c = r->of_state, .c_row = hidden,
         };
         multiply(&product, NULL);
@@ -168,40 +175,60 @@ static void back_through_steps(const Recurrence *r, const Pieces *at) {
     if (r->kind == RECUR_GRU) add_to(size, direct, r->of_state);
 }
 
-/* Continue the product of gradients (terms, rows) with what was multiplied with the weights (terms, columns). */
-static void continue_weights(int64_t first, int64_t terms, int64_t rows, const float *gradients, int64_t columns,
-                             const float *right, const int64_t *offsets, float *to, float *panel) {
+/* Rows of all steps that are added up together, a chain of them. */
+typedef struct {
+    int64_t first, count;
+    const Pieces *at;
+} Rows;
+
+/* Continue the product of gradients, which lie `step` apart, with what was multiplied with `rows` of the weights. */
+static void continue_weights(const Rows *part, int64_t rows, const float *gradients, int64_t step, int64_t columns,
+                             const float *right, const int64_t *offsets, float *to) {
     const Product product = {
-        .count = 1, .rows = rows, .columns = columns, .terms = terms, .a = gradients, .a_row = 1, .a_column = rows,
-        .b = right, .offsets = offsets, .c = to, .c_row = columns, .continues = first > 0,
+        .count = 1, .rows = rows, .columns = columns, .terms = part->count, .a = gradients, .a_row = 1,
+        .a_column = step, .b = right, .offsets = offsets, .c = to, .c_row = columns, .continues = part->first > 0,
     };
-    multiply(&product, panel);
+    multiply(&product, part->at->panel);
 }
 
 static void add_rows_to_lanes(int64_t rows, int64_t columns, const float *from, float *lanes) {
     for (int64_t i = 0; i < rows; i++) add_to(columns, from + i * columns, lanes + i % LANES * columns);
 }
 
+/* Where a row lies that is in the order in which the steps are made. */
+INLINE int64_t row_at(const Recurrence *r, int64_t i) { return step_at(r, i / r->batch) * r->batch + i % r->batch; }
+
 /* Copy rows of all steps in the order in which these are made. */
-static void turn(const Recurrence *r, int64_t first, int64_t count, int64_t columns, const float *from, float *to) {
-    for (int64_t i = first; i < first + count; i++, to += columns) {
-        const int64_t row = step_at(r, i / r->batch) * r->batch + i % r->batch;
-        memcpy(to, from + row * columns, (size_t)columns * sizeof *to);
+static const float *turned(const Recurrence *r, const Rows *part, int64_t columns, const float *from, float *to) {
+    if (!r->is_reversed) return from + part->first * columns;
+    for (int64_t i = 0; i < part->count; i++) {
+        memcpy(to + i * columns, from + row_at(r, part->first + i) * columns, (size_t)columns * sizeof *to);
     }
+    return to;
+}
+
+/* The gradients of the products of the state with a GRU's candidate. */
+static const float *candidates(const Recurrence *r, const Rows *part, float *to) {
+    const int64_t hidden = r->hidden;
+    for (int64_t i = 0; i < part->count; i++) {
+        const int64_t row = row_at(r, part->first + i) * 3 * hidden;
+        memcpy(to + i * hidden, r->of_gates + row + 2 * hidden, (size_t)hidden * sizeof *to);
+        times(hidden, r->gates + row, to + i * hidden);
+    }
+    return to;
 }
 
 /* Sums over all steps and sequences, and the gradient of the input, by as many rows as a chain has terms: these are read
    once from memory. */
 static void add_up(const Recurrence *r, const Pieces *at) {
     const int64_t hidden = r->hidden, columns = r->gates_count * hidden, all = r->steps * r->batch;
-    float *lanes = at->lanes, *product_lanes = lanes + LANES * columns;
-    const int is_one = r->of_products == r->of_gates && !r->is_reversed;
-    memset(lanes, 0, (size_t)(2 * LANES * columns) * sizeof *lanes);
+    const int64_t same = r->kind == RECUR_GRU ? 2 * hidden : columns;
+    float *lanes = at->lanes, *turned_lanes = lanes + LANES * columns, *own_lanes = turned_lanes + LANES * columns;
+    memset(lanes, 0, (size_t)(3 * LANES * columns) * sizeof *lanes);
     for (int64_t first = 0; first < all; first += CHAIN) {
         const int64_t count = all - first < CHAIN ? all - first : CHAIN;
-        const float *gates = r->of_gates + first * columns, *products = r->of_products + first * columns;
-        const float *states = before_step(r, r->states, 0) + first * hidden;
-        add_rows_to_lanes(count, columns, gates, lanes);
+        const Rows part = {first, count, at};
+        const float *gates = r->of_gates + first * columns;
         if (r->of_x) {
             const Product product = {
                 .count = 1, .rows = count, .columns = r->features, .terms = columns, .a = gates, .a_row = columns,
@@ -210,19 +237,22 @@ static void add_up(const Recurrence *r, const Pieces *at) {
             };
             multiply(&product, NULL);
         }
-        continue_weights(first, count, columns, gates, r->features, r->x + first * r->features, at->features,
-                         r->of_to_input, at->panel);
-        if (r->is_reversed) {
-            turn(r, first, count, columns, r->of_products, at->turned);
-            turn(r, first, count, hidden, before_step(r, r->states, 0), at->turned + count * columns);
-            products = at->turned;
-            states = at->turned + count * columns;
+        continue_weights(&part, columns, gates, columns, r->features, r->x + first * r->features, at->features,
+                         r->of_to_input);
+        add_rows_to_lanes(count, columns, gates, lanes);
+        const float *products = turned(r, &part, columns, r->of_gates, at->turned);
+        const float *states = turned(r, &part, hidden, before_step(r, r->states, 0), at->turned + count * columns);
+        continue_weights(&part, same, products, columns, hidden, states, at->hidden, r->of_to_state);
+        if (r->is_reversed) add_rows_to_lanes(count, columns, products, turned_lanes);
+        if (same < columns) {
+            const float *own = candidates(r, &part, at->turned + count * (columns + hidden));
+            continue_weights(&part, hidden, own, hidden, hidden, states, at->hidden, r->of_to_state + same * hidden);
+            add_rows_to_lanes(count, hidden, own, own_lanes);
         }
-        continue_weights(first, count, columns, products, hidden, states, at->hidden, r->of_to_state, at->panel);
-        if (!is_one) add_rows_to_lanes(count, columns, products, product_lanes);
     }
     halve(columns, lanes, r->of_input_bias);
-    halve(columns, is_one ? lanes : product_lanes, r->of_state_bias);
+    halve(columns, r->is_reversed ? turned_lanes : lanes, r->of_state_bias);
+    if (same < columns) halve(hidden, own_lanes, r->of_state_bias + same);
 }
 
 void recur_back(const Recurrence *r) {

@@ -304,7 +304,7 @@ def test_a_recurrent_layer_has_the_same_bits_on_every_target(
     state, weights, gates = (batch, hidden), [(rows, features), (rows, hidden)], (steps, batch, rows)
     kept = [gates, *((count, *state) for count in _kept_of_steps(kind, steps))]
     x, to_input, to_state, *biases = (_drawn(*each) for each in ((steps, batch, features), *weights, (rows,), (rows,)))
-    filled = [(2, *state), gates, gates, x.shape, *weights, (2, rows)] if is_back else kept
+    filled = [(2, *state), gates, x.shape, *weights, (2, rows)] if is_back else kept
     out = np.empty(sum(map(math.prod, filled)), np.float32)
     ends = np.cumsum([math.prod(each) for each in filled])
     written = [part.reshape(shape) for part, shape in zip(np.split(out, ends[:-1]), filled, strict=True)]
