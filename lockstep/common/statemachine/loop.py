@@ -55,15 +55,14 @@ class EventLoop(Generic[Event]):
 
     def step(self) -> bool:
         """Handle the passing of time, or one message; return whether anything happened."""
-        if self.messages_first and self._take():
-            return True
         deadline, now = self.deadline(), self.clock.now()
-        if deadline is not None and now >= deadline:
+        if deadline is None or now < deadline:
+            self.inbox.listen(None if deadline is None else deadline - now)
+            return self._take()
+        if not (self.messages_first and self._take()):
             with self.hold():
                 self.dispatch([event for part in self.parts for event in _due(part, now)])
-            return True
-        self.inbox.listen(None if deadline is None else deadline - now)
-        return self._take()
+        return True
 
     def _take(self) -> bool:
         with self.hold():

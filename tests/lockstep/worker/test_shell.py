@@ -119,7 +119,7 @@ def test_it_prepares_and_computes_what_is_leased() -> None:
     assert bench.send(Weights(step=0, start=0), bench.opening.shard.weights) == []
     (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2))
     assert isinstance(result, Result)
-    assert (result.lo, result.hi, result.start, result.count) == (0, 2, 0, 8)
+    assert (result.lo, result.hi, result.starts, result.count) == (0, 2, [0], 8)
     (result,) = bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))
     assert isinstance(result, Result)
     assert (result.work, result.count) == ("evaluate", 30)
@@ -558,7 +558,8 @@ def test_a_result_of_a_team_has_the_digest_of_its_sums_which_are_sent_but_for_th
     frames = [(message.start, words.tolist()) for message, (words,) in sent if isinstance(message, SumsFrame)]
     # The result carries what the server that decides gets last.
     assert frames == ([(4, [5.0] * 4)] if work == "train" else [])
-    assert (run.last and (run.last[0], run.last[1].tolist())) == ((0, [1.0] * 4) if work == "train" else None)
+    carried = [(start, words.tolist()) for start, words in run.carried]
+    assert carried == ([(0, [1.0] * 4)] if work == "train" else [])
 
 
 # What a result carries
@@ -590,7 +591,7 @@ def test_a_result_carries_all_that_was_found_and_is_signed_if_the_run_asks_for_i
         metrics=pack_sums(tally.metrics),
         compute_s=0.0,
         number=3,
-        start=0,
+        starts=[0],
         losses=pack_losses(compute.losses),
         digest=digest,
         signature=hashlib.sha256(statement).digest() if run and is_digested else b"",
@@ -640,10 +641,10 @@ def test_it_waits_until_something_is_due_and_not_at_all_with_work_at_hand() -> N
     assert due is not None
     bench.clock.advance(1.0)
     assert not bench.runner.step()
-    assert waiting.waited == [0.0, due - bench.clock.now(), 0.0]
+    assert waiting.waited == [due - bench.clock.now(), 0.0]
     bench.clock.advance(due)
     assert bench.runner.step()
-    assert waiting.waited[3:] == [0.0]
+    assert waiting.waited[2:] == [0.0]
     waiting.waited.clear()
     bench.runner.dispatch(Lease(work="evaluate", step=0, lo=0, hi=1))
     assert bench.runner.step()

@@ -52,15 +52,16 @@ class ZeroMqClient:
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
         self._socket.check_open()
-        frames = self._socket.receive(extra=0)
-        if frames is None and timeout_s != 0.0:
-            self._socket.wait(timeout_s)
-            frames = self._socket.receive(extra=0)
+        frames = self._socket.receive(0, timeout_s)
         if frames is not None and len(frames) <= self._socket.limits.frames:
             return frames
-        # ZeroMQ blocks for ever if its events are not read.
-        self._handshakes.poll()
+        if timeout_s != 0.0:
+            self.read_events()
         return None
+
+    def read_events(self) -> None:
+        """Read the events of ZeroMQ, which blocks for ever if they are not read now and then: in each pause."""
+        self._handshakes.poll()
 
     @property
     def is_failing(self) -> bool:

@@ -74,8 +74,10 @@ def wait_for_any(ports: Sequence[object], timeout_s: float | None) -> Sequence[i
         if isinstance(port, ZeroMqServer):
             timeout_s = port.wait_s(timeout_s)
     ready = sorted({places[end] for end in wait_for(poller, timeout_s)})
-    # In a pause, each port is to read what ZeroMQ reports of its connection, or that blocks ZeroMQ.
-    return ready or range(len(ports) if is_waiting else 0)
+    for port in () if ready or not is_waiting else ports:
+        if isinstance(port, ZeroMqClient):
+            port.read_events()
+    return ready
 
 
 def _bindable(address: TcpAddress) -> TcpAddress:

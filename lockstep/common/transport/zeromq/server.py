@@ -281,15 +281,11 @@ class ZeroMqServer:
         while True:
             self._check_quota(now)
             # All messages are read before an end is reported, and once more after it.
-            received = self._receive_message()
+            left_s = None if end is None else end - now
+            received = self._receive_message(0.0 if timeout_s == 0.0 else self.wait_s(left_s))
             if received is not None:
                 return received
-            if timeout_s != 0.0:
-                self._socket.wait(self.wait_s(None if end is None else end - now))
-                now = _CLOCK.now()
-                received = self._receive_message()
-                if received is not None:
-                    return received
+            now = _CLOCK.now()
             self._connections.poll()
             if self._connections.has_ended() or (self._reports_rejections and self._rejections.has_due(now)):
                 received = self._receive_message()
@@ -299,12 +295,13 @@ class ZeroMqServer:
             if end is not None and now >= end:
                 return None
 
-    def _receive_message(self) -> Received | None:
-        """Return a message that has come, if any; a peer whose message has too many frames is cut off."""
-        while (frames := self._socket.receive(extra=1)) is not None:
+    def _receive_message(self, timeout_s: float | None = 0.0) -> Received | None:
+        """Return a message, if one comes in so many seconds; a peer whose message has too many frames is cut off."""
+        while (frames := self._socket.receive(1, timeout_s)) is not None:
             peer = bytes(frames[0])
             if len(frames) - 1 > self._socket.limits.frames:
                 self._cut_long(peer)
+                timeout_s = 0.0
                 continue
             self._connections.identify(peer, self._socket.first)
             self._quota.messages[peer] += 1

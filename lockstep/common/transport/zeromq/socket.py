@@ -23,7 +23,7 @@ _IDLE_S, _BETWEEN_S, _UNANSWERED, _UNACKNOWLEDGED_MS = 10, 5, 4, 30_000
 _MONITORED = struct.Struct("=Hi")
 
 #: As plain numbers: an operation of an enum takes a microsecond.
-_EVENTS, _IN = int(zmq.EVENTS), int(zmq.POLLIN)
+_EVENTS, _IN, _DONTWAIT, _SNDMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.DONTWAIT), int(zmq.SNDMORE)
 
 #: A signal that comes just before a poll does not end it: its handler runs after this time at the latest.
 _POLL_S = 0.5
@@ -60,21 +60,16 @@ class LimitedSocket:
         """Let what comes on another socket end the wait for a message."""
         self._poller.register(other, zmq.POLLIN)
 
-    def wait(self, timeout_s: float | None) -> None:
-        """Wait until something has come, or for so many seconds, None for ever."""
-        self.check_open()
-        wait_for(self._poller, timeout_s)
+    def receive(self, extra: int, timeout_s: float | None = 0.0) -> list[memoryview] | None:
+        """Return the frames of a message, None if none comes in so many seconds, None for ever, or another event does.
 
-    def receive(self, extra: int) -> list[memoryview] | None:
-        """Return the frames of a message, None if none has come; of one that is too long, one more than the limit.
-
-        `extra` frames are not counted.
+        Of a message that is too long, it returns one frame more than the limit; `extra` frames are not counted.
         """
         frames: list[memoryview] = []
-        # To ask is quicker than to find out by an exception.
-        has_more = has_message(self.raw)
+        # To ask is quicker than to find out by an exception, or by waiting.
+        has_more = has_message(self.raw) or (timeout_s != 0.0 and self.raw in wait_for(self._poller, timeout_s))
         while has_more:
-            frame = self.raw.recv(zmq.DONTWAIT, copy=False)
+            frame = self.raw.recv(_DONTWAIT, copy=False)
             has_more = frame.more
             if not frames:
                 self.first = frame
@@ -88,7 +83,9 @@ class LimitedSocket:
         try:
             # A copy, since libzmq sends later and the caller overwrites its buffer now; not of frames of libzmq itself,
             # which it counts the uses of.
-            self.raw.send_multipart([_owned(frame) for frame in frames], zmq.DONTWAIT, copy=True)
+            for frame in frames[:-1]:
+                self.raw.send(_owned(frame), _DONTWAIT | _SNDMORE)
+            self.raw.send(_owned(frames[-1]), _DONTWAIT)
         except zmq.Again:
             raise PeerSlow(f"too many messages wait for this peer: expected at most {self.limits.queue}") from None
         except zmq.ZMQError as error:

@@ -104,10 +104,8 @@ CARRIERS = {"Echo", "SumsFrame", "Samples", "Weights", "InitialFrame", "Collecte
 
 
 def vectors_for(message: Message) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    is_carrier = type(message).__name__ in CARRIERS
-    if isinstance(message, Lease | Result):
-        is_carrier = message.start is not None
-    return [np.arange(5, dtype=np.float32)] if is_carrier else []
+    arrays = len(message.starts) if isinstance(message, Lease | Result) else type(message).__name__ in CARRIERS
+    return [np.arange(5, dtype=np.float32)] * arrays
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
@@ -147,7 +145,7 @@ def header(**fields: object) -> bytes:
         [header(type="lease", work="steal", step=0, lo=0, hi=1)],
         [header(type="ready", rank=0, term={}), b"1234"],
         [header(type="lease", work="train", step=0, lo=0, hi=1), b"1234"],
-        [header(type="lease", work="train", step=0, lo=0, hi=1, start=0)],
+        [header(type="lease", work="train", step=0, lo=0, hi=1, starts=[0])],
         [header(type="weights", step=0, start=0)],
         [header(type="weights", step=0, start=0), b"123"],
         [header(type="weights", step=0, start=0), b"1234", b"1234"],
@@ -242,8 +240,9 @@ def test_arrays_are_read_only_whatever_they_arrive_in(wrap: Callable[[bytes], by
 @pytest.mark.parametrize(
     ("frames", "text"),
     [
-        ([], "a message of 0 frames: expected 1 or 2"),
-        ([header(type="weights", step=0, start=0), b"1234", b"1234"], "a message of 3 frames: expected 1 or 2"),
+        ([], "a message of 0 frames: expected 1 to 4"),
+        ([header(type="weights", step=0, start=0), b"1234", b"1234"], "a Weights with 2 arrays: expected 1$"),
+        ([header(type="ping"), *[b"1234"] * 4], "a message of 5 frames: expected 1 to 4"),
         ([header(type="weights", step=0, start=0)], "a Weights with 0 arrays: expected 1$"),
         ([header(type="ping"), b"1234"], "a Ping with 1 arrays: expected 0$"),
         ([header(type="weights", step=0, start=0), b"12345"], "an array of 5 bytes: expected a multiple of 4"),

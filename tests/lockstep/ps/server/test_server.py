@@ -270,7 +270,7 @@ def test_the_weights_that_are_sent_are_those_of_the_step() -> None:
     while (frames := client.receive(None)) is not None:
         message, vectors = decode(frames, ServerMessage)
         if isinstance(message, Lease):
-            assert message.start == 0
+            assert message.starts == [0]
             arrays[message.step] = weights_digest(vectors[0])
     assert arrays == {0: simulation.server.shard.digest()}
 

@@ -231,12 +231,14 @@ def test_a_connection_that_is_gone_counts_no_more(bench: Bench) -> None:
 
 
 def test_it_waits_until_it_has_something_to_do_or_something_comes(bench: Bench) -> None:
-    bench.shell.rejections.record("a stranger")
     bench.mirrored()
+    bench.shell.rejections.record("a stranger")
+    bench.waited.clear()
+    bench.said.clear()
     bench.clock.advance(POLL_S / 4)
     assert not bench.shell.step()
     assert bench.waited == [0.75 * POLL_S]
-    assert bench.said[2:] == ["a stranger"]
+    assert bench.said == ["a stranger"]
     bench.coming = offer()
     assert bench.shell.step()
     bench.clock.advance(POLL_S)
