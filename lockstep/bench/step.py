@@ -67,11 +67,14 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     peer: BaselineRow | None = None
     all_threads: BaselineRow | None = None
     compiled: BaselineRow | None = None
+    #: Of a module, PyTorch with one thread in contiguous memory, as ours is, if the other layout is faster.
+    contiguous: BaselineRow | None = None
 
     @property
-    def price(self) -> float | None:
-        """The part by which a step is longer than in a plain loop of PyTorch over it; None for other models."""
-        return None if self.peer is None or self.model in MODELS else 1 / self.peer.ratio - 1
+    def prices(self) -> list[tuple[str, float]]:
+        """For a module, by memory layout, the part by which a step is longer than in a plain loop over it."""
+        loops = () if self.model in MODELS else (self.peer, self.contiguous)
+        return [(loop.layout, 1 / loop.ratio - 1) for loop in loops if loop is not None]
 
 
 @dataclass
@@ -123,7 +126,8 @@ class StepBench(ComparedBench[StepFigures]):
 
     With --peer-python, PyTorch takes turns with it: with one thread, with a thread per core, and compiled. The faster
     of its two memory layouts counts. For a torch.nn.Module, this is the same module, and --peer-python is not needed.
-    Ratios are PyTorch's time over ours. The price of a module is how much longer a step takes than with one thread.
+    Ratios are PyTorch's time over ours. The price of a module is how much longer a step takes than with one thread; if
+    channels-last is faster, also than in contiguous memory, in which Lockstep computes modules.
 
     Each combination runs in a separate process. Several numbers of micro-batches take turns, and the last lines compare
     each speed with that of the first number.
@@ -205,7 +209,8 @@ class StepBench(ComparedBench[StepFigures]):
         local, median = LocalSteps(jobs[0], load(self.data), session.clock), statistics.median
         for job, process in zip(jobs, ours, strict=True):
             turns, peak = process.seconds(), measured(session.clock).gflops
-            step_s = timed_run.middle_s(turns, median)
+            step_s, peer = timed_run.middle_s(turns, median), peers.faster(alone, median, turns, batch)
+            is_other = model not in MODELS and peer is not None and peer.layout != peers.CONTIGUOUS
             yield StepFigures(
                 model=job.model_name(),
                 batch=batch,
@@ -217,9 +222,10 @@ class StepBench(ComparedBench[StepFigures]):
                 peak_rss_mb=process.turns[-1].peak_rss_bytes / 1e6,
                 gemm_gflops_share=local.share_of_products(peak, step_s),
                 gemm_peak_gflops=peak,
-                peer=peers.faster(alone, median, turns, batch),
+                peer=peer,
                 all_threads=peers.faster(all_threads, median, turns, batch),
                 compiled=peers.faster(compiled, median, turns, batch),
+                contiguous=peers.faster(alone[:1], median, turns, batch) if is_other else None,
             )
 
     def advice(self, rows: Sequence[StepFigures]) -> str:
@@ -234,7 +240,7 @@ class StepBench(ComparedBench[StepFigures]):
             f"products      {share} of it at the peak of {row.gemm_peak_gflops:.0f} GFLOP/s",
             f"peak memory   {row.peak_rss_mb:.0f} MB",
             *(line for name, peer in _peers_of(row) for line in _lines_of(name, peer)),
-            *([] if row.price is None else [f"price         {row.price:+.1%} over a plain loop with one thread"]),
+            *(f"price         {price:+.1%} over a plain loop, one thread, {layout}" for layout, price in row.prices),
         ]
 
     def panels(self, rows: Sequence[StepFigures]) -> list[list[Panel]]:
@@ -250,8 +256,8 @@ class StepBench(ComparedBench[StepFigures]):
 
 def _peers_of(row: StepFigures) -> list[tuple[str, BaselineRow]]:
     """Return what a row was compared with, and what it is called on the screen."""
-    named = (("torch", row.peer), ("all threads", row.all_threads), ("compiled", row.compiled))
-    return [(name, peer) for name, peer in named if peer is not None]
+    named = {"torch": row.peer, "contiguous": row.contiguous, "all threads": row.all_threads, "compiled": row.compiled}
+    return [(name, peer) for name, peer in named.items() if peer is not None]
 
 
 def _lines_of(name: str, peer: BaselineRow) -> list[str]:

@@ -177,9 +177,10 @@ def test_pytorch_with_one_thread_with_all_and_compiled_take_turns_with_us(
     assert max(map(len, shown.splitlines())) <= 80
 
 
-@pytest.mark.parametrize(("model", "price"), [("mlp", None), ("my.py:build", "+25.0%")])
-def test_the_price_is_that_of_the_same_module(model: str, price: str | None) -> None:
-    peer = BaselineRow(version="9.9", layout="contiguous", ms_per_step=4.0, images_per_s=8e3, ratio=0.8)
+@pytest.mark.parametrize(("model", "prices"), [("mlp", []), ("my.py:build", ["+25.0%", "+2.0%"])])
+def test_the_price_is_that_of_the_same_module_in_both_memory_layouts(model: str, prices: list[str]) -> None:
+    peer = BaselineRow(version="9.9", layout="channels-last", ms_per_step=4.0, images_per_s=8e3, ratio=0.8)
+    contiguous = msgspec.structs.replace(peer, layout="contiguous", ms_per_step=4.9, ratio=1 / 1.02)
     figures = StepFigures(
         model=model,
         batch=32,
@@ -191,11 +192,16 @@ def test_the_price_is_that_of_the_same_module(model: str, price: str | None) -> 
         gemm_gflops_share=None,
         gemm_peak_gflops=50.0,
         peer=peer,
+        contiguous=contiguous,
     )
     lines = StepBench().lines(figures)
-    assert [line.split()[1] for line in lines if line.startswith("price")] == ([price] if price else [])
+    assert [line.split()[1] for line in lines if line.startswith("price")] == prices
+    assert [line.split()[-1] for line in lines if line.startswith("price")] == ["channels-last", "contiguous"][
+        : len(prices)
+    ]
     assert max(map(len, lines)) <= 80
-    assert not any(line.startswith("price") for line in StepBench().lines(msgspec.structs.replace(figures, peer=None)))
+    alone = msgspec.structs.replace(figures, peer=None, contiguous=None)
+    assert not any(line.startswith("price") for line in StepBench().lines(alone))
 
 
 def test_a_module_has_no_profile(capsys: pytest.CaptureFixture[str]) -> None:
