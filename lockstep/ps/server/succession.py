@@ -152,8 +152,8 @@ class StandbyRegistry:
     members: dict[str, StandbyMember] = field(default_factory=dict)
     #: By address, standbys that have gone without a word: each of them may lead the run by now.
     absent: dict[str, StandbyAddress] = field(default_factory=dict)
-    #: When a standby or a worker was here last.
-    accompanied: float = 0.0
+    #: Since when no standby and no worker is here; None if one is.
+    alone_since: float | None = None
 
     def on_request(self, peer: bytes, request: MirrorRequest, now: float) -> bool | None:
         """Record that a standby asks; return whether it is new, None if there is no room for another one."""
@@ -450,11 +450,13 @@ class Succession:
 
         A server may be cut off until its standby has led the run to its end. Then no process is left to report that.
         """
-        membership = self.coordinator.membership
-        may_be_led = bool(self.registry.absent and membership.last_ranks) and self.finish is None
-        if not may_be_led or self.registry.members or membership.members:
+        may_be_led = self.registry.absent and self.coordinator.membership.last_ranks and self.finish is None
+        if not may_be_led or self.registry.alone_since is None or self._is_accompanied():
             return None
-        return self.registry.accompanied + self.coordinator.info.options.takeover_seconds + ALONE_S
+        return self.registry.alone_since + self.coordinator.info.options.takeover_seconds + ALONE_S
+
+    def _is_accompanied(self) -> bool:
+        return bool(self.registry.members or self.coordinator.membership.members)
 
     def on_time(self, now: float) -> list[events.Event]:
         """Handle the passing of time."""
@@ -466,8 +468,8 @@ class Succession:
         happened = [*happened, *map(self._superseded, terms[:1])]
         gives_up_at = self._gives_up_at()
         if not happened and gives_up_at is not None and now >= gives_up_at:
-            alone, named = now - self.registry.accompanied, ", ".join(self.registry.absent)
-            text = f"no worker and no standby for {alone:.0f} s: the run may have been led to its end at {named}"
+            alone_s, named = self.coordinator.info.options.takeover_seconds + ALONE_S, ", ".join(self.registry.absent)
+            text = f"no worker and no standby for {alone_s:.0f} s: the run may have been led to its end at {named}"
             return [events.Superseded(text=text)]
         return happened
 
@@ -476,8 +478,13 @@ class Succession:
 
         It is not known if this server did not look for a while, as after a stop: then it asks its standbys.
         """
-        if self.registry.members or self.coordinator.membership.members:
-            self.registry.accompanied = now
+        gives_up_at = self._gives_up_at()
+        # A server that was stopped has not listened: processes may have tried to reach it for as long.
+        has_overslept = gives_up_at is not None and now >= gives_up_at + ABSENT_S
+        if self._is_accompanied():
+            self.registry.alone_since = None
+        elif self.registry.alone_since is None or has_overslept:
+            self.registry.alone_since = now
         absent_s = max(ABSENT_S, self.coordinator.info.options.takeover_seconds / 2)
         standbys = () if self.finish is not None else self.registry.addresses()
         return self.rivals.holds(now, absent_s, standbys, LeaderRequest())

@@ -93,7 +93,8 @@ def test_it_is_found_among_faults_of_all_kinds(seeds: range) -> None:
     assert len(texts) < len(seeds) / 4
 
 
-@pytest.mark.parametrize("seeds", [range(8), pytest.param(MORE_SEEDS, marks=pytest.mark.slow)], ids=len)
+#: In 37, a server is stopped for so long that all leave it before it listens again.
+@pytest.mark.parametrize("seeds", [(*range(8), 37), pytest.param(MORE_SEEDS, marks=pytest.mark.slow)], ids=len)
 def test_without_a_fault_the_audit_objects_to_nothing(seeds: range) -> None:
     for seed in seeds:
         assert simulate(audited(seed)).violations == (), f"seed {seed}"

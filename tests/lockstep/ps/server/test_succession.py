@@ -102,6 +102,26 @@ def test_a_server_that_is_alone_for_long_ends_because_its_standby_may_have_ended
     assert "no worker and no standby for 35 s: the run may have been led to its end at memory://one" in ended.failure
 
 
+@pytest.mark.parametrize("was_alone", [False, True])
+def test_a_server_that_was_stopped_listens_before_it_counts_as_alone(*, was_alone: bool) -> None:
+    simulation = Simulation(job_of())
+    succession, worker = simulation.server.succession, simulation.add_worker()
+    simulation.run_to(1)
+    succession.on_message(STANDBY, request_of(STANDBY), [])
+    worker.die()
+    if was_alone:
+        simulation.wait(5)
+        succession.on_left(STANDBY, "it has been silent for too long")
+        simulation.wait(10)
+    simulation.advance(60.0)
+    if not was_alone:
+        succession.on_left(STANDBY, "it has been silent for too long")
+    simulation.wait(30)
+    assert simulation.server.ended is None
+    simulation.wait(20)
+    assert simulation.server.ended is not None
+
+
 @pytest.mark.parametrize("kind", ["has said that it leaves", "was never here", "no step was made"])
 def test_a_server_that_no_standby_can_have_replaced_waits_for_good(kind: str) -> None:
     simulation = Simulation(job_of())
