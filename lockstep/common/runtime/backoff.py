@@ -1,8 +1,10 @@
 """The wait before the next attempt: twice as long each time, with jitter. Pure."""
 
 import zlib
+from functools import lru_cache
 
 
+@lru_cache
 def backoff_s(tries: int, *, first_s: float, most_s: float, seed: str) -> float:
     """Return the seconds to wait after so many attempts, from 1.
 

@@ -13,6 +13,7 @@ import numpy as np
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, RemoteProtocolError
 from lockstep.common.files.sanitize import indented, one_line
+from lockstep.common.numerics.sums import first_not_finite
 from lockstep.common.protocol.messages import OF_A_STEP, ComputeFailed, Diverged, Ping, Quantity, Result, Work
 from lockstep.common.statemachine.machine import Received
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report
@@ -217,7 +218,7 @@ def contradiction(result: Result, info: RunInfo) -> str:
         return f"sums with the result of {result.work!r} work: expected them of training only"
     if result.work in OF_A_STEP and len(result.losses) != 4 * max(0, result.hi - result.lo):
         return f"losses of {len(result.losses)} bytes: expected 4 for each of its micro-batches"
-    if not (math.isfinite(result.loss_sum) and np.isfinite(np.frombuffer(result.losses, "<f4")).all()):
+    if not math.isfinite(result.loss_sum) or first_not_finite(np.frombuffer(result.losses, "<f4")) is not None:
         return f"a sum of losses that is not finite, {result.loss_sum}: expected a report of that instead"
     samples = _samples(result, info)
     if samples is not None and result.count != (count := samples * info.targets):
@@ -228,7 +229,7 @@ def contradiction(result: Result, info: RunInfo) -> str:
         return f"targets that weigh {result.weight}: expected a finite number of at least 0"
     if result.metrics and len(result.metrics) != 8 * info.metric_sums:
         return f"sums of metrics of {len(result.metrics)} bytes: expected {8 * info.metric_sums}"
-    if not np.isfinite(np.frombuffer(result.metrics, "<f8")).all():
+    if first_not_finite(np.frombuffer(result.metrics, "<f8")) is not None:
         return "a sum of a metric that is not finite: expected finite ones"
     return ""
 

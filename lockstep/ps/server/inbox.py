@@ -7,7 +7,15 @@ from typing import Protocol
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import decode
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message, Refused, SumsFrame, WorkerMessage, shortened
+from lockstep.common.protocol.messages import (
+    PROTOCOL_VERSION,
+    Message,
+    Refused,
+    Result,
+    SumsFrame,
+    WorkerMessage,
+    shortened,
+)
 from lockstep.common.protocol.shard_messages import ShardMessage
 from lockstep.common.protocol.standby_messages import StandbyMessage
 from lockstep.common.statemachine.machine import kind_of
@@ -20,6 +28,9 @@ EXPECTED = WorkerMessage | ShardMessage | StandbyMessage
 
 #: Messages that are handled before the next look at deadlines, at most.
 MOST_AT_ONCE = 16
+
+#: Messages after which others are handled before the coordinator sees them.
+MAY_WAIT = {SumsFrame, Result}
 
 
 class MessagePart(Protocol):
@@ -66,20 +77,23 @@ class ServerInbox:
         return [event for peer in lost for event in self.gone(peer, "its connection is gone")] if lost else None
 
     def _events_from(self, received: tuple[bytes, list[memoryview]] | None) -> Sequence[Event]:
-        """Handle messages up to the first one that is more to the coordinator than a frame of sums.
+        """Handle messages up to the first one that is neither a frame of sums nor a result.
 
-        Of the frames of one worker, the coordinator needs only the last one, as a sign of progress.
+        These can be handled before the coordinator has seen those before them: each is of the lease that it names. Of
+        the frames of one worker, the coordinator needs only the last one, as a sign of progress.
         """
-        framed, left = dict[bytes, Event](), MOST_AT_ONCE
+        framed, others, left = dict[bytes, Event](), list[Event](), MOST_AT_ONCE
         while received is not None:
             peer, left = received[0], left - 1
             events = self._events_of(*received)
-            if not all(kind_of(event) is SumsFrame for event in events):
+            kinds = {kind_of(event) for event in events}
+            if kinds == {SumsFrame}:
+                framed.update((peer, event) for event in events)
+            elif events:
                 framed.pop(peer, None)
-                return [*framed.values(), *events]
-            framed.update((peer, event) for event in events)
-            received = self.outbox.port.receive(0.0) if left else None
-        return list(framed.values())
+                others += events
+            received = self.outbox.port.receive(0.0) if left and kinds <= MAY_WAIT else None
+        return [*framed.values(), *others]
 
     def _events_of(self, peer: bytes, frames: list[memoryview]) -> Sequence[Event]:
         if self.blocklist.blocks(peer):

@@ -139,6 +139,20 @@ def test_frames_that_wait_are_handled_together_and_one_sign_of_progress() -> Non
     assert server.shard.is_whole()
 
 
+def test_results_that_wait_are_handled_together_and_before_what_follows_them() -> None:
+    hand = Hand()
+    server, starts = hand.simulation.server, [0, FRAME, 2 * FRAME]
+    result = Result(
+        work="train", step=0, lo=0, hi=4, starts=starts, loss_sum=1.0, count=16, compute_s=0.1, losses=bytes(16)
+    )
+    sums = [np.zeros(size, np.float32) for size in (FRAME, FRAME, SIZE - 2 * FRAME)]
+    for message, arrays in ((result, sums), (result, sums), (Ping(), []), (Ping(), [])):
+        hand.client.send(encode(message, arrays))
+    server.inbox.listen(0.0)
+    assert [kind_of(event) for event in server.inbox.take() or ()] == [Result, Result, Ping]
+    assert server.shard.is_whole()
+
+
 def test_frames_put_off_the_end_of_a_lease_and_frames_that_nobody_wants_do_not() -> None:
     hand = Hand()
     for start in (0, FRAME):
