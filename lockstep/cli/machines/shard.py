@@ -12,7 +12,7 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import demand_open_files
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.zeromq.ports import serve, server_at, wait_for_any
+from lockstep.common.transport.zeromq.ports import PortPoller, serve, server_at
 from lockstep.launch.client import own_join, say, shard_join, take_part
 from lockstep.launch.endpoints import WARNING, bind_near, dial_with, dialled, keyed, lock_of, server_credential
 from lockstep.launch.supervision.channel import ParentLink
@@ -78,7 +78,7 @@ def shard(
             upstream,
             SystemClock(),
             link.say,
-            wait_for_any,
+            PortPoller(),
             upstream.diagnosis,
             rejections,
             dial_server,

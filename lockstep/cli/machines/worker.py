@@ -28,7 +28,7 @@ from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.address import IpcAddress, TcpAddress, parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
-from lockstep.common.transport.zeromq.ports import dial, server_at, wait_for_any
+from lockstep.common.transport.zeromq.ports import PortPoller, dial, server_at
 from lockstep.launch.client import conclude, own_join, say, take_part
 from lockstep.launch.endpoints import (
     address_towards,
@@ -253,7 +253,7 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
             say(f"connecting to {request.address}")
         shell = WorkerShell(
             WorkerState(config),
-            ServerConnections(port, functools.partial(dial_with, credential), wait_for_any),
+            ServerConnections(port, functools.partial(dial_with, credential), PortPoller()),
             context,
             functools.partial(gather, load=functools.cache(load), cache=request.cache_folder()),
             sign,

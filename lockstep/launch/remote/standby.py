@@ -31,7 +31,7 @@ from lockstep.common.transport.auth.credentials import SERVER_NAME, ClientKeys, 
 from lockstep.common.transport.auth.keys import SERVER, STANDBY, AllowList, SecretKey, read_key
 from lockstep.common.transport.port import Dial, ServerPort
 from lockstep.common.transport.zeromq.client import ZeroMqClient
-from lockstep.common.transport.zeromq.ports import wait_for_any
+from lockstep.common.transport.zeromq.ports import PortPoller
 from lockstep.launch.endpoints import WARNING, credential_of, dial_with, dialled, keyed, lock_of, nearby
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.serve import Listening, LoggedLines, Service, serve_by_hand, serve_run
@@ -327,7 +327,7 @@ def shell_of(
         partial(dial_with, access.credential),
         SystemClock(),
         say_of(request, console),
-        wait_for_any,
+        PortPoller(),
         listening.rejections,
         check=partial(check_machine, request.folder, state),
         diagnose=lambda dialled: dialled.diagnosis() if isinstance(dialled, ZeroMqClient) else None,

@@ -62,22 +62,38 @@ def server_at(address: str) -> Address:
     return parsed
 
 
-def wait_for_any(ports: Sequence[object], timeout_s: float | None) -> Sequence[int]:
-    """Wait until one of these ports may have a message, or for so many seconds; as `Wait`."""
-    poller, places = zmq.Poller(), dict[zmq.Socket[bytes], int]()
-    is_waiting = timeout_s != 0.0
-    for place, port in enumerate(ports):
-        assert isinstance(port, ZeroMqServer | ZeroMqClient)
-        for end in port.waited_for():
-            poller.register(end, zmq.POLLIN)
-            places[end] = place
-        if isinstance(port, ZeroMqServer):
-            timeout_s = port.wait_s(timeout_s)
-    ready = sorted({places[end] for end in wait_for(poller, timeout_s)})
-    for port in () if ready or not is_waiting else ports:
-        if isinstance(port, ZeroMqClient):
-            port.read_events()
-    return ready
+class PortPoller:
+    """Waits until one of some ports may have a message; as `Wait`.
+
+    To register many sockets takes longer than to wait for them, so they stay registered while the ports are the same.
+    """
+
+    def __init__(self) -> None:
+        self._ports: list[object] = []
+        #: The places of the ports, by the sockets that are waited for: a port may have opened others.
+        self._places: dict[zmq.Socket[bytes], int] = {}
+        self._poller = zmq.Poller()
+
+    def __call__(self, ports: Sequence[object], timeout_s: float | None) -> Sequence[int]:
+        if self._ports != [*ports] or any(end.closed for end in self._places):
+            self._register(ports)
+        is_waiting = timeout_s != 0.0
+        for port in ports:
+            if isinstance(port, ZeroMqServer):
+                timeout_s = port.wait_s(timeout_s)
+        ready = sorted({self._places[end] for end in wait_for(self._poller, timeout_s)})
+        for port in () if ready or not is_waiting else ports:
+            if isinstance(port, ZeroMqClient):
+                port.read_events()
+        return ready
+
+    def _register(self, ports: Sequence[object]) -> None:
+        self._ports, self._places, self._poller = [*ports], {}, zmq.Poller()
+        for place, port in enumerate(ports):
+            assert isinstance(port, ZeroMqServer | ZeroMqClient)
+            for end in port.waited_for():
+                self._poller.register(end, zmq.POLLIN)
+                self._places[end] = place
 
 
 def _bindable(address: TcpAddress) -> TcpAddress:

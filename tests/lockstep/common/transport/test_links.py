@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from lockstep.common.transport.links import Links, Receiver
-from lockstep.common.transport.zeromq.ports import dial, serve, wait_for_any
+from lockstep.common.transport.zeromq.ports import PortPoller, dial, serve
 
 
 @dataclass
@@ -51,8 +51,18 @@ def test_sockets_are_waited_for_together() -> None:
         second.send([b"hello"])
         received = loud.receive(30.0)
         assert received is not None
-        links = Links[list[memoryview]]([first, second], wait_for_any)
+        links = Links[list[memoryview]]([first, second], PortPoller())
         assert links.receive(0.01) is None
         loud.send(received[0], [b"hello back"])
         place, frames = links.receive(30.0) or (None, [])
         assert (place, [bytes(frame) for frame in frames]) == (1, [b"hello back"])
+
+
+def test_sockets_that_a_port_has_opened_instead_of_others_are_waited_for() -> None:
+    wait = PortPoller()
+    with closing(serve("tcp://127.0.0.1:0")) as server:
+        assert wait([server], 0.0) == []
+        server.make_room(10_000)
+        with closing(dial(server.address)) as client:
+            client.send([b"hello"])
+            assert wait([server], 30.0) == [0]
