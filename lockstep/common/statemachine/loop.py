@@ -13,6 +13,9 @@ from lockstep.common.transport.port import Frames, PeerGone, PeerSlow, ServerPor
 Event = TypeVar("Event")
 Event_co = TypeVar("Event_co", covariant=True)
 
+#: Messages that are handled before the next look at deadlines, at most.
+MOST_AT_ONCE = 16
+
 
 class TimedPart(Protocol[Event_co]):
     """A part of a process that acts at certain times."""

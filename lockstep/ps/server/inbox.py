@@ -18,6 +18,7 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.common.protocol.shard_messages import ShardMessage
 from lockstep.common.protocol.standby_messages import StandbyMessage
+from lockstep.common.statemachine.loop import MOST_AT_ONCE
 from lockstep.common.statemachine.machine import kind_of
 from lockstep.ps.coordinator.events import Event, PeerLeft
 from lockstep.ps.server.limits import PeerBlocklist
@@ -25,9 +26,6 @@ from lockstep.ps.shard.outbox import Outbox
 
 #: Made once: to join unions takes as long as to decode a message.
 EXPECTED = WorkerMessage | ShardMessage | StandbyMessage
-
-#: Messages that are handled before the next look at deadlines, at most.
-MOST_AT_ONCE = 16
 
 #: Messages after which others are handled before the coordinator sees them.
 MAY_WAIT = {SumsFrame, Result}

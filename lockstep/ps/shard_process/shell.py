@@ -45,7 +45,7 @@ from lockstep.common.protocol.shard_messages import (
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
-from lockstep.common.statemachine.loop import EventLoop
+from lockstep.common.statemachine.loop import MOST_AT_ONCE, EventLoop
 from lockstep.common.statemachine.machine import PeerLeft, Received, soonest
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
@@ -124,14 +124,17 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     # From messages to events
 
     def take(self) -> Sequence[machine.ShardEvent] | None:
-        """Handle one message, if there is any: first those of the server, which names the workers that take part."""
+        """Handle a message of the server, which names the workers that take part, or else those of workers."""
         frames = self.upstream.receive(0.0)
         if frames is not None:
             self.on_server_message(frames)
             return []
-        received = self.port.receive(0.0)
-        if received is not None:
+        received, left = self.port.receive(0.0), MOST_AT_ONCE
+        while received is not None:
             self._on_worker_message(*received)
+            left -= 1
+            received = self.port.receive(0.0) if left else None
+        if left < MOST_AT_ONCE:
             return []
         lost = self.port.lost()
         return [PeerLeft(peer=peer, reason="its connection is gone") for peer in lost] if lost else None
