@@ -56,6 +56,8 @@ def values_of(name: str, characters: Path) -> dict[str, Any]:
 
 def train(name: str, characters: Path, folder: Path, **changed: Any) -> Run:
     values = values_of(name, characters) | {"workers": 0} | changed
+    if "steps" in changed:
+        del values["epochs"]
     model = values.pop("model")
     return fit(model if isinstance(model, str) else build(model), run_dir=folder / "run", verbose=False, **values)
 
