@@ -72,7 +72,7 @@ def evaluate(
         say_if_changed(run)
     tested = assess(trained, data, **reading)
     if tested.left_out:
-        targets = " and ".join(repr(column.name) for column in trained.data.targets)
+        targets = " or ".join(repr(column.name) for column in trained.data.targets)
         were = "1 row was" if tested.left_out == 1 else f"{tested.left_out:,} rows were"
         click.echo(notice(f"{were} left out, without {targets} to compare with"), err=True)
     dataset = data or trained.data.origin.source or trained.job.data

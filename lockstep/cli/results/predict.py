@@ -197,8 +197,13 @@ def print_rows(
         elif row.problem:
             out.writerow([""] * (2 if class_names else len(targets)))
         else:
-            out.writerow([row.name, f"{max(row.values):.4f}"] if row.name else [f"{each:.6g}" for each in row.values])
+            out.writerow([row.name, f"{max(row.values):.4f}"] if row.name else list(map(spelled, row.values)))
     return count, problems
+
+
+def spelled(number: float) -> str:
+    """Return a number with six significant digits, or with nine if so many may be in front of its point."""
+    return f"{number:.{6 if abs(number) < 1e6 else 9}g}"
 
 
 def _fields_of(row: RowPrediction, targets: Sequence[str], class_names: Sequence[str]) -> dict[str, Any]:

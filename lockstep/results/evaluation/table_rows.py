@@ -17,7 +17,7 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.packing.csv_table import open_table
 from lockstep.packing.options import MISSING_TEXT, PackOptions, Spelling
 from lockstep.packing.pack_table import opened_frame
-from lockstep.packing.tables import TableBatch, columns_called, too
+from lockstep.packing.tables import MOST_NAMED, TableBatch, columns_called, too
 from lockstep.packing.texts import numbers_of
 
 #: The source of rows to predict: a file, or a frame of any library.
@@ -159,5 +159,7 @@ class TableRows(msgspec.Struct, frozen=True):
 
     @staticmethod
     def _new_name(column: Column, text: str) -> str:
-        there = ", ".join(one_line(each, 20) or MISSING_TEXT for each in column.categories[:8])
-        return f"{one_line(text, 60)!r} did not occur in training: expected one of {there}"
+        count = len(column.categories)
+        there = ", ".join(one_line(each, 20) or MISSING_TEXT for each in column.categories[:MOST_NAMED])
+        more = f", … ({count} in all)" if count > MOST_NAMED else ""
+        return f"{one_line(text, 60)!r} did not occur in training: expected one of {there}{more}"

@@ -9,7 +9,7 @@ import pytest
 
 from lockstep import fit, load_run, nn
 from lockstep.cli.main import run
-from lockstep.cli.results.predict import line
+from lockstep.cli.results.predict import line, spelled
 from lockstep.common.errors import DataError
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import tiny_arrays
@@ -224,3 +224,8 @@ def test_a_folder_of_pictures_is_predicted_by_its_path(folder: Path) -> None:
     (folder / "none").mkdir()
     with pytest.raises(DataError, match="none: is an empty folder: expected pictures in it"):
         done.predict(folder / "none")
+
+
+def test_no_digit_in_front_of_the_point_is_lost() -> None:
+    numbers = (-1234567.25, 453_567_123.0, 123456.7891, 0.5, 1e20)
+    assert [spelled(number) for number in numbers] == ["-1234567.25", "453567123", "123457", "0.5", "1e+20"]

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from lockstep.common.data.columns import Column, ColumnKind
 from lockstep.common.data.folder import MANIFEST, FolderManifest, Reading, read_manifest
 from lockstep.common.data.source import load
 from lockstep.packing.options import PackOptions
@@ -99,6 +100,13 @@ def test_what_a_column_is_does_not_depend_on_the_other_rows(manifest: FolderMani
         assert [row for row, problem in enumerate(problems) if problem] == wrong
         assert f"row {wrong[0] + 1}, column {name!r}: {text}" in problems[wrong[0]]
         assert samples.shape == (len(given) - 1, 4 + 4)
+
+
+def test_a_name_that_is_new_is_told_with_some_of_those_that_are_known() -> None:
+    names = [f"town {number:02}" for number in range(41)]
+    column = Column(name="town", kind=ColumnKind.CATEGORY, categories=names)
+    text = TableRows._new_name(column, "Uri")
+    assert text == f"'Uri' did not occur in training: expected one of {', '.join(names[:12])}, … (41 in all)"
 
 
 @pytest.mark.parametrize(
