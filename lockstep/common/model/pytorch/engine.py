@@ -178,7 +178,7 @@ def apply(module: Any, images: Array) -> Any:
 
 def _tensor(array: Array) -> Any:
     """Return an array as a tensor. PyTorch has none that is read-only, as data that is mapped is: it gets a copy."""
-    return placed(torch.from_numpy(np.require(array, requirements="W")))
+    return placed(torch.from_numpy(array if array.flags.writeable else array.copy()))
 
 
 def _input(array: Array) -> Any:
