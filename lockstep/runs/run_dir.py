@@ -403,7 +403,7 @@ def demand_trust(folder: Path, source: ModelSource) -> None:
         named, more = list(map(repr, files))[:MOST_FILES], len(files) - MOST_FILES
         where = ", ".join(named) + (f" and {more} more" if more > 0 else "")
         raise ModelError(
-            f"the model of the run in {str(folder)!r} is Python code that you have not trained on this machine: read "
+            f"the run in {str(folder)!r} has Python code that you have not trained on this machine: read "
             f"{where}, and if you trust it run `lockstep evaluate {shlex.quote(str(folder))} --trust-model` once"
         )
 

@@ -192,7 +192,7 @@ def test_messages_name_the_file_that_was_given(owner: Person, colleague: Person)
     owner.run("train", *TABLE, "--run-dir", "named", *BRIEF)
     owner.run("share", "named", str(colleague.folder / "named.zip"))
     told = colleague.run("export", "named.zip", "model.onnx", code=2)
-    assert "error: the model of the run in 'named.zip' is Python code" in told
+    assert "error: the run in 'named.zip' has Python code" in told
     # The file to read is where it was unpacked.
     assert Path(told.partition("read '")[2].partition("'")[0]).is_file()
     told = colleague.run("verify", "named.zip", code=2)

@@ -213,7 +213,7 @@ def examined_data(examined: ExaminedData) -> list[Finding]:
     objective, data, findings = examined.objective, examined.data, list[Finding]()
     if not objective.is_regression:
         train, test = (objective.targets(part.labels) for part in (data.train, data.test))
-        findings += check_balance(train, test, data.class_names)
+        findings += check_balance(train, test, data.class_names, is_weighted=bool(objective.class_weights))
     return [*findings, *check_loss(examined), *check_samples(examined)]
 
 

@@ -71,8 +71,10 @@ def check_classes(train: NDArray[Any], test: NDArray[Any], outputs: int) -> list
     return []
 
 
-def check_balance(train: NDArray[Any], test: NDArray[Any], names: Sequence[str] = ()) -> list[Finding]:
-    """Return whether a class is missing from one of the two sets, or has nearly all training samples."""
+def check_balance(
+    train: NDArray[Any], test: NDArray[Any], names: Sequence[str] = (), *, is_weighted: bool = False
+) -> list[Finding]:
+    """Return whether a class is missing from one of the two sets, or, without weights, has nearly all samples."""
     counts, tested, findings = np.bincount(train), np.unique(test), list[Finding]()
     missing = np.setdiff1d(tested, np.flatnonzero(counts))
     if missing.size:
@@ -80,7 +82,7 @@ def check_balance(train: NDArray[Any], test: NDArray[Any], names: Sequence[str] 
         findings.append(found("class-is-missing", named=named, missing=missing.size, classes=tested.size))
     else:
         findings += _untested(counts, tested, len(test), names)
-    if len(counts) > 1 and counts.max() > MOST_OF_ONE * len(train):
+    if not is_weighted and len(counts) > 1 and counts.max() > MOST_OF_ONE * len(train):
         named = class_named(int(counts.argmax()), names)
         findings.append(found("one-class", named=named, count=counts.max(), samples=len(train)))
     return findings
@@ -173,8 +175,14 @@ def _is_target(column: NDArray[Any], targets: NDArray[Any], is_regression: bool)
 
 
 def check_loss(target: ExaminedData) -> list[Finding]:
-    """Return whether the targets of a regression look like classes: some whole numbers from 0 on, each often."""
+    """Return whether the targets of a regression are all the same, or look like classes.
+
+    These are some whole numbers from 0 on, each often.
+    """
     labels = target.data.train.labels[:]
+    if target.objective.is_regression and not labels.dtype.names and (labels == labels[:1]).all():
+        value = float(target.objective.in_units(target.objective.targets(labels[:1])).reshape(-1)[0])
+        return [found("targets-are-equal", value=value, samples=len(labels))]
     if not target.objective.is_regression or labels.reshape(len(labels), -1).shape[1] > 1:
         return []
     values, counts = np.unique(labels, return_counts=True)

@@ -98,7 +98,13 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def pack_command(self, destination: str) -> str:
         """Return the command that packs the source again."""
-        flags = [flag(name, value) for name, value in self.known_options.items() if value is not None]
+        # The option of a target is repeated: it takes one name, which may have commas.
+        flags = [
+            flag(name, each)
+            for name, value in self.known_options.items()
+            if value is not None
+            for each in (value if name == "target" and not isinstance(value, str) else [value])
+        ]
         return " ".join(["lockstep pack", shlex.quote(self.source), shlex.quote(destination), *flags])
 
 

@@ -147,7 +147,8 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
         Classes of a table are texts, int64 or bool, as in the table; with None among them, objects.
         """
         if self.table is None:
-            return self._labels_of(rows)
+            numbers = self._labels_of(rows)
+            return numbers[:, 0] if self.kind is LossKind.NUMBERS and numbers.shape[1:] == (1,) else numbers
         found = self._of_table(self.table, rows, self.table.reading.but(**reading))
         if self.table.classes:
             value_of = VALUES.get(self.table.targets[0].kind, str)

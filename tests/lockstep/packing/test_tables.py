@@ -409,6 +409,8 @@ def test_a_table_of_an_older_version_is_packed_again_as_it_was(tmp_path: Path) -
     old = replace(found.manifest.origin, options={"target": ["price"]})
     assert packed_again(source, PackOptions.recorded(old)).manifest.digest() == found.manifest.digest()
     assert old.pack_command("new").endswith(" --one-hot '' --target price")
+    several = PackOptions(target=("net, in EUR", "rent"), drop=("a,b", "c")).origin("t.csv").pack_command("new")
+    assert several.endswith(""" --target 'net, in EUR' --target rent --drop '"a,b",c'""")
     assert "--one-hot" not in PackOptions(target=("price",)).origin("t.csv").pack_command("new")
 
 

@@ -189,6 +189,9 @@ def test_classes_are_in_the_training_set_and_none_has_nearly_all(
 ) -> None:
     found = check_balance(np.array(train), np.array(test))
     assert [str(each)[: len(text)] for each, text in zip(found, texts, strict=True)] == texts
+    # Weights of classes are what the finding advises.
+    weighted = check_balance(np.array(train), np.array(test), is_weighted=True)
+    assert [each.kind for each in weighted] == [each.kind for each in found if "nearly all" not in each.what]
 
 
 #: Half of the samples at -1, and half at 1: their mean is 0 and their deviation 1.
@@ -328,6 +331,14 @@ def test_targets_that_look_like_classes_are_found(labels: Array, is_found: bool)
         most = int(labels.max())
         assert finding.what.startswith(f"the targets look like {most + 1} classes")
         assert finding.evidence == f"all {len(labels)} are whole numbers from 0 to {most}"
+
+
+def test_targets_that_are_all_the_same_are_found_in_their_units() -> None:
+    labels = np.full((30, 1), 3000.0)
+    (found,) = check_loss(examined(np.zeros((30, 2)), labels, target_scale=(2000.0, 50.0)))
+    assert (found.what, found.evidence[:3]) == ("all targets are the same: 3000", "30 ")
+    labels[29] = 3001.0
+    assert check_loss(examined(np.zeros((30, 2)), labels, target_scale=(2000.0, 50.0))) == []
 
 
 def test_classes_and_several_numbers_do_not_look_like_classes() -> None:

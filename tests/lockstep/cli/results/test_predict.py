@@ -200,7 +200,7 @@ def test_numbers_are_predicted_of_arrays(tmp_path: Path, capsys: pytest.CaptureF
         assert run(["predict", str(done.folder), str(tmp_path / "new.npy")]) == 0
         rows = [row.split(",") for row in capsys.readouterr().out.splitlines()]
         assert rows[0] == head
-        np.testing.assert_allclose(np.array(rows[1:], float), done.predict(x[:4]), rtol=1e-4)
+        np.testing.assert_allclose(np.array(rows[1:], float), done.predict(x[:4]).reshape(4, -1), rtol=1e-4)
         assert list(predictions(capsys, str(done.folder), str(tmp_path / "new.npy"))[0]) == head
 
 
