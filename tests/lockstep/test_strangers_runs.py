@@ -233,9 +233,7 @@ def test_who_has_agreed_once_is_not_asked_again(folders: Folders, capfd: pytest.
     places = folders.stranger(whole)
     assert called("evaluate", ["{run}"], places) == 2
     told = capfd.readouterr().err
-    asked = told.partition("Python code that you have not trained on this machine: read '")[2].partition("` once")[
-        0
-    ]
+    asked = told.partition("Python code that you have not trained on this machine: read '")[2].partition("` once")[0]
     assert [name for name in ("helpers.py'", "net.py'") if name in asked] == ["helpers.py'", "net.py'"]
     command = told.rpartition("`lockstep ")[2].partition("`")[0].split()
     assert command == ["evaluate", str(places["run"]), "--trust-model"]
