@@ -245,8 +245,14 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
     address, *others = request.addresses()
     if others and isinstance(credential, ClientKeys) and not credential.standbys:
         request.link.say(notice(f"{request.key} lists no standby's key: {NO_STANDBY}"))
-    candidates = tuple(one for other in others for one in keyed(credential, other))
-    config = ClientConfig(address=address, join=join, timeout_s=request.timeout, silence_s=silence_s, others=candidates)
+    config = ClientConfig(
+        address=address,
+        join=join,
+        timeout_s=request.timeout,
+        silence_s=silence_s,
+        others=tuple(one for other in others for one in keyed(credential, other)),
+        keyed=keyed(credential, address)[:-1],
+    )
     with own_core(0, request.processes):
         port = dial(address, credential=credential)
         if not request.supervised:

@@ -180,6 +180,8 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     #: The other addresses that were given by a person. If it is not known which key a standby has, its
     #: address is here with each that it may have.
     others: tuple[StandbyAddress, ...] = ()
+    #: The first address with each key that a standby there may have: asked once the server there has another key.
+    keyed: tuple[StandbyAddress, ...] = ()
     #: Seconds to wait for a server that is not there, None for ever.
     timeout_s: float | None = None
     #: Seconds after which a server that was there and is silent counts as gone.
@@ -291,13 +293,24 @@ class Client(Machine[ClientEvent, ClientEffect]):
                 return self.leave(1, f"the server broke the protocol: {fault}", FailureKind.PROTOCOL)
             case Interrupted():
                 return self.leave(130, "interrupted", FailureKind.INTERRUPTED)
-            case ObstacleFound(obstacle=obstacle, is_final=is_final):
-                self.obstacle = obstacle
-                return self._end(2, obstacle, FailureKind.UNREACHABLE) if is_final else []
+            case ObstacleFound():
+                return self._on_obstacle(event, now)
             case TimePassed():
                 return self._on_time_passed(now)
             case _:
                 assert_never(event)
+
+    def _on_obstacle(self, found: ObstacleFound, now: float) -> list[ClientEffect]:
+        """Remember what prevents a connection; end at it, unless a standby's key may be the right one there."""
+        search, keyed = self.search, self.config.keyed
+        is_first = found.has_other_key and search.server == search.given[0] and keyed
+        if is_first:
+            search.given = (search.server, *keyed, *search.given[1:])
+        effects = self._leave_for(keyed[0], f"{search.server.address} has another key", now) if is_first else []
+        self.obstacle = found.obstacle
+        if found.is_final and not is_first:
+            return self._end(2, found.obstacle, FailureKind.UNREACHABLE)
+        return effects
 
     def leave(self, code: int, reason: str, kind: FailureKind) -> list[ClientEffect]:
         """End, and tell the server why."""
@@ -315,6 +328,7 @@ class Client(Machine[ClientEvent, ClientEffect]):
         self.phase, self.run, self.has_joined = ClientPhase.PREPARING, welcome.run, True
         search.term, search.named, search.left, self.options = welcome.term, welcome.standbys, "", welcome.options
         self.last_rank = welcome.rank if isinstance(welcome, Welcome) else None
+        search.on_leader(now)
         return [Report(text=f"joined run {welcome.run} as {_place_of(welcome)}"), Prepare(welcome=welcome)]
 
     def _on_not_leading(self, answer: NotLeading, now: float) -> list[ClientEffect]:

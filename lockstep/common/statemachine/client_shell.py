@@ -104,7 +104,8 @@ class ClientShell(ABC, Generic[Event, Effect]):
         if self.state.client.phase is ClientPhase.JOINING and self.diagnose is not None:
             diagnosis = self.diagnose()
             if diagnosis is not None:
-                self.dispatch(ObstacleFound(obstacle=diagnosis.text, is_final=diagnosis.is_final))
+                final, other = diagnosis.is_final, diagnosis.has_other_key
+                self.dispatch(ObstacleFound(obstacle=diagnosis.text, is_final=final, has_other_key=other))
         self.dispatch(TimePassed())
 
     def dispatch(self, event: Event | ClientEvent) -> None:

@@ -273,6 +273,26 @@ def test_an_obstacle_is_reported_and_ends_the_process_if_it_is_final() -> None:
     assert (end.code, end.reason) == (2, "it requires a key")
 
 
+def test_the_key_of_a_standby_is_tried_once_the_server_there_has_another_key() -> None:
+    other = ObstacleFound(obstacle="its key is another", is_final=True, has_other_key=True)
+    keyed = [StandbyAddress(address="tcp://h:1", public=public) for public in ("a", "b")]
+    for keys in ([], keyed):
+        drive = ClientDrive()
+        drive.client.config = msgspec.structs.replace(drive.client.config, keyed=tuple(keys))
+        drive.start()
+        # As long as nothing else is known, a server that comes late is asked with its own key.
+        assert not [effect for effect in drive.pass_time(60.0) if isinstance(effect, Redial)]
+        effects = drive.dispatch(other)
+        if not keys:
+            (end,) = exits(effects)
+            assert (end.code, end.reason) == (2, "its key is another")
+    assert Redial(server=keyed[0]) in effects
+    assert Redial(server=keyed[1]) in drive.pass_time(6.0)
+    drive.dispatch(WELCOME)
+    # It is the right one, and no other is tried if the server is silent.
+    assert drive.client.search.servers() == [keyed[1]]
+
+
 def test_a_server_that_answers_never_counts_as_gone() -> None:
     drive = client_in(ClientPhase.JOINED)
     for _ in range(50):
