@@ -51,7 +51,8 @@ _ITERATORS: tuple[type, ...] = (
     *(type(iter(range(0))), type(iter({}.values())), type(iter({}.items()))),
 )
 
-#: The folders of installed packages.
+#: The folders of installed packages; and how such folders are called, of which another environment may have more.
+_SITES = ("site-packages", "dist-packages")
 _INSTALLED = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
 
 #: Modules whose objects are full of things that come and go.
@@ -351,4 +352,5 @@ def _is_own(name: str | None) -> bool:
     path = getattr(module, "__file__", None)
     if path is None or (name or "").partition(".")[0] in (*sys.stdlib_module_names, "lockstep"):
         return False
-    return not any(Path(path).is_relative_to(folder) for folder in _INSTALLED)
+    place = Path(path)
+    return not any(place.is_relative_to(folder) for folder in _INSTALLED) and not {*_SITES}.intersection(place.parts)

@@ -1,13 +1,16 @@
 """What a search for state records, place by place, without a run: each kind of value is compared by what can change."""
 
+import importlib.util
 import itertools
 import logging
+import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
+from pathlib import Path
 from types import GeneratorType
 from typing import Any
 
@@ -362,3 +365,23 @@ def test_bytes_are_those_of_the_values(tensor: Any, expected: bytes) -> None:
 @pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
 def test_bytes_of_rows_are_those_of_the_whole() -> None:
     assert state.bytes_of(torch.tensor([[0, 2]], dtype=torch.int8).to_sparse_csr()) == b"\x00\x02"
+
+
+@pytest.mark.parametrize(
+    ("place", "is_own"),
+    [("home/me/net.py", True), ("other/lib/python3.11/site-packages/net.py", False), ("dist-packages/net.py", False)],
+)
+def test_classes_of_packages_are_not_looked_into_wherever_they_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, *, is_own: bool
+) -> None:
+    source = tmp_path / place
+    source.parent.mkdir(parents=True)
+    source.write_text("class Counter:\n    tally = [0]\n")
+    spec = importlib.util.spec_from_file_location("net_of_a_test", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    counter = module.Counter()
+    assert any("tally" in each for each in found_in(counter=counter)) == is_own
