@@ -377,7 +377,7 @@ def test_classes_of_packages_are_not_looked_into_wherever_they_are_installed(
     source = tmp_path / place
     source.parent.mkdir(parents=True)
     source.write_text("class Counter:\n    tally = [0]\n")
-    spec = importlib.util.spec_from_file_location("net_of_a_test", source)
+    spec = importlib.util.spec_from_file_location(f"net_{len(place)}", source)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
