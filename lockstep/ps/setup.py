@@ -230,9 +230,10 @@ def check_gaps(rule: Rule, job: Job) -> None:
 
 
 def guess_of(objective: Objective, data: TrainTest) -> Guess | None:
-    """Return what R² is measured by over both sets; None in a classification."""
+    """Return what R² is measured by over each set; None in a classification."""
     train, test = objective.guess(data.train), objective.guess(data.test)
-    return None if train is None or test is None else Guess(train, test)
+    validation = None if data.validation is None else objective.guess(data.validation)
+    return None if train is None or test is None else Guess(train, test, validation)
 
 
 def two_samples(data: TrainTest, max_shift: int) -> Vector:

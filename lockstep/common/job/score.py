@@ -9,10 +9,12 @@ from lockstep.common.job.tally import Tally
 
 
 class Guess(NamedTuple):
-    """The mean squared error of always predicting the targets' mean, over the training set and the test set."""
+    """The mean squared errors of always predicting the mean of a set's targets."""
 
     train: float
     test: float
+    #: None without a validation set.
+    validation: float | None = None
 
 
 class Score(NamedTuple):

@@ -217,9 +217,9 @@ class Progress(RunTotals, kw_only=True):
     def end_epoch(self, number: int, evaluation: Tally, now: float) -> EpochRecord:
         """Record a finished evaluation of the test set, and begin the next epoch."""
         validation, self.validation = self.validation, None
-        score = self.score(self.epoch)
-        test = score_of(self.metrics, evaluation, self.guess and self.guess.test)
-        val = None if validation is None else self.score(validation)
+        score, guess = self.score(self.epoch), self.guess
+        test = score_of(self.metrics, evaluation, guess and guess.test)
+        val = None if validation is None else score_of(self.metrics, validation, guess and guess.validation)
         status = EpochRecord(
             epoch=number,
             loss=self.epoch.loss,

@@ -245,3 +245,14 @@ def test_a_scale_that_is_none_is_refused(values: dict[str, Any], text: str) -> N
 def test_a_scale_of_more_numbers_than_are_predicted_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"target_scale has 4 numbers: expected .*, or both for each of 1 targets"):
         trained(tmp_path, PRICE, target_scale=(500, 80, 3, 1))
+
+
+def test_r2_of_a_validation_set_is_measured_by_its_own_targets(tmp_path: Path) -> None:
+    far = PRICE + 300.0 * (np.arange(len(PRICE)) % 17 == 0)
+    values = {"loss": "mse", "workers": 0, "epochs": 2, "validation_split": 0.2, "with_examples": True}
+    run = fit(net(1), (X, far), run_dir=tmp_path / "run", global_batch=30, verbose=False, **values)
+    with np.load(run.folder / "examples.npz") as kept:
+        x, y = kept["x"], kept["y"].reshape(-1)
+    assert len(y) == 38
+    error = np.mean(np.square(run.predict(x) - y))
+    assert run.result.history[-1].val_r2 == pytest.approx(1.0 - error / y.var(), abs=1e-4)
