@@ -469,6 +469,24 @@ def trained_on_two(capsys: pytest.CaptureFixture[str]) -> tuple[Run, Any, Any]:
     return load_run("run"), table, expected
 
 
+def test_a_date_is_predicted_as_a_date(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    days = np.datetime64("2024-01-01", "D") + (AREA + 10 * ROOMS).astype(int)
+    table = pa.table({"area": AREA, "rooms": ROOMS, "ready": pa.array(days), "price": 1000.0 * AREA})
+    csv.write_csv(table, "dates.csv")
+    told(capsys, "train", "--data", "dates.csv", "--target", "ready", "--target", "price", "--model", "net.py:two",
+         "--loss", "mse", "--run-dir", "run", *BRIEF)  # fmt: skip
+    head, *rows = told(capsys, "predict", "run", "dates.csv").splitlines()
+    assert head == "ready,price"
+    found = [row.split(",") for row in rows]
+    expected = load_run("run").predict("dates.csv")
+    assert [float(price) for _, price in found] == pytest.approx(expected[:, 1], rel=1e-5)
+    dates = np.array([date for date, _ in found], "datetime64[s]")
+    assert np.abs(dates.astype("datetime64[us]").astype(float) - expected[:, 0]).max() < 1e6
+    assert np.abs((dates - days) / np.timedelta64(1, "D")).max() < 20
+    lines = told(capsys, "predict", "run", "dates.csv", "--json").splitlines()
+    assert [json.loads(line)["ready"] for line in lines] == [date for date, _ in found]
+
+
 #: How far a prediction may be from what it should be: less than the targets differ, and less than they vary.
 NEAR = np.array([6000.0, 2.0])
 

@@ -37,18 +37,19 @@ def keys() -> None:
 @keys.command(short_help="Make a folder of keys, for a server and its workers.")
 @_FOLDER
 @click.option(
-    "--workers", type=WholeNumber(0, 1000), default=1, metavar="N", help="number of workers' keys to make  [1]"
+    "--workers", type=WholeNumber(0, 1000), metavar="N", help="number of workers' keys to make  [1; 0 with --name]"
 )
 @click.option(
     "--name", "names", multiple=True, metavar="NAME", help="make the key of a worker with this name; may be repeated"
 )
-def create(folder: Path, workers: int, names: tuple[str, ...]) -> None:
+def create(folder: Path, workers: int | None, names: tuple[str, ...]) -> None:
     """Make the folder DIR with the server's key and one key per worker.
 
     DIR stays on the server's machine. Move each DIR/NAME.key to that worker's machine, and to no other. Several workers
     may share a key.
     """
-    names = names or tuple(f"worker-{number}" for number in range(1, workers + 1))
+    count = (0 if names else 1) if workers is None else workers
+    names = tuple(dict.fromkeys([*(f"worker-{number}" for number in range(1, count + 1)), *names]))
     made = KeyFolder.create(folder, names)
     click.echo(f"made {made.path}; start the server with --keys {made.path}")
     for name in names:

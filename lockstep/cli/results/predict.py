@@ -16,6 +16,7 @@ from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.packing import READING_OPTIONS, training_data_of
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.data.columns import ColumnKind
 from lockstep.common.data.folder import Conversion, Reading
 from lockstep.common.errors import DataError
 from lockstep.common.files.reading import near_file
@@ -159,8 +160,9 @@ def predict_tables(
     """
     demand("pyarrow", "data", "lockstep predict")
     targets = [column.name for column in manifest.targets]
+    dates = [column.name for column in manifest.targets if column.kind is ColumnKind.DATE]
     rows = chain.from_iterable(predictor.rows(manifest, table, reading) for table in tables)
-    count, problems = print_rows(rows, targets, predictor.class_names, as_json=as_json)
+    count, problems = print_rows(rows, targets, predictor.class_names, dates, as_json=as_json)
     if problems:
         sys.stdout.flush()
         header = any(each.name.lower().endswith(CSV) for table in tables for each in table_files(table))
@@ -179,9 +181,17 @@ def predict_arrays(predictor: Predictor, files: Sequence[Path], *, as_json: bool
 
 
 def print_rows(
-    rows: Iterator[RowPrediction], targets: Sequence[str], class_names: Sequence[str], *, as_json: bool
+    rows: Iterator[RowPrediction],
+    targets: Sequence[str],
+    class_names: Sequence[str],
+    dates: Sequence[str] = (),
+    *,
+    as_json: bool,
 ) -> tuple[int, list[str]]:
-    """Print a line for each row, below the names of the targets; return the number of rows, and their problems."""
+    """Print a line for each row, below the names of the targets; return the number of rows, and their problems.
+
+    `dates` are the targets whose numbers are microseconds since 1970.
+    """
     out = csv.writer(sys.stdout, lineterminator="\n")
     # Before anything is printed: data that cannot be read leaves no file with a head alone.
     first = list(islice(rows, 1))
@@ -193,11 +203,13 @@ def print_rows(
         if row.problem:
             problems.append(row.problem)
         if as_json:
-            click.echo(msgspec.json.encode(_fields_of(row, targets, class_names)).decode())
+            click.echo(msgspec.json.encode(_fields_of(row, targets, class_names, dates)).decode())
         elif row.problem:
             out.writerow([""] * (2 if class_names else len(targets)))
         else:
-            out.writerow([row.name, f"{max(row.values):.4f}"] if row.name else list(map(spelled, row.values)))
+            fields = _fields_of(row, targets, (), dates) if not row.name else {}
+            shown = [each if isinstance(each, str) else spelled(each) for each in fields.values()]
+            out.writerow(shown or [row.name, f"{max(row.values):.4f}"])
     return count, problems
 
 
@@ -206,12 +218,16 @@ def spelled(number: float) -> str:
     return f"{number:.{6 if abs(number) < 1e6 else 9}g}"
 
 
-def _fields_of(row: RowPrediction, targets: Sequence[str], class_names: Sequence[str]) -> dict[str, Any]:
+def _fields_of(
+    row: RowPrediction, targets: Sequence[str], class_names: Sequence[str], dates: Sequence[str]
+) -> dict[str, Any]:
     if row.problem:
         return {"error": row.problem}
     if class_names:
         return by_class(class_names, row.values)
-    return dict(zip(targets, row.values, strict=True))
+    numbers = dict(zip(targets, row.values, strict=True))
+    times = {name: np.datetime64(round(numbers[name]), "us") for name in dates}
+    return {**numbers, **{name: str(np.datetime_as_string(time, "s")) for name, time in times.items()}}
 
 
 def line(name: str, probabilities: Array, width: int, class_names: Sequence[str] = ()) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lockstep.cli.main import run
 from lockstep.common.errors import KeyFileError
 from lockstep.common.transport.auth.credentials import ClientKeys, KeyPair
 from lockstep.common.transport.auth.curve import new_pair
@@ -428,3 +429,19 @@ def test_what_is_no_key_for_signatures_is_refused(tmp_path: Path, signer: str) -
     (folder.path / ALLOWED).write_text(f"{PAIR.public} ada {signer}\n")
     with pytest.raises(KeyFileError, match="has the line"):
         folder.names()
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ([], ["worker-1"]),
+        (["--workers", "2"], ["worker-1", "worker-2"]),
+        (["--name", "ann"], ["ann"]),
+        (["--workers", "2", "--name", "standby-1", "--name", "worker-2"], ["standby-1", "worker-1", "worker-2"]),
+    ],
+)
+def test_keys_are_made_of_as_many_workers_and_of_those_with_names(
+    tmp_path: Path, flags: list[str], names: list[str]
+) -> None:
+    assert run(["keys", "create", str(tmp_path / "keys"), *flags]) == 0
+    assert sorted(KeyFolder(tmp_path / "keys").names().values()) == names
