@@ -249,7 +249,7 @@ def test_a_scale_of_more_numbers_than_are_predicted_is_refused(tmp_path: Path) -
 
 def test_r2_of_a_validation_set_is_measured_by_its_own_targets(tmp_path: Path) -> None:
     far = PRICE + 300.0 * (np.arange(len(PRICE)) % 17 == 0)
-    values = {"loss": "mse", "workers": 0, "epochs": 2, "validation_split": 0.2, "with_examples": True}
+    values: dict[str, Any] = {"loss": "mse", "workers": 0, "epochs": 2, "validation_split": 0.2, "with_examples": True}
     run = fit(net(1), (X, far), run_dir=tmp_path / "run", global_batch=30, verbose=False, **values)
     with np.load(run.folder / "examples.npz") as kept:
         x, y = kept["x"], kept["y"].reshape(-1)
