@@ -85,6 +85,24 @@ def test_a_regression_is_evaluated_target_by_target(tmp_path: Path, capsys: pyte
     assert "1 targets per sample: expected 2, as it was trained on" in capsys.readouterr().err
 
 
+def test_the_figures_of_a_target_are_weighted_as_those_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = generator(0, Purpose.CANARY)
+    x, weights = rng.standard_normal((200, 4)), rng.random(200) ** 4
+    y = 500.0 + 80.0 * x[:, 0] + 40.0 * np.abs(x[:, 1])
+    data = (x[:160], y[:160], weights[:160]), (x[160:], y[160:], weights[160:])
+    trained = fit(nn.Linear(4, 1), data, run_dir=tmp_path / "run", loss="mse", metrics=["mae", "rmse"], lr=0.1, **BRIEF)
+    found = json.loads(told(capsys, "evaluate", str(trained.folder), "--json"))
+    (target,) = found["targets"]
+    assert target["r2"] == pytest.approx(found["test_r2"], rel=1e-4)
+    assert target["mae"] == pytest.approx(found["metrics"]["mae"], rel=1e-4)
+    assert target["mse"] ** 0.5 == pytest.approx(found["metrics"]["rmse"], rel=1e-4)
+    errors = trained.predict(x[160:]) - y[160:]
+    assert target["mae"] == pytest.approx(np.average(np.abs(errors), weights=weights[160:]), rel=1e-4)
+    assert target["mae"] != pytest.approx(np.mean(np.abs(errors)), rel=1e-2)
+
+
 def test_a_text_is_evaluated_place_by_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = of_text(tmp_path)
     found = json.loads(told(capsys, "evaluate", str(trained.folder), "--json"))

@@ -88,10 +88,10 @@ class Assessment(msgspec.Struct, frozen=True):
 
     @property
     def fit(self) -> list[TargetFigures]:
-        """The errors of a regression by target. Raises ModelError for a classifier."""
+        """The errors of a regression by target, weighted as samples are. Raises ModelError for a classifier."""
         if not self.has_numbers:
             raise ModelError("a run with classes is not a regression")
-        figures = target_figures(self.outputs, self.targets)
+        figures = target_figures(self.outputs, self.targets, self.dataset.weights)
         return in_units(figures, self.columns) if self.columns else figures
 
 

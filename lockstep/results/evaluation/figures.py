@@ -122,7 +122,7 @@ class TargetFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The errors of one of the numbers of a sample."""
 
     target: int
-    #: Means of the squared and of the absolute error.
+    #: Means of the squared and of the absolute error, over the weights of samples if they have some.
     mse: float
     mae: float
     #: The share of the variance that is explained, at most 1; None if the target is constant.
@@ -131,18 +131,21 @@ class TargetFigures(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
 
 
-def target_figures(outputs: Floats, targets: Floats) -> list[TargetFigures]:
-    """Return the figures of each target, in order; both arrays are (n, targets)."""
+def target_figures(outputs: Floats, targets: Floats, weights: Floats | None = None) -> list[TargetFigures]:
+    """Return the figures of each target, in order; both arrays are (n, targets).
+
+    With the weights of samples, (n,), all means are weighted, also that of the targets, unless all weights are 0.
+    """
     errors = outputs.astype(np.float64) - targets
-    variances = np.var(targets, axis=0, dtype=np.float64)
+    weighed = None if weights is None or not weights.any() else weights.astype(np.float64)
+    centred = targets - np.average(targets.astype(np.float64), axis=0, weights=weighed)
+    squares, sizes, variances = (
+        np.average(each, axis=0, weights=weighed).tolist()
+        for each in (np.square(errors), np.abs(errors), np.square(centred))
+    )
     return [
-        TargetFigures(
-            target=number,
-            mse=float(np.mean(np.square(error))),
-            mae=float(np.mean(np.abs(error))),
-            r2=1.0 - float(np.mean(np.square(error)) / variance) if variance else None,
-        )
-        for number, (error, variance) in enumerate(zip(errors.T, variances, strict=True))
+        TargetFigures(target=number, mse=mse, mae=mae, r2=1.0 - mse / variance if variance else None)
+        for number, (mse, mae, variance) in enumerate(zip(squares, sizes, variances, strict=True))
     ]
 
 

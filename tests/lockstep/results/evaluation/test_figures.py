@@ -70,3 +70,18 @@ def test_each_target_has_figures_of_its_own() -> None:
     head, *lines = target_lines([first, second])
     assert [line.split() for line in lines] == [["0", "3", "1.7321", "1.5", "0.4000"], ["1", "1", "1", "0.5", "-"]]
     assert len({len(line) for line in (head, *lines)}) == 1
+
+
+def test_figures_are_weighted_as_samples_are() -> None:
+    targets = np.array([[0, 7], [2, 3], [4, 7], [6, 9]], np.float32)
+    outputs = targets + np.array([[1, 0], [-1, 0], [3, 0], [1, 2]], np.float32)
+    weights = np.array([0.0, 1.0, 2.5, 0.5], np.float32)
+    for figures in target_figures(outputs, targets, weights):
+        target = targets[:, figures.target].astype(float)
+        errors = outputs[:, figures.target] - target
+        mean = (weights * target).sum() / 4.0
+        assert figures.mse == pytest.approx((weights * errors**2).sum() / 4.0)
+        assert figures.mae == pytest.approx((weights * np.abs(errors)).sum() / 4.0)
+        assert figures.r2 == pytest.approx(1 - (weights * errors**2).sum() / (weights * (target - mean) ** 2).sum())
+    # Samples that all count for nothing have no weighted mean.
+    assert target_figures(outputs, targets, np.zeros(4, np.float32)) == target_figures(outputs, targets)
