@@ -95,8 +95,7 @@ def verify(
         take_numerics(recorded.job.numerics)
     low, high = wanted_steps(recorded, steps)
     demand_data_of(recorded)
-    if training_data is None:
-        say_if_changed(run)
+    say_if_changed(run, training_data)
     print_plainly(console, *coverage_lines(recorded, report := coverage_of(recorded)))
     demand_coverage(report)
     print_plainly(console, *signature_lines(recorded, keys))
@@ -104,8 +103,7 @@ def verify(
     check_chain(recorded, setup)
     if low:
         load_checkpoint_before(setup, run, low, lambda text: print_plainly(console, text))
-    verifier = Verifier(recorded, setup)
-    first = setup.shard.updates
+    verifier, first = Verifier(recorded, setup), setup.shard.updates
     found = verifier.verify(high, Watch(console, high)) or end_difference(recorded, setup, high)
     if found is not None and (numerics := other_numerics(recorded, setup)):
         differ = f"the numerics differ from the run's, and so may the bits: {numerics}"

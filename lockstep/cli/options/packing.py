@@ -201,9 +201,12 @@ def training_data_of(run: Path, place: str | None) -> str | None:
     return training_data_at(run, place, cache, progress_of, lambda text: print_plainly(console, text))
 
 
-def say_if_changed(run: Path) -> None:
-    """Print to standard error if the source of a run's training data is not any more what the run was trained with."""
-    kept = read_receipt(run).data if (run / RECEIPT).is_file() else None
+def say_if_changed(run: Path, given: str | None) -> None:
+    """Print to standard error if the source of a run's training data is not what the run was trained with any more.
+
+    Nothing is printed if other data, or another place of it, is given.
+    """
+    kept = read_receipt(run).data if given is None and (run / RECEIPT).is_file() else None
     if kept is None or not has_changed(Path(recorded_job(run).data), kept.origin, Path(cache_home()) / "lockstep"):
         return
     source = shlex.quote(kept.origin.source)

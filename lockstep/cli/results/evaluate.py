@@ -68,8 +68,7 @@ def evaluate(
     if data is None and not has_data(trained.job):
         show_recorded(trained, as_json=as_json)
         return
-    if data is None and training_data is None:
-        say_if_changed(run)
+    say_if_changed(run, data or training_data)
     tested = assess(trained, data, **reading)
     if tested.left_out:
         targets = " or ".join(repr(column.name) for column in trained.data.targets)
