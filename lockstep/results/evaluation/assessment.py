@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.data.array_source import is_array_source, open_arrays
+from lockstep.common.data.array_files import open_npz
+from lockstep.common.data.array_source import as_labels, is_array_source, open_arrays
 from lockstep.common.data.columns import Column
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.folder import MANIFEST, read_manifest
+from lockstep.common.data.records import labels_with, parts_of
 from lockstep.common.data.sampler import evaluation_chunks
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, ModelError
@@ -28,6 +30,7 @@ from lockstep.packing.options import PackOptions
 from lockstep.packing.pack import as_dtype
 from lockstep.ps.run.description import DataDescription
 from lockstep.results.evaluation.figures import Integers, TargetFigures, confusion_of, in_units, target_figures
+from lockstep.results.evaluation.predictor import arrays_called, records_like
 from lockstep.runs.own_command import demand
 from lockstep.runs.trained_model import Trained, dataset_of
 from lockstep.worker.compute import Compute
@@ -149,11 +152,34 @@ def _tested_with(
         return _alone(data, samples, labels, described.classes), left_out
     if described.kind == "pictures" and not is_array_source(data) and has_pictures(path):
         return _pictures(described, data, path), 0
+    if trained_on.train.images.dtype.names and path.suffix == ".npz":
+        return _records(trained_on, data, path), 0
     if is_array_source(data) and is_to_be_packed(data):
         with open_arrays(data) as opened:
             samples, labels = opened.train.read_whole()
         return _alone(data, samples, labels, described.classes if labels.dtype == np.int64 else 0), 0
     return load(data), 0
+
+
+def _records(trained_on: TrainTest, data: str, path: Path) -> TrainTest:
+    """Return inputs with names, as `lockstep predict` takes them from a file, with their labels and weights."""
+    with open_npz(path) as archive:
+        for end in ("", "_test"):
+            given, targets, weights = (arrays_called(archive, f"{kind}{end}") for kind in "xyw")
+            if given:
+                break
+    try:
+        samples = records_like(trained_on.train, given.get("", given))
+        if not targets:
+            raise DataError(f"no array 'y{end}': expected the numbers or classes to compare with, next to 'x{end}'")
+        # In the order of the training set, which that of the file need not be.
+        names = [name for name in trained_on.test.values.dtype.names or () if name in targets]
+        labels = {name: as_labels(f"'y{end}'", targets[name]) for name in dict.fromkeys([*names, *targets])}
+        joined = labels_with(labels, weights.get(""))
+        values, _ = parts_of(joined)
+        return _alone(data, samples, joined, 1 + int(values.max(initial=0)) if values.dtype == np.int64 else 0)
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from None
 
 
 def _pictures(described: DataDescription, data: str, path: Path) -> TrainTest:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.graph import no_grad
 from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.data.array_files import open_npy, open_npz
+from lockstep.common.data.array_files import NpzArchive, open_npy, open_npz
 from lockstep.common.data.array_source import as_samples
 from lockstep.common.data.columns import ColumnKind, unscaled
 from lockstep.common.data.dataset import Dataset, TrainTest
@@ -192,7 +192,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
         prefer_numerics(self.trained.job.numerics)
         train = self.data.train
         if train.images.dtype.names:
-            return self._records(train, rows)
+            return records_like(train, rows)
         given = np.asarray(rows, np.float32 if train.images.dtype == np.float32 else None)
         samples = as_samples("rows", given)
         if samples.shape[1:] != train.sample_shape or samples.dtype != train.images.dtype:
@@ -202,17 +202,36 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
             )
         return samples
 
-    def _records(self, train: Dataset, rows: Any) -> NDArray[Any]:
-        """Return several arrays of each sample, given by name or in order, as the training set has them."""
-        kinds, names = train.images.dtype, train.images.dtype.names or ()
-        given = rows if isinstance(rows, Mapping) else dict(zip(names, rows, strict=False))
-        if set(given) != set(names):
-            raise DataError(f"inputs {', '.join(map(repr, given))}: expected {', '.join(map(repr, names))}")
-        arrays = {name: as_input(repr(name), np.asarray(given[name])) for name in names}
-        records = as_records(arrays)
-        if records.dtype != kinds:
-            raise DataError(f"inputs of shapes and dtypes {records.dtype}: expected {kinds}, as it was trained on")
-        return records
+
+def records_like(train: Dataset, rows: Any) -> NDArray[Any]:
+    """Return inputs that have names, given by these, in order, or as an array if there is one, as the training set."""
+    kinds, names = train.images.dtype, train.images.dtype.names or ()
+    if isinstance(rows, Mapping):
+        given = {name: np.asarray(array) for name, array in rows.items()}
+    else:
+        arrays = rows if isinstance(rows, tuple) or (isinstance(rows, list) and len(names) > 1) else [rows]
+        keys = names if len(arrays) == len(names) else range(len(arrays))
+        given = {key: np.asarray(array) for key, array in zip(keys, arrays, strict=True)}
+    if set(given) == set(names) and all(given[name].shape[1:] == kinds[name].shape for name in names):
+        records = as_records({name: _input_like(kinds[name].base, repr(name), given[name]) for name in names})
+        if records.dtype == kinds:
+            return records
+    found = ", ".join(
+        f"{f'{name!r} ' if name in names or isinstance(rows, Mapping) else ''}of shape {array.shape} and dtype "
+        f"{array.dtype}"
+        for name, array in given.items()
+    )
+    wanted = ", ".join(
+        f"{name!r} of shape {_shape_text(('n', *kinds[name].shape))} and dtype {kinds[name].base}" for name in names
+    )
+    order = ", by name or as a tuple in this order" if len(names) > 1 else ""
+    raise DataError(f"inputs {found or 'without an array'}: expected {wanted}, as it was trained on{order}")
+
+
+def _input_like(kind: np.dtype[Any], named: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Return an input, whose numbers become floats if the training set has these."""
+    stored = as_input(named, array)
+    return stored.astype(np.float32) if kind == np.float32 else stored
 
 
 def rows_in(path: Path) -> Any:
@@ -223,11 +242,19 @@ def rows_in(path: Path) -> Any:
     with open_npz(path) as archive:
         names = sorted(archive.names())
         for wanted in (*SAMPLES, *names) if len(names) == 1 else SAMPLES:
-            if wanted in names:
-                return archive.array(wanted).read_whole()
-            if several := [name for name in names if name.startswith(f"{wanted}.")]:
-                return {name.partition(".")[2]: archive.array(name).read_whole() for name in several}
+            if found := arrays_called(archive, wanted):
+                return found.get("", found)
     raise DataError(f"{path}: has {', '.join(names[:6]) or 'nothing'}: expected the samples to predict from, as 'x'")
+
+
+def arrays_called(archive: NpzArchive, wanted: str) -> dict[str, NDArray[Any]]:
+    """Return the array of that name, by the empty name, or else all that are called `wanted.NAME`, by theirs."""
+    names = archive.names()
+    several = sorted(name for name in names if name.startswith(f"{wanted}."))
+    return {
+        name.removeprefix(wanted).removeprefix("."): archive.array(name).read_whole()
+        for name in ([wanted] if wanted in names else several)
+    }
 
 
 def class_names_of(data: Conversion) -> list[str]:
@@ -244,7 +271,11 @@ def problems_text(problems: Sequence[str], rows: int) -> str:
 def _expected_shape(sample_shape: tuple[int, ...]) -> str:
     """Return the shapes that samples may have: an axis of one channel was perhaps not in the data."""
     shapes = [sample_shape[1:]] * (len(sample_shape) == 3 and sample_shape[0] == 1) + [sample_shape]
-    return " or ".join(f"({', '.join(map(str, ('n', *shape)))})" for shape in shapes)
+    return " or ".join(_shape_text(("n", *shape)) for shape in shapes)
+
+
+def _shape_text(shape: tuple[str | int, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
 
 
 def class_axis(outputs: NDArray[Any], data: TrainTest) -> int:

@@ -10,6 +10,7 @@ import pytest
 from lockstep import fit, load_run, nn
 from lockstep.cli.main import run
 from lockstep.cli.results.predict import line, spelled
+from lockstep.common.autograd import functional as F
 from lockstep.common.errors import DataError
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import tiny_arrays
@@ -202,6 +203,99 @@ def test_numbers_are_predicted_of_arrays(tmp_path: Path, capsys: pytest.CaptureF
         assert rows[0] == head
         np.testing.assert_allclose(np.array(rows[1:], float), done.predict(x[:4]).reshape(4, -1), rtol=1e-4)
         assert list(predictions(capsys, str(done.folder), str(tmp_path / "new.npy"))[0]) == head
+
+
+class Steps(nn.Module):
+    """Predicts a number from the one input of a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8 * 3, 1)
+
+    def forward(self, x: Any) -> Any:
+        return self.linear(x.reshape(len(x), -1))
+
+
+class Both(nn.Module):
+    """Predicts a number from two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8 * 3 + 2, 1)
+
+    def forward(self, x: Any, z: Any) -> Any:
+        return self.linear(F.concatenate([x.reshape(len(x), -1), z], dim=1))
+
+
+SERIES, MORE = (np.random.default_rng(seed).normal(2.0, 3.0, shape) for seed, shape in ((0, (60, 8, 3)), (1, (60, 2))))
+SUMS = SERIES.sum(axis=(1, 2)) + 100.0
+OF_INPUTS: dict[str, Any] = {"loss": "mse", "workers": 0, "steps": 3, "global_batch": 20, "verbose": False}
+
+
+def test_an_array_is_the_only_input_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = fit(Steps, (({"x": SERIES}, SUMS), ({"x": SERIES[:9]}, SUMS[:9])), run_dir=tmp_path / "run", **OF_INPUTS)
+    expected = done.predict({"x": SERIES[:9]})
+    for given in (SERIES[:9], SERIES[:9].tolist(), (SERIES[:9],), SERIES[:9].astype(np.float32)):
+        assert done.predict(given).tolist() == expected.tolist()
+    np.save(tmp_path / "new.npy", SERIES[:9])
+    np.savez(tmp_path / "new.npz", x=SERIES[:9], y=SUMS[:9])
+    np.savez(tmp_path / "named.npz", **{"x.x": SERIES[:9], "y": SUMS[:9]})
+    np.savez(tmp_path / "test.npz", x_test=SERIES[:9], y_test=SUMS[:9])
+    own = evaluation(capsys, done.folder)
+    for name in ("new.npy", "new.npz", "named.npz", "test.npz"):
+        assert run(["predict", str(done.folder), str(tmp_path / name)]) == 0
+        np.testing.assert_allclose(np.array(capsys.readouterr().out.split()[1:], float), expected, rtol=1e-4)
+        assert done.predict(tmp_path / name).tolist() == expected.tolist()
+        if not name.endswith(".npy"):
+            found = evaluation(capsys, done.folder, "--data", str(tmp_path / name))
+            assert (found["test_loss"], found["targets"]) == (own["test_loss"], own["targets"])
+    np.savez(tmp_path / "weighed.npz", x=SERIES[:9], y=np.rint(SUMS[:9]).astype(int), w=np.arange(9.0))
+    weighed = evaluation(capsys, done.folder, "--data", str(tmp_path / "weighed.npz"))["targets"][0]["mae"]
+    assert weighed == pytest.approx(np.average(np.abs(expected - np.rint(SUMS[:9])), weights=np.arange(9.0)), rel=1e-4)
+
+
+def evaluation(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> dict[str, Any]:
+    assert run(["evaluate", str(folder), *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_several_inputs_come_by_name_or_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = {"x": SERIES, "z": MORE}
+    done = fit(Both, ((inputs, SUMS), (inputs, SUMS)), run_dir=tmp_path / "run", **OF_INPUTS)
+    expected = done.predict(inputs)
+    for given in ((SERIES, MORE), [SERIES, MORE], {"z": MORE, "x": SERIES}):
+        assert done.predict(given).tolist() == expected.tolist()
+    np.savez(tmp_path / "new.npz", **{"x.x": SERIES, "x.z": MORE, "y": SUMS})
+    assert done.predict(tmp_path / "new.npz").tolist() == expected.tolist()
+    found = evaluation(capsys, done.folder, "--data", str(tmp_path / "new.npz"))
+    assert found["targets"] == evaluation(capsys, done.folder)["targets"]
+
+
+def test_inputs_of_another_form_are_refused_with_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = fit(Steps, (({"x": SERIES}, SUMS), ({"x": SERIES}, SUMS)), run_dir=tmp_path / "alone", **OF_INPUTS)
+    inputs = {"x": SERIES, "z": MORE}
+    both = fit(Both, ((inputs, SUMS), (inputs, SUMS)), run_dir=tmp_path / "both", **OF_INPUTS)
+    one = "'x' of shape (n, 8, 3) and dtype float32"
+    two = f"{one}, 'z' of shape (n, 2) and dtype float32"
+    for done, given, found, wanted in (
+        (alone, SERIES[:, :7], "'x' of shape (60, 7, 3) and dtype float64", one),
+        (alone, {"z": SERIES}, "'z' of shape (60, 8, 3) and dtype float64", one),
+        (alone, (SERIES, MORE), "of shape (60, 8, 3) and dtype float64, of shape (60, 2) and dtype float64", one),
+        (both, SERIES, "of shape (60, 8, 3) and dtype float64", two),
+        (both, (MORE, SERIES), "'x' of shape (60, 2) and dtype float64, 'z' of shape (60, 8, 3) and dtype", two),
+        (both, (SERIES, MORE, MORE), "of shape (60, 8, 3) and dtype float64, of shape (60, 2) and dtype", two),
+        (both, {}, "without an array", two),
+    ):
+        with pytest.raises(DataError) as raised:
+            done.predict(given)
+        assert str(raised.value).startswith(f"inputs {found}")
+        assert f": expected {wanted}, as it was trained on" in str(raised.value)
+    np.savez(tmp_path / "unlabelled.npz", x=SERIES)
+    np.savez(tmp_path / "short.npz", x=SERIES[:, :7], y=SUMS)
+    for name, told in (("unlabelled", "no array 'y': expected the"), ("short", "inputs 'x' of shape (60, 7, 3) and d")):
+        assert run(["evaluate", str(alone.folder), "--data", str(tmp_path / f"{name}.npz")]) == 2
+        assert f"{name}.npz: {told}" in capsys.readouterr().err
 
 
 def test_a_picture_is_predicted_by_its_path(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
