@@ -193,25 +193,27 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
         train = self.data.train
         if train.images.dtype.names:
             return records_like(train, rows)
-        given = np.asarray(rows, np.float32 if train.images.dtype == np.float32 else None)
+        expected = f"{_expected_shape(train.sample_shape)} and {str(train.images.dtype)!r}, as it was trained on"
+        given = _as_array(rows, expected, np.float32 if train.images.dtype == np.float32 else None)
         samples = as_samples("rows", given)
         if samples.shape[1:] != train.sample_shape or samples.dtype != train.images.dtype:
-            raise DataError(
-                f"rows of shape {given.shape} and dtype {str(samples.dtype)!r}: expected "
-                f"{_expected_shape(train.sample_shape)} and {str(train.images.dtype)!r}, as it was trained on"
-            )
+            raise DataError(f"rows of shape {given.shape} and dtype {str(samples.dtype)!r}: expected {expected}")
         return samples
 
 
 def records_like(train: Dataset, rows: Any) -> NDArray[Any]:
     """Return inputs that have names, given by these, in order, or as an array if there is one, as the training set."""
     kinds, names = train.images.dtype, train.images.dtype.names or ()
+    wanted = ", ".join(
+        f"{name!r} of shape {_shape_text(('n', *kinds[name].shape))} and dtype {kinds[name].base}" for name in names
+    )
+    expected = f"{wanted}, as it was trained on{', by name or as a tuple in this order' * (len(names) > 1)}"
     if isinstance(rows, Mapping):
-        given = {name: np.asarray(array) for name, array in rows.items()}
+        given = {name: _as_array(array, expected) for name, array in rows.items()}
     else:
         arrays = rows if isinstance(rows, tuple) or (isinstance(rows, list) and len(names) > 1) else [rows]
         keys = names if len(arrays) == len(names) else range(len(arrays))
-        given = {key: np.asarray(array) for key, array in zip(keys, arrays, strict=True)}
+        given = {key: _as_array(array, expected) for key, array in zip(keys, arrays, strict=True)}
     if set(given) == set(names) and all(given[name].shape[1:] == kinds[name].shape for name in names):
         records = as_records({name: _input_like(kinds[name].base, repr(name), given[name]) for name in names})
         if records.dtype == kinds:
@@ -221,11 +223,17 @@ def records_like(train: Dataset, rows: Any) -> NDArray[Any]:
         f"{array.dtype}"
         for name, array in given.items()
     )
-    wanted = ", ".join(
-        f"{name!r} of shape {_shape_text(('n', *kinds[name].shape))} and dtype {kinds[name].base}" for name in names
-    )
-    order = ", by name or as a tuple in this order" if len(names) > 1 else ""
-    raise DataError(f"inputs {found or 'without an array'}: expected {wanted}, as it was trained on{order}")
+    raise DataError(f"inputs {found or 'without an array'}: expected {expected}")
+
+
+def _as_array(rows: Any, expected: str, kind: type[np.float32] | None = None) -> NDArray[Any]:
+    """Return rows as an array; DataError if they are none, as a dictionary, or lists of different lengths."""
+    try:
+        return np.asarray(rows, kind)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"rows of type {type(rows).__name__!r} are not an array of numbers: expected {expected}"
+        ) from None
 
 
 def _input_like(kind: np.dtype[Any], named: str, array: NDArray[Any]) -> NDArray[Any]:

@@ -203,6 +203,11 @@ def test_numbers_are_predicted_of_arrays(tmp_path: Path, capsys: pytest.CaptureF
         assert rows[0] == head
         np.testing.assert_allclose(np.array(rows[1:], float), done.predict(x[:4]).reshape(4, -1), rtol=1e-4)
         assert list(predictions(capsys, str(done.folder), str(tmp_path / "new.npy"))[0]) == head
+        for odd, kind in (({"x": x}, "dict"), ([x, x[:, :2]], "list")):
+            with pytest.raises(
+                DataError, match=rf"^rows of type '{kind}' are not an array of .*: expected \(n, 3\) and"
+            ):
+                done.predict(odd)
 
 
 class Steps(nn.Module):
@@ -291,6 +296,10 @@ def test_inputs_of_another_form_are_refused_with_theirs(tmp_path: Path, capsys: 
             done.predict(given)
         assert str(raised.value).startswith(f"inputs {found}")
         assert f": expected {wanted}, as it was trained on" in str(raised.value)
+    with pytest.raises(
+        DataError, match=r"^rows of type 'list' are not an array of numbers: expected 'x' of shape \(n, 8"
+    ):
+        alone.predict([SERIES, MORE])
     np.savez(tmp_path / "unlabelled.npz", x=SERIES)
     np.savez(tmp_path / "short.npz", x=SERIES[:, :7], y=SUMS)
     for name, told in (("unlabelled", "no array 'y': expected the"), ("short", "inputs 'x' of shape (60, 7, 3) and d")):
