@@ -157,8 +157,13 @@ def _tested_with(
     if is_array_source(data) and is_to_be_packed(data):
         with open_arrays(data) as opened:
             samples, labels = opened.train.read_whole()
-        return _alone(data, samples, labels, described.classes if labels.dtype == np.int64 else 0), 0
+        return _alone(data, samples, labels, _classes_in(labels)), 0
     return load(data), 0
+
+
+def _classes_in(labels: NDArray[Any]) -> int:
+    """Return how many classes labels may be of, 0 for real numbers; whole ones may be numbers to predict too."""
+    return 1 + int(labels.max(initial=0)) if labels.dtype == np.int64 else 0
 
 
 def _records(trained_on: TrainTest, data: str, path: Path) -> TrainTest:
@@ -176,8 +181,7 @@ def _records(trained_on: TrainTest, data: str, path: Path) -> TrainTest:
         names = [name for name in trained_on.test.values.dtype.names or () if name in targets]
         labels = {name: as_labels(f"'y{end}'", targets[name]) for name in dict.fromkeys([*names, *targets])}
         joined = labels_with(labels, weights.get(""))
-        values, _ = parts_of(joined)
-        return _alone(data, samples, joined, 1 + int(values.max(initial=0)) if values.dtype == np.int64 else 0)
+        return _alone(data, samples, joined, _classes_in(parts_of(joined)[0]))
     except DataError as error:
         raise DataError(f"{data}: {error}") from None
 

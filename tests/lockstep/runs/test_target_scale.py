@@ -171,6 +171,10 @@ def test_other_data_is_given_in_units_and_so_are_its_figures(
     own, other = (assess(open_trained(of.folder), data) for data in (None, str(tmp_path / "new.npz")))
     assert other.fit == own.fit
     assert own.fit[0].mse > 100.0 * own.fit[1].mse
+    # Whole numbers are numbers too.
+    np.savez(tmp_path / "whole.npz", x=X[200:], y=np.rint(BOTH[200:]).astype(int))
+    whole = assess(open_trained(of.folder), str(tmp_path / "whole.npz"))
+    assert whole.fit[0].r2 == pytest.approx(own.fit[0].r2, abs=0.01)
     assert run(["evaluate", str(of.folder), "--data", str(tmp_path / "new.npz"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["test_r2"] == pytest.approx(of.test_r2, abs=1e-6)
