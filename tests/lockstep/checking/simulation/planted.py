@@ -217,11 +217,11 @@ OTHER_LOSSES = " has other losses than in one process"
 #: By what is wrong.
 PLANTED = {
     "sums are applied twice": Planted(
-        Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)), OTHER_WEIGHTS, first=20
+        Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)), OTHER_WEIGHTS, first=31
     ),
     "an update is made twice": Planted(Parts(coordinator=made_again), "ValueError: negative shift count", first=16),
     # The server adds up what it does not have.
-    "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node(", first=248),
+    "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node(", first=259),
     "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS, first=13),
     "sums are refused of which a part is there": Planted(
         Parts(shard=with_trees(AllOrNothing)), OTHER_WEIGHTS, first=31
