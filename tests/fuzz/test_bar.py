@@ -2,12 +2,13 @@
 
 import re
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.fuzz.bar import BATCH, CASE_BYTES, CASE_S, CASES, IN_ALL, bear, bounded, examine, timed
+from tests.fuzz.bar import BATCH, CASE_BYTES, CASE_S, CASES, IN_ALL, bear, bounded, examine, measured, timed
 from tests.fuzz.mutation import damaged
 from tests.fuzz.tape import Tape
 
@@ -71,6 +72,9 @@ def test_what_takes_more_memory_than_a_case_may_is_found() -> None:
     with pytest.raises(AssertionError, match="bytes: expected"):
         bear(lambda: np.empty(2**21, np.uint8))
     bear(lambda: np.empty(2**20, np.uint8))
+    # Only now and then, it is another thread's.
+    turns = iter([2**21, 2**20])
+    measured(lambda: partial(np.empty, next(turns), np.uint8))
 
 
 def test_damage_is_damage_most_of_the_time() -> None:

@@ -176,7 +176,7 @@ def test_a_step_takes_what_the_cost_model_predicts_within_a_fifth(lab: Lab, wire
 
 
 #: Four micro-batches with 32 samples in each local step.
-LOCAL = ("--model", "mlp", "--micro-batches", "4", "--seed", "1", "--epochs", "1")
+LOCAL = ("--model", "mlp", "--micro-batches", "4", "--seed", "1")
 SIXTEEN = (*LOCAL, "--local-steps", "16", "--global-batch", "2048", "--steps", "4")
 
 
