@@ -29,9 +29,12 @@ IDX_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 #: The arrays of a training set, and of a test set, in an .npz or as .npy files of a folder.
 TRAIN, TEST = ("x_train", "y_train"), ("x_test", "y_test")
 
+#: Arrays without a test set; a part of them is drawn as one.
+UNDIVIDED = ("x", "y")
+
 #: Weights of samples, and how arrays are called if a sample has several: only an .npz that is read whole may have them.
-WEIGHTS = ("w_train", "w_test")
-SEVERAL = tuple(f"{name}." for name in (*TRAIN, *TEST))
+WEIGHTS = ("w_train", "w_test", "w")
+SEVERAL = tuple(f"{name}." for name in (*TRAIN, *TEST, *UNDIVIDED))
 
 
 @dataclass
@@ -157,13 +160,20 @@ def unknown_folder(folder: Path) -> DataError:
 
 def _check_plain(path: Path, names: Iterable[str]) -> None:
     """Raise `DataError` if there are weights of samples, or several inputs or targets: none of them may be dropped."""
-    odd = sorted(name for name in names if name in WEIGHTS or name.startswith(SEVERAL))
-    if odd:
-        advice = f"train on the file itself: lockstep train --data {path}" if path.suffix == ".npz" else "remove it"
+    given = set(names)
+    odd = sorted(name for name in given if name in WEIGHTS or name.startswith(SEVERAL))
+    if not odd:
+        return
+    if path.suffix == ".npz" and not ("_" in odd[0] and any(name.startswith(TEST[0]) for name in given)):
         raise DataError(
-            f"{path}: has {odd[0]!r}, and weights of samples, or several inputs or targets, cannot be packed: expected "
-            f"x_train, y_train, x_test and y_test alone; {advice}"
+            f"{path}: has {odd[0]!r}, and samples with weights, or with several inputs or targets, are not divided: "
+            "expected a test set next to them, as x_train, y_train, w_train, x_test, y_test, w_test (or x_train.NAME)"
         )
+    advice = f"train on the file itself: lockstep train --data {path}" if path.suffix == ".npz" else "remove it"
+    raise DataError(
+        f"{path}: has {odd[0]!r}, and weights of samples, or several inputs or targets, cannot be packed: expected "
+        f"x_train, y_train, x_test and y_test alone; {advice}"
+    )
 
 
 @dataclass
@@ -177,7 +187,7 @@ class _Opener:
         archive = self.stack.enter_context(open_npz(path, self.most_bytes))
         names = archive.names()
         _check_plain(path, names)
-        train = TRAIN if TRAIN[0] in names or "x" not in names else ("x", "y")
+        train = TRAIN if TRAIN[0] in names or "x" not in names else UNDIVIDED
         test = ArraySet(*map(archive.array, TEST)) if names.intersection(TEST) else None
         return ArraySource(ArraySet(*map(archive.array, train)), test)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.array_files import open_npz
-from lockstep.common.data.array_source import as_labels, is_array_source, open_arrays
+from lockstep.common.data.array_source import as_labels, as_samples, is_array_source, open_arrays
 from lockstep.common.data.columns import Column
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.folder import MANIFEST, read_manifest
@@ -152,7 +152,7 @@ def _tested_with(
         return _alone(data, samples, labels, described.classes), left_out
     if described.kind == "pictures" and not is_array_source(data) and has_pictures(path):
         return _pictures(described, data, path), 0
-    if trained_on.train.images.dtype.names and path.suffix == ".npz":
+    if path.suffix == ".npz" and not is_to_be_packed(data):
         return _records(trained_on, data, path), 0
     if is_array_source(data) and is_to_be_packed(data):
         with open_arrays(data) as opened:
@@ -167,14 +167,19 @@ def _classes_in(labels: NDArray[Any]) -> int:
 
 
 def _records(trained_on: TrainTest, data: str, path: Path) -> TrainTest:
-    """Return inputs with names, as `lockstep predict` takes them from a file, with their labels and weights."""
+    """Return the inputs of a file as `lockstep predict` takes them, with their labels and weights."""
     with open_npz(path) as archive:
         for end in ("", "_test"):
             given, targets, weights = (arrays_called(archive, f"{kind}{end}") for kind in "xyw")
             if given:
                 break
     try:
-        samples = records_like(trained_on.train, given.get("", given))
+        if trained_on.train.images.dtype.names:
+            samples = records_like(trained_on.train, given.get("", given))
+        elif "" in given:
+            samples = as_samples(f"'x{end}'", given[""])
+        else:
+            raise DataError(f"no array 'x{end}': expected one array of samples, as it was trained on")
         if not targets:
             raise DataError(f"no array 'y{end}': expected the numbers or classes to compare with, next to 'x{end}'")
         # In the order of the training set, which that of the file need not be.
@@ -224,12 +229,12 @@ def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective:
         parts = [_as_numbers(part, objective) for part in (trained_on.train, other.test)]
         return replace(trained_on, train=parts[0], test=parts[1], validation=None)
     objective.check_labels(other.test)
-    if other.test.labels.dtype != trained_on.test.labels.dtype:
+    labels = other.test.values
+    if labels.dtype != trained_on.test.values.dtype:
         raise DataError(
-            f"{data}: labels of dtype {other.test.labels.dtype}: expected {trained_on.test.labels.dtype}, as it was "
-            "trained on"
+            f"{data}: labels of dtype {labels.dtype}: expected {trained_on.test.values.dtype}, as it was trained on"
         )
-    highest = int(other.test.labels.max()) if classes and other.test.labels.dtype.names is None else -1
+    highest = int(labels.max()) if classes and labels.dtype.names is None else -1
     if highest >= classes and objective.kind is LossKind.CLASSES:
         raise DataError(f"{data}: has the label {highest}: expected those of {classes} classes, as it was trained on")
     return replace(trained_on, test=replace(other.test, classes=classes))

@@ -230,9 +230,11 @@ def _as_array(rows: Any, expected: str, kind: type[np.float32] | None = None) ->
     """Return rows as an array; DataError if they are none, as a dictionary, or lists of different lengths."""
     try:
         return np.asarray(rows, kind)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError) as error:
+        # A tensor of PyTorch that needs a gradient says which call it needs.
+        why = f" ({error})" if isinstance(error, RuntimeError) else ""
         raise DataError(
-            f"rows of type {type(rows).__name__!r} are not an array of numbers: expected {expected}"
+            f"rows of type {type(rows).__name__!r} are not an array of numbers{why}: expected {expected}"
         ) from None
 
 

@@ -197,6 +197,17 @@ def test_weights_and_several_inputs_are_refused_and_not_dropped(tmp_path: Path, 
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["w", "x.picture", "y.0", "w_train"])
+def test_weights_and_several_inputs_are_not_divided_and_not_dropped(tmp_path: Path, name: str) -> None:
+    ends = ("_train", "_train") if name == "w_train" else ("", "")
+    arrays = {f"x{ends[0]}": ARRAYS["x_train"], f"y{ends[1]}": ARRAYS["y_train"], name: np.ones(6)}
+    source = tmp_path / "whole.npz"
+    np.savez(source, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=f"has '{name}', and samples with weights, .* expected a test set next to them"):
+        pack(str(source), tmp_path / "new", PLAIN)
+    assert not (tmp_path / "new").exists()
+
+
 def test_samples_without_a_value_or_of_another_type_are_refused(tmp_path: Path) -> None:
     for samples, text in (
         (np.zeros((6, 0)), r"'x' is of shape \(6, 0\): expected at least one value for each sample"),

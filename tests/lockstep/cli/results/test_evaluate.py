@@ -63,3 +63,22 @@ def test_other_data_is_tested_with_the_runs_own_preparation(tmp_path: Path, caps
     other = json.loads(capsys.readouterr().out)
     assert other["samples"] == 12
     assert other["confusion"][:3] == own["confusion"][:3]
+
+
+def test_other_data_has_weights_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The training had none. Most labels are wrong, since a loss of 0 would tell nothing.
+    trained, told = small_run(tmp_path), {}
+    (_, _), (images, right) = tiny_arrays()
+    labels = right * 7 % 10
+    weights = np.where(labels < 3, 4.0, 0.0)
+    for name, arrays in {
+        "all": {"x": images, "y": labels},
+        "some": {"x": images[labels < 3], "y": labels[labels < 3]},
+        "weighed": {"x": images, "y": labels, "w": weights},
+        "tests": {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels, "w_test": weights},
+    }.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+        assert run(["evaluate", str(trained.folder), "--data", str(tmp_path / f"{name}.npz"), "--json"]) == 0
+        told[name] = json.loads(capsys.readouterr().out)["test_loss"]
+    assert told["weighed"] == told["tests"] == pytest.approx(told["some"], rel=1e-6)
+    assert told["all"] != pytest.approx(told["some"], rel=1e-3)
