@@ -3,7 +3,6 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 
 import click
 import msgspec
+from click.types import convert_type
 
-from lockstep.bench.peers import BaselineSubject, Stepper, start_whole_machine
 from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.completion import MODELS, complete_list
-from lockstep.cli.options.types import WholeNumber, number_range
+from lockstep.cli.options.types import number_range, whole_number
 from lockstep.common.transport.transports import Transport
 from lockstep.runs import job_file
 
@@ -114,9 +113,8 @@ class Bench(ABC, Generic[R]):
 
     @classmethod
     def options(cls) -> "list[Field[Any]]":
-        """Return the fields that are options of the command: those that several benches share are the last."""
-        known = [each for each in fields(cls) if each.metadata]
-        return sorted(known, key=lambda each: each.name not in cls.__annotations__)
+        """Return the fields that are options of the command."""
+        return [each for each in fields(cls) if each.metadata]
 
     @abstractmethod
     def measure(self, session: BenchSession) -> Iterator[R]:
@@ -210,6 +208,9 @@ def split_series(rows: Sequence[Any]) -> list[Series]:
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+#: A kind of values, as click takes it: a type, or a function of a text.
+Kind = click.ParamType[Any] | Callable[..., Any]
+
 #: Fewest steady steps: below, a median and quartiles say nothing.
 FEWEST_STEPS = 8
 
@@ -222,18 +223,27 @@ LONGEST_S = 60.0
 
 
 class Several(click.ParamType[tuple[Any, ...]]):
-    """Values with commas between them, each of one kind and once; they arrive as a tuple."""
+    """Values with commas between them, each of one kind and once; they arrive as a tuple.
+
+    Numbers may be a range too: FROM..TO stands for both ends and the powers of two between.
+    """
 
     name = "list"
 
-    def __init__(self, kind: click.ParamType[Any], offered: Iterable[str] = ()) -> None:
-        self.kind = kind
-        self.offered = kind.choices if isinstance(kind, click.Choice) else offered
+    def __init__(self, kind: Kind, offered: Iterable[str] = (), *, has_ranges: bool = False) -> None:
+        self.kind = convert_type(kind)
+        self.offered = self.kind.choices if isinstance(self.kind, click.Choice) else offered
+        self.has_ranges = has_ranges
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         """Return the values in the order given; a usage error names the one that is wrong."""
         if isinstance(value, tuple):
             return value
+        if self.has_ranges and (".." in value or ":" in value):
+            numbers = number_range(value)
+            first, last = (self.kind.convert(number, param, ctx) for number in (numbers.start, numbers.stop - 1))
+            between = (2**power for power in range(1, last.bit_length()))
+            return tuple(dict.fromkeys((first, *(number for number in between if first < number < last), last)))
         words = [word.strip() for word in str(value).split(",")]
         return tuple(dict.fromkeys(self.kind.convert(word, param, ctx) for word in words))
 
@@ -242,58 +252,33 @@ class Several(click.ParamType[tuple[Any, ...]]):
         return complete_list(self.offered, incomplete)
 
 
-class PowersRange(Several):
-    """Numbers with commas between them, or FROM..TO, which stands for both ends and the powers of two between."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Return the numbers, each once."""
-        if isinstance(value, tuple) or (".." not in value and ":" not in value):
-            return super().convert(value, param, ctx)
-        numbers = number_range(value)
-        first, last = (self.kind.convert(number, param, ctx) for number in (numbers.start, numbers.stop - 1))
-        between = (2**power for power in range(1, last.bit_length()))
-        return tuple(dict.fromkeys((first, *(number for number in between if first < number < last), last)))
+def duration(value: str | float) -> float:
+    """Return the seconds of a time such as `20ms`. Raises BadParameter."""
+    if isinstance(value, float):
+        return value
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(us|ms|s)", value)
+    if found is None or not (seconds := float(found[1]) * UNITS_S[found[2]]) <= LONGEST_S:
+        raise click.BadParameter(f"{value!r} is not a valid time: expected one such as 20ms or 1.5s, up to 60s")
+    return seconds
 
 
-class DurationParam(click.ParamType[float]):
-    """A time such as `20ms`; it arrives in seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds; a usage error says how they are written."""
-        if isinstance(value, float):
-            return value
-        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(us|ms|s)", str(value))
-        if found is None or not (seconds := float(found[1]) * UNITS_S[found[2]]) <= LONGEST_S:
-            self.fail(f"{value!r} is not a valid time: expected one such as 20ms or 1.5s, up to 60s", param, ctx)
-        return seconds
+def link_speed(value: str | float) -> float:
+    """Return bytes a second of a speed in bits, as people name links: `1Gbit`. Raises BadParameter."""
+    if isinstance(value, float):
+        return value
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMGT])bit(?:/s)?", value, re.IGNORECASE)
+    speed = float(found[1]) * 1000 ** (1 + "KMGT".index(found[2].upper())) / 8 if found else 0.0
+    if not speed:
+        raise click.BadParameter(f"{value!r} is not a valid speed: expected one such as 100Mbit, 1Gbit or 2.5Gbit")
+    return speed
 
 
-class LinkParam(click.ParamType[float]):
-    """A speed in bits a second, as people name links; it arrives in bytes a second."""
-
-    name = "speed"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the speed; a usage error says how it is written."""
-        if isinstance(value, float):
-            return value
-        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMGT])bit(?:/s)?", str(value), re.IGNORECASE)
-        speed = float(found[1]) * 1000 ** (1 + "KMGT".index(found[2].upper())) / 8 if found else 0.0
-        if not speed:
-            self.fail(f"{value!r} is not a valid speed: expected one such as 100Mbit, 1Gbit or 2.5Gbit", param, ctx)
-        return speed
-
-
-def option(
-    flags: str, kind: click.ParamType[Any], text: str, default: str | None = None, *, shown: str = "", metavar: str = ""
-) -> Any:
+def option(flags: str, kind: Kind, text: str, default: str | None = None, *, shown: str = "", metavar: str = "") -> Any:
     """Return a field of a bench, with `flags` separated by blanks.
 
     `default` is written as a user would write it, and shown in the help unless something else is `shown`.
     """
-    value = None if default is None else kind.convert(default, None, None)
+    value = None if default is None else convert_type(kind).convert(default, None, None)
     brackets = shown or ("" if kind is click.BOOL else default)
     made = partial(
         click.Option,
@@ -306,23 +291,26 @@ def option(
     return field(default=value, metadata={"option": made, "flags": flags.split()})
 
 
-NUMBERS = Several(WholeNumber(1))
+NUMBERS = Several(whole_number(1))
 WIRES, WIRES_OF_WEIGHTS = (click.Choice(job_file.fields()[name].choices) for name in ("wire", "wire_weights"))
 TRANSPORTS = Several(click.Choice(get_args(Transport)))
 
 # Parameters of several benches: functions, because each bench needs a field of its own.
 models = partial(option, kind=Several(click.STRING, MODELS))
 workers = partial(
-    option, "--workers", PowersRange(WholeNumber(1, MOST_PROCESSES)), "numbers of worker processes, or FROM..TO"
+    option,
+    "--workers",
+    Several(whole_number(1, MOST_PROCESSES), has_ranges=True),
+    "numbers of worker processes, or FROM..TO",
 )
-servers = partial(option, "--servers", Several(WholeNumber(1, 64)))
+servers = partial(option, "--servers", Several(whole_number(1, 64)))
 transports = partial(option, "--transport --transports", TRANSPORTS, "transports, as of train", "auto")
-steps = partial(option, "--steps", WholeNumber(FEWEST_STEPS))
+steps = partial(option, "--steps", whole_number(FEWEST_STEPS))
 
 
 def rounds(default: str = "3") -> Any:
     """Return the number of turns."""
-    return option("--rounds", WholeNumber(1), "turns in which the measurements alternate", default)
+    return option("--rounds", whole_number(1), "turns in which the measurements alternate", default)
 
 
 wire_weights = partial(option, "--wire-weights", WIRES_OF_WEIGHTS, "type in which weights travel", metavar="TYPE")
@@ -334,17 +322,7 @@ def peer_python() -> Any:
     return option("--peer-python", click.Path(path_type=Path), PEER_TEXT, metavar="PYTHON")
 
 
-@dataclass(kw_only=True)
-class ComparedBench(Bench[R]):
-    """A bench that takes turns with PyTorch, if it is given a Python that has it."""
-
-    peer_python: Path | None = peer_python()
-    is_compiling: bool = option(
-        "--compile/--no-compile", click.BOOL, "of torch, measure torch.compile too", "yes", shown="compile"
-    )
-
-    def whole_machine(
-        self, python: Path | None, subject: BaselineSubject, batch: int, stack: ExitStack, session: BenchSession
-    ) -> tuple[list[Stepper], list[Stepper]]:
-        """Start PyTorch in one process with all threads, and once more compiled unless that was not wanted."""
-        return start_whole_machine(python, subject, batch, stack, is_compiling=self.is_compiling, say=session.say)
+def compiles() -> Any:
+    """Return whether `torch.compile` is measured."""
+    text = "of torch, measure torch.compile too"
+    return option("--compile/--no-compile", click.BOOL, text, "yes", shown="compile")

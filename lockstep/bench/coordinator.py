@@ -16,7 +16,7 @@ import msgspec
 from lockstep.bench import bench as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn
 from lockstep.bench.timed_run import BenchSession
-from lockstep.cli.options.types import WholeNumber
+from lockstep.cli.options.types import whole_number
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import CORES_LIMIT, Lease, Ready, Result
@@ -169,12 +169,12 @@ class CoordinatorBench(Bench[CoordinatorRow]):
     row: ClassVar = CoordinatorRow
 
     workers: tuple[int, ...] = options.option(
-        "--workers", options.Several(WholeNumber(1, 4096)), "numbers of simulated workers", "1,10,100,1000"
+        "--workers", options.Several(whole_number(1, 4096)), "numbers of simulated workers", "1,10,100,1000"
     )
     micro_batches_per_worker: int = options.option(
-        "--micro-batches-per-worker", WholeNumber(1, MAX_MICRO_BATCHES), "micro-batches per worker", "4"
+        "--micro-batches-per-worker", whole_number(1, MAX_MICRO_BATCHES), "micro-batches per worker", "4"
     )
-    steps: int = options.option("--steps", WholeNumber(1), "steps of each run", "20")
+    steps: int = options.option("--steps", whole_number(1), "steps of each run", "20")
     rounds: int = options.rounds("1")
 
     def measure(self, session: BenchSession) -> Iterator[CoordinatorRow]:

@@ -38,7 +38,7 @@ from lockstep.bench.bench import (
 from lockstep.bench.peers import WARM_UP, Stepper
 from lockstep.bench.stand_ins import CLASSES, Filler, sleeping, write_model, write_samples
 from lockstep.bench.timed_run import BenchSession, TimedRun, least_s, per_step
-from lockstep.cli.options.types import WholeNumber
+from lockstep.cli.options.types import whole_number
 from lockstep.common.aggregation.quantization import FORMATS, RoundingKey, quantization_of
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import UsageError
@@ -107,7 +107,7 @@ class ExchangeBench(Bench[ExchangeRow]):
     row: ClassVar = ExchangeRow
 
     parameters: tuple[int, ...] = options.option(
-        "--params", options.Several(WholeNumber(1, 2**30)), "sizes of the gradient, in parameters", "535818"
+        "--params", options.Several(whole_number(1, 2**30)), "sizes of the gradient, in parameters", "535818"
     )
     workers: tuple[int, ...] = options.workers("2")
     transports: tuple[Transport, ...] = options.transports()
@@ -270,13 +270,16 @@ class HostsBench(Bench[HostsRow]):
     row: ClassVar = HostsRow
 
     hosts: tuple[int, ...] = options.option(
-        "--hosts", options.PowersRange(WholeNumber(1, MOST_HOSTS)), "numbers of hosts, or FROM..TO", "1..16"
+        "--hosts",
+        options.Several(whole_number(1, MOST_HOSTS), has_ranges=True),
+        "numbers of hosts, or FROM..TO",
+        "1..16",
     )
     values: tuple[int, ...] = options.option(
-        "--values", options.Several(WholeNumber(CLASSES, 2**30)), "sizes of the gradient", "62000,535818"
+        "--values", options.Several(whole_number(CLASSES, 2**30)), "sizes of the gradient", "62000,535818"
     )
     sleep_s: float = options.option(
-        "--sleep", options.DurationParam(), "sleep so long for each micro-batch", "20ms", metavar="TIME"
+        "--sleep", options.duration, "sleep so long for each micro-batch", "20ms", metavar="TIME"
     )
     servers: tuple[int, ...] = options.servers("numbers of server processes", "1")
     steps: int = options.steps("steps to measure", "300")
@@ -387,8 +390,8 @@ class WireBench(Bench[QuantizationRow]):
     has_plot: ClassVar = False
     row: ClassVar = QuantizationRow
 
-    values: int = options.option("--values", WholeNumber(1, 2**28), "values to round", "262144")
-    repeats: int = options.option("--repeats", WholeNumber(1), "calls in a turn, the fastest counts", "20")
+    values: int = options.option("--values", whole_number(1, 2**28), "values to round", "262144")
+    repeats: int = options.option("--repeats", whole_number(1), "calls in a turn, the fastest counts", "20")
     rounds: int = options.rounds("5")
 
     def measure(self, session: BenchSession) -> Iterator[QuantizationRow]:

@@ -16,7 +16,7 @@ import msgspec
 from lockstep.bench import bench as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn, counted
 from lockstep.bench.timed_run import BenchSession
-from lockstep.cli.options.types import WholeNumber
+from lockstep.cli.options.types import whole_number
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
@@ -24,6 +24,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.score import score_of
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.run_options import RunOptions
+from lockstep.ps.run.plan import Plan
 from lockstep.ps.setup import open_run
 from lockstep.runs.job_file import local_defaults, read_values, resolve, shipped_values
 from lockstep.runs.single_process import SingleProcessTrainer
@@ -59,21 +60,11 @@ class LocalStepsRow(msgspec.Struct, frozen=True, kw_only=True):
     curve: list[tuple[float, float]]
 
 
-class LearningCurve(msgspec.Struct, frozen=True):
-    """One run."""
-
-    losses: list[float]
-    score: float | None
-    steps: int
-    steps_per_epoch: int
-
-
-def train(job: Job, data: TrainTest) -> LearningCurve:
-    """Train a job in this process."""
+def train(job: Job, data: TrainTest) -> tuple[list[float], float | None, Plan]:
+    """Train a job in this process; return its losses by step, its score, None if one was not finite, and its plan."""
     take_numerics(job.numerics)
     setup = open_run("bench", job, data, RunOptions())
     trainer, plan, losses = SingleProcessTrainer(setup), setup.info.plan, list[float]()
-    score: float | None = None
     try:
         for step in range(plan.total_steps):
             sums, tally = trainer.sums(step)
@@ -81,20 +72,19 @@ def train(job: Job, data: TrainTest) -> LearningCurve:
             losses.append(tally.loss)
         trainer.compute.turn(plan.total_steps)
         tested = trainer.compute.evaluate(Node(0, plan.evaluation_chunks))
-        guess = setup.info.guess
-        found = score_of(setup.info.metrics, tested, guess and guess.test)
-        score = found.r2 if found.accuracy is None else found.accuracy
     except NotFiniteError:
-        pass
-    return LearningCurve(losses, score, plan.total_steps, plan.steps_per_epoch)
+        return losses, None, plan
+    guess = setup.info.guess
+    found = score_of(setup.info.metrics, tested, guess and guess.test)
+    return losses, found.r2 if found.accuracy is None else found.accuracy, plan
 
 
-def curve_of(trained: LearningCurve) -> list[tuple[float, float]]:
+def curve_of(losses: Sequence[float], steps_per_epoch: int) -> list[tuple[float, float]]:
     """Return the loss over the epochs, in points that are denser at the beginning, where it changes most."""
-    losses, points, start = trained.losses, list[tuple[float, float]](), 0
+    points, start = list[tuple[float, float]](), 0
     while start < len(losses):
         stop = min(len(losses), start + max(1, start // 4, len(losses) // (4 * POINTS)))
-        points.append((stop / trained.steps_per_epoch, mean(losses[start:stop])))
+        points.append((stop / steps_per_epoch, mean(losses[start:stop])))
         start = stop
     return points
 
@@ -127,8 +117,8 @@ class LocalStepsBench(Bench[LocalStepsRow]):
     micro_batches: tuple[int, ...] = options.option(
         "--micro-batches", options.NUMBERS, "numbers of micro-batches", "2,4,8"
     )
-    seeds: int = options.option("--seeds", WholeNumber(1), "seeds, from 0 on", "1")
-    epochs: int | None = options.option("--epochs", WholeNumber(1), "epochs", shown="those of the job")
+    seeds: int = options.option("--seeds", whole_number(1), "seeds, from 0 on", "1")
+    epochs: int | None = options.option("--epochs", whole_number(1), "epochs", shown="those of the job")
     local_lr: float | None = options.option(
         "--local-lr", click.FLOAT, "learning rate of local steps", shown="from H and M", metavar="NUMBER"
     )
@@ -157,7 +147,7 @@ class LocalStepsBench(Bench[LocalStepsRow]):
 
     def _row(self, job: Job, data: TrainTest) -> LocalStepsRow:
         runs = [train(msgspec.structs.replace(job, seed=seed), data) for seed in range(self.seeds)]
-        scores = [run.score for run in runs]
+        (losses, _, plan), scores = runs[0], [score for _, score, _ in runs]
         finite = [score for score in scores if score is not None]
         is_whole = len(finite) == len(runs)
         return LocalStepsRow(
@@ -169,11 +159,11 @@ class LocalStepsBench(Bench[LocalStepsRow]):
             lr=job.lr,
             momentum=job.momentum,
             epochs=job.epochs,
-            steps=runs[0].steps,
+            steps=plan.total_steps,
             scores=scores,
             score=mean(finite) if is_whole else None,
             deviation=stdev(finite) if is_whole and len(runs) > 1 else None,
-            curve=curve_of(runs[0]),
+            curve=curve_of(losses, plan.steps_per_epoch),
         )
 
     def panels(self, rows: Sequence[LocalStepsRow]) -> list[list[Panel]]:

@@ -22,7 +22,7 @@ from lockstep.bench.scaling import ScalingBench
 from lockstep.bench.step import StepBench
 from lockstep.bench.straggler import StragglerBench
 from lockstep.bench.timed_run import BenchSession
-from lockstep.cli.options.types import WholeNumber
+from lockstep.cli.options.types import whole_number
 from lockstep.common.errors import FileFormatError, LockstepError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.protocol.fingerprint import fingerprint
@@ -206,7 +206,7 @@ def command_text(bench: Bench[Any]) -> str:
     return " ".join(words)
 
 
-def _words(flag: str, kind: click.ParamType[Any], value: Any) -> Iterator[str]:
+def _words(flag: str, kind: options.Kind, value: Any) -> Iterator[str]:
     yield flag.split("/")[0 if value else -1]
     match value:
         case bool():
@@ -215,7 +215,7 @@ def _words(flag: str, kind: click.ParamType[Any], value: Any) -> Iterator[str]:
             yield ",".join(map(str, value))
         case Path():
             yield "PYTHON"
-        case float() if isinstance(kind, options.DurationParam):
+        case float() if kind is options.duration:
             yield f"{value * 1e3:g}ms"
         case _:
             yield str(value)
@@ -287,7 +287,7 @@ def check_quiet(busy: float, of_cores: int) -> None:
     metavar="PARTS",
     help="measure only these parts again",
 )
-@click.option("--rounds", type=WholeNumber(1), default=5, metavar="N", help="turns of each measurement  [5]")
+@click.option("--rounds", type=whole_number(1), default=5, metavar="N", help="turns of each measurement  [5]")
 @click.option("--even-if-busy", is_flag=True, help="measure also if other programs use the machine")
 def all_parts(python: Path | None, file: Path, only: tuple[str, ...] | None, rounds: int, even_if_busy: bool) -> None:
     """Measure everything that the performance page shows, and write it into one file.

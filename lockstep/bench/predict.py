@@ -17,7 +17,7 @@ from lockstep.bench.exchange import HostsBench, HostsRow, machines_of, model_of
 from lockstep.bench.performance import Measurements
 from lockstep.bench.scaling import VALUES, ScalingBench, ScalingRow
 from lockstep.bench.timed_run import BenchSession
-from lockstep.cli.options.types import WholeNumber
+from lockstep.cli.options.types import whole_number
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.runtime.environment import cores
 from lockstep.ps.records.run_folder import RunResult
@@ -369,17 +369,18 @@ class PredictBench(Bench[PredictionRow]):
     has_heading: ClassVar = False
 
     hosts: tuple[int, ...] = options.option(
-        "--hosts", options.PowersRange(WholeNumber(1, MOST_HOSTS)), "numbers of hosts, or FROM..TO", "1..64"
+        "--hosts",
+        options.Several(whole_number(1, MOST_HOSTS), has_ranges=True),
+        "numbers of hosts, or FROM..TO",
+        "1..64",
     )
     workers: tuple[int, ...] | None = options.option(
         "--workers",
-        options.PowersRange(WholeNumber(1, options.MOST_PROCESSES)),
+        options.Several(whole_number(1, options.MOST_PROCESSES), has_ranges=True),
         "processes of each host",
         shown="as many as were measured",
     )
-    link: float = options.option(
-        "--link", options.LinkParam(), "speed of each host's network", "1Gbit", metavar="SPEED"
-    )
+    link: float = options.option("--link", options.link_speed, "speed of each host's network", "1Gbit", metavar="SPEED")
     servers: tuple[int, ...] = options.servers("numbers of servers", "1,4,16")
     sources: tuple[Path, ...] | None = options.option(
         "--from",
@@ -394,15 +395,15 @@ class PredictBench(Bench[PredictionRow]):
     data: str = options.option("--data", click.STRING, "data to measure with, as of train", "mnist", metavar="DATA")
     batch: int | None = options.option(
         "--batch",
-        WholeNumber(1),
+        whole_number(1),
         "batch size per worker to measure, or to take from FILES",
         shown="128; with --sleep, 32",
     )
     sleep_s: float | None = options.option(
-        "--sleep", options.DurationParam(), "calculate for a model that sleeps so long", metavar="TIME"
+        "--sleep", options.duration, "calculate for a model that sleeps so long", metavar="TIME"
     )
     values: int | None = options.option(
-        "--values", WholeNumber(1, 2**30), "of the model that sleeps, its size", shown="535818"
+        "--values", whole_number(1, 2**30), "of the model that sleeps, its size", shown="535818"
     )
     steps: int = options.steps("steps to measure", "100")
     wire: str | None = options.option(
@@ -410,7 +411,7 @@ class PredictBench(Bench[PredictionRow]):
     )
     wire_weights: str | None = options.wire_weights(shown="as measured")
     local_steps: int | None = options.option(
-        "--local-steps", WholeNumber(1), "local steps of each micro-batch", shown="as measured", metavar="H"
+        "--local-steps", whole_number(1), "local steps of each micro-batch", shown="as measured", metavar="H"
     )
     #: The last one.
     prediction: Prediction = field(init=False)

@@ -18,7 +18,7 @@ from lockstep.bench import bench as options
 from lockstep.bench import peers, timed_run
 from lockstep.bench.bench import (
     TORCH,
-    ComparedBench,
+    Bench,
     Panel,
     Series,
     TableColumn,
@@ -32,7 +32,7 @@ from lockstep.bench.bench import (
 from lockstep.bench.peers import WARM_UP, BaselineRow, Stepper
 from lockstep.bench.stand_ins import CLASSES, sleeping
 from lockstep.bench.timed_run import BenchSession, StepProcessorTime, TimedRun, per_step
-from lockstep.cli.options.types import WholeNumber
+from lockstep.cli.options.types import whole_number
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.nn.models import MODELS
@@ -175,7 +175,7 @@ def _run_each(session: BenchSession, trials: Sequence[ScalingTrial]) -> None:
 
 
 @dataclass(kw_only=True)
-class ScalingBench(ComparedBench[ScalingRow]):
+class ScalingBench(Bench[ScalingRow]):
     """Train with several numbers of processes, as `lockstep train --workers` does, and time the steps.
 
     Records and checkpoints are written as in any run. The start, the first 20 steps, evaluations and the step after
@@ -212,11 +212,11 @@ class ScalingBench(ComparedBench[ScalingRow]):
         "--model --models", text="models, as of train", shown="mlp,lenet,cnn"
     )
     sleep_s: float | None = options.option(
-        "--sleep", options.DurationParam(), "sleep so long for each micro-batch instead of computing", metavar="TIME"
+        "--sleep", options.duration, "sleep so long for each micro-batch instead of computing", metavar="TIME"
     )
     values: tuple[int, ...] | None = options.option(
         "--values",
-        options.Several(WholeNumber(CLASSES, 2**30)),
+        options.Several(whole_number(CLASSES, 2**30)),
         "with --sleep, sizes of the gradient",
         shown="535818, as of mlp",
     )
@@ -227,7 +227,7 @@ class ScalingBench(ComparedBench[ScalingRow]):
     workers: tuple[int, ...] = options.workers("1,2")
     teams: tuple[int, ...] = options.option(
         "--teams",
-        options.PowersRange(WholeNumber(1, options.MOST_PROCESSES)),
+        options.Several(whole_number(1, options.MOST_PROCESSES), has_ranges=True),
         "numbers of teams in which the workers are, as far as there are enough",
         "1",
     )
@@ -242,13 +242,15 @@ class ScalingBench(ComparedBench[ScalingRow]):
     )
     cuts: tuple[int, ...] = options.option(
         "--micro-batches-per-worker",
-        options.Several(WholeNumber(1, 1024)),
+        options.Several(whole_number(1, 1024)),
         "micro-batches per worker; with --strong, of the largest number of workers",
         "1",
     )
-    busy: int = options.option("--busy", WholeNumber(0, options.MOST_PROCESSES), "other processes that compute", "0")
+    busy: int = options.option("--busy", whole_number(0, options.MOST_PROCESSES), "other processes that compute", "0")
     steps: int = options.steps("steps to measure", "300")
     rounds: int = options.rounds()
+    peer_python: Path | None = options.peer_python()
+    is_compiling: bool = options.compiles()
 
     def measure(self, session: BenchSession) -> Iterator[ScalingRow]:
         rows = list[ScalingRow]()
@@ -345,7 +347,9 @@ class ScalingBench(ComparedBench[ScalingRow]):
             trained = peers.BaselineSubject(model=str(subject), data="" if subject in MODELS else trials[0].job.data)
             arguments = trained.arguments("ddp", global_batch // workers, str(workers))
             ddp = peers.start_baselines(python, arguments, stack, trained.layouts())
-            all_threads, compiled = self.whole_machine(python, trained, global_batch, stack, session)
+            all_threads, compiled = peers.start_whole_machine(
+                python, trained, global_batch, stack, is_compiling=self.is_compiling, say=session.say
+            )
             stack.enter_context(kept_busy(self.busy))
             groups = [*(trial.singles for trial in trials), *([each] for each in (*ddp, *all_threads, *compiled))]
             peers.in_turns(self.rounds, turn, groups, partial(_run_each, session, trials))

@@ -4,6 +4,7 @@ import math
 import resource
 import statistics
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -18,11 +19,11 @@ from rich.table import Table
 
 from lockstep.bench import bench as options
 from lockstep.bench import peers, timed_run
-from lockstep.bench.bench import ComparedBench, Panel, Series, counted, ranged, whole_machine_marks, with_torch
+from lockstep.bench.bench import Bench, Panel, Series, counted, ranged, whole_machine_marks, with_torch
 from lockstep.bench.peers import WARM_UP, Answer, BaselineRow
 from lockstep.bench.timed_run import BenchSession
 from lockstep.checking.checkup.machine import measured
-from lockstep.cli.options.types import WholeNumber
+from lockstep.cli.options.types import whole_number
 from lockstep.common.autograd.graph import no_grad, observe
 from lockstep.common.autograd.primitives.primitive import Primitive
 from lockstep.common.autograd.tensor import Tensor
@@ -118,7 +119,7 @@ def lone(job_file: Path) -> None:
 
 
 @dataclass(kw_only=True)
-class StepBench(ComparedBench[StepFigures]):
+class StepBench(Bench[StepFigures]):
     """Time whole training steps: forward, loss, backward, update.
 
     The bench runs the code of a worker and a server in one process, with one BLAS thread and with MNIST in memory. It
@@ -148,12 +149,14 @@ class StepBench(ComparedBench[StepFigures]):
     data: str = options.option("--data", click.STRING, "data, as of train", "mnist", metavar="DATA")
     batches: tuple[int, ...] = options.option("--batch", options.NUMBERS, "batch sizes", "128")
     cuts: tuple[int, ...] = options.option("--micro-batches", options.NUMBERS, "micro-batches per step", "1")
-    steps: int = options.option("--steps", WholeNumber(30), "steps to measure", "120")
+    steps: int = options.option("--steps", whole_number(30), "steps to measure", "120")
     rounds: int = options.rounds("5")
     numerics: Numerics | None = options.option(
         "--numerics", click.Choice(get_args(Numerics)), "portable or native", metavar="NAME", shown="as of train"
     )
     is_profiling: bool = options.option("--profile", click.BOOL, "show time and bytes per primitive instead", "no")
+    peer_python: Path | None = options.peer_python()
+    is_compiling: bool = options.compiles()
 
     def measure(self, session: BenchSession) -> Iterator[StepFigures]:
         if self.is_profiling:
@@ -203,7 +206,9 @@ class StepBench(ComparedBench[StepFigures]):
         with ExitStack() as stack:
             ours = [peers.start_singles(job, 1, session.folder, stack)[0] for job in jobs]
             alone = peers.start_baselines(python, subject.arguments("step", batch), stack, subject.layouts())
-            all_threads, compiled = self.whole_machine(python, subject, batch, stack, session)
+            all_threads, compiled = peers.start_whole_machine(
+                python, subject, batch, stack, is_compiling=self.is_compiling, say=session.say
+            )
             peers.in_turns(self.rounds, turn, [[each] for each in (*ours, *alone, *all_threads, *compiled)])
         # The products are the same in any number of micro-batches.
         local, median = LocalSteps(jobs[0], load(self.data), session.clock), statistics.median
@@ -337,21 +342,14 @@ def step_flops(model: Module, images: np.ndarray[tuple[int, ...], np.dtype[np.fl
 
 
 @dataclass
-class ProfileShare:
-    """The costs of one primitive in one direction."""
-
-    seconds: float = 0.0
-    calls: int = 0
-    #: Size of the arrays that went in and came out.
-    bytes: int = 0
-
-
-@dataclass
 class Profile:
     """An observer of the autograd engine that adds up the costs of each primitive."""
 
     clock: Clock
-    shares: dict[tuple[str, str], ProfileShare] = field(default_factory=dict)
+    #: By primitive and direction: seconds, calls, and the size of the arrays that went in and came out.
+    seconds: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def __call__(
         self, primitive: Primitive, direction: str, function: Callable[..., Any], *args: Any, **options: Any
@@ -359,10 +357,10 @@ class Profile:
         """Call the function, and record its time and its arrays."""
         start = self.clock.now()
         result = function(*args, **options)
-        share = self.shares.setdefault((primitive.name, direction), ProfileShare())
-        share.seconds += self.clock.now() - start
-        share.calls += 1
-        share.bytes += sum(each.nbytes for each in (*args, result) if isinstance(each, np.ndarray))
+        key = primitive.name, direction
+        self.seconds[key] += self.clock.now() - start
+        self.calls[key] += 1
+        self.bytes[key] += sum(each.nbytes for each in (*args, result) if isinstance(each, np.ndarray))
         return result
 
     def table(self, steps: int, step_s: float) -> Table:
@@ -370,11 +368,10 @@ class Profile:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in ("primitive", "direction", "calls", "µs", "share", "MB"):
             table.add_column(heading, justify="left" if heading in ("primitive", "direction") else "right")
-        rows = sorted(self.shares.items(), key=lambda item: -item[1].seconds)
-        for (name, direction), share in rows:
-            seconds = share.seconds / steps
-            figures = (f"{seconds * 1e6:,.1f}", f"{seconds / step_s:.1%}", f"{share.bytes / steps / 1e6:.2f}")
-            table.add_row(name, direction, f"{share.calls / steps:g}", *figures)
-        rest = step_s - sum(share.seconds for share in self.shares.values()) / steps
+        for key, total_s in sorted(self.seconds.items(), key=lambda item: -item[1]):
+            seconds = total_s / steps
+            figures = (f"{seconds * 1e6:,.1f}", f"{seconds / step_s:.1%}", f"{self.bytes[key] / steps / 1e6:.2f}")
+            table.add_row(*key, f"{self.calls[key] / steps:g}", *figures)
+        rest = step_s - sum(self.seconds.values()) / steps
         table.add_row("everything else", "", "", f"{rest * 1e6:,.1f}", f"{rest / step_s:.1%}", "")
         return table

@@ -26,7 +26,7 @@ from lockstep.bench.timed_run import (
     per_turn,
     spread_ms,
 )
-from lockstep.cli.options.types import WholeNumber
+from lockstep.cli.options.types import whole_number
 from lockstep.common.errors import RunError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status
@@ -243,9 +243,9 @@ class StragglerBench(Bench[StragglerRow]):
     row: ClassVar = StragglerRow
 
     models: tuple[str, ...] = options.models("--model", text="models", default="lenet")
-    batch: int = options.option("--batch", WholeNumber(1), "batch size", "128")
-    micro_batches: int = options.option("--micro-batches", WholeNumber(1, 4096), "micro-batches per step", "8")
-    workers: int = options.option("--workers", WholeNumber(2, 1024), "worker processes, with the slow one", "2")
+    batch: int = options.option("--batch", whole_number(1), "batch size", "128")
+    micro_batches: int = options.option("--micro-batches", whole_number(1, 4096), "micro-batches per step", "8")
+    workers: int = options.option("--workers", whole_number(2, 1024), "worker processes, with the slow one", "2")
     cases: tuple[str, ...] = options.option(
         "--cases",
         options.Several(click.Choice(tuple(PATTERNS))),

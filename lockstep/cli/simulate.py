@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lockstep.checking.simulation.oracle import SimulationOutcome, simulate
 from lockstep.checking.simulation.scenario import scenario_of
-from lockstep.cli.options.types import WholeNumber, number_range
+from lockstep.cli.options.types import number_range, whole_number
 from lockstep.common.errors import DifferenceError
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
@@ -23,14 +23,14 @@ MOST_FAILURES = 5
 
 @click.command("simulate", short_help="Test the protocol with simulated faults.")
 @click.option("--seeds", type=number_range, default="0..99", metavar="A..B", help="runs to simulate  [0..99]")
-@click.option("--workers", type=WholeNumber(1, 64), metavar="N", help="number of workers  [1 to 4, by the seed]")
-@click.option("--processes", type=WholeNumber(1, 8), metavar="N", help="processes per worker  [1 to 4, by the seed]")
-@click.option("--servers", type=WholeNumber(1, 3), metavar="N", help="number of servers  [by the seed]")
+@click.option("--workers", type=whole_number(1, 64), metavar="N", help="number of workers  [1 to 4, by the seed]")
+@click.option("--processes", type=whole_number(1, 8), metavar="N", help="processes per worker  [1 to 4, by the seed]")
+@click.option("--servers", type=whole_number(1, 3), metavar="N", help="number of servers  [by the seed]")
 @click.option(
     "--spread/--no-spread", default=None, help="begin with one server, and spread to the others  [by the seed]"
 )
-@click.option("--standbys", type=WholeNumber(0, 3), metavar="N", help="number of standbys  [0 to 2, by the seed]")
-@click.option("--steps", type=WholeNumber(3, 1000), metavar="N", help="steps per run  [by the seed]")
+@click.option("--standbys", type=whole_number(0, 3), metavar="N", help="number of standbys  [0 to 2, by the seed]")
+@click.option("--steps", type=whole_number(3, 1000), metavar="N", help="steps per run  [by the seed]")
 @click.option("--trace", "is_traced", is_flag=True, help="print all events")
 @click.pass_context
 def simulate_command(

@@ -20,7 +20,7 @@ from lockstep.checking.recorded_run import (
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.packing import training_data_of
 from lockstep.cli.options.run import RUN_ARGUMENT, TRAINING_DATA_OPTION
-from lockstep.cli.options.types import WholeNumber
+from lockstep.cli.options.types import whole_number
 from lockstep.common.errors import UsageError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.numerics.choice import take_numerics
@@ -32,12 +32,12 @@ MOST_SAMPLES = 16
 
 @click.command("replay", short_help="Recompute one micro-batch and look inside.")
 @RUN_ARGUMENT
-@click.option("--step", type=WholeNumber(0), required=True, metavar="T", help="training step; the first is 0")
+@click.option("--step", type=whole_number(0), required=True, metavar="T", help="training step; the first is 0")
 @click.option(
-    "--micro-batch", type=WholeNumber(0), required=True, metavar="M", help="micro-batch of the step; the first is 0"
+    "--micro-batch", type=whole_number(0), required=True, metavar="M", help="micro-batch of the step; the first is 0"
 )
 @click.option(
-    "--local-step", type=WholeNumber(0), default=0, metavar="K", help="local step of the micro-batch; the first is 0"
+    "--local-step", type=whole_number(0), default=0, metavar="K", help="local step of the micro-batch; the first is 0"
 )
 @click.option("--allow-mixed-numerics", is_flag=True, help="allow a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from lockstep.cli.options.types import WholeNumber
+from lockstep.cli.options.types import whole_number
 from lockstep.common.transport.auth.credentials import Z85_KEY
 from lockstep.common.transport.auth.curve import new_pair
 from lockstep.common.transport.auth.keys import (
@@ -37,7 +37,7 @@ def keys() -> None:
 @keys.command(short_help="Make a folder of keys, for a server and its workers.")
 @_FOLDER
 @click.option(
-    "--workers", type=WholeNumber(0, 1000), metavar="N", help="number of workers' keys to make  [1; 0 with --name]"
+    "--workers", type=whole_number(0, 1000), metavar="N", help="number of workers' keys to make  [1; 0 with --name]"
 )
 @click.option(
     "--name", "names", multiple=True, metavar="NAME", help="make the key of a worker with this name; may be repeated"

@@ -12,7 +12,7 @@ from rich.console import Console
 from lockstep.cli.machines.worker import WorkerRequest, be_in_team, shard_flags, supervise, take_place
 from lockstep.cli.options.job import JOB_FIELDS, OPTION_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.run import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION, PICTURE_OPTION
-from lockstep.cli.options.types import WholeNumber, seconds
+from lockstep.cli.options.types import seconds, whole_number
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
@@ -47,7 +47,7 @@ from lockstep.runs.session import Destination, destination_of
 )
 @click.option(
     "--workers",
-    type=WholeNumber(1, PROCESSES_LIMIT),
+    type=whole_number(1, PROCESSES_LIMIT),
     metavar="INT",
     help="worker processes of each rank  [one per core, or one if the launcher starts several ranks per machine]",
 )

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from lockstep.cli.options.run import KEY_OPTION, SUPERVISED_OPTION, passes_link
-from lockstep.cli.options.types import WholeNumber, seconds
+from lockstep.cli.options.types import seconds, whole_number
 from lockstep.common.data.source import load
 from lockstep.common.errors import UsageError
 from lockstep.common.protocol.fingerprint import fingerprint
@@ -125,7 +125,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
 @click.argument("address")
 @click.option(
     "--workers",
-    type=WholeNumber(1, PROCESSES_LIMIT),
+    type=whole_number(1, PROCESSES_LIMIT),
     metavar="INT",
     help="processes to add to the worker of this machine  [as many as it needs to have one per core]",
 )
@@ -139,7 +139,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
 )
 @KEY_OPTION
 @SUPERVISED_OPTION
-@click.option("--process", type=WholeNumber(0), hidden=True, help="which process of the team this is: 0 leads it")
+@click.option("--process", type=whole_number(0), hidden=True, help="which process of the team this is: 0 leads it")
 @click.option("--team", type=click.Path(path_type=Path), hidden=True, help="folder in which the team meets")
 @click.option("--shard-keys", type=click.Path(path_type=Path), hidden=True, help="start a shard too, with these keys")
 @passes_link

@@ -44,20 +44,6 @@ class RunPath(click.Path):
         return items(runs_like(incomplete)) or items([incomplete], kind="dir")
 
 
-class RunOrAddress(click.ParamType):  # type: ignore[type-arg]
-    """The folder of a run or of runs, a file of `lockstep share`, or an address."""
-
-    name = "run"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the text, for a file that of the folder of its run."""
-        path = Path(value)
-        # A folder may begin to exist while its page is shown; a file was sent, or is another one.
-        if path.suffix == ".zip" and not path.exists():
-            self.fail(f"there is no file {str(value)!r}: expected one of `lockstep share`", param, ctx)
-        return str(unpacked(path)) if path.is_file() else str(value)
-
-
 def unpacked(path: Path) -> Path:
     """Return the folder of a run, whether it is given or in a file of `lockstep share`."""
     if not path.is_file():
@@ -69,6 +55,18 @@ def unpacked(path: Path) -> Path:
     if folder != path:
         GIVEN[str(folder)] = str(path)
     return folder
+
+
+def run_or_address(text: str) -> str:
+    """Return what names runs: a folder of one or of many, an address, or the folder of the run in a file.
+
+    A file of `lockstep share` is unpacked. Raises BadParameter if it is not there.
+    """
+    path = Path(text)
+    # A folder may begin to exist while its page is shown; a file was sent, or is another one.
+    if path.suffix == ".zip" and not path.exists():
+        raise click.BadParameter(f"there is no file {text!r}: expected one of `lockstep share`")
+    return str(unpacked(path)) if path.is_file() else text
 
 
 def as_given(text: str) -> str:

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from lockstep.cli.options.completion import complete_models, complete_names
-from lockstep.cli.options.types import ListOf, share
+from lockstep.cli.options.types import list_of, share
 from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import SCHEDULES, Job
 from lockstep.common.job.losses import LOSSES
@@ -155,7 +155,7 @@ def _option(field: Field) -> Callable[[F], F]:
         flag = f"{flag}/--no-{flag[2:]}"
     kind: Any = click.Choice(field.choices) if field.choices else share if field.is_share else field.kind
     if field.is_list:
-        kind = ListOf(field.kind)
+        kind = list_of(field.kind)
     # A choice is shown in the text: in the column of flags it would push all texts to a line of their own.
     metavar = "SHARE" if field.is_share else METAVARS.get(field.name, KINDS.get(field.kind))
     if field.is_list:

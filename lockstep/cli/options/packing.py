@@ -19,8 +19,7 @@ from lockstep.cli.options.types import SEED, share_below_one
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.environment import cache_home
 from lockstep.common.runtime.notice import notice
-from lockstep.packing.again import training_data_at
-from lockstep.packing.cache import has_changed, packed_source
+from lockstep.packing.cache import has_changed, packed_source, training_data_at
 from lockstep.packing.options import DIRECT, Missing, PackOptions, known_encoding
 from lockstep.ps.records.run_folder import RECEIPT, read_receipt
 from lockstep.results.reports.display import print_plainly

@@ -2,13 +2,16 @@
 
 import math
 import re
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 if TYPE_CHECKING:  # for its name alone: a worker needs nothing of what it would import
     from lockstep.runs.trained_model import Moment
+
+T = TypeVar("T")
 
 
 def seconds(text: str) -> float:
@@ -84,41 +87,34 @@ def worker_counts(text: str) -> dict[str, int]:
     raise click.BadParameter(f"{text!r} is not a number of workers: expected one as 4, or FEWEST..MOST as 2..16")
 
 
-class WholeNumber(click.ParamType[int]):
-    """A whole number within bounds. Its bounds are in the error, and not in the help as those of `click.IntRange`."""
+def whole_number(least: int, most: int | None = None) -> Callable[[object], int]:
+    """Return what makes a text a whole number within bounds.
 
-    name = "integer"
+    The bounds are in the error, and not in the help as those of `click.IntRange`.
+    """
 
-    def __init__(self, least: int, most: int | None = None) -> None:
-        self.least, self.most = least, most
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number; a usage error says which are expected."""
+    def convert(value: object) -> int:
         text = str(value).strip()
         number = int(text) if re.fullmatch(r"[+-]?[0-9]{1,20}", text) else None
-        if number is None or number < self.least or (self.most is not None and number > self.most):
-            bounds = f">= {self.least}" if self.most is None else f"from {self.least} to {self.most}"
-            self.fail(f"{text!r}: expected a whole number {bounds}", param, ctx)
+        if number is None or number < least or (most is not None and number > most):
+            bounds = f">= {least}" if most is None else f"from {least} to {most}"
+            raise click.BadParameter(f"{text!r}: expected a whole number {bounds}")
         return number
 
+    return convert
 
-class ListOf(click.ParamType[tuple[Any, ...]]):
-    """Values of one kind, with commas between them."""
 
-    name = "list"
+def list_of(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    """Return what makes a text values of one kind, with commas between them."""
 
-    def __init__(self, kind: type[str] | type[int] | type[float] | type[bool]) -> None:
-        self.kind = kind
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        """Return the values; a usage error names one of another kind."""
-        if isinstance(value, tuple):
-            return value
+    def convert(text: str) -> tuple[T, ...]:
         try:
-            return tuple(self.kind(part.strip()) for part in value.split(",") if part.strip())
+            return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
         except ValueError:
-            self.fail(f"{value!r}: expected numbers with commas between them, as 1,1,2.5", param, ctx)
+            raise click.BadParameter(f"{text!r}: expected numbers with commas between them, as 1,1,2.5") from None
+
+    return convert
 
 
 #: The range of seeds: that of a job's.
-SEED = WholeNumber(0, 2**63 - 1)
+SEED = whole_number(0, 2**63 - 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from lockstep.cli.options.completion import RunOrAddress
+from lockstep.cli.options.completion import run_or_address
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.run import KEY_OPTION, passes_link
 from lockstep.common.errors import UsageError
@@ -24,7 +24,7 @@ ONE_RUN = "expected the folder of one run with --server or --metrics-only"
 
 
 @click.command(short_help="Show runs live in a browser.")
-@click.argument("whats", metavar="RUN...|RUNS|ADDRESS", nargs=-1, required=True, type=RunOrAddress())
+@click.argument("whats", metavar="RUN...|RUNS|ADDRESS", nargs=-1, required=True, type=run_or_address)
 @click.option("--listen", metavar="HOST:PORT", default=LOOPBACK, help="address of the page  [127.0.0.1, a free port]")
 @click.option(
     "--published",

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.local_steps import LearningCurve, LocalStepsBench, LocalStepsRow, curve_of, train
+from lockstep.bench.local_steps import LocalStepsBench, LocalStepsRow, curve_of, train
 from lockstep.cli.main import run
 from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
@@ -40,7 +40,7 @@ def test_all_see_each_sample_equally_often_and_exchange_less_often(
     ]
     values = {"model": "linear", "data": str(tmp_path / "tiny.npz"), "global_batch": 32, "epochs": 2, "lr": 0.1}
     job = msgspec.convert({**values, "weight_decay": 0.001, "micro_batches": 2}, Job)
-    scores = [train(msgspec.structs.replace(job, seed=seed), load(job.data)).score for seed in (0, 1)]
+    scores = [train(msgspec.structs.replace(job, seed=seed), load(job.data))[1] for seed in (0, 1)]
     assert rows[0].score == pytest.approx(sum(score or 0.0 for score in scores) / 2)
     assert rows[0].scores == scores
     assert rows[0].deviation is not None
@@ -68,7 +68,7 @@ def test_a_run_that_diverges_has_no_accuracy(tmp_path: Path, job_file: Path) -> 
 
 
 def test_a_curve_has_few_points_each_of_which_is_a_mean() -> None:
-    curve = curve_of(LearningCurve([float(step) for step in range(1000)], 1.0, 1000, 100))
+    curve = curve_of([float(step) for step in range(1000)], 100)
     assert len(curve) < 50
     assert curve[0] == (0.06, 2.5)
     assert curve[-1][0] == 10.0

@@ -117,16 +117,15 @@ def test_the_profile_books_calls_and_bytes_and_changes_nothing() -> None:
         (x * x).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [2.0] * 4
-    calls = {key: share.calls for key, share in profile.shares.items()}
-    assert calls == {
+    assert profile.calls == {
         ("multiply", "forward"): 1,
         ("multiply", "backward"): 2,
         ("sum", "forward"): 1,
         ("sum", "backward"): 1,
     }
-    assert profile.shares["multiply", "forward"].bytes == 3 * 16
+    assert profile.bytes["multiply", "forward"] == 3 * 16
     (x * x).sum()
-    assert profile.shares["multiply", "forward"].calls == 1
+    assert profile.calls["multiply", "forward"] == 1
 
 
 def test_the_first_steps_of_a_turn_do_not_count(tmp_path: Path) -> None:

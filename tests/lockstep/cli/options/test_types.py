@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from lockstep.cli.options.types import WholeNumber, number_range, seconds, share, worker_counts
+from lockstep.cli.options.types import number_range, seconds, share, whole_number, worker_counts
 
 
 @pytest.mark.parametrize(("text", "number"), [("0.1", 0.1), ("60", 60.0), ("1e3", 1000.0)])
@@ -87,9 +87,9 @@ def test_what_is_not_a_number_of_workers_is_refused(text: str) -> None:
 
 
 def test_a_whole_number_names_its_bounds_when_it_is_wrong() -> None:
-    assert WholeNumber(1, 8).convert("8", None, None) == 8
+    assert whole_number(1, 8)("8") == 8
     for text in ("9", "0", "1.5", "one", "", "²"):
         with pytest.raises(click.BadParameter, match=f"'{text}': expected a whole number from 1 to 8"):
-            WholeNumber(1, 8).convert(text, None, None)
+            whole_number(1, 8)(text)
     with pytest.raises(click.BadParameter, match="'7': expected a whole number >= 8"):
-        WholeNumber(8).convert("7", None, None)
+        whole_number(8)("7")
