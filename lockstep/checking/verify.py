@@ -2,6 +2,7 @@
 
 The ledger shows that each epoch used every sample once, and lists repeated computations."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -135,27 +136,16 @@ def has_signatures(run: RecordedRun) -> bool:
     )
 
 
-@dataclass
-class SignatureReport:
-    """The signatures of a run."""
+def check_signatures(run: RecordedRun, known: Mapping[str, str] | None = None) -> tuple[Counter[str], list[str]]:
+    """Check the signature of each result of a run; return how many are right by each owner, and the faults in order.
 
-    #: Signatures that are right, and by whom: the name of a key, or of a worker.
-    valid: int = 0
-    by: dict[str, int] = field(default_factory=dict)
-    #: The faults, in the order of steps.
-    faults: list[str] = field(default_factory=list)
-
-
-def check_signatures(run: RecordedRun, known: Mapping[str, str] | None = None) -> SignatureReport:
-    """Check the signature of each result of a run.
-
-    `known` are the keys that are believed, by the names of their owners: by default those that the ledger names, which
-    a forger of the ledger may have chosen.
+    An owner is the name of a key, or of a worker. `known` are the keys that are believed, by the names of their owners:
+    by default those that the ledger names, which a forger of the ledger may have chosen.
     """
     # The library for it is not part of the core, and most runs have no signatures.
     from lockstep.common.transport.auth.signing import is_signed
 
-    report, job = SignatureReport(), run.receipt.job_sha256
+    by, faults, job = Counter[str](), list[str](), run.receipt.job_sha256
     name = signed_run(run.receipt.run, run.receipt.chain[0].link)
     owners = None if known is None else {public: owner for owner, public in known.items()}
     workers: dict[int, WorkerIn] = {}
@@ -176,14 +166,13 @@ def check_signatures(run: RecordedRun, known: Mapping[str, str] | None = None) -
                     if fault:
                         who = f"worker {share.rank}" if worker is None else worker.named()
                         nodes = Node(share.lo, share.hi)
-                        report.faults.append(f"step {line.step}, micro-batches {nodes}, {who}: {fault}")
+                        faults.append(f"step {line.step}, micro-batches {nodes}, {who}: {fault}")
                     elif worker is not None:
                         owner = worker.named() if owners is None else f"key {owners[worker.signer]!r}"
-                        report.valid += 1
-                        report.by[owner] = report.by.get(owner, 0) + 1
+                        by[owner] += 1
             case _:
                 pass
-    return report
+    return by, faults
 
 
 def _pairs(line: StepDone) -> Iterator[tuple[LedgerShare, SignedResult | None]]:

@@ -1,5 +1,6 @@
 """`lockstep verify`: a recorded run, computed again on this machine."""
 
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def verify(
     if low:
         load_checkpoint_before(setup, run, low, lambda text: print_plainly(console, text))
     verifier, first = Verifier(recorded, setup), setup.shard.updates
-    found = verifier.verify(high, Watch(console, high)) or end_difference(recorded, setup, high)
+    found = verifier.verify(high, progress_to(console, high)) or end_difference(recorded, setup, high)
     if found is not None and (numerics := other_numerics(recorded, setup)):
         differ = f"the numerics differ from the run's, and so may the bits: {numerics}"
         found = replace(found, text=f"{differ}; {found.text}")
@@ -138,25 +139,26 @@ def signature_lines(recorded: RecordedRun, keys: Path | None) -> list[str]:
     if keys is None and not has_signatures(recorded):
         return []
     demand("cryptography", "signing", "a run whose results are signed")
-    report = check_signatures(recorded, None if keys is None else KeyFolder(keys).signers())
-    if report.faults:
-        more = f"; and {len(report.faults) - 1:,} more" if len(report.faults) > 1 else ""
-        raise DifferenceError(f"{report.faults[0]}{more}")
-    by = ", ".join(f"{count:,} by {owner}" for owner, count in report.by.items())
-    return [f"signatures: all {report.valid:,} results are signed: {by}"]
+    valid, faults = check_signatures(recorded, None if keys is None else KeyFolder(keys).signers())
+    if faults:
+        more = f"; and {len(faults) - 1:,} more" if len(faults) > 1 else ""
+        raise DifferenceError(f"{faults[0]}{more}")
+    by = ", ".join(f"{count:,} by {owner}" for owner, count in valid.items())
+    return [f"signatures: all {valid.total():,} results are signed: {by}"]
 
 
-class Watch:
-    """Prints now and then how far it is."""
+def progress_to(console: Console, until: int) -> Callable[[int], None]:
+    """Return what prints now and then how far it is, by the step that was compared last."""
+    clock = SystemClock()
+    shown = clock.now()
 
-    def __init__(self, console: Console, until: int) -> None:
-        self.console, self.until, self.clock = console, until, SystemClock()
-        self.shown = self.clock.now()
+    def watch(step: int) -> None:
+        nonlocal shown
+        if clock.now() - shown >= PLAIN_EVERY_S:
+            shown = clock.now()
+            print_plainly(console, f"step {step + 1}/{until}: the same so far")
 
-    def __call__(self, step: int) -> None:
-        if self.clock.now() - self.shown >= PLAIN_EVERY_S:
-            self.shown = self.clock.now()
-            print_plainly(self.console, f"step {step + 1}/{self.until}: the same so far")
+    return watch
 
 
 def wanted_steps(recorded: RecordedRun, text: str | None) -> tuple[int, int]:
