@@ -21,11 +21,10 @@ from lockstep.api.exported_model import (
     with_names,
 )
 from lockstep.api.job_inputs import Arrays, Frame, completed, job_inputs, taken_options, takes_data_in_one, with_data
-from lockstep.checking.checkup.activations import check_activations, check_initial_values, check_norms
+from lockstep.checking.checkup.activations import check_activations, check_initial_values, check_norms, signals_of
 from lockstep.checking.checkup.data import check_balance, check_classes, check_labels, check_loss, check_samples
 from lockstep.checking.checkup.first_steps import check_first_loss, check_rate, check_workers, first_steps
 from lockstep.checking.checkup.gradients import check_gradients, check_walk
-from lockstep.checking.checkup.magnitudes import signals_of
 from lockstep.checking.checkup.target import ExaminationTarget, ExaminedData, Finding, Walk, findings_lines, wrapped
 from lockstep.checking.checkup.training import TrialSubject, check_training
 from lockstep.common.autograd.tensor import Tensor

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.checking.checkup.magnitudes import SAMPLES
+from lockstep.checking.checkup.activations import SAMPLES
 from lockstep.checking.checkup.target import ExaminedData, Finding, class_named, found
 from lockstep.common.data.columns import ColumnKind
 

@@ -7,7 +7,7 @@ from statistics import median
 import msgspec
 import numpy as np
 
-from lockstep.checking.checkup.magnitudes import Signals
+from lockstep.checking.checkup.activations import Signals
 from lockstep.checking.checkup.target import ExaminationTarget, Finding, found
 from lockstep.common.aggregation.layout import layout_of, trained_parameters
 from lockstep.common.autograd.tensor import Tensor

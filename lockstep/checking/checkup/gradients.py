@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from lockstep.checking.checkup.magnitudes import ModuleCall, recorded_calls, root_mean_square
+from lockstep.checking.checkup.activations import ModuleCall, recorded_calls, root_mean_square
 from lockstep.checking.checkup.target import ExaminationTarget, Finding, Walk, found
 from lockstep.common.aggregation.layout import trained_parameters
 from lockstep.common.autograd.gradient_check import Slope, slope_along

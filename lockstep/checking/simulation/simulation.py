@@ -1,5 +1,6 @@
-"""Run a scenario: all processes of a run, their restarts, and the faults."""
+"""Run a scenario: all processes of a run, their restarts, the faults, and how a trace shows messages."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +9,6 @@ from msgspec.structs import replace
 from lockstep.checking.simulation.faults import LEADERLESS_S, Faults
 from lockstep.checking.simulation.jobs import data, job_named, load_nothing
 from lockstep.checking.simulation.launching import Launcher
-from lockstep.checking.simulation.messages import AnyMessage, describe
 from lockstep.checking.simulation.processes import (
     SILENCE_S,
     HelperProcess,
@@ -26,8 +26,10 @@ from lockstep.checking.simulation.world import Process, World
 from lockstep.common.model.source import ModelSource
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.codec import decode_header
-from lockstep.common.protocol.messages import Result, SumsFrame
+from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
 from lockstep.common.protocol.run_options import RunOptions
+from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
+from lockstep.common.protocol.standby_messages import StandbyMessage, ToStandbyMessage
 from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import ADDRESS, Link, MemoryNetwork
 from lockstep.launch.supervision.restarts import SERVER, ProcessPlace, Role
@@ -49,6 +51,29 @@ LEAST_S, REDIAL_S = 1e-4, (0.02, 0.5)
 
 #: Share of ended connections that are not reported to the server.
 SWALLOWED = 0.2
+
+
+#: All messages of a run.
+AnyMessage = (
+    WorkerMessage
+    | ServerMessage
+    | ShardMessage
+    | ToShardMessage
+    | WorkerToShardMessage
+    | StandbyMessage
+    | ToStandbyMessage
+)
+
+#: Longest value that the trace shows of a message.
+LONGEST_VALUE = 40
+
+
+def describe(message: Sequence[memoryview]) -> str:
+    """Return a message as a line, without long values."""
+    header = decode_header(message[0], AnyMessage)
+    values = {name: getattr(header, name) for name in header.__struct_fields__}
+    text = ", ".join(f"{name}={value!r}" for name, value in values.items() if len(repr(value)) <= LONGEST_VALUE)
+    return f"{type(header).__name__}({text})"
 
 
 def run_of(scenario: Scenario, root: Path, parts: Parts, world: World) -> SimulatedRun:

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lockstep.checking.checkup.activations import check_activations, check_initial_values, check_norms
-from lockstep.checking.checkup.magnitudes import ModuleCall, Signals
+from lockstep.checking.checkup.activations import (
+    ModuleCall,
+    Signals,
+    check_activations,
+    check_initial_values,
+    check_norms,
+)
 from lockstep.common import nn
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lockstep.checking.checkup.activations import Signals
 from lockstep.checking.checkup.first_steps import (
     FirstSteps,
     check_first_loss,
@@ -14,7 +15,6 @@ from lockstep.checking.checkup.first_steps import (
     check_workers,
     first_steps,
 )
-from lockstep.checking.checkup.magnitudes import Signals
 from lockstep.checking.checkup.target import ExaminationTarget
 from lockstep.common import nn
 from lockstep.common.autograd.tensor import Tensor

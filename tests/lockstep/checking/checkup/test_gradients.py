@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lockstep.checking.checkup.activations import ModuleCall
 from lockstep.checking.checkup.gradients import check_gradients, known_mistake, mismatches_of
-from lockstep.checking.checkup.magnitudes import ModuleCall
 from lockstep.checking.checkup.target import ExaminationTarget
 from lockstep.common import nn
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
