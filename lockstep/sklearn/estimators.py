@@ -5,6 +5,7 @@ that loading its pickle runs none of our code.
 """
 
 import inspect
+import math
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +37,6 @@ from lockstep.sklearn.network import (
     ColumnMoments,
     Floats,
     Network,
-    NetworkShape,
     Rows,
     column_moments,
     exported_network,
@@ -185,20 +185,9 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         shown = display_for(Console(highlight=False, quiet=not self.verbose), clock)
         # An estimator has no test set, and a job needs one: the first row stands for it.
         with replace(shown, has_test=False) as display:
-            trained = train(task, self._most_workers(), cores(), clock, display)
-        history, result = trained.result.history, trained.result
+            stream, result = train(task, self._most_workers(), cores(), clock, display)
         self.weights_sha256_, self.workers_ = result.weights_sha256, result.workers
-        self.history_ = [_figures(epoch) for epoch in history]
-        loss = history[result.weights_epoch - 1].loss
-        # partial_fit continues from these weights, with a new optimizer.
-        stream = Stream(
-            weights=trained.weights,
-            slots={},
-            moments=trained.moments,
-            passes=len(history),
-            updates=0,
-            figures={"loss": loss},
-        )
+        self.history_ = [_figures(epoch) for epoch in result.history]
         return self._hold(stream)
 
     def _partial_fit(self, x: Rows, labels: NDArray[Any], classes: int, weights: Floats | None) -> Self:
@@ -241,15 +230,15 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         self, x: NDArray[np.float32], labels: NDArray[Any], classes: int, samples: int, **changed: Any
     ) -> TrainingTask:
         """Return the training task, of which so many samples are used for training; keep how the model is built."""
-        shape = self._shape(x, labels, classes)
-        exported = exported_network(self.model, self.activation, shape)
+        sample, outputs = shape = self._shape(x, classes or labels.shape[1])
+        exported = exported_network(self.model, self.activation, sample, outputs)
         if self._columns is not None:
             x, changed = scaled(x, self._columns), {**changed, "normalize": False}
         if not classes:
             labels = labels.astype(np.float32) if self._targets is None else scaled(labels, self._targets)
         job = self._job(exported.values(), samples, **changed)
-        self._value, self._network_shape = exported.value, (shape.sample, shape.outputs)
-        return TrainingTask(job=job, data=self._data(x, labels, classes, shape), text=exported.text)
+        self._value, self._network_shape = exported.value, shape
+        return TrainingTask(job=job, data=self._data(x, labels, classes, sample), text=exported.text)
 
     def _hold(self, stream: Stream) -> Self:
         self.weights_, self.n_iter_, self.loss_ = stream.weights, stream.passes, stream.figures["loss"]
@@ -299,18 +288,18 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
             return cores() if multiprocessing.current_process().name == "MainProcess" else 0
         return resolve({}, {"workers": _plain(self.workers)})[1].workers
 
-    def _shape(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int) -> NetworkShape:
+    def _shape(self, x: NDArray[np.float32], outputs: int) -> tuple[tuple[int, ...], int]:
+        """Return the shape of a sample, and the number of outputs."""
         sample = (x.shape[1],) if self.sample_shape is None else tuple(int(size) for size in self.sample_shape)
-        shape = NetworkShape(sample=sample, outputs=classes or labels.shape[1])
-        if shape.inputs != x.shape[1]:
+        if math.prod(sample) != x.shape[1]:
             raise JobError(
-                f"sample_shape = {self.sample_shape!r} has {shape.inputs} values: expected {x.shape[1]}, as many as X "
-                "has features"
+                f"sample_shape = {self.sample_shape!r} has {math.prod(sample)} values: expected {x.shape[1]}, as many "
+                "as X has features"
             )
-        return shape
+        return sample, outputs
 
-    def _data(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int, shape: NetworkShape) -> TrainTest:
-        images = np.ascontiguousarray(x).reshape(len(x), *shape.sample)
+    def _data(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int, sample: tuple[int, ...]) -> TrainTest:
+        images = np.ascontiguousarray(x).reshape(len(x), *sample)
         # An estimator has no test set, and a run has one: its figures are not shown. The label is the last class,
         # by which a process that reads both from a file knows how many there are.
         last = np.full(1, classes - 1, np.int64) if classes else labels[:1]
@@ -331,9 +320,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
     def _model(self) -> Model:
         """Return the model with the fitted weights; one that was unpickled is built when it is first needed."""
         if self._opened is None:
-            sample, outputs = self._network_shape
-            shape = NetworkShape(sample=sample, outputs=outputs)
-            model = opened_network(self.model, self._value, shape, self._stream_seed)
+            model = opened_network(self.model, self._value, *self._network_shape, self._stream_seed)
             model.adopt(self.weights_)
             vector = np.zeros(model.layout.size, np.float32)
             model.layout.write(vector, self.weights_)

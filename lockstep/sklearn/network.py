@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +25,9 @@ Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
 #: The mean of each column, and its deviation, 1 if that is 0.
 ColumnMoments = tuple[Floats, Floats]
+
+#: The shape of one sample, (features,) or (channels, height, width).
+Shape = tuple[int, ...]
 
 #: Rows whose squares are added at once.
 BLOCK = 2**13
@@ -90,35 +92,24 @@ ACTIVATIONS: dict[str, Callable[[], Module]] = {
 }
 
 
-class NetworkShape(msgspec.Struct, frozen=True, kw_only=True):
-    """The shape of one sample, (features,) or (channels, height, width), and how many numbers come out for it."""
-
-    sample: tuple[int, ...]
-    outputs: int
-
-    @property
-    def inputs(self) -> int:
-        return math.prod(self.sample)
-
-
-def exported_network(network: Any, activation: str, shape: NetworkShape) -> ExportedModel:
-    """Return a network as a job can name it; `ModelError` or `JobError` if it is none.
+def exported_network(network: Any, activation: str, sample: Shape, outputs: int) -> ExportedModel:
+    """Return a network as a job can name it, for samples of a shape; `ModelError` or `JobError` if it is none.
 
     A function that builds it may have two parameters: the number of values of a sample, and the number of outputs.
     """
     if isinstance(network, str):
         return ExportedModel(network)
     if not _is_model(network) and not callable(network):
-        return exported(_of_sizes(_sizes(network), activation, shape))
-    model = network if _is_model(network) else _built(network, shape)
+        return exported(_of_sizes(_sizes(network), activation, sample, outputs))
+    model = network if _is_model(network) else _built(network, sample, outputs)
     return exported(model if _wants_shape(network) or is_described(model) else network)
 
 
-def opened_network(network: Any, value: str | dict[str, Any], shape: NetworkShape, seed: int) -> Model:
+def opened_network(network: Any, value: str | dict[str, Any], sample: Shape, outputs: int, seed: int) -> Model:
     """Return a new model of a network that a job named as `value`; what builds it is called again if it must be."""
     if isinstance(value, dict) or isinstance(network, str):
         return open_model(value, seed)
-    model = type(network)() if _is_model(network) else _built(network, shape)
+    model = type(network)() if _is_model(network) else _built(network, sample, outputs)
     return AutogradModel(model) if isinstance(model, Module) else torch_model(model)
 
 
@@ -126,14 +117,14 @@ def _is_model(value: object) -> bool:
     return isinstance(value, Module) or is_torch_module(value)
 
 
-def _of_sizes(hidden: Sequence[int], activation: str, shape: NetworkShape) -> Sequential:
+def _of_sizes(hidden: Sequence[int], activation: str, sample: Shape, outputs: int) -> Sequential:
     """Return linear layers with an activation after each hidden one; without a hidden layer it is a linear model."""
     if activation not in ACTIVATIONS:
         raise JobError(
             f"activation = {activation!r}{nearest(str(activation), ACTIVATIONS)}: expected one of "
             f"{', '.join(ACTIVATIONS)}"
         )
-    return dense(shape.sample, hidden, shape.outputs, ACTIVATIONS[activation])
+    return dense(sample, hidden, outputs, ACTIVATIONS[activation])
 
 
 def _sizes(network: Any) -> list[int]:
@@ -165,8 +156,8 @@ def _wants_shape(network: Callable[..., object]) -> bool:
     return bool(needed)
 
 
-def _built(network: Callable[..., object], shape: NetworkShape) -> Any:
-    built = network(shape.inputs, shape.outputs) if _wants_shape(network) else network()
+def _built(network: Callable[..., object], sample: Shape, outputs: int) -> Any:
+    built = network(math.prod(sample), outputs) if _wants_shape(network) else network()
     if not _is_model(built):
         raise ModelError(f"model = {network!r} returned {built!r}: expected a Module; does it end in `return model`?")
     return built

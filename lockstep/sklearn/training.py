@@ -6,7 +6,7 @@ Knows nothing of scikit-learn. The bits are the same, whichever processes comput
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,22 @@ UNNAMED = "estimator"
 Arrays = dict[str, Vector]
 
 
-class TrainedNetwork(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of training; the result's `workers` are 0 if this process computed."""
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """A network that is trained pass by pass on data that comes in parts, and all that the next pass needs.
 
-    #: The state dict.
+    An estimator is pickled with it; a pickled struct would name a function of msgspec.
+    """
+
     weights: Arrays
-    #: Mean and deviation that samples are prepared with.
+    #: The optimizer's slots by name, each as long as all trained values; empty before the first update.
+    slots: Arrays
     moments: tuple[float, float]
-    result: RunResult
+    passes: int
+    #: Since the slots were empty.
+    updates: int
+    #: Of the last pass, over its samples: loss, accuracy or R², and the digest of the weights.
+    figures: dict[str, Any]
 
 
 class TrainingTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,9 +94,13 @@ class TrainingTask(msgspec.Struct, frozen=True, kw_only=True):
             yield open_run(UNNAMED, job, _prepared(job, self.data, moments), options), Path(folder)
 
 
+#: A trained network, and the result; its `workers` are 0 if this process computed.
+Outcome = tuple[Stream, RunResult]
+
+
 @computing()
 @kept_numerics()
-def train(task: TrainingTask, workers: int, cores: int, clock: Clock, display: Display) -> TrainedNetwork:
+def train(task: TrainingTask, workers: int, cores: int, clock: Clock, display: Display) -> Outcome:
     """Train to the end with at most so many workers; raises as `fit`.
 
     Training begins in this process. If, by its first steps, workers would be done much sooner although they have to be
@@ -114,23 +126,40 @@ def _prepared(job: Job, data: TrainTest, moments: tuple[float, float] | None = N
 def _watch(
     setup: RunSetup, workers: int, cores: int, clock: Clock, display: Display
 ) -> Callable[[Status], None] | None:
-    """Return a function that looks at each step, None if not needed: a status takes a fiftieth of a small step."""
+    """Return a function that looks at each step, None if not needed: a status takes a fiftieth of a small step.
+
+    It times the first steps, and ends training here if so many workers, on so many cores, would be done much sooner.
+    """
     show = None if display.is_silent else display.show
     if min(workers, cores, setup.info.job.micro_batches) < 2:
         return show
-    return WorkersDecision(setup, workers, cores, clock, show)
+    ended_s = list[float]()
+
+    def watch(status: Status) -> None:
+        if show is not None:
+            show(status)
+        if len(ended_s) == DECIDING_STEPS:
+            return
+        ended_s.append(clock.now())
+        if len(ended_s) == DECIDING_STEPS:
+            step_s = float(np.median(np.diff(ended_s)))
+            here_s = (status.steps - status.step) * step_s
+            if most := quickest(step_s, here_s, setup, workers, cores):
+                raise WorkersAreQuickerError(most)
+
+    return watch
 
 
-def train_here(setup: RunSetup, clock: Clock, watch: Callable[[Status], None] | None = None) -> TrainedNetwork:
+def train_here(setup: RunSetup, clock: Clock, watch: Callable[[Status], None] | None = None) -> Outcome:
     setting = Setting(transport=NO_TRANSPORT, started=clock.now())
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder=None)
     recorder.begin(setup.shard.digest())
     result = SerialRun(setup, recorder, clock, watch).train()
     weights = setup.shard.weights if recorder.best is None else recorder.best
-    return TrainedNetwork(weights=_copies(setup.layout.read(weights)), moments=_moments(setup), result=result)
+    return _continued(setup, _copies(setup.layout.read(weights)), result), result
 
 
-def train_by_workers(setup: RunSetup, data: TrainTest, workers: int, folder: Path, display: Display) -> TrainedNetwork:
+def train_by_workers(setup: RunSetup, data: TrainTest, workers: int, folder: Path, display: Display) -> Outcome:
     """Train with a server and workers that are started for this, and end with it."""
     arrays = {
         f"{kind}_{part}": values
@@ -143,7 +172,19 @@ def train_by_workers(setup: RunSetup, data: TrainTest, workers: int, folder: Pat
         destination = Destination(folder=folder / "run", options=launch)
         result = train_on(LocalBackend(launch, template), job, destination, display)
         weights, _ = read(destination.folder / WEIGHTS)
-        return TrainedNetwork(weights=weights, moments=_moments(setup), result=result)
+        return _continued(setup, weights, result), result
+
+
+def _continued(setup: RunSetup, weights: Arrays, result: RunResult) -> Stream:
+    """Return a trained network from which passes continue, with a new optimizer."""
+    return Stream(
+        weights=weights,
+        slots={},
+        moments=_moments(setup),
+        passes=len(result.history),
+        updates=0,
+        figures={"loss": result.history[result.weights_epoch - 1].loss},
+    )
 
 
 def _moments(setup: RunSetup) -> tuple[float, float]:
@@ -161,50 +202,6 @@ class WorkersAreQuickerError(LockstepError):
     def __init__(self, workers: int) -> None:
         super().__init__(f"{workers} workers would be done sooner")
         self.workers = workers
-
-
-@dataclass
-class WorkersDecision:
-    """Times the first steps in this process, and ends training here if workers would be done much sooner."""
-
-    setup: RunSetup
-    #: The most workers that may be used, and the cores that there are for them.
-    workers: int
-    cores: int
-    clock: Clock
-    show: Callable[[Status], None] | None
-    _ended_s: list[float] = field(default_factory=list)
-
-    def __call__(self, status: Status) -> None:
-        if self.show is not None:
-            self.show(status)
-        if len(self._ended_s) == DECIDING_STEPS:
-            return
-        self._ended_s.append(self.clock.now())
-        if len(self._ended_s) == DECIDING_STEPS:
-            step_s = float(np.median(np.diff(self._ended_s)))
-            here_s = (status.steps - status.step) * step_s
-            workers = quickest(step_s, here_s, self.setup, self.workers, self.cores)
-            if workers:
-                raise WorkersAreQuickerError(workers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stream:
-    """A network that is trained pass by pass on data that comes in parts, and all that the next pass needs.
-
-    An estimator is pickled with it; a pickled struct would name a function of msgspec.
-    """
-
-    weights: Arrays
-    #: The optimizer's slots by name, each as long as all trained values; empty before the first update.
-    slots: Arrays
-    moments: tuple[float, float]
-    passes: int
-    #: Since the slots were empty.
-    updates: int
-    #: Of the last pass, over its samples: loss, accuracy or R², and the digest of the weights.
-    figures: dict[str, Any]
 
 
 @computing()

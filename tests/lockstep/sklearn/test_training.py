@@ -12,8 +12,9 @@ from lockstep.common.job.job import Job
 from lockstep.common.nn.description import describe
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.ps.records.run_folder import RunResult
 from lockstep.results.reports.display import display_for
-from lockstep.sklearn.training import TrainedNetwork, TrainingTask, train
+from lockstep.sklearn.training import Stream, TrainingTask, train
 
 #: A machine with so many cores.
 CORES = 4
@@ -50,21 +51,21 @@ def task(loss: str = "cross-entropy", classes: int = 3) -> TrainingTask:
     return TrainingTask(job=job, data=TrainTest("arrays", Dataset(x, labels, known), Dataset(x[:1], last, known)))
 
 
-def by(clock: SystemClock | SlowClock, workers: int, work: TrainingTask) -> TrainedNetwork:
+def by(clock: SystemClock | SlowClock, workers: int, work: TrainingTask) -> tuple[Stream, RunResult]:
     return train(work, workers, CORES, clock, display_for(Console(quiet=True), clock))
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", pytest.param("mse", marks=pytest.mark.slow)])
 def test_what_would_take_long_is_trained_by_workers_with_the_same_bits(loss: str) -> None:
     work = task(loss)
-    here, there = by(SystemClock(), 2, work), by(SlowClock(10.0), 2, work)
-    assert (here.result.workers, there.result.workers) == (0, 2)
-    assert there.result.weights_sha256 == here.result.weights_sha256
+    (here, result), (there, other) = by(SystemClock(), 2, work), by(SlowClock(10.0), 2, work)
+    assert (result.workers, other.workers) == (0, 2)
+    assert other.weights_sha256 == result.weights_sha256
     assert there.weights.keys() == here.weights.keys()
     assert all(np.array_equal(there.weights[name], array) for name, array in here.weights.items())
-    assert [figures(epoch) for epoch in there.result.history] == [figures(epoch) for epoch in here.result.history]
+    assert [figures(epoch) for epoch in other.history] == [figures(epoch) for epoch in result.history]
     assert there.moments == here.moments
-    assert there.result.weights_epoch == here.result.weights_epoch
+    assert other.weights_epoch == result.weights_epoch
 
 
 def figures(epoch: object) -> dict[str, object]:
@@ -74,4 +75,4 @@ def figures(epoch: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_one_worker_is_never_quicker(workers: int) -> None:
-    assert by(SlowClock(10.0), workers, task()).result.workers == 0
+    assert by(SlowClock(10.0), workers, task())[1].workers == 0
