@@ -20,8 +20,7 @@ from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.common.runtime.environment import cache_home
 from lockstep.launch.page_process import PageProcess, PageRequest
-from lockstep.packing.again import training_data_at
-from lockstep.packing.cache import unwatched
+from lockstep.packing.cache import training_data_at, unwatched
 from lockstep.packing.files import pictures_below
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
@@ -207,7 +206,7 @@ class Run(msgspec.Struct, frozen=True, dict=True):
             return rows_in(path)
         demand("pillow", "predict", f"predicting {one_line(str(path))}")
         # Here, because the extra may be missing if no picture is read.
-        from lockstep.results.evaluation.image_file import read_image
+        from lockstep.packing.pictures import read_image
 
         recognizer = Recognizer.of(self._predictor, centres=True)
         pictures = pictures_below(path)[0] if path.is_dir() else [path]

@@ -22,6 +22,7 @@ from lockstep.common.runtime.version import VERSION
 from lockstep.packing.files import files_below, has_pictures, table_files
 from lockstep.packing.options import PackOptions, Spelling, Watch
 from lockstep.packing.pack import pack
+from lockstep.ps.records.run_folder import read_receipt
 
 #: Shows how far packing is, for as long as the context lasts.
 Progress = Callable[[str], AbstractContextManager[Watch]]
@@ -83,6 +84,21 @@ def packed_source(
     if loss is not None:
         _check_target(source, folder, loss, options.spelled)
     return str(folder)
+
+
+def training_data_at(
+    run: Path, place: str | None, cache: Path, progress: Progress, say: Callable[[str], None]
+) -> str | None:
+    """Return where the training data of a run can be loaded from, None if no place was given.
+
+    A table, pictures or arrays without a test set are packed into the cache, with the options that the run's receipt
+    has. DataError if it has none, or as of `packed_source`.
+    """
+    if place is None or not is_to_be_packed(place):
+        return place
+    kept = read_receipt(run).data
+    options = PackOptions() if kept is None else PackOptions.recorded(kept.origin)
+    return packed_source(place, options, None, cache, progress, say)
 
 
 def _record_origin(folder: Path, origin: Origin) -> None:

@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-import msgspec
 import pyarrow as pa
 import pyarrow.csv
 
@@ -39,11 +38,8 @@ _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "|"}
 _MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
-class CsvForm(msgspec.Struct, frozen=True):
-    """The separator of the values of a CSV file, and how its bytes become texts, by pyarrow's name."""
-
-    delimiter: str
-    encoding: str
+#: The separator of the values of a CSV file, and how its bytes become texts, by pyarrow's name.
+CsvForm = tuple[str, str]
 
 
 def form_of(path: Path, options: PackOptions) -> tuple[CsvForm, list[str]]:
@@ -56,7 +52,7 @@ def form_of(path: Path, options: PackOptions) -> tuple[CsvForm, list[str]]:
     if delimiter != (options.delimiter or _by_name(path)):
         flag = options.spelled("delimiter", delimiter)
         notes.append(f"{one_line(path.name)} has {_NAMES[delimiter]} between its values ({flag})")
-    return CsvForm(delimiter, encoding), notes
+    return (delimiter, encoding), notes
 
 
 def opened(path: Path) -> BinaryIO:
@@ -145,13 +141,13 @@ class CsvTable(Table):
             with named_errors(path, "a CSV file"):
                 self._forms[path], notes = form_of(path, self.options)
             self.notes += notes
-            self.may_group = self.may_group or (self._forms[path].delimiter == ";" and self.options.decimal == ".")
+            self.may_group = self.may_group or (self._forms[path][0] == ";" and self.options.decimal == ".")
         raw = self._open(self.paths[0], {}, threads=False).schema.names
         self._raw = {name.strip(): name for name in raw}
         self.schema = pa.schema([pa.field(name.strip(), pa.string()) for name in raw])
 
     def _open(self, path: Path, types: Mapping[str, Any], *, threads: bool) -> Any:
-        form = self._forms[path]
+        delimiter, encoding = self._forms[path]
         convert = pyarrow.csv.ConvertOptions(
             # Other missing values are found later, in the texts.
             null_values=[*MISSING_TEXTS, *self.options.na],
@@ -159,8 +155,8 @@ class CsvTable(Table):
             column_types=types,
             include_columns=list(types) or None,
         )
-        parse = pyarrow.csv.ParseOptions(delimiter=form.delimiter, newlines_in_values=True)
-        read = pyarrow.csv.ReadOptions(use_threads=threads, block_size=BLOCK, encoding=form.encoding)
+        parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        read = pyarrow.csv.ReadOptions(use_threads=threads, block_size=BLOCK, encoding=encoding)
         with named_errors(path, "a CSV file"):
             try:
                 return pyarrow.csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert)
@@ -170,7 +166,7 @@ class CsvTable(Table):
                     f"{one_line(str(path))}: has not the columns of {first}: expected the same header"
                 ) from None
             except UnicodeError:
-                raise not_decodable(path, form.delimiter, self.options) from None
+                raise not_decodable(path, delimiter, self.options) from None
             except pa.ArrowInvalid as error:
                 raise self._described(path, error) from None
 
@@ -214,7 +210,7 @@ class CsvTable(Table):
                 elif isinstance(error, DataError):
                     raise
                 elif isinstance(error, UnicodeError):
-                    raise not_decodable(path, self._forms[path].delimiter, self.options) from None
+                    raise not_decodable(path, self._forms[path][0], self.options) from None
                 else:
                     raise self._with_row(path, types, error) from None
 
@@ -234,7 +230,7 @@ class CsvTable(Table):
         """Return pyarrow's error in the form of ours."""
         named, text = one_line(str(path)), one_line(str(error), 200)
         if "invalid UTF8" in text:
-            return not_decodable(path, self._forms[path].delimiter, self.options)
+            return not_decodable(path, self._forms[path][0], self.options)
         place = re.search(r"Row #(\d+): ?", text)
         if found := re.search(r"Expected (\d+) columns, got (\d+)", text):
             row = f"row {place[1]}" if place else "a row"
@@ -264,19 +260,18 @@ class CsvTable(Table):
 
     def _open_quote(self, path: Path) -> DataError | None:
         """Return the error for a quote that is not closed within a block, or never; None if all are."""
-        form, row, lines = self._forms[path], 0, list[str]()
-        encoding = "utf-8" if form.encoding == "utf8" else form.encoding
+        (delimiter, encoding), row, lines = self._forms[path], 0, list[str]()
         with (
             named_errors(path, "a CSV file"),
             io.TextIOWrapper(opened(path), encoding, errors="replace", newline="") as file,
         ):
-            reader = csv.reader(_kept(file, lines), delimiter=form.delimiter)
+            reader = csv.reader(_kept(file, lines), delimiter=delimiter)
             try:
                 for values in reader:
                     row += bool(values)
                     last = "".join(lines)
                     lines.clear()
-                for _ in csv.reader(io.StringIO(last, newline=""), delimiter=form.delimiter, strict=True):
+                for _ in csv.reader(io.StringIO(last, newline=""), delimiter=delimiter, strict=True):
                     pass
             except csv.Error as error:
                 if "unexpected end" in str(error):

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
-
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 
@@ -28,11 +26,8 @@ _ENCODINGS = {_DATA: 2, _DATA_V2: 4}
 _SHARES_BEGINNINGS = 7
 
 
-class PageSizes(msgspec.Struct, frozen=True):
-    """The largest page of a column, and what its longest text may have, in bytes."""
-
-    page: int = 0
-    text: int = 0
+#: The largest page of a column, and what its longest text may have, in bytes.
+PageSizes = tuple[int, int]
 
 
 def rows_at_once(path: Path, metadata: Any, columns: Sequence[str], most: int) -> int:
@@ -53,8 +48,8 @@ def rows_at_once(path: Path, metadata: Any, columns: Sequence[str], most: int) -
         for chunk in _chunks(metadata):
             name = chunk.path_in_schema
             if name in columns:
-                sizes[name] = _joined(sizes.get(name, PageSizes()), _sizes_of(named, file, chunk))
-    pages, texts = (sum(getattr(each, field) for each in sizes.values()) for field in ("page", "text"))
+                sizes[name] = _joined(sizes.get(name, (0, 0)), _sizes_of(named, file, chunk))
+    pages, texts = (sum(each[place] for each in sizes.values()) for place in (0, 1))
     if pages > max(MOST_PAGES, MOST_TIMES * size):
         raise DataError(
             f"{named}: {size:,} bytes of file become pages of {pages:,} bytes: expected at most {MOST_PAGES:,}; write "
@@ -69,12 +64,12 @@ def _chunks(metadata: Any) -> Iterator[Any]:
 
 
 def _joined(one: PageSizes, other: PageSizes) -> PageSizes:
-    return PageSizes(max(one.page, other.page), max(one.text, other.text))
+    return max(one[0], other[0]), max(one[1], other[1])
 
 
 def _sizes_of(named: str, file: BinaryIO, chunk: Any) -> PageSizes:
     """Return the sizes of a column's pages in a row group."""
-    begin, found = chunk.data_page_offset, PageSizes()
+    begin, found = chunk.data_page_offset, (0, 0)
     if chunk.dictionary_page_offset is not None:
         begin = min(begin, chunk.dictionary_page_offset)
     end = begin + chunk.total_compressed_size
@@ -93,7 +88,7 @@ def _sizes_in(header: dict[int, Any], *, is_text: bool) -> PageSizes:
     encodings = [_struct(header, kind).get(field) for kind, field in _ENCODINGS.items()]
     is_shared = _SHARES_BEGINNINGS in encodings
     # Other texts are as long in memory as in their page.
-    return PageSizes(size, size if is_text and (_DICTIONARY in header or is_shared) else 0)
+    return size, size if is_text and (_DICTIONARY in header or is_shared) else 0
 
 
 def _struct(header: dict[int, Any], field: int) -> dict[int, Any]:

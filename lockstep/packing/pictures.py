@@ -4,6 +4,7 @@ A file may be hostile, and its content chooses what a decoder does. So its forma
 and it is decoded only if memory has room for its pixels.
 """
 
+import math
 import re
 import struct
 import warnings
@@ -46,6 +47,8 @@ _RAISED = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, A
 _ORIENTATION = 0x0112
 #: Rows that are converted at once.
 _STRIP = 256
+#: Pixels that an image to predict from keeps: no model takes more, and as float64 in four channels they take 32 MB.
+MOST_KEPT = 2**20
 
 
 @contextmanager
@@ -145,6 +148,37 @@ def on_white(opened: Image.Image) -> Image.Image:
         strip = opened.crop((0, top, opened.width, min(top + _STRIP, opened.height))).convert("RGBA")
         solid.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
     return solid
+
+
+def read_image(path: Path) -> NDArray[np.float64]:
+    """Return an image as (3, height, width), from 0 to 1, upright. Raises DataError if the file is not an image.
+
+    One of more than `MOST_KEPT` pixels is made smaller. Transparent areas become white if the drawing is dark, and
+    black if it is light.
+    """
+    with open_picture(path) as opened:
+        turn_upright(opened)
+        if (deep := deep_pixels(opened)) is not None:
+            values, white = deep
+            opened.close()  # frees its pixels, here and below
+            gray = _reduced(Image.fromarray(np.divide(values, white, dtype=np.float32)))
+            return np.broadcast_to(np.asarray(gray, np.float64), (3, gray.height, gray.width))
+        image = opened.convert("RGBA")
+        opened.close()
+        return _on_paper(_reduced(image))
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    factor = math.ceil(math.sqrt(image.width * image.height / MOST_KEPT))
+    return image.reduce(factor) if factor > 1 else image
+
+
+def _on_paper(image: Image.Image) -> NDArray[np.float64]:
+    rgba = np.asarray(image, dtype=np.float64).transpose(2, 0, 1) / 255.0
+    colours, opacity = rgba[:3], rgba[3]
+    drawn = float(opacity.sum())
+    is_light = drawn > 0 and float((colours.mean(axis=0) * opacity).sum()) > 0.5 * drawn
+    return np.asarray(colours * opacity + (0.0 if is_light else 1.0) * (1.0 - opacity))
 
 
 #: Names of a folder with the test set's pictures, next to `train`.

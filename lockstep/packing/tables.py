@@ -303,18 +303,15 @@ class Table(ABC):
             yield TableBatch(named, row, batch.num_rows, found)
 
 
-class _PandasMetadata(msgspec.Struct):
-    """Metadata that pandas writes next to a schema: the names of columns that are its index, or how it is counted."""
-
-    index_columns: list[Any] = []
-
-
 def _pandas_index(schema: pa.Schema) -> list[str]:
+    """Return the columns that are the index of a pandas frame, by the metadata that pandas writes next to a schema."""
     try:
-        known = msgspec.json.decode((schema.metadata or {}).get(b"pandas", b"{}"), type=_PandasMetadata)
+        known = msgspec.json.decode((schema.metadata or {}).get(b"pandas", b"{}"), type=dict[str, Any])
     except msgspec.DecodeError:
         return []
-    return [name for name in known.index_columns if isinstance(name, str) and name in schema.names]
+    # Besides names, it has how a plain index is counted.
+    named = known.get("index_columns")
+    return [name for name in (named if isinstance(named, list) else []) if name in schema.names]
 
 
 def _kind_of_type(kind: pa.DataType) -> ColumnKind | None:

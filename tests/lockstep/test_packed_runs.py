@@ -12,9 +12,9 @@ import pytest
 from lockstep import fit, load_run, nn
 from lockstep.api.run import Run
 from lockstep.cli.main import run
+from lockstep.cli.results.export import write_model
 from lockstep.common.errors import DataError, JobError
 from lockstep.common.files.safetensors import read
-from lockstep.results.evaluation.export import write_model
 from lockstep.runs.trained_model import open_trained
 
 pa = pytest.importorskip("pyarrow")

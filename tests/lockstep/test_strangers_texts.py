@@ -15,7 +15,7 @@ from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.client import say
 from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
 from lockstep.results.reports.display import Display, NotebookPage, display_for, print_plainly
-from lockstep.results.reports.plots.worker_timeline import read_timeline
+from lockstep.results.reports.plots.curves import read_timeline
 from lockstep.results.reports.summary import show_advice
 from tests.lockstep.results.reports.plots.records import write_ledger, write_steps
 from tests.lockstep.statuses import result, status, worker

@@ -1,11 +1,11 @@
-"""`lockstep plot`: plots of runs."""
+"""`lockstep plot`: plots of runs, or their curves as event files of TensorBoard."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import click
-from msgspec.structs import replace
+import numpy as np
 from rich.console import Console
 
 from lockstep.cli.options.completion import RunPath, as_given
@@ -16,12 +16,15 @@ from lockstep.common.errors import UsageError
 from lockstep.launch.run_end import PICTURE
 from lockstep.ps.records.metrics import METRICS
 from lockstep.results.reports.display import print_plainly
-from lockstep.results.reports.plots.curves import RunCurves, read_curves
+from lockstep.results.reports.plots.curves import RunCurves, parts_of, read_curves
 from lockstep.runs.own_command import demand
 
 #: The default folder for plots of several runs, and with a folder in it for each file of a run. Those of a single run
 #: go into its own folder.
 PLOTS = Path("plots")
+
+#: The suffix of our event files.
+SUFFIX = ".lockstep"
 
 
 @click.command(short_help="Plot runs as PNG files.")
@@ -87,7 +90,7 @@ def _name_of(run: Path) -> str:
 
 
 def _curves_of(runs: tuple[Path, ...]) -> list[RunCurves]:
-    curves = [replace(read_curves(run), name=_name_of(run)) for run in runs]
+    curves = [read_curves(run, _name_of(run)) for run in runs]
     names = [each.name for each in curves]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -114,12 +117,59 @@ def _plots(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path, traini
 
 
 def _events(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> Iterator[str]:
-    # Imported here, since the extra may not be installed.
-    from lockstep.results.reports.plots.event_files import write_events
-
     for run, each in zip(runs, curves, strict=True):
         # The last line was written when the run ended, or just now.
         ended = (run / METRICS).stat().st_mtime
         duration_s = max([float(each.seconds[-1]), *(epoch.wall_s for epoch in each.epochs)])
         write_events(each, folder / each.name, ended - duration_s)
         yield f"wrote {folder / each.name}: show it with `tensorboard --logdir {folder}`"
+
+
+def write_events(curves: RunCurves, folder: Path, start: float) -> None:
+    """Write the figures of one run into a folder of its own; `start` is its beginning in seconds since 1970.
+
+    Training figures are by step, and evaluations at the number of steps before them. Replaces the files of an earlier
+    call, since TensorBoard would draw both as one zigzag line.
+    """
+    # Imported here, since the extra may not be installed.
+    from tensorboardX import SummaryWriter
+
+    for earlier in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
+        earlier.unlink()
+    with SummaryWriter(str(folder), max_queue=1000, filename_suffix=SUFFIX) as writer:
+        seconds, steps = curves.column("round_s"), curves.column("step").astype(int).tolist()
+        scores = [name for name in ("accuracy", "r2", *curves.steps.others) if curves.has(name)]
+        columns = {
+            "loss/train": curves.column("loss"),
+            **{f"{name}/train": curves.column(name) for name in scores},
+            "learning_rate": curves.column("lr"),
+            "throughput/samples_per_s": np.divide(
+                curves.column("samples"), seconds, out=np.zeros(len(steps)), where=seconds > 0
+            ),
+            **{f"step_ms/{name}": 1e3 * values for name, values in parts_of(curves.column).items()},
+        }
+        ended_s = curves.seconds
+        for place, step in enumerate(steps):
+            for tag, values in columns.items():
+                writer.add_scalar(tag, float(values[place]), step, walltime=start + float(ended_s[place]))
+        ends = curves.ends
+        for epoch in curves.epochs:
+            at, after = start + epoch.wall_s, ends.get(epoch.epoch, 0)
+            figures = {
+                "loss/test": epoch.test_loss,
+                **_score("test", epoch.test_accuracy, epoch.test_r2, epoch.of_set("test_")),
+            }
+            if epoch.val_loss is not None:
+                figures |= {
+                    "loss/validation": epoch.val_loss,
+                    **_score("validation", epoch.val_accuracy, epoch.val_r2, epoch.of_set("val_")),
+                }
+            for tag, value in figures.items():
+                writer.add_scalar(tag, value, after, walltime=at)
+
+
+def _score(
+    part: str, accuracy: float | None, r2: float | None, metrics: Mapping[str, float] | None
+) -> dict[str, float]:
+    named = {"accuracy": accuracy, "r2": r2, **(metrics or {})}
+    return {f"{name}/{part}": value for name, value in named.items() if value is not None}

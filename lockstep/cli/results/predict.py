@@ -96,7 +96,7 @@ def predict(
         return
     demand("pillow", "predict", "lockstep predict")
     # Here, as the extra may be missing for other commands.
-    from lockstep.results.evaluation.image_file import read_image
+    from lockstep.packing.pictures import read_image
 
     recognizer = Recognizer.of(predictor, centres=not no_center)
     pictures = files_of(inputs)

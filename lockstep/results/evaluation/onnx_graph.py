@@ -224,30 +224,24 @@ def graph_of(trace: Trace, weights: dict[str, NDArray[Any]], targets: Sequence[C
     return graph
 
 
-class Port(msgspec.Struct, frozen=True):
-    """An input or output of a graph, of any number of samples."""
-
-    name: str
-    #: The number of its type in ONNX.
-    kind: int
-    #: Of one sample.
-    shape: tuple[int, ...] = ()
-
-    def described(self) -> ValueInfoProto:
-        return helper.make_tensor_value_info(self.name, self.kind, ["samples", *self.shape])
+def _port(name: str, kind: int, shape: Sequence[int] = ()) -> ValueInfoProto:
+    """Return an input or output of a graph, of any number of samples, each of that shape; `kind` is of ONNX."""
+    return helper.make_tensor_value_info(name, kind, ["samples", *shape])
 
 
-def sample_port(name: str, sample_shape: Sequence[int], *, of_tokens: bool = False) -> Port:
+def sample_port(name: str, sample_shape: Sequence[int], *, of_tokens: bool = False) -> ValueInfoProto:
     """Return the input for prepared samples, float32, or for tokens, int64; the only one has no name of its own."""
-    return Port(name or INPUT, TensorProto.INT64 if of_tokens else TensorProto.FLOAT, tuple(sample_shape))
+    return _port(name or INPUT, TensorProto.INT64 if of_tokens else TensorProto.FLOAT, sample_shape)
 
 
-def output_port(shape: Sequence[int]) -> Port:
+def output_port(shape: Sequence[int]) -> ValueInfoProto:
     """Return the output that `graph_of` ends in, float32."""
-    return Port(OUTPUT, TensorProto.FLOAT, tuple(shape))
+    return _port(OUTPUT, TensorProto.FLOAT, shape)
 
 
-def onnx_bytes(graph: OnnxGraph, inputs: Sequence[Port], outputs: Sequence[Port], metadata: Mapping[str, str]) -> bytes:
+def onnx_bytes(
+    graph: OnnxGraph, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto], metadata: Mapping[str, str]
+) -> bytes:
     """Return the content of the file, checked by the checker of the package.
 
     Raises ModelError for an input whose name is used within the graph.
@@ -259,8 +253,8 @@ def onnx_bytes(graph: OnnxGraph, inputs: Sequence[Port], outputs: Sequence[Port]
         helper.make_graph(
             graph.nodes,
             "lockstep",
-            [each.described() for each in inputs],
-            [each.described() for each in outputs],
+            inputs,
+            outputs,
             [numpy_helper.from_array(np.array(array, order="C"), name) for name, array in graph.arrays.items()],
         ),
         opset_imports=[helper.make_opsetid(domain, versions[domain]) for domain in used],
@@ -273,7 +267,7 @@ def onnx_bytes(graph: OnnxGraph, inputs: Sequence[Port], outputs: Sequence[Port]
     return content
 
 
-def _check_names(graph: OnnxGraph, inputs: Sequence[Port]) -> None:
+def _check_names(graph: OnnxGraph, inputs: Sequence[ValueInfoProto]) -> None:
     used = {name for node in graph.nodes for name in node.output} | graph.arrays.keys()
     odd = next((each.name for each in inputs if each.name in used or not each.name), None)
     if odd is not None:
@@ -586,10 +580,10 @@ CLASS, PROBABILITIES, PREDICTIONS = "class", "probabilities", "predictions"
 
 def with_table(
     graph: OnnxGraph, manifest: Conversion, preparation: Preparation
-) -> tuple[OnnxGraph, list[Port], list[Port]]:
+) -> tuple[OnnxGraph, list[ValueInfoProto], list[ValueInfoProto]]:
     """Return the graph from columns to predictions, with its inputs and outputs."""
     whole = OnnxGraph(arrays=dict(graph.arrays), prefix="table.")
-    inputs = [_port(column) for column in manifest.columns]
+    inputs = [_column_port(column) for column in manifest.columns]
     samples = _samples(whole, manifest.columns)
     _prepare(whole, samples, preparation)
     whole.nodes += graph.nodes
@@ -598,8 +592,8 @@ def with_table(
     return whole, inputs, outputs
 
 
-def _port(column: Column) -> Port:
-    return Port(column.name, TensorProto.STRING if column.kind is ColumnKind.CATEGORY else TensorProto.DOUBLE)
+def _column_port(column: Column) -> ValueInfoProto:
+    return _port(column.name, TensorProto.STRING if column.kind is ColumnKind.CATEGORY else TensorProto.DOUBLE)
 
 
 def _samples(graph: OnnxGraph, columns: Sequence[Column]) -> str:
@@ -655,7 +649,7 @@ def _unusable(graph: OnnxGraph, samples: str) -> str:
     return graph.add("IsNaN", [graph.add("Sub", [total, total])])  # infinity minus itself is NaN
 
 
-def _classes(graph: OnnxGraph, manifest: Conversion, unusable: str) -> list[Port]:
+def _classes(graph: OnnxGraph, manifest: Conversion, unusable: str) -> list[ValueInfoProto]:
     shares = graph.add("Softmax", [OUTPUT], axis=-1)
     graph.add("Where", [unusable, graph.constant(np.float32(np.nan)), shares], PROBABILITIES)
     names = class_names_of(manifest)
@@ -663,13 +657,13 @@ def _classes(graph: OnnxGraph, manifest: Conversion, unusable: str) -> list[Port
     place = graph.add("Where", [unusable, graph.constant(np.int64(-1)), likeliest])
     table: dict[str, Any] = {"keys_int64s": list(range(len(names))), "values_strings": names, "default_string": ""}
     graph.add("LabelEncoder", [graph.add("Squeeze", [place, graph.integers(1)])], CLASS, domain=TABLES, **table)
-    return [Port(CLASS, TensorProto.STRING), Port(PROBABILITIES, TensorProto.FLOAT, (len(names),))]
+    return [_port(CLASS, TensorProto.STRING), _port(PROBABILITIES, TensorProto.FLOAT, (len(names),))]
 
 
-def _numbers(graph: OnnxGraph, targets: Sequence[Column], unusable: str) -> list[Port]:
+def _numbers(graph: OnnxGraph, targets: Sequence[Column], unusable: str) -> list[ValueInfoProto]:
     numbers = _unscaled(graph, OUTPUT, targets)
     graph.add("Where", [unusable, graph.constant(np.float64(np.nan)), numbers], PREDICTIONS)
-    return [Port(PREDICTIONS, TensorProto.DOUBLE, (len(targets),))]
+    return [_port(PREDICTIONS, TensorProto.DOUBLE, (len(targets),))]
 
 
 def _unscaled(graph: OnnxGraph, output: str, targets: Sequence[Column]) -> str:

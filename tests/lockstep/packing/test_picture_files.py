@@ -23,8 +23,12 @@ from tests.lockstep.packing.test_pictures import picture
 
 Image = pytest.importorskip("PIL.Image")
 
-from lockstep.packing.pictures import MOST_PIXELS, open_picture  # noqa: E402  # what may be missing
-from lockstep.results.evaluation.image_file import MOST_KEPT, read_image  # noqa: E402
+from lockstep.packing.pictures import (  # noqa: E402  # what may be missing
+    MOST_KEPT,
+    MOST_PIXELS,
+    open_picture,
+    read_image,
+)
 
 #: An EPS: Pillow starts Ghostscript for it, under whatever name.
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\nshowpage\n"
