@@ -199,6 +199,6 @@ def _weights(model: Model) -> dict[str, NDArray[Any]]:
 
 
 def _display(verbose: bool) -> Display:
-    if verbose and (output := cell_output()) is not None:
-        return Display(NotebookPage(output.show), SystemClock())
+    if verbose and (show := cell_output()) is not None:
+        return Display(NotebookPage(show), SystemClock())
     return display_for(Console(highlight=False, quiet=not verbose), SystemClock())

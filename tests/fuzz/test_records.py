@@ -31,8 +31,7 @@ from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.receipt import Receipt, ReceiptLink
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, read_result
 from lockstep.ps.run.plan import plan_of
-from lockstep.results.reports.plots.curves import read_curves
-from lockstep.results.reports.plots.worker_timeline import read_timeline
+from lockstep.results.reports.plots.curves import read_curves, read_timeline
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.run_dir import JOB
 from tests.fuzz.bar import amounts, bear, examine

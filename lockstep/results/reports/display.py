@@ -340,27 +340,29 @@ class NotebookPage:
         self.show(printable("\n".join([*lines, self._progress] if self._progress else lines)))
 
 
-@dataclass
-class CellOutput:
-    """An output of the running cell, by the display function of IPython."""
+def output_by(display: Callable[..., Any]) -> Callable[[str], None]:
+    """Return what shows a text in one output of the running cell, in place of the one before.
 
-    #: Called with a bundle of what to show; `display_id=True` makes an output, and returns its handle.
-    display: Callable[..., Any]
-    _handle: Any = None
+    `display` is that of IPython: with `display_id=True` it makes an output, and returns its handle.
+    """
+    handle: Any = None
 
-    def show(self, text: str) -> None:
+    def show(text: str) -> None:
+        nonlocal handle
         bundle = {"text/plain": text}
-        if self._handle is not None:
-            self._handle.update(bundle, raw=True)
+        if handle is not None:
+            handle.update(bundle, raw=True)
         elif text:
-            self._handle = self.display(bundle, raw=True, display_id=True)
+            handle = display(bundle, raw=True, display_id=True)
+
+    return show
 
 
-def cell_output() -> CellOutput | None:
-    """Return an output of the running cell, or None outside a notebook."""
+def cell_output() -> Callable[[str], None] | None:
+    """Return what shows a text below the running cell, or None outside a notebook."""
     # Looked up among the loaded modules, so that no other process imports IPython.
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is None or not getattr(shell, "kernel", None):
         return None
     display = getattr(sys.modules.get("IPython.display"), "display", None)
-    return None if display is None else CellOutput(display)
+    return None if display is None else output_by(display)

@@ -3,7 +3,6 @@
 The figures of steps are columns, and curves are as short as a screen is wide. The ledger gives the workers of a run,
 their shares of the last steps, and events."""
 
-import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -16,10 +15,9 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from lockstep.common.errors import FailureKind, LockstepError
+from lockstep.common.errors import LockstepError
 from lockstep.common.files.reading import known_lines
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.records.ledger import (
     EpochDone,
@@ -34,10 +32,10 @@ from lockstep.ps.records.ledger import (
     WorkerIn,
     WorkerOut,
 )
-from lockstep.ps.records.metrics import METRICS, FailureRecord, Record, StepRecord
+from lockstep.ps.records.metrics import METRICS, Record
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
-from lockstep.results.reports.plots.curves import Floats, StepColumns
+from lockstep.results.reports.plots.curves import Floats, RunCurves, StepColumns
 from lockstep.runs.run_dir import JOB, has_begun, recorded
 
 #: Most bytes that are read at once, so that a long file never fills memory.
@@ -127,52 +125,6 @@ class LineFollower:
 
 #: The curves over the steps; `throughput` is samples per second.
 CURVES = ("loss", "accuracy", "r2", "lr", "throughput")
-
-
-@dataclass
-class MetricsFigures:
-    """The figures in `metrics.jsonl` of a run so far."""
-
-    steps: StepColumns = field(default_factory=StepColumns)
-    #: In order; an epoch that was made again counts as it was made last.
-    epochs: list[EpochRecord] = field(default_factory=list)
-    #: Why the run failed, empty if it has not, or goes on; and whether it was only interrupted.
-    failure: str = ""
-    is_interrupted: bool = False
-
-    def add(self, records: Iterable[Record]) -> None:
-        """Add new records."""
-        steps = list[StepRecord]()
-        for record in records:
-            match record:
-                case StepRecord():
-                    steps.append(record)
-                    self.failure = ""
-                case EpochRecord():
-                    self.epochs = [epoch for epoch in self.epochs if epoch.epoch < record.epoch]
-                    self.epochs.append(record)
-                case FailureRecord():
-                    self.failure = record.failure
-                    self.is_interrupted = record.cause == FailureKind.INTERRUPTED
-        self.steps.extend(steps)
-
-    def add_status(self, status: Status) -> None:
-        """Add what a server says of its run, for a page without the run's folder: means over the epoch so far."""
-        if status.step and (not self.steps.count or status.step - 1 > self.steps["step"][-1]):
-            record = StepRecord(
-                step=status.step - 1,
-                epoch=status.epoch,
-                loss=status.loss,
-                lr=math.nan,
-                samples=round(status.images_per_s),
-                round_s=1.0,
-                accuracy=status.accuracy,
-                r2=status.r2,
-            )
-            self.steps.extend([record])
-        for epoch in status.history:
-            if epoch.epoch > (self.epochs[-1].epoch if self.epochs else 0):
-                self.epochs.append(epoch)
 
 
 def curves(columns: StepColumns, first: float, last: float, points: int) -> dict[str, list[float | None]]:
@@ -370,7 +322,7 @@ class WatchedFiles:
     launch: RunOptions | None = None
     result: RunResult | None = None
     receipt: Receipt | None = None
-    metrics: MetricsFigures = field(default_factory=MetricsFigures)
+    metrics: RunCurves = field(default_factory=RunCurves)
     ledger: LedgerFigures = field(default_factory=LedgerFigures)
     _metrics_file: LineFollower = field(init=False)
     _ledger_file: LineFollower = field(init=False)
@@ -388,7 +340,7 @@ class WatchedFiles:
     def read_lines(self) -> tuple[bool, bool]:
         """Read a part of the new lines; return whether there are any, and whether there is more."""
         lines, records = self._metrics_file.read_records(Record)
-        self.metrics = MetricsFigures() if lines.is_restarted else self.metrics
+        self.metrics = RunCurves() if lines.is_restarted else self.metrics
         self.metrics.add(records)
         more, entries = self._ledger_file.read_records(Line)
         self.ledger = LedgerFigures() if more.is_restarted else self.ledger

@@ -1,9 +1,13 @@
-"""The figures of a run over its steps, as arrays from `metrics.jsonl`; plots nothing."""
+"""The records of a run for plots, which are made elsewhere.
+
+The figures over its steps are arrays from `metrics.jsonl`; the work of each worker, with its times, is from the ledger.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
+from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
 
@@ -11,9 +15,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.errors import FileFormatError
-from lockstep.common.protocol.messages import EpochRecord
-from lockstep.ps.records.metrics import METRICS, StepRecord, read_metrics
+from lockstep.common.errors import FailureKind, FileFormatError
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.protocol.messages import EpochRecord, Status
+from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
+from lockstep.ps.records.metrics import METRICS, FailureRecord, Record, StepRecord, read_metrics
+from lockstep.ps.records.run_folder import LEDGER, read_ledger
 
 Floats = NDArray[np.float64]
 
@@ -80,12 +87,51 @@ def _metric(name: str, record: StepRecord) -> float | None:
     return (record.metrics or {}).get(name)
 
 
-class RunCurves(msgspec.Struct, frozen=True, dict=True):
-    """The figures of one run, finished or not."""
+@dataclass
+class RunCurves:
+    """The figures in `metrics.jsonl` of a run so far, finished or not."""
 
-    name: str
-    steps: StepColumns
-    epochs: list[EpochRecord]
+    name: str = ""
+    steps: StepColumns = field(default_factory=StepColumns)
+    #: In order; an epoch that was made again counts as it was made last.
+    epochs: list[EpochRecord] = field(default_factory=list)
+    #: Why the run failed, empty if it has not, or goes on; and whether it was only interrupted.
+    failure: str = ""
+    is_interrupted: bool = False
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Add new records."""
+        steps = list[StepRecord]()
+        for record in records:
+            match record:
+                case StepRecord():
+                    steps.append(record)
+                    self.failure = ""
+                case EpochRecord():
+                    self.epochs = [epoch for epoch in self.epochs if epoch.epoch < record.epoch]
+                    self.epochs.append(record)
+                case FailureRecord():
+                    self.failure = record.failure
+                    self.is_interrupted = record.cause == FailureKind.INTERRUPTED
+        self.steps.extend(steps)
+
+    def add_status(self, status: Status) -> None:
+        """Add what a server says of its run, for a page without the run's folder: means over the epoch so far."""
+        if status.step and (not self.steps.count or status.step - 1 > self.steps["step"][-1]):
+            record = StepRecord(
+                step=status.step - 1,
+                epoch=status.epoch,
+                loss=status.loss,
+                lr=math.nan,
+                samples=round(status.images_per_s),
+                round_s=1.0,
+                accuracy=status.accuracy,
+                r2=status.r2,
+            )
+            self.steps.extend([record])
+        for epoch in status.history:
+            if epoch.epoch > (self.epochs[-1].epoch if self.epochs else 0):
+                self.epochs.append(epoch)
 
     def column(self, field: str) -> Floats:
         """Return one figure of all steps, (steps,)."""
@@ -104,26 +150,29 @@ class RunCurves(msgspec.Struct, frozen=True, dict=True):
         """True if there is an accuracy or an R²."""
         return self.has("accuracy") or self.has("r2")
 
-    @cached_property
+    @property
     def seconds(self) -> Floats:
         """The seconds of training until the end of each step, (steps,), without evaluations."""
         return np.cumsum(self.column("round_s"))
 
-    @cached_property
+    @property
     def ends(self) -> dict[int, int]:
         """Epoch -> number of steps at its end."""
         epochs, steps = (self.column(name).astype(int).tolist() for name in ("epoch", "step"))
         return {epoch: step + 1 for epoch, step in zip(epochs, steps, strict=True)}
 
 
-def read_curves(folder: Path) -> RunCurves:
-    """Return the curves of a run. Raises FileFormatError if it has no step yet, or its metrics are damaged."""
+def read_curves(folder: Path, name: str = "") -> RunCurves:
+    """Return the curves of a run, by default under the name of its folder.
+
+    Raises FileFormatError if it has no step yet, or its metrics are damaged.
+    """
     metrics = read_metrics(folder)
     if not metrics.steps:
         raise FileFormatError(f"{str(folder / METRICS)!r} has no step yet: there is nothing to plot")
-    steps = StepColumns()
-    steps.extend(metrics.steps)
-    return RunCurves(folder.resolve().name, steps, metrics.epochs)
+    found = RunCurves(name or folder.resolve().name)
+    found.add([*metrics.steps, *metrics.epochs])
+    return found
 
 
 def smoothed(values: Floats, window: int) -> Floats:
@@ -149,3 +198,101 @@ def parts_of(column: Callable[[str], Floats]) -> dict[str, Floats]:
         "update": before,
         "waiting": np.maximum(0.0, slowest - mean),
     }
+
+
+#: Most characters of the name of a worker.
+MOST_NAME = 60
+
+
+class ComputedShare(msgspec.Struct, frozen=True):
+    """Micro-batches `[lo, hi)` of a step, and the row of the worker that computed them."""
+
+    step: int
+    lo: int
+    hi: int
+    row: int
+    #: When they were leased and when the result came, in seconds from the begin of the step; None if that is unknown.
+    began_s: float | None = None
+    ended_s: float | None = None
+
+    def named(self) -> str:
+        """Return the micro-batches as a short label, first to last."""
+        return str(self.lo) if self.hi == self.lo + 1 else f"{self.lo}-{self.hi - 1}"
+
+
+@dataclass
+class WorkerTimeline:
+    """The workers of a run, one row each, and what they computed."""
+
+    #: The name of each worker as it is shown; ranks start again when a run is resumed.
+    names: list[str] = field(default_factory=list)
+    #: Step -> the shares that were used, of the last attempt.
+    used: dict[int, list[ComputedShare]] = field(default_factory=dict)
+    #: Shares that were computed or begun, and not used.
+    unused: list[ComputedShare] = field(default_factory=list)
+    #: The row of each rank, and process if its team says which, since the run was last begun or resumed, and how often
+    #: it was.
+    _rows: dict[tuple[int, int | None], int] = field(default_factory=dict)
+    #: The host of each team.
+    _teams: dict[int, str] = field(default_factory=dict)
+    _begun: int = 0
+
+    @property
+    def micro_batches(self) -> int:
+        """Those of a step."""
+        return max(share.hi for shares in self.used.values() for share in shares)
+
+    def shares(self, bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the share of each worker per bin of steps, (workers, bins), and the edges of the bins."""
+        steps = sorted(self.used)
+        edges = np.linspace(steps[0], steps[-1] + 1, min(bins, len(steps)) + 1)
+        counts = np.zeros((len(self.names), len(edges) - 1))
+        for step in steps:
+            place = min(int(np.searchsorted(edges, step, side="right")) - 1, counts.shape[1] - 1)
+            for share in self.used[step]:
+                counts[share.row, place] += share.hi - share.lo
+        return counts / np.maximum(1.0, counts.sum(axis=0)), edges
+
+    def add(self, line: Line) -> None:
+        """Add what a line of the ledger says."""
+        match line:
+            case RunBegun():
+                self._rows, self._teams = {}, {}
+                self._begun += 1
+            case WorkerIn(processes=1):
+                self._row(line.rank, None, one_line(f"{line.rank}: {line.host}, pid {line.pid}", MOST_NAME))
+            case WorkerIn(rank=rank):
+                self._teams[rank] = one_line(line.host, MOST_NAME)
+            case StepDone(step=step, shares=shares):
+                known = len(line.processes) == len(shares)
+                processes = line.processes if known else repeat(None)
+                self.used[step] = list(map(self._share, repeat(step), shares, processes))
+            case UnusedWork(work="train" | "audit", step=step):
+                row = self._row(line.rank, None, str(line.rank))
+                self.unused.append(ComputedShare(step, line.lo, line.hi, row, line.began_s, line.ended_s))
+            case _:
+                pass
+
+    def _share(self, step: int, entry: LedgerShare, process: int | None) -> ComputedShare:
+        host = self._teams.get(entry.rank)
+        number = f"{entry.rank}" if process is None else f"{entry.rank}.{process}"
+        # A run in one process has no workers that join; a team does not always say which of its processes it was.
+        row = self._row(entry.rank, process, "this process" if host is None else f"{number}: {host}")
+        return ComputedShare(step, entry.lo, entry.hi, row, entry.began_s, entry.ended_s)
+
+    def _row(self, rank: int, process: int | None, name: str) -> int:
+        key = rank, process
+        if key not in self._rows:
+            self._rows[key] = len(self.names)
+            self.names.append(name if self._begun < 2 else f"{name}, after restart {self._begun - 1}")
+        return self._rows[key]
+
+
+def read_timeline(folder: Path) -> WorkerTimeline:
+    """Return what the workers of a run computed. Raises FileFormatError if its ledger is missing or damaged."""
+    workers = WorkerTimeline()
+    for line in read_ledger(folder):
+        workers.add(line)
+    if not workers.used:
+        raise FileFormatError(f"{str(folder / LEDGER)!r} has no step yet")
+    return workers

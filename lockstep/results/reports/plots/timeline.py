@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lockstep.results.reports.plots.curves import Floats, RunCurves
+from lockstep.results.reports.plots.curves import ComputedShare, Floats, RunCurves, WorkerTimeline
 from lockstep.results.reports.plots.style import PARTS, colour, new_figure, tidy, whole_numbers
-from lockstep.results.reports.plots.worker_timeline import ComputedShare, WorkerTimeline
 
 #: Bins of steps over the whole run.
 BINS = 160

@@ -1,7 +1,6 @@
 """Plot what training shows over its steps: loss, accuracy or R², learning rate, speed, and where the time goes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,7 +31,7 @@ def learning(runs: Sequence[RunCurves]) -> Figure:
     for place, run in enumerate(runs):
         # Runs of one job coincide to the bit: a wider line below is visible on both sides of the one above.
         width = 1.2 + 1.3 * min(3, len(runs) - 1 - place)
-        _plot(loss, run, LOSSES, colour(place), width)
+        _plot(loss, run, "loss", colour(place), width)
         if run.has_score:
             _plot(score, run, _score_of(run), colour(place), width)
         rate.plot(*thinned(run.column("step"), run.column("lr")), color=colour(place), linewidth=width)
@@ -64,41 +63,27 @@ def _loss_name(run: RunCurves) -> str:
     return "mean squared error" if run.is_regression else "cross-entropy"
 
 
-class Names(NamedTuple):
-    """The names of one figure in the records of steps and epochs."""
-
-    of_step: str
-    of_test: str
-    of_validation: str
+def _score_of(run: RunCurves) -> str:
+    return "r2" if run.is_regression else "accuracy"
 
 
-LOSSES = Names("loss", "test_loss", "val_loss")
-ACCURACIES = Names("accuracy", "test_accuracy", "val_accuracy")
-R2 = Names("r2", "test_r2", "val_r2")
-
-
-def _score_of(run: RunCurves) -> Names:
-    return R2 if run.is_regression else ACCURACIES
-
-
-def _plot(axes: Axes, run: RunCurves, names: Names, colour: str, width: float) -> None:
+def _plot(axes: Axes, run: RunCurves, name: str, colour: str, width: float) -> None:
     """Plot one figure of a run, its training as a line of that width in points."""
-    steps, values = run.column("step"), run.column(names.of_step)
+    steps, values, ends = run.column("step"), run.column(name), run.ends
     line = smoothed(values, max(1, len(values) // WINDOWS))
     axes.plot(*thinned(steps, line), color=colour, linewidth=width, label=f"{run.name}: training")
-    for name, kind, marker in ((names.of_test, "test", "o--"), (names.of_validation, "validation", "s:")):
-        ended = [epoch for epoch in run.epochs if epoch.epoch in run.ends]
-        ended = [epoch for epoch in ended if getattr(epoch, name) is not None]
+    for part, kind, marker in (("test", "test", "o--"), ("val", "validation", "s:")):
+        found = [(ends.get(epoch.epoch), getattr(epoch, f"{part}_{name}")) for epoch in run.epochs]
+        ended = [(place, figure) for place, figure in found if place is not None and figure is not None]
         if ended:
-            places, figures = [run.ends[epoch.epoch] for epoch in ended], [getattr(epoch, name) for epoch in ended]
             size, label = 5 + width, f"{run.name}: {kind}"
-            axes.plot(places, figures, marker, color=colour, linewidth=0.8, markersize=size, label=label)
+            axes.plot(*zip(*ended, strict=True), marker, color=colour, linewidth=0.8, markersize=size, label=label)
 
 
 def _focus(axes: Axes, runs: Sequence[RunCurves]) -> None:
     """Leave out the first steps, in which the model only guesses: what matters is in the last few percent."""
-    later = [smoothed(run.column(_score_of(run).of_step), max(1, run.steps.count // WINDOWS)) for run in runs]
-    tests: list[float] = [getattr(epoch, _score_of(run).of_test) for run in runs for epoch in run.epochs]
+    later = [smoothed(run.column(_score_of(run)), max(1, run.steps.count // WINDOWS)) for run in runs]
+    tests: list[float] = [getattr(epoch, f"test_{_score_of(run)}") for run in runs for epoch in run.epochs]
     lows = [float(np.quantile(values, 0.1)) for values in later] + tests
     highest = max(tests + [float(values.max()) for values in later])
     bottom = max(0.0, min(lows) - 0.02)

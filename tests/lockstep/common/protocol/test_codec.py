@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from lockstep.checking.simulation.messages import AnyMessage
+from lockstep.checking.simulation.simulation import AnyMessage
 from lockstep.common.data.manifest import Manifest
 from lockstep.common.errors import ProtocolError, RemoteProtocolError
 from lockstep.common.job.job import Job

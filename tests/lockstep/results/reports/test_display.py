@@ -15,7 +15,6 @@ from lockstep.common.runtime.notice import notice
 from lockstep.results.reports.display import (
     MOST_LINES,
     MOST_WORKER_LINES,
-    CellOutput,
     Display,
     Lines,
     LiveRegion,
@@ -26,6 +25,7 @@ from lockstep.results.reports.display import (
     epoch_line,
     figures,
     in_teams,
+    output_by,
     stride_of,
 )
 from tests.lockstep.statuses import EPOCH, status, worker
@@ -323,11 +323,11 @@ class Shown:
 
 def test_a_cell_has_one_output_and_none_where_nothing_was_said() -> None:
     shown = Shown()
-    page = CellOutput(shown.display)
-    page.show("")
+    show = output_by(shown.display)
+    show("")
     assert shown.calls == []
-    page.show("a")
-    page.show("b")
+    show("a")
+    show("b")
     assert shown.calls == [("new", "a"), ("update", "b")]
 
 

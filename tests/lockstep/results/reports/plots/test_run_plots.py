@@ -20,7 +20,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.job.tally import Tally
 from lockstep.results.evaluation.assessment import Assessment
 from lockstep.results.evaluation.figures import MOST_NAME
-from lockstep.results.reports.plots.curves import Floats, RunCurves, parts_of, read_curves
+from lockstep.results.reports.plots.curves import Floats, RunCurves, parts_of, read_curves, read_timeline
 from lockstep.results.reports.plots.results import (
     confusion_matrix,
     first_images,
@@ -31,7 +31,6 @@ from lockstep.results.reports.plots.results import (
 from lockstep.results.reports.plots.style import logarithmic, new_figure
 from lockstep.results.reports.plots.timeline import UNUSED, timeline
 from lockstep.results.reports.plots.training import learning, throughput
-from lockstep.results.reports.plots.worker_timeline import read_timeline
 from tests.lockstep.results.reports.plots.records import LEDGER, write_ledger, write_steps
 
 

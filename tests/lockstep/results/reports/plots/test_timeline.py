@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lockstep.ps.records.ledger import UnusedWork
-from lockstep.results.reports.plots.curves import read_curves
+from lockstep.results.reports.plots.curves import ComputedShare, read_curves, read_timeline
 from lockstep.results.reports.plots.style import PARTS, colour
 from lockstep.results.reports.plots.timeline import (
     UNUSED,
@@ -24,7 +24,6 @@ from lockstep.results.reports.plots.timeline import (
     shown_steps,
     timed_steps,
 )
-from lockstep.results.reports.plots.worker_timeline import ComputedShare, read_timeline
 from tests.lockstep.results.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
 
 
