@@ -1,6 +1,7 @@
 """Writes what the calling process has in memory into the run's folder: weights, data, a model's source, tables."""
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -13,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lockstep.api.exported_model import ModelText, placed
+from lockstep.api.exported_model import ExportedModel, ModelText, exported_functions, names_of, placed, with_names
 from lockstep.common.data.folder import table_at
 from lockstep.common.errors import DataError, JobError, UsageError
 from lockstep.common.files.safetensors import write
@@ -24,7 +25,7 @@ from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import packed_source, unwatched
 from lockstep.packing.files import table_files
 from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, known_encoding
-from lockstep.runs.job_data import values_of_data, with_data_values
+from lockstep.runs.job_data import draft_of, values_of_data, with_data_values
 from lockstep.runs.job_file import SHIPPED, resolve
 from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import DATA, DATA_FOLDER, MODEL
@@ -323,6 +324,21 @@ def completed(job: Job, given: Mapping[str, Any], paths: Mapping[str, str]) -> J
     data = paths.get("data", job.data)
     found, _ = resolve({}, {**given, **values_of_data(data, given), "data": data})
     return with_data_values(msgspec.structs.replace(found, **placed(found, paths)), given)
+
+
+@contextmanager
+def temporary_job(known: ExportedModel, data: Any, values: Mapping[str, Any]) -> Iterator[Job]:
+    """Give the job of a call that trains nothing; what it has in memory is in a folder that is removed afterwards."""
+    options, values = taken_options(values)
+    functions = exported_functions(values)
+    given = with_names({**known.values(), **values}, names_of(functions))
+    job, _ = resolve({}, draft_of(given, given))
+    job, arrays = with_data(job, data, options, given.get("loss"), verbose=False)
+    with (
+        tempfile.TemporaryDirectory(prefix="lockstep-job-") as folder,
+        job_inputs(Path(folder), None, arrays, known.text, functions) as paths,
+    ):
+        yield completed(job, given, paths)
 
 
 def is_table(data: Any) -> bool:

@@ -11,7 +11,6 @@ same numbers.
 """
 
 import math
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -23,8 +22,8 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from lockstep.api.exported_model import Model, exported, exported_functions, names_of, with_names
-from lockstep.api.job_inputs import Arrays, Frame, completed, job_inputs, taken_options, takes_data_in_one, with_data
+from lockstep.api.exported_model import Model, exported
+from lockstep.api.job_inputs import Arrays, Frame, takes_data_in_one, temporary_job
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
@@ -36,8 +35,6 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.ps.setup import open_run
-from lockstep.runs.job_data import draft_of
-from lockstep.runs.job_file import resolve
 from lockstep.runs.own_command import demand
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.gradient_sink import NotFiniteError
@@ -159,16 +156,8 @@ def find_lr(
     Raises what `fit` raises, `JobError` for rates in the wrong order, and `RunError` if the loss is not finite before a
     rate could be found, if it falls at no rate, or if the seeds disagree by more than a factor of thirty.
     """
-    options, values = taken_options(values)
-    known, functions = exported(model), exported_functions(values)
-    given = with_names({**known.values(), **values}, names_of(functions))
-    job, _ = resolve({}, draft_of(given, given))
-    job, arrays = with_data(job, data, options, given.get("loss"), verbose=False)
-    with (
-        tempfile.TemporaryDirectory(prefix="lockstep-rates-") as folder,
-        job_inputs(Path(folder), None, arrays, known.text, functions) as paths,
-    ):
-        return rates_of(completed(job, given, paths), lowest=lowest, highest=highest, steps=steps)
+    with temporary_job(exported(model), data, values) as job:
+        return rates_of(job, lowest=lowest, highest=highest, steps=steps)
 
 
 @computing()

@@ -163,15 +163,22 @@ def recorded_job(folder: Path) -> Job:
     return recorded(folder)[0]
 
 
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Raise `UsageError` if the folder of a run cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
+
+
 def make_run_dir(
     folder: Path, job: Job, options: RunOptions, say: Callable[[str], None] = lambda text: None
 ) -> RunFolder:
     """Write the resolved job into the folder of a run that is known to be good."""
-    try:
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / JOB, [to_toml(job, options).encode()])
-    except OSError as error:
-        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
     return RunFolder(folder, say)
 
 
@@ -183,12 +190,11 @@ def _new_run_dirs(model: str) -> list[Path]:
 def _claim(candidates: list[Path], *, is_wanted: bool) -> tuple[Path, int]:
     """Return the first folder that no other run has claimed, and the descriptor of its job file, which has the lock."""
     for folder in candidates:
-        try:
-            folder.mkdir(parents=True, exist_ok=is_wanted)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
+        with writing_to(folder):
+            try:
+                folder.mkdir(parents=True, exist_ok=is_wanted)
+            except FileExistsError:
+                continue
         claim = _lock(folder)
         if claim is not None:
             return folder, claim
@@ -198,10 +204,8 @@ def _claim(candidates: list[Path], *, is_wanted: bool) -> tuple[Path, int]:
 def _lock(folder: Path) -> int | None:
     """Lock the empty job file of a folder, and return its descriptor; None if a run has begun there, or begins now."""
     path = folder / JOB
-    try:
+    with writing_to(folder):
         claim = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
     try:
         fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The file may have been replaced, by that of a run which has begun, or removed, before it was locked.
@@ -314,13 +318,11 @@ _trusted_here: set[str] = set()
 
 def keep_files(folder: Path, source: ModelSource) -> None:
     """Copy the files of a run's model into its folder. Raises `UsageError` if that cannot be written to."""
-    try:
+    with writing_to(folder):
         for place, text in source.texts().items():
             path = folder / MODEL / place
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, [text])
-    except OSError as error:
-        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
 
 
 def keep_initial(folder: Path, setup: RunSetup) -> None:
@@ -328,10 +330,8 @@ def keep_initial(folder: Path, setup: RunSetup) -> None:
     job, path = setup.info.job, folder / INITIAL
     if job.initial is None or os.path.abspath(job.initial) == os.path.abspath(path):
         return
-    try:
+    with writing_to(folder):
         write(path, setup.layout.read(setup.shard.weights), {"job": job.digest()})
-    except OSError as error:
-        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
 
 
 def keep_examples(folder: Path, setup: RunSetup) -> None:
@@ -349,10 +349,8 @@ def keep_examples(folder: Path, setup: RunSetup) -> None:
     }
     content = BytesIO()
     np.savez(content, **named)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
-    try:
+    with writing_to(folder):
         write_atomically(folder / EXAMPLES, [content.getbuffer()])
-    except OSError as error:
-        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
 
 
 def told_folder(folder: Path) -> str:

@@ -10,7 +10,6 @@ import msgspec
 from msgspec.structs import replace
 
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Term
 from lockstep.common.protocol.run_options import RunOptions
@@ -41,6 +40,7 @@ from lockstep.runs.run_dir import (
     resumed_source,
     told_folder,
     trust_own,
+    writing_to,
 )
 
 
@@ -159,10 +159,8 @@ def _opened_folder(setup: RunSetup, destination: Destination, say: Callable[[str
 
 def keep_terms(folder: Path, history: TermHistory) -> None:
     """Write the leader's term, before another process can see a line of that server; `UsageError` if that fails."""
-    try:
+    with writing_to(folder):
         write_terms(folder, history)
-    except OSError as error:
-        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
 
 
 def _start(

@@ -4,7 +4,6 @@ Causes are checked before what follows from them.
 """
 
 import copy
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from lockstep.api.exported_model import (
-    ExportedModel,
-    Model,
-    exported,
-    exported_functions,
-    names_of,
-    with_names,
-)
-from lockstep.api.job_inputs import Arrays, Frame, completed, job_inputs, taken_options, takes_data_in_one, with_data
+from lockstep.api.exported_model import ExportedModel, Model, exported
+from lockstep.api.job_inputs import Arrays, Frame, takes_data_in_one, temporary_job
 from lockstep.checking.checkup.activations import check_activations, check_initial_values, check_norms, signals_of
 from lockstep.checking.checkup.data import check_balance, check_classes, check_labels, check_loss, check_samples
 from lockstep.checking.checkup.first_steps import check_first_loss, check_rate, check_workers, first_steps
@@ -48,8 +40,8 @@ from lockstep.common.runtime.environment import cores
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.ps.setup import dry_run, two_samples
-from lockstep.runs.job_data import draft_of, shown_data
-from lockstep.runs.job_file import resolve
+from lockstep.runs.job_data import shown_data
+from lockstep.runs.run_dir import DATA
 
 #: Losses whose value shows whether anything is learned: that of guessing is known.
 TRIED = ("cross-entropy", "nll", "mse")
@@ -97,20 +89,11 @@ def doctor(
     """
     # A Module is examined itself: the job needs no description of it.
     known = ExportedModel({}) if isinstance(model, Module) else exported(model)
-    options, values = taken_options(values)
-    functions = exported_functions(values)
-    given = with_names({**known.values(), **values}, names_of(functions))
-    job, _ = resolve({}, draft_of(given, given))
-    job, arrays = with_data(job, data, options, given.get("loss"), verbose=False)
-    kind = "a table" if callable(arrays) else "arrays"
-    with (
-        tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder,
-        job_inputs(Path(folder), None, arrays, known.text, functions) as paths,
-    ):
-        job = completed(job, given, paths)
+    with temporary_job(known, data, values) as job:
         examined_model = AutogradModel(model) if isinstance(model, Module) else model_of(job)
         name = known.text.name if known.text is not None else job.model_name()
         name = type(model).__name__ if isinstance(model, Module) else name
+        kind = "arrays" if Path(job.data).name == DATA else "a table"
         subject = f"{name} on {data if isinstance(data, str | Path) else kind}"
         return _examine(subject, job, examined_model, values.get("workers"), walk)
 
