@@ -130,10 +130,10 @@ def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk
         check_batch(job, len(loaded.train))
         if isinstance(model, AutogradModel):
             module = model.module if model.module.training else copy.deepcopy(model.module).train()
-            target = ExaminationTarget(job, module, loaded, workers, walk, own=own)
+            target = ExaminationTarget(job, loaded, module, workers, walk, own=own)
             if job.local_steps > 1:
                 # A replica has to learn by itself; the number of workers that help depends on the link.
-                target = ExaminationTarget(replica_of(job), module, loaded, None, walk, "local_lr", own)
+                target = ExaminationTarget(replica_of(job), loaded, module, None, walk, "local_lr", own)
             findings = list(examined(target, clock, cores()))
         else:
             Objective.of(job).check_labels(loaded.train, loaded.class_names)
@@ -170,10 +170,10 @@ def trial_subject(job: Job, model: PortModel, loaded: TrainTest, clock: Clock, o
     """Return the models to try: copies of a Module with its values, or a model of PyTorch with those it begins with."""
     if not isinstance(model, AutogradModel):
         weights = initial_weights(job, model).vector
-        return TrialSubject(job, lambda: model, weights, with_moments(loaded), clock, own)
+        return TrialSubject(job, with_moments(loaded), lambda: model, weights, clock, own)
     module, weights = model.module, np.zeros(model.layout.size, np.float32)
     model.layout.write(weights, module.state_dict())
-    return TrialSubject(job, lambda: AutogradModel(copy.deepcopy(module)), weights, with_moments(loaded), clock, own)
+    return TrialSubject(job, with_moments(loaded), lambda: AutogradModel(copy.deepcopy(module)), weights, clock, own)
 
 
 def _label_findings(job: Job, data: str) -> list[Finding]:
@@ -220,7 +220,7 @@ def examined(target: ExaminationTarget, clock: Clock, cores: int) -> Iterator[Fi
         train, test = (target.objective.targets(part.labels) for part in (target.data.train, target.data.test))
         unfit = check_classes(train, test, outputs)
         yield from unfit
-    in_data = examined_data(target.examined_data)
+    in_data = examined_data(target)
     yield from in_data
     yield from check_initial_values(target.model)
     wrong = check_walk(target.walk) or check_gradients(target)

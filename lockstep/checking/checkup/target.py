@@ -78,7 +78,7 @@ Walk = Callable[[Tensor], None]
 
 
 class ExaminedData(msgspec.Struct, frozen=True, dict=True):
-    """The data of a job, as its model receives them."""
+    """The data of a job, as its model receives them; some checks of it need the model as well."""
 
     job: Job
     data: TrainTest
@@ -113,7 +113,7 @@ class ExaminedData(msgspec.Struct, frozen=True, dict=True):
         whole = np.concatenate([sampler.indices(step, m) for m in range(sampler.micro_batches)])[:most]
         train = self.data.train
         targets = self.objective.targets(train.labels.take(whole, axis=0))
-        return self._preparation.images(train.images.take(whole, axis=0)), targets
+        return self.preparation.images(train.images.take(whole, axis=0)), targets
 
     @cached_property
     def _sampler(self) -> Sampler:
@@ -122,17 +122,15 @@ class ExaminedData(msgspec.Struct, frozen=True, dict=True):
         return Sampler(samples, min(job.global_batch, samples), job.micro_batches, job.seed)
 
     @cached_property
-    def _preparation(self) -> Preparation:
+    def preparation(self) -> Preparation:
         preparation = Preparation.of(self.data.train, self.job.max_shift)
         return preparation if self.job.normalize else replace(preparation, mean=0.0, std=1.0)
 
 
-class ExaminationTarget(msgspec.Struct, frozen=True, dict=True):
+class ExaminationTarget(ExaminedData, frozen=True):
     """A model, which is only ever copied, with what it would be trained on."""
 
-    job: Job
     model: Module
-    data: TrainTest
     #: The number of worker processes that was asked for, if any.
     workers: int | None = None
     walk: Walk = Tensor.backward
@@ -147,15 +145,3 @@ class ExaminationTarget(msgspec.Struct, frozen=True, dict=True):
         probe.reseed(self.job.seed, 0, 0)
         probe.zero_grad()
         return probe
-
-    @property
-    def objective(self) -> Objective:
-        return Objective.of(self.job)
-
-    def batch(self, step: int, most: int) -> tuple[Vector, Vector]:
-        """Return at most `most` prepared samples of a step of the job, and the targets of its loss."""
-        return self.examined_data.batch(step, most)
-
-    @cached_property
-    def examined_data(self) -> ExaminedData:
-        return ExaminedData(self.job, self.data)

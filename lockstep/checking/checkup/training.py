@@ -12,14 +12,12 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from lockstep.checking.checkup.target import Finding, found
+from lockstep.checking.checkup.target import ExaminedData, Finding, found
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.preparation import Preparation
 from lockstep.common.job.job import Job
-from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import spans_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import DrawKey, Model
@@ -92,22 +90,15 @@ class TrialRun(msgspec.Struct, frozen=True, dict=True):
         return float(np.mean(part)) if np.isfinite(part).all() else math.inf
 
 
-class TrialSubject(msgspec.Struct, frozen=True, dict=True):
-    """A model with the weights to begin with, its data, and the job that would train it."""
+class TrialSubject(ExaminedData, frozen=True):
+    """A model with the weights to begin with, its data with their moments, and the job that would train it."""
 
-    job: Job
     #: Returns the model with values that may be changed: an engine keeps those that it is bound to.
     fresh: Callable[[], Model]
     weights: Vector
-    #: With the moments of the training set.
-    data: TrainTest
     clock: Clock
     #: Functions of the user's own that the job names.
     own: OwnCode = NO_CODE
-
-    @property
-    def objective(self) -> Objective:
-        return Objective.of(self.job)
 
     @cached_property
     def guess(self) -> float:
@@ -173,14 +164,8 @@ class TrialSubject(msgspec.Struct, frozen=True, dict=True):
         """Return the outputs for the first samples of a set, and their targets."""
         model = self.fresh()
         model.load(weights)
-        preparation = replace(self._preparation, max_shift=0)
-        outputs = model.outputs(preparation.images(part.images[:most])).copy()
+        outputs = model.outputs(self.preparation.images(part.images[:most])).copy()
         return outputs, self.objective.targets(part.labels[:most])
-
-    @cached_property
-    def _preparation(self) -> Preparation:
-        preparation = Preparation.of(self.data.train)
-        return preparation if self.job.normalize else replace(preparation, mean=0.0, std=1.0)
 
     def test_loss(self, weights: Vector) -> tuple[float, float]:
         """Return the mean loss and the share of right answers over the first samples of the test set."""
@@ -226,7 +211,7 @@ def check_dead_units(subject: TrialSubject) -> Iterator[Finding]:
     engine = model.engine(subject.objective)
     engine.bind([subject.begin(model)], [model.layout.new_vector()])
     train = subject.data.train
-    images = subject._preparation.images(train.images[:LOOKED_AT])
+    images = subject.preparation.images(train.images[:LOOKED_AT])
     targets = subject.objective.targets(train.labels[:LOOKED_AT])
     for layer in engine.inspect(images, targets, DrawKey(subject.job.seed, 0, 0)).layers:
         if layer.kind != "ReLU" or layer.output.ndim < 2:

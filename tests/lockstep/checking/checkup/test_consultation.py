@@ -161,7 +161,7 @@ def test_a_planted_mistake_is_named(model: nn.Module, call: dict[str, Any], kind
     ],
 )
 def test_workers_that_do_not_pay_are_named(workers: int, step_s: float, text: str) -> None:
-    target = ExaminationTarget(Job(**BRIEF), plants.net(nn.ReLU(), inputs=8), load("mnist"), workers)
+    target = ExaminationTarget(Job(**BRIEF), load("mnist"), plants.net(nn.ReLU(), inputs=8), workers)
     named = " ".join(map(str, check_workers(target, FirstSteps([1.0], 0.1, step_s), cores=3)))
     assert re.match(text, named) if text else not named
 

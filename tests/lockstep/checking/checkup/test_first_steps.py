@@ -101,7 +101,7 @@ def target(model: nn.Module | None = None, workers: int | None = None, **values:
     part = Dataset(features, labels, 2)
     job = Job(**{"global_batch": 10, "micro_batches": 2, "epochs": 5, "lr": 0.1, "momentum": 0.0, **values})
     model = model or nn.Sequential(nn.Linear(3, 2)).initialize(2)
-    return ExaminationTarget(job, model, TrainTest("arrays", part, part), workers)
+    return ExaminationTarget(job, TrainTest("arrays", part, part), model, workers)
 
 
 class Ticking(ManualClock):
@@ -282,5 +282,5 @@ def test_a_large_model_takes_long_to_send() -> None:
 
 def test_a_schedule_of_the_users_own_is_used() -> None:
     given = target(schedule="mine.py:half")
-    own = ExaminationTarget(given.job, given.model, given.data, own=OwnCode(schedule=lambda step, steps: 0.5))
+    own = ExaminationTarget(given.job, given.data, given.model, own=OwnCode(schedule=lambda step, steps: 0.5))
     assert first_steps(own, ManualClock()).losses == pytest.approx(plain(given, [0.05] * 12), rel=1e-5)

@@ -21,7 +21,7 @@ Derivative = Callable[[Array, Array, Array], Array]
 
 def target(model: nn.Module, **values: Any) -> ExaminationTarget:
     part = Dataset(np.random.default_rng(4).normal(size=(8, 3)).astype(np.float32), np.arange(8) % 2, 2)
-    return ExaminationTarget(Job(global_batch=8, micro_batches=1), model, TrainTest("a", part, part), **values)
+    return ExaminationTarget(Job(global_batch=8, micro_batches=1), TrainTest("a", part, part), model, **values)
 
 
 def stack(*layers: nn.Module) -> nn.Sequential:
@@ -348,5 +348,5 @@ def test_the_model_is_not_changed_and_noise_keeps_inputs_away_from_kinks() -> No
     model = nn.Sequential(nn.ReLU(), nn.Linear(3, 2)).initialize(1)
     part = Dataset(np.zeros((8, 3), np.float32), np.arange(8) % 2, 2)
     job = Job(global_batch=8, micro_batches=1, normalize=False)
-    assert check_gradients(ExaminationTarget(job, model, TrainTest("zeros", part, part))) == []
+    assert check_gradients(ExaminationTarget(job, TrainTest("zeros", part, part), model)) == []
     assert all(parameter.grad is None and parameter.dtype == np.float32 for parameter in model.parameters())

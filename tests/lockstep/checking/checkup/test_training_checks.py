@@ -72,7 +72,7 @@ def trial(last: float, *losses: float, norm: float = 1.0) -> TrialRun:
 def subject(came_to: Mapping[tuple[float, bool], TrialRun] | None = None, **values: Any) -> Told:
     job = Job(**{"global_batch": 10, "micro_batches": 2, "lr": 0.5, **values})
     weights = model_of().first_weights(0)
-    return Told(job, model_of, weights, data_of(is_regression=job.loss == "mse"), ManualClock(), came_to=came_to or {})
+    return Told(job, data_of(is_regression=job.loss == "mse"), model_of, weights, ManualClock(), came_to=came_to or {})
 
 
 def found_in(given: Told) -> list[tuple[str, str]]:
@@ -186,7 +186,7 @@ def test_outputs_for_a_sample_do_not_depend_on_others(change: float, count: int,
             return three, part.labels
 
     shown = subject()
-    found = list(check_mixed_samples(Given(shown.job, shown.fresh, shown.weights, shown.data, shown.clock)))
+    found = list(check_mixed_samples(Given(shown.job, shown.data, shown.fresh, shown.weights, shown.clock)))
     assert [finding.kind for finding in found] == ["mixed-samples"] * is_found
     assert [f"change by up to {abs(change):.3g} when" in each.evidence for each in found] == [True] * is_found
 
@@ -276,7 +276,7 @@ def judged(right: int, samples: int = 100, *, guess: int = 50) -> list[str]:
     job = Job(global_batch=10, micro_batches=2, normalize=False)
     learned = TrialRun([0.7, *[0.1] * 5], weights, 1.0, np.ones_like(weights), 0.0)
     data = TrainTest("arrays", test, test)
-    given = Told(job, lambda: model, np.zeros_like(weights), data, ManualClock(), came_to={(1.0, False): learned})
+    given = Told(job, data, lambda: model, np.zeros_like(weights), ManualClock(), came_to={(1.0, False): learned})
     return [str(finding) for finding in check_trial(given)]
 
 
@@ -319,7 +319,7 @@ def test_outputs_that_are_never_negative_and_often_0_are_a_relus(outputs: list[f
             return np.array(outputs, np.float32).reshape(100, 2), part.labels
 
     shown = subject()
-    given = Given(shown.job, shown.fresh, shown.weights, shown.data, shown.clock)
+    given = Given(shown.job, shown.data, shown.fresh, shown.weights, shown.clock)
     found = list(check_last_layer(given))
     assert [finding.kind for finding in found] == ["last-relu"] * is_found
     assert ["a score of 0 is the lowest that a class can get" in each.cause for each in found] == [True] * is_found
@@ -360,7 +360,7 @@ def test_what_follows_from_a_finding_is_not_looked_for() -> None:
 
 def real(**values: Any) -> TrialSubject:
     given = subject(**values)
-    return TrialSubject(given.job, given.fresh, given.weights, given.data, ManualClock())
+    return TrialSubject(given.job, given.data, given.fresh, given.weights, ManualClock())
 
 
 def test_a_trial_is_the_job_in_one_micro_batch() -> None:
