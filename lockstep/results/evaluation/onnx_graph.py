@@ -58,34 +58,6 @@ class TracedStep(msgspec.Struct, frozen=True):
     before: tuple[int, ...]
 
 
-@dataclass
-class _Tracer:
-    """Records primitives while a model computes, and where their operands come from."""
-
-    #: By the identity of an array.
-    names: dict[int, str]
-    steps: list[TracedStep] = field(default_factory=list)
-    #: All arrays that were seen, kept so that none of their ids is reused.
-    held: list[Any] = field(default_factory=list)
-
-    def record(self, applied: Applied) -> None:
-        result = applied.result
-        step = TracedStep(
-            primitive=applied.primitive.name,
-            operands=tuple(map(self.operand, applied.arrays)),
-            options={key: self.operand(value) for key, value in applied.options.items()},
-            result=f"step.{len(self.steps)}",
-            shape=result.shape,
-            before=np.shape(applied.arrays[0]),
-        )
-        self.steps.append(step)
-        self.names[id(result)] = step.result
-        self.held += [result, *applied.arrays]
-
-    def operand(self, value: Any) -> Operand:
-        return self.names.get(id(value), value) if isinstance(value, np.ndarray) else value
-
-
 class Trace(msgspec.Struct, frozen=True):
     """The steps of a model, and the name of its output."""
 
@@ -116,12 +88,32 @@ def _recorded(model: Module, samples: Array) -> Trace:
     names = {id(tensor.data): name for name, tensor in given.items()}
     names |= {id(parameter.data): name for name, parameter in model.named_parameters()}
     names |= {id(statistic.value): name for name, statistic in model.named_buffers()}
-    tracer = _Tracer(names, held=[tensor.data for tensor in given.values()])
-    with no_grad(), watch(tracer.record):
+    steps = list[TracedStep]()
+    # All arrays that were seen are kept, so that none of their ids is reused.
+    held = [tensor.data for tensor in given.values()]
+
+    def operand(value: Any) -> Operand:
+        return names.get(id(value), value) if isinstance(value, np.ndarray) else value
+
+    def record(applied: Applied) -> None:
+        result = applied.result
+        step = TracedStep(
+            primitive=applied.primitive.name,
+            operands=tuple(map(operand, applied.arrays)),
+            options={key: operand(value) for key, value in applied.options.items()},
+            result=f"step.{len(steps)}",
+            shape=result.shape,
+            before=np.shape(applied.arrays[0]),
+        )
+        steps.append(step)
+        names[id(result)] = step.result
+        held.extend([result, *applied.arrays])
+
+    with no_grad(), watch(record):
         output = taken(model(*inputs, **by_name))
     if id(output.data) not in names:
         raise ModelError("the model's output does not come from its primitives: it cannot be exported as a graph")
-    return Trace(tracer.steps, names[id(output.data)], output.shape)
+    return Trace(steps, names[id(output.data)], output.shape)
 
 
 def _joined(few: TracedStep, more: TracedStep) -> TracedStep:
