@@ -5,7 +5,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import msgspec
 from msgspec.structs import replace
@@ -15,7 +14,7 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
 from lockstep.common.errors import FailureKind, LedElsewhereError, RunError, SharingError
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import StandbyAddress, Status
+from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.standby_messages import LeaderRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
@@ -45,7 +44,7 @@ from lockstep.ps.server.server import Server
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.ps.standby.terms import read_terms
-from lockstep.results.reports.display import PLAIN_EVERY_S, Display, display_for, print_plainly, progress_line
+from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
 from lockstep.runs.session import Destination, RunSession, open_run_in, open_session
 from lockstep.runs.single_process import recompute_micro_batch
 
@@ -101,33 +100,12 @@ class Listening(msgspec.Struct, frozen=True):
         return serve(self.bind, lock=self.lock, insecure=self.is_insecure, limits=limits, rejections=self.rejections)
 
 
-@dataclass
-class LoggedLines:
-    """Shows a run in the log of this process; its parent gets the notices."""
-
-    link: ParentLink
-    every_s: ClassVar[float] = PLAIN_EVERY_S
-    is_log: ClassVar[bool] = True
-
-    def begin(self) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
-
-    def write(self, text: str) -> None:
-        self.link.say(text)
-
-    def update(self, status: Status) -> None:
-        self.write(progress_line(status))
-
-
 def serve_supervised(service: Service, listening: Listening, link: ParentLink) -> None:
     """Serve the run of a `train`, which shows the progress itself."""
     with closing(listening.serve(service.destination.options)) as port:
         # Before the data is loaded, so that the workers start at the same time.
         link.report(ListeningReport(address=nearby(port.address)))
-        serve_run(service, port, Display(LoggedLines(link), SystemClock()), listening, load(service.job.data))
+        serve_run(service, port, Display(Lines(link.say), SystemClock()), listening, load(service.job.data))
 
 
 def serve_by_hand(service: Service, listening: Listening) -> RunResult | None:

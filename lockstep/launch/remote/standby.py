@@ -34,7 +34,7 @@ from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import PortPoller
 from lockstep.launch.endpoints import WARNING, credential_of, dial_with, dialled, keyed, lock_of, nearby
 from lockstep.launch.run_end import kept_on_failure, show_end
-from lockstep.launch.serve import Listening, LoggedLines, Service, serve_by_hand, serve_run
+from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_run
 from lockstep.launch.supervision.channel import ListeningReport, ParentLink
 from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.receipt import Receipt
@@ -44,7 +44,7 @@ from lockstep.ps.standby.shell import LINGER_S, StandbyShell
 from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
 from lockstep.ps.standby.terms import read_terms
-from lockstep.results.reports.display import Display, display_for, print_plainly
+from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
 from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import (
     check_run_dir,
@@ -349,7 +349,7 @@ def lead(
     service = replace(service, destination=destination, standbys=(shell.state.search.server, *service.standbys))
     data = load(service.job.data)
     if request.supervised is not None:
-        serve_run(service, shell.port, Display(LoggedLines(request.link), SystemClock()), listening, data)
+        serve_run(service, shell.port, Display(Lines(request.link.say), SystemClock()), listening, data)
         return 0
     with kept_on_failure(console, request.folder), display_for(console, SystemClock()) as display:
         result = serve_run(replace(service, hands_over=True), shell.port, display, listening, data)

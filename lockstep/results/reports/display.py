@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any, ClassVar, Protocol, Self
 
@@ -65,6 +66,8 @@ class Display:
     has_test: bool = True
     #: Receives each status too.
     listener: Callable[[Status], None] | None = None
+    #: True if the output is thrown away.
+    is_silent: bool = False
     _shown_epoch: int = 0
     _shown_at: float = field(init=False)
     _last_line: str = ""
@@ -78,11 +81,6 @@ class Display:
 
     def __exit__(self, *failure: object) -> None:
         self.medium.end()
-
-    @property
-    def is_silent(self) -> bool:
-        """True if the output is thrown away."""
-        return isinstance(self.medium, Lines) and self.medium.console.quiet
 
     def show(self, status: Status) -> None:
         """Show a status."""
@@ -120,14 +118,16 @@ def display_for(console: Console, clock: Clock, announcement: Sequence[str] = ()
     """Return a display on the console: live in a terminal, plain lines elsewhere, nothing if the console is quiet."""
     # A terminal that cannot move its cursor (TERM=dumb) is treated as a file.
     is_live = console.is_terminal and not console.is_dumb_terminal and not console.quiet
-    return Display(LiveRegion(console) if is_live else Lines(console), clock, announcement)
+    medium = LiveRegion(console) if is_live else Lines(partial(print_plainly, console))
+    return Display(medium, clock, announcement, is_silent=console.quiet)
 
 
 @dataclass
 class Lines:
     """Plain lines: one per epoch, and others in between."""
 
-    console: Console
+    #: Writes a line: to a console, or to the log of a process, whose parent gets the notices.
+    say: Callable[[str], None]
     every_s: ClassVar[float] = PLAIN_EVERY_S
     is_log: ClassVar[bool] = True
 
@@ -138,7 +138,7 @@ class Lines:
         pass
 
     def write(self, text: str) -> None:
-        print_plainly(self.console, text)
+        self.say(text)
 
     def update(self, status: Status) -> None:
         self.write(progress_line(status))

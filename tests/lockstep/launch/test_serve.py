@@ -128,7 +128,7 @@ class Shown(Display):
 
 
 def display() -> Shown:
-    return Shown(Lines(Console(quiet=True)), ManualClock())
+    return Shown(Lines(Console(quiet=True).print), ManualClock())
 
 
 def test_a_run_that_ended_well_has_a_result_and_one_that_goes_on_elsewhere_none() -> None:

@@ -254,7 +254,7 @@ def test_silence(is_terminal: bool) -> None:
 
 def test_whoever_listens_receives_each_status() -> None:
     heard: list[Status] = []
-    display = Display(Lines(console(is_terminal=False)), ManualClock(), listener=heard.append)
+    display = Display(Lines(console(is_terminal=False).print), ManualClock(), listener=heard.append)
     display.show(status(step=1))
     display.show(status(step=2))
     assert [each.step for each in heard] == [1, 2]
