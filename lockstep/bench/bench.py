@@ -190,6 +190,9 @@ def whole_machine_marks(rows: Sequence[Any], figure: str) -> list[Series]:
 #: The parts of a step.
 PARTS = ("compute", "exchange", "update", "waiting")
 
+#: The colours of curves.
+CURVES = ("compute", "exchange", "update", "torch", "ceiling", "model")
+
 
 def split_columns(*titles: str) -> list[TableColumn]:
     """Return a column for each part of a step, as a share of it."""

@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from lockstep.bench import bench as options
-from lockstep.bench.bench import Bench, Panel, Series, TableColumn, counted
+from lockstep.bench.bench import CURVES, Bench, Panel, Series, TableColumn, counted
 from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.types import whole_number
 from lockstep.common.aggregation.tree import Node
@@ -30,8 +30,8 @@ from lockstep.runs.job_file import local_defaults, read_values, resolve, shipped
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.gradient_sink import NotFiniteError
 
-#: The colours of curves, and the points that each of them has at most.
-CURVES, POINTS = ("compute", "exchange", "update", "torch", "ceiling", "model"), 40
+#: Points that a curve has at most.
+POINTS = 40
 
 
 class LocalStepsRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,8 +128,8 @@ class LocalStepsBench(Bench[LocalStepsRow]):
     )
 
     def measure(self, session: BenchSession) -> Iterator[LocalStepsRow]:
-        plain = [read_values(self.job_file)] if self.job_file else [_values_of(model) for model in self.models]
-        for values in plain:
+        shipped = ({"model": model, **shipped_values(model)} for model in self.models)
+        for values in [read_values(self.job_file)] if self.job_file else shipped:
             data = load(str(values.get("data", "mnist")))
             for micro_batches in self.micro_batches:
                 for local_steps in self.local_steps:
@@ -178,10 +178,6 @@ class LocalStepsBench(Bench[LocalStepsRow]):
             ]
             for model in models
         ]
-
-
-def _values_of(model: str) -> dict[str, Any]:
-    return {"model": model, **shipped_values(model)}
 
 
 def _panel(model: str, micro_batches: int, rows: Sequence[LocalStepsRow]) -> Panel:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lockstep.bench import bench as options
-from lockstep.bench.bench import Bench, Panel, Series, TableColumn, counted, heading
+from lockstep.bench.bench import CURVES, Bench, Panel, Series, TableColumn, counted, heading
 from lockstep.bench.exchange import HostsBench, HostsRow, machines_of, model_of
 from lockstep.bench.performance import Measurements
 from lockstep.bench.scaling import VALUES, ScalingBench, ScalingRow
@@ -36,9 +36,6 @@ from lockstep.runs.cost_model import (
 #: Seconds per value to fill a gradient and check it (0.15 ms for 535,818 of them), and to update (0.25 ms), if nothing
 #: is measured: `bench exchange`.
 FILL_S, UPDATE_S = 0.28e-9, 0.47e-9
-
-#: The colours of curves.
-CURVES = ("compute", "exchange", "update", "torch", "ceiling", "model")
 
 
 class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):

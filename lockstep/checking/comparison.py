@@ -111,13 +111,10 @@ def _values(runs: Sequence[ComparedRun]) -> Iterator[ComparedValue]:
     flat = [_recorded(run) for run in runs]
     if any("model" in each for each in flat):
         # One that is described layer by layer has nothing in common with one that is named but its name.
-        flat = [{"model": each.get("model.class"), **_without("model.", each)} for each in flat]
+        others = [{name: each[name] for name in each if not name.startswith("model.")} for each in flat]
+        flat = [{"model": each.get("model.class"), **rest} for each, rest in zip(flat, others, strict=True)]
     for name in dict.fromkeys(name for each in flat for name in each):
         yield ComparedValue(name=name, values=_texts([each.get(name) for each in flat]))
-
-
-def _without(beginning: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if not name.startswith(beginning)}
 
 
 def _recorded(run: ComparedRun) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from lockstep.checking.comparison import SUBJECTS
-from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import Job
@@ -48,11 +47,10 @@ class RecordedRun(msgspec.Struct, frozen=True):
     #: The current place of its data, if that is not the one in the job.
     data: str | None = None
 
-    def dataset(self, *, is_checked: bool = False) -> TrainTest:
-        """Return the run's data as it was before a validation set was taken from it; raises as `demand_data`."""
+    def demand_data(self) -> None:
+        """Raise `DataError` if the data of the run is neither given nor where it was trained."""
         if self.data is None:
             demand_data(self.folder, self.job)
-        return load(self.data or self.job.data, is_checked=is_checked)
 
     def description(self) -> DataDescription:
         """Return the run's data without its samples; raises as `description_of`."""
@@ -81,7 +79,8 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
     """Build what the run began with; a `UsageError` names both values if something here is not the run's."""
     options = RunOptions(allow_mixed_numerics=allows_mixed_numerics)
     source = trusted_source(run.folder, run.job)
-    data = run.dataset(is_checked=True)
+    run.demand_data()
+    data = load(run.data or run.job.data, is_checked=True)
     setup = open_run(run.folder.name, run.job, data, options, source, told_folder(run.folder))
     here, there = receipt_of(setup.info, []), run.receipt
     for name, what in SUBJECTS.items():

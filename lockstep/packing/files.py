@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 from lockstep.common.errors import DataError
@@ -97,13 +98,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             shown = (each for each in entries if not each.name.startswith("."))
-            return sorted((each for each in shown if each.name.lower() not in _LEFT_BY_SYSTEMS), key=_name)
+            return sorted((each for each in shown if each.name.lower() not in _LEFT_BY_SYSTEMS), key=attrgetter("name"))
     except OSError as error:
         raise _unreadable(folder, error) from None
-
-
-def _name(entry: os.DirEntry[str]) -> str:
-    return entry.name
 
 
 def _status(path: Path) -> os.stat_result:

@@ -42,7 +42,6 @@ from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_result
 from lockstep.ps.setup import RunSetup
 from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
 from lockstep.runs.own_command import demand
-from lockstep.runs.trained_model import demand_data
 
 
 @click.command(short_help="Recompute a run and compare every bit.")
@@ -95,7 +94,7 @@ def verify(
     with suppress(NumericsError) if allow_mixed_numerics else nullcontext():
         take_numerics(recorded.job.numerics)
     low, high = wanted_steps(recorded, steps)
-    demand_data_of(recorded)
+    recorded.demand_data()
     say_if_changed(run, training_data)
     print_plainly(console, *coverage_lines(recorded, report := coverage_of(recorded)))
     demand_coverage(report)
@@ -126,12 +125,6 @@ def compared(run: Path, against: Path) -> str:
         raise DifferenceError(difference)
     chain = ours.receipt.chain
     return f"the same weights after each of {len(chain) - 1} epochs: {chain[-1].weights_sha256}"
-
-
-def demand_data_of(recorded: RecordedRun) -> None:
-    """Raise `DataError` if the data of a run is neither given nor where it was trained."""
-    if recorded.data is None:
-        demand_data(recorded.folder, recorded.job)
 
 
 def signature_lines(recorded: RecordedRun, keys: Path | None) -> list[str]:
