@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 import msgspec
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -358,6 +358,4 @@ class RunCollector(Collector):
 
 def exposition(snapshot: Snapshot, totals: Mapping[str, Value]) -> bytes:
     """Return the text that Prometheus reads."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(RunCollector(snapshot, totals))
-    return generate_latest(registry)
+    return generate_latest(RunCollector(snapshot, totals))
