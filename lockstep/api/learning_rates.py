@@ -30,7 +30,7 @@ from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job
 from lockstep.common.job.optimizer import replica_of
 from lockstep.common.numerics.choice import take_numerics
-from lockstep.common.optim.schedules import RateRange
+from lockstep.common.optim.schedules import Exponential, Schedule
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
@@ -174,9 +174,10 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
         job = replica_of(job)
     job = replace(job, steps=steps, schedule="constant", warmup_steps=0, metrics=None, monitor=None)
     take_numerics(job.numerics)
-    schedule, data = RateRange(lowest, highest, steps=steps), load(job.data)
+    # From the lowest rate in the first step to the highest one in the last.
+    schedule, data = Exponential(lowest, every=steps - 1, gamma=highest / lowest), load(job.data)
     seeds = [(job.seed + APART * test) % 2**63 for test in range(TESTS)]
-    tests = [_tried(replace(job, seed=seed), data, schedule) for seed in seeds]
+    tests = [_tried(replace(job, seed=seed), data, schedule, steps) for seed in seeds]
     shortest = min(len(changes) for _, changes in tests)
     if shortest < 2 * SETTLING:
         raise RunError(
@@ -186,7 +187,7 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
     return averaged(tests, schedule)
 
 
-def _tried(job: Job, data: TrainTest, schedule: RateRange) -> Test:
+def _tried(job: Job, data: TrainTest, schedule: Schedule, steps: int) -> Test:
     """Make steps until the loss is too much; return the losses with the first weights, and their changes by then."""
     setup = open_run("rates", job, data, RunOptions())
     setup.shard.policy = replace(setup.shard.policy, schedule=schedule)
@@ -194,9 +195,9 @@ def _tried(job: Job, data: TrainTest, schedule: RateRange) -> Test:
     np.copyto(setup.shard.served[1], setup.shard.served[0])
     trainer, first, changes = SingleProcessTrainer(setup), list[float](), list[float]()
     with suppress(NotFiniteError):
-        first += [trainer.sums(step)[1].loss for step in range(schedule.steps)]
+        first += [trainer.sums(step)[1].loss for step in range(steps)]
         most = TOO_MUCH * float(np.mean(np.abs(first)))
-        for step in range(schedule.steps):
+        for step in range(steps):
             sums, tally = trainer.sums(step)
             trainer.update(step, sums, tally)
             changes.append(tally.loss - first[step])
@@ -205,7 +206,7 @@ def _tried(job: Job, data: TrainTest, schedule: RateRange) -> Test:
     return np.array(first), np.array(changes)
 
 
-def averaged(tests: Sequence[Test], schedule: RateRange) -> RateTest:
+def averaged(tests: Sequence[Test], schedule: Schedule) -> RateTest:
     """Return the mean of several tests, one that has ended early with the most that a change counts.
 
     `RunError` if the loss falls at no rate, or if the tests disagree.

@@ -21,7 +21,7 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
-from lockstep.common.job.score import score_of
+from lockstep.common.job.metrics import score_of
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.run.plan import Plan

@@ -19,7 +19,6 @@
     ├── DifferenceError           the records of a run are not what its job computes; exit code 1
     ├── ProtocolError             our side would break the protocol: a bug here
     └── RemoteProtocolError       the peer broke it: bad frames, wrong version, wrong digest
-        └── RefusedError          the server refused the worker, with its reason
 
 The text of each is one line: a fact in lower case, the offending value, the expected one, the remedy. A text is for
 people: what a program decides on is a kind of failure or refusal, in events, messages and exit records.
@@ -123,10 +122,6 @@ class ProtocolError(LockstepError):
 
 class RemoteProtocolError(LockstepError):
     """The peer broke the protocol; whatever it sent was not applied."""
-
-
-class RefusedError(RemoteProtocolError):
-    """The server refused this worker; the text is the server's reason."""
 
 
 class RefusalKind(StrEnum):

@@ -18,10 +18,10 @@ from lockstep.common.data.source import with_moments, with_validation
 from lockstep.common.errors import JobError, LockstepError, ModelError, NumericsError
 from lockstep.common.job.job import CONV, DENSE, Job, check_batch
 from lockstep.common.job.losses import LossKind
+from lockstep.common.job.metrics import Guess
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import check_rule, spans_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode, transform_of
-from lockstep.common.job.score import Guess
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.initial import InitialWeights, initial_weights, kept_next_to, micro_batch_to_try
 from lockstep.common.model.port import DrawKey, Evidence, Model

@@ -23,8 +23,8 @@ from lockstep.common.data.source import with_validation
 from lockstep.common.errors import DivergedError, LockstepError
 from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
+from lockstep.common.job.metrics import score_of
 from lockstep.common.job.objective import Objective
-from lockstep.common.job.score import score_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import Status

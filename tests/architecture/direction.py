@@ -87,8 +87,7 @@ PROTOCOL_ORDER = Order(
     groups=(
         ("lockstep.common.protocol.codec",),
         ("lockstep.common.protocol.standby_messages",),
-        ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.shared_files"),
-        ("lockstep.common.protocol.team_memory",),
+        ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.team_memory"),
         ("lockstep.common.protocol.messages",),
         (
             "lockstep.common.protocol.fingerprint",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lockstep.common.errors import SharingError
-from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
+from lockstep.common.protocol.team_memory import WEIGHTS, weights_shape
 from lockstep.common.transport.shared_memory.folder import NAME, SharedFolder, sweep
 from lockstep.common.transport.shared_memory.segment import Shape
 from tests.fuzz.bar import amounts, bear, examine

@@ -24,7 +24,7 @@ from lockstep.cli.options.run import (
 )
 from lockstep.common.errors import LedElsewhereError, UsageError
 from lockstep.common.job.job import Job
-from lockstep.common.job.score import Score
+from lockstep.common.job.metrics import Score
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.protocol.run_options import OF_A_SERVER, RunOptions

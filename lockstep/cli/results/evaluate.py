@@ -13,7 +13,7 @@ from lockstep.cli.options.packing import READING_OPTIONS, say_if_changed, traini
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.losses import LossKind
-from lockstep.common.job.score import Score, score_of
+from lockstep.common.job.metrics import Score, score_of
 from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.runtime.notice import notice
 from lockstep.results.evaluation.assessment import Assessment, assess

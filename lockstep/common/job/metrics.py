@@ -1,12 +1,13 @@
 """Metrics: figures of outputs and targets, besides the loss, from sums that are added over the tree of a step. Pure.
 
 A metric makes sums of the rows of a micro-batch, and a figure of the sums over any number of them: so it is exact, and
-the same for any number of workers. A mean of figures would be neither.
+the same for any number of workers. A mean of figures would be neither. The score of a tally names accuracy or R² first.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, SupportsFloat
 
 import msgspec
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.job.losses import LossKind, kind_of
+from lockstep.common.job.tally import Tally
 from lockstep.common.numerics.scalars import exp
 from lockstep.common.numerics.sums import halved_sum
 
@@ -45,13 +47,9 @@ class ComparedRows(NamedTuple):
     weights: Array | None = None
 
 
-class LossBasis(NamedTuple):
-    """The loss of guessing, from which a figure may follow besides sums."""
-
-    #: The mean loss.
-    loss: float
-    #: The mean squared error of always predicting the targets' mean, None if it is not needed.
-    guess: float | None
+#: Returns the figure of sums, the mean loss, and the mean squared error of always predicting the targets' mean, None if
+#: that is not needed.
+FigureOf = Callable[[Sums, float, float | None], float]
 
 
 class Metric(msgspec.Struct, frozen=True):
@@ -61,7 +59,7 @@ class Metric(msgspec.Struct, frozen=True):
     kinds: frozenset[LossKind]
     #: How many sums there are, or of each class if it counts by class.
     width: int
-    figure: Callable[[Sums, LossBasis], float]
+    figure: FigureOf
     #: Sums of rows, (width,), or (width * classes,); None of a metric without sums, or of the user.
     sums: Callable[[ComparedRows], Sums] | None = None
     is_by_class: bool = False
@@ -125,17 +123,17 @@ def _errors(size_of: Callable[[Sums], Sums]) -> Callable[[ComparedRows], Sums]:
 # Figures
 
 
-def _mean(sums: Sums, basis: LossBasis) -> float:
+def _mean(sums: Sums, loss: float = 0.0, guess: float | None = None) -> float:
     return float(sums[0] / sums[1]) if sums[1] else 0.0
 
 
-def _root_mean(sums: Sums, basis: LossBasis) -> float:
-    return math.sqrt(_mean(sums, basis))
+def _root_mean(sums: Sums, loss: float, guess: float | None) -> float:
+    return math.sqrt(_mean(sums))
 
 
-def _perplexity(sums: Sums, basis: LossBasis) -> float:
+def _perplexity(sums: Sums, loss: float, guess: float | None) -> float:
     # Above e^700, a float64 is near its end; a loss may not be infinite either.
-    return basis.loss if math.isnan(basis.loss) else exp(min(basis.loss, 700.0))
+    return loss if math.isnan(loss) else exp(min(loss, 700.0))
 
 
 def _explained(mean_square: float, guess: float | None) -> float:
@@ -143,10 +141,10 @@ def _explained(mean_square: float, guess: float | None) -> float:
     return 1.0 - mean_square / guess if guess else 0.0
 
 
-def _mean_over_classes(of_class: Callable[[Sums, Sums, Sums], tuple[Sums, Sums]]) -> Callable[[Sums, LossBasis], float]:
+def _mean_over_classes(of_class: Callable[[Sums, Sums, Sums], tuple[Sums, Sums]]) -> FigureOf:
     """Return the mean, over classes that were predicted or were targets, of a quotient of their counts."""
 
-    def figure(sums: Sums, basis: LossBasis) -> float:
+    def figure(sums: Sums, loss: float, guess: float | None) -> float:
         right, predicted, actual = sums.reshape(3, -1)
         there = predicted + actual > 0
         over, under = of_class(right[there], predicted[there], actual[there])
@@ -183,11 +181,11 @@ METRICS: Mapping[str, Metric] = {
     "perplexity": Metric(_CLASSES, 0, _perplexity, is_higher_better=False),
     "mae": Metric(_NUMBERS, 2, _mean, _errors(np.abs), is_higher_better=False),
     "rmse": Metric(_NUMBERS, 2, _root_mean, _errors(np.square), is_higher_better=False),
-    "r2": Metric(_NUMBERS, 2, lambda sums, basis: _explained(_mean(sums, basis), basis.guess), _errors(np.square)),
+    "r2": Metric(_NUMBERS, 2, lambda sums, loss, guess: _explained(_mean(sums), guess), _errors(np.square)),
 }
 
 #: R² if the loss is the mean squared error: there is nothing to add up again.
-_R2_OF_LOSS = Metric(_NUMBERS, 0, lambda sums, basis: _explained(basis.loss, basis.guess))
+_R2_OF_LOSS = Metric(_NUMBERS, 0, lambda sums, loss, guess: _explained(loss, guess))
 
 #: That of the user, by the number that its function returns and its divisor.
 _OWN = Metric(frozenset(LossKind), 2, _mean, is_higher_better=None)
@@ -250,8 +248,11 @@ class Metrics(msgspec.Struct, frozen=True):
         """Return how many sums there are of all metrics."""
         return sum(metric.width * (classes if metric.is_by_class else 1) for metric in self.by_name.values())
 
-    def figures(self, sums: Sequence[float], basis: LossBasis) -> dict[str, float]:
-        """Return the figures that sums of all metrics come to, by name; no sums are those over no rows."""
+    def figures(self, sums: Sequence[float], loss: float, guess: float | None = None) -> dict[str, float]:
+        """Return by name the figures of sums of all metrics, a mean loss and a guess as of `FigureOf`.
+
+        No sums are those over no rows.
+        """
         array = np.array(sums or [0.0] * self.size(1), np.float64)
         by_class = sum(metric.width for metric in self.by_name.values() if metric.is_by_class)
         fixed = self.size(0)
@@ -259,5 +260,49 @@ class Metrics(msgspec.Struct, frozen=True):
         found, start = dict[str, float](), 0
         for name, metric in self.by_name.items():
             end = start + metric.width * (classes if metric.is_by_class else 1)
-            found[name], start = metric.figure(array[start:end], basis), end
+            found[name], start = metric.figure(array[start:end], loss, guess), end
         return found
+
+
+class Guess(NamedTuple):
+    """The mean squared errors of always predicting the mean of a set's targets."""
+
+    train: float
+    test: float
+    #: None without a validation set.
+    validation: float | None = None
+
+
+class Score(NamedTuple):
+    """The figures of a tally, besides its loss; those that the job does not have are None."""
+
+    #: The share of right answers.
+    accuracy: float | None
+    #: The coefficient of determination: the share of the targets' variance that is explained, at most 1.
+    r2: float | None
+    #: All other metrics of the job, by name.
+    others: Mapping[str, float] = MappingProxyType({})
+
+    def text(self) -> str:
+        """Return the first number without its name, empty without a number."""
+        if self.accuracy is not None:
+            return f"{self.accuracy:.2%}"
+        return "" if self.r2 is None else f"{self.r2:.4f}"
+
+    @property
+    def name(self) -> str:
+        """The name of that number, empty without a number."""
+        if self.accuracy is not None:
+            return "accuracy"
+        return "" if self.r2 is None else "R²"
+
+    def named(self, prefix: str) -> dict[str, float]:
+        """Return the other metrics, by their names after a prefix."""
+        return {f"{prefix}{name}": value for name, value in self.others.items()}
+
+
+def score_of(metrics: Metrics, tally: Tally, guess: float | None = None) -> Score:
+    """Return the score of a tally by a job's metrics; R² is measured against `guess`."""
+    found = metrics.figures(tally.metrics, tally.loss, guess)
+    accuracy, r2 = found.pop("accuracy", None), found.pop("r2", None)
+    return Score(accuracy, r2, found)

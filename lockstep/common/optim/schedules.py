@@ -166,27 +166,6 @@ class Polynomial(msgspec.Struct, frozen=True):
         return self.min_lr + (self.lr - self.min_lr) * power(left, self.power)
 
 
-class RateRange(msgspec.Struct, frozen=True):
-    """A rate that grows by one factor from step to step, from `first` to `last` in `steps`.
-
-    For learning-rate range tests; no job has it as its schedule.
-    """
-
-    first: float
-    last: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        for name, rate in (("first", self.first), ("last", self.last)):
-            if not 0.0 < rate < math.inf:
-                raise ValueError(f"{name} is {rate!r}: expected a finite number above 0")
-        if self.steps < 2:
-            raise ValueError(f"steps is {self.steps!r}: expected at least 2")
-
-    def rate(self, step: int) -> float:
-        return self.first * power(self.last / self.first, min(step, self.steps - 1) / (self.steps - 1))
-
-
 class LinearWarmup(msgspec.Struct, frozen=True):
     """Another schedule times a factor that grows from `start_factor` to 1 over `steps`.
 

@@ -1,6 +1,8 @@
-"""The records that the processes of a team share in memory, and those that a team shares with the server.
+"""The files in the shared memory of a run, and the records in them, which processes of a team and the server read.
 
-A team's file of marks has a part for each process, which it alone writes, and one for the leader's orders. Data
+The server makes one file with both slots of weights, which workers map for reading only, until a team is to make
+several steps: then its processes write weights and the optimizer's slots, slice by slice, and each slice under its
+lock. A team's file of marks has a part for each process, which it alone writes, and one for the leader's orders. Data
 is written before its mark, and read after it. Data that a lock protects is next to the weights to which the locks
 belong (`UpdateMarks`): if a process stops with a lock, the run leaves all of that.
 """
@@ -16,10 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.slices import Slice, slices_for
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.update import Slots
 from lockstep.common.job.tally import Tally
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import Work
 from lockstep.common.transport.shared_memory.segment import Segment, Shape
+
+#: The file of the weights, of which those after step t are in slot t % 2.
+WEIGHTS = "weights"
+
+#: The file of the weights as they are, if those that workers compute with are rounded; otherwise there is no such file.
+EXACT_WEIGHTS = "exact-weights"
+
+#: The file of the optimizer's slots, all of the first set and then all of the second.
+STATE = "state"
+
+#: The file of a team's marks, in the team's own folder (`TeamMarks`).
+MARKS = "marks"
 
 #: Vectors of sums of each process: those of the parts that it is given, so many at most, and of as many parts of
 #: others; the last one is for the sums over all of an order, which it can always compute alone.
@@ -49,6 +65,42 @@ PROCESS = np.dtype(
 #: begun and ended, in seconds, and from `METRICS` on the sums of metrics.
 ORDER, LO, HI = range(3)
 LOSS_SUM, COUNT, COMPUTE_S, BEGAN_S, ENDED_S, IGNORED, WEIGHT, METRICS = range(8)
+
+
+def weights_shape(size: int) -> Shape:
+    """Return what the file of weights holds, of `size` values each."""
+    return Shape(vectors=2, size=size)
+
+
+def update_file(rank: int) -> str:
+    """Return the name of the file that says how far the team of that rank is with updates (`UpdateMarks`)."""
+    return f"update-{rank}"
+
+
+def lock_file(slice_: int) -> str:
+    """Return the name of the file that is the lock of a slice of updates: its holder may write that slice."""
+    return f"lock-{slice_}"
+
+
+def process_file(process: int) -> str:
+    """Return the name of the file of a team's process, in the team's own folder: its vectors of sums and of results."""
+    return f"process-{process}"
+
+
+def process_shape(size: int) -> Shape:
+    """Return what such a file holds: a vector for each of its rows, and one for the slices that it adds up."""
+    return Shape(vectors=ROWS + 1, size=size)
+
+
+def state_shape(names: Sequence[str], parameter_size: int) -> Shape:
+    """Return what the file of the optimizer's slots holds."""
+    return Shape(vectors=2 * len(names), size=parameter_size)
+
+
+def state_sets(names: Sequence[str], vectors: Sequence[Vector]) -> tuple[Slots, Slots]:
+    """Return both sets of the optimizer's slots, of those names, from the vectors of their file."""
+    first, second = vectors[: len(names)], vectors[len(names) :]
+    return dict(zip(names, first, strict=True)), dict(zip(names, second, strict=True))
 
 
 def weight_in_memory(tally: Tally) -> float:

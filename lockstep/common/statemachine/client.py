@@ -34,6 +34,7 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, soonest, table_of
+from lockstep.common.transport.diagnosis import Diagnosis
 
 #: Seconds at most until a server that does not answer is asked again.
 MOST_RETRY_S = 5.0
@@ -83,16 +84,6 @@ class ProtocolBroken(Struct, frozen=True, kw_only=True):
     fault: str
 
 
-class ObstacleFound(Struct, frozen=True, kw_only=True):
-    """Something prevents a connection to the server."""
-
-    obstacle: str
-    #: Whether waiting does not help.
-    is_final: bool
-    #: Whether another key may help, as in `Diagnosis`.
-    has_other_key: bool = False
-
-
 ClientEvent = (
     Started
     | Welcome
@@ -106,7 +97,7 @@ ClientEvent = (
     | NotLeading
     | Finished
     | ProtocolBroken
-    | ObstacleFound
+    | Diagnosis
     | TimePassed
     | Interrupted
 )
@@ -165,7 +156,7 @@ TRANSITIONS = table_of(
         NotLeading: {_JOINING: {_JOINING}, _JOINED: IGNORED, _ENDED: IGNORED},
         Finished: {_JOINING: {_ENDED}, _JOINED: {_ENDED}, _ENDED: IGNORED},
         ProtocolBroken: {_JOINING: {_ENDED}, _JOINED: {_ENDED}, _ENDED: IGNORED},
-        ObstacleFound: {_JOINING: {_JOINING, _ENDED}, _ENDED: IGNORED},
+        Diagnosis: {_JOINING: {_JOINING, _ENDED}, _ENDED: IGNORED},
         TimePassed: {_JOINING: {_JOINING, _ENDED}, _JOINED: {_JOINING, _JOINED, _ENDED}, _ENDED: IGNORED},
         Interrupted: {_JOINING: {_ENDED}, _PREPARING: {_ENDED}, _JOINED: {_ENDED}, _ENDED: IGNORED},
     },
@@ -177,10 +168,8 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     address: str
     join: Join | ShardJoin
-    #: The other addresses that were given by a person. If it is not known which key a standby has, its
-    #: address is here with each that it may have.
+    #: The other addresses that were given by a person, and the first one with other keys: as of `LeaderSearch`.
     others: tuple[StandbyAddress, ...] = ()
-    #: The first address with each key that a standby there may have: asked once the server there has another key.
     keyed: tuple[StandbyAddress, ...] = ()
     #: Seconds to wait for a server that is not there, None for ever.
     timeout_s: float | None = None
@@ -217,10 +206,11 @@ class Client(Machine[ClientEvent, ClientEffect]):
     last_rank: int | None = None
 
     def __post_init__(self) -> None:
-        self.search = LeaderSearch((StandbyAddress(address=self.config.address), *self.config.others))
+        given = (StandbyAddress(address=self.config.address), *self.config.others)
+        self.search = LeaderSearch(given, keyed=self.config.keyed)
 
     def handle(self, event: ClientEvent, now: float) -> list[ClientEffect]:
-        if self.transitions[self.phase, type(event)] and not isinstance(event, TimePassed | ObstacleFound):
+        if self.transitions[self.phase, type(event)] and not isinstance(event, TimePassed | Diagnosis):
             self.on_message(now)
         return self.obey(event, now)
 
@@ -293,23 +283,20 @@ class Client(Machine[ClientEvent, ClientEffect]):
                 return self.leave(1, f"the server broke the protocol: {fault}", FailureKind.PROTOCOL)
             case Interrupted():
                 return self.leave(130, "interrupted", FailureKind.INTERRUPTED)
-            case ObstacleFound():
+            case Diagnosis():
                 return self._on_obstacle(event, now)
             case TimePassed():
                 return self._on_time_passed(now)
             case _:
                 assert_never(event)
 
-    def _on_obstacle(self, found: ObstacleFound, now: float) -> list[ClientEffect]:
+    def _on_obstacle(self, found: Diagnosis, now: float) -> list[ClientEffect]:
         """Remember what prevents a connection; end at it, unless a standby's key may be the right one there."""
-        search, keyed = self.search, self.config.keyed
-        is_first = found.has_other_key and search.server == search.given[0] and keyed
-        if is_first:
-            search.given = (search.server, *keyed, *search.given[1:])
-        effects = self._leave_for(keyed[0], f"{search.server.address} has another key", now) if is_first else []
-        self.obstacle = found.obstacle
-        if found.is_final and not is_first:
-            return self._end(2, found.obstacle, FailureKind.UNREACHABLE)
+        other = self.search.with_other_key() if found.has_other_key else None
+        effects = [] if other is None else self._leave_for(other, f"{other.address} has another key", now)
+        self.obstacle = found.text
+        if found.is_final and other is None:
+            return self._end(2, found.text, FailureKind.UNREACHABLE)
         return effects
 
     def leave(self, code: int, reason: str, kind: FailureKind) -> list[ClientEffect]:

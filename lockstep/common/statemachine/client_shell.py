@@ -25,7 +25,6 @@ from lockstep.common.statemachine.client import (
     ClientEvent,
     ClientPhase,
     Exit,
-    ObstacleFound,
     Prepare,
     ProtocolBroken,
     Redial,
@@ -104,8 +103,7 @@ class ClientShell(ABC, Generic[Event, Effect]):
         if self.state.client.phase is ClientPhase.JOINING and self.diagnose is not None:
             diagnosis = self.diagnose()
             if diagnosis is not None:
-                final, other = diagnosis.is_final, diagnosis.has_other_key
-                self.dispatch(ObstacleFound(obstacle=diagnosis.text, is_final=final, has_other_key=other))
+                self.dispatch(diagnosis)
         self.dispatch(TimePassed())
 
     def dispatch(self, event: Event | ClientEvent) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from lockstep.common.protocol.messages import NO_TERM, NotLeading, StandbyAddress, Term
 from lockstep.common.protocol.standby_messages import LeaderNotice
-from lockstep.common.runtime.backoff import backoff_s
+from lockstep.common.statemachine.machine import backoff_s
 
 #: Seconds within which a server that runs answers.
 ANSWER_S = 1.0
@@ -33,6 +33,8 @@ class LeaderSearch:
     given: tuple[StandbyAddress, ...]
     #: The address of this process, which is not asked; empty if it has none.
     own: str = ""
+    #: The first of them with each other key that a standby there may have: asked once the server there has another key.
+    keyed: tuple[StandbyAddress, ...] = ()
     #: The other servers of the run, as the leader named them last.
     named: tuple[StandbyAddress, ...] = ()
     #: The highest term that was seen.
@@ -134,6 +136,17 @@ class LeaderSearch:
             one for one in servers if one.address == self.server.address
         ]
         return servers[(servers.index(same[0]) + 1) % len(servers)]
+
+    def with_other_key(self) -> StandbyAddress | None:
+        """Return where to ask a server that has another key than the one it was asked with; None if no key is left."""
+        self.ask_with_each_key()
+        following = self.following()
+        is_there = following.address == self.server.address and following != self.servers()[0]
+        return following if is_there else None
+
+    def ask_with_each_key(self) -> None:
+        """Let the first address be asked with each key that a server there may have."""
+        self.given, self.keyed = (*self.given[:1], *self.keyed, *self.given[1:]), ()
 
     def turn_to(self, server: StandbyAddress, now: float) -> None:
         """Ask another server from now on."""

@@ -5,10 +5,12 @@ that a peer sends, which phases may follow in which phase, whether it is ignored
 the diagrams in the docs are made from it.
 """
 
+import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
+from functools import lru_cache
 from typing import Any, ClassVar, Generic, TypeVar
 
 from msgspec import Struct
@@ -151,6 +153,19 @@ class Machine(ABC, Generic[Event, Effect]):
 def soonest(*deadlines: float | None) -> float | None:
     """Return the first of several deadlines, or None without any."""
     return min((at for at in deadlines if at is not None), default=None)
+
+
+@lru_cache
+def backoff_s(tries: int, *, first_s: float, most_s: float, seed: str) -> float:
+    """Return the seconds to wait after so many attempts, from 1.
+
+    At most `first_s` before the second attempt, twice as long before each later one, and at most `most_s` before any.
+    Each is shortened by up to a half, so that a thousand workers whose server comes back do not all call at the same
+    instant, again and again (Brooker, "Exponential Backoff and Jitter", 2015). The same seed gives the same delays.
+    """
+    full = min(most_s, first_s * 2.0 ** min(tries - 1, 60))
+    draw = zlib.crc32(f"{seed}/{tries}".encode()) / 2**32
+    return full * (1.0 - draw / 2)
 
 
 def carry_out(

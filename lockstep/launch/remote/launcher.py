@@ -186,6 +186,5 @@ def first_host(hosts: str) -> str:
     prints the whole list; it is not there in a container.)
     """
     # A comma within brackets parts numbers, and any other one parts hosts.
-    first = re.match(r"(?:[^\[\],]|\[[^\]]*\])*", hosts)
-    assert first is not None  # it matches the empty word too
-    return re.sub(r"\[([^,\]-]*)[^\]]*\]", r"\1", first[0]).strip()
+    first = re.split(r",(?![^\[]*\])", hosts)[0]
+    return re.sub(r"\[([^,\]-]*)[^\]]*\]", r"\1", first).strip()

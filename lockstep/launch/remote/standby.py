@@ -38,7 +38,7 @@ from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_run
 from lockstep.launch.supervision.channel import ListeningReport, ParentLink
 from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.run_folder import LEDGER, read_ledger, read_receipt
+from lockstep.ps.records.run_folder import LEDGER, read_ledger, read_receipt, read_result
 from lockstep.ps.standby.mirror import CONTENTS, MIRROR, Mirror
 from lockstep.ps.standby.shell import LINGER_S, StandbyShell
 from lockstep.ps.standby.source import ALLOWED
@@ -82,25 +82,24 @@ class StandbyRequest(msgspec.Struct, frozen=True, kw_only=True):
     has_picture: bool = True
 
 
-class Access(msgspec.Struct, frozen=True):
-    """The credential of a standby at the server, and its own lock."""
-
-    credential: Credential
-    lock: Lock
-    #: The public half of its own key, empty if it has that of the server, or none.
-    public: str = ""
-
-
 def own_key(request: StandbyRequest) -> Path | None:
     """Return the file of the key that a standby shows: its own, or that of the server; None without keys."""
     return request.key if request.keys is None else request.keys / SERVER
 
 
-def access_of(request: StandbyRequest) -> Access:
-    """Return the access of a standby; `KeyFileError` if its key cannot be used, or is a worker's."""
+def own_public(request: StandbyRequest, credential: Credential) -> str:
+    """Return the public half of a standby's own key, empty if it has that of the server, or none."""
+    return credential.pair.public if request.key is not None and isinstance(credential, ClientKeys) else ""
+
+
+def access_of(request: StandbyRequest) -> tuple[Credential, Lock]:
+    """Return what a standby shows to the server, and its own lock.
+
+    `KeyFileError` if its key cannot be used, or is a worker's.
+    """
     if request.key is None:
         lock = lock_of(request.keys, request.supervised, is_insecure=request.is_insecure)
-        return Access(credential_of(own_key(request), request.supervised), lock)
+        return credential_of(own_key(request), request.supervised), lock
     if request.keys is not None:
         raise UsageError("--key and --keys: expected a standby's own key, or the server's folder of keys; remove one")
     key = read_key(request.key)
@@ -111,7 +110,7 @@ def access_of(request: StandbyRequest) -> Access:
         )
     path = request.folder / ALLOWED
     lock = ServerKeys(key.pair, partial(admitted, path, key), partial(signers_in, path))
-    return Access(ClientKeys(key.pair, key.server, key.standbys), lock, key.pair.public)
+    return ClientKeys(key.pair, key.server, key.standbys), lock
 
 
 def admitted(path: Path, key: SecretKey) -> Mapping[str, str]:
@@ -231,10 +230,8 @@ def server_with_more(servers: tuple[StandbyAddress, ...], dial: Dial, clock: Clo
 
 def show_finished(console: Console, folder: Path) -> None:
     """Show the end of a run that is over already."""
-    result = finished(folder)
-    assert result is not None  # as was found
     print_plainly(console, f"the run in {folder} is already finished")
-    show_end(console, result, folder, has_picture=False)
+    show_end(console, read_result(folder), folder, has_picture=False)
 
 
 def stand_by(request: StandbyRequest) -> int:
@@ -244,18 +241,18 @@ def stand_by(request: StandbyRequest) -> int:
     now. If it has led it to its end, it is a standby for the next run. A `RunError` or `KeyboardInterrupt` says how it
     failed.
     """
-    access = access_of(request)
+    credential, lock = access_of(request)
     console = Console(highlight=False, stderr=request.supervised is not None)
-    listening = Listening(request.bind, access.lock, request.is_insecure)
+    listening = Listening(request.bind, lock, request.is_insecure)
     if request.supervised is None and has_led_as_standby(request.folder, dialled(request.bind)):
         if found_in(request.folder) is FolderHolds.RESULT:
             print_plainly(console, f"the run that has ended here is kept in {set_aside(request.folder)}")
         else:
             try:
-                return lead_again(request, access, listening)
+                return lead_again(request, credential, listening)
             except LedElsewhereError as elsewhere:
                 request = follow(request, elsewhere, console)
-    return mirror_and_lead(request, access, listening, console)
+    return mirror_and_lead(request, credential, listening, console)
 
 
 def follow(request: StandbyRequest, elsewhere: LedElsewhereError, console: Console) -> StandbyRequest:
@@ -266,7 +263,7 @@ def follow(request: StandbyRequest, elsewhere: LedElsewhereError, console: Conso
     return replace(request, server=leader)
 
 
-def mirror_and_lead(request: StandbyRequest, access: Access, listening: Listening, console: Console) -> int:
+def mirror_and_lead(request: StandbyRequest, credential: Credential, listening: Listening, console: Console) -> int:
     """Be a standby until the run is over, and lead it to its end if that is needed."""
     prepare(request, say_of(request, console))
     with closing(listening.serve_standby()) as port:
@@ -274,12 +271,12 @@ def mirror_and_lead(request: StandbyRequest, access: Access, listening: Listenin
             request.link.report(ListeningReport(address=nearby(port.address)))
         else:
             announce(console, request, port)
-        shell = shell_of(request, access, port, console, listening)
+        shell = shell_of(request, credential, port, console, listening)
         ended = shell.run()
         leave_nothing(request.folder)
         if isinstance(ended, TakeOver):
             say_of(request, console)(notice(f"the standby at {port.address} takes over: {ended.reason}"))
-            return lead(request, access, shell, ended, listening, console)
+            return lead(request, credential, shell, ended, listening, console)
     if ended.code == 130:
         raise KeyboardInterrupt
     if ended.code:
@@ -308,23 +305,23 @@ def announce(console: Console, request: StandbyRequest, port: ServerPort) -> Non
 
 
 def shell_of(
-    request: StandbyRequest, access: Access, port: ServerPort, console: Console, listening: Listening
+    request: StandbyRequest, credential: Credential, port: ServerPort, console: Console, listening: Listening
 ) -> StandbyShell:
     """Return a standby that has asked nothing yet."""
     config = StandbyConfig(
         server=request.server,
-        own=StandbyAddress(address=dialled(port.address), public=access.public),
-        others=keyed(access.credential, request.server.address)[:-1],
+        own=StandbyAddress(address=dialled(port.address), public=own_public(request, credential)),
+        keyed=keyed(credential, request.server.address)[:-1],
         host=one_line(platform.node() or "unknown", NAME_LIMIT),
         pid=os.getpid(),
     )
     state = StandbyState(config, Mirror.restored(request.folder))
-    upstream = dial_with(access.credential, request.server.address, request.server.public)
+    upstream = dial_with(credential, request.server.address, request.server.public)
     return StandbyShell(
         state,
         port,
         upstream,
-        partial(dial_with, access.credential),
+        partial(dial_with, credential),
         SystemClock(),
         say_of(request, console),
         PortPoller(),
@@ -336,14 +333,14 @@ def shell_of(
 
 def lead(
     request: StandbyRequest,
-    access: Access,
+    credential: Credential,
     shell: StandbyShell,
     takeover: TakeOver,
     listening: Listening,
     console: Console,
 ) -> int:
     """Serve the run that was mirrored, to its end; return the exit code."""
-    service = service_of(request, access, is_signed=is_signed(shell.state))
+    service = service_of(request, credential, is_signed=is_signed(shell.state))
     destination = replace(service.destination, term=takeover.number)
     shell.upstream.close(LINGER_S)
     service = replace(service, destination=destination, standbys=(shell.state.search.server, *service.standbys))
@@ -359,23 +356,23 @@ def lead(
     return 0
 
 
-def service_of(request: StandbyRequest, access: Access, *, is_signed: bool) -> Service:
+def service_of(request: StandbyRequest, credential: Credential, *, is_signed: bool) -> Service:
     """Return what a standby serves once it leads the run in its folder."""
     job, options = resumed_job(request.folder, {**request.given, "signed": is_signed})
     return Service(
         job,
         Destination(folder=request.folder, options=options, is_resumed=True),
         has_picture=request.has_picture,
-        dial=partial(dial_with, access.credential),
+        dial=partial(dial_with, credential),
         standbys=(request.server,),
     )
 
 
-def lead_again(request: StandbyRequest, access: Access, listening: Listening) -> int:
+def lead_again(request: StandbyRequest, credential: Credential, listening: Listening) -> int:
     """Serve the run that this standby has led before; return the exit code.
 
     `LedElsewhereError` if another server leads it by now.
     """
     take_numerics(recorded_job(request.folder).numerics)
-    service = service_of(request, access, is_signed=was_signed(request.folder))
+    service = service_of(request, credential, is_signed=was_signed(request.folder))
     return HANDED_OVER if serve_by_hand(service, listening) is None else 0

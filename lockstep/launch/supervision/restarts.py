@@ -8,7 +8,7 @@ from enum import Enum
 
 from msgspec import Struct
 
-from lockstep.common.runtime.backoff import backoff_s
+from lockstep.common.statemachine.machine import backoff_s
 
 #: The exit code of a process that could not begin, was refused, or cannot do its task: the next would end alike.
 USAGE = 2

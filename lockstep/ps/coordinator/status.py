@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.job.score import Score
+from lockstep.common.job.metrics import Score
 from lockstep.common.protocol.messages import HISTORY_LIMIT, NAME_LIMIT, OF_A_STEP, Status, WorkerStatus, shortened
 from lockstep.ps.coordinator.membership import Membership, MemberState
 from lockstep.ps.coordinator.transitions import RunPhase

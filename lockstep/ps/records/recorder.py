@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FailureKind
-from lockstep.common.job.score import score_of
+from lockstep.common.job.metrics import score_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.common.runtime.notice import warning

@@ -8,8 +8,7 @@ import msgspec
 from lockstep.common.data.manifest import Manifest
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
-from lockstep.common.job.metrics import Metrics
-from lockstep.common.job.score import Guess
+from lockstep.common.job.metrics import Guess, Metrics
 from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import NAME_LIMIT, NO_TERM, StandbyAddress, Term, Welcome

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from lockstep.common.job.metrics import Metrics
-from lockstep.common.job.score import Guess, Score, score_of
+from lockstep.common.job.metrics import Guess, Metrics, Score, score_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.codec import Buffer, arrays_of
 from lockstep.common.protocol.messages import EpochRecord, Lease, Message, Result, SumsFrame, Weights

@@ -8,17 +8,20 @@ import msgspec
 
 from lockstep.common.aggregation.update import Pair
 from lockstep.common.errors import RemoteProtocolError, SharingError
-from lockstep.common.protocol.shared_files import (
+from lockstep.common.protocol.team_memory import (
     EXACT_WEIGHTS,
     STATE,
     WEIGHTS,
+    TeamShape,
+    UpdateMarks,
+    file_of,
+    keep_order,
     lock_file,
     state_sets,
     state_shape,
     update_file,
     weights_shape,
 )
-from lockstep.common.protocol.team_memory import TeamShape, UpdateMarks, file_of, keep_order
 from lockstep.common.transport.shared_memory.file_lock import FileLock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import Allocate, Segment, Shape, reserve
@@ -30,22 +33,6 @@ _NEXT = "-next"
 
 
 @dataclass
-class SharedUpdate:
-    """The locks and marks that decide which process may write a slice of an update."""
-
-    #: By slice. A process writes a slice only while it has the slice's lock, and only if the marks allow it. So no
-    #: other process is writing while one process has all locks.
-    locks: list[FileLock] = field(default_factory=list)
-    #: By rank, of the teams that have had a lease of several steps here.
-    marks: dict[int, UpdateMarks] = field(default_factory=dict)
-
-    def close(self) -> None:
-        """Release all locks for good."""
-        for lock in self.locks:
-            lock.close()
-
-
-@dataclass
 class ServerSharedMemory:
     """A run's folder of shared memory, and what the server and workers have put there."""
 
@@ -54,8 +41,11 @@ class ServerSharedMemory:
     size: int
     #: By rank, the workers that may make several steps by themselves.
     teams: dict[int, TeamShape] = field(default_factory=dict)
-    #: None as long as only the server has made updates.
-    update: SharedUpdate | None = None
+    #: By slice; none as long as only the server has made updates. A process writes a slice only while it has the
+    #: slice's lock, and only if the marks allow it. So no other process is writing while one process has all locks.
+    locks: list[FileLock] = field(default_factory=list)
+    #: By rank, of the teams that have had a lease of several steps here.
+    marks: dict[int, UpdateMarks] = field(default_factory=dict)
     #: How often the weights have moved into other files.
     generation: int = 0
     allocate: Allocate = reserve
@@ -77,8 +67,7 @@ class ServerSharedMemory:
     def forget(self, rank: int) -> None:
         """Release the memory of a worker that is gone."""
         self.teams.pop(rank, None)
-        if self.update is not None:
-            self.update.marks.pop(rank, None)
+        if self.marks.pop(rank, None) is not None:
             self.folder.drop(update_file(rank))
 
     def share_update(self, shard: Shard, rank: int) -> UpdateMarks | None:
@@ -93,50 +82,46 @@ class ServerSharedMemory:
             return None
         slices = len(team.slices)
         try:
-            if self.update is None:
-                self.update = self._share(shard, shard.served, "", slices)
+            if not self.locks:
+                self.locks = self._share(shard, shard.served, "", slices)
             # Another team may cut a vector more often.
-            self._add_locks(self.update, "", slices)
-            if rank not in self.update.marks:
+            self._add_locks(self.locks, "", slices)
+            if rank not in self.marks:
                 segment = self._make(update_file(rank), file_of(team.of_update()))
-                self.update.marks[rank] = msgspec.structs.replace(
-                    UpdateMarks.of(segment, team), keep_order=self.keep_order
-                )
+                self.marks[rank] = msgspec.structs.replace(UpdateMarks.of(segment, team), keep_order=self.keep_order)
         except SharingError as error:
             self.obstacle = str(error)
             return None
-        return self.update.marks[rank]
+        return self.marks[rank]
 
-    def _share(self, shard: Shard, served: Pair, suffix: str, slices: int) -> SharedUpdate:
-        """Move the rest into files whose names end with the suffix; `SharingError`, with none of them left, if not."""
+    def _share(self, shard: Shard, served: Pair, suffix: str, slices: int) -> list[FileLock]:
+        """Move the rest into files whose names end with the suffix; return the locks of so many slices.
+
+        `SharingError`, with none of the files left, if not.
+        """
         names, size = list(shard.state), shard.policy.parameter_size
-        weights, update = served, SharedUpdate()
+        weights, locks = served, list[FileLock]()
         try:
             sets = state_sets(names, self._make(STATE + suffix, state_shape(names, size)).vectors)
             if not shard.policy.wire_weights.is_exact:
                 first, second = self._make(EXACT_WEIGHTS + suffix, weights_shape(self.size)).vectors
                 weights = first, second
-            self._add_locks(update, suffix, slices)
+            self._add_locks(locks, suffix, slices)
         except SharingError:
-            update.close()
+            _release(locks)
             for name in _update_files(slices):
                 self.folder.drop(name + suffix)
             raise
         shard.move(weights, served, sets)
-        return update
+        return locks
 
     def _make(self, name: str, shape: Shape) -> Segment:
         return self.folder.make(name, shape, self.allocate)
 
-    def _add_locks(self, update: SharedUpdate, suffix: str, slices: int) -> None:
+    def _add_locks(self, locks: list[FileLock], suffix: str, slices: int) -> None:
         """Make those locks of so many slices that are not there yet."""
-        for slice_ in range(len(update.locks), slices):
-            update.locks.append(self.folder.make_lock(lock_file(slice_) + suffix))
-
-    def locks(self) -> Sequence[FileLock]:
-        """Return the locks of the slices in which teams make updates."""
-        assert self.update is not None  # no team has had a lease otherwise
-        return self.update.locks
+        while len(locks) < slices:
+            locks.append(self.folder.make_lock(lock_file(len(locks)) + suffix))
 
     def move(self, shard: Shard) -> bool:
         """Move all of it into new files; return False if there is no room.
@@ -145,29 +130,33 @@ class ServerSharedMemory:
         team's marks are made when it needs them. Locks that we had are released with the old memory, where no update
         may be made any more.
         """
-        old = self.update
-        assert old is not None  # otherwise, no other process can be writing
-        slices = len(old.locks)
+        old, slices = self.locks, len(self.locks)
         try:
             first, second = self._make(WEIGHTS + _NEXT, weights_shape(self.size)).vectors
-            self.update = self._share(shard, (first, second), _NEXT, slices)
+            self.locks = self._share(shard, (first, second), _NEXT, slices)
         except SharingError:
             self.folder.drop(WEIGHTS + _NEXT)
             return False
         for name in (WEIGHTS, *_update_files(slices)):
             if name != EXACT_WEIGHTS or not shard.policy.wire_weights.is_exact:
                 self.folder.replace(name, by=name + _NEXT)
-        for rank in old.marks:
+        for rank in self.marks:
             self.folder.drop(update_file(rank))
+        self.marks = {}
         self.generation += 1
-        old.close()
+        _release(old)
         return True
 
     def close(self) -> None:
         """Remove the folder; vectors that are in use stay mapped."""
-        if self.update is not None:
-            self.update.close()
+        _release(self.locks)
         self.folder.remove()
+
+
+def _release(locks: Sequence[FileLock]) -> None:
+    """Release locks for good."""
+    for lock in locks:
+        lock.close()
 
 
 def _update_files(slices: int) -> Sequence[str]:

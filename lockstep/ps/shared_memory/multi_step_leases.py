@@ -88,7 +88,7 @@ class TeamUpdates:
         )
 
     def end(self, *, waits: bool = True) -> bool:
-        locks = self.sharing.locks()
+        locks = self.sharing.locks
         if waits:
             self.held.update(one for one in range(self.slices) if one not in self.held and locks[one].acquire())
             if len(self.held) < self.slices:

@@ -19,7 +19,7 @@ from lockstep.common.protocol.standby_messages import (
     ToStandbyMessage,
 )
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.statemachine.client import Exit, ObstacleFound, ProtocolBroken, Redial, SendToServer, Started
+from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer, Started
 from lockstep.common.statemachine.loop import EventLoop, deliver
 from lockstep.common.statemachine.machine import Interrupted, PeerLeft, Received, Report, Send, TimePassed, carry_out
 from lockstep.common.transport.auth.keys import is_standbys
@@ -105,10 +105,7 @@ class StandbyShell:
     def on_time(self, now: float) -> Sequence[StandbyEvent]:
         """Return that time has passed; if no server has answered yet, first what prevents it."""
         found = None if self.state.offer is not None else self.diagnose(self.upstream)
-        if found is None:
-            return [TimePassed()]
-        obstacle = ObstacleFound(obstacle=found.text, is_final=found.is_final, has_other_key=found.has_other_key)
-        return [obstacle, TimePassed()]
+        return [TimePassed()] if found is None else [found, TimePassed()]
 
     def listen(self, seconds: float | None) -> None:
         """Wait until a message may have come, or for so many seconds."""

@@ -44,14 +44,7 @@ from lockstep.common.protocol.standby_messages import (
     RunFiles,
 )
 from lockstep.common.runtime.notice import warning
-from lockstep.common.statemachine.client import (
-    Exit,
-    ObstacleFound,
-    ProtocolBroken,
-    Redial,
-    SendToServer,
-    Started,
-)
+from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer, Started
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.machine import (
     IGNORED,
@@ -67,6 +60,7 @@ from lockstep.common.statemachine.machine import (
     stays,
     table_of,
 )
+from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.ps.standby.mirror import Mirror
 from lockstep.ps.standby.terms import next_number
 
@@ -115,7 +109,7 @@ StandbyEvent = (
     | LeaderNotice
     | Refused
     | ProtocolBroken
-    | ObstacleFound
+    | Diagnosis
     | Received
     | PeerLeft
     | TimePassed
@@ -151,7 +145,7 @@ TRANSITIONS = table_of(
         LeaderNotice: leads(IGNORED, *StandbyPhase),
         Refused: _LATE | {_MIRRORING: {_MIRRORING, _ENDED}},
         ProtocolBroken: _LATE | {_MIRRORING: {_ENDED}},
-        ObstacleFound: _LATE | {_MIRRORING: {_MIRRORING, _ENDED}},
+        Diagnosis: _LATE | {_MIRRORING: {_MIRRORING, _ENDED}},
         Join: _LATE | {_MIRRORING: {_MIRRORING, _TAKING_OVER}, _TAKING_OVER: {_TAKING_OVER}},
         ShardJoin: _LATE | stays(_MIRRORING, _TAKING_OVER),
         MirrorRequest: _LATE | {_MIRRORING: {_MIRRORING, _TAKING_OVER}, _TAKING_OVER: {_TAKING_OVER}},
@@ -168,25 +162,17 @@ TRANSITIONS = table_of(
 )
 
 
-class Claim(Struct, frozen=True, kw_only=True):
-    """A worker says that it misses the server."""
-
-    #: The highest term that it has seen, and its rank in the last one that it was in.
-    term: Term
-    rank: int
-    at: float
-
-
 @dataclass
 class Claims:
-    """The workers that say that they miss the server, by connection."""
+    """The workers that say that they miss the server."""
 
-    by_peer: dict[bytes, Claim] = field(default_factory=dict)
+    #: By connection, the request to join that says so, and when it came.
+    by_peer: dict[bytes, tuple[Join, float]] = field(default_factory=dict)
 
-    def add(self, peer: bytes, join: Join, rank: int, now: float) -> bool:
+    def add(self, peer: bytes, join: Join, now: float) -> bool:
         """Record that a worker says so; return whether it is the first time."""
         is_new = peer not in self.by_peer
-        self.by_peer[peer] = Claim(term=join.term, rank=rank, at=now)
+        self.by_peer[peer] = join, now
         return is_new
 
     def voters(self, offer: RunFiles | None, now: float) -> int:
@@ -194,10 +180,10 @@ class Claims:
 
         A worker that has been in a later term than the mirror is one of another set, and is counted as one of them.
         """
-        claims = [claim for claim in self.by_peer.values() if now < claim.at + CLAIM_S]
+        claims = [join for join, at in self.by_peer.values() if now < at + CLAIM_S]
         term, electors = (NO_TERM, set[int]()) if offer is None else (offer.term, set(offer.electors))
-        known = {claim.rank for claim in claims if claim.term == term}
-        later = {(claim.term.number, claim.rank) for claim in claims if claim.term.is_above(term)}
+        known = {join.last_rank for join in claims if join.term == term}
+        later = {(join.term.number, join.last_rank) for join in claims if join.term.is_above(term)}
         return len(known & electors) + len(later)
 
     def text(self, offer: RunFiles | None, now: float) -> str:
@@ -207,7 +193,7 @@ class Claims:
 
     def highest(self) -> int:
         """Return the number of the highest term that one of them has seen, 0 without any."""
-        return max((claim.term.number for claim in self.by_peer.values()), default=0)
+        return max((join.term.number for join, _ in self.by_peer.values()), default=0)
 
 
 @dataclass
@@ -247,14 +233,9 @@ class StandbyConfig(msgspec.Struct, frozen=True, kw_only=True):
     #: Its address for workers.
     own: StandbyAddress
     #: The same server with each other key that it may have: another standby may lead the run there.
-    others: tuple[StandbyAddress, ...] = ()
+    keyed: tuple[StandbyAddress, ...] = ()
     host: str
     pid: int
-
-    @property
-    def given(self) -> tuple[StandbyAddress, ...]:
-        """The server that a person gave, with each key that it may have."""
-        return (self.server, *self.others)
 
     def request(self, term: Term, step: int, *, is_whole: bool) -> MirrorRequest:
         """Return the request for files to mirror, with the step of those that are mirrored."""
@@ -316,14 +297,17 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     reports: MirrorReports = field(default_factory=MirrorReports)
 
     def __post_init__(self) -> None:
-        self.search, self.offer = LeaderSearch(self.config.given, self.config.own.address), self.mirror.held
-        self.search.named = () if self.offer is None else self.offer.standbys
+        self.search = LeaderSearch((self.config.server,), self.config.own.address, keyed=self.config.keyed)
+        self.offer = self.mirror.held
+        if self.offer is not None:
+            self.search.named = self.offer.standbys
+            # As what it has mirrored may be led from here, it asks around and does not wait for a diagnosis.
+            self.search.ask_with_each_key()
 
     @property
     def takeover_s(self) -> float:
         """Seconds of the server's silence after which its workers come here."""
-        options = RunOptions() if self.offer is None else self.offer.options
-        return options.takeover_seconds
+        return (RunOptions() if self.offer is None else self.offer.options).takeover_seconds
 
     @property
     def term(self) -> Term:
@@ -359,7 +343,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
                 return self._end(2, text, FailureKind.REFUSED)
             case ProtocolBroken(fault=fault):
                 return self._end(1, f"the server broke the protocol: {fault}", FailureKind.PROTOCOL)
-            case ObstacleFound():
+            case Diagnosis():
                 return self._on_obstacle(event, now)
             case Received(peer=peer, message=message):
                 return self._on_message(peer, message, now)
@@ -377,14 +361,14 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         self.phase = StandbyPhase.ENDED
         return [SendToServer(message=Leave(reason=reason)), Exit(code=code, reason=reason, kind=kind)]
 
-    def _on_obstacle(self, found: ObstacleFound, now: float) -> list[StandbyEffect]:
+    def _on_obstacle(self, found: Diagnosis, now: float) -> list[StandbyEffect]:
         """Report, or end at, what prevents a connection to a server that was never heard."""
-        following = self.search.following()
-        if found.has_other_key and following != self.search.servers()[0]:
-            return [*self._go_to(following, now), *self._poll(now)]
+        other = self.search.with_other_key() if found.has_other_key else None
+        if other is not None:
+            return [*self._go_to(other, now), *self._poll(now)]
         if found.is_final:
-            return self._end(2, found.obstacle, FailureKind.UNREACHABLE)
-        return self.reports.once(f"waiting for a server at {self.search.server.address}: {found.obstacle}")
+            return self._end(2, found.text, FailureKind.UNREACHABLE)
+        return self.reports.once(f"waiting for a server at {self.search.server.address}: {found.text}")
 
     # The mirror
 
@@ -467,15 +451,12 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         self.due = now + POLL_S
         if offer is None:
             return []
-        effects: list[StandbyEffect] = []
-        if self.mirror.is_whole:
-            effects += self.reports.on_whole(self.mirror.step, offer, now)
+        is_whole = self.mirror.is_whole
+        effects: list[StandbyEffect] = [*self.reports.on_whole(self.mirror.step, offer, now)] if is_whole else []
         if offer.state == "over":
-            return [*effects, *self._end(0, "", None)]
-        if not self.mirror.is_whole:
-            return effects
-        if offer.state == "handed over":
-            return [*effects, *self._on_handed_over(offer, now)]
+            effects += self._end(0, "", None)
+        elif offer.state == "handed over" and is_whole:
+            effects += self._on_handed_over(offer, now)
         return effects
 
     def _ask(self, request: FilePartRequest, now: float) -> list[StandbyEffect]:
@@ -527,7 +508,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         """Count a worker that misses the server; take over once they are enough."""
         report: list[StandbyEffect] = []
         if self.phase is StandbyPhase.MIRRORING and join.last_rank is not None and join.term.run == self.term.run:
-            is_new = self.claims.add(peer, join, join.last_rank, now)
+            is_new = self.claims.add(peer, join, now)
             if decided := self._decision(now):
                 effects = self._take_over(decided)
                 return [*effects, *(Send(peer=one, message=self._not_leading(now)) for one in self.claims.by_peer)]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lockstep.common.data.source import load
 from lockstep.common.errors import UsageError
 from lockstep.common.job.losses import LossKind, kind_of
-from lockstep.common.job.score import score_of
+from lockstep.common.job.metrics import score_of
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
 from lockstep.results.evaluation.assessment import Assessment, assess

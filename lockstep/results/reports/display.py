@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lockstep.common.files.sanitize import cut, one_line, printable
-from lockstep.common.job.score import Score
+from lockstep.common.job.metrics import Score
 from lockstep.common.protocol.messages import EpochRecord, Status, WorkerStatus
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.notice import Notice

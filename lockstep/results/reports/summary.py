@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lockstep.common.job.job import LEAST_SAMPLES, default_micro_batches
-from lockstep.common.job.score import Score
+from lockstep.common.job.metrics import Score
 from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import RunResult

@@ -14,11 +14,11 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import OF_A_STEP
-from lockstep.common.protocol.shared_files import MARKS, process_file, process_shape
 from lockstep.common.protocol.team_memory import (
     BEGAN_S,
     HI,
     LO,
+    MARKS,
     METRICS,
     ORDER,
     OWN_PARTS,
@@ -29,6 +29,8 @@ from lockstep.common.protocol.team_memory import (
     TeamShape,
     file_of,
     keep_order,
+    process_file,
+    process_shape,
     weight_in_memory,
 )
 from lockstep.common.transport.shared_memory.folder import SharedFolder

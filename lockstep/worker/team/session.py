@@ -12,8 +12,7 @@ from lockstep.common.aggregation.slices import frames_of
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
-from lockstep.common.protocol.shared_files import WEIGHTS, process_shape, weights_shape
-from lockstep.common.protocol.team_memory import ROWS, TeamShape, file_of
+from lockstep.common.protocol.team_memory import ROWS, WEIGHTS, TeamShape, file_of, process_shape, weights_shape
 from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.runtime.notice import warning
 from lockstep.common.statemachine.client import Exit

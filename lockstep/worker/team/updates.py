@@ -23,24 +23,22 @@ from lockstep.common.job.optimizer import outer_momenta, rule_of, rules_of, sche
 from lockstep.common.optim.clipping import BLOCK, add_blocks, block_squares, scale_for
 from lockstep.common.optim.schedules import Schedule
 from lockstep.common.protocol.messages import Welcome
-from lockstep.common.protocol.shared_files import (
-    EXACT_WEIGHTS,
-    STATE,
-    WEIGHTS,
-    lock_file,
-    state_sets,
-    state_shape,
-    update_file,
-    weights_shape,
-)
 from lockstep.common.protocol.team_memory import (
     BEGAN_S,
     COMPUTE_S,
     ENDED_S,
     ENTRIES,
+    EXACT_WEIGHTS,
+    STATE,
+    WEIGHTS,
     TeamShape,
     UpdateMarks,
     file_of,
+    lock_file,
+    state_sets,
+    state_shape,
+    update_file,
+    weights_shape,
     write_tally,
 )
 from lockstep.common.transport.shared_memory.file_lock import FileLock

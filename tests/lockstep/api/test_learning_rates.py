@@ -12,7 +12,7 @@ from lockstep import find_lr, fit, nn
 from lockstep.api.learning_rates import RateTest, averaged
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.numerics.random import Purpose, generator
-from lockstep.common.optim.schedules import RateRange
+from lockstep.common.optim.schedules import Exponential
 from lockstep.common.runtime.numerics import own_numerics
 from tests.lockstep.api import zoo
 from tests.lockstep.tiny_data import tiny_arrays
@@ -163,7 +163,7 @@ def tried(fall: float, lowest: float) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def test_tests_that_disagree_are_refused() -> None:
-    schedule = RateRange(1e-6, 10.0, steps=100)
+    schedule = Exponential(1e-6, every=99, gamma=1e7)
     near = averaged([tried(0.5, rate) for rate in (1e-5, 0.01, 0.02, 0.05)], schedule)
     assert 0.005 < near.at_minimum < 0.05
     assert near.losses[0] == pytest.approx(2.0, abs=0.05)

@@ -168,8 +168,8 @@ class Untidy(ServerSharedMemory):
     """Leaves the folder of shared memory behind."""
 
     def close(self) -> None:
-        if self.update is not None:
-            self.update.close()
+        for lock in self.locks:
+            lock.close()
 
 
 def untidy(server: Server) -> Server:

@@ -14,15 +14,15 @@ from lockstep.common.job.losses import LOSSES, LossKind, has_accuracy, kind_of
 from lockstep.common.job.metrics import (
     METRICS,
     ComparedRows,
-    LossBasis,
     Metrics,
+    Score,
     is_named,
     metric_name,
     metric_of,
     score_metric,
+    score_of,
 )
 from lockstep.common.job.objective import Objective
-from lockstep.common.job.score import Score, score_of
 from lockstep.common.job.tally import Tally
 
 RNG = np.random.default_rng(8)
@@ -116,7 +116,7 @@ def test_perplexity_follows_from_the_loss() -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_over_nothing_each_has_a_figure(name: str) -> None:
     loss = "l1" if name in ("mae", "rmse", "r2") else "cross-entropy"
-    assert np.isfinite(list(Metrics.of(loss, [name]).figures((), LossBasis(0.0, None)).values())).all()
+    assert np.isfinite(list(Metrics.of(loss, [name]).figures((), 0.0).values())).all()
 
 
 def test_with_a_loss_of_ones_own_targets_are_judged_as_they_look() -> None:
@@ -229,7 +229,7 @@ def test_figures_are_taken_of_each_ones_own_sums() -> None:
     metrics = Metrics.of("nll", ["f1", "top2", "iou", "mine.py:a"])
     # Of two classes: found rightly, predicted, targets.
     by_class = [1, 2, 3, 4, 1, 4]
-    assert metrics.figures([1, 4, *by_class, 3, 4, *by_class, 5, 10], LossBasis(0.0, None)) == {
+    assert metrics.figures([1, 4, *by_class, 3, 4, *by_class, 5, 10], 0.0) == {
         "accuracy": 0.25,
         "f1": pytest.approx((2 * 1 / 4 + 2 * 2 / 8) / 2),
         "top2": 0.75,
@@ -237,17 +237,17 @@ def test_figures_are_taken_of_each_ones_own_sums() -> None:
         "a": 0.5,
     }
     # A class that is nowhere counts for nothing.
-    assert Metrics.of("nll", ["f1"]).figures([0, 0, 1, 0, 2, 0, 2, 0], LossBasis(0.0, None))["f1"] == 0.5
+    assert Metrics.of("nll", ["f1"]).figures([0, 0, 1, 0, 2, 0, 2, 0], 0.0)["f1"] == 0.5
 
 
 def test_figures_of_numbers_and_of_losses() -> None:
     metrics = Metrics.of("l1", ["mae", "rmse", "r2"])
-    assert metrics.figures([6, 4, 9, 4, 6, 4], LossBasis(9.0, 6.0)) == {"mae": 1.5, "rmse": 1.5, "r2": 0.75}
-    assert metrics.figures([6, 4, 9, 4, 6, 4], LossBasis(9.0, 0.0))["r2"] == 0.0
-    assert Metrics.of("mse", ()).figures((), LossBasis(1.5, 6.0)) == {"r2": 0.75}
+    assert metrics.figures([6, 4, 9, 4, 6, 4], 9.0, 6.0) == {"mae": 1.5, "rmse": 1.5, "r2": 0.75}
+    assert metrics.figures([6, 4, 9, 4, 6, 4], 9.0, 0.0)["r2"] == 0.0
+    assert Metrics.of("mse", ()).figures((), 1.5, 6.0) == {"r2": 0.75}
     perplexity = Metrics.of("nll", ["perplexity"])
     for loss, expected in ((0.5, np.exp(0.5)), (699.0, np.exp(699.0)), (701.0, np.exp(700.0))):
-        assert perplexity.figures((), LossBasis(loss, None))["perplexity"] == pytest.approx(expected)
+        assert perplexity.figures((), loss)["perplexity"] == pytest.approx(expected)
 
 
 def test_sums_of_numbers_are_weighted() -> None:
@@ -270,3 +270,24 @@ def test_labels_hold_from_a_half_on_and_outputs_above_0() -> None:
     assert right is not None
     assert tuple(right(rows)) == (3, 3)
     assert tuple(counts(rows)) == (0, 1, 0, 0, 1, 0, 0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("tally", "guess", "score", "told"),
+    [
+        (Tally(2.0, 4, metrics=(3, 4)), None, Score(0.75, None), "accuracy 75.00%"),
+        (Tally(2.0, 4), 2.0, Score(None, 0.75), "R² 0.7500"),
+        (Tally(20.0, 4), 2.0, Score(None, -1.5), "R² -1.5000"),
+        (Tally(20.0, 4), 0.0, Score(None, 0.0), "R² 0.0000"),
+    ],
+)
+def test_classes_have_accuracy_and_numbers_r2(tally: Tally, guess: float | None, score: Score, told: str) -> None:
+    found = score_of(Metrics.of("cross-entropy" if guess is None else "mse", ()), tally, guess)
+    assert (found.accuracy, found.r2, dict(found.others)) == (score.accuracy, score.r2, {})
+    assert f"{found.name} {found.text()}" == told
+
+
+def test_without_accuracy_and_r2_there_is_no_first_number() -> None:
+    score = Score(None, None, {"f1": 0.5})
+    assert (score.name, score.text()) == ("", "")
+    assert score.named("test_") == {"test_f1": 0.5}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.common.optim.schedules import Constant, Cosine, LinearWarmup, OneCycle, RateRange, Schedule, Step
+from lockstep.common.optim.schedules import Constant, Cosine, LinearWarmup, OneCycle, Schedule, Step
 
 # From torch 2.13.0+cpu, for each line: o.param_groups[0]["lr"] before each step of
 #   o = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1); s = <scheduler>(o, <options>)
@@ -76,11 +76,6 @@ def test_what_is_not_given_is_as_in_pytorch() -> None:
     assert LinearWarmup(Constant(1.0), steps=1).start_factor == 1.0 / 3.0
 
 
-def test_a_range_test_ends_at_its_last_rate_and_stays_there() -> None:
-    schedule = RateRange(1e-3, 1e-1, steps=3)
-    assert [schedule.rate(step) for step in range(5)] == pytest.approx([1e-3, 1e-2, 1e-1, 1e-1, 1e-1])
-
-
 @pytest.mark.parametrize(
     ("kind", "values", "name"),
     [
@@ -92,9 +87,6 @@ def test_a_range_test_ends_at_its_last_rate_and_stays_there() -> None:
         (OneCycle, {"max_lr": 1.0, "steps": 0}, "steps"),
         (OneCycle, {"max_lr": 1.0, "steps": 5, "div_factor": math.inf}, "div_factor"),
         (OneCycle, {"max_lr": 1.0, "steps": 5, "final_div_factor": 0.0}, "final_div_factor"),
-        (RateRange, {"first": 0.0, "last": 1.0, "steps": 2}, "first"),
-        (RateRange, {"first": 1.0, "last": math.inf, "steps": 2}, "last"),
-        (RateRange, {"first": 1.0, "last": 2.0, "steps": 1}, "steps"),
         (LinearWarmup, {"after": Constant(1.0), "steps": 0}, "steps"),
     ],
 )
@@ -104,7 +96,6 @@ def test_every_option_has_its_limits(kind: Any, values: dict[str, float], name: 
 
 
 def test_options_may_be_at_the_ends_of_their_ranges() -> None:
-    assert [RateRange(1.0, 4.0, steps=2).rate(step) for step in range(3)] == [1.0, 4.0, 4.0]
     assert [LinearWarmup(Constant(1.0), 2, start_factor=0.0).rate(step) for step in range(4)] == [0.0, 0.5, 1.0, 1.0]
     assert [LinearWarmup(Constant(1.0), 2, start_factor=1.0).rate(step) for step in range(4)] == [1.0] * 4
     assert OneCycle(1.0, 5, div_factor=1.0, final_div_factor=1.0).rate(0) == 1.0

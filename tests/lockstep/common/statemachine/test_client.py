@@ -33,7 +33,6 @@ from lockstep.common.statemachine.client import (
     ClientEvent,
     ClientPhase,
     Exit,
-    ObstacleFound,
     PreparationFailed,
     Prepare,
     ProtocolBroken,
@@ -43,6 +42,7 @@ from lockstep.common.statemachine.client import (
 )
 from lockstep.common.statemachine.leader_search import FIRST_RETRY_S
 from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, TimePassed
+from lockstep.common.transport.diagnosis import Diagnosis, Stage
 from tests.lockstep.common.statemachine.clients import (
     JOIN,
     PREPARED,
@@ -73,7 +73,7 @@ EVENTS: dict[type[ClientEvent], ClientEvent] = {
         NotLeading(state="silent", reason="1 of the 3 of the last step say so"),
         Finished(reason=""),
         ProtocolBroken(fault="a header of 3 bytes"),
-        ObstacleFound(obstacle="nothing listens there", is_final=False),
+        Diagnosis("nothing listens there", Stage.PORT),
         TimePassed(),
         Interrupted(),
     )
@@ -264,21 +264,21 @@ def test_an_obstacle_is_reported_and_ends_the_process_if_it_is_final() -> None:
     drive = ClientDrive()
     drive.start()
     drive.now = drive.client.deadline() or 0.0
-    assert drive.dispatch(ObstacleFound(obstacle="nothing listens there", is_final=False)) == []
+    assert drive.dispatch(Diagnosis("nothing listens there", Stage.PORT)) == []
     (report,) = reports(drive.dispatch(TimePassed()))
     assert report.endswith("s): nothing listens there")
     (report,) = reports(drive.dispatch(TimePassed()))
     assert report.endswith(" s)")
-    (end,) = exits(drive.dispatch(ObstacleFound(obstacle="it requires a key", is_final=True)))
+    (end,) = exits(drive.dispatch(Diagnosis("it requires a key", Stage.KEY, is_final=True)))
     assert (end.code, end.reason) == (2, "it requires a key")
 
 
 def test_the_key_of_a_standby_is_tried_once_the_server_there_has_another_key() -> None:
-    other = ObstacleFound(obstacle="its key is another", is_final=True, has_other_key=True)
+    other = Diagnosis("its key is another", Stage.KEY, is_final=True, has_other_key=True)
     keyed = [StandbyAddress(address="tcp://h:1", public=public) for public in ("a", "b")]
     for keys in ([], keyed):
         drive = ClientDrive()
-        drive.client.config = msgspec.structs.replace(drive.client.config, keyed=tuple(keys))
+        drive.client.search.keyed = tuple(keys)
         drive.start()
         # As long as nothing else is known, a server that comes late is asked with its own key.
         assert not [effect for effect in drive.pass_time(60.0) if isinstance(effect, Redial)]
@@ -341,7 +341,7 @@ def test_an_obstacle_is_no_sign_of_a_server() -> None:
     drive = ClientDrive()
     drive.start()
     due, drive.now = drive.client.deadline(), drive.now + 0.5
-    drive.dispatch(ObstacleFound(obstacle="nothing listens there", is_final=False))
+    drive.dispatch(Diagnosis("nothing listens there", Stage.PORT))
     assert drive.client.deadline() == due
 
 
@@ -414,7 +414,7 @@ def test_a_standby_whose_key_is_not_known_is_tried_with_each_until_a_server_has_
     drive = ClientDrive()
     drive.client.search.given = (first, own, shared)
     drive.start()
-    drive.dispatch(ObstacleFound(obstacle="nothing listens at tcp://h:1", is_final=False))
+    drive.dispatch(Diagnosis("nothing listens at tcp://h:1", Stage.PORT))
     found: list[StandbyAddress] = []
     while len(found) < 4:
         effects = pass_time(drive)

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from lockstep.common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
-from lockstep.common.job.score import Guess
+from lockstep.common.job.metrics import Guess
 from lockstep.common.job.tally import Tally
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import EpochRecord

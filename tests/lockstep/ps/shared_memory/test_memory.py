@@ -14,8 +14,7 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import RemoteProtocolError, SharingError
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
-from lockstep.common.protocol.team_memory import TeamShape
+from lockstep.common.protocol.team_memory import WEIGHTS, TeamShape, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import Allocate, reserve
 from lockstep.ps.setup import RunSetup, open_run
@@ -185,12 +184,11 @@ def test_the_locks_of_memory_that_is_left_are_free_and_those_of_the_new_one_are_
     opening, sharing = share(opened(), tmp_path)
     admitted(opening, sharing, tmp_path)
     sharing.share_update(opening.shard, 0)
-    assert sharing.update is not None
-    (ours,) = sharing.update.locks
+    (ours,) = sharing.locks
     with closing(sharing.folder.lock_of("lock-0")) as theirs:
         assert (ours.acquire(), theirs.acquire()) == (True, False)
         sharing.move(opening.shard)
-        (new,) = sharing.update.locks
+        (new,) = sharing.locks
         assert (theirs.acquire(), new.acquire()) == (True, True)
     with closing(sharing.folder.lock_of("lock-0")) as later:
         assert not later.acquire()
@@ -205,13 +203,12 @@ def test_a_team_of_more_processes_has_more_locks_and_marks_of_its_own(tmp_path: 
         team = TeamShape(processes=processes, micro_batches=4, size=size, clips=True)
         sharing.admit(rank, sharing.folder.nonce.hex(), team)
     first, second = (sharing.share_update(opening.shard, rank) for rank in (0, 1))
-    assert sharing.update is not None
-    assert len(sharing.update.locks) == 4
+    assert len(sharing.locks) == 4
     assert first is not second
     assert sharing.share_update(opening.shard, 0) is first
     sharing.forget(1)
     assert "update-1" not in names_in(sharing)
-    assert list(sharing.update.marks) == [0], "what is mapped of it takes memory until the run ends"
+    assert list(sharing.marks) == [0], "what is mapped of it takes memory until the run ends"
     assert sharing.share_update(opening.shard, 1) is None
     sharing.close()
 

@@ -16,13 +16,17 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.tally import Tally, pack_losses
 from lockstep.common.protocol.messages import Message, MultiStepLease, MultiStepResult, MultiStepWithdrawal
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.shared_files import (
+from lockstep.common.protocol.team_memory import (
+    ENTRIES,
     WEIGHTS,
+    TeamShape,
+    UpdateMarks,
+    file_of,
     lock_file,
     update_file,
     weights_shape,
+    write_tally,
 )
-from lockstep.common.protocol.team_memory import ENTRIES, TeamShape, UpdateMarks, file_of, write_tally
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import LeaseSteps

@@ -278,12 +278,13 @@ def test_each_key_that_the_server_may_have_is_tried_and_the_right_one_says_what_
             return Diagnosis("its key is another", Stage.KEY, is_final=True, has_other_key=True)
         return Diagnosis("it does not admit the key", Stage.KEY, is_final=True)
 
-    bench.shell.state.search.given += (OTHER,)
+    key = StandbyAddress(address="memory://", public="key")
+    bench.shell.state.search.keyed = (key,)
     bench.shell.diagnose = diagnose
     for _ in range(2):
         bench.clock.advance(RETRY_S)
         bench.shell.step()
-    assert bench.dialled == [(OTHER.address, OTHER.public)]
+    assert bench.dialled == [(key.address, key.public)]
     assert asked[1] is bench.shell.upstream is not asked[0]
     assert bench.shell.ended == Exit(code=2, reason="it does not admit the key", kind=FailureKind.UNREACHABLE)
 

@@ -40,8 +40,9 @@ from lockstep.common.protocol.standby_messages import (
     RunFile,
     RunFiles,
 )
-from lockstep.common.statemachine.client import Exit, ObstacleFound, ProtocolBroken, Redial, SendToServer, Started
+from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer, Started
 from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, PeerLeft, Received, Report, Send, TimePassed
+from lockstep.common.transport.diagnosis import Diagnosis, Stage
 from lockstep.ps.standby.mirror import Mirror
 from lockstep.ps.standby.state import (
     CLAIM_S,
@@ -147,8 +148,8 @@ EVENTS: list[StandbyEvent] = [
     LeaderNotice(term=NEXT, address=OTHER.address),
     Refused(reason="no"),
     ProtocolBroken(fault="a header of 3 bytes"),
-    ObstacleFound(obstacle="nothing listens there", is_final=False),
-    ObstacleFound(obstacle="it does not admit the key", is_final=True),
+    Diagnosis("nothing listens there", Stage.PORT),
+    Diagnosis("it does not admit the key", Stage.KEY, is_final=True),
     PeerLeft(peer=b"1", reason="gone"),
     TimePassed(),
     Interrupted(),
@@ -355,15 +356,15 @@ def test_a_run_of_which_not_all_is_here_says_nothing_about_the_term_of_the_one_t
 
 def test_another_key_of_the_server_is_tried_before_it_ends() -> None:
     keyed = [StandbyAddress(address=SERVER.address, public=public) for public in ("a", "b")]
-    state = StandbyState(msgspec.structs.replace(CONFIG, others=tuple(keyed)), Mirror(Path()))
+    state = StandbyState(msgspec.structs.replace(CONFIG, keyed=tuple(keyed)), Mirror(Path()))
     state.handle(Started(), 0.0)
-    wrong = ObstacleFound(obstacle="its key is another", is_final=True, has_other_key=True)
+    wrong = Diagnosis("its key is another", Stage.KEY, is_final=True, has_other_key=True)
     assert state.handle(wrong, 1.0) == [Redial(server=keyed[0]), request(NO_TERM, is_whole=False)]
     assert state.handle(wrong, 2.0)[0] == Redial(server=keyed[1])
     # Once none is left, it ends; and at once if a key is right, and its own is not admitted.
     ends = [
         copy.deepcopy(state).handle(obstacle, 3.0)[-1]
-        for obstacle in (wrong, ObstacleFound(obstacle="it does not admit the key", is_final=True))
+        for obstacle in (wrong, Diagnosis("it does not admit the key", Stage.KEY, is_final=True))
     ]
     assert ends == [
         Exit(code=2, reason=reason, kind=FailureKind.UNREACHABLE)
@@ -377,11 +378,11 @@ def test_another_key_of_the_server_is_tried_before_it_ends() -> None:
 def test_what_prevents_a_connection_is_reported_once_and_ends_it_if_waiting_is_of_no_use() -> None:
     state = StandbyState(CONFIG, Mirror(Path()))
     state.handle(Started(), 0.0)
-    nothing = ObstacleFound(obstacle="nothing listens there", is_final=False)
+    nothing = Diagnosis("nothing listens there", Stage.PORT)
     (report,) = state.handle(nothing, 2.0)
     assert report == Report(text="waiting for a server at tcp://h:1: nothing listens there")
     assert state.handle(nothing, 4.0) == []
-    _, ended = state.handle(ObstacleFound(obstacle="it does not admit the key", is_final=True), 6.0)
+    _, ended = state.handle(Diagnosis("it does not admit the key", Stage.KEY, is_final=True), 6.0)
     assert isinstance(ended, Exit)
     assert (ended.code, ended.reason) == (2, "it does not admit the key")
 
@@ -551,7 +552,7 @@ def test_it_ends_if_it_is_refused_or_interrupted_or_the_protocol_is_broken() -> 
     broken = (1, "the server broke the protocol: a header of 3 bytes", FailureKind.PROTOCOL)
     assert ends(standby(0), ProtocolBroken(fault="a header of 3 bytes")) == broken
     assert ends(standby(0), Interrupted()) == (130, "interrupted", FailureKind.INTERRUPTED)
-    final = ObstacleFound(obstacle="it does not admit the key", is_final=True)
+    final = Diagnosis("it does not admit the key", Stage.KEY, is_final=True)
     assert ends(standby(0), final) == (2, "it does not admit the key", FailureKind.UNREACHABLE)
 
 

@@ -25,8 +25,7 @@ from lockstep.common.nn.description import describe
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Lease, MultiStepLease, Work
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
-from lockstep.common.protocol.team_memory import ENTRIES, ROWS, TeamShape, UpdateMarks
+from lockstep.common.protocol.team_memory import ENTRIES, ROWS, WEIGHTS, TeamShape, UpdateMarks, weights_shape
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.ps.setup import RunSetup, open_run
@@ -296,9 +295,8 @@ class Crew:
     def end_steps(self, marks: UpdateMarks) -> int:
         """End them, as the server does once it has all locks; return after how many steps."""
         assert self.sharing is not None
-        assert self.sharing.update is not None
         assert self.opening is not None
-        locks = self.sharing.update.locks
+        locks = self.sharing.locks
         taken = [lock.acquire() for lock in locks]
         assert all(taken), "somebody is still writing"
         marks.end()

@@ -14,8 +14,7 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.shared_files import WEIGHTS
-from lockstep.common.protocol.team_memory import TeamShape
+from lockstep.common.protocol.team_memory import WEIGHTS, TeamShape
 from lockstep.common.statemachine.client import Exit
 from lockstep.ps.setup import open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share

@@ -151,14 +151,13 @@ class Yard:
         assert marks is not None
         assert sharing is not None
         assert opening is not None
-        assert sharing.update is not None
-        taken = [lock for lock in sharing.update.locks if lock.acquire()]
-        if len(taken) == len(sharing.update.locks):
+        taken = [lock for lock in sharing.locks if lock.acquire()]
+        if len(taken) == len(sharing.locks):
             self.check()
         marks.end()
         steps = marks.least()
         opening.shard.skip_to(steps)
-        if len(taken) < len(sharing.update.locks):
+        if len(taken) < len(sharing.locks):
             assert sharing.move(opening.shard)
         else:
             for lock in taken:
@@ -328,8 +327,7 @@ def test_an_order_that_is_given_up_leaves_no_lock(memory: Path) -> None:
         marks, member = yard.begin(2), crew.members[0]
         crew.run(lambda: makes_slice(member))
         assert crew.sharing is not None
-        assert crew.sharing.update is not None
-        locks = crew.sharing.update.locks
+        locks = crew.sharing.locks
         assert [lock.acquire() for lock in locks].count(False) == 1
         member.stop()
         assert all(lock.acquire() for lock in locks)
@@ -412,8 +410,7 @@ def test_an_update_that_is_not_finite_is_not_made_and_fails_the_order(memory: Pa
         crew.run()
         assert (crew.ended, marks.least()) == ({0: OrderOutcome.FAILED}, 2)
         assert weights_at(crew.opening.shard, 2) == yard.made.weights[2]
-        assert crew.sharing.update is not None
-        assert all(lock.acquire() for lock in crew.sharing.update.locks)
+        assert all(lock.acquire() for lock in crew.sharing.locks)
 
 
 def test_who_moves_to_other_memory_keeps_no_lock_of_the_old_open(memory: Path) -> None:
