@@ -21,12 +21,15 @@
     └── RemoteProtocolError       the peer broke it: bad frames, wrong version, wrong digest
 
 The text of each is one line: a fact in lower case, the offending value, the expected one, the remedy. A text is for
-people: what a program decides on is a kind of failure or refusal, in events, messages and exit records.
+people: what a program decides on is a kind of failure or refusal, in events, messages and exit records, or the stage
+of a diagnosis.
 """
 
 import difflib
 from collections.abc import Iterable
-from enum import StrEnum
+from enum import Enum, StrEnum
+
+import msgspec
 
 #: The share of letters in the same order from which a word may be meant by another one: one of four may be wrong.
 NEAR = 0.75
@@ -197,3 +200,26 @@ CONTINUED = frozenset(
 
 #: Of these, what the same server resumes from a checkpoint.
 RESUMED_HERE = frozenset({FailureKind.SERVER_LOST, FailureKind.ROLLBACK, FailureKind.SPREAD})
+
+
+class Stage(Enum):
+    """The stages of a connection, in this order."""
+
+    NAME = "name"
+    ROUTE = "route"
+    FIREWALL = "firewall"
+    PORT = "port"
+    SERVICE = "service"
+    KEY = "key"
+    VERSION = "version"
+
+
+class Diagnosis(msgspec.Struct, frozen=True):
+    """The obstacle of a connection."""
+
+    text: str
+    stage: Stage
+    #: Whether waiting longer is of no use.
+    is_final: bool = False
+    #: Whether the server has another key than the one with which it was dialled, as far as can be known.
+    has_other_key: bool = False

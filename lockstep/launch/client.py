@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from lockstep.common.errors import RunError, UnreachableError, UsageError
+from lockstep.common.errors import Diagnosis, RunError, UnreachableError, UsageError
 from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint
@@ -28,7 +28,6 @@ from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.protocol.standby_messages import CommandOutcome, Promote
 from lockstep.common.runtime.environment import core_numbers, machine_id
 from lockstep.common.statemachine.client import Exit
-from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.port import ClientPort
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.supervision.restarts import INTERRUPTED, USAGE

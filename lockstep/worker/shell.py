@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.errors import LockstepError, RemoteProtocolError
+from lockstep.common.errors import Diagnosis, LockstepError, RemoteProtocolError
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import (
     Lease,
@@ -26,7 +26,6 @@ from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFa
 from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.statemachine.loop import EventLoop
 from lockstep.common.statemachine.machine import TimePassed
-from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.worker import state as machine
 from lockstep.worker.connections import SEND_TIMEOUT_S, EarlyMessages, ServerConnections
 from lockstep.worker.session import WorkerSession

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from lockstep.checking.checkup.target import Finding, findings_lines, found
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.source import load
-from lockstep.common.errors import LockstepError, RefusalKind, RemoteProtocolError
+from lockstep.common.errors import Diagnosis, LockstepError, RefusalKind, RemoteProtocolError, Stage
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint
@@ -41,7 +41,6 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.transport.address import TcpAddress, parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
-from lockstep.common.transport.diagnosis import Diagnosis, Stage
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.launch.endpoints import address_towards, dial_with, keyed
 from lockstep.runs.cost_model import BYTES_PER_PARAMETER, HANDLING, CostModel, Machines, bytes_per_parameter

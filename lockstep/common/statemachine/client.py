@@ -11,7 +11,7 @@ from typing import assert_never
 import msgspec
 from msgspec import Struct
 
-from lockstep.common.errors import FailureKind, RefusalKind
+from lockstep.common.errors import Diagnosis, FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import (
     NO_TERM,
@@ -34,7 +34,6 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, soonest, table_of
-from lockstep.common.transport.diagnosis import Diagnosis
 
 #: Seconds at most until a server that does not answer is asked again.
 MOST_RETRY_S = 5.0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.errors import RemoteProtocolError
+from lockstep.common.errors import Diagnosis, RemoteProtocolError
 from lockstep.common.protocol.codec import decode
 from lockstep.common.protocol.messages import (
     Eviction,
@@ -33,7 +33,6 @@ from lockstep.common.statemachine.client import (
 )
 from lockstep.common.statemachine.loop import EventLoop
 from lockstep.common.statemachine.machine import Interrupted, Report, TimePassed, carry_out
-from lockstep.common.transport.diagnosis import Diagnosis
 
 #: The messages that the client handles unchanged.
 OF_THE_CLIENT = Refused | Eviction | Finished | StandbysChanged | HandedOver | NotLeading

@@ -2,10 +2,10 @@
 
 import socket
 from contextlib import closing
-from enum import Enum
 
 import msgspec
 
+from lockstep.common.errors import Diagnosis, Stage
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Token
@@ -21,29 +21,6 @@ _GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03"
 
 #: The place in its 64 bytes at which the server names its security mechanism.
 _MECHANISM = slice(12, 32)
-
-
-class Stage(Enum):
-    """The stages of a connection, in this order."""
-
-    NAME = "name"
-    ROUTE = "route"
-    FIREWALL = "firewall"
-    PORT = "port"
-    SERVICE = "service"
-    KEY = "key"
-    VERSION = "version"
-
-
-class Diagnosis(msgspec.Struct, frozen=True):
-    """The obstacle of a connection."""
-
-    text: str
-    stage: Stage
-    #: Whether waiting longer is of no use.
-    is_final: bool = False
-    #: Whether the server has another key than the one with which it was dialled, as far as can be known.
-    has_other_key: bool = False
 
 
 class HandshakeState(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import numpy as np
 
 from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.errors import LockstepError, RefusalKind, RemoteProtocolError
+from lockstep.common.errors import Diagnosis, LockstepError, RefusalKind, RemoteProtocolError
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
@@ -47,7 +47,6 @@ from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFa
 from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.statemachine.loop import MOST_AT_ONCE, EventLoop
 from lockstep.common.statemachine.machine import PeerLeft, Received, soonest
-from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
 from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort

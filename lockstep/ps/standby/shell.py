@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from lockstep.common.errors import RemoteProtocolError
+from lockstep.common.errors import Diagnosis, RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Eviction, Message, NotLeading, Refused, WorkerMessage, shortened
 from lockstep.common.protocol.standby_messages import (
@@ -23,7 +23,6 @@ from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, Se
 from lockstep.common.statemachine.loop import EventLoop, deliver
 from lockstep.common.statemachine.machine import Interrupted, PeerLeft, Received, Report, Send, TimePassed, carry_out
 from lockstep.common.transport.auth.keys import is_standbys
-from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
 from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort

@@ -13,7 +13,7 @@ from typing import assert_never
 import msgspec
 from msgspec import Struct
 
-from lockstep.common.errors import FailureKind
+from lockstep.common.errors import Diagnosis, FailureKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import (
     NO_TERM,
@@ -60,7 +60,6 @@ from lockstep.common.statemachine.machine import (
     stays,
     table_of,
 )
-from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.ps.standby.mirror import Mirror
 from lockstep.ps.standby.terms import next_number
 

@@ -2,9 +2,9 @@
 
 import os
 
+from lockstep.common.errors import Diagnosis, Stage
 from lockstep.common.protocol.messages import CORES_LIMIT, PROTOCOL_VERSION
 from lockstep.common.runtime.environment import core_numbers, machine_id
-from lockstep.common.transport.diagnosis import Diagnosis, Stage
 from lockstep.launch.client import no_answer, own_join, shard_join
 
 

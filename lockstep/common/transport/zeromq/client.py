@@ -3,11 +3,11 @@
 import zmq
 from msgspec.structs import replace
 
-from lockstep.common.errors import AddressError
+from lockstep.common.errors import AddressError, Diagnosis
 from lockstep.common.transport.address import Address
 from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.auth.curve import secure_client
-from lockstep.common.transport.diagnosis import ENOUGH_FAILURES, Diagnosis, HandshakeState, diagnose, probe
+from lockstep.common.transport.diagnosis import ENOUGH_FAILURES, HandshakeState, diagnose, probe
 from lockstep.common.transport.port import Frames, Limits, PeerSlow
 from lockstep.common.transport.zeromq.socket import LimitedSocket, has_message, milliseconds, monitored_event
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from lockstep.common.errors import FailureKind, ProtocolError, RefusalKind
+from lockstep.common.errors import Diagnosis, FailureKind, ProtocolError, RefusalKind, Stage
 from lockstep.common.protocol.messages import (
     Eviction,
     Finished,
@@ -42,7 +42,6 @@ from lockstep.common.statemachine.client import (
 )
 from lockstep.common.statemachine.leader_search import FIRST_RETRY_S
 from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, TimePassed
-from lockstep.common.transport.diagnosis import Diagnosis, Stage
 from tests.lockstep.common.statemachine.clients import (
     JOIN,
     PREPARED,

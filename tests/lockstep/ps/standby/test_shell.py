@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lockstep.common.errors import FailureKind, ProtocolError, RemoteProtocolError
+from lockstep.common.errors import Diagnosis, FailureKind, ProtocolError, RemoteProtocolError, Stage
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     Dropped,
@@ -37,7 +37,6 @@ from lockstep.common.protocol.standby_messages import (
 )
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.client import Exit
-from lockstep.common.transport.diagnosis import Diagnosis, Stage
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.common.transport.links import Receiver
 from lockstep.common.transport.port import ClientPort, Limits

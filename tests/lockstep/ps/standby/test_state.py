@@ -9,7 +9,7 @@ from typing import get_args
 import msgspec
 import pytest
 
-from lockstep.common.errors import FailureKind
+from lockstep.common.errors import Diagnosis, FailureKind, Stage
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import (
     NO_TERM,
@@ -42,7 +42,6 @@ from lockstep.common.protocol.standby_messages import (
 )
 from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer, Started
 from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, PeerLeft, Received, Report, Send, TimePassed
-from lockstep.common.transport.diagnosis import Diagnosis, Stage
 from lockstep.ps.standby.mirror import Mirror
 from lockstep.ps.standby.state import (
     CLAIM_S,
