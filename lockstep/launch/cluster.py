@@ -48,7 +48,6 @@ from lockstep.launch.supervision.supervisor import (
     StartProcess,
     StatusSeen,
     StopProcess,
-    SupervisorConfig,
     SupervisorEffect,
     SupervisorEvent,
 )
@@ -110,17 +109,9 @@ class Cluster:
         """Return a run none of whose processes is started, with the private folder `folder`."""
         launch, home = destination.options, destination.folder
         starter = RunStarter(job, destination, backend, folder, home, pauses=is_to_stop is not None)
-        config = SupervisorConfig(
-            workers=backend.workers,
-            team_size=backend.team_size,
-            shards=launch.servers - 1,
-            has_standby=launch.standby,
-            has_external_workers=backend.has_external_workers,
-            max_restarts=launch.max_restarts,
-            takeover_s=launch.takeover_seconds,
-        )
-        look = partial(run_files, starter, len(read_convictions(home)))
-        crew, supervisor = Crew(starter.start), RunSupervisor(config, look)
+        look, here = partial(run_files, starter, len(read_convictions(home))), replace(launch, workers=backend.workers)
+        supervisor = RunSupervisor(here, look, backend.team_size, backend.has_external_workers)
+        crew = Crew(starter.start)
         return cls(starter, crew, supervisor, say, watch, SystemClock(), chaos=chaos, is_to_stop=is_to_stop)
 
     def run(self) -> RunResult:

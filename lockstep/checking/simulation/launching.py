@@ -25,6 +25,7 @@ from lockstep.checking.simulation.strand import Strand
 from lockstep.checking.simulation.team import Hall
 from lockstep.checking.simulation.watch import ELSEWHERE, RunWatch
 from lockstep.checking.simulation.world import Process, SimulatedShell, World
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.client import Exit
 from lockstep.common.statemachine.machine import Machine, TimePassed, TransitionTable, carry_out
 from lockstep.launch.run_starter import has_checkpoint, leads
@@ -49,7 +50,6 @@ from lockstep.launch.supervision.supervisor import (
     StartProcess,
     StatusSeen,
     StopProcess,
-    SupervisorConfig,
     SupervisorEffect,
     SupervisorEvent,
 )
@@ -164,10 +164,8 @@ class Launcher:
             self.supervisor = ClusterManager([SERVER, *standbys], then)
         else:
             # A team is one process of the run, which starts the others.
-            config = SupervisorConfig(
-                workers=workers, shards=shards, has_external_workers=True, max_restarts=MAX_RESTARTS
-            )
-            self.supervisor = self.run.parts.supervisor(config, self._look)
+            options = RunOptions(workers=workers, servers=1 + shards, max_restarts=MAX_RESTARTS)
+            self.supervisor = self.run.parts.supervisor(options, self._look, has_external_workers=True)
         self._happened(RunStarted())
 
     def start_team(self) -> None:

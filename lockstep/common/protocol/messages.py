@@ -29,10 +29,6 @@ TEXT_LIMIT = 20_000
 #: Most epochs in a status: with 4096 workers they stay below the limit of a header, and take a millisecond.
 HISTORY_LIMIT = 1000
 
-#: Vectors that a worker has for its sums in shared memory, of which a lease names one: as many as the leases that it
-#: may hold.
-SLOTS = 2
-
 #: Bytes of the places of samples at most.
 PLACES_BYTES = 4 * SAMPLES_AT_ONCE
 

@@ -56,35 +56,6 @@ class ProcessEnd(Struct, frozen=True, kw_only=True):
         return self.is_from_outside or (self.code == 1 and not self.has_reported)
 
 
-@dataclass
-class Restarts:
-    """The deaths of one process and of those that took its place."""
-
-    #: How many deaths in a row are followed by a restart.
-    most: int
-    #: Tells it from the others, so that not all are started in the same moment.
-    seed: str
-    deaths: int = 0
-    #: Those since the last one that had begun its work, with that one.
-    early: int = 0
-
-    def delay_s(self, lived_s: float, end: ProcessEnd, *, has_progressed: bool = False) -> float | None:
-        """Record a death; return the seconds until the restart, None if that is hopeless.
-
-        `lived_s` are the seconds that it lived. `has_progressed` tells whether the run has got further than ever since
-        the last death: then the earlier ones do not count, unless the process brought its death upon itself.
-        """
-        if end.is_excused:
-            lived_s = math.inf
-        if lived_s >= STEADY_S or (has_progressed and end.is_from_outside and not end.is_crash):
-            self.deaths = 0
-        if end.code == USAGE or self.deaths >= self.most:
-            return None
-        self.deaths += 1
-        self.early = 1 if lived_s >= BEGUN_S else self.early + 1
-        return backoff_s(self.early, first_s=FIRST_S, most_s=MOST_S, seed=self.seed)
-
-
 #: The end of a process that has done all that it had to do.
 WELL = ProcessEnd(code=0)
 
@@ -127,7 +98,13 @@ class PlaceState(Enum):
 class SupervisedPlace:
     """A place, its current process, and the deaths of those before."""
 
-    restarts: Restarts
+    #: How many deaths in a row are followed by a restart.
+    most: int
+    #: Tells it from the others, so that not all are started in the same moment.
+    seed: str
+    deaths: int = 0
+    #: Those since the last process that had begun its work, with that one.
+    early: int = 0
     state: PlaceState = PlaceState.RUNNING
     #: When its process started, and the most steps that the run had made then.
     started_s: float = 0.0
@@ -136,6 +113,22 @@ class SupervisedPlace:
     end: ProcessEnd = WELL
     #: When the next process starts, or it is decided what follows.
     due_s: float = math.inf
+
+    def delay_s(self, lived_s: float, end: ProcessEnd, *, has_progressed: bool = False) -> float | None:
+        """Record a death; return the seconds until the restart, None if that is hopeless.
+
+        `lived_s` are the seconds that it lived. `has_progressed` tells whether the run has got further than ever since
+        the last death: then the earlier ones do not count, unless the process brought its death upon itself.
+        """
+        if end.is_excused:
+            lived_s = math.inf
+        if lived_s >= STEADY_S or (has_progressed and end.is_from_outside and not end.is_crash):
+            self.deaths = 0
+        if end.code == USAGE or self.deaths >= self.most:
+            return None
+        self.deaths += 1
+        self.early = 1 if lived_s >= BEGUN_S else self.early + 1
+        return backoff_s(self.early, first_s=FIRST_S, most_s=MOST_S, seed=self.seed)
 
 
 @dataclass
@@ -151,8 +144,8 @@ class ProcessTable:
     def begin(self, place: ProcessPlace, now: float) -> None:
         """Record the start of a process."""
         before = self._places.get(place)
-        restarts = Restarts(self.most, seed=str(place)) if before is None else before.restarts
-        self._places[place] = SupervisedPlace(restarts, started_s=now, steps=self.steps)
+        deaths, early = (0, 0) if before is None else (before.deaths, before.early)
+        self._places[place] = SupervisedPlace(self.most, str(place), deaths, early, started_s=now, steps=self.steps)
 
     def end(self, place: ProcessPlace, end: ProcessEnd, judged_s: float) -> None:
         """Record the end of a process; what follows is decided at a time."""
@@ -167,7 +160,7 @@ class ProcessTable:
             ended.state = PlaceState.DONE
             return None
         has_progressed, ended.steps = self.steps > ended.steps, self.steps
-        delay_s = ended.restarts.delay_s(now - ended.started_s, ended.end, has_progressed=has_progressed)
+        delay_s = ended.delay_s(now - ended.started_s, ended.end, has_progressed=has_progressed)
         if delay_s is None:
             ended.state = PlaceState.GIVEN_UP
         else:

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from msgspec import Struct
 
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.machine import IGNORED, Machine, TimePassed, TransitionTable, leads, stays, table_of
 from lockstep.launch.supervision.restarts import (
     INTERRUPTED,
@@ -187,28 +188,18 @@ class FilesSeen(Struct, frozen=True, kw_only=True):
     standby_can_lead: bool = False
 
 
-class SupervisorConfig(Struct, frozen=True, kw_only=True):
-    """The processes of a run, and how often they are restarted."""
-
-    workers: int
-    team_size: int = 1
-    #: Servers besides the first.
-    shards: int = 0
-    has_standby: bool = False
-    #: Whether workers that were started elsewhere take part.
-    has_external_workers: bool = False
-    max_restarts: int = 3
-    #: Seconds of the server's silence after which workers go to the standby.
-    takeover_s: float = 5.0
-
-
 @dataclass
 class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
     """Keeps the processes of one run going."""
 
-    config: SupervisorConfig
+    #: Of the run; its workers are those that are started here.
+    options: RunOptions
     #: Looks at the files of the run.
     look: Callable[[], FilesSeen]
+    #: So many consecutive workers are a team, and the first of them leads it.
+    team_size: int = 1
+    #: Whether workers that were started elsewhere take part.
+    has_external_workers: bool = False
     phase: SupervisorPhase = _STARTING
     places: ProcessTable = field(init=False)
     #: Whether the server was started before, or the standby leads the run: then not all workers have to be there.
@@ -220,7 +211,7 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
     transitions: ClassVar[TransitionTable] = TRANSITIONS
 
     def __post_init__(self) -> None:
-        self.places = ProcessTable(self.config.max_restarts)
+        self.places = ProcessTable(self.options.max_restarts)
 
     def handle(self, event: SupervisorEvent, now: float) -> list[SupervisorEffect]:
         return self.obey(event, now)
@@ -249,10 +240,10 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
         return started
 
     def _shards(self) -> list[ProcessPlace]:
-        return [ProcessPlace(Role.SHARD, number) for number in range(1, 1 + self.config.shards)]
+        return [ProcessPlace(Role.SHARD, number) for number in range(1, self.options.servers)]
 
     def _workers(self) -> list[ProcessPlace]:
-        return [ProcessPlace(Role.WORKER, number) for number in range(self.config.workers)]
+        return [ProcessPlace(Role.WORKER, number) for number in range(self.options.workers)]
 
     # The servers
 
@@ -266,7 +257,7 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
         if not event.is_elsewhere:
             return started
         stopped = [StopProcess(place=place) for place in self._workers() if self.places.state(place) is not None]
-        standby = [STANDBY] if self.config.has_standby else []
+        standby = [STANDBY] if self.options.standby else []
         return [*started, *stopped, *self._start([*self._workers(), *standby], now)]
 
     def _ended(self, ends: Mapping[ProcessPlace, ProcessEnd], now: float) -> list[SupervisorEffect]:
@@ -396,9 +387,9 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
         is_restarted = {place: self.places.restart(place, now) is not None for place in ended}
         died = [place for place in ended if self.places.at(place).end.code]
         lost = next((place for place in died if not is_restarted[place]), None)
-        leaders = self._workers()[:: self.config.team_size]
+        leaders = self._workers()[:: self.team_size]
         # The other processes of a team cannot work without their leader.
-        if lost is not None and self.places.are_given_up(leaders) and not self.config.has_external_workers:
+        if lost is not None and self.places.are_given_up(leaders) and not self.has_external_workers:
             return self._over(RunEnd.NO_WORKER, lost)
         # If one was evicted, the run continues without it.
         is_before = self._status.is_answered and self._status.is_before
@@ -416,7 +407,7 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
         self._has_begun = self._has_begun or (status.is_answered and not status.is_before)
         self.places.steps = max(self.places.steps, status.steps)
         server = self.places.at(SERVER)
-        if not status.is_standby or now < server.started_s + self.config.takeover_s + LATE_S:
+        if not status.is_standby or now < server.started_s + self.options.takeover_seconds + LATE_S:
             return []
         # The workers of the last step may have died as well, and others do not know that the server is gone.
         server.started_s = now

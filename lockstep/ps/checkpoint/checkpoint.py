@@ -249,11 +249,6 @@ def step_of(name: str) -> int | None:
     return None if match is None else int(match[1])
 
 
-def is_doubtful(name: str) -> bool:
-    """Tell whether a file is a checkpoint whose weights depend on results in doubt: nothing is resumed from it."""
-    return step_of(name.removesuffix(f".{DOUBTFUL}")) is not None and name.endswith(f".{DOUBTFUL}")
-
-
 @dataclass
 class CheckpointFolder:
     """The folder of one run's checkpoints; `say` reports what cannot be written or read."""

@@ -40,17 +40,6 @@ class Window(msgspec.Struct, frozen=True):
         """The number of windows; the last elements are skipped if the stride does not divide (PyTorch's floor)."""
         return (self.size + 2 * self.padding - self.reach) // self.stride + 1
 
-    @property
-    def is_disjoint(self) -> bool:
-        """Tell whether no element belongs to two windows."""
-        return self.kernel == 1 or (self.dilation == 1 and self.stride >= self.kernel)
-
-    @property
-    def is_partition(self) -> bool:
-        """Tell whether each element belongs to exactly one window."""
-        is_gapless = self.stride == self.kernel and self.dilation == 1 and self.padding == 0
-        return is_gapless and self.count * self.kernel == self.size
-
     def padded(self) -> "Window":
         """The same windows over an input to which the padding has been added."""
         return Window(self.size + 2 * self.padding, self.kernel, self.stride, 0, self.dilation)

@@ -13,8 +13,8 @@ from lockstep.launch.supervision.restarts import (
     ProcessEnd,
     ProcessPlace,
     ProcessTable,
-    Restarts,
     Role,
+    SupervisedPlace,
 )
 
 KILLED = ProcessEnd(code=-9)
@@ -98,19 +98,19 @@ def test_deaths_do_not_add_up_if_the_run_gets_further_unless_a_process_brings_th
 
 
 def test_a_process_that_was_killed_is_back_before_its_team_has_missed_it_for_long() -> None:
-    delay_s = Restarts(most=3, seed="worker 0").delay_s(1.0, KILLED)
+    delay_s = SupervisedPlace(most=3, seed="worker 0").delay_s(1.0, KILLED)
     assert delay_s is not None
     assert delay_s <= 0.1
 
 
 @pytest.mark.parametrize("end", [KILLED, CRASHED, FAILED])
 def test_a_death_is_put_up_with_so_many_times(end: ProcessEnd) -> None:
-    restarts = Restarts(most=3, seed="server")
+    restarts = SupervisedPlace(most=3, seed="server")
     assert [restarts.delay_s(1.0, end) is None for _ in range(5)] == [False, False, False, True, True]
 
 
 def test_each_start_waits_about_twice_as_long_as_the_one_before() -> None:
-    restarts = Restarts(most=20, seed="server")
+    restarts = SupervisedPlace(most=20, seed="server")
     for count in range(20):
         full = min(MOST_S, FIRST_S * 2.0**count)
         delay = restarts.delay_s(1.0, KILLED)
@@ -119,7 +119,7 @@ def test_each_start_waits_about_twice_as_long_as_the_one_before() -> None:
 
 
 def test_one_that_has_lived_for_a_while_begins_anew() -> None:
-    restarts = Restarts(most=1, seed="server")
+    restarts = SupervisedPlace(most=1, seed="server")
     for _ in range(10):
         assert restarts.delay_s(STEADY_S, KILLED) is not None
     assert restarts.delay_s(STEADY_S - 0.1, KILLED) is None
@@ -128,7 +128,7 @@ def test_one_that_has_lived_for_a_while_begins_anew() -> None:
 
 
 def test_one_that_is_killed_at_its_work_again_and_again_is_back_at_once_each_time() -> None:
-    restarts = Restarts(most=100, seed="worker 0")
+    restarts = SupervisedPlace(most=100, seed="worker 0")
     for _ in range(50):
         delay = restarts.delay_s(BEGUN_S, KILLED)
         assert delay is not None
@@ -136,20 +136,20 @@ def test_one_that_is_killed_at_its_work_again_and_again_is_back_at_once_each_tim
 
 
 def test_a_start_that_fails_after_work_has_begun_waits_as_the_first_ones() -> None:
-    restarts = Restarts(most=100, seed="worker 0")
+    restarts = SupervisedPlace(most=100, seed="worker 0")
     first = [restarts.delay_s(0.1, KILLED) for _ in range(3)]
     restarts.delay_s(BEGUN_S, KILLED)
     assert [restarts.delay_s(0.1, KILLED) for _ in range(2)] == first[1:]
 
 
 def test_who_was_refused_would_be_so_again() -> None:
-    assert Restarts(most=3, seed="worker 1").delay_s(100.0, ProcessEnd(code=USAGE)) is None
+    assert SupervisedPlace(most=3, seed="worker 1").delay_s(100.0, ProcessEnd(code=USAGE)) is None
 
 
 def test_without_restarts_nobody_comes() -> None:
-    assert Restarts(most=0, seed="server").delay_s(1e9, KILLED) is None
+    assert SupervisedPlace(most=0, seed="server").delay_s(1e9, KILLED) is None
 
 
 def test_workers_that_die_together_do_not_start_together() -> None:
-    delays = {Restarts(most=1, seed=f"worker {number}").delay_s(1.0, KILLED) for number in range(20)}
+    delays = {SupervisedPlace(most=1, seed=f"worker {number}").delay_s(1.0, KILLED) for number in range(20)}
     assert len(delays) == 20

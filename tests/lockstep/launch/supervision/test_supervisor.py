@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from lockstep.common.errors import ProtocolError
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.machine import TimePassed
 from lockstep.launch.supervision.restarts import (
     FIRST_S,
@@ -35,7 +36,6 @@ from lockstep.launch.supervision.supervisor import (
     StartProcess,
     StatusSeen,
     StopProcess,
-    SupervisorConfig,
     SupervisorEffect,
     SupervisorEvent,
     SupervisorPhase,
@@ -59,10 +59,10 @@ BEFORE = StatusSeen(is_answered=True, is_before=True)
 class Scene:
     """A supervisor, what the run's files show, and the time."""
 
-    def __init__(self, files: FilesSeen = BEGUN, **config: Any) -> None:
+    def __init__(self, files: FilesSeen = BEGUN, has_external_workers: bool = False, **options: Any) -> None:
         self.files, self.now = files, 0.0
-        given = {"workers": 2, "shards": 0, "max_restarts": 3, **config}
-        self.supervisor = RunSupervisor(SupervisorConfig(**given), lambda: self.files)
+        launch = RunOptions(**{"workers": 2, **options})
+        self.supervisor = RunSupervisor(launch, lambda: self.files, has_external_workers=has_external_workers)
 
     def happened(self, event: SupervisorEvent) -> list[SupervisorEffect]:
         return self.supervisor.handle(event, self.now)
@@ -104,7 +104,7 @@ def test_every_phase_can_be_reached_and_what_is_over_stays_so() -> None:
 
 
 def test_all_are_started_once_the_server_listens() -> None:
-    scene = Scene(shards=2, has_standby=True)
+    scene = Scene(servers=3, standby=True)
     assert starts(scene.happened(RunStarted())) == [SERVER]
     assert starts(scene.happened(ServerListens(is_elsewhere=True))) == [*SHARDS, *WORKERS, STANDBY]
 
@@ -181,7 +181,7 @@ def test_steps_that_an_earlier_server_had_made_already_are_no_progress() -> None
 
 
 def test_a_shard_that_was_killed_is_restarted_alone_if_there_is_a_checkpoint() -> None:
-    scene = Scene(RESUMABLE, shards=2).served()
+    scene = Scene(RESUMABLE, servers=3).served()
     assert deaths(scene.ended(SHARDS[1], end=KILLED)) == [(SHARDS[1], Outlook.RESTARTED)]
     assert starts(scene.after(FIRST_S)) == [SHARDS[1]]
     for _ in range(2):
@@ -191,7 +191,7 @@ def test_a_shard_that_was_killed_is_restarted_alone_if_there_is_a_checkpoint() -
 
 
 def test_without_a_checkpoint_a_server_that_misses_a_killed_shard_is_restarted_with_all() -> None:
-    scene = Scene(shards=2).served()
+    scene = Scene(servers=3).served()
     assert scene.ended(SHARDS[0], end=KILLED) == []
     effects = scene.ended(SERVER, end=FAILED)
     assert deaths(effects) == [(SHARDS[0], Outlook.RESTARTED)]
@@ -201,14 +201,14 @@ def test_without_a_checkpoint_a_server_that_misses_a_killed_shard_is_restarted_w
 
 
 def test_a_server_and_its_shard_that_end_together_are_restarted_together() -> None:
-    scene = Scene(RESUMABLE, shards=2).served()
+    scene = Scene(RESUMABLE, servers=3).served()
     effects = scene.happened(ProcessesEnded(ends={SERVER: FAILED, SHARDS[1]: KILLED}))
     assert deaths(effects) == [(SHARDS[1], Outlook.RESTARTED)]
     assert starts(scene.after(FIRST_S)) == [SERVER]
 
 
 def test_a_server_that_misses_a_shard_is_ended_if_it_does_not_end_by_itself() -> None:
-    scene = Scene(shards=2).served()
+    scene = Scene(servers=3).served()
     scene.ended(SHARDS[0], end=KILLED)
     assert scene.after(GRACE_S - 0.1) == []
     assert scene.after(0.1) == [StopProcess(place=SERVER)]
@@ -216,15 +216,15 @@ def test_a_server_that_misses_a_shard_is_ended_if_it_does_not_end_by_itself() ->
 
 
 def test_a_shard_that_fails_ends_the_run_if_its_server_does_not_say_why() -> None:
-    scene = Scene(RESUMABLE, shards=2).served()
+    scene = Scene(RESUMABLE, servers=3).served()
     assert scene.ended(SHARDS[1], end=FAILED) == []
     assert scene.after(GRACE_S) == over(RunEnd.SHARD_FAILED, SHARDS[1])
-    scene = Scene(NEW, shards=2).served()
+    scene = Scene(NEW, servers=3).served()
     assert scene.ended(SHARDS[1], end=CRASHED) == over(RunEnd.CRASH, SHARDS[1])
 
 
 def test_why_a_run_without_restarts_fails_is_the_shard_that_is_gone() -> None:
-    scene = Scene(shards=1, max_restarts=0).served()
+    scene = Scene(servers=2, max_restarts=0).served()
     scene.ended(SHARDS[0], end=KILLED)
     assert scene.ended(SERVER, end=FAILED) == over(RunEnd.SHARD_KILLED, SHARDS[0])
 
@@ -258,7 +258,7 @@ LEADS = msgspec.structs.replace(CAN_LEAD, standby_leads=True)
 def test_a_server_that_ends_is_followed_to_a_standby_that_leads_or_can(
     end: ProcessEnd, files: FilesSeen, is_followed: bool
 ) -> None:
-    scene = Scene(files, has_standby=True).served()
+    scene = Scene(files, standby=True).served()
     effects = scene.ended(SERVER, end=end)
     assert (deaths(effects) == FOLLOWED) == is_followed
     if is_followed:
@@ -267,7 +267,7 @@ def test_a_server_that_ends_is_followed_to_a_standby_that_leads_or_can(
 
 
 def test_a_standby_that_was_not_started_is_not_followed_whatever_an_earlier_one_has_left() -> None:
-    scene = Scene(CAN_LEAD, has_standby=True)
+    scene = Scene(CAN_LEAD, standby=True)
     scene.happened(RunStarted())
     assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
 
@@ -276,7 +276,7 @@ def test_a_standby_that_was_not_started_is_not_followed_whatever_an_earlier_one_
     ("end", "outlook"), [(KILLED, Outlook.RESTARTED), (FAILED, Outlook.RESTARTED), (REFUSED, Outlook.GIVEN_UP)]
 )
 def test_a_standby_that_has_died_is_restarted_and_not_followed_meanwhile(end: ProcessEnd, outlook: Outlook) -> None:
-    scene = Scene(CAN_LEAD, has_standby=True).served()
+    scene = Scene(CAN_LEAD, standby=True).served()
     assert deaths(scene.ended(STANDBY, end=end)) == [(STANDBY, outlook)]
     is_back = outlook is Outlook.RESTARTED
     assert starts(scene.after(FIRST_S)) == [STANDBY] * is_back
@@ -284,14 +284,14 @@ def test_a_standby_that_has_died_is_restarted_and_not_followed_meanwhile(end: Pr
 
 
 def test_a_standby_whose_run_is_over_is_not_restarted() -> None:
-    scene = Scene(CAN_LEAD, has_standby=True).served()
+    scene = Scene(CAN_LEAD, standby=True).served()
     assert scene.ended(STANDBY, end=DONE) == []
     assert starts(scene.after(STEADY_S)) == []
     assert deaths(scene.ended(SERVER, end=KILLED)) != FOLLOWED
 
 
 def test_a_standby_that_leads_and_dies_is_restarted_as_the_server_and_the_old_one_is_ended() -> None:
-    scene = Scene(LEADS, has_standby=True).served()
+    scene = Scene(LEADS, standby=True).served()
     stopped, *effects = scene.ended(STANDBY, end=KILLED)
     assert (stopped, deaths(effects)) == (StopProcess(place=SERVER), FOLLOWED)
     # Its end is seen again, as that of the server, whose place it has.
@@ -300,13 +300,13 @@ def test_a_standby_that_leads_and_dies_is_restarted_as_the_server_and_the_old_on
 
 
 def test_a_standby_that_leads_and_dies_with_the_old_server_is_restarted_as_the_server() -> None:
-    scene = Scene(LEADS, has_standby=True).served()
+    scene = Scene(LEADS, standby=True).served()
     assert deaths(scene.ended(SERVER, STANDBY, end=KILLED)) == FOLLOWED
     assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
 
 
 def test_a_standby_that_dies_with_its_server_is_restarted_with_it_and_not_for_ever() -> None:
-    scene = Scene(CAN_LEAD, has_standby=True, max_restarts=1).served()
+    scene = Scene(CAN_LEAD, standby=True, max_restarts=1).served()
     effects = scene.ended(SERVER, STANDBY, end=KILLED)
     assert deaths(effects) == [(SERVER, Outlook.RESTARTED), (STANDBY, Outlook.RESTARTED)]
     started = [*starts(scene.after(FIRST_S)), *starts(scene.after(FIRST_S))]
@@ -315,14 +315,14 @@ def test_a_standby_that_dies_with_its_server_is_restarted_with_it_and_not_for_ev
 
 
 def test_a_shard_that_is_gone_when_the_standby_takes_over_joins_that() -> None:
-    scene = Scene(CAN_LEAD, has_standby=True, shards=2).served()
+    scene = Scene(CAN_LEAD, standby=True, servers=3).served()
     scene.ended(SHARDS[1], end=KILLED)
     assert deaths(scene.ended(SERVER, end=KILLED)) == FOLLOWED
     assert starts(scene.after(0.0)) == [SHARDS[1]]
 
 
 def test_a_standby_whose_workers_had_the_time_to_ask_for_it_is_to_lead() -> None:
-    scene = Scene(CAN_LEAD, has_standby=True, takeover_s=2.0).served()
+    scene = Scene(CAN_LEAD, standby=True, takeover_seconds=2.0).served()
     waiting = StatusSeen(is_answered=True, is_standby=True)
     scene.now = 2.0 + LATE_S
     assert scene.happened(StatusSeen(is_answered=True)) == []

@@ -47,18 +47,6 @@ def test_taps_name_each_element_that_each_window_sees_and_no_other() -> None:
         assert seen == _elements(window), window
 
 
-def test_disjoint_and_partition_mean_what_they_say() -> None:
-    for window in GEOMETRIES:
-        uses = [sum(element == e for seen in _elements(window) for _, e in seen) for element in range(window.size)]
-        if window.is_disjoint:
-            assert max(uses) <= 1, window
-        if window.is_partition:
-            assert set(uses) == {1}, window
-    assert Window(8, 2, 2).is_partition
-    assert not Window(9, 2, 2).is_partition
-    assert not Window(9, 3, 3, padding=1).is_partition
-
-
 def test_last_window_ends_inside_the_padded_axis() -> None:
     for window in GEOMETRIES:
         last_end = (window.count - 1) * window.stride + window.reach
