@@ -23,7 +23,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import demand_open_files
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import Numerics, kept_numerics
-from lockstep.common.statemachine.machine import TimePassed, carry_out
+from lockstep.common.statemachine.machine import Started, TimePassed, carry_out
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference
 from lockstep.launch.client import StatusClient
@@ -42,7 +42,6 @@ from lockstep.launch.supervision.supervisor import (
     PromoteStandby,
     ReportDeath,
     RunEnd,
-    RunStarted,
     RunSupervisor,
     ServerListens,
     StartProcess,
@@ -117,7 +116,7 @@ class Cluster:
     def run(self) -> RunResult:
         """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
         try:
-            self._happened(RunStarted())
+            self._happened(Started())
             while self.outcome is None:
                 self._turn()
             result = self._result(self.outcome)

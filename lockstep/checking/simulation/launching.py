@@ -27,7 +27,7 @@ from lockstep.checking.simulation.watch import ELSEWHERE, RunWatch
 from lockstep.checking.simulation.world import Process, SimulatedShell, World
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.client import Exit
-from lockstep.common.statemachine.machine import Machine, TimePassed, TransitionTable, carry_out
+from lockstep.common.statemachine.machine import Machine, Started, TimePassed, TransitionTable, carry_out
 from lockstep.launch.run_starter import has_checkpoint, leads
 from lockstep.launch.supervision.restarts import (
     SERVER,
@@ -44,7 +44,6 @@ from lockstep.launch.supervision.supervisor import (
     FilesSeen,
     ProcessesEnded,
     RunEnd,
-    RunStarted,
     RunSupervisor,
     ServerListens,
     StartProcess,
@@ -100,7 +99,7 @@ class ClusterManager(Machine[SupervisorEvent, SupervisorEffect]):
 
     def react(self, event: SupervisorEvent, now: float) -> list[SupervisorEffect]:
         match event:
-            case RunStarted():
+            case Started():
                 return self._start(self.first, now)
             case ServerListens():
                 # Once, whether or not a worker was started elsewhere before.
@@ -166,7 +165,7 @@ class Launcher:
             # A team is one process of the run, which starts the others.
             options = RunOptions(workers=workers, servers=1 + shards, max_restarts=MAX_RESTARTS)
             self.supervisor = self.run.parts.supervisor(options, self._look, has_external_workers=True)
-        self._happened(RunStarted())
+        self._happened(Started())
 
     def start_team(self) -> None:
         """Start a team that no supervisor of the run restarts."""

@@ -25,8 +25,8 @@ from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.messages import Join, StandbyAddress
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin
-from lockstep.common.statemachine.client import ClientConfig, Exit, Started
-from lockstep.common.statemachine.machine import Interrupted
+from lockstep.common.statemachine.client import ClientConfig, Exit
+from lockstep.common.statemachine.machine import Interrupted, Started
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
 from lockstep.common.transport.port import ClientPort, Dial, ServerPort

@@ -32,7 +32,6 @@ DECIDING = (
     "lockstep.common.optim",
     "lockstep.common.runtime.blas",
     "lockstep.ps.run.plan",
-    "lockstep.ps.run.plan",
     "lockstep.ps.shard",
     "lockstep.worker.batches",
     "lockstep.worker.compute",

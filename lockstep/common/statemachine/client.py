@@ -33,7 +33,16 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.statemachine.leader_search import LeaderSearch
-from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, soonest, table_of
+from lockstep.common.statemachine.machine import (
+    IGNORED,
+    Interrupted,
+    Machine,
+    Report,
+    Started,
+    TimePassed,
+    soonest,
+    table_of,
+)
 
 #: Seconds at most until a server that does not answer is asked again.
 MOST_RETRY_S = 5.0
@@ -59,10 +68,6 @@ class ClientPhase(Enum):
 
 
 # Events
-
-
-class Started(Struct, frozen=True, kw_only=True):
-    """The process runs and dials the server, which may not be there yet."""
 
 
 class Prepared(Struct, frozen=True, kw_only=True):

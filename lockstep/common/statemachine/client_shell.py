@@ -29,10 +29,9 @@ from lockstep.common.statemachine.client import (
     ProtocolBroken,
     Redial,
     SendToServer,
-    Started,
 )
 from lockstep.common.statemachine.loop import EventLoop
-from lockstep.common.statemachine.machine import Interrupted, Report, TimePassed, carry_out
+from lockstep.common.statemachine.machine import Interrupted, Report, Started, TimePassed, carry_out
 
 #: The messages that the client handles unchanged.
 OF_THE_CLIENT = Refused | Eviction | Finished | StandbysChanged | HandedOver | NotLeading

@@ -62,6 +62,10 @@ def table_of(
 # Events and effects
 
 
+class Started(Struct, frozen=True, kw_only=True):
+    """The machine's process has begun, and nothing else has happened yet."""
+
+
 class Received(Struct, frozen=True, kw_only=True):
     """A peer has sent a message."""
 

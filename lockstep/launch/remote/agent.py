@@ -1,14 +1,16 @@
-"""Starts a team on the machine where it is, and watches it for a process on another machine.
+"""The parts of a run on a cluster that know no engine: places for teams on its nodes, and the agent that starts a team.
 
-Questions and answers are of plain types, because they travel as the engine that placed the agent sees fit. The agent
-knows no engine.
+The agent watches its team for a process on another machine. Questions and answers are of plain types, because they
+travel as the engine that placed the agent sees fit.
 """
 
 import os
 import platform
 import signal
 import tempfile
+from collections.abc import Mapping, Set
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -18,6 +20,44 @@ from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
 from lockstep.launch.supervision.channel import EndReport
 from lockstep.launch.supervision.child import HERE, Child
 from lockstep.launch.supervision.restarts import USAGE
+
+#: A core that a run has on a node: which group of cores it belongs to, and which of them it is.
+Core = tuple[int, int]
+
+
+@dataclass
+class TeamPlaces:
+    """The places for teams that are free now."""
+
+    #: Most processes of a team.
+    most: int
+    #: The cores of each node at the last look.
+    _known: Mapping[str, Set[Core]] = field(default_factory=dict)
+    _free: list[tuple[str, list[Core]]] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether there is no place for another team."""
+        return not self._free
+
+    def look(self, cores: Mapping[str, Set[Core]], held: Set[Core]) -> None:
+        """Take note of the run's cores on each node, of which teams have some.
+
+        A node counts once it has the same cores as at the look before: a cluster gives them one after the other, and
+        the first of them would be a team of its own.
+        """
+        settled = {node: sorted(found - held) for node, found in cores.items() if self._known.get(node) == found}
+        self._known = cores
+        self._free = [
+            (node, free[first : first + self.most])
+            for node, free in settled.items()
+            for first in range(0, len(free), self.most)
+        ]
+
+    def take(self) -> tuple[str, list[Core]] | None:
+        """Return a node and the cores there of the next team, None if there is no place for it."""
+        return self._free.pop(0) if self._free else None
+
 
 #: The number of a process and the name of its machine; what it has written since, and the lines that it has reported
 #: since; its exit code, None while it runs.

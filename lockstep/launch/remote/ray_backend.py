@@ -33,8 +33,7 @@ from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.endpoints import address_towards, server_credential, tcp_address
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
 from lockstep.launch.process_backend import ProcessCommand, private_folder, remove_private, start_here
-from lockstep.launch.remote.agent import LaunchAgent
-from lockstep.launch.remote.places import Core, TeamPlaces
+from lockstep.launch.remote.agent import Core, LaunchAgent, TeamPlaces
 from lockstep.launch.supervision.channel import ChildReport, EndReport, decode_report
 from lockstep.launch.supervision.child import HERE, LOG, Child, ProcessLog, WatchedProcess
 from lockstep.launch.supervision.restarts import USAGE

@@ -13,7 +13,16 @@ from typing import ClassVar
 from msgspec import Struct
 
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.statemachine.machine import IGNORED, Machine, TimePassed, TransitionTable, leads, stays, table_of
+from lockstep.common.statemachine.machine import (
+    IGNORED,
+    Machine,
+    Started,
+    TimePassed,
+    TransitionTable,
+    leads,
+    stays,
+    table_of,
+)
 from lockstep.launch.supervision.restarts import (
     INTERRUPTED,
     SERVER,
@@ -33,10 +42,6 @@ LATE_S = 5.0
 
 
 # Events
-
-
-class RunStarted(Struct, frozen=True, kw_only=True):
-    """Nothing runs yet, and everything is to be started."""
 
 
 class ServerListens(Struct, frozen=True, kw_only=True):
@@ -68,7 +73,7 @@ class StatusSeen(Struct, frozen=True, kw_only=True):
 #: Nothing is known.
 UNANSWERED = StatusSeen(is_answered=False)
 
-SupervisorEvent = RunStarted | ServerListens | ProcessesEnded | StatusSeen | TimePassed
+SupervisorEvent = Started | ServerListens | ProcessesEnded | StatusSeen | TimePassed
 
 # Effects
 
@@ -156,7 +161,7 @@ _STARTING, _SERVING, _RESTARTING, _OVER = SupervisorPhase
 TRANSITIONS = table_of(
     SupervisorPhase,
     {
-        RunStarted: {_STARTING: {_STARTING}},
+        Started: {_STARTING: {_STARTING}},
         ServerListens: {_STARTING: {_SERVING}, _OVER: IGNORED},
         ProcessesEnded: {
             _STARTING: {_STARTING, _SERVING, _RESTARTING, _OVER},
@@ -221,7 +226,7 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
 
     def react(self, event: SupervisorEvent, now: float) -> list[SupervisorEffect]:
         match event:
-            case RunStarted():
+            case Started():
                 return self._start_server(now)
             case ServerListens():
                 return self._serve(event, now)

@@ -16,7 +16,7 @@ from lockstep.common.runtime.notice import warning
 from lockstep.ps.records.ledger import Account, EpochDone, LedgerEntry, RunBegun
 from lockstep.ps.records.metrics import FailureRecord, StepRecord
 from lockstep.ps.records.receipt import ReceiptLink, first_link, next_link, receipt_of
-from lockstep.ps.records.run_folder import RECEIPT, RESULT, DiskRoom, RunFolder, RunResult
+from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, RECEIPT, RESULT, DiskRoom, RunFolder, RunResult
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import best_epoch, is_stopped
 from lockstep.ps.run.progress import NOTHING, Moved, Progress, StepTime, StepTimeTotals
@@ -180,7 +180,7 @@ class MetricsRecorder:
             metadata = self._metadata(self.ends_at(kept.epoch))
             self.folder.keep_weights(self.layout, weights, metadata)
             if average is not None:
-                self.folder.keep_average(self.layout, average, self._metadata(progress.steps))
+                self.folder.keep_weights(self.layout, average, self._metadata(progress.steps), AVERAGE_WEIGHTS)
             self.keep_receipt()
             self.folder.keep(RESULT, result)
         self.result = result

@@ -345,13 +345,11 @@ class RunFolder:
         self.metrics.close()
         self.ledger.close()
 
-    def keep_weights(self, layout: ParameterLayout, vector: Vector, metadata: dict[str, str]) -> None:
-        """Write the weights as safetensors, whole or not at all."""
-        write(self.path / WEIGHTS, layout.read(vector), metadata)
-
-    def keep_average(self, layout: ParameterLayout, vector: Vector, metadata: dict[str, str]) -> None:
-        """Write the moving average of the weights, whole or not at all."""
-        write(self.path / AVERAGE_WEIGHTS, layout.read(vector), metadata)
+    def keep_weights(
+        self, layout: ParameterLayout, vector: Vector, metadata: dict[str, str], name: str = WEIGHTS
+    ) -> None:
+        """Write the weights, or their average under its name, as safetensors, whole or not at all."""
+        write(self.path / name, layout.read(vector), metadata)
 
     def keep_epoch(self, layout: ParameterLayout, vector: Vector, epoch: int, steps: int) -> None:
         """Write the weights after an epoch for callbacks; if that fails, the run does not."""

@@ -19,9 +19,18 @@ from lockstep.common.protocol.standby_messages import (
     ToStandbyMessage,
 )
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer, Started
+from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer
 from lockstep.common.statemachine.loop import EventLoop, deliver
-from lockstep.common.statemachine.machine import Interrupted, PeerLeft, Received, Report, Send, TimePassed, carry_out
+from lockstep.common.statemachine.machine import (
+    Interrupted,
+    PeerLeft,
+    Received,
+    Report,
+    Send,
+    Started,
+    TimePassed,
+    carry_out,
+)
 from lockstep.common.transport.auth.keys import is_standbys
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait

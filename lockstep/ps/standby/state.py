@@ -44,7 +44,7 @@ from lockstep.common.protocol.standby_messages import (
     RunFiles,
 )
 from lockstep.common.runtime.notice import warning
-from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer, Started
+from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.machine import (
     IGNORED,
@@ -54,6 +54,7 @@ from lockstep.common.statemachine.machine import (
     Received,
     Report,
     Send,
+    Started,
     TimePassed,
     leads,
     soonest,

@@ -7,8 +7,7 @@ from typing import Any
 
 from lockstep.common.protocol.messages import Lease, MultiStepLease, Result, Work
 from lockstep.common.runtime.clock import ThreadClock
-from lockstep.common.statemachine.client import Started
-from lockstep.common.statemachine.machine import TimePassed
+from lockstep.common.statemachine.machine import Started, TimePassed
 from lockstep.common.transport.port import ClientPort, Dial
 from lockstep.worker.connections import ServerConnections
 from lockstep.worker.setup import Loader, gather

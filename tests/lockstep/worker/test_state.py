@@ -27,9 +27,9 @@ from lockstep.common.protocol.messages import (
     Withdrawal,
     Work,
 )
-from lockstep.common.statemachine.client import Exit, Prepared, SendToServer, Started
+from lockstep.common.statemachine.client import Exit, Prepared, SendToServer
 from lockstep.common.statemachine.leader_search import FIRST_RETRY_S
-from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, Report, TimePassed
+from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, Report, Started, TimePassed
 from lockstep.worker import state as events
 from lockstep.worker.state import (
     MOST_LEASES,

@@ -18,9 +18,8 @@ from lockstep.common.statemachine.client import (
     Exit,
     Prepared,
     SendToServer,
-    Started,
 )
-from lockstep.common.statemachine.machine import Interrupted, Report, TimePassed
+from lockstep.common.statemachine.machine import Interrupted, Report, Started, TimePassed
 
 DIGEST = "0123456789abcdef" * 4
 JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())

@@ -38,10 +38,9 @@ from lockstep.common.statemachine.client import (
     ProtocolBroken,
     Redial,
     SendToServer,
-    Started,
 )
 from lockstep.common.statemachine.leader_search import FIRST_RETRY_S
-from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, TimePassed
+from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, Started, TimePassed
 from tests.lockstep.common.statemachine.clients import (
     JOIN,
     PREPARED,

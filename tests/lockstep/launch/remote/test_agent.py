@@ -15,7 +15,7 @@ import pytest
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.keys import SERVER, KeyFolder
 from lockstep.common.transport.shared_memory.folder import SharedFolder
-from lockstep.launch.remote.agent import LaunchAgent, children_of, signal_family
+from lockstep.launch.remote.agent import Core, LaunchAgent, TeamPlaces, children_of, signal_family
 from lockstep.launch.supervision.channel import ChildReport, EndReport, NoticeReport, decode_report
 from lockstep.launch.supervision.child import Child
 from lockstep.launch.supervision.restarts import USAGE
@@ -159,3 +159,63 @@ def test_a_working_folder_that_is_not_there_is_told_by_a_look(tmp_path: Path) ->
     assert words.decode() == f"error: {report.text}\n"
     agent.send(signal.SIGTERM)
     assert agent.end(len(words)) == b""
+
+
+def cores(*numbers: int) -> set[Core]:
+    return {(0, number) for number in numbers}
+
+
+def taken(places: TeamPlaces) -> list[tuple[str, list[Core]]]:
+    """Take all places that there are."""
+    found = []
+    while (place := places.take()) is not None:
+        found.append(place)
+    return found
+
+
+def test_a_node_is_one_team_of_all_cores_there() -> None:
+    places, nodes = TeamPlaces(256), {"a": cores(3, 1), "b": cores(2)}
+    places.look(nodes, set())
+    places.look(nodes, set())
+    assert not places.is_empty
+    assert taken(places) == [("a", [(0, 1), (0, 3)]), ("b", [(0, 2)])]
+    assert places.is_empty
+
+
+def test_a_node_that_still_gets_cores_has_to_wait_and_no_other() -> None:
+    places = TeamPlaces(256)
+    places.look({"a": cores(1), "b": cores(2)}, set())
+    places.look({"a": cores(1, 3), "b": cores(2)}, set())
+    assert taken(places) == [("b", [(0, 2)])]
+    places.look({"a": cores(1, 3), "b": cores(2)}, cores(2))
+    assert taken(places) == [("a", [(0, 1), (0, 3)])]
+
+
+def test_cores_of_a_team_are_free_at_once_when_it_has_ended() -> None:
+    places, nodes = TeamPlaces(256), {"a": cores(1, 2)}
+    places.look(nodes, set())
+    places.look(nodes, cores(1, 2))
+    assert taken(places) == []
+    places.look(nodes, set())
+    assert taken(places) == [("a", [(0, 1), (0, 2)])]
+
+
+def test_cores_that_come_later_are_a_team_of_their_own() -> None:
+    places, nodes = TeamPlaces(256), {"a": cores(1, 2, 3)}
+    for _ in range(2):
+        places.look(nodes, cores(1, 2))
+    assert taken(places) == [("a", [(0, 3)])]
+
+
+def test_a_node_that_is_gone_has_no_place() -> None:
+    places = TeamPlaces(256)
+    for nodes in ({"a": cores(1)}, {"a": cores(1)}, {"b": cores(1)}):
+        places.look(nodes, set())
+    assert taken(places) == []
+
+
+def test_no_team_has_more_processes_than_it_may_have() -> None:
+    places, nodes = TeamPlaces(2), {"a": cores(1, 2, 3, 4, 5)}
+    for _ in range(2):
+        places.look(nodes, set())
+    assert [[number for _, number in held] for _, held in taken(places)] == [[1, 2], [3, 4], [5]]

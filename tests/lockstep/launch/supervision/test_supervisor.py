@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.common.errors import ProtocolError
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.statemachine.machine import TimePassed
+from lockstep.common.statemachine.machine import Started, TimePassed
 from lockstep.launch.supervision.restarts import (
     FIRST_S,
     INTERRUPTED,
@@ -30,7 +30,6 @@ from lockstep.launch.supervision.supervisor import (
     PromoteStandby,
     ReportDeath,
     RunEnd,
-    RunStarted,
     RunSupervisor,
     ServerListens,
     StartProcess,
@@ -69,7 +68,7 @@ class Scene:
 
     def served(self) -> "Scene":
         """Start everything."""
-        self.happened(RunStarted())
+        self.happened(Started())
         self.happened(ServerListens(is_elsewhere=True))
         return self
 
@@ -100,12 +99,12 @@ def test_every_phase_can_be_reached_and_what_is_over_stays_so() -> None:
     assert {phase for targets in TRANSITIONS.values() for phase in targets or ()} == set(SupervisorPhase)
     assert not any(targets for (phase, _), targets in TRANSITIONS.items() if phase is SupervisorPhase.OVER)
     with pytest.raises(ProtocolError, match="not a transition"):
-        Scene().served().happened(RunStarted())
+        Scene().served().happened(Started())
 
 
 def test_all_are_started_once_the_server_listens() -> None:
     scene = Scene(servers=3, standby=True)
-    assert starts(scene.happened(RunStarted())) == [SERVER]
+    assert starts(scene.happened(Started())) == [SERVER]
     assert starts(scene.happened(ServerListens(is_elsewhere=True))) == [*SHARDS, *WORKERS, STANDBY]
 
 
@@ -143,7 +142,7 @@ def test_a_server_is_restarted_if_it_was_killed_and_not_if_it_would_end_so_again
 
 def test_a_server_that_is_killed_before_it_listens_begins_as_the_first() -> None:
     scene = Scene(NEW)
-    scene.happened(RunStarted())
+    scene.happened(Started())
     scene.ended(SERVER, end=KILLED)
     assert starts(scene.after(FIRST_S)) == [SERVER]
     assert not scene.supervisor.is_second
@@ -268,7 +267,7 @@ def test_a_server_that_ends_is_followed_to_a_standby_that_leads_or_can(
 
 def test_a_standby_that_was_not_started_is_not_followed_whatever_an_earlier_one_has_left() -> None:
     scene = Scene(CAN_LEAD, standby=True)
-    scene.happened(RunStarted())
+    scene.happened(Started())
     assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
 
 

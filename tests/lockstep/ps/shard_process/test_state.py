@@ -25,8 +25,8 @@ from lockstep.common.protocol.shard_messages import (
     Update,
     WorkerToShardMessage,
 )
-from lockstep.common.statemachine.client import ClientConfig, Exit, Prepared, SendToServer, Started
-from lockstep.common.statemachine.machine import PeerLeft, Received, TimePassed, kind_of
+from lockstep.common.statemachine.client import ClientConfig, Exit, Prepared, SendToServer
+from lockstep.common.statemachine.machine import PeerLeft, Received, Started, TimePassed, kind_of
 from lockstep.ps.shard_process import state as events
 from lockstep.ps.shard_process.state import (
     HOLD_S,

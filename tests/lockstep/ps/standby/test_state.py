@@ -40,8 +40,17 @@ from lockstep.common.protocol.standby_messages import (
     RunFile,
     RunFiles,
 )
-from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer, Started
-from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, PeerLeft, Received, Report, Send, TimePassed
+from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer
+from lockstep.common.statemachine.machine import (
+    ILLEGAL,
+    Interrupted,
+    PeerLeft,
+    Received,
+    Report,
+    Send,
+    Started,
+    TimePassed,
+)
 from lockstep.ps.standby.mirror import Mirror
 from lockstep.ps.standby.state import (
     CLAIM_S,
