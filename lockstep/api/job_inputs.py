@@ -21,10 +21,10 @@ from lockstep.common.files.safetensors import write
 from lockstep.common.job.job import DENSE, Job
 from lockstep.common.model.initial import INITIAL
 from lockstep.common.model.source import MARK
-from lockstep.common.runtime.environment import cache_home
+from lockstep.common.runtime.environment import own_cache
 from lockstep.packing.cache import packed_source, unwatched
 from lockstep.packing.files import table_files
-from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, known_encoding
+from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, is_delimiter, known_encoding
 from lockstep.runs.job_data import draft_of, values_of_data, with_data_values
 from lockstep.runs.job_file import SHIPPED, resolve
 from lockstep.runs.own_command import demand
@@ -294,7 +294,7 @@ def taken_options(values: Mapping[str, Any]) -> tuple[PackOptions, dict[str, Any
 def _check_form(given: Mapping[str, Any]) -> None:
     """Raise JobError for a form of CSV files that there is not."""
     delimiter, decimal = given.get("delimiter", ";"), given.get("decimal", ".")
-    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n' or not delimiter.isascii():
+    if not is_delimiter(delimiter):
         raise JobError(f"delimiter = {delimiter!r}: expected one character, like ';' or '\\t'")
     if decimal not in (".", ","):
         raise JobError(f"decimal = {decimal!r}: expected '.' or ','")
@@ -389,6 +389,6 @@ def _memory_data(
 
 def _named_data(name: str, options: PackOptions, loss: str | None, *, verbose: bool) -> str:
     """Return a job's data: the packed folder of a file that has to be packed."""
-    cache = Path(cache_home()) / "lockstep"
+    cache = Path(own_cache())
     say = print if verbose else lambda text: None
     return packed_source(name, options, loss, cache, unwatched, say)

@@ -18,7 +18,7 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
 from lockstep.common.protocol.messages import EpochRecord
-from lockstep.common.runtime.environment import cache_home
+from lockstep.common.runtime.environment import own_cache
 from lockstep.launch.page_process import PageProcess, PageRequest
 from lockstep.packing.cache import training_data_at, unwatched
 from lockstep.packing.files import pictures_below
@@ -277,7 +277,7 @@ def load_run(folder: str | Path, *, trust_model: bool = False, training_data: st
             raise JobError(f"the run in {named} is not finished: resume it with lockstep.resume({named})")
         raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
     place = None if training_data is None else str(training_data)
-    place = training_data_at(path, place, Path(cache_home()) / "lockstep", unwatched, lambda text: None)
+    place = training_data_at(path, place, Path(own_cache()), unwatched, lambda text: None)
     job = job_with_data(path, recorded_job(path), place)
     return Run(read_result(path), path, job)
 

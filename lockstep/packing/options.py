@@ -234,6 +234,11 @@ class PackOptions:
         return self.missing not in (None, "drop")
 
 
+def is_delimiter(given: object) -> bool:
+    """Tell whether values of a CSV file may be separated by something: one character that a value may not have."""
+    return isinstance(given, str) and len(given) == 1 and given not in '"\r\n' and given.isascii()
+
+
 def known_encoding(name: str) -> str:
     """Return what pyarrow calls an encoding. Raises LookupError, of another name."""
     found = codecs.lookup(name).name

@@ -28,7 +28,7 @@ from lockstep.common.files.safetensors import parts_of, read
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.model.initial import INITIAL
-from lockstep.common.runtime.environment import cache_home
+from lockstep.common.runtime.environment import own_cache
 from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, FailureRecord, read_metrics
 from lockstep.ps.records.receipt import Receipt
@@ -198,7 +198,7 @@ def opened_run(path: Path) -> Path:
 
 def unpacked_runs() -> Path:
     """Return the folder of the runs that were unpacked on this machine."""
-    return Path(cache_home()) / "lockstep" / "runs"
+    return Path(own_cache()) / "runs"
 
 
 def _unpack(path: Path, file: BinaryIO, folder: Path) -> None:

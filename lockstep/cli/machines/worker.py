@@ -16,12 +16,12 @@ from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import (
-    cache_home,
     core_numbers,
     cores,
     demand_open_files,
     give_way,
     network_id,
+    own_cache,
 )
 from lockstep.common.runtime.notice import notice
 from lockstep.common.statemachine.client import ClientConfig, Exit
@@ -105,7 +105,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     def cache_folder(self) -> Path:
         """Return the folder for samples that the server sends."""
-        return self.cache or Path(cache_home()) / "lockstep"
+        return self.cache or Path(own_cache())
 
     def meeting(self) -> MeetingPlace | None:
         """Return the place where the processes of the team meet, None if there is one process."""

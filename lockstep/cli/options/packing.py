@@ -17,10 +17,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from lockstep.cli.options.job import JobRequest
 from lockstep.cli.options.types import SEED, share_below_one
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.runtime.environment import cache_home
+from lockstep.common.runtime.environment import own_cache
 from lockstep.common.runtime.notice import notice
 from lockstep.packing.cache import has_changed, packed_source, training_data_at
-from lockstep.packing.options import DIRECT, Missing, PackOptions, known_encoding
+from lockstep.packing.options import DIRECT, Missing, PackOptions, is_delimiter, known_encoding
 from lockstep.ps.records.run_folder import RECEIPT, read_receipt
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.run_dir import recorded_job
@@ -72,7 +72,7 @@ def encoding(text: str) -> str:
 def delimiter(text: str) -> str:
     r"""Return what separates values, of one character; a tab may be given as `\t` or `tab`. Raises BadParameter."""
     text = {r"\t": "\t", "tab": "\t"}.get(text, text)
-    if len(text) != 1 or text in '"\r\n' or not text.isascii():
+    if not is_delimiter(text):
         raise click.BadParameter(f"{text!r} is not a valid delimiter: expected one character, like ';' or tab")
     return text
 
@@ -188,7 +188,7 @@ def direct_options(flags: dict[str, Any]) -> PackOptions:
 
 def with_packed_data(job: JobRequest, packing: PackOptions, console: Console) -> JobRequest:
     """Return the job with a dataset made of its data if that is a table or a folder of pictures."""
-    cache, loss = Path(cache_home()) / "lockstep", job.values().get("loss")
+    cache, loss = Path(own_cache()), job.values().get("loss")
     data = packed_source(job.data(), packing, loss, cache, progress_of, lambda text: print_plainly(console, text))
     return msgspec.structs.replace(job, given={**job.given, "data": data})
 
@@ -196,7 +196,7 @@ def with_packed_data(job: JobRequest, packing: PackOptions, console: Console) ->
 def training_data_of(run: Path, place: str | None) -> str | None:
     """Return where the training data of a run can be loaded from, as `training_data_at`; show how it is packed."""
     console = Console(highlight=False, stderr=True)
-    cache = Path(cache_home()) / "lockstep"
+    cache = Path(own_cache())
     return training_data_at(run, place, cache, progress_of, lambda text: print_plainly(console, text))
 
 
@@ -206,7 +206,7 @@ def say_if_changed(run: Path, given: str | None) -> None:
     Nothing is printed if other data, or another place of it, is given.
     """
     kept = read_receipt(run).data if given is None and (run / RECEIPT).is_file() else None
-    if kept is None or not has_changed(Path(recorded_job(run).data), kept.origin, Path(cache_home()) / "lockstep"):
+    if kept is None or not has_changed(Path(recorded_job(run).data), kept.origin, Path(own_cache())):
         return
     source = shlex.quote(kept.origin.source)
     text = f"{source} has changed since the run was trained with it: this is about its data as it was then"

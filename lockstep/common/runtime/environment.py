@@ -194,6 +194,11 @@ def cache_home(environ: Mapping[str, str] = os.environ) -> str:
     return given if os.path.isabs(given) else os.path.expanduser("~/.cache")
 
 
+def own_cache() -> str:
+    """Return the folder of Lockstep's caches: of packed datasets, of samples from servers, and of unpacked runs."""
+    return os.path.join(cache_home(), "lockstep")
+
+
 def state_home(environ: Mapping[str, str] = os.environ) -> str:
     """Return the folder of the state that is kept, by the XDG Base Directory Specification."""
     given = environ.get("XDG_STATE_HOME", "")
