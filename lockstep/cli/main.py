@@ -18,7 +18,7 @@ from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.common.runtime.version import VERSION
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
 from lockstep.launch.supervision.channel import EndReport, ParentLink
-from lockstep.launch.supervision.restarts import USAGE
+from lockstep.launch.supervision.restarts import INTERRUPTED, USAGE
 from lockstep.runs.job_file import ELSEWHERE
 from lockstep.runs.own_command import own_command
 
@@ -143,8 +143,8 @@ ELSEWHERE_COMMANDS = {
     "diff": "compare",
 }
 
-#: Other exit codes: a run that failed, an interrupt (128 + SIGINT, as shells have it).
-FAILED, INTERRUPTED = 1, 130
+#: The exit code of a run that failed.
+FAILED = 1
 
 
 def main() -> None:
