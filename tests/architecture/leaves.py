@@ -38,7 +38,6 @@ METHODS = frozenset(
 )
 
 _WHOLE = "adds whole numbers, which is exact in any order"
-_FINITE = "asks whether all are finite, whatever the sum is"
 _NODES = "is a method of ours, which computes or returns sums of the tree"
 _TENSOR = "is an operation of a tensor, which has leaves below it"
 _CHECK = "checks gradients in float64, with a tolerance"

@@ -29,10 +29,6 @@ def _listed(function: Function) -> Function:
     )
 
 
-def _from_first(method: str) -> Function:
-    return lambda x, *args, **given: getattr(x, method)(*args, **given)
-
-
 #: By PyTorch's name, with the name of a variant behind a colon as in the table.
 FUNCTIONS: Mapping[str, Function] = {
     "abs": F.abs,

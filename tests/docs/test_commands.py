@@ -86,10 +86,6 @@ def page_of(text: str) -> Page:
     return parse_page("page.md", text.replace("'''", FENCE))
 
 
-def block_of(text: str) -> Block:
-    return page_of(text).blocks[0]
-
-
 def test_a_marker_belongs_to_the_block_below_it() -> None:
     page = page_of("<!-- not run: needs two machines -->\n'''bash\nlockstep train\n'''\n\n'''bash\ntrue\n'''\n")
     assert [block.is_run for block in page.blocks] == [False, True]

@@ -13,7 +13,7 @@ import pytest
 from lockstep import load_run, resume
 from lockstep.cli.main import PLACES, run
 from lockstep.common.errors import UsageError
-from lockstep.ps.records.run_folder import CHECKPOINTS, LEDGER, RECEIPT, RESULT, read_receipt
+from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, RESULT, read_receipt
 from lockstep.results.evaluation.model_answers import ModelAnswers
 from lockstep.runs.run_dir import MODEL, RECORDS, trusted_list
 from tests.lockstep.small_runs import small_run
@@ -146,23 +146,6 @@ def without_a_receipt(folders: Folders, theirs: Path) -> None:
     unsigned(folders, theirs)
     (theirs / RECEIPT).unlink()
     folders.name(theirs, f"{theirs}/{MODEL}/net.py:build")
-
-
-def without_records(folders: Folders, theirs: Path) -> None:
-    without_a_receipt(folders, theirs)
-    (theirs / LEDGER).unlink()
-
-
-def with_a_link_that_leads_nowhere(folders: Folders, theirs: Path) -> None:
-    without_records(folders, theirs)
-    (theirs / "evil.py").write_text(folders.evil)
-    folders.name(theirs, f"{theirs}/evil.py:build")
-    for name in (MODEL, CHECKPOINTS):
-        shutil.rmtree(theirs / name)
-    for path in theirs.iterdir():
-        if path.name not in ("job.toml", "evil.py"):
-            path.unlink()
-    (theirs / LEDGER).symlink_to(theirs / "nothing")
 
 
 #: How a stranger may have made the folder. With the first, all is as Lockstep would have written it.
