@@ -113,8 +113,9 @@ class Bench(ABC, Generic[R]):
 
     @classmethod
     def options(cls) -> "list[Field[Any]]":
-        """Return the fields that are options of the command."""
-        return [each for each in fields(cls) if each.metadata]
+        """Return the fields that are options of the command: those that several benches share are the last."""
+        known = [each for each in fields(cls) if each.metadata]
+        return sorted(known, key=lambda each: each.name not in cls.__annotations__)
 
     @abstractmethod
     def measure(self, session: BenchSession) -> Iterator[R]:
@@ -325,7 +326,11 @@ def peer_python() -> Any:
     return option("--peer-python", click.Path(path_type=Path), PEER_TEXT, metavar="PYTHON")
 
 
-def compiles() -> Any:
-    """Return whether `torch.compile` is measured."""
-    text = "of torch, measure torch.compile too"
-    return option("--compile/--no-compile", click.BOOL, text, "yes", shown="compile")
+@dataclass(kw_only=True)
+class ComparedBench(Bench[R]):
+    """A bench that takes turns with PyTorch, if it is given a Python that has it."""
+
+    peer_python: Path | None = peer_python()
+    is_compiling: bool = option(
+        "--compile/--no-compile", click.BOOL, "of torch, measure torch.compile too", "yes", shown="compile"
+    )

@@ -18,7 +18,7 @@ from lockstep.bench import bench as options
 from lockstep.bench import peers, timed_run
 from lockstep.bench.bench import (
     TORCH,
-    Bench,
+    ComparedBench,
     Panel,
     Series,
     TableColumn,
@@ -175,7 +175,7 @@ def _run_each(session: BenchSession, trials: Sequence[ScalingTrial]) -> None:
 
 
 @dataclass(kw_only=True)
-class ScalingBench(Bench[ScalingRow]):
+class ScalingBench(ComparedBench[ScalingRow]):
     """Train with several numbers of processes, as `lockstep train --workers` does, and time the steps.
 
     Records and checkpoints are written as in any run. The start, the first 20 steps, evaluations and the step after
@@ -249,8 +249,6 @@ class ScalingBench(Bench[ScalingRow]):
     busy: int = options.option("--busy", whole_number(0, options.MOST_PROCESSES), "other processes that compute", "0")
     steps: int = options.steps("steps to measure", "300")
     rounds: int = options.rounds()
-    peer_python: Path | None = options.peer_python()
-    is_compiling: bool = options.compiles()
 
     def measure(self, session: BenchSession) -> Iterator[ScalingRow]:
         rows = list[ScalingRow]()

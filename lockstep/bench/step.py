@@ -19,7 +19,7 @@ from rich.table import Table
 
 from lockstep.bench import bench as options
 from lockstep.bench import peers, timed_run
-from lockstep.bench.bench import Bench, Panel, Series, counted, ranged, whole_machine_marks, with_torch
+from lockstep.bench.bench import ComparedBench, Panel, Series, counted, ranged, whole_machine_marks, with_torch
 from lockstep.bench.peers import WARM_UP, Answer, BaselineRow
 from lockstep.bench.timed_run import BenchSession
 from lockstep.checking.checkup.machine import measured
@@ -119,7 +119,7 @@ def lone(job_file: Path) -> None:
 
 
 @dataclass(kw_only=True)
-class StepBench(Bench[StepFigures]):
+class StepBench(ComparedBench[StepFigures]):
     """Time whole training steps: forward, loss, backward, update.
 
     The bench runs the code of a worker and a server in one process, with one BLAS thread and with MNIST in memory. It
@@ -155,8 +155,6 @@ class StepBench(Bench[StepFigures]):
         "--numerics", click.Choice(get_args(Numerics)), "portable or native", metavar="NAME", shown="as of train"
     )
     is_profiling: bool = options.option("--profile", click.BOOL, "show time and bytes per primitive instead", "no")
-    peer_python: Path | None = options.peer_python()
-    is_compiling: bool = options.compiles()
 
     def measure(self, session: BenchSession) -> Iterator[StepFigures]:
         if self.is_profiling:

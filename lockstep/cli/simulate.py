@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import click
 from rich.console import Console
 
-from lockstep.checking.simulation.oracle import SimulationOutcome, simulate
+from lockstep.checking.simulation.oracle import simulate
 from lockstep.checking.simulation.scenario import scenario_of
 from lockstep.cli.options.types import number_range, whole_number
 from lockstep.common.errors import DifferenceError
@@ -64,16 +64,15 @@ def simulate_command(
     counts = {"workers": workers, "processes": processes, "servers": servers, "standbys": standbys, "steps": steps}
     given = {**counts, "spread": spread}
     console = Console(highlight=False, soft_wrap=True)
-    clock = SystemClock()
-    start = reported = clock.now()
-    failed: list[int] = []
-    tally = OutcomeTally()
-    for seed in seeds:
+    start = reported = (clock := SystemClock()).now()
+    failed, faults, events, virtual_s = list[int](), Counter[str](), 0, 0.0
+    for runs, seed in enumerate(seeds, 1):
         scenario = scenario_of(
             seed, workers=workers, servers=servers, steps=steps, processes=processes, standbys=standbys, spread=spread
         )
         outcome = simulate(scenario, is_traced=is_traced)
-        tally.add(outcome)
+        faults += outcome.faults
+        events, virtual_s = events + outcome.world.events, virtual_s + outcome.world.now
         if is_traced:
             print_plainly(console, scenario.summary(), *outcome.world.trace)
         if outcome.violations:
@@ -84,12 +83,19 @@ def simulate_command(
             break
         if clock.now() - reported >= PLAIN_EVERY_S:
             reported = clock.now()
-            print_plainly(console, f"seed {seed}: {tally.runs} runs, {len(failed)} failed so far")
-    print_plainly(console, *tally.lines(clock.now() - start))
+            print_plainly(console, f"seed {seed}: {runs} runs, {len(failed)} failed so far")
+    totals = f"{runs} runs, {events:,} events, {virtual_s:,.0f} s of virtual time in {clock.now() - start:.1f} s"
+    print_plainly(console, *fault_lines(faults), totals)
     if len(seeds) == 1:
-        print_plainly(console, f"digest of the trace: {tally.digest}")
+        print_plainly(console, f"digest of the trace: {outcome.world.digest()}")
     if failed:
-        raise DifferenceError(f"{len(failed)} of {tally.runs} simulated runs broke the promise: seeds {failed}")
+        raise DifferenceError(f"{len(failed)} of {runs} simulated runs broke the promise: seeds {failed}")
+
+
+def fault_lines(faults: Mapping[str, int]) -> list[str]:
+    """Return how often each kind of fault occurred, as lines."""
+    kinds = ", ".join(f"{name} {count}" for name, count in sorted(faults.items()))
+    return textwrap.wrap(f"faults: {kinds or 'none'}", WIDTH, break_on_hyphens=False)
 
 
 def replay_command(seed: int, given: Mapping[str, int | None]) -> str:
@@ -100,26 +106,3 @@ def replay_command(seed: int, given: Mapping[str, int | None]) -> str:
         if value is not None
     )
     return f"lockstep simulate --seeds {seed}{flags} --trace"
-
-
-class OutcomeTally:
-    """The totals of all runs."""
-
-    def __init__(self) -> None:
-        self.runs = self.events = 0
-        self.seconds = 0.0
-        self.faults: Counter[str] = Counter()
-        self.digest = ""
-
-    def add(self, outcome: SimulationOutcome) -> None:
-        self.runs += 1
-        self.events += outcome.world.events
-        self.seconds += outcome.world.now
-        self.faults += outcome.faults
-        self.digest = outcome.world.digest()
-
-    def lines(self, took_s: float) -> list[str]:
-        """Return the totals as lines."""
-        kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
-        totals = f"{self.runs} runs, {self.events:,} events, {self.seconds:,.0f} s of virtual time in {took_s:.1f} s"
-        return [*textwrap.wrap(f"faults: {kinds or 'none'}", WIDTH, break_on_hyphens=False), totals]
