@@ -1,10 +1,10 @@
 """How a command ends: exit codes from the constants of the command line, errors from their tree."""
 
 from docs.generators.tables import code, first_sentence, table
-from lockstep.cli.main import FAILED, INTERRUPTED
+from lockstep.cli.main import FAILED
 from lockstep.common import errors
 from lockstep.common.errors import LockstepError, UsageError
-from lockstep.launch.supervision.restarts import USAGE
+from lockstep.launch.supervision.restarts import INTERRUPTED, USAGE
 
 #: What each code means.
 MEANINGS = {
