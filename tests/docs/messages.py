@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
-from tests.architecture.source import ROOT
+from tests.architecture.source import ROOT, Source, read_tree, sources_of
 
 #: In place of what a text is filled in with, and between two texts.
 VALUE, END = "\0", "\1"
@@ -19,14 +19,14 @@ _VALUES = re.compile(
 @cache
 def program_texts() -> str:
     """Return all texts in the program's sources, one after the other; each with `VALUE` for what it is filled with."""
-    texts = [text for path in sorted((ROOT / "lockstep").rglob("*.py")) for text in _texts_of(path.read_text())]
+    texts = [text for source in sources_of(read_tree(ROOT)).values() for text in _texts_of(source)]
     texts += [path.read_text() for path in sorted((ROOT / "lockstep").rglob("*.toml"))]
     texts += [path.read_text() for path in sorted((ROOT / "scripts").iterdir()) if path.is_file()]
     return END.join(re.sub(r"\{[^{}]*\}", VALUE, text) for text in texts)
 
 
-def _texts_of(source: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
+def _texts_of(source: Source) -> Iterator[str]:
+    for node in source.nodes:
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else VALUE for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from docs.generators.expansion import collapsed
+from tests.architecture.source import source_of
 
 #: Stands in a passage for code: a name, a command, a formula. One word, which no rule knows.
 CODE = "CODE"
@@ -180,18 +181,18 @@ def _without_commands(lines: list[str]) -> Iterator[str]:
 
 def passages_of_source(text: str, name: str) -> list[Passage]:
     """Return the paragraphs of docstrings, the comments, and the other texts of several words of a module."""
-    tree = ast.parse(text)
-    docstrings = {id(found): found for node in ast.walk(tree) if (found := _docstring(node)) is not None}
+    nodes = source_of(name, text).nodes
+    docstrings = {id(found): found for node in nodes if (found := _docstring(node)) is not None}
     passages = [
         Passage(f"{name}:{node.lineno}", Kind.COMMENT if number else Kind.DOCSTRING, shown)
         for node in docstrings.values()
         for number, paragraph in enumerate(re.split(r"\n\s*\n", inspect.cleandoc(str(node.value))))
         if (shown := _plain(paragraph))
     ]
-    within = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    within = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
     messages = (
         Passage(f"{name}:{getattr(node, 'lineno', 1)}", Kind.MESSAGE, shown)
-        for node in ast.walk(tree)
+        for node in nodes
         if id(node) not in docstrings and id(node) not in within and (shown := _plain(_text(node))).count(" ") > 1
     )
     return [*passages, *messages, *_comments(text, name)]

@@ -21,7 +21,7 @@ from lockstep.common.protocol.fingerprint import (
 from lockstep.common.runtime.blas import blas_threads
 from lockstep.common.runtime.numerics import Numerics
 from tests.architecture.direction import edges_of
-from tests.architecture.source import ROOT, Source, is_within, read_tree
+from tests.architecture.source import ROOT, is_within, read_tree, sources_of
 
 #: Where the computation of a step begins: a worker's part and a shard's.
 ROOTS = ("lockstep.worker.compute", "lockstep.ps.shard.shard")
@@ -144,7 +144,7 @@ def test_a_changed_primitive_changes_the_digest(tree: Path) -> None:
 
 
 def test_all_that_the_computation_imports_is_covered() -> None:
-    tree = {module: Source(module, text) for module, text in read_tree(ROOT).items()}
+    tree = sources_of(read_tree(ROOT))
     imported: dict[str, set[str]] = {}
     for edge in edges_of(tree):
         imported.setdefault(edge.importer, set()).add(edge.imported)
