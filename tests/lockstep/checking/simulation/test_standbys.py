@@ -27,7 +27,7 @@ from lockstep.worker.shell import WorkerShell
 from tests.lockstep.checking.simulation.planted import Planted
 
 #: Seeds that are tried, and how many of them in one test.
-SEEDS, EACH = 16, 4
+SEEDS, EACH = 8, 2
 
 #: Seeds within which a planted bug is found.
 SEARCHED = 150
@@ -135,7 +135,7 @@ def test_a_term_that_nobody_checks_is_found() -> None:
     assert " went back from term 2 to 1" in violation
 
 
-@pytest.mark.parametrize("seconds", [0.5, 2.0, 10.0, 60.0])
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 60.0])
 def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(seconds: float) -> None:
     opened: list[Server] = []
     made: list[int] = []
@@ -172,7 +172,7 @@ class Hasty(StandbyState):
         return now >= self.heard + self.takeover_s
 
 
-@pytest.mark.parametrize("event", [60, 100, 200])
+@pytest.mark.parametrize("event", [60, 200])
 @pytest.mark.parametrize("standby", [StandbyState, Hasty])
 def test_a_starved_server_that_has_not_made_a_step_keeps_its_run(event: int, standby: type[StandbyState]) -> None:
     """As on an overloaded machine: a standby led the run from step 0, and its server was at step 7."""

@@ -25,6 +25,7 @@ from lockstep.common.numerics.kernels.library import (
     NEON,
     PLAIN,
     TARGETS,
+    Library,
     Target,
     is_current,
     library_path,
@@ -114,12 +115,10 @@ def test_the_wheel_with_a_compiler_compiles_for_every_processor_of_a_kind(
     assert command[:6] == (sys.executable, "-m", COMPILER_PACKAGE, "cc", "-target", kind)
 
 
-def test_a_library_is_current_for_its_sources_and_flags(compiler: tuple[str, ...], tmp_path: Path) -> None:
-    path = library_path(PLAIN, tmp_path)
-    assert not is_current(PLAIN, path)
-    compile_libraries({path: PLAIN}, compiler)
-    assert is_current(PLAIN, path)
-    assert not is_current(Target(name="plain", machines=(), flags=("-O2",)), path)
+def test_a_library_is_current_for_its_sources_and_flags(plain: Library, tmp_path: Path) -> None:
+    assert not is_current(PLAIN, library_path(PLAIN, tmp_path))
+    assert is_current(PLAIN, plain.path)
+    assert not is_current(Target(name="plain", machines=(), flags=("-O2",)), plain.path)
 
 
 def test_a_compiler_that_refuses_leaves_what_was_there(tmp_path: Path) -> None:
