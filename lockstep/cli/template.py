@@ -6,7 +6,7 @@ import select
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,55 +20,13 @@ from lockstep.launch.supervision.template import MOST_BYTES, ForkReport, ForkReq
 #: The beginning of the command of a process of ours.
 PROGRAM = [sys.executable, "-P", "-m"]
 
-
-def be_template(control: socket.socket, commands: Sequence[str]) -> None:
-    """Import commands, and fork processes until the owner is gone."""
-    name_process([*PROGRAM, "lockstep.cli.template"])
-    for name in commands:
-        _ = cli.commands[name]  # which imports it
-    fingerprint()  # which each server and worker needs, and which reads all code that decides bits
-    # These objects are never garbage: a process that looks for garbage would copy the pages that they are in.
-    gc.collect()
-    gc.freeze()
-    running = dict[int, int]()
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
-    while True:
-        for descriptor, _ in poll.poll():
-            if descriptor in running:
-                poll.unregister(descriptor)
-                _report_end(control, running.pop(descriptor), descriptor)
-            elif (begun := _fork_next(control)) is None:
-                return
-            else:
-                running[begun[1]] = begun[0]
-                poll.register(begun[1], select.POLLIN)
+#: Makes a forked process what its request, which is still encoded, and its standard streams demand.
+Begin = Callable[[bytes, Sequence[int]], NoReturn]
 
 
-def _fork_next(control: socket.socket) -> tuple[int, int] | None:
-    """Fork the process that is requested; return its number and descriptor, None if the owner is gone."""
-    text, streams, _, _ = socket.recv_fds(control, MOST_BYTES, 3)
-    if not text:
-        return None
-    pid = os.fork()
-    if not pid:
-        become(msgspec.msgpack.decode(text, type=ForkRequest), streams)
-    for stream in streams:
-        os.close(stream)
-    descriptor = os.pidfd_open(pid)
-    socket.send_fds(control, [msgspec.msgpack.encode(ForkReport(pid))], [descriptor])
-    return pid, descriptor
-
-
-def _report_end(control: socket.socket, pid: int, descriptor: int) -> None:
-    _, status = os.waitpid(pid, 0)
-    os.close(descriptor)
-    control.send(msgspec.msgpack.encode(ForkReport(pid, os.waitstatus_to_exitcode(status))))
-
-
-def become(request: ForkRequest, streams: Sequence[int]) -> NoReturn:
-    """Be the process that `python -m lockstep` would be with these arguments, standard streams and folder."""
-    code = 1
+def become(text: bytes, streams: Sequence[int]) -> NoReturn:
+    """Be the process that `python -m lockstep` would be with the arguments and the folder of a request."""
+    request, code = msgspec.msgpack.decode(text, type=ForkRequest), 1
     try:
         os.setsid()
         _take_streams(streams)
@@ -105,6 +63,51 @@ def _take_streams(streams: Sequence[int]) -> None:
         open(number, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
         for number in (1, 2)
     )
+
+
+def be_template(control: socket.socket, commands: Sequence[str], begin: Begin = become) -> None:
+    """Import commands, and fork processes, each of which calls `begin`, until the owner is gone."""
+    name_process([*PROGRAM, "lockstep.cli.template"])
+    for name in commands:
+        _ = cli.commands[name]  # which imports it
+    fingerprint()  # which each server and worker needs, and which reads all code that decides bits
+    # These objects are never garbage: a process that looks for garbage would copy the pages that they are in.
+    gc.collect()
+    gc.freeze()
+    running = dict[int, int]()
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    while True:
+        for descriptor, _ in poll.poll():
+            if descriptor in running:
+                poll.unregister(descriptor)
+                _report_end(control, running.pop(descriptor), descriptor)
+            elif (begun := _fork_next(control, begin)) is None:
+                return
+            else:
+                running[begun[1]] = begun[0]
+                poll.register(begun[1], select.POLLIN)
+
+
+def _fork_next(control: socket.socket, begin: Begin) -> tuple[int, int] | None:
+    """Fork the process that is requested; return its number and descriptor, None if the owner is gone."""
+    text, streams, _, _ = socket.recv_fds(control, MOST_BYTES, 3)
+    if not text:
+        return None
+    pid = os.fork()
+    if not pid:
+        begin(text, streams)
+    for stream in streams:
+        os.close(stream)
+    descriptor = os.pidfd_open(pid)
+    socket.send_fds(control, [msgspec.msgpack.encode(ForkReport(pid))], [descriptor])
+    return pid, descriptor
+
+
+def _report_end(control: socket.socket, pid: int, descriptor: int) -> None:
+    _, status = os.waitpid(pid, 0)
+    os.close(descriptor)
+    control.send(msgspec.msgpack.encode(ForkReport(pid, os.waitstatus_to_exitcode(status))))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from lockstep.common.runtime.environment import child_environment
+from lockstep.common.runtime.environment import KERNELS_VARIABLE, child_environment
+from lockstep.launch.supervision.template import ProcessTemplate
+from tests.system.forking import MARK, NO_MARK, fork
 
 #: Longest that a test waits until everything is gone after an interrupt: only what hangs takes so long.
 GONE_S = 60.0
 
 #: Longest that a test waits for a process that should end by itself.
 PATIENCE_S = 300.0
+
+#: Variables that are read while Python starts or modules are imported: by then, a forked process has done that.
+READ_AT_START = frozenset({"PYTHONPATH", "OPENBLAS_CORETYPE", KERNELS_VARIABLE})
 
 
 def result_in(run: Path) -> dict[str, Any]:
@@ -42,8 +47,10 @@ class Place:
 
     folder: Path
     temporary: Path
+    #: The process that others are forked from, None to start an interpreter for each.
+    template: ProcessTemplate | None = None
     #: Stands in the environment of all that is started here, and of what that starts.
-    mark: str = field(default_factory=lambda: secrets.token_hex(8))
+    mark: str = field(default_factory=lambda: secrets.token_hex(len(NO_MARK) // 2))
     started: list["Process"] = field(default_factory=list)
 
     def start(
@@ -57,8 +64,14 @@ class Place:
         """Start `lockstep` with these arguments, as the leader of a group of its own.
 
         With `file_bytes`, no file that it or its children write can be longer, and with `open_files`, none of them has
-        more files open. `within` comes before the command, and `environ` is added to its environment.
+        more files open. `within` comes before the command, and `environ` is added to its environment. Such a
+        process is not forked, unless the environment is read late.
         """
+        environment = {**child_environment(), "TMPDIR": str(self.temporary), MARK: self.mark, **(environ or {})}
+        is_plain = file_bytes is None and open_files is None and not within and not READ_AT_START & set(environ or {})
+        if is_plain and self.template is not None:
+            self.started.append(Process(fork(self.template, arguments, self.folder, environment)))
+            return self.started[-1]
 
         def limit() -> None:
             if file_bytes is not None:
@@ -73,7 +86,7 @@ class Place:
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
-            env={**child_environment(), "TMPDIR": str(self.temporary), "LOCKSTEP_TEST": self.mark, **(environ or {})},
+            env=environment,
             start_new_session=True,
             preexec_fn=limit,
         )
@@ -97,7 +110,7 @@ class Place:
         return [
             pid
             for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-            if f"LOCKSTEP_TEST={self.mark}".encode() in _read(pid, "environ").split(b"\0")
+            if f"{MARK}={self.mark}".encode() in _read(pid, "environ").split(b"\0")
             and command.encode() in _read(pid, "cmdline").replace(b"\0", b" ")
         ]
 

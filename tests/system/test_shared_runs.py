@@ -14,6 +14,9 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 
+from lockstep.launch.supervision.template import ProcessTemplate
+from tests.system.forking import fork
+
 pytest.importorskip("pyarrow")
 Image = pytest.importorskip("PIL.Image")
 
@@ -37,31 +40,36 @@ class Person(NamedTuple):
     """A folder to work in, with a home of its own."""
 
     folder: Path
+    template: ProcessTemplate
 
     def run(self, *words: str, code: int = 0) -> str:
         """Return the output of a command."""
-        return self.python("-m", "lockstep", *words, code=code)
+        process = fork(self.template, words, self.folder, self.environment())
+        out, error = process.communicate(timeout=300)
+        assert process.returncode == code, error
+        return out + (error if code else "")
 
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "LOCKSTEP"))}
         return {**kept, "HOME": str(self.folder / "home")}
 
-    def python(self, *words: str, code: int = 0) -> str:
+    def python(self, program: str, *words: str) -> str:
+        """Return the output of a program."""
         done = subprocess.run(
-            [sys.executable, *words],
+            [sys.executable, "-c", program, *words],
             cwd=self.folder,
             env=self.environment(),
             capture_output=True,
             text=True,
             timeout=300,
         )
-        assert done.returncode == code, done.stderr
-        return done.stdout + (done.stderr if code else "")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
 
 @pytest.fixture(scope="module")
-def owner(tmp_path_factory: pytest.TempPathFactory) -> Person:
-    person = Person(tmp_path_factory.mktemp("owner"))
+def owner(tmp_path_factory: pytest.TempPathFactory, template: ProcessTemplate) -> Person:
+    person = Person(tmp_path_factory.mktemp("owner"), template)
     (person.folder / "net.py").write_text(MODELS)
     write_table(person.folder / "clients.csv", 200, seed=1)
     for name, shade in (("night", 30), ("noon", 200)):
@@ -77,8 +85,8 @@ def owner(tmp_path_factory: pytest.TempPathFactory) -> Person:
 
 
 @pytest.fixture
-def colleague(tmp_path: Path) -> Person:
-    person = Person(tmp_path / "colleague")
+def colleague(tmp_path: Path, template: ProcessTemplate) -> Person:
+    person = Person(tmp_path / "colleague", template)
     person.folder.mkdir()
     write_table(person.folder / "new.csv", 40, seed=2)
     for name, shade in (("night", 33), ("noon", 190)):
@@ -114,7 +122,7 @@ CASES = {
 def predicted(person: Person, run: str, inputs: list[str]) -> str:
     """Return predictions with all of their digits."""
     if not inputs:
-        return person.python("-c", PREDICT, run)
+        return person.python(PREDICT, run)
     return person.run("predict", run, *inputs, "--json", "--trust-model")
 
 
