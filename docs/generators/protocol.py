@@ -17,7 +17,7 @@ import lockstep.ps.standby.state as standby
 import lockstep.worker.state as worker
 from docs.generators.tables import code, comments_of, fields_table, first_sentence, table
 from lockstep.common.protocol import messages, shard_messages, standby_messages
-from lockstep.common.protocol.codec import HEADER_LIMIT, ITEMS_LIMIT, WITH_AN_ARRAY, WITH_FRAMES
+from lockstep.common.protocol.codec import HEADER_LIMIT, ITEMS_LIMIT, MAY_CARRY_A_FRAME, WITH_AN_ARRAY
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message
 
 
@@ -186,7 +186,7 @@ def _message(kind: type[Message]) -> str:
     doc = inspect.getdoc(kind) or ""
     tag = kind.__struct_config__.tag
     arrays = ", with one array" if issubclass(kind, WITH_AN_ARRAY) else ""
-    arrays = ", with an array for each of `starts`" if issubclass(kind, WITH_FRAMES) else arrays
+    arrays = ", with one array if `start` is not null" if issubclass(kind, MAY_CARRY_A_FRAME) else arrays
     fields = fields_table(kind) if kind.__struct_fields__ else "It has no fields.\n"
     return f'#### {kind.__name__}\n\n`"type": "{tag}"`{arrays}. {doc}\n\n{fields}'
 

@@ -21,7 +21,7 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.model.port import WARM_UP, Model
 from lockstep.common.protocol.messages import Work
 from lockstep.worker.batches import Batches
-from lockstep.worker.gradient_sink import GradientSink, SendBuckets
+from lockstep.worker.gradient_sink import GradientSink, SendBucket
 from lockstep.worker.local_steps import LocalStepSums, Replica
 from lockstep.worker.node_sums import (
     Attempt,
@@ -143,7 +143,7 @@ class Compute:
             with np.errstate(all="ignore"):  # as in `train`
                 self._nodes.prove(0, node)
 
-    def train(self, step: int, node: Node, send: SendBuckets | None = None) -> tuple[Vector, Tally]:
+    def train(self, step: int, node: Node, send: SendBucket | None = None) -> tuple[Vector, Tally]:
         """Return the sums over the micro-batches of a node, added and rounded over the tree, and their tally.
 
         The vector is `into`, overwritten by the next call. `send` gets each of its frames once, as soon as that is

@@ -5,7 +5,7 @@ is a frame of the flat vector; it is final with the last gradient in it, while b
 layers.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -16,11 +16,8 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.numerics.sums import first_not_finite
 from lockstep.common.protocol.messages import Quantity
 
-#: The place in the flat vector at which a bucket begins, and its values as they travel.
-Bucket = tuple[int, Vector]
-
-#: Sends buckets that become final together, each as soon as it is there.
-SendBuckets = Callable[[Iterable[Bucket]], None]
+#: Sends a bucket: where it begins in the flat vector, and its values as they travel.
+SendBucket = Callable[[int, Vector], None]
 
 
 class NotFiniteError(ArithmeticError):
@@ -48,14 +45,14 @@ class GradientSink:
         self._missing: list[int] = []
         #: The frames that were not sent yet.
         self._unsent: dict[int, None] = {}
-        self._send: SendBuckets | None = None
+        self._send: SendBucket | None = None
 
     @property
     def is_exact(self) -> bool:
         """True if sums are sent as they were computed."""
         return self._wire.is_exact
 
-    def begin(self, sums: Vector, at: RoundingKey, send: SendBuckets | None) -> None:
+    def begin(self, sums: Vector, at: RoundingKey, send: SendBucket | None) -> None:
         """Begin a micro-batch whose sums backward writes into `sums`; without `send` they stay there."""
         self._sums, self._at, self._send = sums, at, send
         if send is not None:
@@ -76,36 +73,34 @@ class GradientSink:
             self._wire.round(self._sums, self._at)
             self._check(self._sums, self._at)
         else:
-            self._send(map(self._finished, list(self._unsent)))
+            for index in list(self._unsent):
+                self._finish_frame(index, self._send)
 
-    def merge(self, left: Vector, right: Vector, out: Vector, at: RoundingKey, send: SendBuckets | None) -> None:
+    def merge(self, left: Vector, right: Vector, out: Vector, at: RoundingKey, send: SendBucket | None) -> None:
         """Add the sums of the two halves of a node, and send them if wanted."""
         if send is None:
             self._wire.add(left, right, out, at)
             self._check(out, at)
             return
-        send(self._added(frame, left, right, out, at) for frame in self._frames)
-
-    def _added(self, frame: Slice, left: Vector, right: Vector, out: Vector, at: RoundingKey) -> Bucket:
-        key, values = replace(at, start=frame.start), frame.of(out)
-        self._wire.add(frame.of(left), frame.of(right), values, key)
-        self._check(values, key)
-        return frame.start, self._wire.pack(values, frame.start)
+        for frame in self._frames:
+            key, values = replace(at, start=frame.start), frame.of(out)
+            self._wire.add(frame.of(left), frame.of(right), values, key)
+            self._check(values, key)
+            send(frame.start, self._wire.pack(values, frame.start))
 
     def _finish_parameter(self, parameter: int) -> None:
         for index in self._touched[parameter]:
             self._missing[index] -= 1
-        if self._send is not None:
-            final = [index for index in self._touched[parameter] if not self._missing[index]]
-            self._send(map(self._finished, final))
+            if not self._missing[index] and self._send is not None:
+                self._finish_frame(index, self._send)
 
-    def _finished(self, index: int) -> Bucket:
+    def _finish_frame(self, index: int, send: SendBucket) -> None:
         del self._unsent[index]
         frame = self._frames[index]
         key, values = replace(self._at, start=frame.start), frame.of(self._sums)
         self._wire.round(values, key)
         self._check(values, key)
-        return frame.start, self._wire.pack(values, frame.start)
+        send(frame.start, self._wire.pack(values, frame.start))
 
     def _check(self, sums: Vector, at: RoundingKey) -> None:
         """Raise `NotFiniteError` if sums would make all others infinite, or not numbers."""

@@ -20,7 +20,7 @@ from lockstep.common.autograd.program import Tree
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.port import WARM_UP, Batch, DrawKey, Engine, OnePass, OnFinal
 from lockstep.worker.batches import Batches
-from lockstep.worker.gradient_sink import GradientSink, NotFiniteError, SendBuckets
+from lockstep.worker.gradient_sink import GradientSink, NotFiniteError, SendBucket
 
 
 class StoppedError(Exception):
@@ -84,7 +84,7 @@ class Vectors(NamedTuple):
 class NodeSums(Protocol):
     """Computes the sums over nodes of a step's tree, whose micro-batches are its leaves."""
 
-    def train(self, step: int, node: Node, at: Vectors, send: SendBuckets | None) -> Tally:
+    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
         """Write the sums over a node into `at.sums`, added and rounded over the tree, and return their tally.
 
         The engine has turned to `at` before. `send` gets each frame of the sums once. Raises `NotFiniteError`: for a
@@ -146,10 +146,10 @@ class SumsByMicroBatch:
     def __post_init__(self) -> None:
         self.pool = VectorPool(self.layout.size)
 
-    def train(self, step: int, node: Node, at: Vectors, send: SendBuckets | None) -> Tally:
+    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
         return self.sum(step, node, at, at.sums, send)
 
-    def sum(self, step: int, node: Node, at: Vectors, out: Vector, send: SendBuckets | None = None) -> Tally:
+    def sum(self, step: int, node: Node, at: Vectors, out: Vector, send: SendBucket | None = None) -> Tally:
         """Write the sums over a node into `out`; whatever that is, backward writes into `at.sums`."""
         if len(node) == 1:
             self.attempt.count()
@@ -175,7 +175,7 @@ class WantedSums(NamedTuple):
     step: int
     node: Node
     at: Vectors
-    send: SendBuckets | None
+    send: SendBucket | None
 
 
 @dataclass
@@ -190,7 +190,7 @@ class SumsInOnePass:
     engine: Engine
     batches: Batches
 
-    def train(self, step: int, node: Node, at: Vectors, send: SendBuckets | None) -> Tally:
+    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
         attempt = self.one_by_one.attempt
         try:
             return self._sum(WantedSums(step, node, at, send), node, at.sums)

@@ -12,7 +12,6 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.tally import Tally, pack_losses, pack_sums
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import (
-    CARRIED_LIMIT,
     NAME_LIMIT,
     OF_A_STEP,
     ComputeFailed,
@@ -24,6 +23,7 @@ from lockstep.common.protocol.messages import (
     Result,
     Samples,
     SumsFrame,
+    Weights,
     Welcome,
     Withdrawal,
     shortened,
@@ -32,7 +32,7 @@ from lockstep.common.protocol.shard_messages import Hello
 from lockstep.common.protocol.statement import result_digest, statement_of
 from lockstep.worker import state as machine
 from lockstep.worker.connections import SEND_TIMEOUT_S, EarlyMessages, ServerConnections, WeightsAssembly
-from lockstep.worker.gradient_sink import Bucket, NotFiniteError
+from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.samples import SampleFetcher
 from lockstep.worker.setup import LoadedRun
@@ -67,8 +67,8 @@ class LeaseRun:
     sending_s: float = 0.0
     #: How many frames of sums the server that decides is still to be sent.
     left: int = field(init=False)
-    #: The last of them, which become final together: the result carries them.
-    carried: list[Bucket] = field(default_factory=list)
+    #: The last of them, with its first element, which the result carries; None before it is final.
+    last: tuple[int, Vector] | None = None
     #: Messages wait until it is done.
     lets_messages_in = False
 
@@ -106,7 +106,8 @@ class LeaseRun:
         out = compute.sums[0] if lease.work in OF_A_STEP else None
         found = leader.found(order, out)
         if out is not None and lease.work != "audit":
-            self._send_frames((frame.start, compute.wire.pack(frame.of(out), frame.start)) for frame in compute.frames)
+            for frame in compute.frames:
+                self._send_frame(frame.start, compute.wire.pack(frame.of(out), frame.start))
         digest = result_digest(out, found.losses, found.tally) if out is not None and lease.is_digested else ""
         return self._result(found, digest)
 
@@ -136,26 +137,17 @@ class LeaseRun:
         return self._result(Found(tally=tally, losses=losses, compute_s=compute_s), digest)
 
     def _train(self) -> Tally:
-        """Compute the sums, and send their frames on the way; those of an audit are not sent."""
+        """Compute the sums, and send them frame by frame on the way; those of an audit are not sent."""
         lease, compute = self.lease, self.session.setup.compute
-        send = None if lease.work == "audit" else self._send_frames
+        send = None if lease.work == "audit" else self._send_frame
         return compute.train(lease.step, lease.node(), send)[1]
-
-    def _send_frames(self, frames: Iterable[Bucket]) -> None:
-        """Send frames that are final, but for the last ones, which the result carries: it comes next."""
-        for start, words in frames:
-            if self.session.servers.is_for_first(start):
-                self.left -= 1
-                self.carried.append((start, words))
-            else:
-                self._send_frame(start, words)
-            if len(self.carried) > CARRIED_LIMIT:
-                self._send_frame(*self.carried.pop(0))
-        while self.left and self.carried:
-            self._send_frame(*self.carried.pop(0))
 
     def _send_frame(self, start: int, words: Vector) -> None:
         clock, lease, servers = self.session.context.clock, self.lease, self.session.servers
+        self.left -= servers.is_for_first(start)
+        if not self.left and self.last is None:
+            self.last = start, words
+            return
         began = clock.now()
         part = SumsFrame(step=lease.step, lo=lease.lo, hi=lease.hi, start=start)
         # With a timeout: a frame that is not sent would cost the whole lease.
@@ -176,7 +168,7 @@ class LeaseRun:
             metrics=pack_sums(tally.metrics),
             compute_s=found.compute_s,
             number=lease.number,
-            starts=[start for start, _ in self.carried],
+            start=None if self.last is None else self.last[0],
             losses=pack_losses(found.losses) if lease.work in OF_A_STEP else b"",
             digest=digest,
             signature=self.session.signature(lease, digest),
@@ -327,27 +319,29 @@ class WorkerSession:
             return machine.SamplesNotStored(reason=str(error))
         return samples
 
-    def install(self, step: int, frames: Iterable[Bucket]) -> list[machine.Event]:
-        """Copy frames of the weights of a step into their slot; return that they are complete if so.
+    def install(self, weights: Weights | Lease, frames: Iterable[Vector]) -> list[machine.Event]:
+        """Copy the frame of weights, if a message carries one, into its slot; return that they are complete if so.
 
         Meanwhile the model may compute with the other slot. If it is even two steps behind, and computes with weights
         that change under it, its result is late as well, and is not used.
         """
-        compute, is_complete = self.setup.compute, False
-        for start, words in frames:
+        start, compute = weights.start or 0, self.setup.compute
+        is_complete = False
+        for words in frames:
             part = Slice(start, start + self.weights.lengths.get(start, 0))
             expected = compute.wire_weights.words(part)
             if self.shares or len(words) != expected:
                 raise RemoteProtocolError(f"weights of {len(words)} values from {start} on: expected {expected}")
-            compute.wire_weights.unpack(words, start, part.of(compute.slots[step % 2]))
-            is_complete = self.weights.add(step, start)
-        return [machine.WeightsReceived(step=step)] if is_complete else []
+            compute.wire_weights.unpack(words, start, part.of(compute.slots[weights.step % 2]))
+            is_complete = self.weights.add(weights.step, start)
+        return [machine.WeightsReceived(step=weights.step)] if is_complete else []
 
     # Work
 
-    def carried(self) -> list[Vector]:
-        """Return the frames of sums that the result of the current work carries."""
-        return [words for _, words in self.work.carried] if isinstance(self.work, LeaseRun) else []
+    def carried_by(self, result: Result) -> list[Vector]:
+        """Return the frame of sums that a result carries, which is of the current work."""
+        work = self.work
+        return [work.last[1]] if isinstance(work, LeaseRun) and work.last and result.start is not None else []
 
     def begin_lease(self, lease: Lease, later: Iterable[Lease]) -> list[machine.Event]:
         """Compute a lease, alone or with the team; return its result, nothing if that comes later."""

@@ -135,10 +135,9 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             case Samples():
                 return [self._joined().store(message, self.arrays[0])]
             case Weights():
-                return self._joined().install(message.step, [(message.start, self.arrays[0])])
+                return self._joined().install(message, self.arrays)
             case Lease():
-                carried = zip(message.starts, self.arrays, strict=True)
-                return [*self._joined().install(message.step, carried), self._joined().check_lease(message)]
+                return [*self._joined().install(message, self.arrays), self._joined().check_lease(message)]
             case MultiStepLease():
                 return self._joined().check_steps(message, self.state.client.join().incarnation)
             case Status():
@@ -152,7 +151,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
 
     def send_to_server(self, message: Message) -> None:
         if isinstance(message, Result):
-            self.servers.send(encode(message, self._joined().carried()), SEND_TIMEOUT_S)
+            self.servers.send(encode(message, self._joined().carried_by(message)), SEND_TIMEOUT_S)
         else:
             self.servers.send(encode(message))
 

@@ -163,7 +163,7 @@ class Stage:
                 count=tape.choose((0, 2, 4, 8, 2**62)),
                 compute_s=tape.choose((0.0, 0.1, 1e9)),
                 number=tape.below(12),
-                starts=tape.choose(([], [0], [1], [size, 0, 2**62])),
+                start=tape.choose((None, 0, 1, size, 2**62)),
                 losses=bytes(4 * min(4096, tape.choose((hi - lo, 0, 1, 4096)))),
                 digest=tape.choose(("", "0" * 64)),
             ),

@@ -114,7 +114,7 @@ def order(tape: Tape) -> list[Buffer]:
     match tape.below(6):
         case 0 | 1:
             values = OPENING.shard.weights[: tape.choose((FRAME, FRAME - 1, 0))]
-            carrier = msgspec.structs.replace(lease, starts=[tape.choose((0, 0, 1, 4096))])
+            carrier = msgspec.structs.replace(lease, start=tape.choose((0, 0, 1, 4096)))
             return encode(carrier, [values]) if tape.happens() else encode(lease)
         case 2:
             values = OPENING.shard.weights[: tape.choose((FRAME, FRAME, FRAME - 1, 1, 0))]

@@ -24,7 +24,7 @@ from lockstep.runs.run_dir import trust_own
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from lockstep.worker.compute import Compute
-from lockstep.worker.gradient_sink import SendBuckets
+from lockstep.worker.gradient_sink import SendBucket
 from lockstep.worker.node_sums import MicroBatchSums, NodeSums, SumsByMicroBatch, SumsInOnePass, Vectors
 from tests.lockstep.tiny_data import write_tiny
 from tests.simulation.cluster import Simulation
@@ -110,7 +110,7 @@ class LyingLocalStep:
     step: int
     local_batch: int
 
-    def train(self, step: int, node: Node, at: Vectors, send: SendBuckets | None) -> Tally:
+    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
         if (step, node.lo) == (self.step, self.local_batch):
             flip(at.weights, 3000, 22)
         return self.gradients.train(step, node, at, send)

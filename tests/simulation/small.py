@@ -72,6 +72,14 @@ def noisy_net() -> dict[str, Any]:
     return dict(describe(net))
 
 
+def wide_net() -> dict[str, Any]:
+    """A net of `WIDE_SIZE` parameters, as data: three frames, of which the first two hold the first layer's weights."""
+    layers = nn.Linear(784, 1500), nn.ReLU(), nn.Linear(1500, 300), nn.ReLU(), nn.Linear(300, 10)
+    return dict(describe(nn.Sequential(nn.Flatten(), *layers)))
+
+
+WIDE_SIZE = 1_630_810
+
 #: Jobs for which the promise is shown: the four models, then all that could depend on who computes.
 JOBS = {
     "linear": job_of(model="linear"),

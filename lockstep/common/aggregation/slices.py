@@ -13,10 +13,11 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import JobError
 from lockstep.common.optim.clipping import BLOCK
 
-#: Elements of a frame, a MiB of float32: a whole vector in one would need a buffer of its size at both ends, and would
-#: be of no use to its reader before the last byte. With half a MiB the server, for which two workers over sockets wait,
-#: takes 4 % more processor time (mlp, 256 samples). A multiple of `BLOCK`.
-FRAME = 262_144
+#: Elements of a frame, three MiB of float32: a whole vector in one would need a buffer of its size at both ends, and
+#: would be of no use to its reader before the last byte. ZeroMQ gives each connection in turn one write of at most a
+#: frame: with one of a MiB, the weights of all hosts arrive when the last ones do, and none computes meanwhile. A
+#: multiple of `BLOCK`.
+FRAME = 786_432
 
 
 class Slice(msgspec.Struct, frozen=True, order=True):

@@ -15,16 +15,7 @@ import numpy as np
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import ProtocolError, RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.messages import (
-    CARRIED_LIMIT,
-    Echo,
-    Lease,
-    Message,
-    Result,
-    Samples,
-    SumsFrame,
-    Weights,
-)
+from lockstep.common.protocol.messages import Echo, Lease, Message, Result, Samples, SumsFrame, Weights
 from lockstep.common.protocol.shard_messages import CollectedFrame, InitialFrame, Squares
 from lockstep.common.protocol.standby_messages import FilePart
 
@@ -41,16 +32,16 @@ ITEMS_LIMIT = 2**15
 #: Messages that carry an array.
 WITH_AN_ARRAY = (Echo, SumsFrame, Samples, Weights, InitialFrame, CollectedFrame, Squares, FilePart)
 
-#: Messages that carry frames of a vector, of which they name the first elements.
-WITH_FRAMES = (Lease, Result)
+#: Messages that carry a frame of a vector if they name its first element.
+MAY_CARRY_A_FRAME = (Lease, Result)
 
 M = TypeVar("M", bound=Message)
 
 
 def arrays_of(message: Message) -> int:
-    """Return the number of arrays that travel with a message."""
-    if isinstance(message, WITH_FRAMES):
-        return len(message.starts)
+    """Return the number of arrays that travel with a message: at most one."""
+    if isinstance(message, MAY_CARRY_A_FRAME):
+        return int(message.start is not None)
     return int(isinstance(message, WITH_AN_ARRAY))
 
 
@@ -74,8 +65,8 @@ def decode(frames: Sequence[Buffer], expected: Any) -> tuple[Message, list[Vecto
 
     `expected` is the union of message classes that may come this way. `RemoteProtocolError` for anything else.
     """
-    if not 1 <= len(frames) <= 1 + CARRIED_LIMIT:
-        raise RemoteProtocolError(f"a message of {len(frames)} frames: expected 1 to {1 + CARRIED_LIMIT}")
+    if not 1 <= len(frames) <= 2:
+        raise RemoteProtocolError(f"a message of {len(frames)} frames: expected 1 or 2")
     message = decode_header(frames[0], expected)
     if len(frames) - 1 != arrays_of(message):
         raise RemoteProtocolError(

@@ -21,7 +21,7 @@ from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.run_options import SERVERS_LIMIT, RunOptions
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 22
+PROTOCOL_VERSION = 23
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -31,9 +31,6 @@ HISTORY_LIMIT = 1000
 
 #: Bytes of the places of samples at most.
 PLACES_BYTES = 4 * SAMPLES_AT_ONCE
-
-#: Frames of a vector that a lease or a result carries at most: as many as fit into a message besides its header.
-CARRIED_LIMIT = 3
 
 #: Values of an array that is sent there and back, at most: half of a frame, so that a few of them take little memory.
 ECHO_LIMIT = 2**17
@@ -67,7 +64,6 @@ PublicKey = Annotated[str, Meta(max_length=40)]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 #: The ranks of several workers.
 Ranks = Annotated[list[Count], Meta(max_length=4096)]
-CarriedStarts = Annotated[list[Count], Meta(max_length=CARRIED_LIMIT)]
 MicroBatch = Annotated[int, Meta(ge=0, le=2**31)]
 #: Thirty years at most: their sums stay numbers, which JSON can hold.
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
@@ -199,7 +195,7 @@ class Ready(Message, frozen=True, kw_only=True):
 class SumsFrame(NodeMessage, frozen=True, kw_only=True):
     """A frame of the sums over the micro-batches `[lo, hi)`: one float32 array, from element `start` of the vector on.
 
-    Frames come in any order, before the result, which carries the last ones of those for its server.
+    Frames come in any order, before the result, which carries the last one of those for its server.
     """
 
     step: Count
@@ -207,7 +203,7 @@ class SumsFrame(NodeMessage, frozen=True, kw_only=True):
 
 
 class Result(NodeMessage, frozen=True, kw_only=True):
-    """The result of a lease. In training, it carries the last frames of its sums; others are `SumsFrame`s before it.
+    """The result of a lease. In training, it carries the last frame of its sums; the others are `SumsFrame`s before it.
 
     `[lo, hi)` are micro-batches of a step, or chunks of an evaluation: both are leased in the same way.
     """
@@ -223,8 +219,8 @@ class Result(NodeMessage, frozen=True, kw_only=True):
     compute_s: Seconds
     #: The lease's.
     number: Count = 0
-    #: The first elements of the frames that it carries, as in `SumsFrame`.
-    starts: CarriedStarts = []
+    #: The first element of the frame that it carries, as in `SumsFrame`; None if it carries none.
+    start: Count | None = None
     #: In training and audits, the sum of losses of each micro-batch: float32, little-endian, in order.
     losses: Annotated[bytes, Meta(max_length=4 * 4096)] = b""
     #: Of the sums and the figures here, if the lease asks for it; otherwise empty.
@@ -383,7 +379,7 @@ class Standby(Message, frozen=True, kw_only=True):
 class Weights(Message, frozen=True, kw_only=True):
     """A frame of the flat vector at a step: one float32 array, from element `start` on.
 
-    The first lease of that step carries the last frames of the server that decides; its others come before that lease.
+    The first lease of that step carries the last frame of the server that decides; its others come before that lease.
     """
 
     step: Count
@@ -404,8 +400,8 @@ class Lease(NodeMessage, frozen=True, kw_only=True):
     is_digested: bool = False
     #: Which memory holds the weights, if it is shared: a later number means that the run moved on into other memory.
     memory: Count = 0
-    #: The first elements of the frames that it carries, as in `Weights`.
-    starts: CarriedStarts = []
+    #: The first element of the frame that it carries, as in `Weights`; None if it carries none.
+    start: Count | None = None
 
     def key(self) -> LeaseKey:
         return self.work, self.step, self.number

@@ -29,9 +29,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The limits of what a port receives and sends, checked before anything is allocated."""
 
     #: Longest frame; a connection that sends a longer one is closed.
-    frame_bytes: int = 2**20
+    frame_bytes: int = 3 * 2**20
     #: Most frames of one message; a connection that sends more is closed.
-    frames: int = 4
+    frames: int = 2
     #: Messages that may wait for one peer. It may count as slow from half of them on, since libzmq learns late which
     #: were read.
     queue: int = 64

@@ -214,7 +214,7 @@ def check_result(result: Result, info: RunInfo) -> None:
 
 def contradiction(result: Result, info: RunInfo) -> str:
     """Describe how a result contradicts the job, empty if it does not."""
-    if result.starts and result.work != "train":
+    if result.start is not None and result.work != "train":
         return f"sums with the result of {result.work!r} work: expected them of training only"
     if result.work in OF_A_STEP and len(result.losses) != 4 * max(0, result.hi - result.lo):
         return f"losses of {len(result.losses)} bytes: expected 4 for each of its micro-batches"

@@ -68,13 +68,13 @@ class WorkerMessages:
             case Ready():
                 return [received] if member is None else self._prepared(member, message, received)
             case SumsFrame():
-                return [received] if self.group.own.on_frame(peer, message, message.start, arrays[0]) else []
+                return [received] if self.group.own.on_frame(peer, message, arrays[0]) else []
             case Result():
                 check_result(message, self.info)
                 if member is not None:
                     self._check(member, message)
-                for start, words in zip(message.starts, arrays, strict=True):
-                    self.group.own.on_frame(peer, message, start, words)
+                for words in arrays:
+                    self.group.own.on_frame(peer, message, words)
                 return [received] if self.group.own.on_result(peer, message) else []
         return [received]
 

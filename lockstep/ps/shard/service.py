@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from lockstep.common.aggregation.tree import Node, Vector, is_node
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import Buffer, encode_header
-from lockstep.common.protocol.messages import CARRIED_LIMIT, Lease, Result, SumsFrame, Weights
+from lockstep.common.protocol.messages import Lease, Result, SumsFrame, Weights
 from lockstep.common.protocol.shard_messages import Admit, Hello
 from lockstep.common.statemachine.machine import PeerLeft
 from lockstep.ps.shard.shard import Shard
@@ -27,8 +27,8 @@ COPIES = 2
 #: Connections whose workers the server has not admitted yet.
 MOST_UNIDENTIFIED = 4096
 
-#: A message with weights, and its frames: the header and the array.
-EncodedWeights = tuple[Weights, list[Buffer]]
+#: A message with weights, and its frames.
+EncodedMessage = tuple[Weights | Lease, list[Buffer]]
 
 #: Returns whether a node was leased to the worker with this rank.
 WasLeased = Callable[[int, Node], bool]
@@ -104,7 +104,7 @@ class SliceService:
     #: By its first element, the index of a frame.
     frame_at: dict[int, int] = field(init=False)
     #: The messages with the weights after so many updates: packed and copied once, for all workers.
-    _messages: tuple[int, list[EncodedWeights]] = (-1, [])
+    _messages: tuple[int, list[EncodedMessage]] = (-1, [])
 
     def __post_init__(self) -> None:
         self.frame_at = {frame.start: index for index, frame in enumerate(self.shard.frames)}
@@ -165,7 +165,7 @@ class SliceService:
         return self._serve(worker)
 
     def send_lease(self, rank: int, lease: Lease) -> Sequence[PeerLeft]:
-        """Send a lease to a worker, with the weights of its step if they are due; it carries the last frames.
+        """Send a lease to a worker, with the weights of its step if they are due; it carries the last frame.
 
         Only for the slice of the server that decides, at which each worker has identified itself.
         """
@@ -173,18 +173,17 @@ class SliceService:
         if worker is None or worker.peer is None:
             return []
         worker.wanted = lease.step
-        weights = self._due(worker)
-        before, carried = weights[:-CARRIED_LIMIT], weights[-CARRIED_LIMIT:]
-        if carried:
-            lease = replace(lease, starts=[message.start for message, _ in carried])
-        arrays = [array for _, (_, array) in carried]
-        failed = self._send(worker.peer, before)
-        return failed or self.outbox.send_frames(worker.peer, lease, [encode_header(lease), *arrays])
+        messages = self._due(worker)
+        if not messages:
+            return self.outbox.send_frames(worker.peer, lease, [encode_header(lease)])
+        *before, (last, frames) = messages
+        lease = replace(lease, start=last.start)
+        return self._send(worker.peer, [*before, (lease, [encode_header(lease), *frames[1:]])])
 
     def _serve(self, worker: SliceWorker) -> Sequence[PeerLeft]:
         return [] if worker.peer is None else self._send(worker.peer, self._due(worker))
 
-    def _due(self, worker: SliceWorker) -> list[EncodedWeights]:
+    def _due(self, worker: SliceWorker) -> list[EncodedMessage]:
         """Return the messages with the weights that a worker is to be sent now, and record that it is."""
         shard = self.shard
         if not worker.is_due(shard.updates):
@@ -192,13 +191,13 @@ class SliceService:
         worker.serve(shard.updates, len(shard.frames))
         return [] if worker.shares else self._weights()
 
-    def _send(self, peer: bytes, weights: Sequence[EncodedWeights]) -> Sequence[PeerLeft]:
-        for message, frames in weights:
+    def _send(self, peer: bytes, messages: Sequence[EncodedMessage]) -> Sequence[PeerLeft]:
+        for message, frames in messages:
             if failed := self.outbox.send_frames(peer, message, frames):
                 return failed
         return []
 
-    def _weights(self) -> list[EncodedWeights]:
+    def _weights(self) -> list[EncodedMessage]:
         """Return the messages with the current weights."""
         shard = self.shard
         if self._messages[0] != shard.updates:
@@ -212,14 +211,14 @@ class SliceService:
 
     # Sums come from workers
 
-    def on_frame(self, peer: bytes, sums: SumsFrame | Result, start: int, words: Vector) -> bool:
+    def on_frame(self, peer: bytes, sums: SumsFrame | Result, words: Vector) -> bool:
         """Add a frame straight from the memory it was received in; return whether it was wanted, and the first copy."""
         worker = self.worker_at(peer)
         if worker is None:
             return False  # they may be from before the run was resumed, when this server had another slice
-        node, frame = sums.node(), self.frame_at.get(start)
+        node, frame = sums.node(), None if sums.start is None else self.frame_at.get(sums.start)
         if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):
-            raise RemoteProtocolError(f"sums over {node} from {start} on: not a frame of this slice")
+            raise RemoteProtocolError(f"sums over {node} from {sums.start} on: not a frame of this slice")
         if not self.shard.fits(frame, words):
             expected = self.shard.policy.wire.words(self.shard.frames[frame])
             raise RemoteProtocolError(f"sums of {len(words)} values: expected {expected}")

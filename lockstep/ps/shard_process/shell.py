@@ -211,7 +211,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     def _add(self, storage: ShardStorage, peer: bytes, sums: SumsFrame) -> None:
         """Add a frame of a worker's sums; acknowledge the sums some time after they are whole."""
         service, now = storage.service, self.clock.now()
-        is_new, worker = service.on_frame(peer, sums, sums.start, self.arrays[0]), service.worker_at(peer)
+        is_new, worker = service.on_frame(peer, sums, self.arrays[0]), service.worker_at(peer)
         if is_new and worker is not None and service.has_all(peer, sums.step, sums.node()):
             is_whole = storage.shard.is_whole()
             storage.acknowledgements.add(worker.admit.rank, sums, now, is_whole=is_whole)

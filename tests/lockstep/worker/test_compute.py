@@ -406,7 +406,7 @@ class Wanted:
 
 def compute_node(compute: Compute, step: int, node: Node, work: Work) -> None:
     if work == "train":
-        compute.train(step, node, lambda buckets: pytest.fail("sent"))
+        compute.train(step, node, lambda start, words: pytest.fail("sent"))
     else:
         compute.evaluate(node, work)
 

@@ -1,16 +1,14 @@
 """A frame is final with the last gradient in it; it is checked before it is sent."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import pytest
 
 from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
 from lockstep.common.aggregation.quantization import RoundingKey, quantization_of
 from lockstep.common.aggregation.slices import Slice
-from lockstep.common.aggregation.tree import Node
+from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.numerics.random import Purpose, generator
-from lockstep.worker.gradient_sink import Bucket, GradientSink, NotFiniteError
+from lockstep.worker.gradient_sink import GradientSink, NotFiniteError
 
 #: Of sizes 3, 4 and 2 at 0, 3 and 7; statistics at [9, 11).
 LAYOUT = ParameterLayout(
@@ -29,11 +27,10 @@ def pushed(*finished: int, frames: list[Slice] = FRAMES) -> tuple[list[int], lis
     """Return the frames sent while gradients become final in that order, and those at the end."""
     sink, sums, seen = sink_of(frames), np.arange(11, dtype=np.float32), list[int]()
 
-    def send(buckets: Iterable[Bucket]) -> None:
-        for start, words in buckets:
-            (frame,) = [index for index, each in enumerate(frames) if each.start == start]
-            assert words.tobytes() == frames[frame].of(sums).tobytes()
-            seen.append(frame)
+    def send(start: int, words: Vector) -> None:
+        (frame,) = [index for index, each in enumerate(frames) if each.start == start]
+        assert words.tobytes() == frames[frame].of(sums).tobytes()
+        seen.append(frame)
 
     for _ in range(2):  # the second micro-batch is like the first
         seen.clear()
@@ -61,7 +58,7 @@ def test_sums_that_are_not_sent_are_checked_all_the_same() -> None:
 def test_a_frame_that_is_not_finite_is_not_sent() -> None:
     sink, sums, seen = sink_of(), np.zeros(11, np.float32), list[int]()
     sums[3] = np.inf
-    sink.begin(sums, KEY, lambda buckets: seen.extend(start for start, _ in buckets))
+    sink.begin(sums, KEY, lambda start, words: seen.append(start))
     with pytest.raises(NotFiniteError) as raised:
         sink.end()
     assert (raised.value.layer, raised.value.quantity, seen) == ("b", "gradient", [])
@@ -73,8 +70,8 @@ def test_halves_whose_sum_is_not_finite_are_told_with_the_first_micro_batch_and_
     half, seen = np.zeros(11, np.float32), list[int]()
     half[8] = 3e38
 
-    def send(buckets: Iterable[Bucket]) -> None:
-        seen.extend(start for start, _ in buckets)
+    def send(start: int, words: Vector) -> None:
+        seen.append(start)
 
     node = RoundingKey(0, Node(2, 4))
     with np.errstate(over="ignore"), pytest.raises(NotFiniteError) as raised:
@@ -95,10 +92,9 @@ def test_sums_are_rounded_to_the_same_bits_whether_they_are_sent_in_frames_or_st
         sent, kept = np.zeros((2, layout.size), np.float32)
         sink, left, total = GradientSink(layout, frames, quantization), sums.copy(), np.empty_like(sums)
 
-        def send(buckets: Iterable[Bucket]) -> None:
-            for start, words in buckets:
-                (frame,) = [each for each in frames if each.start == start]
-                quantization.unpack(words, start, frame.of(sent))
+        def send(start: int, words: Vector) -> None:
+            (frame,) = [each for each in frames if each.start == start]
+            quantization.unpack(words, start, frame.of(sent))
 
         sink.begin(left, RoundingKey(3, Node(0, 1)), send if is_sending else None)
         sink.end()

@@ -16,7 +16,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.autograd import AutogradEngine, AutogradModel, StackedPass
 from lockstep.common.nn.description import describe
 from lockstep.worker.compute import LONG, Compute
-from lockstep.worker.gradient_sink import Bucket, NotFiniteError
+from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.node_sums import StoppedError, SumsInOnePass, tree_over
 from tests.lockstep.common.model.built import build_model
 from tests.lockstep.worker.test_compute import nodes
@@ -216,11 +216,10 @@ def test_frames_of_several_micro_batches_are_sent_once_each_with_the_bits_of_the
     frames = [Slice(start, min(start + 65536, size)) for start in range(0, size, 65536)]
     compute, oracle = compute_of(job, frames=frames), oracle_of(job)
     for node in (Node(0, 4), Node(0, 4), Node(3, 4)):
-        sent: list[Bucket] = []
-        compute.train(0, node, sent.extend)
+        sent: list[tuple[int, bytes]] = []
+        compute.train(0, node, lambda start, words, sent=sent: sent.append((start, words.tobytes())))  # type: ignore[misc]
         expected = oracle.train(0, node)[0]
-        found = sorted((start, words.tobytes()) for start, words in sent)
-        assert found == [(frame.start, frame.of(expected).tobytes()) for frame in frames]
+        assert sorted(sent) == [(frame.start, frame.of(expected).tobytes()) for frame in frames]
 
 
 def test_what_is_not_finite_names_its_micro_batch_and_layer_and_leaves_the_next_as_it_was() -> None:
@@ -259,7 +258,7 @@ def test_a_pass_that_is_not_wanted_stops_within_a_micro_batch_with_nothing_sent(
 
     compute.is_wanted = is_wanted
     with pytest.raises(StoppedError) as stopped:
-        compute.train(1, Node(0, 4), lambda buckets: sent.extend(start for start, _ in buckets))
+        compute.train(1, Node(0, 4), lambda start, words: sent.append(start))
     assert (stopped.value.computed, asked[0], sent) == (more + 1, more + 1, [])
     compute.is_wanted = lambda: True
     assert compute.train(1, Node(0, 4))[0].tobytes() == oracle.train(1, Node(0, 4))[0].tobytes()

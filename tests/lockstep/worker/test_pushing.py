@@ -1,7 +1,5 @@
 """Sums of several frames are pushed frame by frame, each as soon as it is final: what is pushed is what is returned."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import pytest
 
@@ -17,23 +15,22 @@ from lockstep.common.nn.module import Module, Parameter
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Lease, Result, SumsFrame, Weights, WorkerMessage
 from lockstep.worker.compute import Compute
-from lockstep.worker.gradient_sink import Bucket, NotFiniteError
+from lockstep.worker.gradient_sink import NotFiniteError
 from tests.lockstep.worker.test_compute import compute_of
 from tests.lockstep.worker.test_shell import Bench
-from tests.simulation.small import JOBS, digits, job_of
+from tests.simulation.small import JOBS, WIDE_SIZE, digits, job_of, wide_net
 
 #: Three frames, of which the first two hold the first layer's weights.
-MLP = job_of(model="mlp", micro_batches=4)
+MLP = job_of(model=wide_net(), micro_batches=4)
 
 
 def pushed(compute: Compute, node: Node, step: int = 0) -> tuple[list[int], bytes, bytes]:
     """Return where the frames began in the order of their pushes, what was in them then, and the sums at the end."""
     frames: dict[int, bytes] = {}
 
-    def send(buckets: Iterable[Bucket]) -> None:
-        for start, words in buckets:
-            assert start not in frames, "sent twice"
-            frames[start] = words.tobytes()
+    def send(start: int, words: Vector) -> None:
+        assert start not in frames, "sent twice"
+        frames[start] = words.tobytes()
 
     sums, _ = compute.train(step, node, send)
     return list(frames), b"".join(frames[start] for start in sorted(frames)), sums.tobytes()
@@ -66,8 +63,8 @@ def test_the_first_push_comes_while_backward_is_on_its_way() -> None:
     first = compute.layout.parameters[0].view(compute.into)
     states: list[bool] = []
 
-    def send(buckets: Iterable[Bucket]) -> None:
-        states.extend(bool(np.isnan(first).any()) for _ in buckets)
+    def send(start: int, words: Vector) -> None:
+        states.append(bool(np.isnan(first).any()))
 
     compute.into.fill(np.nan)
     compute.train(0, Node(0, 1), send)
@@ -79,7 +76,7 @@ def test_a_loss_that_is_not_finite_pushes_nothing() -> None:
     compute = compute_of(MLP)
     compute.weights.fill(np.nan)
     with pytest.raises(NotFiniteError):
-        compute.train(0, Node(0, 1), lambda buckets: pytest.fail("pushed"))
+        compute.train(0, Node(0, 1), lambda start, words: pytest.fail("pushed"))
 
 
 class Rooted(Module):
@@ -104,7 +101,7 @@ def test_a_gradient_that_is_not_finite_is_not_pushed_and_the_next_one_has_its_bi
         return Compute(job_of(wire=wire), AutogradModel(Rooted()), digits())
 
     compute, fresh, starts = made(), made(), list[int]()
-    send = (lambda buckets: starts.extend(start for start, _ in buckets)) if is_pushing else None
+    send = (lambda start, words: starts.append(start)) if is_pushing else None
     with pytest.raises(NotFiniteError) as raised:
         compute.train(0, node, send)
     assert (raised.value.micro_batch, raised.value.layer, raised.value.quantity) == (node.lo, "scale", "gradient")
@@ -119,10 +116,11 @@ class Tied(Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.Linear(784, 784)
+        self.first = nn.Linear(784, 1300)
+        self.inner = nn.Linear(1300, 1300)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.inner(F.relu(self.inner(x.flatten(1))))
+        hidden = self.inner(F.relu(self.inner(self.first(x.flatten(1)))))
         return hidden[:, :10]
 
 
@@ -207,24 +205,22 @@ def weights_in_frames(bench: Bench, step: int, vector: Vector) -> None:
         bench.send(Weights(step=step, start=frame.start), frame.of(vector))
 
 
-def test_a_worker_sends_parts_and_then_a_result_that_carries_the_last_ones() -> None:
+def test_a_worker_sends_parts_and_then_a_result_that_carries_the_last_one() -> None:
     bench = Bench(MLP)
     bench.enter()
     weights_in_frames(bench, 0, bench.opening.shard.weights)
     bench.port.send(bench.peer, encode(Lease(work="train", step=0, lo=2, hi=3)))
     while bench.runner.step():
         pass
-    sums = np.full(535_818, np.nan, np.float32)
+    sums = np.full(WIDE_SIZE, np.nan, np.float32)
     messages = []
     while (received := bench.port.receive(None)) is not None:
         message, arrays = decode(received[1], WorkerMessage)
         messages.append(message)
         assert isinstance(message, SumsFrame | Result)
         assert (message.step, message.lo, message.hi) == (0, 2, 3)
-        starts = [message.start] if isinstance(message, SumsFrame) else message.starts
-        for start, words in zip(starts, arrays, strict=True):
-            sums[start : start + len(words)] = words
-    # The first frame has weights only, whose gradients are final before those of biases.
+        assert message.start is not None
+        sums[message.start : message.start + len(arrays[0])] = arrays[0]
     assert [type(message) for message in messages] == [SumsFrame] * 2 + [Result]
     assert sums.tobytes() == compute_of(MLP).train(0, Node(2, 3))[0].tobytes()
 
@@ -236,7 +232,7 @@ def test_weights_count_once_all_their_frames_are_there() -> None:
     for frame in frames[1:]:
         bench.send(Weights(step=0, start=frame.start), frame.of(bench.opening.shard.weights))
     assert bench.send(Lease(work="evaluate", step=0, lo=0, hi=1)) == []
-    lease = Lease(work="evaluate", step=0, lo=0, hi=1, starts=[0])
+    lease = Lease(work="evaluate", step=0, lo=0, hi=1, start=0)
     answers = bench.send(lease, frames[0].of(bench.opening.shard.weights))
     assert [type(answer) for answer in answers] == [Result, Result]
 

@@ -61,7 +61,7 @@ from lockstep.worker.team.progress import OrderOutcome
 from tests.lockstep.common.statemachine.clients import JOIN
 from tests.lockstep.statuses import status
 from tests.lockstep.worker.states import worker_at
-from tests.simulation.small import digits, job_of, load_digits, other_digits
+from tests.simulation.small import digits, job_of, load_digits, other_digits, wide_net
 
 
 class Bench:
@@ -119,7 +119,7 @@ def test_it_prepares_and_computes_what_is_leased() -> None:
     assert bench.send(Weights(step=0, start=0), bench.opening.shard.weights) == []
     (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2))
     assert isinstance(result, Result)
-    assert (result.lo, result.hi, result.starts, result.count) == (0, 2, [0], 8)
+    assert (result.lo, result.hi, result.start, result.count) == (0, 2, 0, 8)
     (result,) = bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))
     assert isinstance(result, Result)
     assert (result.work, result.count) == ("evaluate", 30)
@@ -146,7 +146,7 @@ class SlowClient:
 
 
 def test_what_is_sent_on_the_way_is_no_computing() -> None:
-    bench = Bench(job_of(model="mlp"))
+    bench = Bench(job_of(model=wide_net()))
     bench.runner.servers.first = SlowClient(bench.network.client(), bench.clock)
     bench.enter()
     vector = bench.opening.shard.weights
@@ -558,8 +558,7 @@ def test_a_result_of_a_team_has_the_digest_of_its_sums_which_are_sent_but_for_th
     frames = [(message.start, words.tolist()) for message, (words,) in sent if isinstance(message, SumsFrame)]
     # The result carries what the server that decides gets last.
     assert frames == ([(4, [5.0] * 4)] if work == "train" else [])
-    carried = [(start, words.tolist()) for start, words in run.carried]
-    assert carried == ([(0, [1.0] * 4)] if work == "train" else [])
+    assert (run.last and (run.last[0], run.last[1].tolist())) == ((0, [1.0] * 4) if work == "train" else None)
 
 
 # What a result carries
@@ -591,7 +590,7 @@ def test_a_result_carries_all_that_was_found_and_is_signed_if_the_run_asks_for_i
         metrics=pack_sums(tally.metrics),
         compute_s=0.0,
         number=3,
-        starts=[0],
+        start=0,
         losses=pack_losses(compute.losses),
         digest=digest,
         signature=hashlib.sha256(statement).digest() if run and is_digested else b"",

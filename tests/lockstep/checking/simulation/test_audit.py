@@ -1,6 +1,6 @@
 """Planted workers that compute wrongly: the audit finds them, and the run ends with the weights of the honest ones."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.statemachine.client import ClientEvent
 from lockstep.ps.coordinator.parts.audit import steps_to_find
 from lockstep.worker.compute import Compute
-from lockstep.worker.gradient_sink import Bucket, SendBuckets
+from lockstep.worker.gradient_sink import SendBucket
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 
@@ -128,18 +128,15 @@ class Liar(WorkerShell):
         train: Callable[..., tuple[Vector, Tally]],
         step: int,
         node: Node,
-        send: SendBuckets | None = None,
+        send: SendBucket | None = None,
     ) -> tuple[Vector, Tally]:
         lies = any(lies_about(self.seed, step, micro_batch) for micro_batch in range(node.lo, node.hi))
 
-        def spoilt(start: int, words: Vector) -> Bucket:
+        def lying(start: int, words: Vector) -> None:
             words = words.copy()
             words[0] += lies and start == 0
-            return start, words
-
-        def lying(buckets: Iterable[Bucket]) -> None:
             if send is not None:
-                send(spoilt(*bucket) for bucket in buckets)
+                send(start, words)
 
         sums, tally = train(step, node, lying if send is not None else None)
         compute.into[0] += lies

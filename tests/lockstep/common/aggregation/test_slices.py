@@ -38,6 +38,8 @@ def test_a_server_that_would_own_nothing_is_refused(servers: int) -> None:
 def test_frames_begin_with_the_slice() -> None:
     assert Slice(4096, 4096 + FRAME + 1).frames() == [Slice(4096, 4096 + FRAME), Slice(4096 + FRAME, 4097 + FRAME)]
     assert Slice(0, 7850).frames() == [Slice(0, 7850)]
+    # The whole of `mlp`, so that the weights of a host leave in one message.
+    assert frames_of(535_818, 1) == [Slice(0, 535_818)]
 
 
 def test_a_slice_of_a_vector_is_a_view() -> None:

@@ -16,17 +16,18 @@ from lockstep.common.protocol.messages import (
     Status,
     StatusRequest,
     SumsFrame,
+    Weights,
 )
 from lockstep.common.statemachine.machine import kind_of
 from lockstep.common.transport.in_memory import MemoryClient
 from lockstep.ps.coordinator.events import Received
 from tests.lockstep.ps.server.test_server import JOIN, digest_of, heard
 from tests.simulation.cluster import Simulation
-from tests.simulation.small import job_of
+from tests.simulation.small import WIDE_SIZE, job_of, wide_net
 
 #: Three frames.
-JOB = job_of(model="mlp", micro_batches=4, steps=2)
-SIZE = 535_818
+JOB = job_of(model=wide_net(), micro_batches=4, steps=2)
+SIZE = WIDE_SIZE
 
 
 class Hand:
@@ -57,16 +58,16 @@ def part(start: int = 0, *, step: int = 0, lo: int = 0, hi: int = 4) -> SumsFram
     return SumsFrame(step=step, lo=lo, hi=hi, start=start)
 
 
-def test_weights_are_sent_in_frames_that_the_lease_carries() -> None:
+def test_weights_are_sent_in_frames_the_last_of_which_the_lease_carries() -> None:
     hand = Hand()
     messages, vector = [], np.full(SIZE, np.nan, np.float32)
     while (frames := hand.client.receive(None)) is not None:
         message, arrays = decode(frames, ServerMessage)
         messages.append(message)
-        starts = message.starts if isinstance(message, Lease) else []
-        for start, words in zip(starts, arrays, strict=True):
-            vector[start : start + len(words)] = words
-    assert [type(message) for message in messages[1:]] == [Lease]
+        if isinstance(message, Weights | Lease):
+            assert message.start is not None
+            vector[message.start : message.start + len(arrays[0])] = arrays[0]
+    assert [type(message) for message in messages[1:]] == [Weights] * 2 + [Lease]
     assert vector.tobytes() == hand.simulation.server.shard.weights.tobytes()
 
 
@@ -99,14 +100,13 @@ def test_a_result_before_all_its_frames_does_not_count() -> None:
     assert hand.refusals() == []
 
 
-def test_a_result_counts_with_the_last_frames_that_it_carries() -> None:
+def test_a_result_counts_with_the_last_frame_that_it_carries() -> None:
     hand = Hand()
-    hand.send(part(0))
-    starts = [FRAME, 2 * FRAME]
+    hand.send(part(0), part(FRAME))
     result = Result(
-        work="train", step=0, lo=0, hi=4, starts=starts, loss_sum=1.0, count=16, compute_s=0.1, losses=bytes(16)
+        work="train", step=0, lo=0, hi=4, start=2 * FRAME, loss_sum=1.0, count=16, compute_s=0.1, losses=bytes(16)
     )
-    hand.client.send(encode(result, [np.zeros(size, np.float32) for size in (FRAME, SIZE - 2 * FRAME)]))
+    hand.client.send(encode(result, [np.zeros(SIZE - 2 * FRAME, np.float32)]))
     hand.simulation.run_until_quiet()
     assert hand.simulation.server.coordinator.round.step == 1
     assert hand.refusals() == []
@@ -114,7 +114,7 @@ def test_a_result_counts_with_the_last_frames_that_it_carries() -> None:
 
 def test_sums_with_the_result_of_other_work_cost_the_worker_its_place() -> None:
     hand = Hand()
-    result = Result(work="evaluate", step=0, lo=0, hi=1, starts=[0], loss_sum=1.0, count=16, compute_s=0.1)
+    result = Result(work="evaluate", step=0, lo=0, hi=1, start=0, loss_sum=1.0, count=16, compute_s=0.1)
     hand.client.send(encode(result, [np.zeros(FRAME, np.float32)]))
     hand.simulation.run_until_quiet()
     (reason,) = hand.refusals()
@@ -141,12 +141,13 @@ def test_frames_that_wait_are_handled_together_and_one_sign_of_progress() -> Non
 
 def test_results_that_wait_are_handled_together_and_before_what_follows_them() -> None:
     hand = Hand()
-    server, starts = hand.simulation.server, [0, FRAME, 2 * FRAME]
+    server = hand.simulation.server
+    hand.send(part(0), part(FRAME))
     result = Result(
-        work="train", step=0, lo=0, hi=4, starts=starts, loss_sum=1.0, count=16, compute_s=0.1, losses=bytes(16)
+        work="train", step=0, lo=0, hi=4, start=2 * FRAME, loss_sum=1.0, count=16, compute_s=0.1, losses=bytes(16)
     )
-    sums = [np.zeros(size, np.float32) for size in (FRAME, FRAME, SIZE - 2 * FRAME)]
-    for message, arrays in ((result, sums), (result, sums), (Ping(), []), (Ping(), [])):
+    last = [np.zeros(SIZE - 2 * FRAME, np.float32)]
+    for message, arrays in ((result, last), (result, last), (Ping(), []), (Ping(), [])):
         hand.client.send(encode(message, arrays))
     server.inbox.listen(0.0)
     assert [kind_of(event) for event in server.inbox.take() or ()] == [Result, Result, Ping]

@@ -16,10 +16,10 @@ from lockstep.common.protocol.shard_messages import Admit, Hello
 from lockstep.common.statemachine.machine import PeerLeft
 from lockstep.ps.setup import open_run
 from lockstep.ps.shard.service import COPIES, MOST_UNIDENTIFIED, SliceService
-from tests.simulation.small import digits, job_of
+from tests.simulation.small import digits, job_of, wide_net
 
 #: One frame, and three.
-SMALL, LARGE = job_of(micro_batches=4), job_of(model="mlp", micro_batches=4)
+SMALL, LARGE = job_of(micro_batches=4), job_of(model=wide_net(), micro_batches=4)
 PEER, OTHER = b"peer", b"other"
 
 
@@ -65,7 +65,7 @@ class Served:
     def frame(self, sums: SumsFrame, *, peer: bytes = PEER) -> bool:
         frame = self.service.frame_at.get(sums.start)
         size = 1 if frame is None else len(self.shard.frames[frame])
-        return self.service.on_frame(peer, sums, sums.start, np.ones(size, np.float32))
+        return self.service.on_frame(peer, sums, np.ones(size, np.float32))
 
     def frames(self, lo: int, hi: int) -> list[bool]:
         return [self.frame(part_of(lo, hi, start=frame.start)) for frame in self.shard.frames]
@@ -161,8 +161,7 @@ def test_of_a_worker_that_is_gone_nothing_is_added_or_kept() -> None:
 
 def test_weights_go_out_once_a_step_in_frames_as_soon_as_the_worker_is_known() -> None:
     served = Served(LARGE)
-    sent = [weights.start for _, weights, _ in served.sent if isinstance(weights, Weights)]
-    assert sent == [frame.start for frame in served.shard.frames]
+    assert [weights.start for _, weights, _ in served.sent] == [frame.start for frame in served.shard.frames]
     assert np.concatenate([words for _, _, words in served.sent]).tobytes() == served.shard.weights.tobytes()
     served.sent.clear()
     served.service.send_weights(3, 0)
@@ -176,17 +175,19 @@ def test_weights_go_out_once_a_step_in_frames_as_soon_as_the_worker_is_known() -
     assert (len(served.sent), served.encoded) == (3, 3)
 
 
-def test_the_first_lease_of_a_step_carries_the_last_frames_and_other_leases_none() -> None:
+def test_the_first_lease_of_a_step_carries_the_last_frame_and_other_leases_none() -> None:
     served = Served(LARGE)
     served.join(4, OTHER)
     served.sent.clear()
     lease = Lease(work="train", step=0, lo=0, hi=2, number=7)
     for _ in range(2):
         assert served.service.send_lease(4, lease) == []
-    (_, first, words), (_, second, nothing) = served.sent
-    assert first == replace(lease, starts=[frame.start for frame in served.shard.frames])
-    assert words.tobytes() == served.shard.weights.tobytes()
+    *before, (_, first, _), (_, second, nothing) = served.sent
+    assert [type(message) for _, message, _ in before] == [Weights, Weights]
+    assert first == replace(lease, start=served.shard.frames[-1].start)
     assert (second, nothing.size) == (lease, 0)
+    sent = np.concatenate([words for _, _, words in served.sent])
+    assert sent.tobytes() == served.shard.weights.tobytes()
 
 
 def test_a_lease_of_a_worker_that_is_gone_is_sent_to_no_process() -> None:
@@ -290,9 +291,9 @@ def test_values_that_are_not_finite_or_too_many_break_the_protocol() -> None:
     served = Served()
     size = served.shard.weights.size
     with pytest.raises(RemoteProtocolError, match=f"sums of {size + 1} values: expected {size}"):
-        served.service.on_frame(PEER, part_of(0, 4), 0, np.zeros(size + 1, np.float32))
+        served.service.on_frame(PEER, part_of(0, 4), np.zeros(size + 1, np.float32))
     with pytest.raises(RemoteProtocolError, match="a gradient that is not finite, of micro-batches 0-1 of step 0"):
-        served.service.on_frame(PEER, part_of(0, 2), 0, np.full(size, np.inf, np.float32))
+        served.service.on_frame(PEER, part_of(0, 2), np.full(size, np.inf, np.float32))
 
 
 def test_a_worker_that_shares_memory_may_send_sums_and_is_sent_no_weights() -> None:

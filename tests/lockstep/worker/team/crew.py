@@ -31,7 +31,7 @@ from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
-from lockstep.worker.gradient_sink import SendBuckets
+from lockstep.worker.gradient_sink import SendBucket
 from lockstep.worker.team.leader import Leader
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import TeamMemory
@@ -346,7 +346,7 @@ class FaultyCompute(Compute):
 
     fault: Exception | None = None
 
-    def train(self, step: int, node: Node, send: SendBuckets | None = None) -> tuple[Vector, Tally]:
+    def train(self, step: int, node: Node, send: SendBucket | None = None) -> tuple[Vector, Tally]:
         if self.fault is not None:
             raise self.fault
         return super().train(step, node, send)

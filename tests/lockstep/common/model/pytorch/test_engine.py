@@ -257,7 +257,7 @@ def test_frames_are_sent_while_backward_is_on_its_way() -> None:
     for each in (compute, plain):
         each.weights[:] = 0.01
     sent: list[int] = []
-    sums, tally = compute.train(0, Node(0, 1), lambda buckets: sent.extend(start for start, _ in buckets))
+    sums, tally = compute.train(0, Node(0, 1), lambda start, words: sent.append(start))
     assert sums.tobytes() == plain.train(0, Node(0, 1))[0].tobytes()
     assert sorted(sent) == [frame.start for frame in compute.frames]
     assert tally.count == 10
