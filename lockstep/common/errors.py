@@ -28,8 +28,7 @@ of a diagnosis.
 import difflib
 from collections.abc import Iterable
 from enum import Enum, StrEnum
-
-import msgspec
+from typing import NamedTuple
 
 #: The share of letters in the same order from which a word may be meant by another one: one of four may be wrong.
 NEAR = 0.75
@@ -214,8 +213,11 @@ class Stage(Enum):
     VERSION = "version"
 
 
-class Diagnosis(msgspec.Struct, frozen=True):
-    """The obstacle of a connection."""
+class Diagnosis(NamedTuple):
+    """The obstacle of a connection.
+
+    Not a record of msgspec, since errors are imported where the kernels are compiled: by a build, which lacks packages.
+    """
 
     text: str
     stage: Stage
