@@ -23,7 +23,7 @@ from lockstep.common.data.records import LABEL, WEIGHT, parts_of
 from lockstep.common.errors import DataError, ModelError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
-from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
+from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.job.metrics import MOST_CLASSES, ComparedRows, Metric, Metrics, OwnMetric
 from lockstep.common.job.tally import Tally
 from lockstep.common.numerics.sums import halved_sum, halved_sums
@@ -91,11 +91,6 @@ class Objective:
     def is_regression(self) -> bool:
         """True if targets are real numbers, and no class is right or wrong."""
         return self.kind is LossKind.NUMBERS
-
-    @cached_property
-    def has_accuracy(self) -> bool:
-        """True if an output can be right or wrong."""
-        return has_accuracy(self.loss)
 
     @cached_property
     def metrics(self) -> Metrics:
