@@ -22,10 +22,12 @@ from lockstep.common.errors import RESUMED_HERE, FailureKind
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
 from lockstep.common.model.source import ModelSource
-from lockstep.common.protocol.messages import Join, StandbyAddress
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, StandbyAddress
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin
+from lockstep.common.protocol.standby_messages import MirrorRequest
 from lockstep.common.statemachine.client import ClientConfig, Exit
+from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.machine import Interrupted, Started
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
@@ -50,7 +52,7 @@ from lockstep.ps.shard_process.state import ShardState
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.ps.standby.mirror import MIRROR, Mirror, fault_in
 from lockstep.ps.standby.shell import StandbyShell
-from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
+from lockstep.ps.standby.state import StandbyState, TakeOver
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
 from lockstep.runs.single_process import recompute_micro_batch
@@ -354,11 +356,10 @@ class StandbyProcess(SimulatedShell):
         def sync(descriptor: int) -> None:
             process.tick()
 
-        config = StandbyConfig(
-            server=StandbyAddress(address=ADDRESS), own=StandbyAddress(address=address), host="host", pid=1
-        )
+        search = LeaderSearch((StandbyAddress(address=ADDRESS),), address)
+        request = MirrorRequest(protocol=PROTOCOL_VERSION, host="host", pid=1, address=address)
         runner = StandbyShell(
-            run.parts.standby(config, Mirror.restored(run.folder, write, sync)),
+            run.parts.standby(search, request, Mirror.restored(run.folder, write, sync)),
             run.network.server(address, process),
             run.network.client(ADDRESS, process),
             dialler(run, process),

@@ -21,8 +21,8 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.model.source import names_files, read_model_source
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.fingerprint import fingerprint_of
-from lockstep.common.protocol.messages import NAME_LIMIT, StandbyAddress
-from lockstep.common.protocol.standby_messages import LeaderRequest
+from lockstep.common.protocol.messages import NAME_LIMIT, PROTOCOL_VERSION, StandbyAddress
+from lockstep.common.protocol.standby_messages import LeaderRequest, MirrorRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.notice import notice
 from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
@@ -42,7 +42,7 @@ from lockstep.ps.records.run_folder import LEDGER, read_ledger, read_receipt, re
 from lockstep.ps.standby.mirror import CONTENTS, MIRROR, Mirror
 from lockstep.ps.standby.shell import LINGER_S, StandbyShell
 from lockstep.ps.standby.source import ALLOWED
-from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
+from lockstep.ps.standby.state import StandbyState, TakeOver
 from lockstep.ps.standby.terms import read_terms
 from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
 from lockstep.runs.own_command import demand
@@ -308,14 +308,16 @@ def shell_of(
     request: StandbyRequest, credential: Credential, port: ServerPort, console: Console, listening: Listening
 ) -> StandbyShell:
     """Return a standby that has asked nothing yet."""
-    config = StandbyConfig(
-        server=request.server,
-        own=StandbyAddress(address=dialled(port.address), public=own_public(request, credential)),
-        keyed=keyed(credential, request.server.address)[:-1],
+    own = dialled(port.address)
+    mirrors = MirrorRequest(
+        protocol=PROTOCOL_VERSION,
         host=one_line(platform.node() or "unknown", NAME_LIMIT),
         pid=os.getpid(),
+        address=own,
+        public=own_public(request, credential),
     )
-    state = StandbyState(config, Mirror.restored(request.folder))
+    search = LeaderSearch((request.server,), own, keyed=keyed(credential, request.server.address)[:-1])
+    state = StandbyState(search, mirrors, Mirror.restored(request.folder))
     upstream = dial_with(credential, request.server.address, request.server.public)
     return StandbyShell(
         state,

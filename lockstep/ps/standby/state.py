@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lockstep.common.errors import Diagnosis, FailureKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import (
     NO_TERM,
-    PROTOCOL_VERSION,
     Eviction,
     Join,
     Leave,
@@ -226,31 +225,6 @@ class MirrorReports:
         return [Report(text=f"{has}; the run is at step {offer.step} of {offer.steps}")]
 
 
-class StandbyConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The addresses of a standby, and of the server that it mirrors."""
-
-    server: StandbyAddress
-    #: Its address for workers.
-    own: StandbyAddress
-    #: The same server with each other key that it may have: another standby may lead the run there.
-    keyed: tuple[StandbyAddress, ...] = ()
-    host: str
-    pid: int
-
-    def request(self, term: Term, step: int, *, is_whole: bool) -> MirrorRequest:
-        """Return the request for files to mirror, with the step of those that are mirrored."""
-        return MirrorRequest(
-            protocol=PROTOCOL_VERSION,
-            host=self.host,
-            pid=self.pid,
-            address=self.own.address,
-            public=self.own.public,
-            term=term,
-            step=step,
-            is_whole=is_whole,
-        )
-
-
 def status_of(offer: RunFiles | None, step: int, server: str, leader: StandbyAddress | None) -> Status:
     """Return the status of a standby of a server, whose mirror has that step; `leader` as of `NotLeading`."""
     return Status(
@@ -280,13 +254,14 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     """The state of a standby."""
 
     transitions = TRANSITIONS
-    config: StandbyConfig
+    #: Finds the leader; the server that is asked is the leader as far as is known.
+    search: LeaderSearch
+    #: Its request for files to mirror; the term and the step follow from the mirror.
+    request: MirrorRequest
     mirror: Mirror
     phase: StandbyPhase = StandbyPhase.MIRRORING
     #: The last offer of a server that leads the run; None before the first.
     offer: RunFiles | None = None
-    #: Finds the leader; the server that is asked is the leader as far as is known.
-    search: LeaderSearch = field(init=False)
     #: When a server that leads the run last sent anything, how often one was asked since, and when it is asked next.
     heard: float = 0.0
     unanswered: int = 0
@@ -297,7 +272,6 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     reports: MirrorReports = field(default_factory=MirrorReports)
 
     def __post_init__(self) -> None:
-        self.search = LeaderSearch((self.config.server,), self.config.own.address, keyed=self.config.keyed)
         self.offer = self.mirror.held
         if self.offer is not None:
             self.search.named = self.offer.standbys
@@ -377,7 +351,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         self.search.on_asked(now)
         self.unanswered += 1
         self.due, mirror = now + RETRY_S, self.mirror
-        return [SendToServer(message=self.config.request(self.term, mirror.step, is_whole=mirror.is_whole))]
+        return [SendToServer(message=replace(self.request, term=self.term, step=mirror.step, is_whole=mirror.is_whole))]
 
     def _on_files(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
         if self.term.is_above(offer.term):
@@ -465,7 +439,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         return [SendToServer(message=request)]
 
     def _on_handed_over(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
-        if offer.successor == self.config.own.address:
+        if offer.successor == self.request.address:
             done = SendToServer(message=Leave(reason="it has all of the run, and leads it from now on"))
             return [done, *self._take_over(f"{self.search.server.address} has handed the run over")]
         successor = next((one for one in offer.standbys if one.address == offer.successor), None)

@@ -20,6 +20,7 @@ from lockstep.common.protocol.standby_messages import (
 )
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.statemachine.client import Exit
+from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.machine import Interrupted
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
@@ -30,7 +31,7 @@ from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import CHECKPOINTS
 from lockstep.ps.standby.mirror import Mirror
 from lockstep.ps.standby.shell import StandbyShell
-from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
+from lockstep.ps.standby.state import StandbyState, TakeOver
 from lockstep.ps.standby.terms import read_terms
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
@@ -68,18 +69,21 @@ def outcomes(client: MemoryClient) -> Sequence[CommandOutcome]:
     return found
 
 
+def standby_state(mirror: Mirror) -> StandbyState:
+    """Return a standby at another address than its server's."""
+    search = LeaderSearch((StandbyAddress(address="memory://"),), "memory://b")
+    return StandbyState(search, MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address="memory://b"), mirror)
+
+
 @pytest.mark.parametrize(
     ("key", "text"),
     [("worker-1", REFUSED), ("standby-1", "it has not mirrored the run yet: try again"), ("", "it has not mirrored")],
 )
 def test_a_worker_promotes_nobody(tmp_path: Path, key: str, text: str) -> None:
     network = MemoryNetwork(1)
-    config = StandbyConfig(
-        server=StandbyAddress(address="memory://"), own=StandbyAddress(address="memory://b"), host="h", pid=1
-    )
     port, upstream, client = network.server("memory://b"), network.client(), network.client("memory://b")
     shell = StandbyShell(
-        StandbyState(config, Mirror(tmp_path)),
+        standby_state(Mirror(tmp_path)),
         port,
         upstream,
         lambda address, public="": network.client(address),
@@ -97,12 +101,9 @@ def test_a_worker_promotes_nobody(tmp_path: Path, key: str, text: str) -> None:
 def test_who_asks_a_standby_how_it_is_may_let_it_lead(tmp_path: Path) -> None:
     """As `train` does if nobody else asks for that: it hears the answer among the statuses."""
     network = MemoryNetwork(1)
-    config = StandbyConfig(
-        server=StandbyAddress(address="memory://"), own=StandbyAddress(address="memory://b"), host="h", pid=1
-    )
     port = network.server("memory://b")
     shell = StandbyShell(
-        StandbyState(config, Mirror(tmp_path, held=HELD)),
+        standby_state(Mirror(tmp_path, held=HELD)),
         port,
         network.client(),
         lambda address, public="": network.client(address),
@@ -300,13 +301,10 @@ def test_a_shard_that_comes_when_the_run_is_over_has_done_nothing_wrong() -> Non
 
 def test_a_standby_that_ends_leaves_nothing_half_written(tmp_path: Path) -> None:
     network = MemoryNetwork(1)
-    config = StandbyConfig(
-        server=StandbyAddress(address="memory://"), own=StandbyAddress(address="memory://b"), host="h", pid=1
-    )
     (tmp_path / ".mirror").mkdir()
     (tmp_path / ".mirror" / "coming").touch()
     shell = StandbyShell(
-        StandbyState(config, Mirror(tmp_path)),
+        standby_state(Mirror(tmp_path)),
         network.server("memory://b"),
         network.client(),
         lambda address, public="": network.client(address),

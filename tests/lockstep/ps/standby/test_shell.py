@@ -12,6 +12,7 @@ import pytest
 from lockstep.common.errors import Diagnosis, FailureKind, ProtocolError, RemoteProtocolError, Stage
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
+    PROTOCOL_VERSION,
     Dropped,
     Eviction,
     Leave,
@@ -37,12 +38,13 @@ from lockstep.common.protocol.standby_messages import (
 )
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.client import Exit
+from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.common.transport.links import Receiver
 from lockstep.common.transport.port import ClientPort, Limits
 from lockstep.ps.standby.mirror import CONTENTS, MIRROR, Mirror
 from lockstep.ps.standby.shell import StandbyShell
-from lockstep.ps.standby.state import FOLLOWS, POLL_S, RETRY_S, StandbyConfig, StandbyState, TakeOver
+from lockstep.ps.standby.state import FOLLOWS, POLL_S, RETRY_S, StandbyState, TakeOver
 
 TERM = Term(run="r", number=4, server="s")
 OWN, OTHER = StandbyAddress(address="memory://b"), StandbyAddress(address="memory://c", public="key")
@@ -99,9 +101,10 @@ class Bench:
         self.server, self.upstream = self.network.server(), self.network.client()
         self.own = self.network.server(OWN.address)
         self.upstream.__class__, self.own.__class__ = PromptClient, PromptServer
-        config = StandbyConfig(server=StandbyAddress(address="memory://"), own=OWN, host="h", pid=1)
+        search = LeaderSearch((StandbyAddress(address="memory://"),), OWN.address)
+        request = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address=OWN.address)
         self.shell = StandbyShell(
-            StandbyState(config, Mirror(self.folder)),
+            StandbyState(search, request, Mirror(self.folder)),
             self.own,
             self.upstream,
             self.dial,

@@ -41,6 +41,7 @@ from lockstep.common.protocol.standby_messages import (
     RunFiles,
 )
 from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer
+from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.machine import (
     ILLEGAL,
     Interrupted,
@@ -60,7 +61,6 @@ from lockstep.ps.standby.state import (
     RETRY_S,
     TRANSITIONS,
     PartReceived,
-    StandbyConfig,
     StandbyEffect,
     StandbyEvent,
     StandbyPhase,
@@ -71,7 +71,7 @@ from lockstep.ps.standby.terms import PLACES, LedTerm, TermHistory, write_terms
 
 SERVER, OTHER = (StandbyAddress(address=f"tcp://h:{port}") for port in (1, 3))
 OWN = StandbyAddress(address="tcp://h:2", public="key")
-CONFIG = StandbyConfig(server=SERVER, own=OWN, host="h", pid=1)
+REQUEST = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address=OWN.address, public=OWN.public)
 TERM, NEXT = (Term(run="r", number=number, server="s") for number in (4, 5))
 DATA = b"text"
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -116,7 +116,7 @@ def join(rank: int | None, term: Term = TERM) -> Join:
 
 def standby(*electors: int, now: float = 0.0) -> StandbyState:
     """Return a standby that has all of a run, whose last step was computed by these."""
-    state = StandbyState(CONFIG, Mirror(Path(), held=files(*electors)))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path(), held=files(*electors)))
     state.handle(Started(), now)
     state.handle(files(*electors), now)
     return state
@@ -284,7 +284,7 @@ def test_a_worker_that_alone_misses_the_server_is_told_so() -> None:
 
 
 def test_nothing_is_led_from_half_a_mirror() -> None:
-    state = StandbyState(CONFIG, Mirror(Path()))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path()))
     state.handle(Started(), 0.0)
     state.handle(files(0, files=[FILE]), 0.0)
     assert takeovers(claims(state, 10.0, join(0))) == []
@@ -296,7 +296,7 @@ def test_nothing_is_led_from_half_a_mirror() -> None:
 
 
 def test_a_damaged_file_is_reported_once_and_comes_again() -> None:
-    state = StandbyState(CONFIG, Mirror(Path()))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path()))
     for reports in (1, 0):
         state.handle(files(0, files=[FILE]), 0.0)
         found = state.handle(PartReceived(part=part(), data=b"Text"), 0.0)
@@ -312,7 +312,7 @@ def test_a_full_disk_is_reported_once_and_tried_again() -> None:
     def full(descriptor: int, data: bytes, place: int) -> int:
         raise OSError(28, "the disk is full")
 
-    state = StandbyState(CONFIG, Mirror(Path(), full))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path(), full))
     for now, reports in ((1.0, 1), (4.0, 0)):
         state.handle(files(0, files=[FILE]), now)
         found = comes(state, now + 0.5)
@@ -325,7 +325,7 @@ def test_a_full_disk_is_reported_once_and_tried_again() -> None:
 
 
 def test_a_part_that_the_server_cannot_read_is_asked_for_again_later() -> None:
-    state = StandbyState(CONFIG, Mirror(Path()))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path()))
     state.handle(files(0, files=[FILE]), 0.0)
     # It answers with the same set.
     assert state.handle(files(0, files=[FILE]), 0.1) == []
@@ -333,7 +333,7 @@ def test_a_part_that_the_server_cannot_read_is_asked_for_again_later() -> None:
 
 
 def test_a_server_that_shows_less_than_is_here_takes_nothing_and_is_followed() -> None:
-    state = StandbyState(CONFIG, Mirror(Path(), held=files(0, checkpoint=6)))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path(), held=files(0, checkpoint=6)))
     report = Report(text="warning: tcp://h:1: its checkpoint is of step 3: that of step 6 stays")
     assert report in state.handle(files(0, 1, checkpoint=3, files=[FILE], term=NEXT), 1.0)
     assert (state.mirror.step, state.mirror.is_whole, state.term) == (6, True, NEXT)
@@ -343,7 +343,7 @@ def test_a_server_that_shows_less_than_is_here_takes_nothing_and_is_followed() -
 
 
 def test_a_server_with_another_run_is_not_followed() -> None:
-    state = StandbyState(CONFIG, Mirror(Path(), held=files(0, checkpoint=6)))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path(), held=files(0, checkpoint=6)))
     (report,) = state.handle(files(0, files=[FILE], term=Term(run="other", number=9, server="z")), 1.0)
     assert isinstance(report, Report)
     assert "tcp://h:1 is not mirrored: it is another run" in report.text
@@ -364,7 +364,7 @@ def test_a_run_of_which_not_all_is_here_says_nothing_about_the_term_of_the_one_t
 
 def test_another_key_of_the_server_is_tried_before_it_ends() -> None:
     keyed = [StandbyAddress(address=SERVER.address, public=public) for public in ("a", "b")]
-    state = StandbyState(msgspec.structs.replace(CONFIG, keyed=tuple(keyed)), Mirror(Path()))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address, keyed=tuple(keyed)), REQUEST, Mirror(Path()))
     state.handle(Started(), 0.0)
     wrong = Diagnosis("its key is another", Stage.KEY, is_final=True, has_other_key=True)
     assert state.handle(wrong, 1.0) == [Redial(server=keyed[0]), request(NO_TERM, is_whole=False)]
@@ -384,7 +384,7 @@ def test_another_key_of_the_server_is_tried_before_it_ends() -> None:
 
 
 def test_what_prevents_a_connection_is_reported_once_and_ends_it_if_waiting_is_of_no_use() -> None:
-    state = StandbyState(CONFIG, Mirror(Path()))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path()))
     state.handle(Started(), 0.0)
     nothing = Diagnosis("nothing listens there", Stage.PORT)
     (report,) = state.handle(nothing, 2.0)
@@ -446,16 +446,7 @@ MIRRORS = Report(text="mirrors run r of tcp://h:1, in term 4")
 
 
 def request(term: Term = TERM, *, step: int = 0, is_whole: bool = True) -> SendToServer:
-    message = MirrorRequest(
-        protocol=PROTOCOL_VERSION,
-        host="h",
-        pid=1,
-        address=OWN.address,
-        public=OWN.public,
-        term=term,
-        step=step,
-        is_whole=is_whole,
-    )
+    message = msgspec.structs.replace(REQUEST, term=term, step=step, is_whole=is_whole)
     return SendToServer(message=message)
 
 
@@ -464,7 +455,10 @@ def asks(file: RunFile, start: int = 0) -> SendToServer:
 
 
 def test_it_asks_its_server_until_that_answers() -> None:
-    state, first = StandbyState(CONFIG, Mirror(Path())), request(NO_TERM, is_whole=False)
+    state, first = (
+        StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path())),
+        request(NO_TERM, is_whole=False),
+    )
     assert state.handle(Started(), 1.0) == [first]
     assert state.deadline() == 1.0 + RETRY_S
     assert state.handle(TimePassed(), 2.9) == []
@@ -496,7 +490,7 @@ def test_a_file_of_several_parts_is_asked_for_one_part_after_the_other() -> None
 
 
 def test_it_reports_now_and_then_how_far_it_is() -> None:
-    state = StandbyState(CONFIG, Mirror(Path()))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path()))
     three, six = (files(0, files=[FILE, *more], checkpoint=step) for step, more in ((3, []), (6, [LATER])))
     assert state.handle(three, 0.0) == [MIRRORS, asks(FILE)]
     has = Report(text="has the checkpoint of step 3; the run is at step 3 of 9")
@@ -512,7 +506,9 @@ def test_it_reports_now_and_then_how_far_it_is() -> None:
 
 
 def test_what_was_mirrored_before_it_was_started_again_counts() -> None:
-    state = StandbyState(CONFIG, Mirror(Path(), held=files(0, standbys=(OTHER,), checkpoint=3)))
+    state = StandbyState(
+        LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path(), held=files(0, standbys=(OTHER,), checkpoint=3))
+    )
     assert (state.mirror.step, state.takeover_s) == (3, 5.0)
     assert state.handle(Started(), 10.0) == [request(step=3)]
     # Its server is gone, and another one may lead the run by now.
@@ -538,7 +534,7 @@ def test_a_silent_server_is_reported_once_and_again_when_it_is_there() -> None:
 
 
 def test_a_server_that_never_answered_is_missed_after_the_usual_time() -> None:
-    state = StandbyState(CONFIG, Mirror(Path()))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path()))
     state.handle(Started(), 1.0)
     assert state.takeover_s == RunOptions().takeover_seconds
     silent = Report(text=f"tcp://h:1 has been silent for {RunOptions().takeover_seconds:.0f} s")
@@ -602,13 +598,13 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("message", "answer"), ANSWERS, ids=lambda one: type(one).__name__)
 def test_who_asks_is_answered(message: Message, answer: Message) -> None:
-    state = StandbyState(CONFIG, Mirror(Path(), held=files(0, checkpoint=3)))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path(), held=files(0, checkpoint=3)))
     state.handle(files(0, checkpoint=3), 0.0)
     assert state.handle(Received(peer=b"x", message=message), 4.9) == [Send(peer=b"x", message=answer)]
 
 
 def test_a_standby_that_knows_nothing_of_a_run_says_so() -> None:
-    state = StandbyState(CONFIG, Mirror(Path()))
+    state = StandbyState(LeaderSearch((SERVER,), OWN.address), REQUEST, Mirror(Path()))
     (status,) = state.handle(Received(peer=b"x", message=StatusRequest()), 1.0)
     assert isinstance(status, Send)
     assert isinstance(status.message, Status)
