@@ -292,19 +292,6 @@ class Crew:
         )
         return marks
 
-    def end_steps(self, marks: UpdateMarks) -> int:
-        """End them, as the server does once it has all locks; return after how many steps."""
-        assert self.sharing is not None
-        assert self.opening is not None
-        locks = self.sharing.locks
-        taken = [lock.acquire() for lock in locks]
-        assert all(taken), "somebody is still writing"
-        marks.end()
-        for lock in locks:
-            lock.release()
-        self.opening.shard.skip_to(marks.least())
-        return marks.least()
-
 
 def shape_of(job: Job, processes: int, size: int) -> TeamShape:
     return TeamShape(
