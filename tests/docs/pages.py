@@ -8,7 +8,8 @@ nobody sees who reads it. Directly above a block:
     <!-- file: model.py -->          it is the content of this file, which later blocks use
     <!-- background -->              it goes on while the blocks after it are run, and is interrupted at the page's end
     <!-- exit code: 2 -->            its last command ends with this code: the page shows an error
-    <!-- output differs: REASON -->  a `text` block below a command, of which the test looks for digests only
+    <!-- output differs: REASON -->  a `text` block below a command, of which the test looks for digests and, unless the
+                                     command is stopped, for the figures of epochs
 
 On a line of its own, what the site makes from the code when it is built (docs/generators/expansion.py):
 
@@ -43,8 +44,11 @@ SHOWN = ("text", "toml", "json", "yaml", "csv", "ini", "dockerfile", "css", "htm
 NAMES = ("not run", "file", "background", "exit code", "output differs", "generated", "slow", "needs")
 MARKER = re.compile(rf"<!--\s*(?P<name>{'|'.join(NAMES)})(?::\s*(?P<text>.+?))?\s*-->")
 
-#: A whole digest: the only output that is the same on every machine, whatever else differs.
+#: A whole digest, which is the same on every machine, whatever else differs.
 DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
+
+#: The figures of an epoch of training, which are the same too: all but its seconds.
+EPOCH = re.compile(r"\bepoch \d+/\d+  loss .*%")
 
 #: Markers that say something of the page, and not of the block below them.
 OF_PAGE = ("slow", "needs", "generated")
@@ -118,7 +122,9 @@ def parse_page(name: str, text: str) -> Page:
             block = _block(name, line, token, above)
             if block.language == "text" and is_below_run:
                 before = blocks.pop()
-                output = promised_lines(block.text) if "output differs" in above else block.text
+                output = block.text
+                if "output differs" in above:
+                    output = promised_lines(block.text, has_epochs="exit code" not in before.markers)
                 blocks.append(Block(before.page, before.line, before.language, before.text, before.markers, output))
             elif "output differs" in above:
                 raise PageError(f"{block.place}: no output of a block that is run: expected one directly above it")
@@ -132,9 +138,10 @@ def parse_page(name: str, text: str) -> Page:
     return Page(name, tuple(blocks), markers)
 
 
-def promised_lines(text: str) -> str:
-    """Return the lines of an output that have a whole digest."""
-    return "\n".join(line for line in text.splitlines() if DIGEST.search(line))
+def promised_lines(text: str, *, has_epochs: bool) -> str:
+    """Return the lines of an output that have a whole digest, or the figures of an epoch."""
+    promised = (DIGEST, EPOCH) if has_epochs else (DIGEST,)
+    return "\n".join(line for line in text.splitlines() if any(each.search(line) for each in promised))
 
 
 def _tokens(text: str) -> Iterator[tuple[int, Token]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.architecture.source import PACKAGES, ROOT
-from tests.docs.pages import DIGEST, Block, Page
+from tests.docs.pages import DIGEST, EPOCH, Block, Page
 
 #: Seconds for the end of a block in the background that was interrupted.
 END_S = 60.0
@@ -233,7 +233,7 @@ def pattern_of(line: str) -> str:
 def check_output(block: Block, said: str) -> None:
     """Find each line that the page shows in what was printed; `BlockError` names one that is not.
 
-    Numbers may differ; a whole digest may not, since it is the promise.
+    Numbers may differ; a whole digest may not, since it is the promise, and neither may the figures of an epoch.
 
     `…` alone on a line stands for lines left out, at its end for the rest of the line.
     """
@@ -244,6 +244,8 @@ def check_output(block: Block, said: str) -> None:
             continue
         if any(digest not in said for digest in DIGEST.findall(line)):
             raise BlockError(f"{block.place}: the page shows another digest:\n{line}\nprinted was:\n{said}")
+        if any(figures not in said for figures in EPOCH.findall(line)):
+            raise BlockError(f"{block.place}: the page shows other figures:\n{line}\nprinted was:\n{said}")
         start = shown.removesuffix("…").removesuffix("...").rstrip()
         if shown not in printed and not (start != shown and any(found.startswith(start) for found in printed)):
             raise BlockError(

@@ -101,6 +101,9 @@ def test_a_file_of_any_language_and_its_page_are_known() -> None:
 #: A whole digest, which a page promises.
 DIGEST = "0a1b" * 16
 
+#: The figures of an epoch, which it promises as well.
+EPOCH = "epoch 1/2  loss 0.4542  accuracy 87.45%  test 96.09%"
+
 
 def test_the_text_directly_below_a_command_is_its_output() -> None:
     shown = page_of("'''bash\necho 1\n'''\n\n'''text\n1\n'''\n\n'''text\n2\n'''\n")
@@ -108,6 +111,10 @@ def test_the_text_directly_below_a_command_is_its_output() -> None:
     assert page_of("'''bash\necho 1\n'''\n\nProse.\n\n'''text\n1\n'''\n").blocks[0].output is None
     differs = f"'''bash\necho 1\n'''\n\n<!-- output differs: times -->\n'''text\n1 s\nsha256 {DIGEST}\n'''\n"
     assert page_of(differs).blocks[0].output == f"sha256 {DIGEST}"
+    epochs = f"'''bash\necho 1\n'''\n\n<!-- output differs: times -->\n'''text\n1 s\n{EPOCH}  2.1 s\n'''\n"
+    assert page_of(epochs).blocks[0].output == f"{EPOCH}  2.1 s"
+    # A command that is stopped may not come so far.
+    assert page_of(f"<!-- exit code: 130 -->\n{epochs}").blocks[0].output == ""
 
 
 @pytest.mark.parametrize(
@@ -183,6 +190,7 @@ def test_blocks_are_run_in_order_in_one_folder(tmp_path: Path) -> None:
         pytest.param("<!-- exit code: 1 -->\n'''bash\ntrue\n'''", id="another exit code"),
         pytest.param("'''bash\necho one\n'''\n\n'''text\ntwo\n'''", id="another output"),
         pytest.param(f"'''bash\necho {DIGEST[4:]}0a1c\n'''\n\n'''text\n{DIGEST}\n'''", id="another digest"),
+        pytest.param(f"'''bash\necho '{EPOCH[:-2]}8%  2 s'\n'''\n\n'''text\n{EPOCH}  3 s\n'''", id="other figures"),
         pytest.param("'''python\n1 / 0\n'''", id="an exception"),
         pytest.param("'''python\n>>> 1\n2\n'''", id="another value"),
         pytest.param("'''python\nimport os\nos._exit(0)\n'''", id="a process that ends"),
