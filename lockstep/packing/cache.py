@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from lockstep.common.data.array_source import is_array_source, open_arrays
+from lockstep.common.data.array_source import is_array_source, open_arrays, unknown_folder
 from lockstep.common.data.folder import FORMAT, MANIFEST, Origin, read_manifest
 from lockstep.common.data.folder_writer import write_manifest
 from lockstep.common.data.mapped import MAX_FILE_BYTES
@@ -68,6 +68,8 @@ def packed_source(
         if source != "mnist" and not path.exists() and (table_files(path) or options != PackOptions()):
             raise DataError(f"{source}: does not exist{near_file(path)}: expected {PACKED}")
         if options != PackOptions():
+            if path.is_dir() and not (path / MANIFEST).is_file() and not is_array_source(str(path)):
+                raise unknown_folder(path)
             given = ", ".join(map(options.spelled, options.changed()))
             raise DataError(f"{given} with data {source!r}: expected {PACKED}")
         return source

@@ -122,6 +122,12 @@ def test_what_needs_no_packing_stays_what_it_is(tmp_path: Path) -> None:
         packed_source(
             "mnist", PackOptions(target=("x",), test_split=0.1), "mse", tmp_path, shown.progress, shown.said.append
         )
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "one.png").touch()
+    with pytest.raises(DataError, match=r"flat: is a folder with one\.png: expected a folder inside it for the pict"):
+        packed_source(
+            str(tmp_path / "flat"), PackOptions(size=(8, 8)), None, tmp_path, shown.progress, shown.said.append
+        )
     assert shown.packed == []
 
 
