@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lockstep.common.autograd.graph import no_grad
     from lockstep.common.autograd.tensor import Tensor
     from lockstep.common.data.source import load
+    from lockstep.common.errors import LockstepError
     from lockstep.common.optim import optimizers as optim
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "F",
     "GradientError",
     "LambdaCallback",
+    "LockstepError",
     "ModelCheckpoint",
     "Run",
     "Tensor",
@@ -70,6 +72,8 @@ if not TYPE_CHECKING:  # to a type checker they are the imports above, and any o
                 from lockstep.common.data import source as module
             case "GradientError" | "check_gradients":
                 from lockstep.common.autograd import gradient_check as module
+            case "LockstepError":
+                from lockstep.common import errors as module
             case "nn":
                 from lockstep.common import nn
 
