@@ -68,7 +68,7 @@ def fit(
 
     Data alone needs no model, as in `lockstep train`: `fit(frame, target="price")` and `fit((x, y))` of vectors train
     `dense`, `fit("pictures")` and other pictures `conv`, with a loss that follows from the targets, and a batch and
-    epochs that follow from the samples; pictures as large and as many as MNIST's train `lenet`.
+    epochs that follow from the samples; pictures as large and as many as MNIST's, in ten classes, train `lenet`.
 
     **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on.
     Without `epochs` and `steps`, a model of your own makes about 1,500 steps, in 3 to 100 epochs. `workers=0` trains in

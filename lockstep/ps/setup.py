@@ -122,7 +122,7 @@ def _built(
     if (transform := transform_of(job, code)) is not None and not options.ship_data:
         one = np.zeros(1, np.int64)
         transform.check(data.train.images.take(one, axis=0), data.train.labels.take(one, axis=0))
-    objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
+    objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)), job)
     slices_for(model.layout.size, options.servers)  # raises if there are too many
     return model
 
@@ -276,8 +276,8 @@ def _of_other_inputs(images: Vector) -> str:
     if images.dtype != np.float32 or images.ndim not in (2, 4):
         return ""
     if images.ndim == 4:
-        return f": expected a model for this shape, or `--model {CONV}`, which takes pictures of any size"
-    return f": expected a model with {images.shape[1]} inputs, or `--model {DENSE}`, which takes any number"
+        return f": expected a model for this shape, or model = {CONV!r}, which takes pictures of any size"
+    return f": expected a model with {images.shape[1]} inputs, or model = {DENSE!r}, which takes any number"
 
 
 def _described(samples: NDArray[Any]) -> str:

@@ -16,6 +16,7 @@ from lockstep.common.errors import DataError, ModelError
 from lockstep.common.job.job import CONV, DENSE, MOST_SCALED, SIZED, Job, check, default_micro_batches
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.nn.description import describe
+from lockstep.common.nn.layers.containers import Sequential
 from lockstep.common.nn.models import conv, dense
 from lockstep.common.numerics.sums import halved_sums
 from lockstep.runs.job_file import SHIPPED, named, shipped_values
@@ -23,8 +24,8 @@ from lockstep.runs.job_file import SHIPPED, named, shipped_values
 #: Values of a job that are valid with some others alone, by the value that follows from the data if it is not given.
 LATER = {"target_scale": "loss", "metrics": "loss", "monitor": "loss", "monitor_mode": "loss", "hidden": "model"}
 
-#: The samples, at most so many classes, and at least so many samples to train on, for which LeNet is the model by
-#: default; `conv` is for all other pictures.
+#: The samples, their classes, and at least so many samples to train on, for which LeNet is the model by default; `conv`
+#: is for all other pictures.
 LENET_SHAPE, LENET_CLASSES, LENET_SAMPLES = (1, 28, 28), 10, 1000
 
 #: Steps that a job makes at least, if it says nothing of its length, and the most epochs for that; the fewest of
@@ -74,17 +75,16 @@ def values_of_data(data: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _arrays_at(data: str) -> Dataset | None:
-    """Return a job's training set if it has vectors or pictures, each with a class or numbers, but not LeNet's."""
+    """Return a job's training set if it has vectors or pictures, but not LeNet's."""
     if data == Job().data:
         return None
     try:
         train = load(data).train
     except DataError:  # it is raised again where the samples are needed
         return None
-    images, values = train.images, train.values
-    if images.dtype.names or images.ndim not in (2, 4) or (values.dtype == np.int64 and values.ndim > 1):
+    if train.images.dtype.names or train.images.ndim not in (2, 4):
         return None
-    is_of_lenet = train.sample_shape == LENET_SHAPE and 0 < train.classes <= LENET_CLASSES
+    is_of_lenet = train.sample_shape == LENET_SHAPE and train.classes == LENET_CLASSES
     return None if is_of_lenet and len(train) >= LENET_SAMPLES else train
 
 
@@ -93,8 +93,13 @@ def with_data_values(job: Job, given: Mapping[str, Any]) -> Job:
     of numbers to predict.
 
     The batch has at most as many samples as there are, and the other shipped jobs keep their length. Raises DataError
-    as `load`, and ModelError for samples that are not arrays of numbers.
+    as `load`, and for a table with a loss of labels; ModelError for samples or labels that are not arrays of numbers.
     """
+    if kind_of(job.loss) is LossKind.LABELS and table_at(job.data) is not None:
+        raise DataError(
+            f"loss = {job.loss!r} with the table {shown_data(job.data)!r}: expected loss = 'cross-entropy', for one "
+            "target of two classes, or arrays with several labels, which are 0 or 1, (n, labels), as in an .npz"
+        )
     has_all = has_length(given) or job.model in SHIPPED
     may_scale = kind_of(job.loss) is LossKind.NUMBERS and job.target_scale is None
     if job.model not in SIZED and not may_scale and has_all and ("global_batch" in given or job.data == Job().data):
@@ -191,28 +196,41 @@ def _with_batch(job: Job, given: Mapping[str, Any], samples: int) -> Job:
 
 def _with_layers(job: Job, data: TrainTest) -> Job:
     """Return a job of `dense` or `conv` with the layers that the data asks for."""
-    hidden = tuple(shipped_values(job.model_name())["hidden"]) if job.hidden is None else job.hidden
-    shape, outputs = _shape_of(data, job.model_name()), _outputs_of(job, data)
-    model = dense(shape, hidden, outputs) if job.model == DENSE else conv(shape, hidden, outputs)
+    name, images = job.model_name(), data.train.images
+    if images.dtype.names or images.dtype == np.int32:
+        raise ModelError(
+            f"model = {name!r} with samples of several arrays, or of tokens: expected one array of numbers for each "
+            "sample; give a model of your own"
+        )
+    hidden = hidden_of(name) if job.hidden is None else job.hidden
+    model = sized(name, data.train.sample_shape, hidden, _outputs_of(job, data))
     return replace(job, model=dict(describe(model)), hidden=hidden)
 
 
-def _shape_of(data: TrainTest, model: str) -> tuple[int, ...]:
-    if data.train.images.dtype.names or data.train.images.dtype == np.int32:
+def hidden_of(model: str) -> tuple[int, ...]:
+    """Return the sizes that the hidden layers of `dense`, or the maps of those of `conv`, have by default."""
+    return tuple(shipped_values(model)["hidden"])
+
+
+def sized(model: str, sample_shape: tuple[int, ...], hidden: tuple[int, ...], outputs: int) -> Sequential:
+    """Return `dense` or `conv` for samples of a shape; ModelError if they are not pictures, which `conv` takes."""
+    if model == DENSE:
+        return dense(sample_shape, hidden, outputs)
+    if len(sample_shape) != 3:
         raise ModelError(
-            f"model = {model!r} with samples of several arrays, or of tokens: expected one array of numbers for each "
-            "sample; give a model of your own"
+            f"model = {model!r} with samples of shape {sample_shape}: expected pictures, of channels, height and "
+            f"width; model = {DENSE!r} takes any numbers"
         )
-    if model == CONV and len(data.train.sample_shape) != 3:
-        raise ModelError(
-            f"model = {model!r} with samples of shape {data.train.sample_shape}: expected pictures, of channels, "
-            f"height and width; `--model {DENSE}` takes any numbers"
-        )
-    return data.train.sample_shape
+    return conv(sample_shape, hidden, outputs)
 
 
 def _outputs_of(job: Job, data: TrainTest) -> int:
     values = data.train.values
+    if values.ndim > 2 and kind_of(job.loss) is not LossKind.OWN:
+        raise ModelError(
+            f"model = {job.model_name()!r} with labels of shape {values.shape[1:]}: expected a class, or some numbers, "
+            "for each sample; give a model of your own"
+        )
     # Whole numbers may be numbers to predict, or labels that hold or do not.
     are_classes = values.dtype == np.int64 and kind_of(job.loss) not in (LossKind.NUMBERS, LossKind.LABELS)
     return data.train.classes if are_classes and data.train.classes else math.prod(values.shape[1:])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lockstep.api.exported_model import ExportedModel, exported, is_described
 from lockstep.common.errors import JobError, ModelError, nearest
+from lockstep.common.job.job import SIZED
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import is_torch_module, open_model, torch_model
@@ -20,6 +21,7 @@ from lockstep.common.nn.layers.activations import GELU, Identity, LeakyReLU, ReL
 from lockstep.common.nn.layers.containers import Sequential
 from lockstep.common.nn.models import dense
 from lockstep.common.nn.module import Module
+from lockstep.runs.job_data import hidden_of, sized
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -98,7 +100,8 @@ def exported_network(network: Any, activation: str, sample: Shape, outputs: int)
     A function that builds it may have two parameters: the number of values of a sample, and the number of outputs.
     """
     if isinstance(network, str):
-        return ExportedModel(network)
+        is_sized = network in SIZED
+        return exported(sized(network, sample, hidden_of(network), outputs)) if is_sized else ExportedModel(network)
     if not _is_model(network) and not callable(network):
         return exported(_of_sizes(_sizes(network), activation, sample, outputs))
     model = network if _is_model(network) else _built(network, sample, outputs)

@@ -137,7 +137,7 @@ def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk
             findings = list(examined(target, clock, cores()))
         else:
             Objective.of(job).check_labels(loaded.train, loaded.class_names)
-            Objective.of(job).check_fit(loaded.train, dry_run(model, two_samples(loaded, 0)))
+            Objective.of(job).check_fit(loaded.train, dry_run(model, two_samples(loaded, 0)), job)
             findings = examined_data(ExaminedData(job, loaded))
         if not findings and is_tried(job):
             tried = replica_of(job) if job.local_steps > 1 else job
@@ -207,7 +207,7 @@ def outputs_of(target: ExaminationTarget) -> int:
     train, objective = target.data.train, target.objective
     shape = dry_run(AutogradModel(target.probe()), two_samples(target.data, 0))
     if objective.is_regression or shape[:-1] != (2, *train.labels.shape[1:]):
-        objective.check_fit(train, shape)
+        objective.check_fit(train, shape, target.job)
     return shape[-1]
 
 

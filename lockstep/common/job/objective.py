@@ -22,7 +22,7 @@ from lockstep.common.data.mapped import MappedSamples
 from lockstep.common.data.records import LABEL, WEIGHT, parts_of
 from lockstep.common.errors import DataError, ModelError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.job.job import Job
+from lockstep.common.job.job import CONV, DENSE, Job, names_code
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.job.metrics import MOST_CLASSES, ComparedRows, Metric, Metrics, OwnMetric
 from lockstep.common.job.tally import Tally
@@ -411,21 +411,24 @@ class Objective:
         values = data.values
         return 1 + int(np.where(values == self.ignore_index, -1, values).max(initial=-1))
 
-    def check_fit(self, data: Dataset, output_shape: tuple[int, ...]) -> None:
-        """Raise `ModelError` if the model's output for two samples of `data` is not what the loss compares."""
+    def check_fit(self, data: Dataset, output_shape: tuple[int, ...], job: Job | None = None) -> None:
+        """Raise `ModelError` if the model's output for two samples of `data` is not what the loss compares.
+
+        If the job is given, the error says how its model gets other outputs.
+        """
         if self.kind is LossKind.OWN:
             return
         labels = data.values.shape[1:]
         if self.kind is LossKind.CLASSES:
-            self._check_classes(data, output_shape, labels)
+            self._check_classes(data, output_shape, labels, job)
             return
         expected = (2, *labels) if len(labels) > 1 else (2, data.targets)
         if output_shape != expected:
             what = "targets" if self.is_regression else "labels"
             raise ModelError(
                 f"the model turns 2 samples of shape {data.sample_shape} into an array of shape {output_shape}: "
-                f"expected {expected}, one number for each of {data.targets} {what}, as loss = {self.loss!r} needs; "
-                "change the last layer"
+                f"expected {expected}, one number for each of {data.targets} {what}, as loss = {self.loss!r} needs"
+                f"{_other_outputs(data, job)}"
             )
         self._check_weights(data.targets)
         if len(self.target_scale) > 2 and (len(labels) > 1 or len(self.target_scale) != 2 * data.targets):
@@ -434,7 +437,9 @@ class Objective:
                 f"of {data.targets} targets"
             )
 
-    def _check_classes(self, data: Dataset, output_shape: tuple[int, ...], labels: tuple[int, ...]) -> None:
+    def _check_classes(
+        self, data: Dataset, output_shape: tuple[int, ...], labels: tuple[int, ...], job: Job | None
+    ) -> None:
         # If the ignored label is the largest, the model may have an output for it, or none.
         numbers = {self.classes_of(data), data.classes}
         fitting = [(2, *labels, classes) for classes in numbers if len(labels) < 2]
@@ -449,7 +454,7 @@ class Objective:
                 advice = f"; or, as no label is below {data.values.min()}, count classes from 0"
             raise ModelError(
                 f"the model turns 2 samples of shape {data.sample_shape} into an array of shape {output_shape}: "
-                f"expected {fitting[0]}, one number for each of {classes} classes; change the last layer{advice}"
+                f"expected {fitting[0]}, one number for each of {classes} classes{_other_outputs(data, job)}{advice}"
             )
         self._check_weights(output_shape[-1 if output_shape[1:-1] == labels else 1])
 
@@ -471,6 +476,15 @@ class Objective:
         weights = data.weights.astype(np.float64)[:, np.newaxis] / halved_sum(data.weights)
         mean = halved_sums((weights * targets).T)
         return halved_sum(weights * np.square(targets - mean)) / int(targets.shape[1])
+
+
+def _other_outputs(data: Dataset, job: Job | None) -> str:
+    """Return how a model gets other outputs: those of shipped models are fixed, or follow from the data already."""
+    if job is not None and job.hidden is not None:
+        return ""
+    if job is None or not isinstance(job.model, str) or names_code(job.model):
+        return "; change the last layer"
+    return f"; give model = {CONV if len(data.sample_shape) == 3 else DENSE!r}, whose outputs follow from the data"
 
 
 def _misfit(rows: ComparedRows) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from lockstep import fit, nn
 from lockstep.cli.main import run
-from lockstep.common.errors import JobError, ModelError
+from lockstep.common.errors import DataError, JobError, ModelError
 from lockstep.common.job.job import Job
 from lockstep.runs.job_data import MOST_EPOCHS, length_reason, values_of_data, with_data_values
 from lockstep.runs.job_file import read_values, resolve
@@ -97,7 +97,7 @@ def test_another_model_gets_the_loss_of_the_target(houses: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "text"), [("mlp", "expected a model with 2 inputs, or `--model dense`, which takes any number")]
+    ("model", "text"), [("mlp", "expected a model with 2 inputs, or model = 'dense', which takes any number")]
 )
 def test_a_model_of_other_inputs_is_refused_with_the_number(
     houses: Path, model: str, text: str, capfd: pytest.CaptureFixture[str]
@@ -180,6 +180,7 @@ def test_pictures_that_lenet_takes_are_for_lenet_if_there_are_enough(tmp_path: P
     assert values_of_data(data, {}) == {}
     assert values_of_data(pictures(tmp_path / "few.npz", 999, (1, 28, 28), classes=10), {})["model"] == "conv"
     assert values_of_data(pictures(tmp_path / "more.npz", 1000, (1, 28, 28), classes=11), {})["model"] == "conv"
+    assert values_of_data(pictures(tmp_path / "nine.npz", 1000, (1, 28, 28), classes=9), {})["model"] == "conv"
     # A model that is given stays.
     assert values_of_data(str(tmp_path / "few.npz"), {"model": "lenet"}) == {}
 
@@ -190,6 +191,58 @@ def test_vectors_are_for_dense_with_classes_and_with_numbers(tmp_path: Path) -> 
         np.savez(tmp_path / f"{name}.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
     assert values_of_data(str(tmp_path / "classes.npz"), {}) == {"model": "dense", "loss": "cross-entropy"}
     assert values_of_data(str(tmp_path / "numbers.npz"), {"loss": "l1"}) == {"model": "dense"}
+
+
+def test_the_model_follows_from_the_samples_whatever_the_labels_are(tmp_path: Path) -> None:
+    for shape, model in (((5,), "dense"), ((3, 9, 11), "conv"), ((1, 28, 28), "conv")):
+        x, y = np.ones((40, *shape), np.float32), np.arange(120).reshape(40, 3) % 2
+        for loss, kind in (("bce", np.int64), ("bce", np.float32), ("mse", np.int64), ("mse", np.float32)):
+            np.savez(tmp_path / "some.npz", x_train=x, y_train=y.astype(kind), x_test=x, y_test=y.astype(kind))
+            given = {"loss": loss, "data": str(tmp_path / "some.npz")}
+            found = values_of_data(given["data"], given)
+            assert found == {"model": model}
+            job = with_data_values(resolve({}, {**given, **found})[0], given)
+            assert (job.model_name(), sizes(job)[-1]["out_features"]) == (model, 3)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "mse"])
+def test_a_label_for_each_pixel_needs_a_model_of_your_own(tmp_path: Path, loss: str) -> None:
+    x = np.zeros((6, 1, 8, 9), np.float32)
+    y = np.zeros((6, 8, 9), np.int64 if loss == "cross-entropy" else np.float32)
+    with pytest.raises(ModelError, match=r"labels of shape \(8, 9\): expected a class, .*; give a model of your own"):
+        fit(data=((x, y), (x, y)), loss=loss, workers=0, verbose=False, run_dir=tmp_path / "new")
+
+
+@pytest.mark.parametrize("target", ["town", "rooms"])
+@pytest.mark.parametrize("command", ["train", "doctor", "find-lr"])
+def test_a_table_is_not_learned_with_labels_that_hold_or_not(
+    houses: Path, target: str, command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, "--data", str(houses), "--target", target, "--loss", "bce", "--model", "dense"]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "loss = 'bce' with the table" in error
+    assert "houses.csv': expected loss = 'cross-entropy', for one target of two classes" in error
+
+
+def test_a_frame_is_not_learned_with_labels_either(houses: Path) -> None:
+    with pytest.raises(DataError, match="loss = 'bce' with the table"):
+        fit(data=pa.table(HOUSES), target=["rooms", "price"], loss="bce", workers=0, verbose=False)
+
+
+def test_a_shipped_model_of_other_outputs_names_the_one_that_has_any_number(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = pictures(tmp_path / "four.npz", 96, (1, 28, 28), classes=4)
+    assert run(["train", "--data", data, "--model", "lenet"]) == 2
+    error = capfd.readouterr().err
+    assert "expected (2, 4), one number for each of 4 classes; give model = 'conv', whose outputs follow" in error
+    assert run(["train", "--data", data, "--model", "conv", "--steps", "1", "--run-dir", str(tmp_path / "new")]) == 0
+
+
+def test_layers_that_follow_from_the_data_are_not_to_be_changed() -> None:
+    x, rows = np.zeros((64, 5), np.float32), np.eye(4, dtype=np.int64)[np.arange(64) % 4]
+    with pytest.raises(ModelError, match=r"one number for each of 2 classes; for one-hot rows, give .argmax"):
+        fit(data=((x, rows), (x, rows)), workers=0, verbose=False)
 
 
 def test_the_batch_of_a_shipped_job_is_at_most_the_data(tmp_path: Path) -> None:
@@ -205,13 +258,13 @@ def test_another_shipped_model_names_the_one_that_takes_any_size(
 ) -> None:
     data = pictures(tmp_path / "few.npz", 96, (3, 28, 40))
     assert run(["train", "--data", data, "--model", "lenet"]) == 2
-    assert "or `--model conv`, which takes pictures of any size" in capfd.readouterr().err
+    assert "or model = 'conv', which takes pictures of any size" in capfd.readouterr().err
     assert run(["train", "--data", data, "--model", "conv", "--steps", "1", "--run-dir", str(tmp_path / "new")]) == 0
 
 
 def test_conv_takes_no_table(houses: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["train", "--data", str(houses), "--target", "town", "--model", "conv"]) == 2
-    assert "`--model dense` takes any numbers" in capfd.readouterr().err
+    assert "model = 'dense' takes any numbers" in capfd.readouterr().err
 
 
 def test_data_that_cannot_be_read_is_reported_where_it_is_needed() -> None:

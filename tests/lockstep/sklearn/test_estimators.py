@@ -221,6 +221,22 @@ def test_a_network_is_sizes_or_what_builds_it(network: Any) -> None:
     assert clone(fitted).partial_fit(x, y, classes=np.unique(y)).weights_.keys() == fitted.weights_.keys()
 
 
+@pytest.mark.parametrize(
+    ("model", "shape"), [("dense", None), ("dense", (1, 2, 3)), ("conv", (1, 2, 3))], ids=["rows", "flat", "pictures"]
+)
+def test_a_name_whose_sizes_follow_from_the_data_has_those_of_the_estimators(model: str, shape: Any) -> None:
+    x, y = blobs()
+    fitted = classifier(model=model, sample_shape=shape).fit(x, y)
+    again = pickle.loads(pickle.dumps(fitted))
+    assert again.predict_proba(x).shape == (len(x), 3)
+    assert np.array_equal(again.predict_proba(x), fitted.predict_proba(x))
+    if model == "dense" and shape is None:
+        assert fitted.weights_sha256_ == classifier(model=(128, 64)).fit(x, y).weights_sha256_
+    targets = np.stack([x[:, 0], x[:, 1]], axis=1)
+    regressor = LockstepRegressor(model, sample_shape=shape, epochs=1, workers=0).fit(x, targets)
+    assert regressor.predict(x).shape == (len(x), 2)
+
+
 def test_a_network_may_be_a_function_in_a_file() -> None:
     x, y = blobs()
     path = Path(__file__).with_name("own_network.py")
@@ -236,6 +252,8 @@ def test_a_network_may_be_a_function_in_a_file() -> None:
         ({"model": unusual}, ModelError, "needs inputs: expected a function of the numbers of inputs and outputs"),
         ({"model": list}, ModelError, r"returned \[\]: expected a Module"),
         ({"model": "mpl"}, ModelError, "did you mean 'mlp'"),
+        ({"model": "linear"}, ModelError, "expected a model with 6 inputs, or model = 'dense', which takes any number"),
+        ({"model": "conv"}, ModelError, r"model = 'conv' with samples of shape \(6,\): expected pictures"),
         ({"activation": "rlu"}, JobError, "activation = 'rlu' .did you mean 'relu'"),
         ({"sample_shape": (2, 2)}, JobError, r"sample_shape = \(2, 2\) has 4 values: expected 6"),
         ({"lr": -1.0}, JobError, "lr = -1.0: expected a number > 0"),
