@@ -1,8 +1,9 @@
-"""A mistyped word gets the nearest right one, where there is one."""
+"""A mistyped word gets the nearest right one, where there is one; the root of errors is a public name."""
 
 import pytest
 
-from lockstep.common.errors import nearest
+import lockstep
+from lockstep.common.errors import DataError, LockstepError, nearest
 
 
 @pytest.mark.parametrize(("word", "expected"), [("epocs", " (did you mean 'epochs'?)"), ("zzz", ""), ("", "")])
@@ -22,3 +23,11 @@ def test_half_of_the_letters_are_not_near(word: str, near: str) -> None:
 
 def test_nothing_is_near_where_there_is_nothing() -> None:
     assert nearest("epochs", []) == ""
+
+
+def test_the_root_of_all_errors_is_a_public_name() -> None:
+    assert lockstep.LockstepError is LockstepError
+    assert "LockstepError" in lockstep.__all__
+    with pytest.raises(lockstep.LockstepError) as caught:
+        lockstep.load("gone")
+    assert type(caught.value) is DataError
