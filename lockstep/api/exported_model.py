@@ -8,6 +8,7 @@ notebook, because `__main__` has no file there. But every function knows the cel
 
 import ast
 import builtins
+import inspect
 import linecache
 import math
 import site
@@ -18,6 +19,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
@@ -32,7 +34,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LOSSES
 from lockstep.common.job.metrics import metric_name
 from lockstep.common.job.own_code import NAMING, OF_METRIC
-from lockstep.common.model.likeness import differences
+from lockstep.common.model.likeness import differences, is_alike
 from lockstep.common.model.source import WRITTEN_BY_FIT, default_numerics, is_torch_class, is_torch_module, torch_model
 from lockstep.common.nn.description import describe, is_describable
 from lockstep.common.nn.module import Module, Parameter, RunningStatistic
@@ -79,7 +81,7 @@ def _code_of(definition: Definition) -> CodeType | None:
     if isinstance(definition, FunctionType):
         return definition.__code__
     within = f"{definition.__qualname__}."
-    methods = (getattr(value, "fget", getattr(value, "__func__", value)) for value in vars(definition).values())
+    methods = map(_function_in, vars(definition).values())
     codes = (method.__code__ for method in methods if isinstance(method, FunctionType))
     # A dataclass has methods that were made for it, of no file.
     return next((code for code in codes if code.co_qualname.startswith(within) and code.co_filename[0] != "<"), None)
@@ -152,15 +154,15 @@ class Gathering:
         if not self._take(name, definition, name):
             return
         self._by_name = self._by_name or _by_name(definition, is_whole=self.is_whole)
-        text = text_of(definition)
-        known = _closed_over(definition)
         namespace = vars(sys.modules[definition.__module__]) if isinstance(definition, type) else definition.__globals__
+        known = {**namespace, **_closed_over(definition)}
+        text = self._as_evaluated(definition, text_of(definition), known, name)
         for borrowed in borrowed_names(text):
             if borrowed in GIVEN:
                 continue
-            if borrowed not in known and borrowed not in namespace:
+            if borrowed not in known:
                 raise ModelError(f"{name} uses {borrowed!r}, which is defined nowhere: define it, or import it")
-            self._add_name(borrowed, known[borrowed] if borrowed in known else namespace[borrowed], name)
+            self._add_name(borrowed, known[borrowed], name)
         self.parts.append(f"{name} = {text}\n" if definition.__name__ == LAMBDA else text)
 
     def value(self, value: object, user: str) -> str:
@@ -179,6 +181,18 @@ class Gathering:
     def text(self) -> str:
         imports = "".join(f"{line}\n" for line in sorted(set(self.imports)))
         return "\n\n".join(part for part in (imports, *self.parts) if part)
+
+    def _as_evaluated(self, definition: Definition, text: str, names: dict[str, object], user: str) -> str:
+        """Return a definition's text with the default arguments and attributes that it has; add their names.
+
+        Python evaluated them when the definition was run: a name in them may stand for something else by now.
+        """
+        written: list[tuple[ast.expr, str]] = []
+        for expression, value in _evaluated(definition, ast.parse(text).body[0]):
+            if not _has_value(expression, value, names):
+                written.append((expression, self.value(value, user)))
+                names.setdefault(written[-1][1], value)
+        return _replaced(text, written)
 
     def _add_name(self, name: str, value: object, user: str) -> None:
         """Let `name` stand for `value` in the file."""
@@ -206,10 +220,69 @@ class Gathering:
         return True
 
 
+def _function_in(value: object) -> object:
+    """Return the function of a method, which may be a property, a class method or a static one."""
+    return getattr(value, "fget", getattr(value, "__func__", value))
+
+
+def _evaluated(definition: object, node: ast.AST) -> Iterator[tuple[ast.expr, object]]:
+    """Yield the default arguments of a function, or of a class's methods, and its attributes, with their values.
+
+    Those that are not known, as of a function which was decorated by another one, are left out.
+    """
+    match node:
+        case ast.ClassDef():
+            own = vars(definition)
+            for part in node.body:
+                match part:
+                    case ast.FunctionDef() if part.name in own:
+                        yield from _evaluated(_function_in(own[part.name]), part)
+                    case (
+                        ast.Assign(targets=[ast.Name(id=name)], value=ast.expr() as value)
+                        | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+                    ) if name in own and not (isinstance(value, ast.Call) and is_dataclass(definition)):
+                        yield value, own[name]
+        case ast.FunctionDef(args=arguments) | ast.Expr(value=ast.Lambda(args=arguments)):
+            function = inspect.unwrap(definition) if callable(definition) else None
+            if not isinstance(function, FunctionType):
+                return
+            code, names = function.__code__, [each.arg for each in (*arguments.posonlyargs, *arguments.args)]
+            given, by_name = function.__defaults__ or (), function.__kwdefaults__ or {}
+            if names == [*code.co_varnames[: code.co_argcount]] and len(given) == len(arguments.defaults):
+                yield from zip(arguments.defaults, given, strict=True)
+                keywords = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+                yield from ((each, by_name[key.arg]) for key, each in keywords if each and key.arg in by_name)
+
+
+def _has_value(expression: ast.expr, value: object, names: Mapping[str, object]) -> bool:
+    """Tell whether an expression still has a value, as far as that can be known without running it."""
+    if isinstance(value, type | FunctionType):
+        # A definition that was run again is the same one, by its new text.
+        now = names.get(expression.id, value) if isinstance(expression, ast.Name) else value
+        return getattr(now, "__name__", "") == value.__name__
+    if _written(value) is None:
+        return True  # it cannot be sent, and is made again
+    try:
+        now = names[expression.id] if isinstance(expression, ast.Name) else ast.literal_eval(expression)
+    except (KeyError, ValueError, TypeError):
+        return False
+    return is_alike(now, value, lambda here, there: None)
+
+
+def _replaced(text: str, written: Sequence[tuple[ast.expr, str]]) -> str:
+    """Return a text with others in place of expressions in it."""
+    content = text.encode()
+    starts = [0, *accumulate(len(line) + 1 for line in content.split(b"\n"))]
+    for each, other in sorted(written, key=lambda part: (part[0].lineno, part[0].col_offset), reverse=True):
+        first, last = starts[each.lineno - 1], starts[(each.end_lineno or each.lineno) - 1]
+        content = content[: first + each.col_offset] + other.encode() + content[last + (each.end_col_offset or 0) :]
+    return content.decode()
+
+
 def _closed_over(definition: Definition) -> dict[str, object]:
     """Return the variables of functions around a definition that it uses, or its methods do, with their values."""
     parts = vars(definition).values() if isinstance(definition, type) else [definition]
-    functions = [getattr(part, "fget", getattr(part, "__func__", part)) for part in parts]
+    functions = map(_function_in, parts)
     found: dict[str, object] = {}
     for function in functions:
         if isinstance(function, FunctionType):
@@ -244,7 +317,17 @@ def _by_name(definition: Definition, *, is_whole: bool) -> str:
 
 
 def _plain(name: str, value: object, user: str) -> str:
-    """Return a value as it is written in a program."""
+    """Return a value as it is written in a program; `ModelError` if it is not a plain one."""
+    text = _written(value)
+    if text is None:
+        raise ModelError(
+            f"{user} uses {name!r}, a {type(value).__name__}, which cannot be written down for the workers: expected "
+            "a number, a text, a list of such, a function, a class or an installed module; make it within the model"
+        )
+    return text
+
+
+def _written(value: object) -> str | None:
     text = repr(value)
     try:
         is_plain = type(value) in (bool, int, float, str, bytes, tuple, list, dict, set, type(None)) and (
@@ -253,12 +336,7 @@ def _plain(name: str, value: object, user: str) -> str:
     except (ValueError, SyntaxError):
         is_plain = isinstance(value, float) and not math.isfinite(value)
         text = f"float({text!r})"
-    if not is_plain:
-        raise ModelError(
-            f"{user} uses {name!r}, a {type(value).__name__}, which cannot be written down for the workers: expected "
-            "a number, a text, a list of such, a function, a class or an installed module; make it within the model"
-        )
-    return text
+    return text if is_plain else None
 
 
 def _is_installed(module: str) -> bool:

@@ -153,10 +153,10 @@ class Run(msgspec.Struct, frozen=True, dict=True):
         (bool), as in the table. A row with a value that did not occur in training has None, or NaN, which a warning
         names. Numbers are in the units of the data, dates in microseconds since 1970, and one alone is (n,). For a run
         on arrays it is an array of samples as they were stored, or the path of an .npy file, or of an .npz with `x`. If
-        the samples had several arrays, it is a dictionary of them by name, a tuple of them in order, or the path of an
-        .npz with `x.NAME`. A class without a name is its number, int64. For a run on pictures it may be the path of
-        one, or of a folder of them, which come by name. With `loss="bce"` it is 0 or 1 for each label, (n, labels);
-        with a loss of your own, the model's outputs.
+        the samples had several arrays, it is a dictionary of them by name, or the path of an .npz with `x.NAME`; a
+        tuple only if they were one in training, because names have no order. A class without a name is its number,
+        int64. For a run on pictures it may be the path of one, or of a folder of them, which come by name. With
+        `loss="bce"` it is 0 or 1 for each label, (n, labels); with a loss of your own, the model's outputs.
 
         A CSV file is read as that of the training was, unless `encoding`, `delimiter` or `decimal` is given. `na` has
         values that stand for a missing one, besides those of the training.

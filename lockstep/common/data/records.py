@@ -3,7 +3,7 @@
 Inputs have names, as "image" and "table", or are numbered from 0. Among labels, one name is that of samples' weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,11 @@ def as_records(arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
 def fields_of(samples: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Return the arrays of records by name, as views; of other samples, themselves without a name."""
     return {name: samples[name] for name in samples.dtype.names} if samples.dtype.names else {"": samples}
+
+
+def are_numbered(names: Sequence[str]) -> bool:
+    """Tell whether names are the places of arrays that were given in order: others have no order but the alphabet's."""
+    return list(names) == [str(place) for place in range(len(names))]
 
 
 def parts_of(records: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:

@@ -14,7 +14,7 @@ from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import Tree
-from lockstep.common.data.records import fields_of
+from lockstep.common.data.records import are_numbered, fields_of
 from lockstep.common.errors import ModelError
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
@@ -298,6 +298,6 @@ def arguments_of(images: Array, tensor: Callable[[Array], Any]) -> tuple[list[An
     """Return samples as a model is given them: several arrays by their names, or in order if these are their places."""
     fields = {name: tensor(np.ascontiguousarray(array)) for name, array in fields_of(images).items()}
     names = images.dtype.names
-    if names is None or list(names) == [str(place) for place in range(len(names))]:
+    if names is None or are_numbered(names):
         return list(fields.values()), {}
     return [], fields

@@ -152,7 +152,7 @@ def _tested_with(
         return _alone(data, samples, labels, described.classes), left_out
     if described.kind == "pictures" and not is_array_source(data) and has_pictures(path):
         return _pictures(described, data, path), 0
-    if path.suffix == ".npz" and not is_to_be_packed(data):
+    if path.suffix == ".npz" and (trained_on.train.images.dtype.names or not is_to_be_packed(data)):
         return _records(trained_on, data, path), 0
     if is_array_source(data) and is_to_be_packed(data):
         with open_arrays(data) as opened:

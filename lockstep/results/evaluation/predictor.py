@@ -22,7 +22,7 @@ from lockstep.common.data.array_source import as_samples
 from lockstep.common.data.columns import ColumnKind, unscaled
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.folder import Conversion, Reading
-from lockstep.common.data.records import as_input, as_records
+from lockstep.common.data.records import are_numbered, as_input, as_records
 from lockstep.common.errors import DataError
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.numerics.choice import prefer_numerics
@@ -202,16 +202,25 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
 
 
 def records_like(train: Dataset, rows: Any) -> NDArray[Any]:
-    """Return inputs that have names, given by these, in order, or as an array if there is one, as the training set."""
+    """Return inputs that have names, given by these, or as an array if there is one, as the training set.
+
+    Numbered inputs may be a tuple. `DataError` if others are one, because the order of the user is not recorded: that
+    of an .npz is the alphabet's.
+    """
     kinds, names = train.images.dtype, train.images.dtype.names or ()
     wanted = ", ".join(
         f"{name!r} of shape {_shape_text(('n', *kinds[name].shape))} and dtype {kinds[name].base}" for name in names
     )
-    expected = f"{wanted}, as it was trained on{', by name or as a tuple in this order' * (len(names) > 1)}"
+    takes_tuple = len(names) == 1 or are_numbered(names)
+    by_name = f", as {{{', '.join(f'{name!r}: ...' for name in names)}}}"
+    how = ", by name or as a tuple in this order" if are_numbered(names) else by_name
+    expected = f"{wanted}, as it was trained on{how * (len(names) > 1)}"
     if isinstance(rows, Mapping):
         given = {name: _as_array(array, expected) for name, array in rows.items()}
     else:
         arrays = rows if isinstance(rows, tuple) or (isinstance(rows, list) and len(names) > 1) else [rows]
+        if len(arrays) == len(names) and not takes_tuple:
+            raise DataError(f"inputs in a {type(rows).__name__}, without their names: expected {expected}")
         keys = names if len(arrays) == len(names) else range(len(arrays))
         given = {key: _as_array(array, expected) for key, array in zip(keys, arrays, strict=True)}
     if set(given) == set(names) and all(given[name].shape[1:] == kinds[name].shape for name in names):

@@ -1,5 +1,6 @@
 """A model of one's own is told by its source: what it uses comes with it, and what cannot come is named."""
 
+import dataclasses
 import linecache
 import site
 import sys
@@ -233,6 +234,59 @@ def test_a_cell_that_changed_since_is_told(notebook: dict[str, Any]) -> None:
     linecache.cache[name] = (1, None, ["class Other: pass\n"], name)
     with pytest.raises(ModelError, match=r"the source of Net in .* has changed since it was run: run its cell again"):
         text_of(notebook["Net"])
+
+
+EVALUATED = """
+WIDTH, KIND = 24, nn.Tanh
+def half(width=WIDTH // 2, *, scale=WIDTH):
+    return width * scale
+class Net(nn.Module):
+    depth: int = WIDTH + 1  # ä
+    ä, steps = 1, 2
+    rest = 3
+    def __init__(self, width=WIDTH, kind=KIND, sizes=(3, 4), inner=half, *, name="ä", scale = (-WIDTH)):
+        super().__init__()
+        self.linear, self.kind = nn.Linear(784, width), kind()
+        self.all = [self.depth, width, sizes, inner(), name, scale, self.times(), WIDTH, self.rest]
+    @staticmethod
+    def times(factor=WIDTH):
+        return factor
+build = lambda width=WIDTH: Net(width)
+def around(width):
+    class Inner(Net):
+        own = width
+        def __init__(self, size=width): super().__init__(size)
+    return Inner
+Inner = around(WIDTH)
+"""
+
+
+@pytest.mark.parametrize("name", ["Net", "build", "Inner"])
+def test_default_arguments_and_attributes_have_their_values_of_then(
+    tmp_path: Path, notebook: dict[str, Any], name: str
+) -> None:
+    run_cell(EVALUATED, notebook)
+    run_cell("WIDTH, KIND = 40, nn.ReLU\nNet.rest = 5", notebook, number=2)
+    here = notebook[name]()
+    there = built(model_text(notebook[name]), tmp_path)
+    assert repr(there) == repr(here)
+    assert vars(there)["all"] == [25, 24, (3, 4), 288, "ä", -24, 24, 40, 5] == vars(here)["all"]
+    assert getattr(there, "own", 24) == getattr(here, "own", 24)
+
+
+def test_what_has_its_value_is_sent_as_it_was_written(notebook: dict[str, Any]) -> None:
+    cell = """@dataclasses.dataclass
+class Net:
+    width: int = dataclasses.field(default=3, repr=False)
+    kind: type = nn.Tanh
+    size = 2.5, -1
+    def area(self, deep=scale, factor=1_000, where=None, made=lambda width: width + width, of=nn.Linear(2, 3), by=half):
+        return factor
+"""
+    notebook["dataclasses"] = dataclasses
+    half = "def half(x):\n    return x\n"
+    run_cell("scale = 7\n" + half + cell + half, notebook)
+    assert model_text(partial(notebook["Net"])).text.count(cell) == 1
 
 
 def test_borrowed_names() -> None:

@@ -232,6 +232,17 @@ class Both(nn.Module):
         return self.linear(F.concatenate([x.reshape(len(x), -1), z], dim=1))
 
 
+class Difference(nn.Module):
+    """Predicts a number from two inputs of one shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+
+    def forward(self, z: Any, a: Any) -> Any:
+        return self.linear(z - a)
+
+
 SERIES, MORE = (np.random.default_rng(seed).normal(2.0, 3.0, shape) for seed, shape in ((0, (60, 8, 3)), (1, (60, 2))))
 SUMS = SERIES.sum(axis=(1, 2)) + 100.0
 OF_INPUTS: dict[str, Any] = {"loss": "mse", "workers": 0, "steps": 3, "global_batch": 20, "verbose": False}
@@ -269,12 +280,25 @@ def test_several_inputs_come_by_name_or_in_order(tmp_path: Path, capsys: pytest.
     inputs = {"x": SERIES, "z": MORE}
     done = fit(Both, ((inputs, SUMS), (inputs, SUMS)), run_dir=tmp_path / "run", **OF_INPUTS)
     expected = done.predict(inputs)
-    for given in ((SERIES, MORE), [SERIES, MORE], {"z": MORE, "x": SERIES}):
-        assert done.predict(given).tolist() == expected.tolist()
+    assert done.predict({"z": MORE, "x": SERIES}).tolist() == expected.tolist()
+    numbered = fit(Both, (((SERIES, MORE), SUMS), ((SERIES, MORE), SUMS)), run_dir=tmp_path / "numbered", **OF_INPUTS)
+    for given in ((SERIES, MORE), [SERIES, MORE], {"1": MORE, "0": SERIES}):
+        assert numbered.predict(given).tolist() == expected.tolist()
     np.savez(tmp_path / "new.npz", **{"x.x": SERIES, "x.z": MORE, "y": SUMS})
     assert done.predict(tmp_path / "new.npz").tolist() == expected.tolist()
     found = evaluation(capsys, done.folder, "--data", str(tmp_path / "new.npz"))
     assert found["targets"] == evaluation(capsys, done.folder)["targets"]
+
+
+def test_a_tuple_of_inputs_that_have_names_is_refused(tmp_path: Path) -> None:
+    # The file of the run's data has no order but the alphabet's: a tuple would be taken in another one in silence.
+    inputs = {"z": MORE, "a": MORE[:, ::-1]}
+    done = fit(Difference, ((inputs, SUMS), (inputs, SUMS)), run_dir=tmp_path / "run", **OF_INPUTS)
+    for given in (tuple(inputs.values()), list(inputs.values())):
+        with pytest.raises(
+            DataError, match=r"without their names: expected 'a' of .*, as \{'a': \.\.\., 'z': \.\.\.\}$"
+        ):
+            done.predict(given)
 
 
 def test_inputs_of_another_form_are_refused_with_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,7 +312,7 @@ def test_inputs_of_another_form_are_refused_with_theirs(tmp_path: Path, capsys: 
         (alone, {"z": SERIES}, "'z' of shape (60, 8, 3) and dtype float64", one),
         (alone, (SERIES, MORE), "of shape (60, 8, 3) and dtype float64, of shape (60, 2) and dtype float64", one),
         (both, SERIES, "of shape (60, 8, 3) and dtype float64", two),
-        (both, (MORE, SERIES), "'x' of shape (60, 2) and dtype float64, 'z' of shape (60, 8, 3) and dtype", two),
+        (both, (MORE, SERIES), "in a tuple, without their names", two),
         (both, (SERIES, MORE, MORE), "of shape (60, 8, 3) and dtype float64, of shape (60, 2) and dtype", two),
         (both, {}, "without an array", two),
     ):
