@@ -22,7 +22,7 @@ from lockstep.common.runtime.version import VERSION
 from lockstep.packing.files import files_below, has_pictures, table_files
 from lockstep.packing.options import PackOptions, Spelling, Watch
 from lockstep.packing.pack import pack
-from lockstep.ps.records.run_folder import read_receipt
+from lockstep.ps.records.run_folder import RECEIPT, read_receipt
 
 #: Shows how far packing is, for as long as the context lasts.
 Progress = Callable[[str], AbstractContextManager[Watch]]
@@ -77,10 +77,7 @@ def packed_source(
     stem = re.sub(r"[^\w-]+", "-", path.resolve().stem)[:40] or "data"
     folder = cache / "datasets" / f"{stem}{_name_of(path, options)}"
     if not (folder / MANIFEST).is_file():
-        with progress(f"packing {source}") as watch:
-            packed = pack(str(path), folder, options, watch)
-        for line in packed.lines():
-            say(line)
+        _pack_into(folder, path, options, source, progress, say)
     else:
         _record_origin(folder, options.origin(str(path)))
     if loss is not None:
@@ -101,6 +98,38 @@ def training_data_at(
     kept = read_receipt(run).data
     options = PackOptions() if kept is None else PackOptions.recorded(kept.origin)
     return packed_source(place, options, None, cache, progress, say)
+
+
+def pack_again(run: Path, data: str, cache: Path, progress: Progress, say: Callable[[str], None]) -> None:
+    """Pack the data of a run that is resumed again, if it was in the cache and is there no more.
+
+    DataError with the command that packs it, if its source is not here as it was; nothing is done for other data.
+    """
+    folder = Path(data)
+    kept = read_receipt(run).data if not folder.exists() and (run / RECEIPT).is_file() else None
+    if kept is None or not kept.origin.version or not kept.origin.source:
+        return
+    source, options = Path(kept.origin.source), PackOptions.recorded(kept.origin)
+    if (
+        not source.exists()
+        or folder.parent != cache / "datasets"
+        or not folder.name.endswith(_name_of(source, options))
+    ):
+        why = "" if not source.exists() else " with the file as it was then,"
+        raise DataError(
+            f"the run in {str(run)!r} needs its training data, which is not here: make it again{why} with "
+            f"`{kept.origin.pack_command(data)}`"
+        )
+    _pack_into(folder, source, options, str(source), progress, say)
+
+
+def _pack_into(
+    folder: Path, source: Path, options: PackOptions, named: str, progress: Progress, say: Callable[[str], None]
+) -> None:
+    with progress(f"packing {named}") as watch:
+        packed = pack(str(source), folder, options, watch)
+    for line in packed.lines():
+        say(line)
 
 
 def _record_origin(folder: Path, origin: Origin) -> None:

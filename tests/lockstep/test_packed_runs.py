@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lockstep import fit, load_run, nn
+from lockstep import fit, load_run, nn, resume
+from lockstep.api.callbacks import LambdaCallback
 from lockstep.api.run import Run
 from lockstep.cli.main import run
 from lockstep.cli.results.export import write_model
@@ -457,6 +458,34 @@ def test_pictures_by_class(place: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_run_has_its_data_and_takes_no_other_when_it_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", "--resume", "run", "--target", "town"]) == 2
     assert capsys.readouterr().err.startswith("error: --resume with --target: the run has its data")
+
+
+@pytest.mark.parametrize("way", ["train", "resume"])
+def test_data_that_left_the_cache_is_packed_again_if_its_source_is_as_it_was(
+    place: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    def interrupt(training: Any, epoch: Any) -> None:
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    brief: dict[str, Any] = {"target": "price", "epochs": 3, "workers": 0, "verbose": False}
+    whole = fit("homes.csv", run_dir="whole", **brief)
+    with pytest.raises(KeyboardInterrupt):
+        fit("homes.csv", run_dir="run", callbacks=[LambdaCallback(on_epoch_end=interrupt)], **brief)
+    shutil.rmtree(place / "cache")
+    table = (place / "homes.csv").read_bytes()
+    for content, why in ((b"", " with the file as it was then,"), (None, "")):
+        (place / "homes.csv").unlink() if content is None else (place / "homes.csv").write_bytes(content)
+        assert run(["train", "--resume", "run"]) == 2
+        error = capsys.readouterr().err
+        command = f"lockstep pack {place / 'homes.csv'} {whole.job.data} --target price"
+        assert error.endswith(f"needs its training data, which is not here: make it again{why} with `{command}`\n")
+    (place / "homes.csv").write_bytes(table)
+    if way == "train":
+        assert "packed 320 samples" in told(capsys, "train", "--resume", "run", "--no-picture")
+    else:
+        resume("run", verbose=False)
+    assert load_run("run").weights_sha256 == whole.weights_sha256
 
 
 def trained_on_two(capsys: pytest.CaptureFixture[str]) -> tuple[Run, Any, Any]:

@@ -11,6 +11,7 @@ from msgspec import Struct
 from rich.console import Console
 
 from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
+from lockstep.cli.options.packing import pack_data_again
 from lockstep.cli.options.run import (
     INSECURE_OPTION,
     KEYS_OPTION,
@@ -192,6 +193,7 @@ def serve_as(flags: ServerFlags) -> int:
             # Not all workers may be back.
             values = {**flags.job.in_file(), **flags.job.given}
             job, options = resumed_job(folder, {name: values[name] for name in values if name != "min_workers"})
+            pack_data_again(folder, job.data, Console(highlight=False))
             return lead(flags, RunOrigin(job=job, options=options, folder=folder, is_resumed=True), page)
         case FolderHolds.NOTHING:
             return lead(flags, origin_of(flags), page)
@@ -215,6 +217,7 @@ def origin_of(flags: ServerFlags) -> RunOrigin:
     else:
         check_resume_flags(job=flags.job.file, run_dir=flags.run_dir)
         job, options = resumed_job(flags.resume, flags.job.given)
+        pack_data_again(flags.resume, job.data, Console(highlight=False))
     folder, is_resumed = flags.resume or flags.run_dir, flags.resume is not None
     return RunOrigin(job=job, options=options, folder=folder, is_resumed=is_resumed)
 

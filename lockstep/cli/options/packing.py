@@ -19,7 +19,7 @@ from lockstep.cli.options.types import SEED, share_below_one
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.environment import own_cache
 from lockstep.common.runtime.notice import notice
-from lockstep.packing.cache import has_changed, packed_source, training_data_at
+from lockstep.packing.cache import has_changed, pack_again, packed_source, training_data_at
 from lockstep.packing.options import DIRECT, Missing, PackOptions, is_delimiter, known_encoding
 from lockstep.ps.records.run_folder import RECEIPT, read_receipt
 from lockstep.results.reports.display import print_plainly
@@ -191,6 +191,11 @@ def with_packed_data(job: JobRequest, packing: PackOptions, console: Console) ->
     cache, loss = Path(own_cache()), job.values().get("loss")
     data = packed_source(job.data(), packing, loss, cache, progress_of, lambda text: print_plainly(console, text))
     return msgspec.structs.replace(job, given={**job.given, "data": data})
+
+
+def pack_data_again(run: Path, data: str, console: Console) -> None:
+    """Pack the data of a run that is resumed if the cache has it no more, as `pack_again`; show how."""
+    pack_again(run, data, Path(own_cache()), progress_of, lambda text: print_plainly(console, text))
 
 
 def training_data_of(run: Path, place: str | None) -> str | None:
