@@ -30,8 +30,8 @@ HEAD_AT = 128
 #: Errors of a file system that cannot reserve space, if the C library does not write zeros by itself.
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
-#: No space; more than the user's quota; more than `ulimit -f`.
-_TOO_MUCH = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: No space; more than the user's quota.
+_TOO_MUCH = (errno.ENOSPC, errno.EDQUOT)
 
 #: Reserves memory for so many bytes of an open, empty file; `OSError` if there is not enough. An argument for tests.
 Allocate = Callable[[int, int], None]
@@ -118,6 +118,11 @@ def mapped(descriptor: int, shape: Shape, *, is_writable: bool) -> Segment:
 
 def refusal(path: Path, shape: Shape, error: OSError) -> str:
     """Return why there is no memory for a file."""
+    if error.errno == errno.EFBIG:
+        return (
+            f"{path.parent.parent} has no room for {shape.total / 2**20:.1f} MiB ({error.strerror!r}, a limit of this "
+            "process): start it after `ulimit -f unlimited`, or use --transport ipc"
+        )
     if error.errno not in _TOO_MUCH:
         return f"{path} cannot be created: {error.strerror}"
     space = os.statvfs(path.parent.parent)
