@@ -160,7 +160,7 @@ def test_results(cases: int) -> None:
         lease = talk.leases.pop()
         sums = sums_for(lease)
         if sums and tape.happens(6):
-            sums = [sums[0], *[tape.raw(4 * tape.below(60))] * tape.below(3)]
+            sums = [sums[0], *[tape.raw(4 * tape.below(60))] * tape.below(2)]
         told = talk.say(sums) if sums else []
         told += talk.say([almost(tape, answer_to(lease))])
         if any(isinstance(message, Refused | Eviction | Finished) for message in told):

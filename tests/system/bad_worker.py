@@ -42,6 +42,7 @@ class BadWorker:
         welcome = self.read()
         assert isinstance(welcome, Welcome)
         self.batch, self.pieces = welcome.job.global_batch, welcome.job.micro_batches
+        self.frame = min(FRAME, welcome.size)
         self.say(Ready(rank=welcome.rank, term=welcome.term))
         self.lease = self.first_lease()
 
@@ -95,11 +96,11 @@ def ask_without_reading(bad: BadWorker) -> None:
 
 
 def send_one_frame(bad: BadWorker) -> None:
-    bad.say(bad.part(0), FRAME)
+    bad.say(bad.part(0), bad.frame)
 
 
 def send_frames_of_no_lease(bad: BadWorker) -> None:
-    bad.say(SumsFrame(step=10**9, lo=0, hi=1, start=FRAME), FRAME)
+    bad.say(SumsFrame(step=10**9, lo=0, hi=1, start=0), bad.frame)
 
 
 def send_garbage(bad: BadWorker) -> None:

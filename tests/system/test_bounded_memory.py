@@ -24,7 +24,7 @@ def build():
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 4000), nn.ReLU(), nn.Linear(4000, 10))
 """
 
-#: Bytes of its vector: 13 frames.
+#: Bytes of its vector: five frames.
 VECTOR = 4 * (784 * 4000 + 4000 + 4000 * 10 + 10)
 
 #: Workers in a run here, the bad one included, and what all may cost beside the steady state.
