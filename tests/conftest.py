@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Generator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,22 @@ def pytest_collection() -> Generator[None, object, object]:
 SLOW_S = 3600.0
 
 
+#: The folders of tests that mostly wait for processes.
+WAITING = frozenset({"system", "deploy"})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests marked slow more time than the others, if they do not ask for another limit."""
+    """Spread the modules whose tests wait, and give tests marked slow more time if they do not ask for another limit.
+
+    Side by side, as they are collected, tests that wait would leave cores idle.
+    """
+    modules = [list(module) for _, module in groupby(items, key=lambda item: item.path)]
+    waiting = [module for module in modules if module[0].path.parent.name in WAITING]
+    others = [module for module in modules if module[0].path.parent.name not in WAITING]
+    places = [
+        ((number + 0.5) / len(group), module) for group in (waiting, others) for number, module in enumerate(group)
+    ]
+    items[:] = [item for _, module in sorted(places, key=lambda each: each[0]) for item in module]
     for item in items:
         if item.get_closest_marker("slow") is not None and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(SLOW_S))
