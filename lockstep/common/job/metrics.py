@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, SupportsFloat
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -60,8 +60,8 @@ class Metric(msgspec.Struct, frozen=True):
     #: How many sums there are, or of each class if it counts by class.
     width: int
     figure: FigureOf
-    #: Sums of rows, (width,), or (width * classes,); None of a metric without sums, or of the user.
-    sums: Callable[[ComparedRows], Sums] | None = None
+    #: Sums of rows, `width` or `width * classes`; None of a metric without sums, or of the user.
+    sums: Callable[[ComparedRows], Sequence[float]] | None = None
     is_by_class: bool = False
     #: Whether all sums are whole numbers, which are exact in any order.
     is_whole: bool = False
@@ -72,29 +72,25 @@ class Metric(msgspec.Struct, frozen=True):
 # Sums
 
 
-def _of(*sums: SupportsFloat) -> Sums:
-    return np.array(sums, np.float64)
-
-
-def _right(rows: ComparedRows) -> Sums:
+def _right(rows: ComparedRows) -> Sequence[float]:
     if rows.kind is LossKind.LABELS:
-        return _of(np.count_nonzero((rows.outputs > 0.0) == (rows.targets > 0.5)), rows.targets.size)
-    return _of(np.count_nonzero(rows.outputs.argmax(axis=1) == rows.targets), len(rows.targets))
+        return float(np.count_nonzero((rows.outputs > 0.0) == (rows.targets > 0.5))), float(rows.targets.size)
+    return float(np.count_nonzero(rows.outputs.argmax(axis=1) == rows.targets)), float(len(rows.targets))
 
 
-def _among(best: int) -> Callable[[ComparedRows], Sums]:
+def _among(best: int) -> Callable[[ComparedRows], Sequence[float]]:
     """Return what counts the rows whose class is among so many of the largest outputs; of equal ones the first are."""
 
-    def sums(rows: ComparedRows) -> Sums:
+    def sums(rows: ComparedRows) -> Sequence[float]:
         own = np.take_along_axis(rows.outputs, rows.targets[:, np.newaxis], axis=1)
         is_before = (rows.outputs == own) & (np.arange(rows.outputs.shape[1]) < rows.targets[:, np.newaxis])
         places = np.count_nonzero((rows.outputs > own) | is_before, axis=1)
-        return _of(np.count_nonzero(places < best), len(rows.targets))
+        return float(np.count_nonzero(places < best)), float(len(rows.targets))
 
     return sums
 
 
-def _by_class(rows: ComparedRows) -> Sums:
+def _by_class(rows: ComparedRows) -> Sequence[float]:
     """Count of each class, or label, how often it was predicted rightly, was predicted, and was the target."""
     classes = rows.outputs.shape[1]
     if rows.kind is LossKind.LABELS:
@@ -104,18 +100,19 @@ def _by_class(rows: ComparedRows) -> Sums:
         predicted = rows.outputs.argmax(axis=1)
         found = rows.targets[predicted == rows.targets], predicted, rows.targets
         counts = [np.bincount(each, minlength=classes) for each in found]
-    return np.concatenate(counts).astype(np.float64)
+    sums: list[float] = np.concatenate(counts).astype(np.float64).tolist()
+    return sums
 
 
-def _errors(size_of: Callable[[Sums], Sums]) -> Callable[[ComparedRows], Sums]:
+def _errors(size_of: Callable[[Sums], Sums]) -> Callable[[ComparedRows], Sequence[float]]:
     """Return what adds up errors of numbers, whose size that function has."""
 
-    def sums(rows: ComparedRows) -> Sums:
+    def sums(rows: ComparedRows) -> Sequence[float]:
         errors = size_of(rows.outputs.astype(np.float64) - rows.targets)
         if rows.weights is None:
-            return _of(halved_sum(errors), errors.size)
+            return halved_sum(errors), float(errors.size)
         weights = rows.weights.astype(np.float64)
-        return _of(halved_sum(errors * weights[:, np.newaxis]), halved_sum(weights) * errors.shape[1])
+        return halved_sum(errors * weights[:, np.newaxis]), halved_sum(weights) * errors.shape[1]
 
     return sums
 

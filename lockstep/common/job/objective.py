@@ -296,27 +296,27 @@ class Objective:
 
     def metric_sums(self, outputs: Array, targets: Array) -> tuple[float, ...]:
         """Return the sums of all metrics, one after the other; `ModelError` if one cannot be computed of these."""
-        found = [self._sums(name, metric, outputs, targets) for name, metric in self.metrics.by_name.items()]
-        return tuple(number for sums in found for number in sums)
+        found: list[float] = []
+        for name, metric in self.metrics.by_name.items():
+            found += self._sums(name, metric, outputs, targets)
+        return tuple(found)
 
     def _sums(self, name: str, metric: Metric, outputs: Array, targets: Array) -> Sequence[float]:
         if not metric.width:
             return ()
         if metric.sums is None:
             return self._own_sums(name, outputs, targets)
-        rows = self._rows_for(name, metric, outputs, targets)
+        is_own = self.kind is LossKind.OWN
+        rows = self._rows_for_own(name, metric, outputs, targets) if is_own else self._compared_rows(outputs, targets)
         if metric.is_by_class and rows.outputs.shape[1] > MOST_CLASSES:
             raise ModelError(
                 f"metrics has {name!r} with {rows.outputs.shape[1]} classes: expected at most {MOST_CLASSES}, since it "
                 "has three sums of each; use accuracy or top5"
             )
-        sums: list[float] = metric.sums(rows).tolist()
-        return sums
+        return metric.sums(rows)
 
-    def _rows_for(self, name: str, metric: Metric, outputs: Array, targets: Array) -> ComparedRows:
-        """Return the rows that a metric compares; for a user's loss, as one with a name would."""
-        if self.kind is not LossKind.OWN:
-            return self._compared_rows(outputs, targets)
+    def _rows_for_own(self, name: str, metric: Metric, outputs: Array, targets: Array) -> ComparedRows:
+        """Return the rows that a metric compares with a user's loss: as one with a name would."""
         values, _ = (targets, None) if targets.dtype.names is None else parts_of(targets)
         if LossKind.NUMBERS in metric.kinds:
             loss = "mse"
