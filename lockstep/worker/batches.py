@@ -81,7 +81,8 @@ class Batches:
         """
         raw, labels = self._stored(indices, step)
         out = None if is_kept else self._memory_for(raw)
-        images = self.preparation.images(raw, self._shifts(step, local_batch), out)
+        shifts = self._shifts(step, local_batch) if self.job.max_shift else None
+        images = self.preparation.images(raw, shifts, out)
         return images, self.objective.targets(labels)
 
     def _memory_for(self, raw: Array) -> Array | None:
@@ -106,10 +107,8 @@ class Batches:
             return raw, labels
         return self.transform.apply(raw, labels, indices, self.sampler.epoch_of(step))
 
-    def _shifts(self, step: int, local_batch: int) -> np.random.Generator | None:
+    def _shifts(self, step: int, local_batch: int) -> np.random.Generator:
         """Return what draws by how much the images of a local batch are shifted."""
-        if not self.job.max_shift:
-            return None
         return generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=local_batch)
 
     def fill(self, step: int, node: Node, images: Array, targets: Array) -> None:

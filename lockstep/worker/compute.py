@@ -89,7 +89,8 @@ class Compute:
             return SumsByMicroBatch(self.local, self.layout, sink, self._attempt)
         leaf = GradientSums(self.engine, self.layout, self.batches)
         one_by_one = SumsByMicroBatch(leaf, self.layout, sink, self._attempt)
-        return SumsInOnePass(one_by_one, self.engine, self.batches)
+        # Otherwise a step of one micro-batch would ask in vain.
+        return one_by_one if self.engine.obstacle else SumsInOnePass(one_by_one, self.engine, self.batches)
 
     @property
     def job(self) -> Job:
@@ -129,13 +130,11 @@ class Compute:
 
     def turn(self, step: int, *, into: int = 0) -> None:
         """Compute with the weights after `step` steps from now on, and write sums into `sums[into]`."""
-        slot, sums = self.slots[step % 2], self.sums[into]
-        if slot is not self.weights:
+        before, self._at = self._at, Vectors(self.slots[step % 2], self.sums[into], step % 2, into)
+        if self._at.weights is not before.weights:
             self.engine.read_from(step % 2)
-            self._at = self._at._replace(weights=slot, reads=step % 2)
-        if sums is not self.into:
+        if self._at.sums is not before.sums:
             self.engine.write_to(into)
-            self._at = self._at._replace(sums=sums, writes=into)
 
     def prove(self, node: Node) -> None:
         """Let the engine make what it computes such nodes of a step with now, if the run is long enough for it."""
@@ -143,6 +142,7 @@ class Compute:
             with np.errstate(all="ignore"):  # as in `train`
                 self._nodes.prove(0, node)
 
+    @np.errstate(all="ignore")  # values that are not finite show in the loss and are reported with their place
     def train(self, step: int, node: Node, send: SendBucket | None = None) -> tuple[Vector, Tally]:
         """Return the sums over the micro-batches of a node, added and rounded over the tree, and their tally.
 
@@ -153,17 +153,16 @@ class Compute:
         self._attempt.begin()
         # The next lease is most likely the same part of the next step; it is read while this one is computed.
         self.batches.read_ahead(step + 1, node)
-        with np.errstate(all="ignore"):  # values that are not finite show in the loss and are reported with their place
-            return self.into, self._nodes.train(step, node, self._at, send)
+        return self.into, self._nodes.train(step, node, self._at, send)
 
+    @np.errstate(all="ignore")  # as in `train`
     def evaluate(self, node: Node, work: Work = "evaluate") -> Tally:
         """Return the tally of a node of chunks, added over their tree: of the test set, or to "validate" of that set.
 
         Raises `NotFiniteError`, and `StoppedError` as `train`.
         """
         self._attempt.begin()
-        with np.errstate(all="ignore"):  # as in `train`
-            return self._evaluate(node, work)
+        return self._evaluate(node, work)
 
     def _evaluate(self, node: Node, work: Work) -> Tally:
         if len(node) == 1:

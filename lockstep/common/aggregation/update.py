@@ -179,6 +179,7 @@ class UpdatePass:
             blocks = [block_squares(self.mean(chunk, terms, divisor)) for chunk in self.trained_chunks(part)]
         return np.concatenate(blocks) if blocks else np.empty(0, np.float64)
 
+    @np.errstate(all="ignore")  # what overflows is found here, or shows in the next loss with its place
     def run(self, at: UpdateStep, part: Slice, terms: Terms) -> int | None:
         """Write the new weights and slots of a part; return the first place that is not finite, None if all are.
 
@@ -186,11 +187,11 @@ class UpdatePass:
         stay as they are. The place is that in the whole vector.
         """
         are_finite = True
-        with np.errstate(all="ignore"):  # what overflows is found here, or shows in the next loss with its place
-            for chunk in self.chunks(part):
-                scale, change = (None, self._observe) if chunk.rule is None else (at.scale, self._follow)
-                are_finite &= change(at, chunk, self._mean(chunk, terms, at.divisor, scale))
-                self._serve(at, chunk)
+        for chunk in self.chunks(part):
+            scale, change = (None, self._observe) if chunk.rule is None else (at.scale, self._follow)
+            are_finite &= change(at, chunk, self._mean(chunk, terms, at.divisor, scale))
+            if chunk.served is not None:
+                self._serve(at, chunk.served, chunk)
         return None if are_finite else self._find(at, part)
 
     def _find(self, at: UpdateStep, part: Slice) -> int | None:
@@ -206,12 +207,14 @@ class UpdatePass:
         writes = (at.step + 1) % 2
         old, new = chunk.weights[1 - writes], chunk.weights[writes]
         assert chunk.rule is not None
-        key, slots = (writes, at.reads, at.writes), SlotSets(chunk.slots[at.reads], chunk.slots[at.writes])
-        if key not in chunk.bound:
-            chunk.bound[key] = bound(chunk.rule, old, slots, new)
-        update = chunk.bound[key]
+        key = writes, at.reads, at.writes
+        update = chunk.bound.get(key)
         if update is not None:
             return update(mean, at.rate)
+        slots = SlotSets(chunk.slots[at.reads], chunk.slots[at.writes])
+        if key not in chunk.bound:
+            chunk.bound[key] = bound(chunk.rule, old, slots, new)
+            return self._follow(at, chunk, mean)
         chunk.rule.update(old, mean.compute(), slots, at.step, at.rate, new)
         return first_not_finite(new) is None
 
@@ -228,10 +231,9 @@ class UpdatePass:
             np.add(old, change, out=new)
         return first_not_finite(new) is None
 
-    def _serve(self, at: UpdateStep, chunk: UpdateChunk) -> None:
-        """Write the new weights, rounded, where workers are served, if that is elsewhere."""
-        if chunk.served is not None:
-            writes = (at.step + 1) % 2
-            served = chunk.served[writes]
-            served[:] = chunk.weights[writes]
-            self.rule.wire_weights.round(served, RoundingKey(at.step + 1, Node(0, 1), chunk.start))
+    def _serve(self, at: UpdateStep, places: Pair, chunk: UpdateChunk) -> None:
+        """Write the new weights, rounded, to the places where workers are served."""
+        writes = (at.step + 1) % 2
+        served = places[writes]
+        served[:] = chunk.weights[writes]
+        self.rule.wire_weights.round(served, RoundingKey(at.step + 1, Node(0, 1), chunk.start))

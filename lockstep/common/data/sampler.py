@@ -39,7 +39,7 @@ class Sampler:
 
     def batch_size(self, step: int) -> int:
         """Return the number of samples of `step`: the global batch, or the rest at the end of an epoch."""
-        return min(self.global_batch, self.size - self._start(step))
+        return min(self.global_batch, self.size - step % self.steps_per_epoch * self.global_batch)
 
     def indices(self, step: int, first: int, stop: int | None = None) -> NDArray[np.int64]:
         """Return the samples of the micro-batches `[first, stop)`, by default of one, in their order: (k,).
@@ -53,10 +53,12 @@ class Sampler:
                 f"step {step!r}, micro-batch {wrong!r}: expected a step from 0 and a micro-batch in "
                 f"[0, {self.micro_batches})"
             )
-        start, count = self._start(step), self.batch_size(step)
+        epoch, place = divmod(step, self.steps_per_epoch)
+        start = place * self.global_batch
+        count = min(self.global_batch, self.size - start)
         low = start + first * count // self.micro_batches
         high = start + stop * count // self.micro_batches
-        return self._order(self.epoch_of(step))[low:high]
+        return self._order(epoch)[low:high]
 
     def sizes(self, step: int, first: int, stop: int) -> set[int]:
         """Return how many samples the micro-batches `[first, stop)` of a step have: one number if all are equal."""
@@ -64,9 +66,6 @@ class Sampler:
         if count % parts == 0:
             return {count // parts}
         return {(each + 1) * count // parts - each * count // parts for each in range(first, stop)}
-
-    def _start(self, step: int) -> int:
-        return step % self.steps_per_epoch * self.global_batch
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:

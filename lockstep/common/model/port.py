@@ -14,7 +14,7 @@ from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import Tree
-from lockstep.common.data.records import are_numbered, fields_of
+from lockstep.common.data.records import are_numbered
 from lockstep.common.errors import ModelError
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
@@ -296,8 +296,8 @@ def compared(objective: Objective, outputs: Any, kind: type) -> Any:
 
 def arguments_of(images: Array, tensor: Callable[[Array], Any]) -> tuple[list[Any], dict[str, Any]]:
     """Return samples as a model is given them: several arrays by their names, or in order if these are their places."""
-    fields = {name: tensor(np.ascontiguousarray(array)) for name, array in fields_of(images).items()}
     names = images.dtype.names
-    if names is None or are_numbered(names):
-        return list(fields.values()), {}
-    return [], fields
+    if names is None:
+        return [tensor(np.ascontiguousarray(images))], {}
+    fields = {name: tensor(np.ascontiguousarray(images[name])) for name in names}
+    return (list(fields.values()), {}) if are_numbered(names) else ([], fields)

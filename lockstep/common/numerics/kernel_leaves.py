@@ -437,8 +437,11 @@ def _momentum(
 
     def update(mean: Mean, rate: float) -> bool:
         terms, factor = mean.terms, mean.factor
-        _check(all(each.shape == out.shape for each in terms), "momentum", out, *terms)
-        if mean.divisor == 0.0 or not all(_is_flat(each) and each.dtype == np.float32 for each in terms):
+        is_flat = mean.divisor != 0.0
+        for each in terms:
+            _check(each.shape == out.shape, "momentum", out, *terms)
+            is_flat = is_flat and _is_flat(each) and each.dtype == np.float32
+        if not is_flat:
             return by_numpy(mean, rate)
         first, second = _address(terms[0]), _address(terms[1]) if len(terms) > 1 else None
         divisor, scale = factor or mean.divisor, mean.scale

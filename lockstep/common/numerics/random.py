@@ -56,12 +56,13 @@ class Seeds:
         self._purpose = int(purpose)
         self._philox = np.random.Philox()
         self._state = self._philox.state
+        place = self._state["state"]
+        self._counter, self._key = place["counter"], place["key"]
 
     def at(self, seed: int, *, at: int, micro_batch: int) -> int:
         """Return what `generator(seed, purpose, at=at, micro_batch=micro_batch).integers(2**63)` does."""
-        place = self._state["state"]
-        place["counter"][:] = 0, 0, micro_batch, at
-        place["key"][:] = seed, self._purpose
+        self._counter[:] = 0, 0, micro_batch, at
+        self._key[:] = seed, self._purpose
         # It is a copy, in which nothing was drawn: setting it begins at that place.
         self._philox.state = self._state
         # Below a power of two no draw is rejected, and its highest bits are taken.

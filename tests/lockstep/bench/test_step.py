@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 import numpy as np
@@ -21,7 +22,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.nn.models import MODELS
 from lockstep.common.runtime.clock import ManualClock, SystemClock
 from tests.lockstep.bench.baselines import write_peer
-from tests.lockstep.common.model.pytorch.jobs import NETS
+from tests.lockstep.common.model.pytorch.jobs import NETS, model_file
 from tests.lockstep.tiny_data import write_tiny
 
 
@@ -32,6 +33,29 @@ def test_the_bench_trains(tmp_path: Path) -> None:
     assert len(bench.times(3)) == 3
     assert bench.trainer.setup.shard.updates == 3
     assert bench.trainer.setup.shard.digest() != before
+
+
+def test_a_step_of_a_module_makes_few_calls(tmp_path: Path) -> None:
+    # Each costs about a microsecond, since the products of a step leave nothing else in the caches.
+    pytest.importorskip("torch", reason="needs PyTorch")
+    data = str(write_tiny(tmp_path))
+    text = "def build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.ReLU(), nn.Linear(4, 10))\n"
+    model = model_file(tmp_path, text)
+    job = Job(model=model, data=data, global_batch=8, micro_batches=1, momentum=0.9, numerics="native")
+    bench = LocalSteps(job, load(data), SystemClock())
+    bench.times(2)
+    ours = list[str]()
+
+    def record(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_globals.get("__name__", "").startswith("lockstep."):
+            ours.append(frame.f_code.co_name)
+
+    sys.setprofile(record)
+    try:
+        bench.trainer.step(2)
+    finally:
+        sys.setprofile(None)
+    assert 30 < len(ours) <= 115, ours
 
 
 def test_figures_are_written_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,7 +178,9 @@ def apply(module: Any, images: Array) -> Any:
 
 def _tensor(array: Array) -> Any:
     """Return an array as a tensor. PyTorch has none that is read-only, as data that is mapped is: it gets a copy."""
-    return placed(torch.from_numpy(array if array.flags.writeable else array.copy()))
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    # Whole numbers have the same bits at any place.
+    return placed(tensor) if array.dtype.kind == "f" else tensor
 
 
 def _input(array: Array) -> Any:

@@ -7,6 +7,7 @@ added them to zeros there, that would be one pass more.
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.model.port import OnFinal, changed_freezing
-from lockstep.common.model.pytorch.structure import COUNTER, Structure
+from lockstep.common.model.pytorch.structure import COUNTER, Held, Structure
 
 #: One in so many forwards computes with a copy of the weights, which shows writes that PyTorch does not count, as by
 #: `.data`. It costs two copies and a comparison, less than a hundredth of so many forwards.
@@ -35,7 +36,8 @@ class PlacedWeights:
         self._forwards = self._reading = 0
         #: The copy of the weights with which an audited pass computes, and their values.
         self._audited: tuple[Vector, Vector] | None = None
-        self._expected: list[tuple[Any, int]] = []
+        self._parameters = [parameter for _, parameter in structure.parameters]
+        self._expected: list[tuple[Held, Any, int]] = []
 
     @property
     def vector(self) -> Vector:
@@ -45,35 +47,40 @@ class PlacedWeights:
     def bind(self, vectors: Sequence[Vector]) -> None:
         """Know these vectors by their indices."""
         self._vectors = list(vectors)
-        self._views = [_views(self._structure.layout.parameters, _tensor(vector)) for vector in vectors]
+        self._views = [self._views_into(vector) for vector in vectors]
+
+    def _views_into(self, vector: Vector) -> tuple[list[Any], list[int]]:
+        """Return the parameters as they lie in a vector, and their addresses."""
+        views = _views(self._structure.layout.parameters, _tensor(vector))
+        return views, [view.data_ptr() for view in views]
 
     def read_from(self, index: int) -> None:
         """Let parameters be views into the vector of that index."""
         self._reading, self._audited = index, None
-        self._place(self._views[index])
-        self._expected = [(held.place[held.key], held.place[held.key]._version) for held in self._structure.held]
+        self._place(*self._views[index])
+        held = [(each, each.place[each.key]) for each in self._structure.held]
+        self._expected = [(each, tensor, tensor._version) for each, tensor in held]
 
-    def _place(self, views: Sequence[Any]) -> None:
-        for (_, parameter), view in zip(self._structure.parameters, views, strict=True):
+    def _place(self, views: Sequence[Any], addresses: Sequence[int]) -> None:
+        for parameter, view in zip(self._parameters, views, strict=True):
             parameter.data = view
-        self._placed, self._addresses = views, [view.data_ptr() for view in views]
+        self._placed, self._addresses = views, addresses
 
     def place_again(self) -> None:
         """Let parameters be views into the weights again, if the model has computed with values of its own since."""
-        parameters = self._structure.parameters
-        if parameters and parameters[0][1].data_ptr() != self._addresses[0]:
-            self._place(self._placed)
+        if self._parameters and self._parameters[0].data_ptr() != self._addresses[0]:
+            self._place(self._placed, self._addresses)
 
     def check(self) -> None:
         """Raise `ModelError` if a weight or a buffer was changed: by PyTorch's count of changes, or by its identity."""
-        for held, (tensor, version) in zip(self._structure.held, self._expected, strict=True):
+        for held, tensor, version in self._expected:
             if held.place[held.key] is not tensor or tensor._version != version:
                 raise changed(held.name)
-        for (name, parameter), address in zip(self._structure.parameters, self._addresses, strict=True):
+        for index, (parameter, address) in enumerate(zip(self._parameters, self._addresses, strict=True)):
             if not parameter.requires_grad:
-                raise changed_freezing(name, is_frozen=True)
+                raise changed_freezing(self._structure.parameters[index][0], is_frozen=True)
             if parameter.data_ptr() != address:
-                raise changed(name)
+                raise changed(self._structure.parameters[index][0])
         for name, each in self._structure.frozen:
             if each.requires_grad and isinstance(each, torch.nn.Parameter):
                 raise changed_freezing(name, is_frozen=False)
@@ -81,11 +88,10 @@ class PlacedWeights:
     def begin_audit(self) -> None:
         """Compute this micro-batch with a copy of the weights, if it is its turn."""
         if self._forwards % AUDITED == 0:
-            layout = self._structure.layout
-            copy = layout.new_vector()
+            copy = self._structure.layout.new_vector()
             np.copyto(copy, self.vector)
             self._audited = copy, copy.copy()
-            self._place(_views(layout.parameters, _tensor(copy)))
+            self._place(*self._views_into(copy))
         self._forwards += 1
 
     def end_audit(self) -> None:
@@ -93,7 +99,7 @@ class PlacedWeights:
         if self._audited is None:
             return
         (used, values), self._audited = self._audited, None
-        self._place(self._views[self._reading])
+        self._place(*self._views[self._reading])
         odd = used.view(np.uint32) != values.view(np.uint32)
         if odd.any():
             raise changed(self._structure.layout.name_at(int(np.flatnonzero(odd)[0])))
@@ -104,6 +110,7 @@ class PlacedGradients:
 
     def __init__(self, structure: Structure) -> None:
         self._structure = structure
+        self._parameters = [parameter for _, parameter in structure.parameters]
         self._writing = 0
         self._on_final: OnFinal | None = None
         #: By parameter, how often its gradient was added to in the last backward; empty until it is needed.
@@ -135,11 +142,11 @@ class PlacedGradients:
         self._additions = [0] * len(self._additions)
         self._on_final = on_final if self._is_final_at_once else None
         self._backward(loss)
-        is_reported = self._on_final is not None
+        taken = self._additions if self._on_final is not None else repeat(0)
         self._on_final = None
-        for index, place in enumerate(self._places[self._writing]):
-            if not (is_reported and self._additions[index]):
-                self._take(index, place)
+        for parameter, place, is_taken in zip(self._parameters, self._places[self._writing], taken, strict=False):
+            if not is_taken:
+                _take(parameter, place)
         self._check(is_first=on_final is not None and self._is_final_at_once is None)
 
     def apart(self, loss: Any) -> dict[str, Array]:
@@ -150,32 +157,32 @@ class PlacedGradients:
 
     def _backward(self, loss: Any) -> None:
         """Let PyTorch leave gradients in memory of its own, whatever the model or another engine has put there."""
-        for _, parameter in self._structure.parameters:
+        for parameter in self._parameters:
             parameter.grad = None
-        loss.backward()
-
-    def _take(self, index: int, place: Array) -> None:
-        """Write a gradient to its place, as if it were added to zeros, and let its memory go."""
-        _, parameter = self._structure.parameters[index]
-        gradient, parameter.grad = parameter.grad, None
-        if gradient is None:
-            place.fill(0.0)
-        else:
-            np.add((gradient.to_dense() if gradient.is_sparse else gradient).numpy(), _ZERO, out=place)
+        # The call with which `loss.backward()` ends, as in Megatron-LM: what it does before takes 20 us.
+        torch.autograd.Variable._execution_engine.run_backward(
+            tensors=(loss,),
+            grad_tensors=(torch.ones_like(loss),),
+            keep_graph=False,
+            create_graph=False,
+            inputs=(),
+            allow_unreachable=True,
+            accumulate_grad=True,
+        )
 
     def _listen(self) -> None:
         """Let PyTorch report each gradient that was added to, from now on."""
-        for index, (_, parameter) in enumerate(self._structure.parameters):
+        for index, parameter in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(self._hook(index))
-        self._additions = [0] * len(self._structure.parameters)
+        self._additions = [0] * len(self._parameters)
 
     def _hook(self, index: int) -> Callable[[Any], None]:
         """Return what PyTorch calls when the gradient of a parameter was added to."""
 
-        def finish(_: Any) -> None:
+        def finish(parameter: Any) -> None:
             self._additions[index] += 1
             if self._on_final is not None and self._additions[index] == 1:
-                self._take(index, self._places[self._writing][index])
+                _take(parameter, self._places[self._writing][index])
                 self._on_final(index)
 
         return finish
@@ -191,6 +198,15 @@ class PlacedGradients:
                 f"the gradient of {name!r} has several parts in one micro-batch, and had one before: expected the same "
                 "graph each time; use torch.utils.checkpoint with use_reentrant=False"
             )
+
+
+def _take(parameter: Any, place: Array) -> None:
+    """Write a gradient to its place, as if it were added to zeros, and let its memory go."""
+    gradient, parameter.grad = parameter.grad, None
+    if gradient is None:
+        place.fill(0.0)
+    else:
+        np.add((gradient.to_dense() if gradient.is_sparse else gradient).numpy(), _ZERO, out=place)
 
 
 class PlacedStatistics:
@@ -265,6 +281,8 @@ class PlacedStatistics:
         `InstanceNorm` counts nothing.
         """
         statistics = self._structure.statistics
+        if not statistics:
+            return False
         now = [getattr(each.layer._buffers.get(COUNTER), "_version", 0) for each in statistics]
         new = [after - before for after, before in zip(now, self._counted, strict=True)]
         self._counted = now
