@@ -45,6 +45,8 @@ class ComparedRows(NamedTuple):
     kind: LossKind
     #: The weight of each row if samples have weights, (rows,): for figures of numbers, as in their losses.
     weights: Array | None = None
+    #: What one stands for in the units of the labels, (1,) or (numbers,), if numbers were scaled.
+    deviations: Array | None = None
 
 
 #: Returns the figure of sums, the mean loss, and the mean squared error of always predicting the targets' mean, None if
@@ -104,11 +106,15 @@ def _by_class(rows: ComparedRows) -> Sequence[float]:
     return sums
 
 
-def _errors(size_of: Callable[[Sums], Sums]) -> Callable[[ComparedRows], Sequence[float]]:
-    """Return what adds up errors of numbers, whose size that function has."""
+def _errors(
+    size_of: Callable[[Sums], Sums], *, has_units: bool = True
+) -> Callable[[ComparedRows], Sequence[float]]:
+    """Return what adds up errors of numbers, whose size that function has: in the units of the labels, or scaled."""
 
     def sums(rows: ComparedRows) -> Sequence[float]:
-        errors = size_of(rows.outputs.astype(np.float64) - rows.targets)
+        errors = rows.outputs.astype(np.float64) - rows.targets
+        # The difference is scaled, and not both numbers: of those far from 0, float32 would keep nothing of it.
+        errors = size_of(errors if rows.deviations is None or not has_units else errors * rows.deviations)
         if rows.weights is None:
             return halved_sum(errors), float(errors.size)
         weights = rows.weights.astype(np.float64)
@@ -178,7 +184,10 @@ METRICS: Mapping[str, Metric] = {
     "perplexity": Metric(_CLASSES, 0, _perplexity, is_higher_better=False),
     "mae": Metric(_NUMBERS, 2, _mean, _errors(np.abs), is_higher_better=False),
     "rmse": Metric(_NUMBERS, 2, _root_mean, _errors(np.square), is_higher_better=False),
-    "r2": Metric(_NUMBERS, 2, lambda sums, loss, guess: _explained(_mean(sums), guess), _errors(np.square)),
+    # As the guess: several numbers are explained as well as each of them is, whatever their units.
+    "r2": Metric(
+        _NUMBERS, 2, lambda sums, loss, guess: _explained(_mean(sums), guess), _errors(np.square, has_units=False)
+    ),
 }
 
 #: R² if the loss is the mean squared error: there is nothing to add up again.

@@ -337,7 +337,8 @@ class Objective:
     def _compared_rows(self, outputs: Array, targets: Array) -> ComparedRows:
         values, weights = self.compared(targets), None if targets.dtype.names is None else parts_of(targets)[1]
         if self.kind is not LossKind.CLASSES:
-            return ComparedRows(self.in_units(self.rows(outputs)), self.in_units(values), self.kind, weights)
+            deviations = self._scale[1] if self.target_scale else None
+            return ComparedRows(self.rows(outputs), values, self.kind, weights, deviations)
         rows = self.rows(outputs, values.size // max(1, len(outputs)))
         if self.ignore_index is None:
             return ComparedRows(rows, values, self.kind)
@@ -348,7 +349,7 @@ class Objective:
         given: Any = _own_targets(targets, AUTOGRAD) if targets.dtype.names else targets
         if self.kind is not LossKind.OWN:
             rows = self._compared_rows(outputs, targets)
-            outputs, given = rows.outputs, rows.targets
+            outputs, given = self.in_units(rows.outputs), self.in_units(rows.targets)
         try:
             total, count = map(float, self.own_metrics[name](outputs, given))
         except Exception as error:

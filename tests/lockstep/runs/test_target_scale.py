@@ -260,3 +260,16 @@ def test_r2_of_a_validation_set_is_measured_by_its_own_targets(tmp_path: Path) -
     assert len(y) == 38
     error = np.mean(np.square(run.predict(x) - y))
     assert run.result.history[-1].val_r2 == pytest.approx(1.0 - error / y.var(), abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "smooth-l1"])
+@pytest.mark.parametrize("y", [PRICE, 512.0 + 0.01 * (PRICE - 512.0), BOTH], ids=["far", "close together", "two"])
+def test_r2_has_no_units(tmp_path: Path, loss: str, y: NDArray[np.float64]) -> None:
+    run = trained(tmp_path, y, loss=loss, metrics=["r2", "mae"], epochs=3)
+    right = y[200:].reshape(40, -1)
+    errors = run.predict(X[200:]).reshape(40, -1) - right
+    scale = np.square(y[:200].reshape(200, -1).std(axis=0))
+    explained = 1.0 - (np.square(errors) / scale).mean() / (right.var(axis=0) / scale).mean()
+    assert 0.5 < explained < 0.96
+    assert run.test_r2 == pytest.approx(explained, abs=1e-4)
+    assert run.result.history[-1].metrics["test_mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-3)
