@@ -1,9 +1,10 @@
 """`lockstep predict`: the classes or numbers that a trained model predicts of pictures, arrays, or rows of tables."""
 
 import csv
+import math
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def predict_tables(
     Raises DataError at the end with the rows of which nothing is predicted.
     """
     demand("pyarrow", "data", "lockstep predict")
-    targets = [column.name for column in manifest.targets]
+    targets = {column.name: column.std for column in manifest.targets}
     dates = [column.name for column in manifest.targets if column.kind is ColumnKind.DATE]
     rows = chain.from_iterable(predictor.rows(manifest, table, reading) for table in tables)
     count, problems = print_rows(rows, targets, predictor.class_names, dates, as_json=as_json)
@@ -177,12 +178,14 @@ def predict_arrays(predictor: Predictor, files: Sequence[Path], *, as_json: bool
     several = [f"y{place}" for place in range(len(first[0].values))] if first else []
     targets = ["class"] if first and first[0].name else several if len(several) > 1 else ["y"]
     names = predictor.class_names if targets == ["class"] else []
-    print_rows(chain(first, rows), targets, names, as_json=as_json)
+    # One scale may be that of all.
+    scales = [column.std for column in predictor.trained.data.targets] or [1.0]
+    print_rows(chain(first, rows), dict(zip(targets, cycle(scales), strict=False)), names, as_json=as_json)
 
 
 def print_rows(
     rows: Iterator[RowPrediction],
-    targets: Sequence[str],
+    targets: Mapping[str, float],
     class_names: Sequence[str],
     dates: Sequence[str] = (),
     *,
@@ -190,7 +193,8 @@ def print_rows(
 ) -> tuple[int, list[str]]:
     """Print a line for each row, below the names of the targets; return the number of rows, and their problems.
 
-    `dates` are the targets whose numbers are microseconds since 1970.
+    `targets` have their deviations, which decide how many digits are printed. `dates` are the targets whose numbers are
+    microseconds since 1970.
     """
     out = csv.writer(sys.stdout, lineterminator="\n")
     # Before anything is printed: data that cannot be read leaves no file with a head alone.
@@ -208,18 +212,22 @@ def print_rows(
             out.writerow([""] * (2 if class_names else len(targets)))
         else:
             fields = _fields_of(row, targets, (), dates) if not row.name else {}
-            shown = [each if isinstance(each, str) else spelled(each) for each in fields.values()]
+            shown = [text if isinstance(text, str) else spelled(text, targets[name]) for name, text in fields.items()]
             out.writerow(shown or [row.name, f"{max(row.values):.4f}"])
     return count, problems
 
 
-def spelled(number: float) -> str:
-    """Return a number with six significant digits, or with nine if so many may be in front of its point."""
-    return f"{number:.{6 if abs(number) < 1e6 else 9}g}"
+def spelled(number: float, deviation: float) -> str:
+    """Return a number with six significant digits, or with nine if so many may be in front of its point.
+
+    A number that is far from 0 has as many as show a millionth of its deviation.
+    """
+    far = math.log10(abs(number) / deviation) if number else 0.0
+    return f"{number:.{min(15, max(6 if abs(number) < 1e6 else 9, 6 + math.floor(far)))}g}"
 
 
 def _fields_of(
-    row: RowPrediction, targets: Sequence[str], class_names: Sequence[str], dates: Sequence[str]
+    row: RowPrediction, targets: Iterable[str], class_names: Sequence[str], dates: Sequence[str]
 ) -> dict[str, Any]:
     if row.problem:
         return {"error": row.problem}

@@ -45,7 +45,7 @@ class ComparedRows(NamedTuple):
     kind: LossKind
     #: The weight of each row if samples have weights, (rows,): for figures of numbers, as in their losses.
     weights: Array | None = None
-    #: What one stands for in the units of the labels, (1,) or (numbers,), if numbers were scaled.
+    #: The deviation of each number in the units of the labels, (1,) or (numbers,), if numbers were scaled by it.
     deviations: Array | None = None
 
 
@@ -106,9 +106,7 @@ def _by_class(rows: ComparedRows) -> Sequence[float]:
     return sums
 
 
-def _errors(
-    size_of: Callable[[Sums], Sums], *, has_units: bool = True
-) -> Callable[[ComparedRows], Sequence[float]]:
+def _errors(size_of: Callable[[Sums], Sums], *, has_units: bool = True) -> Callable[[ComparedRows], Sequence[float]]:
     """Return what adds up errors of numbers, whose size that function has: in the units of the labels, or scaled."""
 
     def sums(rows: ComparedRows) -> Sequence[float]:

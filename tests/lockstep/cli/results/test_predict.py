@@ -354,5 +354,13 @@ def test_a_folder_of_pictures_is_predicted_by_its_path(folder: Path) -> None:
 
 
 def test_no_digit_in_front_of_the_point_is_lost() -> None:
-    numbers = (-1234567.25, 453_567_123.0, 123456.7891, 0.5, 1e20)
-    assert [spelled(number) for number in numbers] == ["-1234567.25", "453567123", "123457", "0.5", "1e+20"]
+    numbers = (-1234567.25, 453_567_123.0, 123456.7891, 0.5, 1e20, 0.0)
+    known = ["-1234567.25", "453567123", "123457", "0.5", "1e+20", "0"]
+    assert [spelled(number, deviation=1e5) for number in numbers] == known
+
+
+def test_a_number_far_from_0_has_the_digits_of_its_deviation() -> None:
+    assert spelled(999999999998.8361, deviation=1.0) == "999999999998.836"
+    assert spelled(1700085062.25, deviation=3e4) == "1700085062"
+    assert spelled(512.3456789, deviation=0.01) == "512.3456789"
+    assert spelled(512.3456789, deviation=80.0) == "512.346"
