@@ -119,8 +119,8 @@ def signals_of(target: ExaminationTarget, *, with_backward: bool) -> Signals:
     return Signals(
         calls=calls,
         loss=float(loss.data),
-        outputs=target.objective.rows(outputs.data),
-        classes=0 if is_regression else target.data.train.classes,
+        outputs=target.objective.rows(outputs.data, target.data.train.targets),
+        classes=0 if is_regression else target.objective.classes_of(target.data.train),
         guess=float(np.var(targets, axis=0, dtype=np.float64).mean()) if is_regression else 0.0,
         input_size=root_mean_square(images),
         gradients=gradients,

@@ -187,6 +187,8 @@ def _label_findings(job: Job, data: str) -> list[Finding]:
             return []  # loading it reports what it lacks
     samples, train, test = read_npz(path, looked_at).values()
     is_sequence = train.ndim == 2 and samples.dtype.kind in "iu" and samples.shape == train.shape
+    if job.ignore_index is not None:
+        train, test = (np.where(labels == job.ignore_index, 0, labels) for labels in (train, test))
     return check_labels(train, test, is_sequence=is_sequence)
 
 
@@ -194,8 +196,9 @@ def examined_data(examined: ExaminedData) -> list[Finding]:
     """Return the faults of the data, whatever computes."""
     objective, data, findings = examined.objective, examined.data, list[Finding]()
     if not objective.is_regression:
-        train, test = (objective.targets(part.labels) for part in (data.train, data.test))
-        findings += check_balance(train, test, data.class_names, is_weighted=bool(objective.class_weights))
+        # Most of a picture is its background.
+        may_dominate = bool(objective.class_weights) or data.train.labels.ndim > 2
+        findings += check_balance(*examined.counted_classes, data.class_names, may_dominate=may_dominate)
     return [*findings, *check_loss(examined), *check_samples(examined)]
 
 
@@ -208,7 +211,7 @@ def outputs_of(target: ExaminationTarget) -> int:
     shape = dry_run(AutogradModel(target.probe()), two_samples(target.data, 0))
     if objective.is_regression or shape[:-1] != (2, *train.labels.shape[1:]):
         objective.check_fit(train, shape, target.job)
-    return shape[-1]
+    return int(objective.rows(np.empty(shape), train.targets).shape[-1])
 
 
 def examined(target: ExaminationTarget, clock: Clock, cores: int) -> Iterator[Finding]:
@@ -217,8 +220,9 @@ def examined(target: ExaminationTarget, clock: Clock, cores: int) -> Iterator[Fi
     outputs = outputs_of(target)
     unfit: list[Finding] = []
     if not target.objective.is_regression:
-        train, test = (target.objective.targets(part.labels) for part in (target.data.train, target.data.test))
-        unfit = check_classes(train, test, outputs)
+        # The model may have an output for the ignored label, if that is the last.
+        is_last = target.objective.ignore_index == outputs - 1
+        unfit = check_classes(*target.counted_classes, outputs - is_last)
         yield from unfit
     in_data = examined_data(target)
     yield from in_data

@@ -59,7 +59,7 @@ def _of_rows(name: str, labels: NDArray[Any]) -> Finding:
 
 
 def check_classes(train: NDArray[Any], test: NDArray[Any], outputs: int) -> list[Finding]:
-    """Return whether the classes, whole numbers from 0, do not fit that number of outputs."""
+    """Return whether the classes, (targets,) of whole numbers from 0, do not fit that number of outputs."""
     most = int(max(train.max(initial=0), test.max(initial=0)))
     least = int(min(train.min(initial=most), test.min(initial=most)))
     if (least, most) == (1, outputs):
@@ -72,9 +72,9 @@ def check_classes(train: NDArray[Any], test: NDArray[Any], outputs: int) -> list
 
 
 def check_balance(
-    train: NDArray[Any], test: NDArray[Any], names: Sequence[str] = (), *, is_weighted: bool = False
+    train: NDArray[Any], test: NDArray[Any], names: Sequence[str] = (), *, may_dominate: bool = False
 ) -> list[Finding]:
-    """Return whether a class is missing from one of the two sets, or, without weights, has nearly all samples."""
+    """Return whether a class is missing from one of the two sets, or, unless it may, has nearly all samples."""
     counts, tested, findings = np.bincount(train), np.unique(test), list[Finding]()
     missing = np.setdiff1d(tested, np.flatnonzero(counts))
     if missing.size:
@@ -82,7 +82,7 @@ def check_balance(
         findings.append(found("class-is-missing", named=named, missing=missing.size, classes=tested.size))
     else:
         findings += _untested(counts, tested, len(test), names)
-    if not is_weighted and len(counts) > 1 and counts.max() > MOST_OF_ONE * len(train):
+    if not may_dominate and len(counts) > 1 and counts.max() > MOST_OF_ONE * len(train):
         named = class_named(int(counts.argmax()), names)
         findings.append(found("one-class", named=named, count=counts.max(), samples=len(train)))
     return findings

@@ -6,15 +6,17 @@ import tomllib
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from importlib import resources
+from typing import Any
 
 import msgspec
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.columns import Column
-from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.folder import table_at
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.sampler import Sampler
@@ -92,6 +94,16 @@ class ExaminedData(msgspec.Struct, frozen=True, dict=True):
         """The columns of a table; empty for other data."""
         table = table_at(self.job.data)
         return () if table is None else table.columns
+
+    @cached_property
+    def counted_classes(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The classes that count of the training set and of the test set, (targets,) each; for classifiers only."""
+        return self._counted(self.data.train), self._counted(self.data.test)
+
+    def _counted(self, part: Dataset) -> NDArray[Any]:
+        classes = self.objective.compared(self.objective.targets(part.labels))
+        counted: NDArray[Any] = classes[classes != self.objective.ignore_index]
+        return counted
 
     def column_of(self, feature: int) -> Column | None:
         """Return the column that an input of the model is made of; None if it has no name."""

@@ -107,7 +107,8 @@ class TrialSubject(ExaminedData, frozen=True):
         mean = self.objective.guess(train)
         if mean is not None:
             return mean
-        shares = np.bincount(self.objective.targets(train.labels[:])) / self.objective.targets(train.labels[:]).size
+        classes = self.objective.compared(self.objective.targets(train.labels[:]))
+        shares = np.bincount(classes) / classes.size
         return float(-sum(share * math.log(share) for share in shares if share))
 
     def run(self, steps: int, scale: float = 1.0, data: TrainTest | None = None) -> TrialRun:
@@ -330,7 +331,7 @@ def _unlike_the_test_set(subject: TrialSubject, trial: TrialRun) -> Iterator[Fin
         return
     tested = min(TESTED, len(subject.data.test)) * subject.data.train.targets
     if not subject.objective.is_regression:
-        targets = subject.objective.targets(subject.data.test.labels[:TESTED])
+        targets = subject.objective.compared(subject.objective.targets(subject.data.test.labels[:TESTED]))
         most = float(np.bincount(targets).max()) / targets.size
         # Two standard deviations above always giving the commonest class.
         if right > most + 2 * math.sqrt(most * (1 - most) / tested):

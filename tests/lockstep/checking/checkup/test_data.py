@@ -190,7 +190,7 @@ def test_classes_are_in_the_training_set_and_none_has_nearly_all(
     found = check_balance(np.array(train), np.array(test))
     assert [str(each)[: len(text)] for each, text in zip(found, texts, strict=True)] == texts
     # Weights of classes are what the finding advises.
-    weighted = check_balance(np.array(train), np.array(test), is_weighted=True)
+    weighted = check_balance(np.array(train), np.array(test), may_dominate=True)
     assert [each.kind for each in weighted] == [each.kind for each in found if "nearly all" not in each.what]
 
 

@@ -83,6 +83,46 @@ def test_a_planted_mistake_is_named(
     assert re.search(text_of_it, " ".join(map(str, found.findings))), found
 
 
+def pictures(ignored: int | None = None) -> Pairs:
+    """Return pictures with a label for each of their places, most of which are background; one row may be ignored."""
+    x = generator(2, Purpose.CANARY).standard_normal((120, 1, 6, 8)).astype(np.float32)
+    y = np.where(x[:, 0] > 1.8, np.where(x[:, 0] > 2.2, 2, 1), 0)
+    if ignored is not None:
+        y[:, 0] = ignored
+    return (x[:90], y[:90]), (x[90:], y[90:])
+
+
+def places(outputs: int = 3) -> nn.Sequential:
+    layers = (nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, outputs, 3, padding=1))
+    return nn.Sequential(*layers).initialize(1)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "ignored"), [(3, None), (3, 255), (3, -100), (3, 3), (4, 3)], ids=["none", "255", "-100", "3", "4 of 3"]
+)
+def test_healthy_labels_of_places_give_no_alarm(outputs: int, ignored: int | None) -> None:
+    found = doctor(places(outputs), pictures(ignored), **BRIEF, ignore_index=ignored)
+    assert found.is_healthy, found
+
+
+@pytest.mark.parametrize(
+    ("call", "text_of_it"),
+    [
+        ({"lr": 30.0}, "the learning rate is too large: lr = 30"),
+        ({"lr": 30.0, "ignore_index": 255}, "the learning rate is too large: lr = 30"),
+    ],
+)
+def test_a_mistake_in_a_model_of_places_is_named(call: dict[str, Any], text_of_it: str) -> None:
+    found = doctor(places(), pictures(call.get("ignore_index")), **BRIEF, **call)
+    assert text_of_it in " ".join(map(str, found.findings)), found
+
+
+def test_a_class_of_places_that_has_no_training_sample_is_named() -> None:
+    (x, y), (tx, ty) = pictures(255)
+    found = doctor(places(), ((x, np.where(y == 1, 0, y)), (tx, ty)), **BRIEF, ignore_index=255)
+    assert any(finding.what == "class 1 is in the test set and not in the training set" for finding in found.findings)
+
+
 def test_a_wrong_gradient_within_attention_is_named() -> None:
     class Blind(nn.Module):
         def forward(self, x: Any) -> Any:
