@@ -173,14 +173,14 @@ class MicroBatchReplay(msgspec.Struct, frozen=True, kw_only=True):
     #: The indices of the samples in the training set, and their labels.
     samples: list[int]
     labels: list[Any]
-    #: The input of the model after normalisation and shifts, and its SHA-256.
-    inputs: LayerFigures
+    #: The input of the model after normalisation and shifts, by name if it has several; and the SHA-256 of all.
+    inputs: LayerFigures | dict[str, LayerFigures]
     inputs_sha256: str
     #: Sum over the samples, as text if it is not finite; the value in the ledger, None if it has none for them: no such
     #: step, or one with local steps, of which the ledger has the sum.
     loss_sum: float | str
     recorded_loss_sum: float | None
-    #: The number of right predictions; None in a regression.
+    #: The number of right predictions; None without an accuracy.
     correct: int | None
     #: Number of classes or values to predict.
     targets: int
@@ -215,6 +215,7 @@ def inspect(run: RecordedRun, compute: Compute, step: int, micro_batch: int, loc
     seen = compute.engine.inspect(images, targets, DrawKey(compute.job.seed, step, batch))
     loss, outputs, _ = seen.outcome
     recorded = run.steps().get(step) if local is None else None
+    names, has_accuracy = images.dtype.names, "accuracy" in batches.objective.metrics.by_name
     return MicroBatchReplay(
         run=run.folder.name,
         step=step,
@@ -222,11 +223,11 @@ def inspect(run: RecordedRun, compute: Compute, step: int, micro_batch: int, loc
         local_step=None if local is None else local_step,
         samples=indices.tolist(),
         labels=batches.data.train.labels[indices].tolist(),
-        inputs=figures_of(images),
+        inputs=figures_of(images) if names is None else {name: figures_of(images[name]) for name in names},
         inputs_sha256=hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
         loss_sum=loss if np.isfinite(loss) else str(loss),
         recorded_loss_sum=float(recorded.loss_sums()[micro_batch]) if recorded else None,
-        correct=None if batches.objective.is_regression else batches.objective.correct(outputs, targets),
+        correct=batches.objective.correct(outputs, targets) if has_accuracy else None,
         targets=batches.objective.count(targets),
         layers=[layer_of(*output, seen.gradients) for output in seen.layers],
         first_nonfinite=seen.first_nonfinite,

@@ -97,10 +97,12 @@ def summary_lines(replayed: MicroBatchReplay) -> list[str]:
     if replayed.local_step is not None:
         recorded = "a part of the recorded step"
     at = "" if replayed.local_step is None else f", local step {replayed.local_step}"
+    inputs = replayed.inputs if isinstance(replayed.inputs, dict) else {"": replayed.inputs}
+    named = [f"{name} {each.shape}, norm {each.norm:.6g}".strip() for name, each in inputs.items()]
     return [
         f"step {replayed.step}, micro-batch {replayed.micro_batch}{at} of run {replayed.run}",
         f"samples   {shown}{more}",
-        f"inputs    {replayed.inputs.shape}, norm {replayed.inputs.norm:.6g}, SHA-256 {replayed.inputs_sha256[:12]}…",
+        f"inputs    {'; '.join(named)}, SHA-256 {replayed.inputs_sha256[:12]}…",
         f"loss sum  {replayed.loss_sum!r}, {recorded}",
         *([] if replayed.correct is None else [f"correct   {replayed.correct} of {replayed.targets}"]),
     ]

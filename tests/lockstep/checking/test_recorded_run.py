@@ -106,6 +106,47 @@ def test_a_local_step_begins_where_those_before_it_lead_to(tmp_path: Path, capsy
     assert "local step 0 of run" in capsys.readouterr().out
 
 
+SIDES = """from lockstep import nn
+
+
+class Sides(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 2), nn.Linear(3, 2)
+
+    def forward(self, left, right):
+        return self.left(left) + self.right(right)
+
+
+def build():
+    return Sides()
+"""
+
+
+def test_several_inputs_have_figures_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(3)
+    left, right = rng.random((12, 4), np.float32), rng.random((12, 3), np.float32)
+    arrays = {"left": left, "right": right}
+    parts = {f"x_{part}.{name}": array for part in ("train", "test") for name, array in arrays.items()}
+    labels = {f"y_{part}": np.arange(12) % 2 for part in ("train", "test")}
+    np.savez(tmp_path / "sides.npz", allow_pickle=False, **parts, **labels)
+    (tmp_path / "sides.py").write_text(SIDES)
+    data, model = str(tmp_path / "sides.npz"), f"{tmp_path / 'sides.py'}:build"
+    job = job_in(tmp_path, model=model, data=data, normalize=False, global_batch=6, micro_batches=2)
+    folder = record_alone(tmp_path, job)
+    found = replayed(capsys, folder, 1, 1)
+    samples = found["samples"]
+    for name, array in arrays.items():
+        figures = figures_of(array[samples])
+        assert found["inputs"][name]["shape"] == list(figures.shape)
+        assert found["inputs"][name]["norm"] == pytest.approx(figures.norm)
+    assert found["loss_sum"] == found["recorded_loss_sum"]
+    assert run(["replay", str(folder), "--step", "1", "--micro-batch", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "left (3, 4), norm" in shown
+    assert "right (3, 3), norm" in shown
+
+
 def test_every_figure_is_that_of_the_array_in_its_place(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 10))
     job = job_in(tmp_path, model=dict(describe(net)), max_shift=1)
