@@ -455,7 +455,7 @@ def _check_metrics(job: Job) -> None:
                 f"metrics has {_told(value)}{nearest(value, METRICS)}: expected {KNOWN}, or FILE.py:FUNCTION"
             )
         metric = metric_of(value, job.loss)
-        if kind not in metric.kinds and not (kind is LossKind.OWN and metric.width):
+        if not metric.goes_with(kind):
             fitting = [known for known, each in METRICS.items() if kind in each.kinds]
             raise JobError(
                 f"metrics has {value!r} with loss = {_told(job.loss)}: expected {', '.join(fitting) or 'another one'}, "
@@ -476,7 +476,8 @@ def check_monitor(job: Job, monitor: str) -> None:
     name = figure_name(monitor)
     if name != "loss" and name not in known:
         figures = [f"{part}{figure}" for figure in ("loss", *known) for part in ("", "val_", "test_")]
-        hint = f"; add metrics = [{name!r}]" if is_named(name) else ""
+        is_addable = is_named(name) and metric_of(name, job.loss).goes_with(kind_of(job.loss))
+        hint = f"; add metrics = [{name!r}]" if is_addable else ""
         raise JobError(
             f"monitor = {_told(monitor)}{nearest(monitor, figures)} with loss = {_told(job.loss)}: expected one of "
             f"{', '.join(figures)}{hint}"

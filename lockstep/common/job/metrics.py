@@ -70,6 +70,10 @@ class Metric(msgspec.Struct, frozen=True):
     #: None if that is unknown.
     is_higher_better: bool | None = True
 
+    def goes_with(self, kind: LossKind) -> bool:
+        """Tell whether a job with a loss of that kind may name the metric."""
+        return kind in self.kinds or (kind is LossKind.OWN and self.width > 0)
+
 
 # Sums
 

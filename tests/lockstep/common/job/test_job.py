@@ -209,6 +209,10 @@ def test_a_value_out_of_range_or_of_another_kind_is_refused(field: str, value: o
         (Job(metrics=("a.py:val_dice",)), "metrics has a function 'val_dice', which is the name of another figure"),
         (Job(metrics=("a.py:f1",)), "metrics has a function 'f1', which is the name of another figure"),
         (Job(monitor="test_f1"), r"monitor = 'test_f1' .* expected one of loss, val_loss, .*; add metrics = \['f1'\]"),
+        (Job(loss="mse", monitor="val_f1", validation_split=0.2), "expected one of loss, val_loss, .* test_r2$"),
+        (Job(loss="mse", monitor="accuracy"), "expected one of loss, val_loss, .* test_r2$"),
+        (Job(loss="mse", monitor="mae"), r"test_r2; add metrics = \['mae'\]$"),
+        (Job(loss="my.py:loss", monitor="perplexity"), "expected one of loss, val_loss, test_loss$"),
         (Job(metrics=("a.py:dice",), monitor="test_dice"), "monitor = 'test_dice' is a metric of your own: .* 'max'"),
         (Job(metrics=("f1",), monitor_mode="max"), "monitor_mode = 'max' without a metric of your own: remove it"),
         (
