@@ -360,14 +360,17 @@ class Tensor:
         """
         return Tensor(self._data.astype(dtype))
 
-    def argmax(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
-        """Return the indices of the first greatest elements along an axis, or of the flattened tensor without one.
+    def argmax(
+        self, axis: int | None = None, keepdims: bool = False, *, dim: int | None = None, keepdim: bool = False
+    ) -> "Tensor":
+        """Return the indices of the first greatest elements along `axis` or `dim`; None means of the flattened tensor.
 
-        The axis is dropped from the shape, or has size 1 with `keepdims=True`. Raises ValueError for an axis that there
-        is not, and for a tensor without elements.
+        The axis is dropped from the shape, or has size 1 with `keepdims=True`, which is also called `keepdim`. Raises
+        ValueError for an axis that there is not, and for a tensor without elements.
         """
-        kept = np.argmax(self._data, axis=axis, keepdims=True)
-        return Tensor(np.asarray(kept if keepdims else kept.squeeze(axis)))
+        along = axis if dim is None else dim
+        kept = np.argmax(self._data, axis=along, keepdims=True)
+        return Tensor(np.asarray(kept if keepdims or keepdim else kept.squeeze(along)))
 
     def __bool__(self) -> bool:
         return bool(self._data)

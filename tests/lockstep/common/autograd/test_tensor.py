@@ -336,3 +336,5 @@ def test_argmax(axis: int | None, keepdims: bool) -> None:
     np.testing.assert_array_equal(
         Tensor(X).argmax(axis, keepdims).data, expected if keepdims else expected.squeeze(axis), strict=True
     )
+    by_torch = Tensor(X).argmax(dim=axis, keepdim=keepdims)
+    np.testing.assert_array_equal(by_torch.data, Tensor(X).argmax(axis, keepdims).data, strict=True)
