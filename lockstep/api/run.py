@@ -193,7 +193,8 @@ class Run(msgspec.Struct, frozen=True, dict=True):
     def class_names(self) -> list[str]:
         """The names of the classes, in the order of the columns of `predict_proba`.
 
-        Classes without names have their numbers, as texts. Empty if the run has no classes.
+        Classes without names, and labels of `loss="bce"`, have their numbers, as texts. An ignored label is none of the
+        classes. Empty if the run has no classes.
         """
         return self._predictor.class_names
 

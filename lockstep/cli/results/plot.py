@@ -73,7 +73,8 @@ def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: boo
         raise UsageError(f"cannot write to the folder {str(folder)!r}: {error.strerror}") from None
     plots = partial(_plots, training_data=training_data)
     lines = _events if is_events else _learning if is_brief else plots
-    print_plainly(console, *map(as_given, lines(runs, curves, folder)))
+    for line in lines(runs, curves, folder):
+        print_plainly(console, as_given(line))
 
 
 def _folder_of(runs: tuple[Path, ...]) -> Path:

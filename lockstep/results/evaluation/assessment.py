@@ -75,8 +75,16 @@ class Assessment(msgspec.Struct, frozen=True):
         return confusion_of(targets[kept], predicted[kept], self.outputs.shape[1])
 
     def surest_mistakes(self) -> NDArray[np.intp]:
-        """Return the indices of a classifier's mistakes, those with the least probability of the true class first."""
-        labels = self.targets
+        """Return the indices of a classifier's mistakes, those with the least probability of the true class first.
+
+        Raises ModelError unless each sample has one right class.
+        """
+        if not self.has_classes or len(self.outputs) != len(self.dataset):
+            raise ModelError(
+                f"a run with loss = {self.objective.loss!r} has {self.dataset.targets} labels for each sample: "
+                "expected one right class, which a prediction may miss"
+            )
+        labels = self.targets.reshape(-1)
         own = probabilities_of(self.outputs)[np.arange(len(labels)), np.where(labels < 0, 0, labels)]
         is_wrong = (self.outputs.argmax(axis=1) != labels) & (labels != self.objective.ignore_index)
         wrong = np.flatnonzero(is_wrong)

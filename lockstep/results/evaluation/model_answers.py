@@ -137,7 +137,7 @@ def _mistakes(assessment: Assessment) -> list[dict[str, Any]]:
         gray = np.rint(255 * (image - low) / ((high - low) or 1.0)).astype(np.uint8)
         found.append(
             {
-                "label": int(dataset.labels[index]),
+                "label": int(assessment.targets[index]),
                 "predicted": int(assessment.outputs[index].argmax()),
                 "height": gray.shape[0],
                 "width": gray.shape[1],

@@ -78,10 +78,23 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
         """The kind of the outputs."""
         return kind_of(self.trained.job.loss)
 
-    @property
+    @cached_property
     def class_names(self) -> list[str]:
-        """The names of the classes in the order of the outputs; of classes without names, their numbers."""
-        return class_names_of(self.trained.data)
+        """The names of the classes in the order of the outputs; of several labels and classes without names, numbers.
+
+        Empty if the outputs are numbers.
+        """
+        job, data = self.trained.job, self.trained.data
+        if self.kind is LossKind.NUMBERS:
+            return []
+        if self.kind is not LossKind.LABELS and job.ignore_index != data.classes - 1:
+            return class_names_of(data)
+        # A model may have an output for the largest label, although it is ignored.
+        with computing(), kept_numerics():
+            prefer_numerics(job.numerics)
+            outputs = self.probabilities(self.data.train.images[:1]).shape[-1]
+        names = [] if self.kind is LossKind.LABELS else data.class_names
+        return names[:outputs] or [str(label) for label in range(outputs)]
 
     def outputs(self, samples: NDArray[Any]) -> NDArray[Any]:
         """Return the outputs of samples as the training set has them."""

@@ -104,7 +104,7 @@ def worst_mistakes(assessment: Assessment) -> Figure:
     wrong = assessment.surest_mistakes()
     if not wrong.size:
         raise ModelError("all test samples are correct")
-    probabilities = probabilities_of(assessment.outputs)
+    probabilities, labels = probabilities_of(assessment.outputs), assessment.targets.reshape(-1)
     shown = wrong[:MOST_MISTAKES]
     which = f"the {len(shown)} worst of {len(wrong):,}" if len(shown) < len(wrong) else f"all {len(wrong)}"
     names = shown_names(assessment.class_names, assessment.outputs.shape[1])
@@ -117,7 +117,7 @@ def worst_mistakes(assessment: Assessment) -> Figure:
         axes.imshow(_image(dataset, index), cmap="gray")
         predicted = int(assessment.outputs[index].argmax())
         share = f"{probabilities[index, predicted]:.0%}"
-        axes.set_title(f"{names[int(dataset.labels[index])]}, not {names[predicted]} ({share})", fontsize=8)
+        axes.set_title(f"{names[int(labels[index])]}, not {names[predicted]} ({share})", fontsize=8)
     return figure
 
 

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from lockstep import fit, nn
 from lockstep.cli.main import run
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.runs.shared_run import share
 from tests.lockstep.results.reports.plots.records import LEDGER, write_ledger, write_steps
 from tests.lockstep.small_runs import small_run
@@ -25,6 +28,34 @@ def test_a_run_is_drawn_into_its_own_folder(tmp_path: Path, capsys: pytest.Captu
     assert files(folder / "plots") == names
     assert all((folder / "plots" / name).read_bytes().startswith(PNG) for name in names)
     assert all(line.startswith("wrote ") for line in capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("shape", "job", "left_out"),
+    [
+        ((4, 6), {"ignore_index": 255}, {"mistakes.png"}),
+        ((4, 6), {}, {"mistakes.png"}),
+        ((2,), {"loss": "bce"}, {"confusion.png", "mistakes.png"}),
+    ],
+    ids=["places", "places that all count", "labels"],
+)
+def test_plots_that_a_run_with_several_labels_has_not_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: tuple[int, ...], job: dict[str, Any], left_out: set[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: .venv/bin/pip install -e '.[plot]'")
+    rng = generator(6, Purpose.CANARY)
+    x, y = rng.standard_normal((24, 1, 4, 6)).astype(np.float32), rng.integers(0, 2, (24, *shape))
+    if "ignore_index" in job:
+        y[:, 0] = job["ignore_index"]
+    ends = [] if len(shape) == 2 else [nn.Flatten(), nn.Linear(48, 2)]
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), *ends).initialize(1)
+    folder = tmp_path / "run"
+    fit(net, ((x, y), (x, y)), workers=0, verbose=False, run_dir=folder, steps=2, global_batch=8, **job)
+    assert run(["plot", str(folder)]) == 0
+    names = {"learning.png", "throughput.png", "timeline.png", "confusion.png", "first_layer.png", "mistakes.png"}
+    assert files(folder / "plots") == names - left_out
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[2].rstrip(":") for line in lines if line.startswith("left out ")} == left_out
 
 
 def test_several_runs_share_their_curves_and_what_cannot_be_drawn_is_told(
