@@ -345,9 +345,11 @@ class ShownValue(msgspec.Struct, frozen=True, kw_only=True):
 def shown_values(job: Job, options: RunOptions) -> dict[str, list[ShownValue]]:
     """Return the values of a job and the options of its run by their groups."""
     is_shipped = job.model_name() in SHIPPED
-    usual_job, usual_options = resolve({}, {"model": job.model_name()} if is_shipped else {})
-    values = msgspec.to_builtins(job) | kept(options) | ({"model": job.model_name()} if is_shipped else {})
-    usual = msgspec.to_builtins(usual_job) | kept(usual_options)
+    model = {"model": job.model_name() if is_shipped else job.model}
+    usual_job, usual_options = resolve({}, model)
+    values = msgspec.to_builtins(job) | kept(options) | model
+    # A model of the user's own is unusual: the page shows it first.
+    usual = msgspec.to_builtins(usual_job) | kept(usual_options) | ({} if is_shipped else {"model": Job().model})
     grouped = {name for names in GROUPS.values() for name in names}
     left = tuple(name for name in values if name not in grouped)
     return {

@@ -74,7 +74,7 @@ def evaluate(
         targets = " or ".join(repr(column.name) for column in trained.data.targets)
         were = "1 row was" if tested.left_out == 1 else f"{tested.left_out:,} rows were"
         click.echo(notice(f"{were} left out, without {targets} to compare with"), err=True)
-    dataset = data or trained.data.origin.source or trained.job.data
+    dataset = data or trained.data.origin.test_source or trained.job.data
     if as_json:
         record = {"run": run.name, "dataset": dataset, **record_of(tested)}
         click.echo(msgspec.json.encode({**record, "weights_sha256": weights_digest(trained.weights)}).decode())
@@ -101,7 +101,7 @@ def show_recorded(trained: Trained, *, as_json: bool) -> None:
     examples = trained.folder / EXAMPLES
     named = {"accuracy": epoch.test_accuracy, "R²": epoch.test_r2, **epoch.of_set("test_")}
     found = {name: value for name, value in named.items() if value is not None}
-    samples, source = trained.data.test_samples, trained.data.origin.source or "the test set"
+    samples, source = trained.data.test_samples, trained.data.origin.test_source or "the test set"
     if as_json:
         figures = {f"test_{'r2' if name == 'R²' else name}": value for name, value in found.items()}
         record = {"run": trained.folder.name, "dataset": source, "is_recorded": True, "test_loss": epoch.test_loss}

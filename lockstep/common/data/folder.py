@@ -96,6 +96,11 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """The options. An older version made codes of the texts of a table, unless `one_hot` named their column."""
         return {"one_hot": [], **self.options} if "target" in self.options else self.options
 
+    @property
+    def test_source(self) -> str:
+        """The path of the test set: that of a table or a folder of its own if it was given, or the source."""
+        return str(self.options.get("test") or self.source)
+
     def pack_command(self, destination: str) -> str:
         """Return the command that packs the source again."""
         # The option of a target is repeated: it takes one name, which may have commas.

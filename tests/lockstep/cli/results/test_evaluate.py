@@ -82,3 +82,18 @@ def test_other_data_has_weights_of_its_own(tmp_path: Path, capsys: pytest.Captur
         told[name] = json.loads(capsys.readouterr().out)["test_loss"]
     assert told["weighed"] == told["tests"] == pytest.approx(told["some"], rel=1e-6)
     assert told["all"] != pytest.approx(told["some"], rel=1e-3)
+
+
+def test_a_test_set_of_its_own_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyarrow")
+    for name, rows in (("sales", 60), ("later", 20)):
+        lines = [f"{row % 7},{row % 5},{row % 7 + 2 * (row % 5)}" for row in range(rows)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["staff,rooms,sold", *lines]) + "\n")
+    sales, later, data, folder = (str(tmp_path / name) for name in ("sales.csv", "later.csv", "data", "run"))
+    assert run(["pack", sales, data, "--target", "sold", "--test", later]) == 0
+    assert run(["train", "--data", data, "--run-dir", folder, "--steps", "2", "--workers", "0"]) == 0
+    capsys.readouterr()
+    assert run(["evaluate", folder]) == 0
+    assert f"over 20 samples of {later}\n" in capsys.readouterr().out
+    assert run(["evaluate", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dataset"] == later
