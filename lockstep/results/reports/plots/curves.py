@@ -21,6 +21,7 @@ from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
 from lockstep.ps.records.metrics import METRICS, FailureRecord, Record, StepRecord, read_metrics
 from lockstep.ps.records.run_folder import LEDGER, read_ledger
+from lockstep.runs.run_dir import JOB, recorded_job
 
 Floats = NDArray[np.float64]
 
@@ -92,6 +93,8 @@ class RunCurves:
     """The figures in `metrics.jsonl` of a run so far, finished or not."""
 
     name: str = ""
+    #: The loss of its job, empty if that is not known.
+    loss: str = ""
     steps: StepColumns = field(default_factory=StepColumns)
     #: In order; an epoch that was made again counts as it was made last.
     epochs: list[EpochRecord] = field(default_factory=list)
@@ -170,7 +173,8 @@ def read_curves(folder: Path, name: str = "") -> RunCurves:
     metrics = read_metrics(folder)
     if not metrics.steps:
         raise FileFormatError(f"{str(folder / METRICS)!r} has no step yet: there is nothing to plot")
-    found = RunCurves(name or folder.resolve().name)
+    loss = recorded_job(folder).loss if (folder / JOB).exists() else ""
+    found = RunCurves(name or folder.resolve().name, loss)
     found.add([*metrics.steps, *metrics.epochs])
     return found
 

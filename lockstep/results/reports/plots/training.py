@@ -24,29 +24,32 @@ WINDOWS, POINTS = 100, 2000
 
 
 def learning(runs: Sequence[RunCurves]) -> Figure:
-    """Return three panels; training as a line, evaluations as markers at the end of each epoch."""
-    figure = new_figure(13.0, 4.2)
+    """Return panels of loss, score if a run has one, and rate.
+
+    Training is a line, and evaluations are markers at the end of each epoch.
+    """
+    scored = [run for run in runs if run.has_score]
+    panels = 3 if scored else 2
+    figure = new_figure(4.33 * panels, 4.2)
     figure.set_layout_engine("constrained", wspace=0.06)
-    loss, score, rate = figure.subplots(1, 3)
+    loss, *scores, rate = figure.subplots(1, panels)
     for place, run in enumerate(runs):
         # Runs of one job coincide to the bit: a wider line below is visible on both sides of the one above.
         width = 1.2 + 1.3 * min(3, len(runs) - 1 - place)
         _plot(loss, run, "loss", colour(place), width)
         if run.has_score:
-            _plot(score, run, _score_of(run), colour(place), width)
+            _plot(scores[0], run, _score_of(run), colour(place), width)
         rate.plot(*thinned(run.column("step"), run.column("lr")), color=colour(place), linewidth=width)
     tidy(loss, title="loss", x="step", y=_either(_loss_name(run) for run in runs))
     logarithmic(loss.yaxis)
-    scored = [run for run in runs if run.has_score]
-    kinds = [run.is_regression for run in scored or runs]
-    title = _either("R²" if is_regression else "accuracy" for is_regression in kinds)
-    unit = _either("the variance" if is_regression else "correct samples" for is_regression in kinds)
-    tidy(score, title=title, x="step", y=f"share of {unit}")
-    if scored:
+    for score in scores:
+        title = _either("R²" if run.is_regression else "accuracy" for run in scored)
+        unit = _either("the variance" if run.is_regression else "correct samples" for run in scored)
+        tidy(score, title=title, x="step", y=f"share of {unit}")
         _focus(score, scored)
     tidy(rate, title="learning rate", x="step", y="rate")
     rate.set_ylim(bottom=0)
-    for axes in (loss, score, rate):
+    for axes in (loss, *scores, rate):
         whole_numbers(axes)
     handles, names = loss.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
@@ -57,10 +60,12 @@ def _either(names: Iterable[str]) -> str:
     return " or ".join(dict.fromkeys(names))
 
 
+#: Longer names of losses on an axis; others have that of the job, or of their function.
+LOSS_NAMES = {"mse": "mean squared error", "l1": "mean absolute error", "bce": "binary cross-entropy", "": "loss"}
+
+
 def _loss_name(run: RunCurves) -> str:
-    if not run.has_score:
-        return "loss"
-    return "mean squared error" if run.is_regression else "cross-entropy"
+    return LOSS_NAMES.get(run.loss, run.loss.rpartition(":")[2])
 
 
 def _score_of(run: RunCurves) -> str:
@@ -86,7 +91,11 @@ def _focus(axes: Axes, runs: Sequence[RunCurves]) -> None:
     tests: list[float] = [getattr(epoch, f"test_{_score_of(run)}") for run in runs for epoch in run.epochs]
     lows = [float(np.quantile(values, 0.1)) for values in later] + tests
     highest = max(tests + [float(values.max()) for values in later])
-    bottom = max(0.0, min(lows) - 0.02)
+    ends = [float(values[-1]) for values in later]
+    ends += [getattr(run.epochs[-1], f"test_{_score_of(run)}") for run in runs if run.epochs]
+    # Below 0 only what a run ends with is in sight: the R² of a first epoch may be far below.
+    margin = max(0.02, 0.05 * (highest - min(lows)))
+    bottom = max(min(0.0, min(ends) - margin) if min(ends) < 0.0 else 0.0, min(lows) - margin)
     # Neither exceeds 1, and both are often so near it that an even margin would take all the space.
     axes.set_ylim(bottom=bottom, top=min(1.002, highest + 0.05 * (highest - bottom)) if highest > bottom else 1.002)
 

@@ -21,10 +21,10 @@ def write_steps(
 ) -> None:
     """Append the figures of steps of 4 to an epoch, each of half a second, and of each epoch that they end.
 
-    `validation` are loss and score of a validation set, in a run that has one.
+    An empty `score` leaves it out. `validation` are loss and score of a validation set, in a run that has one.
     """
     chosen_by = {} if validation is None else dict(zip(("val_loss", f"val_{score}"), validation, strict=True))
-    scored: dict[str, Any] = {score: 0.5}
+    scored: dict[str, Any] = {score: 0.5} if score else {}
     folder.mkdir(exist_ok=True)
     run = RunFolder(folder)
     for step in steps:
@@ -43,7 +43,7 @@ def write_steps(
             )
         )
         if step % 4 == 3:
-            test = {"test_loss": 0.25, f"test_{score}": 0.75, "wall_s": 3.0}
+            test = {"test_loss": 0.25, "wall_s": 3.0, **{f"test_{name}": 0.75 for name in scored}}
             figures: dict[str, Any] = {"loss": 1.0, **scored, **test, **chosen_by}
             run.add_record(EpochRecord(epoch=step // 4 + 1, weights_sha256="00", **figures))
     run.close()

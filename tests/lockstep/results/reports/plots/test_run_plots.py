@@ -79,11 +79,43 @@ def test_validations_of_a_regression_have_marks_too(tmp_path: Path) -> None:
 def test_runs_of_both_kinds_have_their_scores_in_one_panel(tmp_path: Path) -> None:
     write_steps(tmp_path / "houses", range(8), validation=(0.125, 0.875), score="r2")
     write_steps(tmp_path / "digits", range(4))
+    (tmp_path / "houses" / "job.toml").write_text('loss = "mse"\n')
+    (tmp_path / "digits" / "job.toml").write_text("epochs = 1\n")
     loss, score, _ = learning([read_curves(tmp_path / name) for name in ("houses", "digits")]).axes
     assert [line.get_label() for line in score.get_lines()][::3] == ["houses: training", "digits: training"]
     assert score.get_title() == "R² or accuracy"
     assert score.get_ylabel() == "share of the variance or correct samples"
     assert loss.get_ylabel() == "mean squared error or cross-entropy"
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"), [("l1", "mean absolute error"), ("smooth-l1", "smooth-l1"), ("my.py:pinball", "pinball")]
+)
+def test_the_axis_of_the_loss_has_the_name_of_the_loss(tmp_path: Path, loss: str, name: str) -> None:
+    write_steps(tmp_path / "a", range(8), score="r2")
+    (tmp_path / "a" / "job.toml").write_text(f'loss = "{loss}"\n')
+    assert learning([read_curves(tmp_path / "a")]).axes[0].get_ylabel() == name
+
+
+def test_a_run_without_a_score_has_no_panel_of_it(tmp_path: Path) -> None:
+    write_steps(tmp_path / "a", range(8), score="")
+    assert [axes.get_title() for axes in learning([read_curves(tmp_path / "a")]).axes] == ["loss", "learning rate"]
+
+
+def test_an_r2_that_ends_below_0_is_in_sight(tmp_path: Path) -> None:
+    write_steps(tmp_path / "a", range(8), score="r2")
+    run = read_curves(tmp_path / "a")
+    run.epochs = [msgspec.structs.replace(epoch, test_r2=-13.9) for epoch in run.epochs]
+    _, r2, _ = learning([run]).axes
+    assert r2.get_ylim()[0] < -13.9 < 0.75 < r2.get_ylim()[1]
+
+
+def test_an_r2_that_was_below_0_at_first_leaves_the_space_to_what_followed(tmp_path: Path) -> None:
+    write_steps(tmp_path / "a", range(8), score="r2")
+    run = read_curves(tmp_path / "a")
+    run.epochs[0] = msgspec.structs.replace(run.epochs[0], test_r2=-13.9)
+    _, r2, _ = learning([run]).axes
+    assert r2.get_ylim()[0] == 0.0
 
 
 def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
