@@ -150,12 +150,23 @@ def _check_kinds(features: Sequence[str], options: PackOptions) -> None:
 
 def pack_frame(data: Any, destination: Path, options: PackOptions) -> Packed:
     """Pack a frame, a pair of frames to train and to test with, or a mapping of both; as `pack`."""
+    if isinstance(data, tuple) and (len(data) != 2 or _is_column(data[1])):
+        parts = " and ".join(f"a {type(part).__name__}" for part in data)
+        raise DataError(
+            f"{parts}: expected two data frames, to train and to test with; a target is a column of both, as in "
+            "fit(model, x.assign(target=y), target='target') with pandas"
+        )
     train, test = data if isinstance(data, tuple) else (data, None)
     if isinstance(data, Mapping):
         train, test = data["train"], next((data[name] for name in ("test", "validation", "val") if name in data), None)
     progress = ReadProgress(lambda share: None)
     tables = [opened_frame(frame, progress.advance, options) for frame in (train, test) if frame is not None]
     return pack_table("", tables, destination, options, progress)
+
+
+def _is_column(part: Any) -> bool:
+    """Tell whether something is one column alone: a series of any library, an array or a list."""
+    return isinstance(part, list) or len(getattr(part, "shape", ())) == 1
 
 
 def opened_frame(frame: Any, advance: Advance, options: PackOptions) -> StreamTable:

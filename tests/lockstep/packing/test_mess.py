@@ -301,6 +301,17 @@ def test_a_frame_whose_rows_are_not_computed_is_refused_with_what_to_do(tmp_path
         packed(LazyFrame(), tmp_path / "new")
 
 
+@pytest.mark.parametrize("rest", [([1.0, 2.0],), (np.ones(2), np.ones(2))])
+def test_a_frame_and_its_target_apart_are_refused_with_what_puts_them_together(
+    tmp_path: Path, rest: tuple[Any, ...]
+) -> None:
+    frame = pa.table({"a": [1.0, 2.0]})
+    with pytest.raises(
+        DataError, match=r"a Table and a .*: expected two data frames, .* x\.assign\(target=y\), target="
+    ):
+        pack_table.pack_frame((frame, *rest), tmp_path / "new", PackOptions(target=("y",)))
+
+
 def test_one_row_is_refused_with_what_makes_a_frame_of_it(tmp_path: Path) -> None:
     text = r"the dict has no columns: expected a data frame; pandas.DataFrame\(\[row\]\) makes one of one row"
     with pytest.raises(DataError, match=text):
