@@ -348,8 +348,12 @@ def shown_values(job: Job, options: RunOptions) -> dict[str, list[ShownValue]]:
     model = {"model": job.model_name() if is_shipped else job.model}
     usual_job, usual_options = resolve({}, model)
     values = msgspec.to_builtins(job) | kept(options) | model
-    # A model of the user's own is unusual: the page shows it first.
-    usual = msgspec.to_builtins(usual_job) | kept(usual_options) | ({} if is_shipped else {"model": Job().model})
+    # A model of the user's own is unusual: the page shows it first. The number of its epochs follows from its data.
+    usual = (
+        msgspec.to_builtins(usual_job)
+        | kept(usual_options)
+        | ({} if is_shipped else {"model": Job().model, "epochs": job.epochs})
+    )
     grouped = {name for names in GROUPS.values() for name in names}
     left = tuple(name for name in values if name not in grouped)
     return {

@@ -472,6 +472,15 @@ LAB_4 = (
             "this is not the mean of the first six to arrive",
         ),
         WrongAnswer(
+            "added in place to a gradient that the lab uses again",
+            "def with_backup_workers(arrivals, p=6):\n"
+            "    total = gradients[arrivals[0]]\n"
+            "    for number in arrivals[1:p]:\n"
+            "        total += gradients[number]\n"
+            "    return total / np.float32(16 * p)",
+            "your answer raised ValueError",
+        ),
+        WrongAnswer(
             "both answers added",
             "def with_backup_workers(arrivals, p=6):\n"
             "    return sum(gradients[number] for number in arrivals[:p]) / np.float32(16 * p)\n\n\n"
