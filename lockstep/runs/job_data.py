@@ -85,7 +85,8 @@ def _arrays_at(data: str) -> Dataset | None:
     if train.images.dtype.names or train.images.ndim not in (2, 4):
         return None
     is_of_lenet = train.sample_shape == LENET_SHAPE and train.classes == LENET_CLASSES
-    return None if is_of_lenet and len(train) >= LENET_SAMPLES else train
+    is_one_each = train.targets == 1
+    return None if is_of_lenet and is_one_each and len(train) >= LENET_SAMPLES else train
 
 
 def with_data_values(job: Job, given: Mapping[str, Any]) -> Job:

@@ -485,6 +485,8 @@ def _other_outputs(data: Dataset, job: Job | None) -> str:
         return ""
     if job is None or not isinstance(job.model, str) or names_code(job.model):
         return "; change the last layer"
+    if data.values.ndim > 2:
+        return "; give a model of your own"
     return f"; give model = {CONV if len(data.sample_shape) == 3 else DENSE!r}, whose outputs follow from the data"
 
 

@@ -213,6 +213,16 @@ def test_a_label_for_each_pixel_needs_a_model_of_your_own(tmp_path: Path, loss: 
         fit(data=((x, y), (x, y)), loss=loss, workers=0, verbose=False, run_dir=tmp_path / "new")
 
 
+def test_digits_with_a_label_for_each_pixel_are_not_for_lenet(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    x, y = np.zeros((1000, 28, 28), np.uint8), np.arange(1000 * 784).reshape(1000, 28, 28) % 10
+    np.savez(tmp_path / "digits.npz", x_train=x, y_train=y, x_test=x[:9], y_test=y[:9])
+    assert values_of_data(str(tmp_path / "digits.npz"), {})["model"] == "conv"
+    assert run(["train", "--data", str(tmp_path / "digits.npz"), "--model", "lenet", "--workers", "0"]) == 2
+    assert "one number for each of 10 classes; give a model of your own" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("target", ["town", "rooms"])
 @pytest.mark.parametrize("command", ["train", "doctor", "find-lr"])
 def test_a_table_is_not_learned_with_labels_that_hold_or_not(
