@@ -158,6 +158,11 @@ def check_rule(job: Job, own: OwnCode) -> None:
             f"optimizer = {job.optimizer!r} raised {raised}: expected a rule, with init(size) and update(weights, "
             "gradient, slots, step, lr, out)"
         ) from error
+    if np.isnan(whole["weights"]).any():
+        raise ModelError(
+            f"optimizer = {job.optimizer!r} leaves out without new weights, or makes NaN of weights from -1 to 1: "
+            "expected update to write the new weights into out, as out[:] = weights - lr * gradient"
+        )
     for name, one in whole.items():
         if one.shape != cut[name].shape or one.dtype != np.float32 or one.tobytes() != cut[name].tobytes():
             raise ModelError(
@@ -170,7 +175,10 @@ def _tried(rule: Rule, numbers: Any, stops: Sequence[int], *, in_place: bool) ->
     """Return the weights and slots after two steps, made part by part up to each of `stops`."""
     weights, state = numbers.copy(), rule.init(len(numbers))
     for step in range(2):
-        out, new = np.empty_like(weights), state if in_place else {name: each.copy() for name, each in state.items()}
+        out, new = (
+            np.full_like(weights, np.nan),
+            state if in_place else {name: each.copy() for name, each in state.items()},
+        )
         for start, stop in zip([0, *stops], stops, strict=False):
             part = slice(start, stop)
             slots = SlotSets({n: each[part] for n, each in state.items()}, {n: each[part] for n, each in new.items()})

@@ -183,6 +183,29 @@ class Normed(Lion):
         out[:] = weights - lr * gradient / np.linalg.norm(gradient)
 
 
+@dataclass(frozen=True)
+class Returning(Lion):
+    """A rule that returns the new weights instead of writing them."""
+
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> Any:
+        slots.new["exp_avg"][:] = slots.old["exp_avg"]
+        return weights - lr * gradient
+
+
+@dataclass(frozen=True)
+class WritingAPart(Lion):
+    """A rule that does not write the last of the new weights."""
+
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
+        out[:-1] = (weights - lr * gradient)[:-1]
+
+
+@pytest.mark.parametrize("rule", [Returning, WritingAPart])
+def test_a_rule_that_does_not_write_all_new_weights_is_refused(rule: Any) -> None:
+    with pytest.raises(ModelError, match=r"leaves out without new weights, .*: expected update to write"):
+        check_rule(Job(optimizer="mine.py:rule"), OwnCode(optimizer=rule))
+
+
 @pytest.mark.parametrize("rule", [Remembering, Normed])
 def test_what_is_no_rule_is_refused(rule: Any) -> None:
     with pytest.raises(ModelError, match="makes other weights of a part of a vector than of the whole"):
