@@ -26,14 +26,14 @@ from lockstep.ps.setup import open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.worker.compute import Compute
 from tests.simulation.cluster import Simulation
-from tests.simulation.small import digits, job_of, noisy_net
+from tests.simulation.small import digits, job_of, noisy_net, wide_net
 from tests.simulation.test_reference import Rounding, keep, reference
 
 NAMES = ("float16", "bfloat16", "int8")
 
 
 def job_with(wire: str, wire_weights: str = "float32", **values: object) -> Job:
-    """Return a job of several frames whose pieces differ in size."""
+    """Return a job whose pieces differ in size."""
     fixed = {"model": "mlp", "steps": 3, "global_batch": 17, "micro_batches": 5, "lr": 0.1, "momentum": 0.9}
     return job_of(**fixed | values, wire=wire, wire_weights=wire_weights)
 
@@ -111,6 +111,8 @@ JOBS = {
     **{f"{wire}": job_with(wire) for wire in NAMES},
     "both": job_with("int8", "bfloat16", clip_norm=0.5, optimizer="adam", lr=0.001),
     "noisy": job_with("int8", "bfloat16", model=noisy_net(), steps=4, global_batch=18, clip_norm=0.5, max_shift=2),
+    # Three frames.
+    "wide": job_with("int8", model=wide_net(), steps=2),
 }
 
 
@@ -207,9 +209,11 @@ class CountsFromTheFrame(Shard):
         return add
 
 
-@pytest.mark.parametrize("mistake", [RoundsTheWholeAlone, RoundsNothing, CountsFromTheFrame])
-def test_a_planted_mistake_has_other_bits(mistake: type[Shard]) -> None:
-    assert digest_of(mistake, workers=5) != alone("int8").result.weights_sha256
+@pytest.mark.parametrize(
+    ("mistake", "name"), [(RoundsTheWholeAlone, "int8"), (RoundsNothing, "int8"), (CountsFromTheFrame, "wide")]
+)
+def test_a_planted_mistake_has_other_bits(mistake: type[Shard], name: str) -> None:
+    assert digest_of(mistake, workers=5, job=JOBS[name]) != alone(name).result.weights_sha256
 
 
 @pytest.mark.parametrize("mistake", [RoundsTheWholeAlone, RoundsNothing])

@@ -96,11 +96,10 @@ def train(
       lockstep train --chaos kill-worker=2   # kill two workers on the way
       lockstep train --on ray --workers 2..16
     """
-    packing = direct_options(packing_flags)
+    packing, console = direct_options(packing_flags), Console(highlight=False)
     job = replace(job, given={**(workers or {}), **job.given})
     faults = None if chaos is None else parse_chaos(chaos)
     page = PageRequest() if is_watched else None
-    console = Console(highlight=False)
     if resume is None:
         resolved, launch = with_packed_data(job, packing, console).resolve()
     else:

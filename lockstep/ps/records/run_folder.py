@@ -37,8 +37,8 @@ from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, Record, encod
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.run.progress import NOTHING, Moved, RunTotals, Split
 
-#: Errors of a write that only room can end: no space, more than the user's quota, and more than `ulimit -f`.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Errors of a write that only room can end: no space, and more than the user's quota.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 #: Seconds between two looks whether there is room again.
 LOOK_S = 1.0
@@ -60,18 +60,15 @@ class DiskRoom:
     free: Callable[[Path], int] = free_bytes
     #: Bytes of what could not be written, 0 if nothing failed.
     needed: int = 0
-    #: Whether the limit of a file's size was the cause, and not the disk.
-    is_limited: bool = False
 
     @property
     def is_lacking(self) -> bool:
         return self.needed > 0
 
     def refuse(self, error: OSError, needed: int) -> bool:
-        """Record that so many bytes could not be written; return False if that has another cause than missing room."""
+        """Record that so many bytes could not be written; return False if that has another cause than a full disk."""
         if error.errno not in NO_ROOM:
             return False
-        self.is_limited = error.errno == errno.EFBIG
         self.needed = max(self.needed, needed, 1)
         return True
 
@@ -87,12 +84,6 @@ class DiskRoom:
     @property
     def text(self) -> str:
         """The missing room and its folder, for a person."""
-        if self.is_limited:
-            return (
-                f"the run pauses: a file in {str(self.path)!r} needs {-(-self.needed // KIB):,} KiB, more than this "
-                f"process may write; raise its limit with `prlimit --fsize=unlimited --pid {os.getpid()}`, and it "
-                "continues by itself"
-            )
         return (
             f"the run pauses: the disk of {str(self.path)!r} is full: it needs {-(-self.needed // KIB):,} KiB, and "
             f"{self.free(self.path) // KIB:,} KiB are free; make room, and it continues by itself"

@@ -136,7 +136,7 @@ def test_a_model_of_signals_is_told_of_the_axis_that_images_get() -> None:
         ModelError, match=r"it takes samples of shape \(28, 28\), .* x = x.squeeze\(1\), or pass a dict"
     ):
         dry_run(AutogradModel(Signals()), images)
-    with pytest.raises(ModelError, match=r"expects 9: expected a model for this shape, or `--model conv`"):
+    with pytest.raises(ModelError, match=r"expects 9: expected a model for this shape, or model = 'conv'"):
         dry_run(AutogradModel(nn.Linear(9, 2)), images)
 
 

@@ -121,10 +121,7 @@ class Attempts:
             self.room.refuse(OSError(errno.EDQUOT, ""), 10)
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EFBIG, True), (errno.EIO, False)],
-)
+@pytest.mark.parametrize(("code", "expected"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])
 def test_only_room_ends_what_it_is_called_for(code: int, expected: bool) -> None:
     room = DiskRoom(Path("run"))
     assert room.refuse(OSError(code, os.strerror(code)), 5) is expected
@@ -163,17 +160,6 @@ def test_a_person_reads_where_what_is_missing() -> None:
         "the run pauses: the disk of 'runs/a' is full: it needs 3 KiB, and 1 KiB are free; make room, and it continues "
         "by itself"
     )
-
-
-def test_a_limit_of_a_files_size_is_named_instead_of_the_disk() -> None:
-    room = DiskRoom(Path("runs/a"), free=lambda path: 10**9)
-    room.refuse(OSError(errno.EFBIG, ""), 3000)
-    assert room.text == (
-        "the run pauses: a file in 'runs/a' needs 3 KiB, more than this process may write; raise its limit with "
-        f"`prlimit --fsize=unlimited --pid {os.getpid()}`, and it continues by itself"
-    )
-    room.refuse(OSError(errno.ENOSPC, ""), 3000)
-    assert "the disk of 'runs/a' is full" in room.text
 
 
 def test_the_system_is_asked_for_what_is_free(tmp_path: Path) -> None:
