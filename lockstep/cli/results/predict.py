@@ -222,8 +222,10 @@ def spelled(number: float, deviation: float) -> str:
 
     A number that is far from 0 has as many as show a millionth of its deviation.
     """
-    far = math.log10(abs(number) / deviation) if number else 0.0
-    return f"{number:.{min(15, max(6 if abs(number) < 1e6 else 9, 6 + math.floor(far)))}g}"
+    digits = 6 if abs(number) < 1e6 else 9
+    if deviation < abs(number) < math.inf:
+        digits = max(digits, 6 + math.floor(math.log10(abs(number)) - math.log10(deviation)))
+    return f"{number:.{min(15, digits)}g}"
 
 
 def _fields_of(

@@ -160,7 +160,7 @@ def check_rule(job: Job, own: OwnCode) -> None:
         ) from error
     if np.isnan(whole["weights"]).any():
         raise ModelError(
-            f"optimizer = {job.optimizer!r} leaves out without new weights, or makes NaN of weights from -1 to 1: "
+            f"optimizer = {job.optimizer!r} does not write all of out, or makes NaN of weights from -1 to 1: "
             "expected update to write the new weights into out, as out[:] = weights - lr * gradient"
         )
     for name, one in whole.items():

@@ -1,6 +1,7 @@
 """`lockstep predict`: pictures of any kind, and what a file that is none is told."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +365,5 @@ def test_a_number_far_from_0_has_the_digits_of_its_deviation() -> None:
     assert spelled(1700085062.25, deviation=3e4) == "1700085062"
     assert spelled(512.3456789, deviation=0.01) == "512.3456789"
     assert spelled(512.3456789, deviation=80.0) == "512.346"
+    assert spelled(1e300, deviation=1e-300) == "1e+300"
+    assert [spelled(number, deviation=1e9) for number in (5e-324, math.inf, math.nan)] == ["4.94066e-324", "inf", "nan"]

@@ -202,7 +202,7 @@ class WritingAPart(Lion):
 
 @pytest.mark.parametrize("rule", [Returning, WritingAPart])
 def test_a_rule_that_does_not_write_all_new_weights_is_refused(rule: Any) -> None:
-    with pytest.raises(ModelError, match=r"leaves out without new weights, .*: expected update to write"):
+    with pytest.raises(ModelError, match=r"does not write all of out, .*: expected update to write"):
         check_rule(Job(optimizer="mine.py:rule"), OwnCode(optimizer=rule))
 
 
