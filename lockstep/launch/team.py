@@ -66,6 +66,9 @@ def own_core(process: int, processes: int) -> AbstractContextManager[None]:
 #: The place of the process that leads a team.
 LEADER = ProcessPlace(Role.WORKER, 0)
 
+#: Looks, for some seconds, at which the processes that are expected of a team may not have come yet.
+FIRST_LOOKS = 200
+
 #: The place of a shard next to a team.
 SHARD = ProcessPlace(Role.SHARD)
 
@@ -176,8 +179,14 @@ class MachineTeam:
     wanted: int
     limit: int
     say: Callable[[str], None]
+    #: How many places are held soon, and the lowest that this command takes before: of the ranks of a launcher on one
+    #: host, all come within seconds, and the first one is to lead them.
+    expected: int = 1
+    lowest: int = 0
     pause: Callable[[float], object] = field(default_factory=lambda: Event().wait)
     held: list[int] = field(default_factory=list)
+    #: How often it has looked without finding a team.
+    _looks: int = 0
     #: The folder that this command has made as the leader, and its size.
     _made: tuple[Path, int] | None = None
     #: The size that it saw last, while it leads.
@@ -186,12 +195,22 @@ class MachineTeam:
 
     @classmethod
     @contextmanager
-    def of(cls, run: str, wanted: int, limit: int, root: Path, say: Callable[[str], None]) -> Iterator["MachineTeam"]:
+    def of(
+        cls,
+        run: str,
+        wanted: int,
+        limit: int,
+        root: Path,
+        say: Callable[[str], None],
+        *,
+        expected: int = 1,
+        lowest: int = 0,
+    ) -> Iterator["MachineTeam"]:
         """Take part in the team of a run, within the context; `SharingError` if its folder cannot be used."""
         sweep(root)
         name = hashlib.sha256(run.encode()).hexdigest()[:16]
         folder = SharedFolder.open_together(root, f"lockstep-{os.geteuid()}-0-{name}")
-        team = cls(folder, wanted, limit, say)
+        team = cls(folder, wanted, limit, say, expected, lowest)
         try:
             yield team
         finally:
@@ -223,6 +242,7 @@ class MachineTeam:
         self._take()
         # One that has just become the leader may have to do that because the run has ended.
         found = self._made or self._newest()
+        self._looks = self._looks + 1 if found is None else FIRST_LOOKS
         ended = None if found is None or found == self._made else _end_of(found[0])
         if LEADER.number in self.held:
             found = self._led()
@@ -230,9 +250,14 @@ class MachineTeam:
         held = tuple(self.held)
         return TeamView(path, size, held, tuple(number for number in held if number < size), ended)
 
+    @property
+    def _awaits_others(self) -> bool:
+        """True as long as processes that are expected may not have come yet: they have if a team has met."""
+        return self._looks < FIRST_LOOKS
+
     def _take(self) -> None:
         """Hold the lowest places that are free, as many as are wanted."""
-        for number in range(self.limit):
+        for number in range(self.lowest if self._awaits_others else 0, self.limit):
             if len(self.held) == self.wanted and number > self.held[-1]:
                 break
             if number not in self.held and self._lock(number).acquire():
@@ -247,7 +272,8 @@ class MachineTeam:
             size += 1
         # At the end of a run, the others may leave before the leader does.
         is_new = self._made is None or (self._made[1] != size and _end_of(self._made[0]) is None)
-        if is_new and size == self._seen:
+        is_whole = size >= self.expected or not self._awaits_others
+        if is_new and is_whole and size == self._seen:
             self._made = self._make(size), size
         self._seen = size
         return self._made

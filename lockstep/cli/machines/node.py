@@ -1,15 +1,13 @@
 """`lockstep node`: the same command on every machine, under whatever launcher; each takes the place it was given."""
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 
 import click
-import msgspec
+from msgspec.structs import replace
 from rich.console import Console
 
-from lockstep.cli.machines.worker import WorkerRequest, be_in_team, shard_flags, supervise, take_place
+from lockstep.cli.machines.worker import WorkerRequest, shard_flags, take_place
 from lockstep.cli.options.job import JOB_FIELDS, OPTION_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.run import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION, PICTURE_OPTION
 from lockstep.cli.options.types import seconds, whole_number
@@ -23,11 +21,10 @@ from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.keys import SERVER
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.client import conclude, say
+from lockstep.launch.client import say
 from lockstep.launch.cluster import train_on
 from lockstep.launch.endpoints import WARNING, server_credential
 from lockstep.launch.process_backend import ProcessCommand, start_here
-from lockstep.launch.remote.host_team import HostTeam
 from lockstep.launch.remote.launcher import LauncherPlace, detect
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.supervision.child import Child, WatchedProcess
@@ -99,13 +96,9 @@ def node(
         resolved, launch = job.resolve()
     launch = with_all_workers(place, launch, workers)
     with destination_of(resolved, launch, run_dir, is_resumed=is_resumed) as destination:
-        if is_host_team(place, workers):
-            with (team := host_team(place)).led():
-                backend = HeadBackend(place, keys, insecure, host=team)
-                train_as_head(backend, resolved, destination, has_picture=picture)
-        else:
-            backend = HeadBackend(place, keys, insecure, workers or default_processes())
-            train_as_head(backend, resolved, destination, has_picture=picture)
+        is_one = is_host_team(place, workers)
+        backend = HeadBackend(place, keys, insecure, 1 if is_one else workers or default_processes(), is_one)
+        train_as_head(backend, resolved, destination, has_picture=picture)
     return 0
 
 
@@ -114,9 +107,9 @@ def is_host_team(place: LauncherPlace, workers: int | None) -> bool:
     return workers is None and place.local_size > 1
 
 
-def host_team(place: LauncherPlace) -> HostTeam:
-    """Return the team of this host."""
-    return HostTeam.of(place, Path(tempfile.gettempdir()))
+def ranks_of(place: LauncherPlace) -> tuple[str, int]:
+    """Return the name of the team of this host's ranks, which no other run has here, and how many these are."""
+    return f"{place.launcher} {place.host} {place.port}", place.local_size
 
 
 def shard_beside(place: LauncherPlace, job: JobRequest, keys: Path | None, *, insecure: bool) -> tuple[str, ...]:
@@ -132,34 +125,20 @@ def compute(
     place: LauncherPlace, workers: int | None, timeout: float | None, key: Path | None, shard: tuple[str, ...] = ()
 ) -> int:
     """Be another rank than 0 until the run is over; return the exit code."""
-
-    def request(processes: int, process: int | None = None, team: Path | None = None) -> WorkerRequest:
-        return WorkerRequest(
-            address=place.address,
-            timeout=timeout,
-            key=key,
-            processes=processes,
-            process=process,
-            team=team,
-            shard=shard,
-        )
-
-    if not is_host_team(place, workers):
-        one_per_core = default_processes()
-        limit = PROCESSES_LIMIT if workers else one_per_core
-        return take_place(msgspec.structs.replace(request(workers or one_per_core), limit=limit))
-    team = host_team(place)
-    mine = request(place.local_size, place.local_rank, team.folder)
-    if place.local_rank:
-        if not team.is_made(Event().wait):
-            # A container of its own, for instance.
-            return take_place(request(1))
-        ended = be_in_team(mine, team.is_left)
-        if not team.leads:
-            return conclude(ended, is_silent=False)
-        say(f"the rank that led the {place.local_size} of this machine is gone: rank {place.rank} leads them now")
-    with team.led():
-        return supervise(mine, 1)
+    one_per_core = default_processes()
+    request = WorkerRequest(
+        address=place.address,
+        timeout=timeout,
+        key=key,
+        processes=workers or one_per_core,
+        limit=PROCESSES_LIMIT if workers else one_per_core,
+        shard=shard,
+    )
+    if is_host_team(place, workers):
+        is_later = place.local_rank > 0
+        limit, ranks = place.local_size, ranks_of(place)
+        request = replace(request, processes=1, limit=limit, ranks=ranks, is_later_rank=is_later)
+    return take_place(request)
 
 
 def own_key(keys: Path | None) -> Path | None:
@@ -176,8 +155,8 @@ class HeadBackend:
     keys: Path | None
     is_insecure: bool
     workers: int = 1
-    #: The team of the other ranks on this host, whose leader is started here; None if they are not a team.
-    host: HostTeam | None = None
+    #: Whether the process that is started here leads the team of this host's ranks.
+    is_of_ranks: bool = False
     has_external_workers: bool = field(default=True, init=False)
 
     @property
@@ -196,9 +175,10 @@ class HeadBackend:
         return start_here(command, ["--bind", self.place.bind, *access], folder)
 
     def _team(self, number: int, folder: Path) -> list[str]:
-        if self.host is None:
+        if not self.is_of_ranks:
             return team_arguments(folder / "team-0", number, self.workers)
-        return team_arguments(self.host.folder, number, self.place.local_size)
+        name, size = ranks_of(self.place)
+        return ["--workers", "1", "--ranks", name, str(size)]
 
     def dial(self, address: str) -> ClientPort:
         return dial(address, credential=server_credential(self.keys, None))
@@ -211,7 +191,7 @@ def with_all_workers(place: LauncherPlace, launch: RunOptions, workers: int | No
     """
     if launch.servers != 1:
         raise JobError(f"servers = {launch.servers!r} under {place.launcher}: expected 1, which rank 0 starts")
-    return msgspec.structs.replace(launch, workers=(place.size or max(1, launch.min_workers or 1)) * (workers or 1))
+    return replace(launch, workers=(place.size or max(1, launch.min_workers or 1)) * (workers or 1))
 
 
 def train_as_head(backend: HeadBackend, job: Job, destination: Destination, *, has_picture: bool) -> None:

@@ -88,6 +88,10 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     #: Whether it is a team of its own; otherwise, the size up to which it adds processes to the team of this machine.
     is_apart: bool = False
     limit: int = PROCESSES_LIMIT
+    #: The team's name, if it is that of the ranks of a launcher on this host, and how many these are; and whether this
+    #: is another one than the first.
+    ranks: tuple[str, int] | None = None
+    is_later_rank: bool = False
     #: Flags of the shard that is started next to the team, for a slice of the weights; empty if none is.
     shard: tuple[str, ...] = ()
 
@@ -141,6 +145,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
 @SUPERVISED_OPTION
 @click.option("--process", type=whole_number(0), hidden=True, help="which process of the team this is: 0 leads it")
 @click.option("--team", type=click.Path(path_type=Path), hidden=True, help="folder in which the team meets")
+@click.option("--ranks", type=(str, int), hidden=True, help="be one of the ranks of that team, and of that number")
 @click.option("--shard-keys", type=click.Path(path_type=Path), hidden=True, help="start a shard too, with these keys")
 @passes_link
 def worker(
@@ -154,6 +159,7 @@ def worker(
     supervised: Path | None,
     process: int | None,
     team: Path | None,
+    ranks: tuple[str, int] | None,
     shard_keys: Path | None,
 ) -> int:
     """Compute for the server at ADDRESS until its run is over.
@@ -188,6 +194,7 @@ def worker(
         team=team,
         is_apart=apart,
         limit=PROCESSES_LIMIT if workers else default_processes(),
+        ranks=ranks,
         shard=() if shard_keys is None else shard_flags(address, shard_keys),
     )
     return take_place(request)
@@ -227,8 +234,9 @@ def _take_place(request: WorkerRequest) -> int:
     # One that is wrong is reported once, and before anything is started.
     for address in request.addresses():
         server_at(address)
-    if request.team is None and request.supervised is None and not request.is_apart:
-        return share_machine(request)
+    if request.ranks is not None or (request.team is None and request.supervised is None and not request.is_apart):
+        with ends_with_parent(request.supervised) if request.supervised else nullcontext():
+            return share_machine(request)
     if (request.processes > 1 or request.shard) and request.team is None:
         return supervise(request, request.processes)
     return lead(request, credential)
@@ -292,19 +300,43 @@ def supervise(request: WorkerRequest, count: int) -> int:
 
 def share_machine(request: WorkerRequest) -> int:
     """Start processes of this machine's team while it needs them, until the run is over; return the exit code."""
-    run = team_name(request)
-    say(f"connecting to {request.address}")
-    with starter() as start, MachineTeam.of(run, request.processes, request.limit, shared_root(), say) as team:
+    if not request.supervised:
+        say(f"connecting to {request.address}")
+    name, expected = request.ranks or (team_name(request), 1)
+    with (
+        starter() as start,
+        MachineTeam.of(
+            name,
+            request.processes,
+            request.limit,
+            shared_root(),
+            request.link.say,
+            expected=expected,
+            lowest=int(request.is_later_rank),
+        ) as team,
+    ):
+        ended = team.run(functools.partial(work_in_team, request, start))
+    return conclude(ended, is_silent=ended.code != 0 or request.supervised is not None)
 
-        def supervise_view(view: TeamView, is_past: Callable[[], bool]) -> int | None:
-            mine = msgspec.structs.replace(request, team=view.folder, processes=view.size)
-            crew = Crew(functools.partial(start, mine))
-            others = shard_places(request) if LEADER.number in view.numbers else []
-            report = request.link.report
-            return TeamSupervisor(crew, view.numbers, SystemClock(), say, report, is_over=is_past, others=others).run()
 
-        ended = team.run(supervise_view)
-    return conclude(ended, is_silent=ended.code != 0)
+def work_in_team(
+    request: WorkerRequest,
+    start: Callable[[WorkerRequest, ProcessPlace], Child],
+    view: TeamView,
+    is_past: Callable[[], bool],
+) -> int | None:
+    """Keep the processes going that a command has in a team, until this is past or the team's leader has ended here."""
+    mine = msgspec.structs.replace(request, team=view.folder, processes=view.size)
+    if request.ranks is not None and LEADER.number not in view.numbers:
+        # The launcher has started this process for it: a further one would take more memory.
+        ended = be_in_team(msgspec.structs.replace(mine, process=view.numbers[0]), is_past)
+        if ended.reason:  # of this process: the leader's end is that of the team, or another process leads it
+            raise KeyboardInterrupt
+        return None
+    crew = Crew(functools.partial(start, mine))
+    others = shard_places(request) if LEADER.number in view.numbers else []
+    report = request.link.report
+    return TeamSupervisor(crew, view.numbers, SystemClock(), say, report, is_over=is_past, others=others).run()
 
 
 def team_name(request: WorkerRequest) -> str:

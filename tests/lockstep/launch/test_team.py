@@ -16,7 +16,16 @@ from lockstep.launch.process_backend import LocalBackend
 from lockstep.launch.supervision.channel import ChildReport, EndReport
 from lockstep.launch.supervision.child import Crew, ProcessLog, WatchedProcess
 from lockstep.launch.supervision.restarts import USAGE, ProcessPlace
-from lockstep.launch.team import LEADER, MOST_RESTARTS, SHARD, MachineTeam, TeamSupervisor, TeamView, team_arguments
+from lockstep.launch.team import (
+    FIRST_LOOKS,
+    LEADER,
+    MOST_RESTARTS,
+    SHARD,
+    MachineTeam,
+    TeamSupervisor,
+    TeamView,
+    team_arguments,
+)
 from lockstep.worker.team.meeting import MeetingPlace, Session
 from tests.lockstep.launch.processes import Pretended
 
@@ -203,10 +212,14 @@ PLAIN, ONE_MORE, TWO_MORE = (2, 2), (1, PROCESSES_LIMIT), (2, PROCESSES_LIMIT)
 class Command:
     """One command of a machine, until it ends."""
 
-    def __init__(self, root: Path, size: tuple[int, int], run: str = "tcp://h:1") -> None:
+    def __init__(
+        self, root: Path, size: tuple[int, int], run: str = "tcp://h:1", *, expected: int = 1, lowest: int = 0
+    ) -> None:
         self.said: list[str] = []
         self._stack = ExitStack()
-        self.team = self._stack.enter_context(MachineTeam.of(run, *size, root, self.said.append))
+        self.team = self._stack.enter_context(
+            MachineTeam.of(run, *size, root, self.said.append, expected=expected, lowest=lowest)
+        )
 
     def look(self) -> TeamView:
         """Look twice: a leader believes a size that it has seen twice."""
@@ -266,6 +279,34 @@ def test_a_size_counts_once_it_is_seen_twice(tmp_path: Path) -> None:
     assert first.look().size == 1
     assert len(list(first.team.folder.path.glob("team-*"))) == 1
     first.end()
+
+
+def ranks(root: Path, *local_ranks: int) -> list[Command]:
+    """Return ranks of a launcher that has started three on this host."""
+    return [Command(root, (1, 3), expected=3, lowest=int(rank > 0)) for rank in local_ranks]
+
+
+def test_the_ranks_of_a_host_are_one_team_once_all_have_come_and_the_first_leads_it(tmp_path: Path) -> None:
+    third, second = ranks(tmp_path, 2, 1)
+    assert [command.look().numbers for command in (third, second)] == [(), ()]
+    (first,) = ranks(tmp_path, 0)
+    assert sorted(places_of(third, second, first)) == [(0,), (1,), (2,)]
+    assert first.look().numbers == (0,)
+    assert [path.name for path in first.team.folder.path.glob("team-*")] == ["team-1-3"]
+    first.end()
+    assert sorted(places_of(third, second)) == [(0,), (1,)]
+    for command in (second, third):
+        command.end()
+
+
+def test_ranks_that_do_not_come_are_not_waited_for_for_ever(tmp_path: Path) -> None:
+    (second,) = ranks(tmp_path, 1)
+    for _ in range(FIRST_LOOKS // 2):
+        assert second.look().folder is None
+    second.look()
+    assert second.look().numbers == (0,)
+    assert second.look().size == 1
+    second.end()
 
 
 def test_a_team_has_no_other_size_while_its_run_ends(tmp_path: Path) -> None:
