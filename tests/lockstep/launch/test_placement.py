@@ -43,16 +43,16 @@ def job(folder: Path, **values: Any) -> Job:
     ("step_s", "steps", "most", "cores", "expected"),
     [
         (0.001, 1000, 4, 4, 0),  # a second is not worth a start
-        (0.005, 1000, 4, 4, 4),  # 3.6 of 5 seconds
+        (0.005, 1000, 4, 4, 4),  # 2.8 of 5 seconds
         (0.1, 1000, 4, 4, 4),
         (0.1, 1000, 2, 4, 2),
         (0.1, 1000, 9, 3, 2),  # of four micro-batches the slowest of three workers has two, as of two
         (0.1, 1000, 4, 1, 0),
         (0.1, 10, 4, 4, 0),
         (0.0005, 10**6, 4, 4, 0),  # the exchange takes longer
-        (0.01, 1000, 2, 2, 2),  # 6.9 of 10 seconds
-        (0.004, 1000, 2, 2, 0),  # 3.9 of 4 seconds, if two cores were twice as fast as one
-        (0.005, 1000, 2, 2, 2),  # 4.4 of 5
+        (0.01, 1000, 2, 2, 2),  # 6.2 of 10 seconds
+        (0.003, 1000, 2, 2, 0),  # 2.8 of 3 seconds, if two cores were twice as fast as one
+        (0.004, 1000, 2, 2, 2),  # 3.2 of 4
     ],
 )
 def test_workers_train_if_they_are_done_sooner(
