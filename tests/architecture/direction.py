@@ -107,7 +107,6 @@ TRANSPORT_ORDER = Order(
             "lockstep.common.transport.in_memory",
             "lockstep.common.transport.shared_memory",
         ),
-        ("lockstep.common.transport.diagnosis",),
         ("lockstep.common.transport.auth",),
         ("lockstep.common.transport.limits",),
         ("lockstep.common.transport.port",),

@@ -1,11 +1,12 @@
 """Convolutions and pools of tensors, with PyTorch's names and arguments: a part of `functional`."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lockstep.common.autograd.primitives import convolution, pooling, shape
 from lockstep.common.autograd.primitives.primitive import Primitive
-from lockstep.common.autograd.primitives.windows import Pair
+from lockstep.common.autograd.primitives.windows import Pair, of_one_row
 from lockstep.common.autograd.tensor import Tensor, apply
 
 
@@ -144,35 +145,16 @@ def _max_pool(
     return_indices: bool,
 ) -> Any:
     options = {"kernel_size": kernel_size, "stride": stride or None, "padding": padding}
-    is_dense = _each(dilation, axes) == (1,) * axes
-    if is_dense and not ceil_mode and not return_indices:
-        return _batched(axes, x, lambda x: apply(primitive, x, **options))
-    sparse = _on_images(axes, {**options, "dilation": dilation}) | {"ceil_mode": ceil_mode}
-    pooled = _pooled(axes, x, lambda x: apply(pooling.max_pool_any, x, **sparse))
+    options |= {"dilation": dilation, "ceil_mode": ceil_mode}
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    pooled = _batched(axes, x, lambda x: apply(primitive, x, **options))
     if not return_indices:
         return pooled
-    return pooled, _pooled(axes, x, lambda x: Tensor(pooling.largest_places(x.data, **sparse)))
-
-
-def _each(value: Pair, axes: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, Sequence) else (value,)
-    return values * axes if len(values) == 1 else values
-
-
-def _on_images(axes: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a pool over images: signals are images of one row."""
-    across = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
-    return {
-        name: value if value is None or axes == 2 else (across[name], *_each(value, 1))
-        for name, value in options.items()
-    }
-
-
-def _pooled(axes: int, x: Any, pool: Callable[[Any], Tensor]) -> Tensor:
-    """Return a pool over images; of signals, as images of one row."""
-    if axes == 2:
-        return _batched(2, x, pool)
-    return _batched(1, x, lambda x: pool(x.unsqueeze(2)).squeeze(2))
+    images = [
+        each.data.reshape(math.prod(each.shape[:-axes]), *[1] * (3 - axes), *each.shape[-axes:]) for each in (x, pooled)
+    ]
+    places = pooling.largest_places(*images, **(options if axes == 2 else of_one_row(options)))
+    return pooled, Tensor(places.reshape(pooled.shape))
 
 
 def avg_pool1d(
@@ -188,11 +170,8 @@ def avg_pool1d(
     Padding counts as zeros, or not at all with `count_include_pad=False`. Raises ValueError if a window does not fit.
     """
     options = {"kernel_size": kernel_size, "stride": stride or None, "padding": padding}
-    if not ceil_mode:
-        dense = {**options, "count_include_pad": count_include_pad}
-        return _batched(1, x, lambda x: apply(pooling.avg_pool1d, x, **dense))
-    cut = _on_images(1, options) | {"ceil_mode": True, "count_include_pad": count_include_pad}
-    return _pooled(1, x, lambda x: apply(pooling.avg_pool_any, x, **cut))
+    options |= {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+    return _batched(1, x, lambda x: apply(pooling.avg_pool1d, x, **options))
 
 
 def avg_pool2d(
@@ -212,11 +191,8 @@ def avg_pool2d(
     if divisor_override == 0:
         raise ValueError("divisor_override is 0: expected another number")
     options = {"kernel_size": kernel_size, "stride": stride or None, "padding": padding}
-    options |= {"count_include_pad": count_include_pad}
-    if not ceil_mode and divisor_override is None:
-        return _batched(2, x, lambda x: apply(pooling.avg_pool2d, x, **options))
-    cut = {**options, "ceil_mode": ceil_mode, "divisor_override": divisor_override}
-    return _batched(2, x, lambda x: apply(pooling.avg_pool_any, x, **cut))
+    options |= {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad, "divisor_override": divisor_override}
+    return _batched(2, x, lambda x: apply(pooling.avg_pool2d, x, **options))
 
 
 def adaptive_avg_pool1d(x: Any, output_size: Pair) -> Tensor:

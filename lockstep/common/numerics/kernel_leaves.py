@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.numerics.kernels.library import load
 from lockstep.common.numerics.numpy_leaves import NUMPY
-from lockstep.common.numerics.operands import GATES, Geometry, Mean, PoolWindows
+from lockstep.common.numerics.operands import GATES, Geometry, Mean, Windows
 
 Array = NDArray[Any]
 Instruction = Callable[..., Any]
@@ -397,27 +397,28 @@ def _convolve(
     return _in_order(*before, call, *after)
 
 
-def _max_pool(x: Array, out: Array, windows: PoolWindows) -> Instruction:
+def _max_pool(x: Array, out: Array, windows: Windows) -> Instruction:
     """Bind the largest elements of windows over images (channels, height, width, N)."""
     return _pool("max_pool", [x, out], x, out, windows)
 
 
-def _max_pool_gradient(gradient: Array, x: Array, pooled: Array, out: Array, windows: PoolWindows) -> Instruction:
+def _max_pool_gradient(gradient: Array, x: Array, pooled: Array, out: Array, windows: Windows) -> Instruction:
     _check(gradient.shape == pooled.shape and out.shape == x.shape, "max_pool_gradient", gradient, x, pooled, out)
     return _pool("max_pool_gradient", [gradient, x, pooled, out], x, pooled, windows)
 
 
-def _pool(name: str, arrays: Sequence[Array], x: Array, pooled: Array, windows: PoolWindows) -> Instruction:
-    kernel, stride, padding = windows
-    along = zip(x.shape[1:3], kernel, stride, padding, strict=True)
-    counts = tuple((size + 2 * border - reach) // step + 1 for size, reach, step, border in along)
+def _pool(name: str, arrays: Sequence[Array], x: Array, pooled: Array, windows: Windows) -> Instruction:
+    along, counts = list(zip(x.shape[1:3], windows, strict=True)), tuple(each.count for each in windows)
     # A window has an element of the image: its first lies before the end, and its padding is less than itself.
-    fits = all(0 <= border < reach and step >= 1 for reach, step, border in zip(kernel, stride, padding, strict=True))
-    _check(fits and min(*counts, *x.shape[1:3]) >= 1 and pooled.shape == (len(x), *counts, x.shape[3]), name, *arrays)
-    _check(all((count - 1) * step - border < size for count, step, border, size in
-               zip(counts, stride, padding, x.shape[1:3], strict=True)), name, *arrays)  # fmt: skip
+    fits = all(0 <= each.padding < each.reach and min(each.stride, each.dilation) >= 1 for each in windows)
+    fits = fits and all(size == each.size >= 1 <= each.count for size, each in along)
+    fits = fits and all((each.count - 1) * each.stride - each.padding < size for size, each in along)
+    _check(fits and pooled.shape == (len(x), *counts, x.shape[3]), name, *arrays)
+    if any(each.dilation > 1 for each in windows):
+        return NUMPY[name](*arrays, windows)
     lying, addresses, before, after = _flat(arrays, len(arrays) - 1)
-    row = (_NUMBER[name], *x.shape, *counts, *kernel, *stride, *padding, *addresses)
+    options = (getattr(each, name) for name in ("kernel", "stride", "padding") for each in windows)
+    row = (_NUMBER[name], *x.shape, *counts, *options, *addresses)
     return _in_order(*before, _calls([row], *lying), *after)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lockstep.common.numerics.choice import kernels_here, prefer_numerics
 from lockstep.common.numerics.kernel_leaves import KERNELS, KernelCalls
 from lockstep.common.numerics.numpy_leaves import NUMPY
-from lockstep.common.numerics.operands import Geometry, Mean, PoolWindows
+from lockstep.common.numerics.operands import Geometry, Mean, Windows
 from lockstep.common.runtime.numerics import own_numerics
 
 # Native ones if there are no kernels here: a process may compute before it knows of any job.
@@ -233,12 +233,12 @@ _max_pool = LeafFunction("max_pool", CallKind.ALONE, _no_memory)
 _max_pool_gradient = LeafFunction("max_pool_gradient", CallKind.ALONE, _no_memory)
 
 
-def max_pool(x: Array, windows: PoolWindows, out: Array) -> Array:
+def max_pool(x: Array, windows: Windows, out: Array) -> Array:
     """Write the largest element of each window of images (channels, height, width, N) to (channels, oh, ow, N)."""
     return _max_pool(x, out=out, options=(windows,))
 
 
-def max_pool_gradient(gradient: Array, x: Array, pooled: Array, windows: PoolWindows, out: Array) -> Array:
+def max_pool_gradient(gradient: Array, x: Array, pooled: Array, windows: Windows, out: Array) -> Array:
     """Write each window's gradient to the first of its largest elements in row-major order, summed where they meet."""
     return _max_pool_gradient(gradient, x, pooled, out=out, options=(windows,))
 

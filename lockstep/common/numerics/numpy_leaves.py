@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
-from lockstep.common.numerics.operands import Geometry, Mean, PoolWindows
+from lockstep.common.numerics.operands import Geometry, Mean, Windows, taps
 from lockstep.common.numerics.sums import first_not_finite
 
 Array = NDArray[Any]
@@ -175,30 +175,13 @@ def _parts(size: int, limit: int) -> list[slice]:
     return [slice(k * size // parts, (k + 1) * size // parts) for k in range(parts)]
 
 
-def _taps(x: Array, windows: PoolWindows) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """Yield, for each element of a window in row-major order, which elements are seen there, and by which windows."""
-    along = []
-    for size, kernel, step, border in zip(x.shape[1:3], *windows, strict=True):
-        count, found = (size + 2 * border - kernel) // step + 1, []
-        for offset in range(kernel):
-            start = offset - border
-            first = max(0, -(start // step))
-            last = max(first, min(count, (size - 1 - start) // step + 1))
-            begin = start + first * step
-            found.append((slice(begin, begin + (last - first) * step, step), slice(first, last)))
-        along.append(found)
-    for y, seen_y in along[0]:
-        for column, seen_column in along[1]:
-            yield (slice(None), y, column), (slice(None), seen_y, seen_column)
-
-
-def _max_pool(x: Array, out: Array, windows: PoolWindows) -> None:
+def _max_pool(x: Array, out: Array, windows: Windows) -> None:
     out.fill(-np.inf if out.dtype.kind == "f" else np.iinfo(out.dtype).min)
-    for elements, seen in _taps(x, windows):
+    for elements, seen in taps(*windows):
         np.maximum(out[seen], x[elements], out=out[seen])
 
 
-def _max_pool_gradient(gradient: Array, x: Array, pooled: Array, out: Array, windows: PoolWindows) -> None:
+def _max_pool_gradient(gradient: Array, x: Array, pooled: Array, out: Array, windows: Windows) -> None:
     """Add to each element what it takes of its windows; what it does not take is left for those after it.
 
     As integers: a product with a mask then selects bits, also those of infinities, and the exclusive or of the rest
@@ -207,7 +190,7 @@ def _max_pool_gradient(gradient: Array, x: Array, pooled: Array, out: Array, win
     bits = np.dtype(f"i{gradient.itemsize}")
     rest = gradient.copy("C").view(bits)
     out.fill(0)
-    for elements, seen in _taps(x, windows):
+    for elements, seen in taps(*windows):
         left = np.multiply(rest[seen], np.less(x[elements], pooled[seen]))
         out[elements] += np.bitwise_xor(rest[seen], left).view(gradient.dtype)
         rest[seen] = left

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,12 +52,67 @@ class Geometry(NamedTuple):
     padding: tuple[int, int] = (0, 0)
 
 
-class PoolWindows(NamedTuple):
-    """The windows of a pool over images, along (height, width)."""
+#: One offset of all windows: an index of the elements there, and one of the windows that see an element there.
+Tap = tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
+
+class Window(Struct, frozen=True):
+    """The windows of one kernel along one axis of `size` elements."""
+
+    size: int
+    kernel: int
+    stride: int
+    padding: int = 0
+    dilation: int = 1
+    #: Whether a last window may be cut off at the end, if it begins within the input or the padding before it.
+    is_ceil: bool = False
+
+    @property
+    def reach(self) -> int:
+        """The number of elements from the first to the last that one window sees."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def count(self) -> int:
+        """The number of windows; the last elements are skipped if the stride does not divide (PyTorch's floor)."""
+        steps, rest = divmod(self.size + 2 * self.padding - self.reach, self.stride)
+        is_cut_off = self.is_ceil and rest > 0 and (steps + 1) * self.stride < self.size + self.padding
+        return steps + 1 + is_cut_off
+
+    def lengths(self, *, with_padding: bool) -> list[int]:
+        """Return how many elements each window has in the input, or there and in the padding, but not beyond it."""
+        if with_padding:
+            ends = self.size + 2 * self.padding
+            return [min(self.kernel, ends - first * self.stride) for first in range(self.count)]
+        seen = [range(*self.tap(offset)[1].indices(self.count)) for offset in range(self.kernel)]
+        return [sum(window in each for each in seen) for window in range(self.count)]
+
+    def tap(self, offset: int) -> tuple[slice, slice]:
+        """Return (elements, windows): which elements are seen at `offset` of a window, and by which windows.
+
+        Padding is left out, so that it need not exist in memory.
+        """
+        start = offset * self.dilation - self.padding
+        first = max(0, -(start // self.stride))
+        last = max(first, min(self.count, (self.size - 1 - start) // self.stride + 1))
+        begin = start + first * self.stride
+        return slice(begin, begin + (last - first) * self.stride, self.stride), slice(first, last)
+
+
+#: The windows over images, along (height, width).
+Windows = tuple[Window, Window]
+
+
+@lru_cache(maxsize=1024)
+def taps(rows: Window, columns: Window) -> tuple[Tap, ...]:
+    """Return the offsets of a window in row-major order, as indices into (channels, height, width, batch).
+
+    Offsets at which all windows see padding are left out: an array without elements cannot be recorded.
+    """
+    every = ([window.tap(offset) for offset in range(window.kernel)] for window in (rows, columns))
+    along = ([(elements, seen) for elements, seen in each if seen.start < seen.stop] for each in every)
+    whole = slice(None)
+    return tuple(((whole, y, x), (whole, seen_y, seen_x)) for (y, seen_y), (x, seen_x) in product(*along))
 
 
 #: Kinds of recurrent layers: how many times `hidden_size` rows the weights have.

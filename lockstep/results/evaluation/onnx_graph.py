@@ -5,6 +5,7 @@ https://onnx.ai/onnx/operators, operator set 20. For a table, the graph has an i
 table, and its outputs are predictions as we print them. Values are scaled as float64, and rounded to float32 where our
 samples are: so both have the same samples, bit for bit."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper
 
 from lockstep.common.autograd.graph import Applied, no_grad, watch
-from lockstep.common.autograd.primitives.pooling import average_divisors
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.columns import Column, ColumnKind
 from lockstep.common.data.folder import Conversion
@@ -27,6 +27,7 @@ from lockstep.common.errors import ModelError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.model.autograd import arguments, taken
 from lockstep.common.nn.module import Module
+from lockstep.common.numerics.operands import Window
 from lockstep.results.evaluation.predictor import class_names_of
 
 #: Numbers of samples to run: what differs between the two depends on the number.
@@ -305,47 +306,42 @@ def _convolution(graph: OnnxGraph, step: TracedStep, names: list[str], out: str)
     graph.add("Conv", [name for name in names if name], out, strides=stride, pads=2 * padding, **more)
 
 
-def _pooling(operator: str) -> Writer:
-    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
-        options = step.options
-        kernel, padding = _each(options["kernel_size"], step), _each(options["padding"], step)
-        stride = kernel if options["stride"] is None else _each(options["stride"], step)
-        more = {"count_include_pad": int(options["count_include_pad"])} if operator == "AveragePool" else {}
-        graph.add(operator, names, out, kernel_shape=kernel, strides=stride, pads=2 * padding, **more)
-
-    return write
-
-
-def _windows_of(step: TracedStep) -> dict[str, list[int]]:
-    """Return the windows of a pool over images whose last ones may be cut off: as much padding at the end as they take.
+def _windows_of(step: TracedStep) -> tuple[list[Window], dict[str, list[int]]]:
+    """Return the windows of a pool along each axis, and the attributes with as much padding at the end as they take.
 
     Raises ModelError for so much padding that onnxruntime refuses it.
     """
     options = step.options
     kernel, padding, reach = (_each(options.get(name, 1), step) for name in ("kernel_size", "padding", "dilation"))
     stride = kernel if options["stride"] is None else _each(options["stride"], step)
-    sizes = zip(step.before[2:], step.shape[2:], kernel, stride, padding, reach, strict=True)
+    along = zip(step.before[2:], kernel, stride, padding, reach, strict=True)
+    windows = [Window(*each, options["ceil_mode"]) for each in along]
     ends = [
-        max(0, (count - 1) * by + wide * (length - 1) + 1 - size - border)
-        for size, count, length, by, border, wide in sizes
+        max(0, (each.count - 1) * each.stride + each.reach - each.size - each.padding) if each.is_ceil else each.padding
+        for each in windows
     ]
     if any(end >= length for end, length in zip(ends, kernel, strict=True)):
         raise ModelError(
             f"a pool with dilation {tuple(reach)} whose last window is cut off is not exported to ONNX: expected "
             "ceil_mode=False"
         )
-    return {"kernel_shape": kernel, "strides": stride, "pads": [*padding, *ends]}
+    return windows, {"kernel_shape": kernel, "strides": stride, "pads": [*padding, *ends]}
 
 
-def _max_pool_any(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
-    graph.add("MaxPool", names, out, **_windows_of(step), dilations=_each(step.options["dilation"], step))
+def _max_pool(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    graph.add("MaxPool", names, out, **_windows_of(step)[1], dilations=_each(step.options["dilation"], step))
 
 
-def _avg_pool_any(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
-    windows = _windows_of(step)
-    means = graph.add("AveragePool", names, None, **windows, count_include_pad=1)
-    divisor = average_divisors(step.before[2:], **step.options)
-    factor = math.prod(windows["kernel_shape"]) / divisor
+def _avg_pool(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    (windows, attributes), options = _windows_of(step), step.options
+    override, counts_padding = options.get("divisor_override"), options["count_include_pad"]
+    if override is None and not options["ceil_mode"]:
+        graph.add("AveragePool", names, out, **attributes, count_include_pad=int(counts_padding))
+        return
+    means = graph.add("AveragePool", names, None, **attributes, count_include_pad=1)
+    lengths = (np.array(each.lengths(with_padding=counts_padding)) for each in windows)
+    divisor = np.array([override]) if override is not None else functools.reduce(np.multiply.outer, lengths)
+    factor = math.prod(attributes["kernel_shape"]) / divisor
     graph.add("Mul", [means, graph.constant(factor.astype(np.float32))], out)
 
 
@@ -536,12 +532,10 @@ _WRITERS: dict[str, Writer] = {
     "log_softmax": _with_option("LogSoftmax", "axis", "axis"),
     "conv1d": _convolution,
     "conv2d": _convolution,
-    "max_pool1d": _pooling("MaxPool"),
-    "max_pool2d": _pooling("MaxPool"),
-    "max_pool_any": _max_pool_any,
-    "avg_pool_any": _avg_pool_any,
-    "avg_pool1d": _pooling("AveragePool"),
-    "avg_pool2d": _pooling("AveragePool"),
+    "max_pool1d": _max_pool,
+    "max_pool2d": _max_pool,
+    "avg_pool1d": _avg_pool,
+    "avg_pool2d": _avg_pool,
     "adaptive_avg_pool1d": _adaptive_average,
     "adaptive_avg_pool2d": _adaptive_average,
     "batch_norm_inference": _batch_norm,

@@ -3,24 +3,21 @@
 Any memory layout is accepted; results and gradients have the batch innermost.
 """
 
-from functools import lru_cache
-
 import msgspec
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import Array, Primitive, contiguous, empty, zeros
 from lockstep.common.autograd.primitives.windows import (
     Pair,
-    Window,
     batch_first,
     batch_innermost,
     check_images,
-    check_window,
     over_signals,
     pair,
+    windows_over,
 )
 from lockstep.common.numerics.leaves import convolution, convolution_to_input, convolution_to_kernels, total
-from lockstep.common.numerics.operands import Geometry
+from lockstep.common.numerics.operands import Geometry, Window
 
 
 class _Seen(msgspec.Struct, frozen=True):
@@ -48,7 +45,8 @@ def _conv2d(
     check_images(x, "conv2d")
     _check_weight(x, weight, bias, groups)
     geometry = Geometry(groups, pair(stride, "stride"), pair(dilation, "dilation"), pair(padding, "padding"))
-    rows, columns = _along_axes(x.shape[2:], weight.shape[2:], geometry.stride, geometry.padding, geometry.dilation)
+    along = (weight.shape[2:], geometry.stride, geometry.padding, geometry.dilation)
+    rows, columns = windows_over("a convolution", x.shape[2:], *along)
     padded = _padded(x, rows, columns, np.result_type(x, weight))
     result = empty((len(weight), rows.count, columns.count, padded.shape[3]), padded)
     convolution(padded, contiguous(weight, padded.dtype), bias, geometry, result)
@@ -85,24 +83,13 @@ def _check_kernel(weight: Array, bias: Array | None = None) -> None:
 conv1d = over_signals("conv1d", conv2d, _check_kernel)
 
 
-@lru_cache(maxsize=1024)
-def _along_axes(
-    image: tuple[int, ...],
-    kernel: tuple[int, ...],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> tuple[Window, Window]:
-    along = [Window(image[k], kernel[k], stride[k], padding[k], dilation[k]) for k in range(2)]
-    return check_window(along[0], "a convolution"), check_window(along[1], "a convolution")
-
-
 def _padded(x: Array, rows: Window, columns: Window, dtype: np.dtype[np.generic]) -> Array:
     """Return `x` with zeros around it, as (channels, height, width, batch); a view if nothing has to be copied."""
     if rows.padding == columns.padding == 0:
         return batch_innermost(x).astype(dtype, copy=False)
     batch, channels = x.shape[:2]
-    padded = zeros((channels, rows.padded().size, columns.padded().size, batch), x, dtype)
+    sizes = (each.size + 2 * each.padding for each in (rows, columns))
+    padded = zeros((channels, *sizes, batch), x, dtype)
     np.copyto(_inside(padded, rows, columns), x.transpose(1, 2, 3, 0))
     return padded
 

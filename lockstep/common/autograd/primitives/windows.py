@@ -1,4 +1,4 @@
-"""The windows of a kernel on an image, the layout of images in memory, and signals as images of one row.
+"""The windows that options name, the layout of images in memory, and signals as images of one row.
 
 Images have their batch innermost in memory, (channels, height, width, batch), whatever the logical order: windows,
 pooling and scatters run over contiguous width × batch instead of over a kernel's few columns.
@@ -6,54 +6,15 @@ pooling and scatters run over contiguous width × batch instead of over a kernel
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from itertools import product
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import Array, Primitive, contiguous
+from lockstep.common.numerics.operands import Window, Windows
 
 #: An integer for both axes, or one for each of (height, width), as in PyTorch.
 Pair = int | Sequence[int]
-
-#: One offset of all windows: an index of the elements there, and one of the windows that see an element there.
-Tap = tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]
-
-
-class Window(msgspec.Struct, frozen=True):
-    """The windows of one kernel along one axis of `size` elements."""
-
-    size: int
-    kernel: int
-    stride: int
-    padding: int = 0
-    dilation: int = 1
-
-    @property
-    def reach(self) -> int:
-        """The number of elements from the first to the last that one window sees."""
-        return self.dilation * (self.kernel - 1) + 1
-
-    @property
-    def count(self) -> int:
-        """The number of windows; the last elements are skipped if the stride does not divide (PyTorch's floor)."""
-        return (self.size + 2 * self.padding - self.reach) // self.stride + 1
-
-    def padded(self) -> "Window":
-        """The same windows over an input to which the padding has been added."""
-        return Window(self.size + 2 * self.padding, self.kernel, self.stride, 0, self.dilation)
-
-    def tap(self, offset: int) -> tuple[slice, slice]:
-        """Return (elements, windows): which elements are seen at `offset` of a window, and by which windows.
-
-        Padding is left out, so that it need not exist in memory.
-        """
-        start = offset * self.dilation - self.padding
-        first = max(0, -(start // self.stride))
-        last = max(first, min(self.count, (self.size - 1 - start) // self.stride + 1))
-        begin = start + first * self.stride
-        return slice(begin, begin + (last - first) * self.stride, self.stride), slice(first, last)
 
 
 def pair(value: Pair, name: str) -> tuple[int, int]:
@@ -81,7 +42,7 @@ def check_window(window: Window, name: str) -> Window:
             f"{name} has kernel {window.kernel}, stride {window.stride}, dilation {window.dilation} and padding "
             f"{window.padding}, expected the first three to be at least 1 and the last at least 0"
         )
-    if window.count < 1:
+    if window.reach > window.size + 2 * window.padding:
         raise ValueError(
             f"{name} has windows of {window.reach} elements over an axis of {window.size} with padding "
             f"{window.padding}, expected them to fit: use a smaller kernel or more padding"
@@ -90,33 +51,40 @@ def check_window(window: Window, name: str) -> Window:
 
 
 def pooling_windows(
-    image: tuple[int, ...], kernel_size: Pair, stride: Pair | None, padding: Pair
-) -> tuple[Window, Window]:
+    image: tuple[int, ...],
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+) -> Windows:
     """Return the windows along (height, width); the stride defaults to the kernel. Raises ValueError if they misfit."""
     kernel = pair(kernel_size, "kernel_size")
     steps = kernel if stride is None else pair(stride, "stride")
-    return _pooling_windows(image, kernel, steps, pair(padding, "padding"))
-
-
-@lru_cache(maxsize=1024)
-def _pooling_windows(
-    image: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
-) -> tuple[Window, Window]:
-    for size, border in zip(kernel, padding, strict=True):
-        if border > size // 2:
+    along = (kernel, steps, pair(padding, "padding"), pair(dilation, "dilation"))
+    windows = windows_over("pooling", image, *along, ceil_mode)
+    for window in windows:
+        if window.padding > window.reach // 2:
             raise ValueError(
-                f"pooling has padding {border} for a kernel of {size}, expected at most {size // 2}: "
-                "a window must not lie in the padding alone"
+                f"pooling has padding {window.padding} for a kernel of {window.reach}, expected at most "
+                f"{window.reach // 2}: a window must not lie in the padding alone"
             )
-    rows, columns = (Window(image[k], kernel[k], stride[k], padding[k]) for k in range(2))
-    return check_window(rows, "pooling"), check_window(columns, "pooling")
+    return windows
 
 
 @lru_cache(maxsize=1024)
-def taps(rows: Window, columns: Window) -> tuple[Tap, ...]:
-    """Return the offsets of a window in row-major order, as indices into (channels, height, width, batch)."""
-    whole, along = slice(None), ([window.tap(offset) for offset in range(window.kernel)] for window in (rows, columns))
-    return tuple(((whole, y, x), (whole, seen_y, seen_x)) for (y, seen_y), (x, seen_x) in product(*along))
+def windows_over(
+    name: str,
+    image: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    is_ceil: bool = False,
+) -> Windows:
+    """Return the windows along (height, width). Raises ValueError, which begins with `name`, if they misfit."""
+    rows, columns = (Window(image[k], kernel[k], stride[k], padding[k], dilation[k], is_ceil) for k in range(2))
+    return check_window(rows, name), check_window(columns, name)
 
 
 #: The working set of one block: half of a second-level cache of 2 MiB, all of one of 1 MiB.
@@ -165,7 +133,7 @@ def over_signals(name: str, images: Primitive, check: Callable[..., None] | None
         _check_signals(x, name)
         if check is not None:
             check(*arrays)
-        result = images.forward(*map(_lifted, (x, *arrays)), **_of_one_row(options))
+        result = images.forward(*map(_lifted, (x, *arrays)), **of_one_row(options))
         return (result[0][:, :, 0], result[1]) if images.keeps else result[:, :, 0]
 
     return Primitive(
@@ -184,7 +152,7 @@ def _lowered(derivative: Callable[..., Array]) -> Callable[..., Array]:
 
     def lowered(*arrays: Any, out: Array | None = None, **options: Any) -> Array:
         written = {} if out is None else {"out": _lifted(out)}
-        return _flat(derivative(*map(_lifted, arrays), **_of_one_row(options), **written))
+        return _flat(derivative(*map(_lifted, arrays), **of_one_row(options), **written))
 
     return lowered
 
@@ -198,7 +166,8 @@ def _flat(x: Array) -> Array:
     return x[:, :, 0] if x.ndim == 4 else x
 
 
-def _of_one_row(options: dict[str, Any]) -> dict[str, Any]:
+def of_one_row(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options over signals as those over images of one row."""
     return {
         name: (_ACROSS[name], single(value, name)) if name in _ACROSS and value is not None else value
         for name, value in options.items()

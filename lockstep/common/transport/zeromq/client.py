@@ -1,13 +1,20 @@
-"""A client's port over ZeroMQ: a DEALER. Sees frames and never a message."""
+"""A client's port over ZeroMQ: a DEALER. Sees frames and never a message.
 
+Why it has no connection: the answer of its address, the outcome of its handshakes, and the remedy.
+"""
+
+import socket
+from contextlib import closing
+
+import msgspec
 import zmq
 from msgspec.structs import replace
 
-from lockstep.common.errors import AddressError, Diagnosis
-from lockstep.common.transport.address import Address
-from lockstep.common.transport.auth.credentials import Credential
+from lockstep.common.errors import AddressError, Diagnosis, Stage
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.transport.address import Address, parse
+from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Token
 from lockstep.common.transport.auth.curve import secure_client
-from lockstep.common.transport.diagnosis import ENOUGH_FAILURES, HandshakeState, diagnose, probe
 from lockstep.common.transport.port import Frames, Limits, PeerSlow
 from lockstep.common.transport.zeromq.socket import LimitedSocket, has_message, milliseconds, monitored_event
 
@@ -26,6 +33,32 @@ _EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_DISCONNECTED
 )
+
+
+#: Handshakes in a row that have to fail before that counts as the server's answer.
+ENOUGH_FAILURES = 2
+
+#: Seconds that a probe may take; looking up a host name may take longer.
+TIMEOUT_S = 2.0
+
+#: The beginning of a greeting by ZeroMQ's RFC 23: a signature and the major version 3. A server answers with its own.
+_GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03"
+
+#: The place in its 64 bytes at which the server names its security mechanism.
+_MECHANISM = slice(12, 32)
+
+
+class HandshakeState(msgspec.Struct, frozen=True, kw_only=True):
+    """The reports of ZeroMQ about a client's handshakes."""
+
+    #: Whether the client is connected.
+    is_connected: bool = False
+    #: Whether the server refused the client's credential.
+    is_refused: bool = False
+    #: Handshakes that failed in a row.
+    failed: int = 0
+    #: Whether ZeroMQ has stopped dialling, as it does after a protocol error of the other end.
+    is_over: bool = False
 
 
 class ZeroMqClient:
@@ -135,3 +168,107 @@ class Handshakes:
         if not self._monitor.closed:
             self._socket.disable_monitor()
             self._monitor.close(0)
+
+
+#: The security mechanisms that clients' greetings name; without a credential it is NULL.
+_MECHANISMS = {ClientKeys: "CURVE", Token: "PLAIN"}
+
+
+def diagnose(
+    address: str, credential: Credential, handshakes: HandshakeState, probed: Diagnosis | str
+) -> Diagnosis | None:
+    """Return what prevents a connection to `address`, where `probe` has found this; None if nothing is known to."""
+    if handshakes.is_connected:
+        return None
+    if handshakes.is_refused:
+        return Diagnosis(_refused(address, credential), Stage.KEY, is_final=True)
+    if isinstance(probed, Diagnosis):
+        return probed
+    if not probed:
+        return Diagnosis(f"the program at {address} is not a Lockstep server: check the port", Stage.SERVICE)
+    if probed != _MECHANISMS.get(type(credential), "NULL"):
+        return Diagnosis(_mismatch(address, credential, probed), Stage.KEY, is_final=True)
+    if handshakes.failed >= ENOUGH_FAILURES:
+        has_keys = isinstance(credential, ClientKeys)
+        stage = Stage.KEY if has_keys else Stage.VERSION
+        return Diagnosis(_broken_off(address, credential), stage, is_final=has_keys, has_other_key=has_keys)
+    return None
+
+
+def _refused(address: str, credential: Credential) -> str:
+    if isinstance(credential, ClientKeys):
+        return (
+            f"the server at {address} does not admit the key {credential.pair.public!r}: on its machine, `lockstep "
+            f"keys allow DIR NAME '{credential.pair.public}'` adds it, where DIR is the folder that its --keys names; "
+            "of a standby that leads, DIR is the run's folder"
+        )
+    return f"the server at {address} belongs to another run"
+
+
+def _mismatch(address: str, credential: Credential, mechanism: str) -> str:
+    match mechanism:
+        case "CURVE":
+            return f"the server at {address} requires a key: expected --key FILE, with a file from its owner"
+        case "PLAIN":
+            return f"the server at {address} belongs to `lockstep train`: it admits only the workers that it started"
+        case _ if isinstance(credential, ClientKeys):
+            return (
+                f"the server at {address} has no keys, and cannot prove that it is yours: expected one that was "
+                "started with --keys (without --key, any server at this address is accepted)"
+            )
+        case _:
+            return f"the server at {address} requires {mechanism!r}, which Lockstep does not use: check the port"
+
+
+def _broken_off(address: str, credential: Credential) -> str:
+    if isinstance(credential, ClientKeys):
+        return (
+            f"the server at {address} breaks off the handshake: its key is not {credential.server!r}, which this key "
+            "file names, or it cannot look up keys; compare `lockstep keys list DIR` on its machine (a standby has a "
+            "key of its own, which a key file lists that was made after it)"
+        )
+    return f"the server at {address} breaks off the handshake: install the same version of Lockstep on both machines"
+
+
+def probe(address: str, timeout_s: float = TIMEOUT_S) -> Diagnosis | str:
+    """Return the security mechanism of the ZeroMQ server at `address`, empty for another program, or the obstacle.
+
+    Raises AddressError if the address is malformed.
+    """
+    try:
+        with closing(parse(address).connect(timeout_s)) as connection:
+            return _mechanism(_greeting(connection, timeout_s))
+    except socket.gaierror as error:
+        return Diagnosis(f"the host of {address} is not known here ({error.strerror}): check its name", Stage.NAME)
+    except ConnectionRefusedError:
+        return Diagnosis(f"nothing listens at {address}: start the server, or check the port", Stage.PORT)
+    except FileNotFoundError:
+        return Diagnosis(f"nothing listens at {address}: there is no such socket", Stage.PORT)
+    except TimeoutError:
+        text = f"nothing answers at {address} within {timeout_s:g} s: check the firewalls in between"
+        return Diagnosis(text, Stage.FIREWALL)
+    except OSError as error:
+        return Diagnosis(f"{address} cannot be reached: {error.strerror or error}", Stage.ROUTE)
+
+
+def _greeting(connection: socket.socket, timeout_s: float) -> bytes:
+    """Return as much of a server's greeting as comes in time."""
+    clock, greeting = SystemClock(), b""
+    end = clock.now() + timeout_s
+    try:
+        connection.sendall(_GREETING)
+        while len(greeting) < _MECHANISM.stop and (left := end - clock.now()) > 0.0:
+            connection.settimeout(left)
+            received = connection.recv(_MECHANISM.stop - len(greeting))
+            if not received:
+                break
+            greeting += received
+    except OSError:
+        # It listens, and that is all that it sent.
+        return greeting
+    return greeting
+
+
+def _mechanism(greeting: bytes) -> str:
+    is_ours = len(greeting) == _MECHANISM.stop and greeting[0] == 0xFF and greeting[9] & 1
+    return greeting[_MECHANISM].rstrip(b"\0").decode("ascii", "replace") if is_ours else ""

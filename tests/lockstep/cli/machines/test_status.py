@@ -11,8 +11,8 @@ from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import ShardStatus, StandbyAddress, StatusRequest
 from lockstep.common.transport.auth.credentials import ClientKeys, ServerKeys
 from lockstep.common.transport.auth.curve import new_pair
-from lockstep.common.transport.diagnosis import ENOUGH_FAILURES
 from lockstep.common.transport.limits import RejectionLog
+from lockstep.common.transport.zeromq.client import ENOUGH_FAILURES
 from lockstep.common.transport.zeromq.ports import serve
 from tests.lockstep.statuses import EPOCH, status, worker
 

@@ -39,13 +39,15 @@ def _convolved(draw: st.DrawFn, axes: int) -> Call:
 
 
 @st.composite
-def _pooled(draw: st.DrawFn, /, axes: int, **options: Any) -> Call:
+def _pooled(draw: st.DrawFn, /, axes: int, *, has_gaps: bool = False, **options: Any) -> Call:
     kernel = draw(st.tuples(*[_small] * axes))
     padding = tuple(draw(st.integers(0, size // 2)) for size in kernel)
     stride = draw(st.none() | st.tuples(*[_small] * axes))
-    image = tuple(size + draw(st.integers(0, 4)) for size in kernel)
+    dilation = draw(st.integers(1, 2)) if has_gaps else 1
+    image = tuple(dilation * (size - 1) + 1 + draw(st.integers(0, 4)) for size in kernel)
     x = draw(arrays((draw(st.integers(0, 3)), draw(_small), *image), distinct))
-    found = {"kernel_size": kernel, "stride": stride, "padding": padding}
+    found = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": (dilation,) * axes}
+    options = {"ceil_mode": draw(st.booleans()), **options}
     return [x], {name: value if axes == 2 or value is None else value[0] for name, value in found.items()} | options
 
 
@@ -69,17 +71,6 @@ def _sequences(draw: st.DrawFn) -> Call:
     lengths = draw(st.none() | st.tuples(*[st.integers(1, steps)] * batch))
     options = {"kind": kind, "is_reversed": draw(st.booleans()), "lengths": lengths}
     return [draw(arrays((steps, batch, features))), state, cell, *weights, *biases], options
-
-
-@st.composite
-def _sparse(draw: st.DrawFn, /, **options: Any) -> Call:
-    """Return pools with gaps in their windows, or with one that is cut off."""
-    kernel, padding, dilation = draw(_small), draw(st.integers(0, 1)), 1 if options else draw(st.integers(1, 2))
-    image = [dilation * (kernel - 1) + 1 + draw(st.integers(0, 4)) for _ in range(2)]
-    x = draw(arrays((draw(st.integers(1, 2)), draw(_small), *image), distinct))
-    found = {"kernel_size": kernel, "stride": draw(_small), "padding": min(padding, kernel // 2)}
-    found |= {"ceil_mode": draw(st.booleans())} | ({} if options else {"dilation": dilation})
-    return [x], {**found, **options}
 
 
 @st.composite
@@ -194,14 +185,11 @@ def _positive(draw: st.DrawFn) -> Call:
 LAYER_CASES = [
     Case(convolution.conv1d, _convolved(1)),
     Case(convolution.conv2d, _convolved(2)),
-    Case(pooling.max_pool1d, _pooled(1)),
-    Case(pooling.max_pool2d, _pooled(2)),
+    Case(pooling.max_pool1d, _pooled(1, has_gaps=True)),
+    Case(pooling.max_pool2d, _pooled(2, has_gaps=True)),
     *(Case(pooling.avg_pool1d, _pooled(1, count_include_pad=each)) for each in (True, False)),
     *(Case(pooling.avg_pool2d, _pooled(2, count_include_pad=each)) for each in (True, False)),
-    Case(pooling.max_pool_any, _sparse()),
-    Case(pooling.avg_pool_any, _sparse(count_include_pad=True)),
-    Case(pooling.avg_pool_any, _sparse(count_include_pad=False)),
-    Case(pooling.avg_pool_any, _sparse(divisor_override=3)),
+    Case(pooling.avg_pool2d, _pooled(2, divisor_override=3)),
     Case(pooling.adaptive_avg_pool1d, _adaptive(1)),
     Case(pooling.adaptive_avg_pool2d, _adaptive(2)),
     Case(normalization.batch_norm, _batch_norm(inference=False)),

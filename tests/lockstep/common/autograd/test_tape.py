@@ -9,7 +9,7 @@ import pytest
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tape import Memory, MemoryKind, Tape, TapedArray, UntapeableError
 from lockstep.common.numerics import leaves
-from lockstep.common.numerics.operands import Geometry, PoolWindows
+from lockstep.common.numerics.operands import Geometry, Window
 
 BEFORE = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
 
@@ -120,7 +120,7 @@ def test_leaves_that_fill_given_memory_are_recorded_with_what_they_read_and_writ
     shapes = {"x": (2, 4, 4, 3), "kernels": (2, 2, 2, 2), "y": (2, 3, 3, 3), "bias": (2,), "pooled": (2, 2, 2, 3)}
     arrays = {name: tape.know(np.ones(shape, np.float32), MemoryKind.INPUT) for name, shape in shapes.items()}
     x, kernels, y, bias, pooled = arrays.values()
-    geometry, windows = Geometry(1, (1, 1), (1, 1)), PoolWindows((2, 2), (2, 2), (0, 0))
+    geometry, windows = Geometry(1, (1, 1), (1, 1)), (Window(4, 2, 2), Window(4, 2, 2))
     leaves.convolution(x, kernels, bias, geometry, y)
     leaves.convolution_to_input(y, kernels, geometry, x)
     leaves.convolution_to_kernels(y, x, geometry, kernels)

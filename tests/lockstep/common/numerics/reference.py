@@ -210,10 +210,9 @@ def _places(first: int, kernel: int, size: int) -> range:
     return range(max(first, 0), min(first + kernel, size))
 
 
-def _pool_windows(x: Floats, kernel: Pair, stride: Pair, padding: Pair) -> list[tuple[Pair, list[Pair]]]:
+def _pool_windows(x: Floats, kernel: Pair, stride: Pair, padding: Pair, counts: Pair) -> list[tuple[Pair, list[Pair]]]:
     """Return the row and column of each window, and the elements of the image in it, all in row-major order."""
     sizes = x.shape[1:3]
-    counts = [(sizes[k] + 2 * padding[k] - kernel[k]) // stride[k] + 1 for k in (0, 1)]
     found = []
     for r, v in np.ndindex(*counts):
         rows, columns = (_places(at * stride[k] - padding[k], kernel[k], sizes[k]) for k, at in enumerate((r, v)))
@@ -221,12 +220,10 @@ def _pool_windows(x: Floats, kernel: Pair, stride: Pair, padding: Pair) -> list[
     return found
 
 
-def max_pool(x: Floats, kernel: Pair, stride: Pair, padding: Pair) -> Floats:
+def max_pool(x: Floats, kernel: Pair, stride: Pair, padding: Pair, counts: Pair) -> Floats:
     """Return the largest element of each window (channels, rows, columns, images)."""
-    windows = _pool_windows(x, kernel, stride, padding)
-    (last_row, last_column), _ = windows[-1]
-    y = np.empty((len(x), last_row + 1, last_column + 1, x.shape[3]), np.float32)
-    for (r, v), ((h, u), *others) in windows:
+    y = np.empty((len(x), *counts, x.shape[3]), np.float32)
+    for (r, v), ((h, u), *others) in _pool_windows(x, kernel, stride, padding, counts):
         largest = x[:, h, u]
         for h, u in others:
             largest = np.where((largest < x[:, h, u]) | np.isnan(x[:, h, u]), x[:, h, u], largest)
@@ -234,10 +231,12 @@ def max_pool(x: Floats, kernel: Pair, stride: Pair, padding: Pair) -> Floats:
     return y
 
 
-def max_pool_gradient(g: Floats, x: Floats, y: Floats, kernel: Pair, stride: Pair, padding: Pair) -> Floats:
+def max_pool_gradient(
+    g: Floats, x: Floats, y: Floats, kernel: Pair, stride: Pair, padding: Pair, counts: Pair
+) -> Floats:
     """Return the gradient of the images from that of the windows' largest elements `y`."""
     result = np.zeros_like(x)
-    for (r, v), elements in _pool_windows(x, kernel, stride, padding):
+    for (r, v), elements in _pool_windows(x, kernel, stride, padding, counts):
         is_given = np.zeros(g[:, r, v].shape, np.bool_)
         for h, u in elements:
             takes = ~is_given & ~(x[:, h, u] < y[:, r, v])

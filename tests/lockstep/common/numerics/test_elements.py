@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lockstep.common.numerics import leaves
 from lockstep.common.numerics.kernel_leaves import KERNELS
 from lockstep.common.numerics.numpy_leaves import NUMPY
-from lockstep.common.numerics.operands import Geometry, Mean, PoolWindows
+from lockstep.common.numerics.operands import Geometry, Mean, Window, Windows
 from tests.lockstep.common.numerics import reference
 from tests.lockstep.common.numerics.reference import Floats
 
@@ -45,34 +45,42 @@ def test_the_rectifier_keeps_no_negative_zero_and_every_nan() -> None:
 
 
 @st.composite
-def _pools(draw: st.DrawFn) -> tuple[tuple[int, ...], PoolWindows]:
+def _pools(draw: st.DrawFn) -> tuple[tuple[int, ...], Windows]:
     """Draw a shape of images, and windows that all see some of it: overlapping, apart, or next to one another."""
     kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     # Without a window that lies on the padding alone.
     stride = (draw(st.integers(1, kernel[0] + 1)), draw(st.integers(1, kernel[1] + 1)))
     padding = (draw(st.integers(0, (kernel[0] - 1) // 2)), draw(st.integers(0, (kernel[1] - 1) // 2)))
     size = [draw(st.integers(max(1, reach - 2 * border), 9)) for reach, border in zip(kernel, padding, strict=True)]
-    return (draw(st.integers(1, 2)), *size, draw(st.sampled_from([1, 3, 8, 17]))), PoolWindows(kernel, stride, padding)
+    is_ceil = draw(st.booleans())
+    rows, columns = (Window(*each, is_ceil=is_ceil) for each in zip(size, kernel, stride, padding, strict=True))
+    return (draw(st.integers(1, 2)), *size, draw(st.sampled_from([1, 3, 8, 17]))), (rows, columns)
+
+
+def _options(windows: Windows) -> list[tuple[int, int]]:
+    """Return kernel, stride, padding and numbers of windows as the reference takes them."""
+    rows, columns = ((each.kernel, each.stride, each.padding, each.count) for each in windows)
+    return list(zip(rows, columns, strict=True))
 
 
 @settings(deadline=None, max_examples=60)
 @given(_pools(), st.booleans())
-def test_a_pool_has_the_bits_of_the_contract(pool: tuple[tuple[int, ...], PoolWindows], is_special: bool) -> None:
+def test_a_pool_has_the_bits_of_the_contract(pool: tuple[tuple[int, ...], Windows], is_special: bool) -> None:
     shape, windows = pool
     x = _special(*shape) if is_special else np.round(_usual(*shape))
-    expected = reference.max_pool(x, *windows)
+    expected = reference.max_pool(x, *_options(windows))
     pooled = np.full_like(expected, 7.0)
     assert _same(leaves.max_pool(x, windows, pooled), expected)
     gradient, result = _usual(*pooled.shape, seed=1), np.full_like(x, 7.0)
     leaves.max_pool_gradient(gradient, x, pooled, windows, result)
-    assert _same(result, reference.max_pool_gradient(gradient, x, pooled, *windows))
+    assert _same(result, reference.max_pool_gradient(gradient, x, pooled, *_options(windows)))
 
 
 def _row_of(*values: float) -> Floats:
     return np.array(values, np.float32).reshape(1, 1, -1, 1)
 
 
-_NEXT = PoolWindows((1, 2), (1, 2), (0, 0))
+_NEXT = Window(1, 1, 1), Window(2, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +104,9 @@ def test_the_first_of_the_largest_takes_the_gradient(
 
 
 def test_a_pool_may_be_written_over_what_it_reads() -> None:
-    x, windows = _usual(2, 4, 4, 3), PoolWindows((1, 1), (1, 1), (0, 0))
+    x, windows = _usual(2, 4, 4, 3), (Window(4, 1, 1), Window(4, 1, 1))
     gradient = _usual(2, 4, 4, 3, seed=1)
-    expected = reference.max_pool_gradient(gradient, x, x.copy(), *windows)
+    expected = reference.max_pool_gradient(gradient, x, x.copy(), *_options(windows))
     leaves.max_pool_gradient(gradient, x, x.copy(), windows, gradient)
     assert _same(gradient, expected)
 
@@ -106,13 +114,14 @@ def test_a_pool_may_be_written_over_what_it_reads() -> None:
 @pytest.mark.parametrize(
     "windows",
     [
-        PoolWindows((2, 2), (1, 1), (2, 0)),
-        PoolWindows((2, 2), (0, 1), (0, 0)),
-        PoolWindows((5, 2), (1, 1), (0, 0)),
-        PoolWindows((2, 2), (1, 1), (0, -1)),
+        (Window(4, 2, 1, 2), Window(4, 2, 1)),
+        (Window(4, 2, 0), Window(4, 2, 1)),
+        (Window(4, 5, 1), Window(4, 2, 1)),
+        (Window(4, 2, 1), Window(4, 2, 1, -1)),
+        (Window(5, 3, 1), Window(4, 2, 1)),
     ],
 )
-def test_windows_that_see_nothing_are_refused(windows: PoolWindows) -> None:
+def test_windows_that_see_nothing_are_refused(windows: Windows) -> None:
     with pytest.raises((ValueError, ZeroDivisionError)):
         leaves.max_pool(_usual(1, 4, 4, 1), windows, np.empty((1, 3, 3, 1), np.float32))
 

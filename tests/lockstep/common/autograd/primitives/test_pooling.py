@@ -127,19 +127,6 @@ def test_adaptive_equals_the_walk_with_right_derivatives(image: Two, outputs: Tw
     np.testing.assert_allclose(result_of(adaptive_avg_pool2d, x, output_size=outputs), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_adaptive_to_one_is_the_mean_of_the_image() -> None:
-    x = np.random.default_rng(0).standard_normal((2, 3, 5, 4))
-    np.testing.assert_allclose(result_of(adaptive_avg_pool2d, x, output_size=1)[:, :, 0, 0], x.mean(axis=(2, 3)))
-
-
-@pytest.mark.parametrize("count_include_pad", [True, False])
-def test_avg_pool1d(count_include_pad: bool) -> None:
-    x = np.random.default_rng(0).standard_normal((2, 3, 9))
-    options: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": count_include_pad}
-    expected = twins.avg_pool2d(x[:, :, None], (1, 3), (1, 2), (0, 1), count_include_pad)
-    np.testing.assert_allclose(result_of(avg_pool1d, x, **options), expected[:, :, 0])
-
-
 @pytest.mark.parametrize("outputs", [1, 4, 9, (5,)])
 def test_adaptive_avg_pool1d(outputs: int | tuple[int]) -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 9))

@@ -4,9 +4,9 @@ from itertools import product
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.autograd.primitives.windows import (
-    Window,
     batch_first,
     batch_innermost,
     channel_blocks,
@@ -14,12 +14,14 @@ from lockstep.common.autograd.primitives.windows import (
     pair,
     pooling_windows,
     single,
-    taps,
 )
+from lockstep.common.numerics.operands import Window, taps
 
 GEOMETRIES = [
-    Window(size, kernel, stride, padding, dilation)
-    for size, kernel, stride, padding, dilation in product((1, 4, 7), (1, 2, 3), (1, 2, 4), (0, 1, 2), (1, 2))
+    Window(size, kernel, stride, padding, dilation, is_ceil)
+    for size, kernel, stride, padding, dilation, is_ceil in product(
+        (1, 4, 7), (1, 2, 3), (1, 2, 4), (0, 1, 2), (1, 2), (False, True)
+    )
     if size + 2 * padding >= dilation * (kernel - 1) + 1
 ]
 
@@ -48,10 +50,25 @@ def test_taps_name_each_element_that_each_window_sees_and_no_other() -> None:
 
 
 def test_last_window_ends_inside_the_padded_axis() -> None:
-    for window in GEOMETRIES:
+    for window in (each for each in GEOMETRIES if not each.is_ceil):
         last_end = (window.count - 1) * window.stride + window.reach
-        assert last_end <= window.padded().size < last_end + window.stride
-        assert window.padded().count == window.count
+        assert last_end <= window.size + 2 * window.padding < last_end + window.stride
+
+
+def test_a_window_that_is_cut_off_begins_before_the_padding_at_the_end_and_is_the_only_one_more() -> None:
+    for window in (each for each in GEOMETRIES if each.is_ceil):
+        whole = replace(window, is_ceil=False).count
+        begins, end = whole * window.stride - window.padding, window.size + window.padding
+        is_left = (whole - 1) * window.stride - window.padding + window.reach < end
+        assert window.count == whole + (is_left and begins < window.size), window
+
+
+def test_lengths_are_those_of_the_walk() -> None:
+    for window in (each for each in GEOMETRIES if each.dilation == 1):
+        assert window.lengths(with_padding=False) == [len(each) for each in _elements(window)]
+        begins = [k * window.stride - window.padding for k in range(window.count)]
+        expected = [len(range(first, min(first + window.kernel, window.size + window.padding))) for first in begins]
+        assert window.lengths(with_padding=True) == expected
 
 
 def test_taps_are_in_row_major_order() -> None:

@@ -39,7 +39,7 @@ from lockstep.common.numerics.kernels.library import (
     targets_of,
     this_machine,
 )
-from lockstep.common.numerics.operands import GATES, Geometry, Mean, PoolWindows
+from lockstep.common.numerics.operands import GATES, Geometry, Mean, Window
 from lockstep.common.runtime.environment import child_environment, kernels_target
 
 #: Of the targets of this machine, the one that most processors support.
@@ -222,7 +222,7 @@ def _of_vectors(name: str, count: int) -> _Call:
 
 
 _GEOMETRY = Geometry(2, (2, 2), (1, 2), (1, 1))
-_POOLS = [PoolWindows((2, 2), (2, 2), (0, 0)), PoolWindows((3, 3), (2, 1), (1, 1))]
+_POOLS = [(Window(6, 2, 2), Window(8, 2, 2)), (Window(6, 3, 2, 1), Window(8, 3, 1, 1))]
 #: Of widths that are multiples of no vector's.
 _CALLS: list[_Call] = [
     ("product", [(23, 600), (600, 75)], (23, 75), ()),
