@@ -151,26 +151,34 @@ def check_features(target: ExaminedData) -> list[Finding]:
         if value and (column == column[0]).all():
             return [_of_feature("constant-feature", target, feature, value=value, samples=len(features))]
     is_regression = target.objective.is_regression
-    leaks = (feature for feature, column in enumerate(features.T) if _is_target(column, targets, is_regression))
-    return [_of_feature("target-leak", target, feature, samples=len(features)) for feature in leaks][:1]
+    feature = 0
+    # A column with an input for each category gives the target by all of them together.
+    for width in [len(column.inputs) for column in target.columns] or [1] * features.shape[1]:
+        values = features[:, feature : feature + width] @ np.arange(1.0, width + 1)
+        if _is_target(values, targets, is_on_line=is_regression and width == 1):
+            return [_of_feature("target-leak", target, feature, is_whole=True, samples=len(features))]
+        feature += width
+    return []
 
 
-def _of_feature(name: str, target: ExaminedData, feature: int, **facts: float) -> Finding:
+def _of_feature(name: str, target: ExaminedData, feature: int, *, is_whole: bool = False, **facts: float) -> Finding:
     column = target.column_of(feature)
     leave_out = "leave the column out" if column is None else f"leave the column out (drop = {column.name!r})"
-    return found(name, named=target.named(feature), leave_out=leave_out, **facts)
+    return found(name, named=target.named(feature, is_whole=is_whole), leave_out=leave_out, **facts)
 
 
-def _is_target(column: NDArray[Any], targets: NDArray[Any], is_regression: bool) -> bool:
-    """Return whether one column gives the target: on a straight line, or with one value for each class."""
-    if is_regression:
+def _is_target(column: NDArray[Any], targets: NDArray[Any], *, is_on_line: bool) -> bool:
+    """Return whether one column gives the target: on a straight line, or with one value for each value of it."""
+    if is_on_line:
         known = targets[:, 0].astype(np.float64)
         if targets.shape[1] > 1 or not column.std() or not known.std():
             return False
         return abs(float(np.corrcoef(column.astype(np.float64), known)[0, 1])) > ON_A_LINE
     values, places = np.unique(column, return_inverse=True)
+    if targets.size != len(targets):
+        return False
     classes = np.unique(targets).size
-    pairs = np.unique(np.stack([places.reshape(-1), targets]), axis=1).shape[1]
+    pairs = np.unique(np.stack([places.reshape(-1), targets.reshape(-1)]), axis=1).shape[1]
     return len(targets) >= LEAST_ROWS and classes > 1 and len(values) == classes == pairs
 
 

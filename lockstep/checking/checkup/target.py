@@ -110,13 +110,13 @@ class ExaminedData(msgspec.Struct, frozen=True, dict=True):
         columns = [column for column in self.columns for _ in column.inputs]
         return columns[feature] if feature < len(columns) else None
 
-    def named(self, feature: int) -> str:
-        """Return how a person finds an input of the model: by its column, or by its number."""
+    def named(self, feature: int, *, is_whole: bool = False) -> str:
+        """Return how a person finds an input of the model, or its whole column: by the column, or by its number."""
         column = self.column_of(feature)
         if column is None:
             return f"feature {feature}"
         inputs = [name for each in self.columns for name in each.inputs]
-        category = f", category {one_line(inputs[feature], 40)!r}," if column.one_hot else ""
+        category = f", category {one_line(inputs[feature], 40)!r}," if column.one_hot and not is_whole else ""
         return f"column {one_line(column.name, 60)!r}{category}"
 
     def batch(self, step: int, most: int) -> tuple[Vector, Vector]:

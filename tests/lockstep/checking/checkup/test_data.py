@@ -69,6 +69,16 @@ def test_columns_are_called_by_their_names(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("leaves", [("no", "later", "yes"), (1.5, 70, 22.25), ("yes", "no", "yes")])
+def test_a_column_of_texts_that_is_the_target_is_found_with_all_its_categories(tmp_path: Path, leaves: Any) -> None:
+    lines = CLIENTS.splitlines()
+    rows = [f"{line.rsplit(',', 2)[0]},{leaves[place % 3]}\n" for place, line in enumerate(lines[1:])]
+    examined = clients(tmp_path, "age,income,town,leaves\n" + "".join(rows), one_hot=("town",))
+    found = [finding.what for finding in check_features(examined)]
+    # Three towns that say "yes" or "no" are the target in other words no more than a number is.
+    assert found == ["column 'town' is the target in other words"] * (len(set(leaves)) == 3)
+
+
 def test_a_column_with_one_number_is_found_with_it_although_it_has_become_0(tmp_path: Path) -> None:
     lines = CLIENTS.splitlines()
     same = "".join(f"{line},{7 if place else 'floor'}\n" for place, line in enumerate(lines))
