@@ -10,16 +10,16 @@ from pathlib import Path
 BRIEF = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--steps", "8")
 
 #: The file of a model that takes its time: a run that others are to look at, or to end, needs no core for it.
-UNHURRIED = """
+UNHURRIED = '''
 import time
 
 from lockstep import nn
 
 
 class Unhurried(nn.Module):
-    def __init__(self, pause_s=0.01):
+    def __init__(self, pause_s=0.01, scores=None):
         super().__init__()
-        self.scores, self.pause_s = nn.Linear(784, 10), pause_s
+        self.scores, self.pause_s = scores or nn.Linear(784, 10), pause_s
 
     def forward(self, images):
         if self.training:
@@ -29,7 +29,17 @@ class Unhurried(nn.Module):
 
 def without_pauses():
     return Unhurried(0.0)
-"""
+
+
+def delicate(pause_s=0.008):
+    """Return one with all that could depend on who computes: dropout, and running statistics."""
+    layers = nn.Linear(784, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 10)
+    return Unhurried(pause_s, nn.Sequential(*layers))
+
+
+def delicate_without_pauses():
+    return delicate(0.0)
+'''
 
 #: What a `Place` has at first.
 FILES = {"tiny.npz", "unhurried.py"}

@@ -44,16 +44,17 @@ from lockstep.runs.run_dir import has_begun, keep_parts
 from tests.lockstep.tiny_data import write_tiny
 from tests.system.alone import train_alone
 from tests.system.hosts import Hosts, hosts
+from tests.system.jobs import UNHURRIED
 from tests.system.processes import Place, Process, digest_in, is_gone
-from tests.system.test_faults import MODEL
 
 #: The values of all jobs, and what each job adds.
-COMMON = ("--model", "model.py:build", "--data", "tiny.npz", "--global-batch", "32", "--micro-batches", "4")
+MODEL = "unhurried.py:delicate_without_pauses"
+COMMON = ("--model", MODEL, "--data", "tiny.npz", "--global-batch", "32", "--micro-batches", "4")
 JOBS = {
-    "plain": ("--momentum", "0.9", "--steps", "300"),
-    "local steps": ("--momentum", "0.9", "--local-steps", "4", "--steps", "100"),
-    "int8": ("--momentum", "0.9", "--wire", "int8", "--steps", "300"),
-    "adam, clipped": ("--optimizer", "adam", "--lr", "0.002", "--clip-norm", "0.5", "--steps", "300"),
+    "plain": ("--momentum", "0.9", "--steps", "600"),
+    "local steps": ("--momentum", "0.9", "--local-steps", "4", "--steps", "200"),
+    "int8": ("--momentum", "0.9", "--wire", "int8", "--steps", "600"),
+    "adam, clipped": ("--optimizer", "adam", "--lr", "0.002", "--clip-norm", "0.5", "--steps", "600"),
     "early stopping": ("--momentum", "0.9", "--patience", "30", "--epochs", "60"),
 }
 
@@ -75,7 +76,7 @@ if (folder / "job.toml").exists() and (folder / "job.toml").stat().st_size:
     resume(folder, **how)
 else:
     job = {"global_batch": 32, "micro_batches": 4, "momentum": 0.9, "epochs": 20}
-    fit("model.py:build", "tiny.npz", run_dir=folder, **job, **how)
+    fit("unhurried.py:delicate_without_pauses", "tiny.npz", run_dir=folder, **job, **how)
 """,
 )
 
@@ -223,7 +224,7 @@ def digest_of(job: str) -> str:
 def write_files(folder: Path) -> None:
     """Write the data, the model and the program of all runs."""
     write_tiny(folder)
-    (folder / "model.py").write_text(MODEL)
+    (folder / "unhurried.py").write_text(UNHURRIED)
     (folder / "program.py").write_text(PROGRAM)
 
 

@@ -114,11 +114,6 @@ def test_a_cut_is_survived(place: Place) -> None:
     through_trouble(place, "cut", 0.0)
 
 
-@pytest.mark.parametrize("ways", ["both", *(pytest.param(way, marks=pytest.mark.slow) for way in ("up", "down"))])
-def test_a_short_silence_is_survived(place: Place, ways: str) -> None:
-    through_trouble(place, ways, 1.0)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("ways", ["up", "down", "both"])
 def test_ten_seconds_of_silence_are_survived(place: Place, ways: str) -> None:

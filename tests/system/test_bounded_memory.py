@@ -12,7 +12,6 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.port import Limits
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
-from tests.system.alone import train_alone
 from tests.system.bad_worker import ACTS, Act, BadWorker, misbehaving, never_read
 from tests.system.processes import GONE_S, Place, Process
 
@@ -91,18 +90,3 @@ def test_a_bad_worker_costs_its_window_at_most(place: Place, seconds: float, act
         cost = memory(server, "VmHWM") - steady
         print(f"it cost {cost / 2**20:.1f} MiB of {ALLOWED / 2**20:.1f}")
         assert cost <= ALLOWED
-
-
-def test_the_run_beside_a_bad_worker_has_the_bits_of_any_other(place: Place) -> None:
-    (place.folder / "wide.py").write_text(WIDE)
-    server = place.start("server", *JOB, *SERVER, "--steps", "12", "--bind", "tcp://127.0.0.1:0")
-    address = server.line_with("lockstep worker").split()[-1]
-    with closing(dial(address)) as port:
-        bad = BadWorker(port)
-        # It hangs from here on, with all pieces of the first step.
-        place.start("worker", address, "--workers", "1", "--apart")
-        assert server.end()[0] == 0
-        assert bad.lease.step == 0
-    train_alone(place.folder, *JOB, "--steps", "12")
-    digests = {place.digest(name) for name in ("run", "calm")}
-    assert len(digests) == 1

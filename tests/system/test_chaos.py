@@ -9,8 +9,8 @@ from tests.system.processes import GONE_S, Place
 LASTING = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--steps", "1500")
 
 #: As long, with hardly anything to compute; and the same without its pauses.
-UNHURRIED = ("--model", "unhurried.py:Unhurried", "--steps", "200")
-WITHOUT_PAUSES = ("--model", "unhurried.py:without_pauses", "--steps", "200")
+UNHURRIED = ("--model", "unhurried.py:Unhurried", "--steps", "150")
+WITHOUT_PAUSES = ("--model", "unhurried.py:without_pauses", "--steps", "150")
 
 
 def train(place: Place, name: str, *flags: str) -> tuple[str, list[str]]:

@@ -96,14 +96,6 @@ def test_a_run_without_workers_ends(place: Place) -> None:
     assert place.is_empty(GONE_S)
 
 
-def test_a_run_without_its_server_ends(place: Place) -> None:
-    process = endless(place, "--workers", "2", *ONCE)
-    (server,) = place.pids("lockstep server")
-    kill([server])
-    assert process.end()[0::2] == (1, f"error: the server (pid {server}) was killed by SIGKILL\n")
-    assert place.is_empty(GONE_S)
-
-
 @pytest.mark.parametrize("workers", ["0", "2", pytest.param("1", marks=pytest.mark.slow)])
 def test_an_exception_of_the_model_reaches_the_person_with_its_traceback(place: Place, workers: str) -> None:
     (place.folder / "raises.py").write_text(RAISES)

@@ -21,7 +21,6 @@ MOMENTS = ("loading", "training", "evaluating")
 #: Those of the suite: each signal, and each moment. The others take `scripts/test --all`.
 COVERING = {
     ("loading", signal.SIGTERM),
-    ("training", signal.SIGINT),
     ("training", signal.SIGHUP),
     ("training", signal.SIGKILL),
     ("evaluating", signal.SIGINT),

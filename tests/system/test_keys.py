@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 from contextlib import closing
 from pathlib import Path
 
@@ -101,18 +100,6 @@ def test_a_status_tells_how_many_were_not_let_in(place: Place, keys: Path, capsy
     assert json.loads(capsys.readouterr().out)["refused"] > 0
     server.send(signal.SIGINT)
     assert server.end(GONE_S)[0] == 130
-
-
-def test_one_that_waits_for_nobody_says_why(place: Place) -> None:
-    with socket.socket() as bound:
-        # Bound and not listening: the port is ours, and connections are refused.
-        bound.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{bound.getsockname()[1]}"
-        worker = place.start("worker", address, "--timeout", "4")
-        assert f"nothing listens at {address}" in worker.error_with("waiting for a server")
-        assert worker.end()[0] == 1
-    worker = place.start("worker", "tcp://no-such-host.invalid:5555", "--timeout", "4")
-    assert "the host of tcp://no-such-host.invalid:5555 is not known" in worker.error_with("waiting for a server")
 
 
 @pytest.mark.parametrize("name", ["server.key", "one.key", "allowed"])

@@ -52,8 +52,8 @@ def delete(folder: Path) -> None:
 
 
 def test_a_server_that_gets_sigterm_ends_the_run_which_can_be_resumed(place: Place) -> None:
-    flags = job(place, 300)
-    expected = calm(place, flags)
+    flags = job(150)
+    expected = calm(150)
     server, address = served(place, flags)
     worker = place.start("worker", address, "--workers", "1")
     server.line_with("epoch 5/")
@@ -65,7 +65,7 @@ def test_a_server_that_gets_sigterm_ends_the_run_which_can_be_resumed(place: Pla
 
 
 def test_a_server_whose_folder_is_deleted_fails_with_its_workers(place: Place) -> None:
-    server, address = served(place, job(place, 150))
+    server, address = served(place, job(100))
     worker = place.start("worker", address, "--workers", "1")
     server.line_with("epoch 5/")
     delete(place.folder / "run")
@@ -76,8 +76,8 @@ def test_a_server_whose_folder_is_deleted_fails_with_its_workers(place: Place) -
 
 
 def test_a_standby_of_a_server_whose_folder_is_deleted_keeps_its_files_and_leads(place: Place) -> None:
-    flags = (*job(place, 600), *OFTEN)
-    expected = calm(place, flags)
+    flags = (*job(300), *OFTEN)
+    expected = calm(300)
     server, standby, workers = start_all(place, flags)
     delete(place.folder / "run")
     server.line_with("lacks files of the run: standbys keep those of step ")
@@ -88,8 +88,8 @@ def test_a_standby_of_a_server_whose_folder_is_deleted_keeps_its_files_and_leads
 
 
 def test_a_shard_that_gets_sigterm_is_replaced_by_another(place: Place) -> None:
-    flags = job(place, 300)
-    expected = calm(place, flags)
+    flags = job(150)
+    expected = calm(150)
     server, address, shard, worker = shards_of(place, flags)
     shard.send(signal.SIGTERM)
     assert shard.end(GONE_S)[0] == 130
@@ -100,8 +100,8 @@ def test_a_shard_that_gets_sigterm_is_replaced_by_another(place: Place) -> None:
 
 
 def test_a_shard_that_is_stopped_is_missed_and_has_its_place_again(place: Place) -> None:
-    flags = job(place, 300)
-    expected = calm(place, flags)
+    flags = job(150)
+    expected = calm(150)
     server, _, shard, worker = shards_of(place, flags)
     shard.send(signal.SIGSTOP)
     server.line_with("and its slice of the weights with it: it has been silent for ")
@@ -111,7 +111,7 @@ def test_a_shard_that_is_stopped_is_missed_and_has_its_place_again(place: Place)
 
 
 def test_a_standby_that_gets_sigterm_leaves(place: Place) -> None:
-    server, standby, workers = start_all(place, (*job(place, 300), *OFTEN))
+    server, standby, workers = start_all(place, (*job(150), *OFTEN))
     standby.send(signal.SIGTERM)
     assert standby.end(GONE_S)[0] == 130
     server.line_with("left: ")
@@ -119,15 +119,15 @@ def test_a_standby_that_gets_sigterm_leaves(place: Place) -> None:
 
 
 def test_a_standby_whose_folder_is_deleted_mirrors_the_run_again(place: Place) -> None:
-    server, standby, workers = start_all(place, (*job(place, 600), *OFTEN))
+    server, standby, workers = start_all(place, (*job(300), *OFTEN))
     delete(place.folder / "mirror")
     assert [process.end()[0] for process in (server, standby, *workers)] == [0, 0, 0, 0, 0]
     assert place.digest("mirror") == place.digest()
 
 
 def test_a_worker_that_gets_sigterm_gives_its_work_back(place: Place) -> None:
-    flags = job(place, 600)
-    expected = calm(place, flags)
+    flags = job(300)
+    expected = calm(300)
     server, address = served(place, flags, "--min-workers", "2")
     workers = [place.start("worker", address, "--workers", "1", "--apart") for _ in range(2)]
     server.line_with("epoch 5/")
@@ -139,7 +139,7 @@ def test_a_worker_that_gets_sigterm_gives_its_work_back(place: Place) -> None:
 
 def test_a_page_that_is_killed_costs_the_run_nothing(place: Place) -> None:
     pytest.importorskip("starlette", reason="the page is served by Starlette: .venv/bin/pip install -e '.[watch]'")
-    flags = job(place, 300)
+    flags = job(150)
     train = place.start("train", *flags, "--workers", "1", "--run-dir", "run", "--watch")
     train.line_with("epoch 2/")
     (page,) = place.pids("lockstep watch")

@@ -14,6 +14,7 @@ from lockstep.common.runtime.environment import KERNELS_VARIABLE
 from lockstep.common.runtime.numerics import own_numerics
 from tests.architecture.source import ROOT
 from tests.lockstep.tiny_data import write_tiny
+from tests.system.alone import digest_alone
 from tests.system.jobs import BRIEF
 from tests.system.processes import Place, result_in
 
@@ -31,21 +32,11 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the digest of the brief job, trained by one process."""
-    place = Place(tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("t"))
-    write_tiny(place.folder)
-    code, _, err = place.start("train", *BRIEF, "--workers", "0", "--run-dir", "run").end()
-    assert code == 0, err
-    return digest(place.folder / "run")
-
-
 @pytest.mark.parametrize("way", ["workers", pytest.param("servers over tcp", marks=pytest.mark.slow)])
-def test_a_job_that_says_nothing_has_portable_numerics_everywhere(place: Place, alone: str, way: str) -> None:
+def test_a_job_that_says_nothing_has_portable_numerics_everywhere(place: Place, way: str) -> None:
     code, _, err = place.start("train", *BRIEF, *WAYS[way], "--run-dir", "run").end()
     assert code == 0, err
-    assert digest(place.folder / "run") == alone
+    assert digest(place.folder / "run") == digest_alone(*BRIEF)
     code, out, err = place.start("verify", "run").end()
     assert code == 0, err
     assert "the same bits: steps 0 to 7" in out
@@ -66,16 +57,15 @@ def test_fit_in_this_process_gives_the_bits_of_workers_and_leaves_its_numerics_a
     assert own_numerics() == "portable"
 
 
-@pytest.mark.parametrize("numerics", ["portable", "native"])
-def test_processes_that_a_person_starts_take_the_numerics_of_the_job(place: Place, numerics: str) -> None:
+def test_processes_that_a_person_starts_take_the_numerics_of_the_job(place: Place) -> None:
     address = place.address()
-    job = (*BRIEF, "--numerics", numerics)
+    job = (*BRIEF, "--numerics", "native")
     server = place.start("server", *job, "--bind", address, "--run-dir", "run", "--servers", "2")
     server.line_with("listening")
     shard, worker = place.start("shard", address), place.start("worker", address)
     assert [process.end()[0] for process in (worker, shard, server)] == [0, 0, 0]
     assert place.start("train", *job, "--workers", "0", "--run-dir", "again").end()[0] == 0
-    assert digest(place.folder / "run", numerics) == digest(place.folder / "again", numerics)
+    assert digest(place.folder / "run", "native") == digest(place.folder / "again", "native")
 
 
 def loaded_targets() -> list[str]:
@@ -107,7 +97,7 @@ def test_workers_with_the_kernels_of_different_processors_give_the_bits_of_one_p
 
 
 @pytest.mark.slow
-def test_a_run_that_lost_its_end_is_resumed_with_them(place: Place, alone: str) -> None:
+def test_a_run_that_lost_its_end_is_resumed_with_them(place: Place) -> None:
     flags = ("--workers", "0", "--checkpoint-every-steps", "3", "--run-dir", "run")
     assert place.start("train", *BRIEF, *flags).end()[0] == 0
     run = place.folder / "run"
@@ -118,7 +108,7 @@ def test_a_run_that_lost_its_end_is_resumed_with_them(place: Place, alone: str) 
     code, out, err = place.start("train", "--resume", "run", "--workers", "1").end()
     assert code == 0, err
     assert "resumes after step 6 of 8" in out + err
-    assert digest(run) == alone
+    assert digest(run) == digest_alone(*BRIEF)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from lockstep import fit, nn
 from lockstep.cli.main import run
 from tests.lockstep.tiny_data import tiny_arrays
-from tests.system.alone import digest_alone, run_here, train_alone
+from tests.system.alone import run_here, train_alone
 from tests.system.jobs import BRIEF
 from tests.system.processes import Place, digest_in
 
@@ -59,18 +59,6 @@ def test_one_digest_for_any_number_of_workers(place: Place, alone: str, workers:
     assert (result["workers"], result["transport"], result["servers"], result["steps"]) == (workers, transport, 1, 8)
 
 
-@pytest.mark.parametrize(
-    "model", ["mlp", *(pytest.param(model, marks=pytest.mark.slow) for model in ("cnn", "lenet", "linear"))]
-)
-def test_each_model_over_an_epoch_whose_last_batch_is_short(place: Place, model: str) -> None:
-    # 13 does not divide the 160 samples: the last batch has 4 of them, for 8 pieces.
-    flags = ("--model", model, "--data", "tiny.npz", "--global-batch", "13", "--micro-batches", "8", "--epochs", "1")
-    code, _, error = place.start("train", *flags, "--workers", "3", "--run-dir", "run").end()
-    assert (code, error) == (0, "")
-    result = place.result()
-    assert (result["weights_sha256"], result["workers"]) == (digest_alone(*flags), 3)
-
-
 def test_the_run_folder_is_whole_and_can_be_evaluated(
     place: Place, alone: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,15 +82,6 @@ def test_the_job_of_a_run_gives_the_same_bits_again(place: Place, capsys: pytest
     assert (code, error) == (0, "")
     results = [place.result(name) for name in ("calm", "again")]
     assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
-
-
-def test_fit_with_workers_arrives_at_the_bits_of_one_process(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place.folder)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    values: dict[str, Any] = {"steps": 8, "global_batch": 48, "verbose": False}
-    runs = [fit(model, "tiny.npz", workers=workers, run_dir=f"{workers}", **values) for workers in (0, 2)]
-    assert runs[0].weights_sha256 == runs[1].weights_sha256
-    assert runs[1].result.workers == 2
 
 
 def test_more_workers_than_pieces_are_told(place: Place) -> None:

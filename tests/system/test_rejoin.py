@@ -29,8 +29,8 @@ def until_mirrored(follower: Process) -> None:
 @pytest.mark.slow
 def test_two_servers_that_are_started_again_by_the_same_commands(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place.folder)
-    flags = (*job(place, 2000), *OFTEN)
-    expected = calm(place, flags)
+    flags = (*job(2000), *OFTEN)
+    expected = calm(2000)
     one, two = (f"ipc://{place.temporary}/{name}" for name in ("one", "two"))
     how = ("--transport", "ipc", "--takeover-seconds", "1", "--min-workers", "2")
     first = ("server", *flags, *how, "--bind", one, "--run-dir", "first", "--standbys", two)
@@ -83,8 +83,8 @@ def test_two_servers_that_are_started_again_by_the_same_commands(place: Place, m
 
 @pytest.mark.slow
 def test_a_server_whose_disk_is_lost_does_not_begin_the_run_again(place: Place) -> None:
-    flags = (*job(place, 1000), *OFTEN)
-    expected = calm(place, flags)
+    flags = (*job(1000), *OFTEN)
+    expected = calm(1000)
     one, two = (f"ipc://{place.temporary}/{name}" for name in ("one", "two"))
     how = ("--transport", "ipc", "--takeover-seconds", "1")
     first = ("server", *flags, *how, "--bind", one, "--run-dir", "first", "--standbys", two)

@@ -14,7 +14,7 @@ from tests.system.processes import GONE_S, Place, result_in
 
 #: Three steps an epoch, checkpoints within epochs. Over in seconds, many times the 0.2 s between two looks of `train`
 #: at its server: a shorter run has come to its end by the time that its first epochs are printed.
-EPOCHS = 60
+EPOCHS = 40
 STEPS = 3 * EPOCHS
 JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "60", "--micro-batches", "4", "--epochs", str(EPOCHS))
 OFTEN = ("--checkpoint-every-steps", "7")

@@ -55,8 +55,8 @@ def ends(standby: Process, workers: list[Process]) -> None:
 
 def test_a_run_whose_server_is_killed_goes_on_at_its_standby(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place.folder)
-    flags = (*job(place, 600), *OFTEN)
-    expected = calm(place, flags)
+    flags = (*job(300), *OFTEN)
+    expected = calm(300)
     server, standby, workers = start_all(place, flags)
     kill(server.popen.pid)
     # Its disk is lost as well.
@@ -84,8 +84,8 @@ def counts_for_nothing(place: Place, server: Process, before: int) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(place: Place) -> None:
-    flags = (*job(place, 600), *OFTEN)
-    expected = calm(place, flags)
+    flags = (*job(300), *OFTEN)
+    expected = calm(300)
     server, standby, workers = start_all(place, flags)
     server.send(signal.SIGSTOP)
     standby.line_with("takes over, from step ")
@@ -103,8 +103,8 @@ def test_a_server_counts_for_nothing_however_long_it_was_stopped(
     place: Place, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place.folder)
-    flags, clock = (*job(place, 600), *OFTEN), SystemClock()
-    expected = calm(place, flags)
+    flags, clock = (*job(300), *OFTEN), SystemClock()
+    expected = calm(300)
     server, standby, workers = start_all(place, flags)
     began = clock.now()
     server.send(signal.SIGSTOP)
@@ -128,8 +128,8 @@ def test_a_server_counts_for_nothing_however_long_it_was_stopped(
 
 @pytest.mark.parametrize("how", ["SIGTERM", pytest.param("drain", marks=pytest.mark.slow)])
 def test_a_server_that_is_drained_loses_no_step(place: Place, how: str) -> None:
-    flags = job(place, 600)
-    expected = calm(place, flags)
+    flags = job(300)
+    expected = calm(300)
     server, standby, workers = start_all(place, flags)
     if how == "drain":
         assert place.start("drain", server_address(place)).end()[0] == 0
@@ -151,8 +151,8 @@ def server_address(place: Place) -> str:
 
 
 def test_train_restarts_its_standby_and_shows_a_takeover(place: Place) -> None:
-    flags = (*job(place, 600), *OFTEN)
-    expected = calm(place, flags)
+    flags = (*job(300), *OFTEN)
+    expected = calm(300)
     process = place.start("train", *flags, "--workers", "2", "--standby", "--takeover-seconds", "1", "--run-dir", "run")
     process.line_with("epoch 3/")
     (server,), (standby,) = place.pids("server --job"), place.pids("--standby-of")
@@ -171,8 +171,8 @@ def test_train_restarts_its_standby_and_shows_a_takeover(place: Place) -> None:
 
 @pytest.mark.slow
 def test_train_restarts_a_standby_that_leads_and_dies_while_the_old_server_still_runs(place: Place) -> None:
-    flags = (*job(place, 900), *OFTEN)
-    expected = calm(place, flags)
+    flags = (*job(450), *OFTEN)
+    expected = calm(450)
     shape = ("--workers", "2", "--standby", "--takeover-seconds", "1", "--transport", "tcp", "--run-dir", "run")
     process = place.start("train", *flags, *shape)
     process.line_with("epoch 3/")
@@ -196,8 +196,8 @@ def test_train_restarts_a_standby_that_leads_and_dies_while_the_old_server_still
 def test_a_signal_at_any_moment_of_a_takeover_leaves_a_run_that_ends_well_or_can_be_resumed(
     place: Place, seed: int
 ) -> None:
-    flags, draw = (*job(place, 300), *OFTEN), random.Random(seed)
-    expected = calm(place, flags)
+    flags, draw = (*job(150), *OFTEN), random.Random(seed)
+    expected = calm(150)
     servers = ("--servers", draw.choice("112"), "--standby", "--takeover-seconds", "1")
     process = place.start("train", *flags, "--workers", "2", *servers, "--run-dir", "run")
     process.line_with("epoch 3/")
@@ -235,8 +235,8 @@ def test_a_worker_that_is_started_again_finds_a_standby_with_a_key_of_its_own(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place.folder)
-    flags = (*job(place, 60), *OFTEN)
-    expected = calm(place, flags)
+    flags = (*job(60), *OFTEN)
+    expected = calm(60)
     assert run(["keys", "create", "keys", "--name", "worker-1", "--name", "standby-1"]) == 0
     bound = ("--bind", "tcp://127.0.0.1:0")
     server = place.start("server", *flags, *OVER_SOCKETS, "--run-dir", "run", *bound, "--keys", "keys")
@@ -259,8 +259,8 @@ def test_a_host_that_is_cut_off_at_any_moment_is_replaced(
     place: Place, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place.folder)
-    flags, draw = (*job(place, 600), *OFTEN), random.Random(seed)
-    expected = calm(place, flags)
+    flags, draw = (*job(300), *OFTEN), random.Random(seed)
+    expected = calm(300)
     assert run(["keys", "create", "keys", "--name", "worker-1", "--name", "standby-1"]) == 0
     with hosts(5, "1gbit") as net:
         first, second = (f"tcp://{net.address(number)}:5555" for number in (0, 1))

@@ -163,7 +163,7 @@ def test_nothing_of_a_team_outlives_who_started_it(place: Place) -> None:
 
 
 #: A job that lasts some seconds, with the bits of one that takes no time.
-LASTING = ("--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--epochs", "40", "--model")
+LASTING = ("--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--epochs", "12", "--model")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

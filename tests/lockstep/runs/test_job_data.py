@@ -16,6 +16,9 @@ from tests.lockstep.packing.test_mess import text_of
 
 pa = pytest.importorskip("pyarrow")
 
+#: In one process.
+ALONE = ("--workers", "0")
+
 #: Prices that follow from the other columns.
 HOUSES: dict[str, Any] = {
     "rooms": [1 + row % 7 for row in range(200)],
@@ -102,7 +105,9 @@ def test_another_model_gets_the_loss_of_the_target(houses: Path) -> None:
 def test_a_model_of_other_inputs_is_refused_with_the_number(
     houses: Path, model: str, text: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["train", "--data", str(houses), "--target", "town", "--model", model, "--global-batch", "32"]) == 2
+    assert (
+        run(["train", "--data", str(houses), "--target", "town", "--model", model, "--global-batch", "32", *ALONE]) == 2
+    )
     assert text in capfd.readouterr().err
 
 
@@ -161,7 +166,7 @@ def pictures(path: Path, samples: int, shape: tuple[int, ...], classes: int = 3)
     return str(path)
 
 
-@pytest.mark.parametrize("shape", [(3, 9, 14), (1, 28, 28), (4, 5, 3), (3, 70, 90)])
+@pytest.mark.parametrize("shape", [(3, 9, 14), (1, 28, 28), (4, 5, 3), (3, 33, 45)])
 def test_pictures_of_any_size_are_enough(
     tmp_path: Path, shape: tuple[int, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,10 +248,13 @@ def test_a_shipped_model_of_other_outputs_names_the_one_that_has_any_number(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = pictures(tmp_path / "four.npz", 96, (1, 28, 28), classes=4)
-    assert run(["train", "--data", data, "--model", "lenet"]) == 2
+    assert run(["train", "--data", data, "--model", "lenet", *ALONE]) == 2
     error = capfd.readouterr().err
     assert "expected (2, 4), one number for each of 4 classes; give model = 'conv', whose outputs follow" in error
-    assert run(["train", "--data", data, "--model", "conv", "--steps", "1", "--run-dir", str(tmp_path / "new")]) == 0
+    assert (
+        run(["train", "--data", data, "--model", "conv", "--steps", "1", *ALONE, "--run-dir", str(tmp_path / "new")])
+        == 0
+    )
 
 
 def test_layers_that_follow_from_the_data_are_not_to_be_changed() -> None:
@@ -267,9 +275,12 @@ def test_another_shipped_model_names_the_one_that_takes_any_size(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = pictures(tmp_path / "few.npz", 96, (3, 28, 40))
-    assert run(["train", "--data", data, "--model", "lenet"]) == 2
+    assert run(["train", "--data", data, "--model", "lenet", *ALONE]) == 2
     assert "or model = 'conv', which takes pictures of any size" in capfd.readouterr().err
-    assert run(["train", "--data", data, "--model", "conv", "--steps", "1", "--run-dir", str(tmp_path / "new")]) == 0
+    assert (
+        run(["train", "--data", data, "--model", "conv", "--steps", "1", *ALONE, "--run-dir", str(tmp_path / "new")])
+        == 0
+    )
 
 
 def test_conv_takes_no_table(houses: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -310,7 +310,7 @@ def test_what_is_healthy_gives_no_alarm(model: nn.Module, call: dict[str, Any]) 
 
 
 # The jobs that are shipped are examples too: those of the others are examined in tests/examples.
-@pytest.mark.parametrize("model", ["linear", "examples/my_model.py:build"])
+@pytest.mark.parametrize("model", ["linear", pytest.param("examples/my_model.py:build", marks=pytest.mark.slow)])
 def test_a_model_by_its_name_gives_no_alarm(model: str) -> None:
     found = doctor(model)
     assert found.is_healthy, found

@@ -11,7 +11,7 @@ from tests.lockstep.checking.simulation.planted_in_teams import OF_TEAMS
 BUGS = {**PLANTED, **OF_TEAMS}
 
 #: Seeds that are tried, and how many of them in one test: tests are spread over the cores.
-SEEDS, EACH = 24, 6
+SEEDS, EACH = 12, 6
 
 #: Seeds within which a planted bug is found, and every fault occurs.
 SEARCHED = 500

@@ -36,7 +36,7 @@ def floats(arguments: list[Any]) -> list[int]:
 
 
 @pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
-@settings(derandomize=True, deadline=None, max_examples=20)
+@settings(derandomize=True, deadline=None, max_examples=10)
 @given(data=st.data())
 def test_gradient_of_every_argument_is_the_derivative(case: Case, data: st.DataObject) -> None:
     arguments, options = data.draw(case.calls)
@@ -71,7 +71,7 @@ def gradients(case: Case, arguments: list[Any], options: dict[str, Any], buffere
 
 
 @pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
-@settings(derandomize=True, deadline=None, max_examples=10)
+@settings(derandomize=True, deadline=None, max_examples=5)
 @given(data=st.data())
 def test_buffered_gradients_have_the_same_bits(case: Case, data: st.DataObject) -> None:
     arguments, options = data.draw(case.calls)
@@ -86,7 +86,7 @@ def in_float32(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
-@settings(derandomize=True, deadline=None, max_examples=10)
+@settings(derandomize=True, deadline=None, max_examples=5)
 @given(data=st.data())
 def test_float32_stays_float32_without_a_detour(case: Case, data: st.DataObject) -> None:
     arguments, options = data.draw(case.calls)
@@ -107,7 +107,7 @@ IN_BATCH_INNERMOST = frozenset({"conv2d", "max_pool2d", "avg_pool2d", "adaptive_
 
 
 @pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
-@settings(derandomize=True, deadline=None, max_examples=10)
+@settings(derandomize=True, deadline=None, max_examples=5)
 @given(data=st.data())
 def test_the_layout_of_arguments_does_not_matter(case: Case, data: st.DataObject) -> None:
     arguments, options = data.draw(case.calls)
@@ -154,7 +154,7 @@ def arrays_in(saved: Any) -> list[Array]:
 
 
 @pytest.mark.parametrize("case", [case for case in ALL_CASES if case.primitive.keeps])
-@settings(derandomize=True, deadline=None, max_examples=20)
+@settings(derandomize=True, deadline=None, max_examples=5)
 @given(data=st.data())
 def test_a_change_in_place_cannot_reach_what_is_kept(case: Case, data: st.DataObject) -> None:
     # The graph watches the arguments that are read and, unless the primitive keeps something, the result: no more.

@@ -1,6 +1,7 @@
 """What one pass over elements, windows or rows does by the kernels has the bits of the contract."""
 
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pytest
@@ -126,12 +127,19 @@ def test_windows_that_see_nothing_are_refused(windows: Windows) -> None:
         leaves.max_pool(_usual(1, 4, 4, 1), windows, np.empty((1, 3, 3, 1), np.float32))
 
 
-@pytest.mark.parametrize("length", [0, 1, 8, 33, 100])
+#: Lengths, distances of two values, decays, and divisors of the mean with its scale.
+UPDATES = list(
+    product([0, 1, 8, 33, 100], [1, 2], [0.0, 0.01, 1e-50], [(1.0, None), (32.0, 0.3), (33.0, None), (0.0, 0.5)])
+)
+
+
 @pytest.mark.parametrize(("momentum", "is_nesterov"), [(None, False), (0.9, False), (0.9, True), (0.0, False)], ids=str)
-@pytest.mark.parametrize("decay", [0.0, 0.01, 1e-50])
-@pytest.mark.parametrize("step", [1, 2])
-@pytest.mark.parametrize(("divisor", "scale"), [(1.0, None), (32.0, 0.3), (33.0, None), (0.0, 0.5)])
-def test_an_update_by_momentum_has_the_bits_of_the_contract(
+def test_an_update_by_momentum_has_the_bits_of_the_contract(momentum: float | None, is_nesterov: bool) -> None:
+    for length, step, decay, (divisor, scale) in UPDATES:
+        check_update(length, momentum, is_nesterov, decay, step, divisor, scale)
+
+
+def check_update(
     length: int, momentum: float | None, is_nesterov: bool, decay: float, step: int, divisor: float, scale: float | None
 ) -> None:
     weights, velocity, *terms = (_usual(length * step, seed=seed)[::step] for seed in range(4))
