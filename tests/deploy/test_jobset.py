@@ -269,15 +269,6 @@ def test_its_commands_train_with_keys(machine: Machine) -> None:
         assert digest_in(kubelet.volume(name) / "lenet") == digest_in(machine.folder / "alone")
 
 
-def test_without_its_key_a_worker_is_told_why(machine: Machine) -> None:
-    kubelet = Kubelet(machine)
-    # It waits for a second worker, which never gets in.
-    kubelet.start("server", 0, *JOB, "--min-workers", "2")
-    stranger = machine.start(["lockstep", "worker", f"tcp://127.0.0.1:{kubelet.ports['server']}"], {})
-    assert stranger.wait(PATIENCE_S) == 2
-    assert "requires a key" in machine.said(stranger)
-
-
 #: A job that lasts until two nodes have been lost.
 LONG = ("--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "6", "--steps", "3000")
 

@@ -20,8 +20,14 @@ def alone(name: str) -> RunRecords:
     return reference_run(JOBS[name], digits())
 
 
-@pytest.mark.parametrize("name", JOBS)
-@pytest.mark.parametrize(("workers", "sharing"), [(1, 0), (2, 2), (3, 2), (8, 0)])
+#: Workers, and how many of them share memory: each job has two of these.
+SHAPES = [(1, 0), (2, 2), (3, 2), (8, 0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "sharing"),
+    [(name, *SHAPES[(number + more) % 4]) for number, name in enumerate(JOBS) for more in (0, 2)],
+)
 def test_any_number_of_workers_gives_the_bits_and_records_of_one_process(
     short_root: Path, name: str, workers: int, sharing: int
 ) -> None:

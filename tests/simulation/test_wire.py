@@ -121,8 +121,14 @@ def alone(name: str) -> RunRecords:
     return reference_run(JOBS[name], digits())
 
 
-@pytest.mark.parametrize("name", JOBS)
-@pytest.mark.parametrize(("workers", "servers", "sharing"), [(1, 1, 0), (5, 3, 0), (2, 1, 1), (2, 3, 1)])
+#: Workers, servers, and how many workers share memory: each job has two of these.
+SHAPES = [(1, 1, 0), (5, 3, 0), (2, 1, 1), (2, 3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "servers", "sharing"),
+    [(name, *SHAPES[(number + more) % 4]) for number, name in enumerate(JOBS) for more in (0, 3)],
+)
 def test_any_number_of_workers_and_servers_gives_the_bits_of_one_process(
     name: str, workers: int, servers: int, sharing: int, short_root: Path
 ) -> None:

@@ -54,18 +54,6 @@ def served(place: Place, *job: str) -> tuple[Process, str]:
     return server, server.line_with("lockstep worker").split()[-1]
 
 
-@pytest.mark.slow  # the seeds of `lockstep simulate` delay all messages of most runs
-def test_delays_change_nothing(place: Place) -> None:
-    expected = digest_alone(*SMALL[:-2], "--steps", "8")
-    server, address = served(place, *SMALL[:-2], "--steps", "8")
-    with relayed(address) as relay:
-        for way in (relay.up, relay.down):
-            way.delay_s, way.jitter_s = 0.03, 0.04
-        setting = begin(place, relay, server)
-        assert setting.digest() == expected
-        assert relay.accepted == 2
-
-
 def over_a_slow_link(place: Place, bandwidth: float, steps: int) -> None:
     """Train over a link that carries so many bytes in a second, each way."""
     job = (*BIG, "--steps", str(steps))
@@ -84,11 +72,6 @@ def over_a_slow_link(place: Place, bandwidth: float, steps: int) -> None:
 
 def test_a_slow_link_alone_breaks_nothing(place: Place) -> None:
     over_a_slow_link(place, 8 * 2**20, steps=3)
-
-
-@pytest.mark.slow
-def test_a_link_of_2_mib_a_second_alone_breaks_nothing(place: Place) -> None:
-    over_a_slow_link(place, 2 * 2**20, steps=8)
 
 
 def through_trouble(place: Place, trouble: str, seconds: float) -> None:

@@ -61,24 +61,6 @@ def test_a_callback_stops_any_number_of_workers_at_the_same_step(tmp_path: Path,
         assert alone.read_bytes() == shared.read_bytes()
 
 
-@pytest.mark.slow  # tests/simulation/test_stopping.py has two servers pause in virtual time
-def test_two_servers_and_two_workers_pause_too(tmp_path: Path) -> None:
-    runs = [
-        fit(
-            "mlp",
-            tiny_arrays(),
-            run_dir=tmp_path / str(workers),
-            callbacks=[Stopper(after=2)],
-            workers=workers,
-            servers=servers,
-            **BRIEF,
-        )
-        for workers, servers in ((0, 1), (2, 2))
-    ]
-    assert runs[0].weights_sha256 == runs[1].weights_sha256
-    assert len(runs[1].history) == 2
-
-
 @pytest.mark.parametrize("workers", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_class_of_ones_own_stops_early_with_the_bits_of_one_process(tmp_path: Path, workers: int) -> None:
     stopping = EarlyStopping(patience=1, min_delta=0.2, restore_best_weights=True)

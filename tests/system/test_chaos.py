@@ -56,15 +56,6 @@ def test_a_shard_may_be_killed_too(place: Place) -> None:
     assert done[0].startswith("chaos: killed a shard (pid ")
 
 
-@pytest.mark.slow
-def test_fifty_killed_workers_change_nothing(place: Place) -> None:
-    calm = digest_alone(*LASTING, "--steps", "12000")
-    flags = ("--workers", "3", "--steps", "12000", "--chaos", "kill-worker=50", "--chaos-seed", "3")
-    digest, done = train(place, "wild", *flags)
-    assert digest == calm
-    assert len([line for line in done if "killed a worker" in line]) == 50
-
-
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

@@ -97,21 +97,6 @@ def test_workers_with_the_kernels_of_different_processors_give_the_bits_of_one_p
 
 
 @pytest.mark.slow
-def test_a_run_that_lost_its_end_is_resumed_with_them(place: Place) -> None:
-    flags = ("--workers", "0", "--checkpoint-every-steps", "3", "--run-dir", "run")
-    assert place.start("train", *BRIEF, *flags).end()[0] == 0
-    run = place.folder / "run"
-    # As if the machine had been lost after the sixth of eight steps.
-    for path in (run / "result.json", run / "weights.safetensors", *sorted((run / "checkpoints").iterdir())):
-        if path.name > "step-00000006.safetensors" or path.parent == run:
-            path.unlink()
-    code, out, err = place.start("train", "--resume", "run", "--workers", "1").end()
-    assert code == 0, err
-    assert "resumes after step 6 of 8" in out + err
-    assert digest(run) == digest_alone(*BRIEF)
-
-
-@pytest.mark.slow
 def test_the_readmes_first_run_has_the_digest_that_it_shows(place: Place) -> None:
     code, out, err = place.start("train", "--no-picture", "--run-dir", "run").end()
     assert code == 0, err

@@ -90,18 +90,6 @@ def test_all_processes_are_killed(place: Place, calm: dict[str, Any], before: in
     assert resumed(place, after) == calm
 
 
-@pytest.mark.slow
-def test_the_server_alone_is_killed(place: Place, calm: dict[str, Any]) -> None:
-    process = place.start("train", *JOB, *OFTEN, "--workers", "2", "--run-dir", "run", "--max-restarts", "0")
-    process.line_with("epoch 4/")
-    (server,) = place.pids("lockstep server")
-    os.kill(server, signal.SIGKILL)
-    code, out, error = process.end()
-    assert (code, "was killed by SIGKILL" in error) == (1, True)
-    assert " by: lockstep train --resume run\n" in out
-    assert resumed(place, 1) == calm
-
-
 @pytest.mark.parametrize(
     ("before", "after"), [pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 2), (1, 3), (2, 1))]
 )
@@ -132,19 +120,6 @@ def test_an_interrupt_loses_no_step_and_verify_follows(place: Place, calm: dict[
     assert (code, error) == (0, "")
     assert f"the same bits: steps 0 to {STEPS - 1}, the losses of {4 * STEPS:,} micro-batches" in out
     assert out.startswith("resumed after step ")
-
-
-@pytest.mark.slow
-def test_a_server_goes_on_by_hand(place: Place, calm: dict[str, Any]) -> None:
-    process = place.start("train", *JOB, "--workers", "0", "--run-dir", "run")
-    process.line_with("epoch 3/")
-    process.send(signal.SIGTERM)
-    assert process.end(GONE_S)[0] == 130
-    address = place.address()
-    server = place.start("server", "--resume", "run", "--bind", address)
-    worker = place.start("worker", address, "--workers", "1", "--apart")
-    assert (server.end()[0], worker.end()[0]) == (0, 0)
-    assert bits(place.folder / "run") == calm
 
 
 def test_a_finished_run_says_so(place: Place, capsys: pytest.CaptureFixture[str], calm_run: Path) -> None:

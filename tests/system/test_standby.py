@@ -83,21 +83,6 @@ def counts_for_nothing(place: Place, server: Process, before: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(place: Place) -> None:
-    flags = (*job(300), *OFTEN)
-    expected = calm(300)
-    server, standby, workers = start_all(place, flags)
-    server.send(signal.SIGSTOP)
-    standby.line_with("takes over, from step ")
-    standby.line_with("epoch ")
-    before = steps_recorded(place)
-    server.send(signal.SIGCONT)
-    counts_for_nothing(place, server, before)
-    ends(standby, workers)
-    assert place.digest("mirror") == expected
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 10.0, 60.0])
 def test_a_server_counts_for_nothing_however_long_it_was_stopped(
     place: Place, seconds: float, monkeypatch: pytest.MonkeyPatch

@@ -125,7 +125,7 @@ def with_heavy_tails() -> tuple[Part, Part]:
 def test_seeds_agree_where_batches_differ_more_than_rates(
     data: Callable[[], tuple[Part, Part]], optimizer: str
 ) -> None:
-    tests = [find_lr(small_net(), data(), loss="mse", optimizer=optimizer, seed=seed) for seed in range(4)]
+    tests = [find_lr(small_net(), data(), loss="mse", optimizer=optimizer, seed=seed) for seed in range(3)]
     rates = [test.suggestion for test in tests]
     assert max(rates) < 4 * min(rates)
     assert min(rates) > 1e-3

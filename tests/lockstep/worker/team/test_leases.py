@@ -146,7 +146,7 @@ def test_a_process_that_looks_without_a_pause_lets_others_have_its_core(memory: 
         assert yielded
 
 
-@pytest.mark.parametrize("patience", [PATIENT, CROWDED, replace(CROWDED, cores=1), replace(CROWDED, cores=2)])
+@pytest.mark.parametrize("patience", [PATIENT, replace(CROWDED, cores=2)])
 def test_who_wakes_up_late_does_no_harm(patience: Patience, memory: Path) -> None:
     """It stands still in the middle of one lease until two more are done, and goes on with the first."""
     job = wide(micro_batches=6)

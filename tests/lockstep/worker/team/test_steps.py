@@ -202,7 +202,7 @@ def test_weights_are_those_of_one_process_after_each_step(name: str, processes: 
         assert yard.at == 8
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3, 6))
 @pytest.mark.parametrize(
     ("name", "cores"),
     [
@@ -239,9 +239,13 @@ def test_whoever_is_killed_wherever_it_is(name: str, cores: int, every: int, mem
             yard.crew.revive()
 
 
+#: The leader, and another one.
+WHO_WAKES_UP = (("sgd", 0), ("clipped", 2))
+
+
 @pytest.mark.parametrize(
     ("name", "process", "every"),
-    [("sgd", 0, 1), ("clipped", 2, 3), pytest.param("clipped", 2, 1, marks=pytest.mark.slow)],
+    [("sgd", 0, 3), ("clipped", 2, 3), *(pytest.param(*each, 1, marks=pytest.mark.slow) for each in WHO_WAKES_UP)],
 )
 def test_who_stands_still_anywhere_and_wakes_up_late_writes_nothing_that_counts(
     name: str, process: int, every: int, memory: Path
@@ -275,7 +279,7 @@ def test_who_stands_still_anywhere_and_wakes_up_late_writes_nothing_that_counts(
         assert moved == {True, False}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 def test_who_is_started_again_at_once_spoils_nothing(seed: int, memory: Path) -> None:
     """It has the vectors of its life before, which others may be adding up."""
     with yard_of(UPDATE_JOBS["clipped"], 3, memory, seed) as yard:

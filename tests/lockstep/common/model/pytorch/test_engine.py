@@ -87,13 +87,13 @@ def _seed_like(key: DrawKey) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "lenet", "gru", "resnet18"])
-def test_ten_steps_are_those_of_a_plain_loop(name: str) -> None:
-    job = torch_job(name, steps=10, global_batch=8, micro_batches=1, lr=0.05, momentum=0.9)
+def test_four_steps_are_those_of_a_plain_loop(name: str) -> None:
+    job = torch_job(name, steps=4, global_batch=8, micro_batches=1, lr=0.05, momentum=0.9)
     trainer = SingleProcessTrainer(open_run("run", job, digits(), RunOptions()))
     module = open_model(job.model, job.seed).module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     batches = trainer.compute.batches
-    for step in range(10):
+    for step in range(4):
         images, targets = batches.training(batches.sampler.indices(step, 0), step, 0)
         _seed_like(DrawKey(job.seed, step, 0))
         optimizer.zero_grad()
@@ -104,9 +104,9 @@ def test_ten_steps_are_those_of_a_plain_loop(name: str) -> None:
     state = module.state_dict()
     for name, values in model.layout.read(weights).items():
         np.testing.assert_allclose(values, state[name].numpy(), rtol=1e-5, atol=1e-5, err_msg=name)
-    model.load(weights, 10)
+    model.load(weights, 4)
     if name in ("mlp", "cnn"):
-        assert {int(value) for key, value in model.module.state_dict().items() if key.endswith("tracked")} == {10}
+        assert {int(value) for key, value in model.module.state_dict().items() if key.endswith("tracked")} == {4}
 
 
 TWICE = """
