@@ -26,9 +26,10 @@ def nothing_left_open(ending_s: float = ENDING_S) -> Iterator[None]:
     """Check that a block closes the descriptors that it opens, and lets go of what it maps.
 
     A mapping, with the descriptor that Python keeps for it, ends with the last array on it. All other descriptors are
-    to be closed, and not to wait for the garbage collector.
+    to be closed, and not to wait for the garbage collector. It looks at what was there before once in a process.
     """
     gc.collect()
+    gc.freeze()
     before = _descriptors() + _mappings()
     yield
     opened = _opened(before, ending_s)

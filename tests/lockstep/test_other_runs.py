@@ -139,7 +139,7 @@ def test_of_a_regression_other_pictures_are_drawn(tmp_path: Path, capsys: pytest
     assert {path.name for path in (text.folder / "plots").iterdir()} >= {"learning.png", "confusion.png"}
     assert "left out mistakes.png: samples of shape (6,) are not images" in out
     # Together, they share the curves that they both have.
-    told(capsys, "plot", str(table.folder), str(text.folder), "--to", str(tmp_path / "both"))
+    told(capsys, "plot", str(table.folder), str(text.folder), "--learning", "--to", str(tmp_path / "both"))
     assert (tmp_path / "both" / "learning.png").is_file()
 
 

@@ -267,19 +267,17 @@ def test_a_model_of_the_library_needs_no_agreement(folders: Folders, tmp_path: P
     assert run(["evaluate", str(small_run(tmp_path, "linear", "shipped").folder)]) == 0
 
 
-@pytest.mark.parametrize("mark", RECORDS)
-def test_a_job_file_next_to_a_records_name_is_a_runs(
-    folders: Folders, mark: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_file_next_to_a_records_name_is_a_runs(folders: Folders, capfd: pytest.CaptureFixture[str]) -> None:
     folders.write({"evil.py": folders.evil})
     job = folders.root / "mine" / "job.toml"
     job.write_text('model = "mlp"\nloss = "mine/evil.py:build"\n')
-    (job.parent / mark).symlink_to("nothing")
-    for arguments in (["find-lr", str(job)], ["find-lr", str(job), "--model", "mlp"]):
-        assert run(arguments) == 2
-        assert f"is the job file of a run, because {mark!r} is next to it" in capfd.readouterr().err
-    assert not folders.marker.exists()
-    (job.parent / mark).unlink()
+    for mark in RECORDS:
+        (job.parent / mark).symlink_to("nothing")
+        for arguments in (["find-lr", str(job)], ["find-lr", str(job), "--model", "mlp"]):
+            assert run(arguments) == 2
+            assert f"is the job file of a run, because {mark!r} is next to it" in capfd.readouterr().err
+        assert not folders.marker.exists()
+        (job.parent / mark).unlink()
     run(["find-lr", str(job)])
     assert folders.marker.exists()
 

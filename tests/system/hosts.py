@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 
 #: Milliseconds that may wait for a limit: as a switch's port has it, more than a TCP window on these short cables.
 _LATENCY = "100ms"
@@ -113,6 +114,7 @@ def hosts(count: int, rate: str) -> Iterator[Hosts]:
         made.remove()
 
 
+@cache
 def why_not() -> str:
     """Return why there can be no hosts here, empty where there can."""
     try:

@@ -277,7 +277,6 @@ def test_the_weights_may_be_evaluated_and_exported_and_the_run_verified_and_repl
         ["verify", folder],
         ["replay", folder, "--step", "1", "--micro-batch", "2"],
         ["export", folder, str(tmp_path / "weights.npz")],
-        ["find-lr", "--model", f"{folder}/model/model.py:build", "--data", str(data), "--steps", "30"],
     ):
         assert run_command(arguments) == 0, arguments
     shown = capsys.readouterr().out

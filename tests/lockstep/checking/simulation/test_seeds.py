@@ -42,7 +42,7 @@ def test_a_planted_bug_is_found_as_what_it_is(bug: str) -> None:
     assert any(says in violation for violations in found for violation in violations)
 
 
-@pytest.mark.parametrize("seed", [3, 60, 145])
+@pytest.mark.parametrize("seed", [3, 145])
 def test_a_seed_replays_identically(seed: int) -> None:
     traces = [simulate(scenario_of(seed), is_traced=number == 1).world.digest() for number in range(3)]
     assert len(set(traces)) == 1

@@ -1,5 +1,7 @@
 """What stands for a dataset elsewhere, and samples on their way."""
 
+from collections.abc import Callable
+
 import msgspec
 import numpy as np
 import pytest
@@ -37,8 +39,9 @@ def test_it_travels_and_stays_what_it_is() -> None:
     assert msgspec.convert(msgspec.to_builtins(manifest), Manifest) == manifest
 
 
-@pytest.mark.parametrize("part", [digits().train, tokens(), numbers()], ids=["images", "tokens", "numbers"])
-def test_samples_travel_exactly(part: Dataset) -> None:
+@pytest.mark.parametrize("made", [lambda: digits().train, tokens, numbers], ids=["images", "tokens", "numbers"])
+def test_samples_travel_exactly(made: Callable[[], Dataset]) -> None:
+    part = made()
     places = np.array([3, 0, 2])
     info = part_info(part.images, part.labels)
     data = unpacked(info, 3, packed(part, places))
