@@ -59,7 +59,7 @@ def test_a_worker_may_join_later_and_a_status_tells_so(place: Place, capsys: pyt
     status = json.loads(capsys.readouterr().out)
     assert [worker["pid"] for worker in status["workers"]] == [first.popen.pid, second.popen.pid]
     assert (status["phase"] in ("training", "evaluating"), status["run"]) == (True, "run")
-    second.send(signal.SIGINT)
+    second.send(signal.SIGTERM)
     assert second.end(GONE_S)[0] == 130
     server.line_with("worker 1 (host")  # left, interrupted, and perhaps in the middle of a message
     server.send(signal.SIGINT)

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.architecture.source import ROOT
+from tests.lockstep.checking.simulation import test_standbys
 from tests.lockstep.launch.supervision import test_child
 from tests.lockstep.ps.server import test_succession
 from tests.lockstep.ps.shard_group import test_members
-from tests.lockstep.ps.standby import test_state
+from tests.lockstep.ps.standby import test_mirror, test_shell, test_state
+from tests.simulation import test_shards
 from tests.system import (
     test_bad_network,
+    test_by_hand,
     test_failures,
     test_faults,
     test_full_disk,
@@ -22,8 +25,8 @@ from tests.system import (
     test_teams,
 )
 from tests.system.processes import GONE_S, Place, Process
-from tests.system.test_faults import OFTEN, calm, job, kill
-from tests.system.test_standby import OVER_SOCKETS, ends, start_all
+from tests.system.test_faults import OFTEN, calm, job
+from tests.system.test_standby import OVER_SOCKETS
 
 #: Seconds of silence after which a shard or a worker counts as gone.
 LEASE_S = 2.0
@@ -75,18 +78,6 @@ def test_a_server_whose_folder_is_deleted_fails_with_its_workers(place: Place) -
     assert worker.end()[0] == 1
 
 
-def test_a_standby_of_a_server_whose_folder_is_deleted_keeps_its_files_and_leads(place: Place) -> None:
-    flags = (*job(300), *OFTEN)
-    expected = calm(300)
-    server, standby, workers = start_all(place, flags)
-    delete(place.folder / "run")
-    server.line_with("lacks files of the run: standbys keep those of step ")
-    kill(server.popen.pid)
-    standby.line_with("takes over, from step ")
-    ends(standby, workers)
-    assert place.digest("mirror") == expected
-
-
 def test_a_shard_that_gets_sigterm_is_replaced_by_another(place: Place) -> None:
     flags = job(150)
     expected = calm(150)
@@ -96,44 +87,6 @@ def test_a_shard_that_gets_sigterm_is_replaced_by_another(place: Place) -> None:
     server.line_with("waiting for shards: 0 of 1 are ready")
     following = place.start("shard", address)
     assert [process.end()[0] for process in (server, following, worker)] == [0, 0, 0]
-    assert place.digest() == expected
-
-
-def test_a_shard_that_is_stopped_is_missed_and_has_its_place_again(place: Place) -> None:
-    flags = job(150)
-    expected = calm(150)
-    server, _, shard, worker = shards_of(place, flags)
-    shard.send(signal.SIGSTOP)
-    server.line_with("and its slice of the weights with it: it has been silent for ")
-    shard.send(signal.SIGCONT)
-    assert [process.end()[0] for process in (server, shard, worker)] == [0, 0, 0]
-    assert place.digest() == expected
-
-
-def test_a_standby_that_gets_sigterm_leaves(place: Place) -> None:
-    server, standby, workers = start_all(place, (*job(150), *OFTEN))
-    standby.send(signal.SIGTERM)
-    assert standby.end(GONE_S)[0] == 130
-    server.line_with("left: ")
-    assert [process.end()[0] for process in (server, *workers)] == [0, 0, 0, 0]
-
-
-def test_a_standby_whose_folder_is_deleted_mirrors_the_run_again(place: Place) -> None:
-    server, standby, workers = start_all(place, (*job(300), *OFTEN))
-    delete(place.folder / "mirror")
-    assert [process.end()[0] for process in (server, standby, *workers)] == [0, 0, 0, 0, 0]
-    assert place.digest("mirror") == place.digest()
-
-
-def test_a_worker_that_gets_sigterm_gives_its_work_back(place: Place) -> None:
-    flags = job(300)
-    expected = calm(300)
-    server, address = served(place, flags, "--min-workers", "2")
-    workers = [place.start("worker", address, "--workers", "1", "--apart") for _ in range(2)]
-    server.line_with("epoch 5/")
-    workers[0].send(signal.SIGTERM)
-    assert workers[0].end(GONE_S)[0] == 130
-    assert [process.end()[0] for process in (server, workers[1])] == [0, 0]
     assert place.digest() == expected
 
 
@@ -170,18 +123,18 @@ ROWS = {
     (
         "server with a standby",
         "folder deleted",
-    ): test_a_standby_of_a_server_whose_folder_is_deleted_keeps_its_files_and_leads,
+    ): test_standbys.test_a_run_that_has_failed_once_keeps_the_promise,
     ("shard", "kill -9"): test_faults.test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint,
     ("shard", "SIGTERM"): test_a_shard_that_gets_sigterm_is_replaced_by_another,
     ("shard", "cut off"): test_members.test_a_silent_shard_is_lost_after_its_time_and_one_that_answers_is_not,
-    ("shard", "SIGSTOP"): test_a_shard_that_is_stopped_is_missed_and_has_its_place_again,
+    ("shard", "SIGSTOP"): test_shards.test_a_shard_that_hangs_fails_the_run_in_the_end,
     ("standby", "kill -9"): test_standby.test_train_restarts_its_standby_and_shows_a_takeover,
-    ("standby", "SIGTERM"): test_a_standby_that_gets_sigterm_leaves,
+    ("standby", "SIGTERM"): test_shell.test_an_interrupt_ends_it,
     ("standby", "cut off"): test_state.test_a_silent_server_is_reported_once_and_again_when_it_is_there,
-    ("standby", "folder deleted"): test_a_standby_whose_folder_is_deleted_mirrors_the_run_again,
+    ("standby", "folder deleted"): test_mirror.test_a_mirror_whose_folder_was_deleted_has_nothing_and_is_filled_again,
     ("standby", "disk full"): test_state.test_a_full_disk_is_reported_once_and_tried_again,
     ("worker", "kill -9"): test_failures.test_a_worker_that_is_killed_is_told_and_the_run_goes_on,
-    ("worker", "SIGTERM"): test_a_worker_that_gets_sigterm_gives_its_work_back,
+    ("worker", "SIGTERM"): test_by_hand.test_a_worker_may_join_later_and_a_status_tells_so,
     ("worker", "cut off"): test_bad_network.test_a_cut_is_survived,
     ("worker", "SIGSTOP"): test_faults.test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew,
     ("process of a team", "kill -9"): test_teams.test_who_is_killed_is_back_in_the_team_and_the_others_stay,

@@ -35,20 +35,12 @@ def floats(arguments: list[Any]) -> list[int]:
     return [index for index, each in enumerate(arguments) if isinstance(each, np.ndarray) and each.dtype.kind == "f"]
 
 
-@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
-@settings(derandomize=True, deadline=None, max_examples=10)
-@given(data=st.data())
-def test_gradient_of_every_argument_is_the_derivative(case: Case, data: st.DataObject) -> None:
-    arguments, options = data.draw(case.calls)
+def every_gradient_is_the_derivative(case: Case, arguments: list[Any], options: dict[str, Any]) -> None:
     check_gradients(functools.partial(apply, case.primitive, **options), arguments, np.random.default_rng(1))
 
 
-@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
-@settings(derandomize=True, deadline=None, max_examples=5)
-@given(data=st.data())
-def test_gradient_of_one_argument_alone(case: Case, data: st.DataObject) -> None:
+def one_gradient_alone_is_the_derivative(case: Case, arguments: list[Any], options: dict[str, Any]) -> None:
     # The graph then keeps only what this argument's derivative declares that it reads.
-    arguments, options = data.draw(case.calls)
     for index in floats(arguments):
         before, after = arguments[:index], arguments[index + 1 :]
 
@@ -70,11 +62,7 @@ def gradients(case: Case, arguments: list[Any], options: dict[str, Any], buffere
     return result, [tensors[index].grad for index in floats(arguments)]
 
 
-@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
-@settings(derandomize=True, deadline=None, max_examples=5)
-@given(data=st.data())
-def test_buffered_gradients_have_the_same_bits(case: Case, data: st.DataObject) -> None:
-    arguments, options = data.draw(case.calls)
+def buffered_gradients_have_the_same_bits(case: Case, arguments: list[Any], options: dict[str, Any]) -> None:
     _, plain = gradients(case, arguments, options, buffered=False)
     _, buffered = gradients(case, arguments, options, buffered=True)
     for one, other in zip(plain, buffered, strict=True):
@@ -85,11 +73,7 @@ def in_float32(value: Any) -> Any:
     return np.asarray(value, np.float32) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
 
 
-@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
-@settings(derandomize=True, deadline=None, max_examples=5)
-@given(data=st.data())
-def test_float32_stays_float32_without_a_detour(case: Case, data: st.DataObject) -> None:
-    arguments, options = data.draw(case.calls)
+def float32_stays_float32_without_a_detour(case: Case, arguments: list[Any], options: dict[str, Any]) -> None:
     arguments = [in_float32(each) for each in arguments]
     options = {name: in_float32(each) for name, each in options.items()}
     result, _ = gradients(case, arguments, options, buffered=False)
@@ -106,11 +90,7 @@ def test_float32_stays_float32_without_a_detour(case: Case, data: st.DataObject)
 IN_BATCH_INNERMOST = frozenset({"conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "batch_norm"})
 
 
-@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
-@settings(derandomize=True, deadline=None, max_examples=5)
-@given(data=st.data())
-def test_the_layout_of_arguments_does_not_matter(case: Case, data: st.DataObject) -> None:
-    arguments, options = data.draw(case.calls)
+def the_layout_of_arguments_does_not_matter(case: Case, arguments: list[Any], options: dict[str, Any]) -> None:
     result, found = gradients(case, arguments, options, buffered=False)
     packed = [each.copy("C") if isinstance(each, np.ndarray) else each for each in arguments]
     expected, wanted = gradients(case, packed, options, buffered=False)
@@ -123,11 +103,9 @@ def test_the_layout_of_arguments_does_not_matter(case: Case, data: st.DataObject
         assert result.data.transpose(1, 2, 3, 0).flags.c_contiguous
 
 
-@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
-@settings(derandomize=True, deadline=None, max_examples=5)
-@given(data=st.data())
-def test_a_second_backward_has_the_bits_of_the_first_and_changes_no_argument(case: Case, data: st.DataObject) -> None:
-    arguments, options = data.draw(case.calls)
+def a_second_backward_has_the_same_bits_and_changes_no_argument(
+    case: Case, arguments: list[Any], options: dict[str, Any]
+) -> None:
     before = [each.copy() if isinstance(each, np.ndarray) else each for each in arguments]
     tensors = [
         Tensor(each, requires_grad=True) if index in floats(arguments) else each for index, each in enumerate(arguments)
@@ -153,18 +131,37 @@ def arrays_in(saved: Any) -> list[Array]:
     return [array for each in saved for array in arrays_in(each)] if isinstance(saved, tuple | list) else []
 
 
-@pytest.mark.parametrize("case", [case for case in ALL_CASES if case.primitive.keeps])
-@settings(derandomize=True, deadline=None, max_examples=5)
-@given(data=st.data())
-def test_a_change_in_place_cannot_reach_what_is_kept(case: Case, data: st.DataObject) -> None:
+def a_change_in_place_cannot_reach_what_is_kept(case: Case, arguments: list[Any], options: dict[str, Any]) -> None:
     # The graph watches the arguments that are read and, unless the primitive keeps something, the result: no more.
-    arguments, options = data.draw(case.calls)
+    if not case.primitive.keeps:
+        return
     result, saved = case.primitive.forward(*arguments, **options)
     reads = case.primitive.reads
     read = range(len(arguments)) if reads is None else {index for indices in reads for index in indices}
     unwatched = [result, *(arguments[index] for index in floats(arguments) if index not in read)]
     for kept in arrays_in(saved):
         assert not any(np.may_share_memory(kept, each) for each in unwatched)
+
+
+#: What holds for every primitive, whatever it is called with.
+LAWS = (
+    every_gradient_is_the_derivative,
+    one_gradient_alone_is_the_derivative,
+    buffered_gradients_have_the_same_bits,
+    float32_stays_float32_without_a_detour,
+    the_layout_of_arguments_does_not_matter,
+    a_second_backward_has_the_same_bits_and_changes_no_argument,
+    a_change_in_place_cannot_reach_what_is_kept,
+)
+
+
+@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
+@settings(derandomize=True, deadline=None, max_examples=8)
+@given(data=st.data())
+def test_a_primitive_keeps_all_laws(case: Case, data: st.DataObject) -> None:
+    arguments, options = data.draw(case.calls)
+    for law in LAWS:
+        law(case, arguments, options)
 
 
 def test_every_primitive_has_a_case() -> None:

@@ -172,11 +172,11 @@ def test_the_table_has_an_entry_for_every_event() -> None:
 
 
 @pytest.mark.parametrize("phase", StandbyPhase)
-@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
-def test_every_event_in_every_phase_obeys_the_table(phase: StandbyPhase, event: StandbyEvent) -> None:
-    state = standby(0, 1, 2)
-    state.phase = phase
-    assert isinstance(state.handle(event, 1.0), list)
+def test_every_event_obeys_the_table(phase: StandbyPhase) -> None:
+    for event in EVENTS:
+        state = standby(0, 1, 2)
+        state.phase = phase
+        assert isinstance(state.handle(event, 1.0), list)
 
 
 @pytest.mark.parametrize(("electors", "needed"), [((0,), 1), ((0, 1), 2), ((0, 1, 2), 2), ((0, 1, 2, 3), 3)])
