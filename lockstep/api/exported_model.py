@@ -35,10 +35,13 @@ from lockstep.common.job.losses import LOSSES
 from lockstep.common.job.metrics import metric_name
 from lockstep.common.job.own_code import NAMING, OF_METRIC
 from lockstep.common.model.likeness import differences, is_alike
-from lockstep.common.model.source import WRITTEN_BY_FIT, default_numerics, is_torch_class, is_torch_module, torch_model
+from lockstep.common.model.source import default_numerics, is_torch_class, is_torch_module, torch_model
 from lockstep.common.nn.description import describe, is_describable
 from lockstep.common.nn.module import Module, Parameter, RunningStatistic
 from lockstep.common.optim.rules import RULES
+
+#: How a file begins that was made of a model from a notebook.
+BEGINNING = '"""A model that was defined in a notebook or a script, as `fit` found it there."""\n\n'
 
 
 def borrowed_names(text: str) -> list[str]:
@@ -548,7 +551,7 @@ def model_text(model: Any) -> ModelText:
 def _text_of(definition: Definition, name: str = "") -> str:
     gathering = Gathering()
     gathering.add(definition, name)
-    return WRITTEN_BY_FIT + gathering.text()
+    return BEGINNING + gathering.text()
 
 
 def _text_of_call(model: "partial[Any]") -> ModelText:
@@ -559,7 +562,7 @@ def _text_of_call(model: "partial[Any]") -> ModelText:
     given += [f"{key}={gathering.value(each, called)}" for key, each in model.keywords.items()]
     function = "build" if called != "build" else "build_model"
     text = f"{gathering.text()}\n\ndef {function}():\n    return {called}({', '.join(given)})\n"
-    return ModelText(called, function, WRITTEN_BY_FIT + text)
+    return ModelText(called, function, BEGINNING + text)
 
 
 def text_of_module(model: Any) -> ModelText | None:
@@ -583,7 +586,7 @@ def text_of_module(model: Any) -> ModelText | None:
             "return model",
         ]
     body = "\n".join(f"    {line}" for line in lines)
-    text = f"{WRITTEN_BY_FIT}{gathering.text()}\n\ndef build():\n{body}\n"
+    text = f"{BEGINNING}{gathering.text()}\n\ndef build():\n{body}\n"
     return ModelText(type(model).__name__, "build", text)
 
 

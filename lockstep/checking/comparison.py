@@ -57,7 +57,7 @@ def read_compared(path: Path) -> ComparedRun:
     is_of_folder = path.is_dir() or path.name == RECEIPT
     if is_of_folder and has_begun(folder):
         job, _ = recorded(folder)
-        # The file of an older version lacks values; that of another run proves nothing.
+        # The file of another run proves nothing.
         if job.digest() == receipt.job_sha256:
             result = read_result(folder) if (folder / RESULT).exists() else None
             values: dict[str, Any] = msgspec.to_builtins(job.without_folders())

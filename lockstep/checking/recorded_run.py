@@ -89,11 +89,6 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
             advice = _job_advice(run) if name == "job_sha256" else "expected the same"
             raise UsageError(f"the {what} is not the run's: SHA-256 {was[:12]}… then, {is_[:12]}… now: {advice}")
     differences = other_numerics(run, setup)
-    if run.fingerprint().is_of_older_version() and not allows_mixed_numerics:
-        raise UsageError(
-            f"the run in {str(run.folder)!r} is of an older version of lockstep, whose numerics were others, so other "
-            "bits would prove nothing: use that version, or add --allow-mixed-numerics"
-        )
     if differences and not allows_mixed_numerics:
         raise UsageError(
             f"the numerics differ from the run's, so other bits would prove nothing: {differences}: use the run's "

@@ -203,13 +203,11 @@ class PackOptions:
 
     def texts(self) -> dict[str, str]:
         """Return the given options."""
-        # Also `one_hot`, whose default was another one once.
-        return {name: str(getattr(self, name)) for name in sorted({*self.changed(), "one_hot", "test_split", "seed"})}
+        return {name: str(getattr(self, name)) for name in sorted({*self.changed(), "test_split", "seed"})}
 
     def origin(self, source: str) -> Origin:
         """Return how a folder is made of a source, whose path is empty if it was in memory."""
-        names = [*self.changed(), *(["one_hot"] if self.target and self.one_hot is None else [])]
-        given = {name: msgspec.to_builtins(getattr(self, name), enc_hook=os.path.abspath) for name in names}
+        given = {name: msgspec.to_builtins(getattr(self, name), enc_hook=os.path.abspath) for name in self.changed()}
         return Origin(
             source=cut(os.path.abspath(source), LONGEST_TEXT) if source else "", options=given, version=VERSION
         )
@@ -218,11 +216,11 @@ class PackOptions:
     def recorded(cls, origin: Origin) -> "PackOptions":
         """Return the options by which a source was packed; DataError if they are not known."""
         try:
-            return msgspec.convert(origin.known_options, cls, dec_hook=lambda kind, path: Path(path))
+            return msgspec.convert(origin.options, cls, dec_hook=lambda kind, path: Path(path))
         except msgspec.ValidationError as error:
             raise DataError(
-                f"the options with which {origin.source!r} was packed are not known, because an older version did not "
-                f"record them ({one_line(str(error))}): pack it with `lockstep pack`, and name the new folder"
+                f"the options with which {origin.source!r} was packed are not those of this version "
+                f"({one_line(str(error))}): pack it with `lockstep pack`, and name the new folder"
             ) from None
 
     def needed(self, columns: Iterable[str]) -> set[str]:

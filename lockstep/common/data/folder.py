@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import Meta
 from msgspec.structs import replace
 
-from lockstep.common.data.columns import Column, ColumnKind, Real, Scale, Text
+from lockstep.common.data.columns import Column, Real, Scale, Text
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.manifest import PartInfo
 from lockstep.common.data.mapped import MappedFile, MappedSamples
@@ -86,15 +86,10 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     #: Its path, or "mnist"; empty for data that was in memory.
     source: Text
-    #: The options of packing that are not the default, by name; in a folder of an older version their texts.
+    #: The options of packing that are not the default, by name.
     options: dict[str, Any] = {}
     #: The version of Lockstep that packed it; empty if it was not packed.
     version: Text = ""
-
-    @property
-    def known_options(self) -> dict[str, Any]:
-        """The options. An older version made codes of the texts of a table, unless `one_hot` named their column."""
-        return {"one_hot": [], **self.options} if "target" in self.options else self.options
 
     @property
     def test_source(self) -> str:
@@ -106,7 +101,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         # The option of a target is repeated: it takes one name, which may have commas.
         flags = [
             flag(name, each)
-            for name, value in self.known_options.items()
+            for name, value in self.options.items()
             if value is not None
             for each in (value if name == "target" and not isinstance(value, str) else [value])
         ]
@@ -136,8 +131,8 @@ def _in_list(name: str) -> str:
 class Conversion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The way from a source to samples: what else of the same kind needs to become samples as well."""
 
-    #: In the first version, a table's columns lacked their kind.
-    format: Literal["lockstep dataset 1", "lockstep dataset 2"] = FORMAT
+    #: The format of the folder.
+    format: Literal["lockstep dataset 2"] = FORMAT
     #: The kind of the source.
     kind: Kind
     #: 0 if labels are real numbers.
@@ -197,7 +192,7 @@ def read_manifest(folder: Path) -> FolderManifest:
                 raise DataError(f"{path}: {found}: pack it again")
     if manifest.class_names and len(manifest.class_names) != manifest.classes:
         raise DataError(f"{path}: {len(manifest.class_names)} names for {manifest.classes} classes: pack it again")
-    return _with_kinds(manifest) if manifest.format != FORMAT else manifest
+    return manifest
 
 
 def table_at(data: str) -> FolderManifest | None:
@@ -205,20 +200,6 @@ def table_at(data: str) -> FolderManifest | None:
     folder = Path(data).expanduser()
     manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
     return manifest if manifest is not None and manifest.kind == "table" else None
-
-
-def _with_kinds(manifest: FolderManifest) -> FolderManifest:
-    """Return the manifest of an older version with what it implied of columns: numbers, unless they have categories."""
-    columns = [
-        msgspec.structs.replace(column, kind=ColumnKind.CATEGORY, missing=None) if column.categories else column
-        for column in manifest.columns
-    ]
-    names = manifest.class_names or [str(number) for number in range(manifest.classes)]
-    targets = [
-        msgspec.structs.replace(target, kind=ColumnKind.CATEGORY, categories=names) if names else target
-        for target in manifest.targets
-    ]
-    return msgspec.structs.replace(manifest, columns=columns, targets=targets)
 
 
 def load_folder(folder: Path, *, is_checked: bool = False) -> TrainTest:

@@ -51,17 +51,11 @@ _TORCH_IMPORT = re.compile(
     rb"^\s*(?:import|from)\s+(?:torch|torchvision|torchaudio|timm|transformers|peft|diffusers)\b", re.MULTILINE
 )
 
-#: How a file begins that `fit` made of a model from a notebook.
-WRITTEN_BY_FIT = '"""A model that was defined in a notebook or a script, as `fit` found it there."""\n\n'
-
 #: How the package is called below which a model's files are modules, before the beginning of their digest.
 _PREFIX = "lockstep_model_"
 
 #: How the place of a file begins that belongs to a function that another value of the job names: that follows.
 MARK = "+"
-
-#: An import in such a file of a run from before `common` was in `lockstep`.
-_OLD_IMPORT = re.compile(rb"^(import|from) common\.", re.MULTILINE)
 
 
 @dataclass
@@ -104,12 +98,9 @@ class ModelImporter(MetaPathFinder, Loader):
         files, places = self._models[package]
         if name not in places:
             return
-        source = files.texts[places[name]]
-        if source.startswith(WRITTEN_BY_FIT.encode()):
-            source = _OLD_IMPORT.sub(rb"\1 lockstep.common.", source)
         module.__file__ = str(files.root / places[name])
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": _importing(package, files, places)}
-        exec(compile(source, module.__file__, "exec"), vars(module))
+        exec(compile(files.texts[places[name]], module.__file__, "exec"), vars(module))
 
 
 _IMPORTER = ModelImporter()

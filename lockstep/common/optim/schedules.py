@@ -32,13 +32,8 @@ class Constant(msgspec.Struct, frozen=True):
         return self.lr
 
 
-class Step(msgspec.Struct, frozen=True):
-    """A rate that is multiplied by `gamma` after every `every` steps.
-
-    Raises ValueError for a rate or a `gamma` that is negative or not finite, and for `every` below 1.
-
-    Differs from PyTorch: PyTorch calls it `StepLR`, and counts epochs if `step` is called once per epoch.
-    """
+class _Falling(msgspec.Struct, frozen=True):
+    """The arguments of rates that are multiplied by `gamma` in every `every` steps, checked."""
 
     lr: float
     every: int
@@ -48,6 +43,15 @@ class Step(msgspec.Struct, frozen=True):
         _check_rate("lr", self.lr)
         _check_rate("gamma", self.gamma)
         _check_steps("every", self.every)
+
+
+class Step(_Falling, frozen=True):
+    """A rate that is multiplied by `gamma` after every `every` steps.
+
+    Raises ValueError for a rate or a `gamma` that is negative or not finite, and for `every` below 1.
+
+    Differs from PyTorch: PyTorch calls it `StepLR`, and counts epochs if `step` is called once per epoch.
+    """
 
     def rate(self, step: int) -> float:
         """Return the rate of `step`, which counts from 0."""
@@ -117,22 +121,13 @@ class OneCycle(msgspec.Struct, frozen=True):
         return _along_cosine(self.max_lr, first / self.final_div_factor, (step - peak) / (last - peak))
 
 
-class Exponential(msgspec.Struct, frozen=True):
+class Exponential(_Falling, frozen=True):
     """A rate that falls by one factor from step to step, so that it is multiplied by `gamma` in every `every` steps.
 
     Raises ValueError for a rate or a `gamma` that is negative or not finite, and for `every` below 1.
 
     Differs from PyTorch: PyTorch calls it `ExponentialLR`, and counts epochs if `step` is called once per epoch.
     """
-
-    lr: float
-    every: int
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_rate("lr", self.lr)
-        _check_rate("gamma", self.gamma)
-        _check_steps("every", self.every)
 
     def rate(self, step: int) -> float:
         """Return the rate of `step`, which counts from 0."""

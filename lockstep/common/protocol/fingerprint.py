@@ -73,7 +73,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     numpy: str
     mode: Numerics = "native"
-    #: The contract of portable numerics, 0 in files from before there was one.
+    #: The version of the contract of portable numerics.
     contract: int = 0
     #: SHA-256 of what the kernels compute in their self-test, first 16 hex digits; empty without kernels.
     kernels: str = ""
@@ -103,10 +103,6 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
         """Return the name, our value and the other's, of each field that differs and decides the bits of our mode."""
         pairs = [(name, getattr(self, name), getattr(other, name)) for name in DECIDING_FIELDS[self.mode]]
         return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
-
-    def is_of_older_version(self) -> bool:
-        """Tell whether it was written before portable numerics were a contract."""
-        return not self.contract
 
 
 def code_digest(root: Path = Path(__file__).parents[3]) -> str:

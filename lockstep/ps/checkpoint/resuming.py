@@ -78,11 +78,6 @@ def check_identity(checkpoint: Checkpoint, info: RunInfo, *, allows_mixed_numeri
             f"{here.dataset[:12]}… now): expected the same data"
         )
     differences = [] if allows_mixed_numerics else there.numerics.differences(here.numerics)
-    if differences and there.numerics.is_of_older_version():
-        raise UsageError(
-            f"{path} was written by an older version of lockstep, whose numerics were others: resume it with that "
-            f"version, or begin a new run with --initial {path}"
-        )
     if differences:
         named = "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
         raise UsageError(

@@ -18,7 +18,7 @@ MOST_LINES_BYTES = 2**33
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="step"):
-    """One training step. Times and sizes are missing in the folder of an older version."""
+    """One training step."""
 
     #: The epoch that the step belongs to, from 1.
     epoch: int
@@ -61,7 +61,7 @@ class FailureRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     failure: str
     #: The number of updates behind the weights that were kept.
     weights_after_steps: int
-    #: The kind of failure, as `interrupted` or `diverged`; None in the folder of an older version.
+    #: The kind of failure, as `interrupted` or `diverged`.
     cause: str | None = None
 
 

@@ -54,11 +54,10 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     total_steps: int
     #: One link before the first epoch, and one after each.
     chain: list[ReceiptLink]
-    #: The model's own files with their digests, the one that the job names first; empty in the folder of an older
-    #: version.
+    #: The model's own files with their digests, the one that the job names first.
     model_files: list[ModelFile] = []
     #: The data without its samples: their form, their conversion and their preparation, by which the model can be used
-    #: without the data; None in the folder of an older version.
+    #: without the data.
     data: DataDescription | None = None
 
     def fingerprint(self, name: str) -> Fingerprint:

@@ -253,7 +253,7 @@ class RunResult(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  # 
     test_r2: float | None = None
     #: The other metrics on the test set by name.
     test_metrics: dict[str, float] = msgspec.field(default_factory=dict)
-    #: Number of values that are trained; 0 in the folder of an older version.
+    #: Number of values that are trained.
     parameters: int = 0
     #: The time of an average step, in parts; None if no step was followed by another in its epoch.
     split: Split | None = None
@@ -261,7 +261,7 @@ class RunResult(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  # 
     obstacle: str = ""
     #: Which teams took the cores of their machine from one another; empty if there were enough for all.
     crowding: str = ""
-    #: After which epoch the weights are; 0 in the folder of an older version.
+    #: After which epoch the weights are.
     weights_epoch: int = 0
     #: Why there are fewer epochs than the job has; empty if there are not.
     stopped: str = ""
@@ -273,7 +273,7 @@ class RunResult(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  # 
     moved: Moved = NOTHING
     #: The local steps of each micro-batch.
     local_steps: int = 1
-    #: The teams in which the workers were; 0 in the folder of an older version.
+    #: The teams in which the workers were.
     teams: int = 0
 
 

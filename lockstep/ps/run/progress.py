@@ -146,7 +146,7 @@ class RunTotals(msgspec.Struct, kw_only=True):
 
     #: Training steps that were made.
     steps: Count = 0
-    #: Training samples in all; in the result of an older version 0.
+    #: Training samples in all.
     samples: Count = 0
     #: Seconds in training rounds, without evaluations.
     train_s: float = 0.0

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lockstep.common.data.columns import Column, ColumnKind, scaled, spread
-from lockstep.common.data.folder import FORMAT, Conversion, Reading
+from lockstep.common.data.folder import Conversion, Reading
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.csv_table import open_table
@@ -148,11 +148,6 @@ class TableRows(msgspec.Struct, frozen=True):
             begins = f"the {'comma' if other == ',' else 'point'} begins its fraction"
             return f"{shown!r} is not a number: give {options.spelled('decimal', other)} if {begins}"
         fact = f"{shown!r} is not {EXPECTED[column.kind]}, as all values were in training"
-        if self.conversion.format != FORMAT:
-            fact = (
-                f"{shown!r} is not a number, and the data was packed by an older version, which did not record dates: "
-                "pack it and train again if the column has dates, or true and false"
-            )
         if column.missing is None:
             return fact
         return f"{fact}: write it as one, or give {options.spelled('na', [text])} if it stands for a missing value"

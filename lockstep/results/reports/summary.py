@@ -114,8 +114,7 @@ def numerics_line(numerics: Mapping[str, Any]) -> str:
     """Return the numerics that another machine needs for the same digest."""
     versions = f"NumPy {numerics.get('numpy')} with {numerics.get('blas')}"
     if numerics.get("mode") == "portable":
-        # Of an older version: portable were the bits of these versions.
-        return f"portable, contract {contract}" if (contract := numerics.get("contract")) else f"portable, {versions}"
+        return f"portable, contract {numerics['contract']}"
     return f"native, {versions}, kernel {numerics.get('kernel')}"
 
 

@@ -455,19 +455,6 @@ def test_another_machine_or_job_is_refused_with_both_named(tmp_path: Path, capsy
     assert (code, "the job is not the run's" in error) == (2, True)
 
 
-def test_a_run_of_an_older_version_is_evaluated_and_not_verified(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = record_alone(tmp_path, job_in(tmp_path))
-    receipt = json.loads((folder / RECEIPT).read_text())
-    for name in ("contract", "kernels", "target", "draws"):
-        del receipt["numerics"][name]
-    (folder / RECEIPT).write_text(json.dumps(receipt))
-    assert said(capsys, "evaluate", str(folder))[0] == 0
-    code, _, error = said(capsys, "verify", str(folder))
-    assert (code, "is of an older version of lockstep, whose numerics were others" in error) == (2, True)
-
-
 @pytest.mark.parametrize("text", ["5..2", "3:3", "0:8", "0..7", "-1..3", "7", "x", "1..2..3"])
 def test_what_is_no_range_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     folder = record_alone(tmp_path, job_in(tmp_path))

@@ -4,6 +4,9 @@ Class indices are integers of shape (batch,) for logits (batch, classes), or (ba
 ...); a single sample is () for (classes,), as in PyTorch.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
@@ -159,73 +162,43 @@ weighted_nll = Primitive(
 )
 
 
-def _mse(prediction: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Array]:
-    """Return the mean of (prediction - target)² over all elements."""
-    _check_same(prediction, target, "mse")
-    difference = prediction - target
-    return _reduced(np.square(difference), difference.shape, reduction), difference
+def _of_difference(name: str, loss: Callable[..., Array], slope: Callable[..., Array]) -> Primitive:
+    """Return a loss of the differences of two arrays of one shape, a mean over all elements by default.
+
+    `loss(difference, **options)` is that of each element, and `slope(difference, spread, **options)` its derivative,
+    times what the element gets of the result's gradient.
+    """
+
+    def forward(prediction: Array, target: Array, *, reduction: str = "mean", **options: float) -> tuple[Array, Array]:
+        _check_same(prediction, target, name)
+        difference = prediction - target
+        return _reduced(loss(difference, **options), difference.shape, reduction), difference
+
+    def of_prediction(gradient: Array, difference: Array, *_: None, reduction: str = "mean", **options: float) -> Array:
+        return slope(difference, _spread(gradient, difference.size, reduction), **options)
+
+    def of_target(gradient: Array, difference: Array, *_: None, **options: Any) -> Array:
+        return -of_prediction(gradient, difference, **options)
+
+    return Primitive(name, forward, (of_prediction, of_target), keeps=True, reads=((), ()))
 
 
-def _mse_prediction(gradient: Array, difference: Array, *_: None, reduction: str = "mean") -> Array:
-    result: Array = difference * (2 * _spread(gradient, difference.size, reduction))
-    return result
-
-
-mse = Primitive(
-    "mse",
-    _mse,
-    (_mse_prediction, lambda g, difference, *_, reduction="mean": -_mse_prediction(g, difference, reduction=reduction)),
-    keeps=True,
-    reads=((), ()),
-)
-
-
-def _l1(prediction: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Array]:
-    """Return the mean of |prediction - target| over all elements."""
-    _check_same(prediction, target, "l1")
-    difference = prediction - target
-    return _reduced(np.abs(difference), difference.shape, reduction), difference
-
-
-def _l1_prediction(gradient: Array, difference: Array, *_: None, reduction: str = "mean") -> Array:
-    """The derivative is 0 where both are equal, as in PyTorch."""
-    result: Array = np.sign(difference) * _spread(gradient, difference.size, reduction)
-    return result
-
-
-l1 = Primitive(
-    "l1",
-    _l1,
-    (_l1_prediction, lambda g, difference, *_, reduction="mean": -_l1_prediction(g, difference, reduction=reduction)),
-    keeps=True,
-    reads=((), ()),
-)
-
-
-def _smooth_l1(prediction: Array, target: Array, *, beta: float = 1.0, reduction: str = "mean") -> tuple[Array, Array]:
-    """Return the mean of d²/(2·beta) where |d| < beta, of |d| - beta/2 elsewhere (Girshick, Fast R-CNN, ICCV 2015)."""
-    _check_same(prediction, target, "smooth_l1")
-    difference = prediction - target
+def _smooth_l1(difference: Array, beta: float = 1.0) -> Array:
+    """Return d²/(2·beta) where |d| < beta, and |d| - beta/2 elsewhere (Girshick, Fast R-CNN, ICCV 2015)."""
     # min(|d|, beta)·(|d| - min(|d|, beta)/2)/beta is both, without a case.
     far = np.abs(difference)
     near = np.minimum(far, beta)
-    return _reduced(near * (far - 0.5 * near) / beta, difference.shape, reduction), difference
-
-
-def _smooth_l1_prediction(
-    gradient: Array, difference: Array, *_: None, beta: float = 1.0, reduction: str = "mean"
-) -> Array:
-    near = np.minimum(np.maximum(difference, -beta), beta)
-    result: Array = near / beta * _spread(gradient, difference.size, reduction)
+    result: Array = near * (far - 0.5 * near) / beta
     return result
 
 
-smooth_l1 = Primitive(
+mse = _of_difference("mse", np.square, lambda difference, spread: difference * (2 * spread))
+# The derivative is 0 where both are equal, as in PyTorch.
+l1 = _of_difference("l1", np.abs, lambda difference, spread: np.sign(difference) * spread)
+smooth_l1 = _of_difference(
     "smooth_l1",
     _smooth_l1,
-    (_smooth_l1_prediction, lambda g, difference, *_, **options: -_smooth_l1_prediction(g, difference, **options)),
-    keeps=True,
-    reads=((), ()),
+    lambda difference, spread, beta=1.0: np.minimum(np.maximum(difference, -beta), beta) / beta * spread,
 )
 
 

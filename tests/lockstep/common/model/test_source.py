@@ -12,7 +12,7 @@ import pytest
 from lockstep.common import nn
 from lockstep.common.errors import ModelError
 from lockstep.common.model.autograd import AutogradModel
-from lockstep.common.model.source import WRITTEN_BY_FIT, open_model, read_model_source
+from lockstep.common.model.source import open_model, read_model_source
 from lockstep.common.nn.description import describe
 from lockstep.common.nn.models import MODELS
 from tests.architecture.source import ROOT
@@ -103,16 +103,6 @@ def path(tmp_path: Path) -> Path:
 
 def test_the_function_builds_the_model(path: Path) -> None:
     assert repr(build_model(f"{path}:build")).startswith("Sequential(\n  (0): Linear(in_features=4, out_features=3")
-
-
-def test_a_model_of_a_notebook_of_an_earlier_run_finds_the_library(tmp_path: Path) -> None:
-    path = tmp_path / "model.py"
-    text = "import common.nn as nn\n\n\ndef build():\n    return nn.Linear(2, 3)\n"
-    path.write_text(WRITTEN_BY_FIT + text, encoding="utf-8")
-    assert isinstance(build_model(f"{path}:build"), nn.Linear)
-    path.write_text(text.replace("common", "no_such_package"), encoding="utf-8")
-    with pytest.raises(ModelError, match=r"cannot be imported: it raised ModuleNotFoundError: .*no_such_package"):
-        build_model(f"{path}:build")
 
 
 def test_what_is_built_is_what_was_digested_even_if_the_file_changes(path: Path) -> None:

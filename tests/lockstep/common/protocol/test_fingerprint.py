@@ -68,16 +68,6 @@ def test_other_numerics_are_a_difference() -> None:
     assert ours.differences(theirs) == [("mode", "portable", "native")]
 
 
-def test_a_fingerprint_from_before_the_contract_is_read_and_known_as_such() -> None:
-    written = msgspec.to_builtins(fingerprint_of("portable"))
-    for name in ("contract", "kernels", "target", "draws"):
-        del written[name]
-    old = msgspec.convert(written, Fingerprint)
-    assert old.is_of_older_version()
-    assert not fingerprint().is_of_older_version()
-    assert [name for name, _, _ in old.differences(fingerprint_of("portable"))] == ["draws", "contract", "kernels"]
-
-
 @pytest.mark.parametrize(("mode", "field"), [(mode, field) for mode, field in CASES if field in DECIDING_FIELDS[mode]])
 def test_each_field_that_differs_is_named_with_both_values(mode: Numerics, field: str) -> None:
     ours = fingerprint_of(mode)

@@ -326,14 +326,6 @@ DIFFERENCES: list[tuple[dict[str, Any], type[UsageError], str]] = [
         ),
     ),
     (
-        {"numerics": msgspec.structs.replace(HERE.fingerprint, contract=0, draws="", kernels="")},
-        UsageError,
-        (
-            "step-4 was written by an older version of lockstep, whose numerics were others: resume it with that "
-            "version, or begin a new run with --initial step-4"
-        ),
-    ),
-    (
         {"layout": "b" * 64},
         ModelError,
         (

@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl`: what is written is read back, as are the files of older versions."""
+"""The lines of `metrics.jsonl`: what is written is read back."""
 
 from pathlib import Path
 
@@ -51,12 +51,6 @@ def test_an_epoch_is_read_as_it_was_written(tmp_path: Path) -> None:
 )
 def test_the_lines_on_disk_stay_as_they_are(record: Record, line: bytes) -> None:
     assert encode_record(record) == line
-
-
-def test_an_older_version_wrote_no_times(tmp_path: Path) -> None:
-    line = b'{"kind":"step","epoch":1,"step":0,"loss":2.0,"accuracy":0.5,"lr":0.1,"samples":8}'
-    (step,) = read(tmp_path, line).steps
-    assert (step.loss, step.round_s, step.sums_bytes) == (2.0, 0.0, 0)
 
 
 def test_a_step_that_was_made_again_counts_as_it_was_made_last(tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 from lockstep.common.data.columns import Column, ColumnKind
-from lockstep.common.data.folder import MANIFEST, FolderManifest, Reading, read_manifest
+from lockstep.common.data.folder import FolderManifest, Reading, read_manifest
 from lockstep.common.data.source import load
 from lockstep.packing.options import PackOptions
 
@@ -119,17 +118,3 @@ def test_a_column_that_is_of_another_kind_by_its_type_is_refused(
     table = TRAINED.slice(0, 1).set_column(TRAINED.schema.get_field_index(name), name, column)
     ((_, problems),) = rows(manifest).samples(table)
     assert "as all values were in training" in problems[0]
-
-
-def test_the_data_of_an_older_version_has_no_kinds_of_columns(manifest: FolderManifest, tmp_path: Path) -> None:
-    written = msgspec.to_builtins(manifest) | {"format": "lockstep dataset 1"}
-    for column in written["columns"]:
-        del column["kind"]
-    written["targets"] = [{"name": "owner"}]
-    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(written))
-    older = read_manifest(tmp_path)
-    kinds = [column.kind.value for column in older.columns]
-    assert kinds == ["number", "number", "number", "category", "category"]
-    assert older.targets[0].categories == manifest.class_names
-    ((_, (problem,)),) = rows(older).samples(TRAINED.slice(0, 1))
-    assert "the data was packed by an older version, which did not record dates: pack it and train again" in problem
