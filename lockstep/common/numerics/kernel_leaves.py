@@ -100,7 +100,7 @@ def _result_address(array: Array) -> int:
 
 def _calls(rows: Iterable[Sequence[int]], *arrays: Array) -> KernelCalls:
     table = np.array([(*row, *_REST[len(row) :]) for row in rows], np.int64).reshape(-1, ROW)
-    return KernelCalls(table, arrays, load().run)
+    return KernelCalls(table, arrays, load().functions.ls_run)
 
 
 #: Fills a row.
@@ -196,7 +196,7 @@ def _stack(left: Array, right: Array, out: Array, bias: Array | None) -> KernelC
     (rows, terms), columns = left.shape[-2:], right.shape[-1]
     a_row, a_column = _row_and_column(left)
     b_row, b_column = _row_and_column(right)
-    scratch = _scratch.of(load().product_scratch(count, 0 if a_step else rows, columns, terms, b_column))
+    scratch = _scratch.of(load().functions.ls_product_scratch(count, 0 if a_step else rows, columns, terms, b_column))
     return _calls(
         (
             (_NUMBER["stack"], count, rows, columns, terms, _address(left[place]), a_row, a_column, a_step,
@@ -249,7 +249,7 @@ def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> Instruc
         lefts, rights, out = rights.swapaxes(1, 2), lefts.swapaxes(1, 2), out.T
         rows, columns = out.shape
     (a_row, a_column), (b_row, b_column) = _row_and_column(lefts), _row_and_column(rights)
-    scratch = _scratch.of(load().product_scratch(count, 0, columns, terms, b_column))
+    scratch = _scratch.of(load().functions.ls_product_scratch(count, 0, columns, terms, b_column))
     a_step, b_step = (each.strides[0] // 4 if count > 1 else 0 for each in (lefts, rights))
     call = _calls(
         [
@@ -390,7 +390,7 @@ def _convolve(
         return _in_order()
     lying, addresses, before, after = _flat(arrays, written)
     sizes = (depth, height, width, images, outputs // groups, *kernel, *stride, *dilation)
-    scratch = _scratch.of(load().convolution_scratch(np.array(sizes, np.int64).ctypes.data))
+    scratch = _scratch.of(load().functions.ls_convolution_scratch(np.array(sizes, np.int64).ctypes.data))
     added = 0 if bias is None else addresses[3]
     row = (_NUMBER[name], *sizes, groups, *addresses[:3], _address(scratch), added, *padding)
     call = _calls([row], *lying, scratch)
@@ -514,7 +514,9 @@ def _recurrent(name: str) -> Callable[..., Instruction]:
         arrays = [each for each, _ in given]
         _check(all(each.shape == shape and _is_flat(each) for each, shape in given), name, *arrays)
         numbers = (list(GATES).index(kind), steps, batch, features, hidden)
-        scratch = _scratch.of(load().recurrent_scratch(_address(np.array([*numbers, *_REST[5:]], np.int64))))
+        scratch = _scratch.of(
+            load().functions.ls_recurrent_scratch(_address(np.array([*numbers, *_REST[5:]], np.int64)))
+        )
         kept = (lengths, to_state, gates, curves, cells, states, scratch, *others)
         addresses = (0 if each is None else _address(each) for each in kept)
         return _calls([(_NUMBER[name], *numbers, int(is_reversed), *addresses)], *arrays, scratch)

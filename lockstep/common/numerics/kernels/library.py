@@ -9,7 +9,7 @@ import ctypes
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,6 +108,12 @@ SELF_TEST = {
 }
 
 #: The types that each function returns and takes. A test compares this with the sources.
+#:
+#: - `ls_run` carries out calls: the address of their rows, and how many they are (calls.c).
+#: - `ls_product_scratch` returns the floats of scratch memory for products: (count, rows of a left operand that a stack
+#:   shares or 0, columns, terms, stride of the right operand's columns).
+#: - `ls_convolution_scratch` returns the same for a convolution and its gradients: the address of eleven sizes.
+#: - `ls_recurrent_scratch` returns the same for a recurrent layer: the address of a row without its operation.
 SIGNATURES: Mapping[str, tuple[Returned, Taken]] = {
     "ls_run": (None, (A, N)),
     "ls_momentum": (N, (N, A, A, A, A, F, F, N, A, A, F, N, F, N, F)),
@@ -133,15 +139,6 @@ class Library:
     path: Path
     #: All functions, with the types of their arguments.
     functions: ctypes.CDLL
-    #: Carries out calls: the address of their rows, and how many they are (calls.c).
-    run: Callable[[int, int], None]
-    #: Floats of scratch memory for products: (count, rows of a left operand that a stack shares or 0, columns, terms,
-    #: stride of the right operand's columns).
-    product_scratch: Callable[[int, int, int, int, int], int]
-    #: The same for a convolution and its gradients: the address of eleven sizes.
-    convolution_scratch: Callable[[int], int]
-    #: The same for a recurrent layer and its gradients: the address of a row without its operation.
-    recurrent_scratch: Callable[[int], int]
 
 
 @cache
@@ -201,15 +198,7 @@ def _open(target: Target, path: Path) -> Library:
             function.restype, function.argtypes = returned, taken
     except (OSError, AttributeError) as error:
         raise NumericsError(f"{path} cannot be loaded: {error}: {_AGAIN}") from None
-    return Library(
-        target=target.name,
-        path=path,
-        functions=functions,
-        run=functions.ls_run,
-        product_scratch=functions.ls_product_scratch,
-        convolution_scratch=functions.ls_convolution_scratch,
-        recurrent_scratch=functions.ls_recurrent_scratch,
-    )
+    return Library(target.name, path, functions)
 
 
 def check(library: Library) -> None:

@@ -270,7 +270,7 @@ def test_a_call_has_the_same_bits_on_every_target(
     operands, out = [_drawn(*shape, seed=seed) for seed, shape in enumerate(shapes)], np.empty(result, np.float32)
     call = KERNELS[name](*operands, out, *options)
     assert isinstance(call, KernelCalls)
-    _check(call, lambda library: library.run(call.rows.ctypes.data, len(call.rows)), out, others)
+    _check(call, lambda library: library.functions.ls_run(call.rows.ctypes.data, len(call.rows)), out, others)
 
 
 _INDICES = np.array([0, 1, 4, 4, 2, 4, 0, 3, 4])
@@ -290,7 +290,7 @@ def test_a_call_with_indices_has_the_same_bits_on_every_target(
     out = np.empty(result, np.float32)
     call = KERNELS[name](*operands, out, *options)
     assert isinstance(call, KernelCalls)
-    _check(call, lambda library: library.run(call.rows.ctypes.data, len(call.rows)), out, others)
+    _check(call, lambda library: library.functions.ls_run(call.rows.ctypes.data, len(call.rows)), out, others)
 
 
 @pytest.mark.parametrize(("is_reversed", "lengths"), [(False, None), (True, np.arange(41) % 7 + 1)])
@@ -313,7 +313,7 @@ def test_a_recurrent_layer_has_the_same_bits_on_every_target(
     name = "recurrent_gradient" if is_back else "recurrent"
     call = KERNELS[name](x, to_input, *ways, lengths, to_state, *values, kind, is_reversed)
     assert isinstance(call, KernelCalls)
-    _check(call, lambda library: library.run(call.rows.ctypes.data, len(call.rows)), out, others)
+    _check(call, lambda library: library.functions.ls_run(call.rows.ctypes.data, len(call.rows)), out, others)
 
 
 def _kept_of_steps(kind: str, steps: int) -> tuple[int, int, int]:
