@@ -269,9 +269,9 @@ def taken_options(values: Mapping[str, Any]) -> tuple[PackOptions, dict[str, Any
             several = given[name] if isinstance(given[name], list | tuple) else [given[name]]
             if name == "na":
                 several = [str(each) for each in several]
-            given[name] = tuple(several)
             if not all(isinstance(each, str) for each in several):
                 raise JobError(f"{name} = {values[name]!r}: expected the name of a column, or a list of names")
+            given[name] = tuple(map(str.strip, several))
     _check_form(given)
     size = given.get("size")
     if isinstance(size, int):

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from lockstep.common.data.folder import Origin, flag
+from lockstep.common.data.folder import Origin, flag, in_list
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.fingerprint import DECIDING_FIELDS, Fingerprint
 from lockstep.packing.options import PackOptions
@@ -153,7 +153,7 @@ def _text(value: Any) -> str:
         case bool():
             return "yes" if value else "no"
         case list() | tuple():
-            return ",".join(map(_text, value))
+            return ",".join(in_list(_text(each)) for each in value)
         case _:
             return one_line(str(value))
 

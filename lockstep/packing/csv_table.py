@@ -132,8 +132,6 @@ class CsvTable(Table):
 
     paths: Sequence[Path]
     _forms: dict[Path, CsvForm] = field(init=False, default_factory=dict)
-    #: The names of the columns as they are in the files, by those without blanks around them.
-    _raw: dict[str, str] = field(init=False, default_factory=dict)
     _is_whole: set[Path] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
@@ -142,9 +140,8 @@ class CsvTable(Table):
                 self._forms[path], notes = form_of(path, self.options)
             self.notes += notes
             self.may_group = self.may_group or (self._forms[path][0] == ";" and self.options.decimal == ".")
-        raw = self._open(self.paths[0], {}, threads=False).schema.names
-        self._raw = {name.strip(): name for name in raw}
-        self.schema = pa.schema([pa.field(name.strip(), pa.string()) for name in raw])
+        names = self._open(self.paths[0], {}, threads=False).schema.names
+        self._take(pa.schema([pa.field(name, pa.string()) for name in names]))
 
     def _open(self, path: Path, types: Mapping[str, Any], *, threads: bool) -> Any:
         delimiter, encoding = self._forms[path]

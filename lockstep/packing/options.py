@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.data.columns import LONGEST_TEXT
-from lockstep.common.data.folder import FolderManifest, Kind, Origin, flag
+from lockstep.common.data.folder import FolderManifest, Kind, Origin, flag, in_list
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.losses import LossKind, kind_of
@@ -119,6 +120,10 @@ class Spelling(Enum):
             value = value[0] if isinstance(value, list) and len(value) == 1 else value
             return name if value is None else f"{name}={value!r}"
         return flag(name, value)
+
+    def quoted(self, name: str) -> str:
+        """Return a column's name as one of a list that a person gives: with quotes around commas, and around these."""
+        return name if self is Spelling.PYTHON or in_list(name) == name else shlex.quote(in_list(name))
 
     def together(self, *options: str) -> str:
         """Return several options in a row."""

@@ -198,7 +198,7 @@ def _with_texts(named: str, frame: Any, options: PackOptions) -> pa.Table:
     """Return a frame whose columns of mixed objects are texts, as in a file; DataError for other objects."""
     if not hasattr(frame, "columns") or not hasattr(frame, "__getitem__"):
         raise DataError(f"{named} has no columns: expected a data frame; pandas.DataFrame([row]) makes one of one row")
-    names = list(map(str, frame.columns))
+    names = [str(name).strip() for name in frame.columns]
     arrays = []
     for name, column in zip(names, frame.columns, strict=True):
         if names.count(name) > 1:

@@ -245,6 +245,8 @@ class ColumnSurvey:
     first_missing: Place | None = None
     missing: int = 0
     facts: dict[ColumnKind, Facts] = field(default_factory=dict)
+    #: Whether it has whole numbers of which float64 does not hold every digit.
+    is_inexact: bool = False
     #: Whether all values so far are numbers that a file has as texts, and nothing else.
     is_plain: bool = True
     #: The batches of a small table of plain numbers: their texts are looked at only if other values follow.
@@ -303,6 +305,12 @@ class ColumnSurvey:
 
     def _note(self) -> str:
         """Return a line about values that may be misread; empty without such values."""
+        if self.is_inexact:
+            drop = "" if self.is_target else f", or {self.options.spelled('drop', [self.name])}"
+            return (
+                f"{one_line(self.name, 60)!r} has whole numbers above 2^53, whose last digits are lost; if they are "
+                f"names, give {self._as_names()}{drop}"
+            )
         return self.points.note(self.name) if self.points is not None and self.is_plain else ""
 
     def _is_named(self) -> bool:
@@ -315,6 +323,8 @@ class ColumnSurvey:
     def _add_numbers(self, batch: TableBatch, kind: ColumnKind, values: Floats) -> None:
         facts = self.facts.setdefault(kind, Facts(whole=set() if self.is_target else None))
         facts.add(values[~np.isnan(values)])
+        if kind is ColumnKind.NUMBER and not self.is_inexact and max(-facts.low, facts.high) >= INEXACT:
+            self.is_inexact = batch.columns[self.name].is_whole(int(np.nanargmax(np.abs(values))))
         if self.beyond is None and max(-facts.low, facts.high) > LARGEST:
             is_beyond = np.abs(values) > LARGEST
             self.beyond = self._place(batch, is_beyond, repr(float(values[is_beyond][0])))

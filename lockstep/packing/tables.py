@@ -92,6 +92,10 @@ class TextValues(msgspec.Struct, frozen=True):
         """Return the text of a row, which is not missing."""
         return str(self.texts[int(self.indices[row])].as_py())
 
+    def is_whole(self, row: int) -> bool:
+        """Tell whether the source has a whole number in a row, which is not missing."""
+        return self.at(row).lstrip("+-").isdigit()
+
     @property
     def is_missing(self) -> NDArray[np.bool_]:
         """True for each row that has no value."""
@@ -110,6 +114,10 @@ class NumberValues(msgspec.Struct, frozen=True):
     def is_missing(self) -> NDArray[np.bool_]:
         """True for each row that has no value."""
         return np.isnan(self.values)
+
+    def is_whole(self, row: int) -> bool:
+        """Tell whether the source has a whole number in a row, which is not missing, that was not a float64 there."""
+        return self.column is not None and str(self.column[row].as_py()).strip().lstrip("+-").isdigit()
 
     def numbers(self, kind: ColumnKind, decimal: str) -> Floats:
         """Return the values if they are of that kind, NaN for others."""
@@ -226,8 +234,10 @@ class Table(ABC):
     #: How much there is to read, in what `advance` counts.
     length: int
     options: PackOptions
-    #: The columns, with their types.
+    #: The columns, with their types; and their names in the source, by those without blanks around them, which a person
+    #: does not see.
     schema: pa.Schema = field(init=False)
+    _raw: dict[str, str] = field(init=False, default_factory=dict)
     #: Findings about the form of the source, a line each.
     notes: list[str] = field(init=False, default_factory=list)
     #: Whether points may separate thousands in its numbers.
@@ -239,6 +249,11 @@ class Table(ABC):
 
         Texts of columns in `numbers`, which may grow on the way, may be returned as numbers if all of them are.
         """
+
+    def _take(self, schema: pa.Schema) -> None:
+        """Take the columns of the source."""
+        self._raw = {name.strip(): name for name in schema.names}
+        self.schema = pa.schema([each.with_name(each.name.strip()) for each in schema], schema.metadata)
 
     def names(self) -> list[str]:
         """Return the names of the columns that have one; DataError if two are the same, or one is long."""
@@ -279,9 +294,8 @@ class Table(ABC):
                 f"{self.options.spelled('drop', odd)} leaves {it} out"
             )
 
-    @staticmethod
-    def _advice(names: Sequence[str], *, is_near: bool) -> str:
-        there = ", ".join(one_line(other, 40) for other in names[:12])
+    def _advice(self, names: Sequence[str], *, is_near: bool) -> str:
+        there = ", ".join(self.options.spelled.quoted(one_line(other, 40)) for other in names[:12])
         found = "" if is_near else f": expected one of {there}{', …' if len(names) > 12 else ''}"
         numbers = sum(each.replace(".", "", 1).lstrip("+-").isdigit() for each in names)
         return f"{found}; if row 1 is not a header, write one first" if 2 * numbers > len(names) else found
@@ -311,7 +325,8 @@ def _pandas_index(schema: pa.Schema) -> list[str]:
         return []
     # Besides names, it has how a plain index is counted.
     named = known.get("index_columns")
-    return [name for name in (named if isinstance(named, list) else []) if name in schema.names]
+    names = [name.strip() for name in (named if isinstance(named, list) else []) if isinstance(name, str)]
+    return [name for name in names if name in schema.names]
 
 
 def _kind_of_type(kind: pa.DataType) -> ColumnKind | None:
@@ -432,7 +447,7 @@ class ParquetTable(Table):
     paths: Sequence[Path]
 
     def __post_init__(self) -> None:
-        self.schema = self._open(self.paths[0]).schema_arrow
+        self._take(self._open(self.paths[0]).schema_arrow)
 
     def _open(self, path: Path) -> Any:
         with named_errors(path, "a Parquet file"):
@@ -443,14 +458,15 @@ class ParquetTable(Table):
         for path in self.paths:
             file, row, size = self._open(path), 1, path.stat().st_size
             named = one_line(str(path))
-            if missing := [name for name in columns if name not in file.schema_arrow.names]:
+            raw = [self._raw[name] for name in columns]
+            if missing := [name for name in raw if name not in file.schema_arrow.names]:
                 expected = one_line(self.paths[0].name)
                 raise DataError(f"{named}: no {columns_called(missing)}: expected those of {expected}")
             rows = max(1, file.metadata.num_rows)
             try:
-                at_once = rows_at_once(path, file.metadata, columns, ROWS)
-                for batch in file.iter_batches(batch_size=at_once, columns=list(columns)):
-                    yield named, row, batch
+                at_once = rows_at_once(path, file.metadata, raw, ROWS)
+                for batch in file.iter_batches(batch_size=at_once, columns=raw):
+                    yield named, row, batch.rename_columns(list(columns))
                     row += batch.num_rows
                     self.advance(size * batch.num_rows // rows)
             except (OSError, pa.ArrowException) as error:
@@ -467,12 +483,15 @@ class StreamTable(Table):
     #: Gives them from the beginning, at each call.
     opened: Callable[[], Iterable[pa.RecordBatch]]
 
+    def __post_init__(self) -> None:
+        self._take(self.schema)
+
     def record_batches(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         row = 1
         for whole in self.opened():
             for begin in range(0, whole.num_rows, ROWS):
-                batch = whole.slice(begin, ROWS).select(list(columns))
-                yield self.named, row, batch
+                batch = whole.slice(begin, ROWS).select([self._raw[name] for name in columns])
+                yield self.named, row, batch.rename_columns(list(columns))
                 row += batch.num_rows
                 self.advance(batch.num_rows)
 

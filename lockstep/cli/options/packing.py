@@ -224,4 +224,10 @@ def options_of(given: Mapping[str, Any]) -> PackOptions:
     """Return what the flags say; names may be separated by commas, and have quotes around them if they contain one."""
     lists = {name: comma_separated(given[name]) for name in ("columns", "drop", "categories", "numbers", "na")}
     one_hot = comma_separated(given["one_hot"]) if given["one_hot"] else None
-    return PackOptions(**{**given, **lists, "one_hot": one_hot, "target": tuple(given["target"])})
+    return PackOptions(**{**given, **lists, "one_hot": one_hot, "target": tuple(map(_one_name, given["target"]))})
+
+
+def _one_name(text: str) -> str:
+    """Return the name that a flag takes alone: commas in it need no quotes, and may have some, as in a list."""
+    several = comma_separated([text])
+    return several[0] if len(several) == 1 else text.strip()

@@ -118,12 +118,12 @@ def flag(name: str, value: Any = None) -> str:
     if isinstance(value, list | tuple):
         # A size has two numbers, all other options have texts, or none.
         is_size = all(isinstance(each, int) for each in value)
-        value = "x".join(map(str, value)) if is_size else ",".join(map(_in_list, value))
+        value = "x".join(map(str, value)) if is_size else ",".join(map(in_list, value))
     # A tab is not visible.
     return f"--{dashed} {shlex.quote('tab' if value == TAB else str(value))}"
 
 
-def _in_list(name: str) -> str:
+def in_list(name: str) -> str:
     """Return a name for a list with commas, in quotes if it has commas or quotes itself."""
     return '"' + name.replace('"', '""') + '"' if "," in name or '"' in name else name
 

@@ -179,7 +179,7 @@ def test_columns_are_chosen_as_on_the_command_line(tmp_path: Path, monkeypatch: 
     (tmp_path / "t.csv").write_text("a|town|price\n" + "".join(f"{row}|n.a.|{row}\n" for row in range(300)))
     run = fit(
         nn.Linear(2, 1), tmp_path / "t.csv", run_dir=tmp_path / "run", target="price", loss="mse", na=["n.a.", -1],
-        missing="mean", delimiter="|", encoding="latin-1", one_hot="town", **BRIEF
+        missing="mean", delimiter="|", encoding="latin-1", one_hot=" town", **BRIEF
     )  # fmt: skip
     assert [column.one_hot for column in read_manifest(Path(run.job.data)).columns] == [False, True]
 

@@ -154,9 +154,9 @@ def test_the_options_of_packing_that_differ_are_named_as_flags(
 ) -> None:
     table = tmp_path / "homes.csv"
     rows = [f"{row % 7},{('oslo', 'rome', 'bonn')[row % 3]},{row % 5 / 4}" for row in range(300)]
-    table.write_text("\n".join(["size,city,price", *rows, ""]))
+    table.write_text("\n".join(['"size, m2",city,price', *rows, ""]))
     runs = []
-    flags_each = {"a": ["--missing", "mean"], "b": ["--drop", "size", "--one-hot", "city", "--no-standardize"]}
+    flags_each = {"a": ["--missing", "mean"], "b": ["--drop", '"size, m2"', "--one-hot", "city", "--no-standardize"]}
     for name, options in flags_each.items():
         folder, inputs = tmp_path / f"data-{name}", 3 + (name == "a")
         assert run(["pack", str(table), str(folder), "--target", "price", *options]) == 0
@@ -164,12 +164,12 @@ def test_the_options_of_packing_that_differ_are_named_as_flags(
         runs.append(record(tmp_path / name, data=str(folder), model=net, loss="mse"))
     found = {value.name: value.values for value in differences([read_compared(path) for path in runs])}
     flags = {name: values for name, values in found.items() if name.startswith("--")}
-    assert flags == {"--missing": ["mean", "none"], "--drop": ["none", "size"], "--standardize": ["yes", "no"]}
+    assert flags == {"--missing": ["mean", "none"], "--drop": ["none", '"size, m2"'], "--standardize": ["yes", "no"]}
     # Both are of one table, whatever folders it was packed into.
     assert "data" not in found
     capsys.readouterr()
     assert run(["verify", str(runs[0]), "--against", str(runs[1])]) == 1
-    assert "; --drop: none here, size there; " in capsys.readouterr().err
+    assert '; --drop: none here, "size, m2" there; ' in capsys.readouterr().err
 
 
 def test_runs_are_next_to_one_another_in_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

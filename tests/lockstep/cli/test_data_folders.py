@@ -110,6 +110,13 @@ def test_a_tab_and_names_with_commas_can_be_given(homes: Path, capsys: pytest.Ca
         flags = ["--delimiter", tab, "--categories", '"a, b"', "--dry-run"]
         assert run(["pack", "t.csv", "--target", "y", *flags]) == 0
         assert "  a, b  category, one-hot  0, 1, 2, 3, 4, 5, … (30)\n" in capsys.readouterr().out
+    assert run(["pack", "t.csv", "--target", "y", "--delimiter", "tab", "--categories", "a, b", "--dry-run"]) == 2
+    listed = re.search(r"no columns 'a' and 'b': expected one of (.*), y$", capsys.readouterr().err)
+    assert listed is not None
+    (pasted,) = shlex.split(listed[1])
+    assert run(["pack", "t.csv", "--target", "y", "--delimiter", "tab", "--categories", pasted, "--dry-run"]) == 0
+    for name in ("a, b", pasted):
+        assert run(["pack", "t.csv", "--target", name, "--delimiter", "tab", "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("name", ["wine.csv", "nowhere"])

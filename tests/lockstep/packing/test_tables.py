@@ -373,6 +373,49 @@ def test_what_each_column_was_taken_for_is_shown(tmp_path: Path) -> None:
     assert list(found.lines())[2:9] == list(found.columns)
 
 
+#: The first whole number that float64 does not hold.
+BIG = 2**53 + 1
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "advice"),
+    [
+        ([BIG + row for row in range(60)], {}, "--categories id, or --drop id"),
+        ([BIG + row for row in range(ROWS)], {}, "--categories id, or --drop id"),
+        ([-BIG - row for row in range(60)], {}, "--categories id, or --drop id"),
+        ([BIG + row for row in range(60)], {"target": ("id",), "task": "numbers"}, "--task classes"),
+        ([BIG + row for row in range(60)], {"categories": ("id",)}, None),
+        ([2**53 - 1 - row for row in range(60)], {}, None),
+        ([1e20 * row for row in range(60)], {}, None),
+    ],
+)
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_whole_numbers_that_lose_digits_are_noted(
+    tmp_path: Path, name: str, values: list[float], options: dict[str, Any], advice: str | None
+) -> None:
+    rows = {"id": values, "area": COLUMNS["area"][: len(values)], "price": COLUMNS["price"][: len(values)]}
+    write = csv.write_csv if name.endswith(".csv") else parquet.write_table
+    write(pa.table(rows), tmp_path / name)
+    notes = [note for note in packed(tmp_path / name, **{"target": ("price",), **options}).notes if "2^53" in note]
+    told = f"'id' has whole numbers above 2^53, whose last digits are lost; if they are names, give {advice}"
+    assert notes == ([] if advice is None else [told])
+
+
+def test_blanks_around_the_names_of_columns_are_ignored_in_each_source(tmp_path: Path) -> None:
+    plain = table().slice(0, 300)
+    padded = plain.rename_columns([f" {name}\t" for name in plain.column_names])
+    csv.write_csv(padded, tmp_path / "t.csv")
+    parquet.write_table(padded, tmp_path / "t.parquet")
+    options = PackOptions(target=("price",), drop=("built",))
+    digests = {load(str(pack_frame(plain, tmp_path / "plain", options).folder)).digest}
+    for name in ("t.csv", "t.parquet"):
+        digests.add(load(str(pack(str(tmp_path / name), tmp_path / f"{name}.data", options).folder)).digest)
+    digests.add(load(str(pack_frame(padded, tmp_path / "frame", options).folder)).digest)
+    assert len(digests) == 1
+    with pytest.raises(DataError, match="two columns are called 'price'"):
+        pack_frame(plain.append_column("price ", plain["price"]), tmp_path / "two", options)
+
+
 def test_a_wide_table_is_shown_in_part(tmp_path: Path) -> None:
     many = {f"x{number}": COLUMNS["area"] for number in range(40)}
     found = packed(written(tmp_path, "t.parquet", **many), target=("price",))
