@@ -35,6 +35,9 @@ from lockstep.launch.supervision.restarts import INTERRUPTED, USAGE
 #: The line that is printed when a run has ended well.
 DONE = "the run is done"
 
+#: Seconds between two looks for failed handshakes: the server has another key then, and a line for each in its log.
+HANDSHAKE_S = 0.05
+
 
 def worker_join(
     incarnation: str, host: str, pid: int, machine: str = "", cores: Sequence[int] = (), processes: int = 1

@@ -42,6 +42,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.transport.address import TcpAddress, parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.zeromq.client import ZeroMqClient
+from lockstep.launch.client import HANDSHAKE_S
 from lockstep.launch.endpoints import address_towards, dial_with, keyed
 from lockstep.runs.cost_model import BYTES_PER_PARAMETER, HANDLING, CostModel, Machines, bytes_per_parameter
 from lockstep.worker.gradient_sink import NotFiniteError
@@ -346,11 +347,14 @@ class Examiner:
             fingerprint=self.shown,
         )
         port.send(encode(join))
-        deadline, diagnosis = self.clock.now() + TIMEOUT_S, None
-        while self.clock.now() < deadline:
-            frames = port.receive(min(INTERVAL_S, max(0.0, deadline - self.clock.now())))
+        now, diagnosis = self.clock.now(), None
+        deadline, look = now + TIMEOUT_S, now + INTERVAL_S
+        while (now := self.clock.now()) < deadline:
+            frames = port.receive(min(HANDSHAKE_S, deadline - now))
             if frames is None:
-                diagnosis = port.diagnosis()
+                if now < look and (diagnosis is not None or not port.is_failing):
+                    continue
+                diagnosis, look = port.diagnosis(), now + INTERVAL_S
                 if diagnosis is not None and (diagnosis.is_final or diagnosis.stage in CERTAIN_AT_ONCE):
                     break
                 continue

@@ -25,12 +25,9 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.zeromq.client import ZeroMqClient
-from lockstep.launch.client import no_answer
+from lockstep.launch.client import HANDSHAKE_S, no_answer
 from lockstep.launch.endpoints import credential_of, dial_with, keyed
 from lockstep.results.reports.display import epoch_line, figures, in_teams, place, print_plainly, thinned, workers_table
-
-#: Seconds between two looks for failed handshakes: the server has another key then.
-HANDSHAKE_S = 0.05
 
 
 @click.command(short_help="Show the progress of a run.")

@@ -106,7 +106,7 @@ class RejectionLog:
     An authenticator records them in its thread, and a server reports them in its own.
     """
 
-    #: All refused connections so far.
+    #: All connections so far that the server refused.
     count: int = 0
     #: The first reasons of those that were not reported yet, with their numbers, and the number of all others.
     _pending: Counter[str] = field(default_factory=Counter)
@@ -116,10 +116,10 @@ class RejectionLog:
     _began_s: float = -math.inf
     _lock: Lock = field(default_factory=Lock, repr=False)
 
-    def record(self, text: str) -> None:
-        """Record a refused connection, and why."""
+    def record(self, text: str, *, is_refused: bool = True) -> None:
+        """Record a connection that the server refused, or that the other end broke off, and why."""
         with self._lock:
-            self.count += 1
+            self.count += is_refused
             if text in self._pending or len(self._pending) < LINES:
                 self._pending[text] += 1
             else:

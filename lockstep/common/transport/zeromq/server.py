@@ -67,6 +67,8 @@ class ConnectionTracker:
         self._blocked: set[int] = set()
         #: Why the handshake failed of the connection whose end is the next event: both come at once, from one thread.
         self._failure = ""
+        #: Whether it is the client that broke it off: one that tries several keys, or the port alone.
+        self._is_broken_off = False
 
     def identify(self, peer: bytes, frame: zmq.Frame) -> None:
         """Record the descriptor of a peer, given the first frame of its message."""
@@ -97,9 +99,12 @@ class ConnectionTracker:
                     self._end(value)
                 case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                     self._failure = self._reasons.get(value, f"it broke the handshake (0x{value:x})")
+                    self._is_broken_off = value == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
                 case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
                     why = f"({os.strerror(value)})"
                     text = f"its handshake did not complete {why}: check its key, unless it only tried the port"
+                    # Of one that stalls, this server breaks it off.
+                    self._is_broken_off = self._is_broken_off or not (self._failure or value == errno.EAGAIN)
                     self._failure = self._failure or text
 
     def _begin(self, descriptor: int) -> None:
@@ -117,12 +122,13 @@ class ConnectionTracker:
         peer = self._peers.pop(descriptor, None)
         if descriptor in self._blocked:
             self._blocked.remove(descriptor)
-            self._failure = "it was disconnected a moment ago"
+            self._failure, self._is_broken_off = "it was disconnected a moment ago", False
         if peer is not None:
             self._ended.append(peer)
         elif self._failure:
-            self._rejections.record(f"refused {host or 'a local process'}: {self._failure}")
-        self._failure = ""
+            text = f"refused {host or 'a local process'}: {self._failure}"
+            self._rejections.record(text, is_refused=not self._is_broken_off)
+        self._failure, self._is_broken_off = "", False
 
     def has_open(self) -> bool:
         """Tell whether a connection is open."""

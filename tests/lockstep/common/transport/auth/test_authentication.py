@@ -2,6 +2,7 @@
 through all who do not."""
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from lockstep.common.transport.auth.credentials import DOMAIN, ClientKeys, Crede
 from lockstep.common.transport.auth.curve import check_curve, new_pair, secure_server
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import Limits
-from lockstep.common.transport.zeromq.client import ZeroMqClient
+from lockstep.common.transport.zeromq.client import ZeroMqClient, probe
 from lockstep.common.transport.zeromq.ports import dial, serve
 from lockstep.common.transport.zeromq.server import ZeroMqServer
 from tests.lockstep.common.transport.zeromq import zmtp
@@ -46,7 +47,7 @@ class Scene:
         """Wait until a connection was refused, while no message may come; return what is told of it."""
         clock = SystemClock()
         end = clock.now() + within_s
-        while not self.rejections.count and clock.now() < end:
+        while not self.rejections.has_any() and clock.now() < end:
             assert self.server.receive(end - clock.now()) is None, "one was let in"
         return self.rejections.due(clock.now())
 
@@ -105,6 +106,18 @@ def test_a_worker_speaks_with_no_other_server_than_its_own() -> None:
         client.send([b"hello"])
         assert "it expects a server with another key" in scene.refusals()[0]
         assert client.receive(0.1) is None
+        # It tries another key perhaps, as of a standby that leads.
+        assert scene.rejections.count == 0
+
+
+def test_a_port_that_was_only_tried_counts_as_no_refusal_and_an_unknown_key_does(scene: Scene) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        tried = pool.submit(probe, scene.server.address)
+        assert "unless it only tried the port" in scene.refusals()[0]
+        assert (tried.result(zmtp.TIMEOUT_S), scene.rejections.count) == ("CURVE", 0)
+    scene.dial(ClientKeys(STRANGER, SERVER.public)).send([b"hello"])
+    assert "is not admitted" in scene.refusals()[0]
+    assert scene.rejections.count > 0
 
 
 def _die() -> Mapping[str, str]:
