@@ -20,6 +20,7 @@ from lockstep.common.errors import DataError, FileFormatError, JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
+from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import Model
 from lockstep.common.numerics.sums import first_not_finite
@@ -123,8 +124,18 @@ class Trained(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def data(self) -> DataDescription:
-        """The data of the training without its samples; raises as `description_of`."""
-        return description_of(self.folder, self.job)
+        """The data of the training without its samples; raises as `description_of`.
+
+        `DataError` also for a table with a loss of labels, which earlier versions trained: outputs of one class each
+        would be taken for those of labels.
+        """
+        found = description_of(self.folder, self.job)
+        if found.is_table and kind_of(self.job.loss) is LossKind.LABELS:
+            raise DataError(
+                f"the run in {str(self.folder)!r} was trained on a table with loss = {self.job.loss!r}, of which "
+                "nothing can be predicted: train it again with --loss cross-entropy, for a target of two classes"
+            )
+        return found
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what the model's `load_state_dict` takes."""

@@ -144,6 +144,22 @@ def trained(place: Path, capsys: pytest.CaptureFixture[str], kind: str = "price"
     return load_run("run")
 
 
+def test_a_run_on_a_table_with_a_loss_of_labels_predicts_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(capsys, "train", "--data", "homes.csv", "--target", "town", "--run-dir", "run", *BRIEF)
+    # As an earlier version has trained it.
+    job = place / "run" / "job.toml"
+    job.write_text(job.read_text().replace('loss = "cross-entropy"', 'loss = "bce"'))
+    for command in (["predict", "run", "new.csv"], ["evaluate", "run"], ["evaluate", "run", "--data", "homes.csv"]):
+        assert run(command) == 2
+        out, error = capsys.readouterr()
+        assert (out, len(error.splitlines())) == ("", 1)
+        assert "'run' was trained on a table with loss = 'bce', of which nothing can be predicted: train it" in error
+    shutil.rmtree(load_run("run").job.data)
+    assert run(["evaluate", "run"]) == 2
+
+
 def test_a_table_that_is_another_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained(place, capsys)
     for text, expected in ODD.values():
@@ -597,6 +613,14 @@ def test_a_run_on_a_table_is_tested_on_another_table(
     csv.write_csv(homes.drop_columns([kind]), "blind.csv")
     assert run(["evaluate", "run", "--data", "blind.csv"]) == 2
     assert f"has no column '{kind}'" in capsys.readouterr().err
+
+
+def test_one_row_to_test_with_has_no_r2_anywhere(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(place, capsys, "price")
+    csv.write_csv(csv.read_csv("homes.csv").slice(0, 1), "one.csv")
+    shown = told(capsys, "evaluate", "run", "--data", "one.csv")
+    assert "test R²        - over 1 samples" in shown
+    assert shown.rstrip().endswith(" -")
 
 
 def test_rows_without_a_target_are_left_out_of_a_test_and_counted(

@@ -13,7 +13,7 @@ from lockstep.cli.options.packing import READING_OPTIONS, say_if_changed, traini
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.losses import LossKind
-from lockstep.common.job.metrics import Score, score_of
+from lockstep.common.job.metrics import NOTHING_EXPLAINED, Score, score_of
 from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.runtime.notice import notice
 from lockstep.results.evaluation.assessment import Assessment, assess
@@ -99,18 +99,19 @@ def show_recorded(trained: Trained, *, as_json: bool) -> None:
         demand_data(trained.folder, trained.job)
         return
     examples = trained.folder / EXAMPLES
-    named = {"accuracy": epoch.test_accuracy, "R²": epoch.test_r2, **epoch.of_set("test_")}
-    found = {name: value for name, value in named.items() if value is not None}
+    score, others = Score(epoch.test_accuracy, epoch.test_r2), epoch.of_set("test_")
     samples, source = trained.data.test_samples, trained.data.origin.test_source or "the test set"
     if as_json:
-        figures = {f"test_{'r2' if name == 'R²' else name}": value for name, value in found.items()}
+        named = {"accuracy": score.accuracy, "r2": score.r2, **others}
+        figures = {f"test_{name}": value for name, value in named.items() if value is not None}
         record = {"run": trained.folder.name, "dataset": source, "is_recorded": True, "test_loss": epoch.test_loss}
         rest = {"samples": samples, "weights_sha256": digest}
         if examples.is_file():
             rest["examples"] = record_of(assess(trained, str(examples)))
         click.echo(msgspec.json.encode({**record, **figures, **rest}).decode())
         return
-    shown = [f"{'test ' + name:<14} {value:{'.2%' if name == 'accuracy' else '.4f'}}" for name, value in found.items()]
+    shown = [f"test {score.name:<9} {score.text()}"] if score.name else []
+    shown += [f"{'test ' + name:<14} {value:.4f}" for name, value in others.items()]
     recorded = f"recorded after epoch {epoch.epoch}, over {samples:,} samples of {source}"
     nothing = f"nothing was computed, because the data is not here: {data_advice(trained.folder, trained.job)}"
     below = [f"test loss      {epoch.test_loss:.4f}", f"weights sha256 {digest}", "", recorded, nothing]
@@ -156,7 +157,7 @@ def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
     others = [f"{'test ' + name:<14} {value:.4f}{_unit(name, tested)}" for name, value in found.others.items()]
     below = [f"test loss      {tally.loss:.4f}", *others, f"weights sha256 {digest}", ""]
     if tested.objective.is_regression:
-        return [f"test R²        {r2_of(tested):.4f} over {samples}", *below, *target_lines(tested.fit)]
+        return [f"test R²        {Score(None, r2_of(tested)).text()} over {samples}", *below, *target_lines(tested.fit)]
     if tested.objective.kind is LossKind.OWN:
         named = [f"test {found.name:<9} {found.text()}"] if found.name else []
         own = [f"test loss      {tally.loss:.4f} over {samples}", *named, *below[1:-1]]
@@ -192,4 +193,4 @@ def r2_of(tested: Assessment) -> float:
         return found
     targets = tested.targets.astype(np.float64)
     total = float(np.square(targets - targets.mean(axis=0)).sum())
-    return 1.0 - float(np.square(tested.outputs - targets).sum()) / total if total else 0.0
+    return 1.0 - float(np.square(tested.outputs - targets).sum()) / total if total else NOTHING_EXPLAINED

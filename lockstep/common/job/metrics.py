@@ -141,9 +141,12 @@ def _perplexity(sums: Sums, loss: float, guess: float | None) -> float:
     return loss if math.isnan(loss) else exp(min(loss, 700.0))
 
 
+#: R² if all targets are equal, so that there is nothing to explain: a number, because epochs are compared by it.
+NOTHING_EXPLAINED = 0.0
+
+
 def _explained(mean_square: float, guess: float | None) -> float:
-    # If all targets are equal there is nothing to explain.
-    return 1.0 - mean_square / guess if guess else 0.0
+    return 1.0 - mean_square / guess if guess else NOTHING_EXPLAINED
 
 
 def _mean_over_classes(of_class: Callable[[Sums, Sums, Sums], tuple[Sums, Sums]]) -> FigureOf:
@@ -292,10 +295,12 @@ class Score(NamedTuple):
     others: Mapping[str, float] = MappingProxyType({})
 
     def text(self) -> str:
-        """Return the first number without its name, empty without a number."""
+        """Return the first number without its name, empty without a number; a dash for R² of targets that are equal."""
         if self.accuracy is not None:
             return f"{self.accuracy:.2%}"
-        return "" if self.r2 is None else f"{self.r2:.4f}"
+        if self.r2 is None:
+            return ""
+        return f"{self.r2:.4f}" if self.r2 != NOTHING_EXPLAINED else "-"
 
     @property
     def name(self) -> str:

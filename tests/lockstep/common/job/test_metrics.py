@@ -278,7 +278,7 @@ def test_labels_hold_from_a_half_on_and_outputs_above_0() -> None:
         (Tally(2.0, 4, metrics=(3, 4)), None, Score(0.75, None), "accuracy 75.00%"),
         (Tally(2.0, 4), 2.0, Score(None, 0.75), "R² 0.7500"),
         (Tally(20.0, 4), 2.0, Score(None, -1.5), "R² -1.5000"),
-        (Tally(20.0, 4), 0.0, Score(None, 0.0), "R² 0.0000"),
+        (Tally(20.0, 4), 0.0, Score(None, 0.0), "R² -"),
     ],
 )
 def test_classes_have_accuracy_and_numbers_r2(tally: Tally, guess: float | None, score: Score, told: str) -> None:
