@@ -16,6 +16,10 @@ from lockstep.cli.main import run
 from lockstep.cli.results.export import write_model
 from lockstep.common.errors import DataError, JobError
 from lockstep.common.files.safetensors import read
+from lockstep.common.protocol.messages import StandbyAddress
+from lockstep.launch.remote.standby import StandbyRequest, service_of
+from lockstep.launch.serve import Service
+from lockstep.launch.supervision.channel import ParentLink
 from lockstep.runs.trained_model import open_trained
 
 pa = pytest.importorskip("pyarrow")
@@ -476,10 +480,22 @@ def test_a_run_has_its_data_and_takes_no_other_when_it_goes_on(place: Path, caps
     assert capsys.readouterr().err.startswith("error: --resume with --target: the run has its data")
 
 
-@pytest.mark.parametrize("way", ["train", "resume"])
+def as_a_standby(folder: str) -> Service:
+    """Return what a standby serves that has led the run in a folder, and is started again."""
+    request = StandbyRequest(
+        server=StandbyAddress(address="tcp://127.0.0.1:1"), bind="tcp://127.0.0.1:0", folder=Path(folder), key=None,
+        keys=None, supervised=None, link=ParentLink(), is_insecure=False,
+    )  # fmt: skip
+    return service_of(request, None, print, is_signed=False)
+
+
+@pytest.mark.parametrize("way", ["train", "resume", "node", "standby"])
 def test_data_that_left_the_cache_is_packed_again_if_its_source_is_as_it_was(
-    place: Path, capsys: pytest.CaptureFixture[str], way: str
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+
     def interrupt(training: Any, epoch: Any) -> None:
         if epoch.epoch == 2:
             raise KeyboardInterrupt
@@ -492,11 +508,19 @@ def test_data_that_left_the_cache_is_packed_again_if_its_source_is_as_it_was(
     table = (place / "homes.csv").read_bytes()
     for content, why in ((b"", " with the file as it was then,"), (None, "")):
         (place / "homes.csv").unlink() if content is None else (place / "homes.csv").write_bytes(content)
-        assert run(["train", "--resume", "run"]) == 2
-        error = capsys.readouterr().err
+        if way == "standby":
+            with pytest.raises(DataError) as refused:
+                as_a_standby("run")
+            error = f"error: {refused.value}\n"
+        else:
+            assert run(["node", "--run-dir", "run"] if way == "node" else ["train", "--resume", "run"]) == 2
+            error = capsys.readouterr().err
         command = f"lockstep pack {place / 'homes.csv'} {whole.job.data} --target price"
         assert error.endswith(f"needs its training data, which is not here: make it again{why} with `{command}`\n")
     (place / "homes.csv").write_bytes(table)
+    if way == "standby":
+        assert Path(as_a_standby("run").job.data).exists()
+        assert "packed 320 samples" in capsys.readouterr().out
     if way == "train":
         assert "packed 320 samples" in told(capsys, "train", "--resume", "run", "--no-picture")
     else:

@@ -24,6 +24,7 @@ from lockstep.common.protocol.fingerprint import fingerprint_of
 from lockstep.common.protocol.messages import NAME_LIMIT, PROTOCOL_VERSION, StandbyAddress
 from lockstep.common.protocol.standby_messages import LeaderRequest, MirrorRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
+from lockstep.common.runtime.environment import own_cache
 from lockstep.common.runtime.notice import notice
 from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
 from lockstep.common.statemachine.leader_search import LeaderSearch
@@ -36,6 +37,7 @@ from lockstep.launch.endpoints import WARNING, credential_of, dial_with, dialled
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_run
 from lockstep.launch.supervision.channel import ListeningReport, ParentLink
+from lockstep.packing.cache import pack_again, unwatched
 from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, read_ledger, read_receipt, read_result
@@ -55,6 +57,7 @@ from lockstep.runs.run_dir import (
     resumed_job,
     set_aside,
     trust_source,
+    writing_to,
 )
 from lockstep.runs.session import Destination
 
@@ -131,15 +134,16 @@ def prepare(request: StandbyRequest, say: Callable[[str], None]) -> None:
         return
     keep_parts(folder, say)
     check_run_dir(folder)
-    try:
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MIRROR).touch()
-    except OSError as error:
-        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
 
 
-def check_machine(folder: Path, state: StandbyState) -> None:
-    """Raise a `UsageError` if this machine could not lead the run that is mirrored. Takes the run's numerics."""
+def check_machine(folder: Path, state: StandbyState, say: Callable[[str], None]) -> None:
+    """Raise a `UsageError` if this machine could not lead the run that is mirrored. Takes the run's numerics.
+
+    Its data is packed again if the cache has it no more, as it is for a run that is resumed.
+    """
     if is_signed(state):
         demand("cryptography", "signing", "a run whose results are signed")
     job, receipt = recorded_job(folder), read_receipt(folder)
@@ -152,6 +156,7 @@ def check_machine(folder: Path, state: StandbyState) -> None:
                 trust_source(source)
     resumed_job(folder, {})
     _check_numerics(folder, receipt)
+    pack_again(folder, job.data, Path(own_cache()), unwatched, say)
     # A standby has no more memory than its mirror needs, until it leads the run.
     digest = digest_of(job.data)
     if digest != receipt.dataset_sha256:
@@ -249,7 +254,7 @@ def stand_by(request: StandbyRequest) -> int:
             print_plainly(console, f"the run that has ended here is kept in {set_aside(request.folder)}")
         else:
             try:
-                return lead_again(request, credential, listening)
+                return lead_again(request, credential, listening, console)
             except LedElsewhereError as elsewhere:
                 request = follow(request, elsewhere, console)
     return mirror_and_lead(request, credential, listening, console)
@@ -328,7 +333,7 @@ def shell_of(
         say_of(request, console),
         PortPoller(),
         listening.rejections,
-        check=partial(check_machine, request.folder, state),
+        check=partial(check_machine, request.folder, state, say_of(request, console)),
         diagnose=lambda dialled: dialled.diagnosis() if isinstance(dialled, ZeroMqClient) else None,
     )
 
@@ -342,7 +347,7 @@ def lead(
     console: Console,
 ) -> int:
     """Serve the run that was mirrored, to its end; return the exit code."""
-    service = service_of(request, credential, is_signed=is_signed(shell.state))
+    service = service_of(request, credential, say_of(request, console), is_signed=is_signed(shell.state))
     destination = replace(service.destination, term=takeover.number)
     shell.upstream.close(LINGER_S)
     service = replace(service, destination=destination, standbys=(shell.state.search.server, *service.standbys))
@@ -358,9 +363,12 @@ def lead(
     return 0
 
 
-def service_of(request: StandbyRequest, credential: Credential, *, is_signed: bool) -> Service:
-    """Return what a standby serves once it leads the run in its folder."""
+def service_of(
+    request: StandbyRequest, credential: Credential, say: Callable[[str], None], *, is_signed: bool
+) -> Service:
+    """Return what a standby serves once it leads the run in its folder, whose data is packed again if it is gone."""
     job, options = resumed_job(request.folder, {**request.given, "signed": is_signed})
+    pack_again(request.folder, job.data, Path(own_cache()), unwatched, say)
     return Service(
         job,
         Destination(folder=request.folder, options=options, is_resumed=True),
@@ -370,11 +378,12 @@ def service_of(request: StandbyRequest, credential: Credential, *, is_signed: bo
     )
 
 
-def lead_again(request: StandbyRequest, credential: Credential, listening: Listening) -> int:
+def lead_again(request: StandbyRequest, credential: Credential, listening: Listening, console: Console) -> int:
     """Serve the run that this standby has led before; return the exit code.
 
     `LedElsewhereError` if another server leads it by now.
     """
     take_numerics(recorded_job(request.folder).numerics)
-    service = service_of(request, credential, is_signed=was_signed(request.folder))
+    is_signed = was_signed(request.folder)
+    service = service_of(request, credential, say_of(request, console), is_signed=is_signed)
     return HANDED_OVER if serve_by_hand(service, listening) is None else 0
