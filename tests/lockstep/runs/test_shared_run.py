@@ -78,6 +78,18 @@ def test_the_digests_of_a_file_are_those_of_the_folder(done: Run, file: Path) ->
     assert one == other
 
 
+def test_sharing_code_names_the_flag_by_which_others_agree_to_it(
+    done: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text("def same(sample, rng):\n    return sample\n")
+    command = ["train", "--data", "tiny.npz", "--model", "linear", "--steps", "1", "--workers", "0", "--no-picture"]
+    assert run([*command, "--transform", "own.py:same", "--run-dir", "code"]) == 0
+    capsys.readouterr()
+    for folder, told in ((str(done.folder), []), ("code", ["--trust-model"])):
+        assert run(["share", folder, f"{folder}.zip"]) == 0
+        assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]] == told
+
+
 def test_a_run_that_has_not_finished_is_not_shared(done: Run, tmp_path: Path) -> None:
     (done.folder / "result.json").unlink()
     again = f"lockstep train --resume {done.folder}"
