@@ -7,8 +7,8 @@ from statistics import mean, stdev
 import msgspec
 
 from docs.generators.tables import table
-from lockstep.bench.bench import counted
 from lockstep.bench.local_steps import LocalStepsRow
+from lockstep.results.reports.display import counted
 
 #: The rows of one call in each file: `local-steps-mlp.json`, and so on.
 FIGURES = Path(__file__).parents[1] / "figures"

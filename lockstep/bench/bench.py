@@ -16,6 +16,7 @@ from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.completion import MODELS, complete_list
 from lockstep.cli.options.types import number_range, whole_number
 from lockstep.common.transport.transports import Transport
+from lockstep.results.reports.display import counted
 from lockstep.runs import job_file
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -141,11 +142,6 @@ class Bench(ABC, Generic[R]):
     def panels(self, rows: Sequence[R]) -> list[list[Panel]]:
         """Return the panels of a plot, in rows."""
         return []
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number of things."""
-    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def described(row: Any, teams: int = 1) -> str:

@@ -27,7 +27,6 @@ from lockstep.bench.bench import (
     Panel,
     Series,
     TableColumn,
-    counted,
     described,
     over,
     split_columns,
@@ -49,6 +48,7 @@ from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import Transport
 from lockstep.launch.cluster import check_launch
 from lockstep.ps.run.progress import Split
+from lockstep.results.reports.display import counted
 from lockstep.runs.cost_model import BYTES_PER_PARAMETER, CostModel, Machines, best_line
 
 

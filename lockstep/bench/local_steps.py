@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from lockstep.bench import bench as options
-from lockstep.bench.bench import CURVES, Bench, Panel, Series, TableColumn, counted
+from lockstep.bench.bench import CURVES, Bench, Panel, Series, TableColumn
 from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.types import whole_number
 from lockstep.common.aggregation.tree import Node
@@ -26,6 +26,7 @@ from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.run.plan import Plan
 from lockstep.ps.setup import open_run
+from lockstep.results.reports.display import counted
 from lockstep.runs.job_file import local_defaults, read_values, resolve, shipped_values
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.gradient_sink import NotFiniteError

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lockstep.bench import bench as options
-from lockstep.bench.bench import CURVES, Bench, Panel, Series, TableColumn, counted, heading
+from lockstep.bench.bench import CURVES, Bench, Panel, Series, TableColumn, heading
 from lockstep.bench.exchange import HostsBench, HostsRow, machines_of, model_of
 from lockstep.bench.performance import Measurements
 from lockstep.bench.scaling import VALUES, ScalingBench, ScalingRow
@@ -21,6 +21,7 @@ from lockstep.cli.options.types import whole_number
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.runtime.environment import cores
 from lockstep.ps.records.run_folder import RunResult
+from lockstep.results.reports.display import counted
 from lockstep.runs.cost_model import (
     BYTES_PER_PARAMETER,
     HANDLING,

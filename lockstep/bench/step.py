@@ -19,7 +19,7 @@ from rich.table import Table
 
 from lockstep.bench import bench as options
 from lockstep.bench import peers, timed_run
-from lockstep.bench.bench import ComparedBench, Panel, Series, counted, ranged, whole_machine_marks, with_torch
+from lockstep.bench.bench import ComparedBench, Panel, Series, ranged, whole_machine_marks, with_torch
 from lockstep.bench.peers import WARM_UP, Answer, BaselineRow
 from lockstep.bench.timed_run import BenchSession
 from lockstep.checking.checkup.machine import measured
@@ -42,6 +42,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.runtime.version import VERSION
 from lockstep.ps.setup import open_run
+from lockstep.results.reports.display import counted
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.single_process import SingleProcessTrainer
 

@@ -44,7 +44,7 @@ from lockstep.ps.server.server import Server
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.ps.standby.terms import read_terms
-from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
+from lockstep.results.reports.display import Display, Lines, counted, display_for, print_plainly
 from lockstep.runs.session import Destination, RunSession, open_run_in, open_session
 from lockstep.runs.single_process import recompute_micro_batch
 
@@ -124,8 +124,8 @@ def serve_by_hand(service: Service, listening: Listening) -> RunResult | None:
         shards = service.destination.options.servers - 1
         is_spread = service.destination.options.spread != "never"
         if shards or is_spread:
-            counted = "a shard on each other host" if is_spread else f"{shards} {'shards' if shards > 1 else 'shard'}"
-            print_plainly(console, f"and {counted} with:")
+            those = "a shard on each other host" if is_spread else counted(shards, "shard")
+            print_plainly(console, f"and {those} with:")
             print_plainly(console, f"  lockstep shard {dialled(port.address)}{' --keys DIR' if has_keys else ''}")
         folder = service.destination.folder
         with kept_on_failure(console, folder), watched(page, display_for(console, SystemClock())) as display:

@@ -24,7 +24,7 @@ from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.placement import chosen_processes
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.display import Display, display_for, print_plainly
+from lockstep.results.reports.display import Display, counted, display_for, print_plainly
 from lockstep.runs.job_data import length_reason, scale_note, shown_data
 from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job
@@ -178,11 +178,6 @@ def announcement(
         *filter(None, chosen),
         f"weights, figures and logs go to {destination.folder}",
     ]
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number of things: `1 worker`, `2 workers`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def train_on_ray(on: str, job: Job, destination: Destination, display: Display, chaos: Chaos | None) -> RunResult:

@@ -270,11 +270,14 @@ def print_note(console: Console, text: str) -> None:
     console.print(Text(printable(text)), soft_wrap=not console.is_terminal)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: `1 worker`, `2 workers`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def in_teams(workers: int, teams: int) -> str:
     """Return how many workers there are, and in how many teams, 0 if that is unknown: `4 workers in 1 team`."""
-    who = "1 worker" if workers == 1 else f"{workers} workers"
-    where = "" if workers == 1 or not teams else f" in {teams} {'team' if teams == 1 else 'teams'}"
-    return f"{who}{where}"
+    return counted(workers, "worker") + ("" if workers == 1 or not teams else f" in {counted(teams, 'team')}")
 
 
 def speed_of(worker: WorkerStatus) -> float | None:

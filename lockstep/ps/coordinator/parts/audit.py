@@ -9,7 +9,6 @@ a worker that has others is wrong. If there is no further worker, the server com
 updates.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -41,26 +40,6 @@ def chosen_for_audit(share: float, seed: int, step: int, micro_batches: int) -> 
         return frozenset()
     drawn = generator(seed, Purpose.AUDIT, at=step).random(micro_batches)
     return frozenset(np.flatnonzero(drawn < share).tolist())
-
-
-def steps_to_find(share: float, wrong: float, results: float, probability: float) -> int:
-    """Return after how many steps an audit of a `share` of the micro-batches has found a worker.
-
-    The worker computes `results` micro-batches a step, a share `wrong` of them wrongly, each by chance; it is found in
-    that many steps with at least this probability. Each of its results is audited and wrong with the probability
-    share · wrong, and so none of n steps' with (1 - share · wrong)^(n · results). Its own audits of others, which may
-    be wrong too, are not counted: with them it is found sooner.
-    """
-    found = share * wrong
-    return 1 if found >= 1.0 else math.ceil(math.log1p(-probability) / (results * math.log1p(-found)))
-
-
-def share_to_find(steps: int, wrong: float, results: float, probability: float) -> float:
-    """Return which share of the micro-batches an audit must choose: the inverse of `steps_to_find`.
-
-    A result above 1 means that the worker is wrong too seldom to be found in so few steps.
-    """
-    return -math.expm1(math.log1p(-probability) / (steps * results)) / wrong
 
 
 def finding_of(member: Member, answer: Result | Diverged) -> AuditFinding:

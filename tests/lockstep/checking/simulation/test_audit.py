@@ -19,11 +19,11 @@ from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.statemachine.client import ClientEvent
-from lockstep.ps.coordinator.parts.audit import steps_to_find
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import SendBucket
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
+from tests.lockstep.ps.coordinator.parts.test_audit import steps_to_find
 
 #: Seeds that are tried, and those with `--all`.
 SEEDS, MORE_SEEDS = range(8), range(40)
