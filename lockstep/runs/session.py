@@ -15,9 +15,10 @@ from lockstep.common.protocol.messages import Term
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.statement import signed_run
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.environment import demand_file_size
 from lockstep.common.runtime.notice import notice
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
-from lockstep.ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule
+from lockstep.ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule, bytes_of
 from lockstep.ps.checkpoint.resuming import (
     Resumption,
     begin_again,
@@ -103,9 +104,12 @@ def open_session(
 ) -> RunSession:
     """Open the session of a run, in whose folder no other process may write from now on.
 
-    Raises `UsageError` if the folder cannot be written to, is in use, or holds another run.
+    Raises `UsageError` if the folder cannot be written to, is in use, or holds another run, or if this process may not
+    write files as large as a checkpoint.
     """
-    options, folder = destination.options, _opened_folder(setup, destination, say)
+    options, shard = destination.options, setup.shard
+    demand_file_size(bytes_of(shard.weights, shard.state if options.checkpoint_keep else {}))
+    folder = _opened_folder(setup, destination, say)
     convicted = read_convictions(folder.path)
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, options.checkpoint_keep, room=folder.room)

@@ -273,6 +273,16 @@ def demand_open_files(peers: int = 0) -> None:
         )
 
 
+def demand_file_size(needed: int) -> None:
+    """Raise `UsageError` if this process may not write as many bytes into a file as a checkpoint of its run has."""
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise UsageError(
+            f"this process may write {most:,} bytes into a file: expected at least {needed:,}, for the weights of the "
+            "run and its checkpoints; run `ulimit -f unlimited`"
+        )
+
+
 def major_faults() -> int:
     """Return how many pages this process has had to wait for, since they had to be read from a disk."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt

@@ -100,7 +100,7 @@ class Checkpointer:
         ends_epoch, self.seen = at[1] > self.seen[1], at
         is_best = ends_epoch and self.best() == holder.updates
         is_due = self.schedule.is_due(holder.updates, self.clock.now(), ends_epoch=ends_epoch)
-        if is_due or (is_best and _bytes_of(holder.weights, holder.state) > self.most_pending_bytes):
+        if is_due or (is_best and bytes_of(holder.weights, holder.state) > self.most_pending_bytes):
             self.take(holder, progress)
         elif is_best and self.folder.keep and self._agrees(holder, progress):
             slots = {name: slot.copy() for name, slot in holder.state.items()}
@@ -156,7 +156,7 @@ class Checkpointer:
         saved, weights, state = snapshot
         identity = CheckpointIdentity.of(self.recorder.info)
         parts = sealed_parts(identity, saved, self.recorder.layout, weights, state)
-        return self.folder.save(saved.steps, parts, self.best(), _bytes_of(weights, state) + MORE_BYTES)
+        return self.folder.save(saved.steps, parts, self.best(), bytes_of(weights, state) + MORE_BYTES)
 
     def _sync(self) -> bool:
         """Write the lines to which a checkpoint refers to the disk; return whether they are there."""
@@ -183,5 +183,6 @@ class Checkpointer:
         return None if epoch is None else self.recorder.ends_at(epoch.epoch)
 
 
-def _bytes_of(weights: Vector, state: Mapping[str, Vector]) -> int:
+def bytes_of(weights: Vector, state: Mapping[str, Vector]) -> int:
+    """Return the bytes of a checkpoint's vectors."""
     return weights.nbytes + sum(slot.nbytes for slot in state.values())
