@@ -266,8 +266,7 @@ def load_run(folder: str | Path, *, trust_model: bool = False, training_data: st
     A model of your own is code, which the folder has a copy of. If you have not trained it on this machine,
     `run.model` raises `ModelError`. `trust_model=True` agrees to run that code, now and later.
 
-    A run of an older version needs its data to predict: `training_data` is where that is, if it was moved. `DataError`
-    if it is other data.
+    `training_data` is where the data of the training is now, if it was moved. `DataError` if it is other data.
     """
     path = opened_run(Path(folder))
     if trust_model:

@@ -77,8 +77,7 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runti
 def share(folder: Path, file: Path) -> None:
     """Write a finished run to a file, whole or not at all.
 
-    UsageError if the run has not finished, or the file cannot be written; DataError if its folder is of an older
-    version, and the data is not here.
+    UsageError if the run has not finished, or the file cannot be written.
     """
     if finished(folder) is None or not (folder / WEIGHTS).is_file():
         if has_begun(folder):

@@ -253,9 +253,9 @@ def dataset_of(folder: Path, job: Job) -> TrainTest:
 
 
 def description_of(folder: Path, job: Job) -> DataDescription:
-    """Return the description of a run's data that its folder has; that of an older version is made of the data.
+    """Return the description of a run's data that its folder has; without one it is made of the data.
 
-    `DataError` if an older version has not recorded it, and the data is not here.
+    `DataError` if the data is not here either.
     """
     kept = read_receipt(folder).data if (folder / RECEIPT).is_file() else None
     return kept or describe(dataset_of(folder, job), job)

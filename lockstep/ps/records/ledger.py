@@ -73,8 +73,7 @@ class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker", omit_defaul
     pid: Count
     #: Of how many processes it is a team.
     processes: Count = 1
-    #: By what it is known when it comes back: the name of its key, or what its process has drawn at its start. Empty
-    #: in an older ledger.
+    #: By what it is known when it comes back: the name of its key, or what its process has drawn at its start.
     identity: str = ""
     #: The public key of its signatures, in a run whose results are signed.
     signer: str = ""
@@ -109,8 +108,7 @@ class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
     hi: MicroBatch
     #: The worker.
     rank: Count
-    #: When they were leased to the worker, in seconds from the begin of the round. None in an older ledger, and
-    #: in a run without workers.
+    #: When they were leased to the worker, in seconds from the begin of the round. None in a run without workers.
     began_s: RoundSeconds | None = None
     #: When its result was accepted, in seconds from the begin of the round.
     ended_s: RoundSeconds | None = None
@@ -188,7 +186,7 @@ class UnusedWork(LedgerEntry, frozen=True, kw_only=True, tag="again", omit_defau
     rank: Count
     #: The reason in words.
     why: str
-    #: The reason if it is one of these; None if the worker was late or gone, and in an older ledger.
+    #: The reason if it is one of these; None if the worker was late or gone.
     cause: UnusedCause | None = None
     #: When they were leased to the worker, in seconds from the begin of the round. None if that is unknown.
     began_s: RoundSeconds | None = None

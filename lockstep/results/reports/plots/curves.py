@@ -241,11 +241,6 @@ class WorkerTimeline:
     _teams: dict[int, str] = field(default_factory=dict)
     _begun: int = 0
 
-    @property
-    def micro_batches(self) -> int:
-        """Those of a step."""
-        return max(share.hi for shares in self.used.values() for share in shares)
-
     def shares(self, bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the share of each worker per bin of steps, (workers, bins), and the edges of the bins."""
         steps = sorted(self.used)

@@ -1,7 +1,4 @@
-"""Plot which worker computed what and when: its share over the run, and every lease of some steps.
-
-Leases are plotted in time, or by place in the tree if the ledger of the run has no times.
-"""
+"""Plot which worker computed what and when: its share over the run, and every lease of some steps in time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,13 +11,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lockstep.results.reports.plots.curves import ComputedShare, Floats, RunCurves, WorkerTimeline
-from lockstep.results.reports.plots.style import PARTS, colour, new_figure, tidy, whole_numbers
+from lockstep.results.reports.plots.style import PARTS, colour, new_figure, tidy
 
 #: Bins of steps over the whole run.
 BINS = 160
 
-#: Steps that are shown in time, and by place; most workers whose leases are labelled.
-TIMED_STEPS, PLACED_STEPS, MOST_LABELLED_WORKERS = 6, 12, 24
+#: Steps that are shown in time; most workers whose leases are labelled.
+TIMED_STEPS, MOST_LABELLED_WORKERS = 6, 24
 
 #: The share of the axis that a step takes at least if there is room for its name.
 NAMED = 0.07
@@ -48,13 +45,14 @@ class TimedStep(msgspec.Struct, frozen=True):
 
 
 def timeline(curves: RunCurves, workers: WorkerTimeline) -> Figure:
-    """Return two panels: the whole run, and a few steps in detail."""
-    count = len(workers.names)
-    height = 1.2 + 0.32 * max(3, min(count, 40))
-    figure = new_figure(13.0, 2 * height + 1.6)
-    whole, close = figure.subplots(2, 1, height_ratios=[height, height + 0.6])
+    """Return two panels: the whole run, and a few steps in time, which the ledger of a run in one process lacks."""
+    steps, height = timed_steps(curves, workers), 1.2 + 0.32 * max(3, min(len(workers.names), 40))
+    heights = [height, height + 0.6] if steps else [height]
+    figure = new_figure(13.0, sum(heights) + 1.0)
+    whole, *close = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _whole(whole, curves, workers)
-    leases(close, curves, workers)
+    for axes in close:
+        in_time(axes, steps, workers)
     return figure
 
 
@@ -81,15 +79,6 @@ def _seconds_at(curves: RunCurves, steps: Floats) -> Floats:
         return steps
     times: Floats = np.interp(steps, np.concatenate([[known[0] - 1], known]), np.concatenate([[0.0], curves.seconds]))
     return times
-
-
-def leases(axes: Axes, curves: RunCurves, workers: WorkerTimeline) -> None:
-    """Plot the leases of some steps."""
-    steps = timed_steps(curves, workers)
-    if steps:
-        in_time(axes, steps, workers)
-    else:
-        _by_place(axes, workers)
 
 
 def label_workers(axes: Axes, workers: WorkerTimeline, below: Sequence[str] = ()) -> None:
@@ -201,30 +190,3 @@ def _legend(axes: Axes) -> None:
         Patch(color=PARTS["update"], label="update of the weights"),
     ]
     axes.legend(handles=key, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=len(key), frameon=False)
-
-
-# By place
-
-
-def _by_place(axes: Axes, workers: WorkerTimeline) -> None:
-    steps, micro_batches = shown_steps(sorted(workers.used), workers.unused, PLACED_STEPS), workers.micro_batches
-    for step in steps:
-        for share in workers.used[step]:
-            left, width = _place(share, micro_batches)
-            _bar(axes, share, left, width, len(steps))
-    for share in workers.unused:
-        if share.step in steps:
-            _bar(axes, share, *_place(share, micro_batches), len(steps), is_used=False)
-    for step in (*steps, steps[-1] + 1):
-        axes.axvline(step, color="#888888", linewidth=0.8)
-    title = "leases by place in the step, since this ledger has no times: which micro-batches each worker computed"
-    tidy(axes, title=title, x="step", y="worker")
-    axes.grid(visible=False)
-    axes.set_xlim(steps[0], steps[-1] + 1)
-    label_workers(axes, workers)
-    whole_numbers(axes)
-
-
-def _place(share: ComputedShare, micro_batches: int) -> tuple[float, float]:
-    """Return where a share begins within its step, and how wide it is."""
-    return share.step + share.lo / micro_batches, (share.hi - share.lo) / micro_batches

@@ -73,7 +73,6 @@ def test_workers_have_a_row_each_and_ranks_count_anew_after_a_restart(tmp_path: 
         1: [ComputedShare(1, 0, 4, 2)],
     }
     assert workers.unused == [ComputedShare(1, 2, 4, 1)]
-    assert workers.micro_batches == 4
 
 
 def test_shares_are_of_the_micro_batches_of_some_steps(tmp_path: Path) -> None:

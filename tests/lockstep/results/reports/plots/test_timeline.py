@@ -20,7 +20,6 @@ from lockstep.results.reports.plots.timeline import (
     TimedStep,
     bars_of,
     in_time,
-    leases,
     shown_steps,
     timed_steps,
 )
@@ -48,7 +47,8 @@ def test_leases_are_drawn_in_time(tmp_path: Path) -> None:
     write_steps(tmp_path, range(5))
     write_ledger(tmp_path, TIMED_LEDGER)
     axes = Figure().subplots()
-    leases(axes, read_curves(tmp_path), read_timeline(tmp_path))
+    workers = read_timeline(tmp_path)
+    in_time(axes, timed_steps(read_curves(tmp_path), workers), workers)
     # Each step lasts for half a second, and the second worker begins and ends as the ledger says.
     assert bars_in(axes, face=colour(1)) == [(500 * step + 100, 500 * step + 500, 1) for step in range(4)]
     # The first worker began with its second lease when it was done with the first one.
@@ -73,7 +73,8 @@ def test_who_was_waited_for_is_marked(tmp_path: Path) -> None:
     write_steps(tmp_path, range(5))
     write_ledger(tmp_path, TIMED_LEDGER)
     axes = Figure().subplots()
-    leases(axes, read_curves(tmp_path), read_timeline(tmp_path))
+    workers = read_timeline(tmp_path)
+    in_time(axes, timed_steps(read_curves(tmp_path), workers), workers)
     waiting = [bar for bar in bars_in(axes, face=PARTS["waiting"]) if bar[0] < bar[1]]
     assert waiting == [(500 * step + 400, 500 * step + 500, 0) for step in range(4)]
     assert marks_in(axes) == [(500.0, 1), (1000.0, 1), (1500.0, 1), (2000.0, 1), (2500.0, 0)]
@@ -84,7 +85,8 @@ def test_a_copy_that_was_not_used_is_drawn_after_what_its_worker_computed_before
     unused = UnusedWork(work="train", step=0, lo=2, hi=3, rank=0, why="others had done it", began_s=0.1, ended_s=0.52)
     write_ledger(tmp_path, [*TIMED_LEDGER[:3], unused, TIMED_LEDGER[3]])
     axes = Figure().subplots()
-    leases(axes, read_curves(tmp_path), read_timeline(tmp_path))
+    workers = read_timeline(tmp_path)
+    in_time(axes, timed_steps(read_curves(tmp_path), workers), workers)
     assert bars_in(axes, face=colour(0)) == [(100, 400, 0)]
     assert bars_in(axes, edge=UNUSED) == [(400, 520, 0)]
     # Its worker did not wait, and the other one was waited for.
