@@ -407,21 +407,6 @@ def test_a_missing_text_is_empty_in_the_graph_and_spaces_count_there(
     assert np.flatnonzero(np.isnan(found[:, 0])).tolist() == [5]
 
 
-def test_columns_with_an_input_for_each_category_are_in_the_graph(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runtime = pytest.importorskip("onnxruntime")
-    told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
-         "--run-dir", "run", *BRIEF)  # fmt: skip
-    told(capsys, "export", "run", "m.onnx")
-    columns = raw_columns(csv.read_csv("homes.csv"), "area", "rooms", "town")
-    (found,) = runtime.InferenceSession("m.onnx").run(None, columns)
-    np.testing.assert_allclose(found[:, 0], load_run("run").predict("homes.csv"), rtol=1e-6)
-    columns["town"][3] = "Rom"
-    (found,) = runtime.InferenceSession("m.onnx").run(None, columns)
-    assert np.flatnonzero(np.isnan(found[:, 0])).tolist() == [3]
-
-
 def test_the_columns_are_beside_exported_weights(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained(place, capsys)
     told(capsys, "export", "run", "m.safetensors")

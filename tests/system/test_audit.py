@@ -33,15 +33,6 @@ def test_all_is_computed_twice_and_is_the_same(
     assert place.is_empty(GONE_S)
 
 
-def test_one_worker_alone_is_told_of_once_and_not_waited_for(place: Place) -> None:
-    server = place.start("server", *JOB, "--audit", "0.5", "--bind", place.address(), "--run-dir", "run")
-    worker = place.start("worker", server.line_with("lockstep worker").split()[-1], "--workers", "1", "--apart")
-    code, out, _ = server.end()
-    assert (code, worker.end()[0]) == (0, 0)
-    assert out.count("cannot audit micro-batches ") == 1
-    assert "audit           none of the " in out
-
-
 def test_a_share_that_is_none_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = run_here(place.folder, capsys, "train", *JOB, "--audit", "101%", "--run-dir", "run")
     assert code == 2

@@ -25,27 +25,6 @@ def test_the_server_first(place: Place) -> None:
     assert place.is_empty(0.0)
 
 
-def test_the_worker_first(place: Place) -> None:
-    address = place.address()
-    worker = place.start("worker", address)
-    worker.error_with(f"connecting to {address}")
-    server = place.start("server", *BRIEF, "--bind", address, "--run-dir", "run")
-    assert server.end()[0] == 0
-    assert worker.end()[0] == 0
-
-
-def test_over_tcp_with_a_port_of_the_systems_choice(place: Place) -> None:
-    (place.folder / "two.toml").write_text('min_workers = 2\ntransport = "tcp"\n')
-    job = ("--job", "two.toml", *BRIEF)
-    server = place.start("server", *job, "--bind", "tcp://127.0.0.1:0", "--run-dir", "run")
-    address = server.line_with("lockstep worker").split()[-1]
-    workers = [place.start("worker", address, "--workers", "1", "--apart") for _ in range(2)]
-    assert [worker.end()[0] for worker in workers] == [0, 0]
-    assert server.end()[0] == 0
-    result = place.result()
-    assert (result["workers"], result["teams"], result["transport"]) == (2, 2, "tcp")
-
-
 def test_a_worker_may_join_later_and_a_status_tells_so(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     address = place.address()
     server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")

@@ -29,27 +29,6 @@ def started(place: Place, *flags: str) -> tuple[Process, str]:
     return server, f"tcp://127.0.0.1:{port}"
 
 
-def test_workers_with_keys_train(place: Place, keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    server, address = started(place, *BRIEF, "--min-workers", "2")
-    assert run(["status", address, "--key", str(keys / "server.key")]) == 0
-    assert "waiting for workers: 0 of 2 ready" in capsys.readouterr().out
-    workers = [
-        place.start("worker", address, "--workers", "1", "--apart", "--key", f"keys/{name}.key")
-        for name in ("one", "two")
-    ]
-    assert [worker.end()[0] for worker in workers] == [0, 0]
-    assert server.end()[0] == 0
-    result = place.result()
-    assert result["workers"] == 2
-
-
-def test_servers_with_keys_share_the_weights(place: Place, keys: Path) -> None:
-    server, address = started(place, *BRIEF, "--servers", "2", "--transport", "tcp")
-    shard = place.start("shard", address, "--bind", "tcp://0.0.0.0:0", "--keys", "keys")
-    worker = place.start("worker", address, "--key", "keys/one.key")
-    assert [process.end()[0] for process in (server, shard, worker)] == [0, 0, 0]
-
-
 def make_wrong(keys: Path, wrong: str) -> list[str]:
     """Return the flags of a worker that is not to get in."""
     if wrong == "no key":
@@ -100,23 +79,6 @@ def test_a_status_tells_how_many_were_not_let_in(place: Place, keys: Path, capsy
     assert json.loads(capsys.readouterr().out)["refused"] > 0
     server.send(signal.SIGINT)
     assert server.end(GONE_S)[0] == 130
-
-
-@pytest.mark.parametrize("name", ["server.key", "one.key", "allowed"])
-def test_a_secret_that_others_could_read_is_refused(
-    place: Place, keys: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    (keys / name).chmod(0o666)
-    if name == "one.key":
-        assert run(["worker", "tcp://127.0.0.1:1", "--key", str(keys / name)]) == 2
-    else:
-        data = ("--data", str(place.folder / "tiny.npz"))
-        flags = ("--bind", "tcp://0.0.0.0:0", "--run-dir", str(place.folder / "run"))
-        assert run(["server", *BRIEF, *data, *flags, "--keys", str(keys)]) == 2
-    error = capsys.readouterr().err
-    cure = "chmod 644" if name == "allowed" else "chmod 600"
-    assert error == f"error: '{keys / name}' has mode 0666 and is open to others: {cure} '{keys / name}'\n"
-    assert not (place.folder / "run").exists()
 
 
 @pytest.mark.parametrize("arguments", [["worker", "tcp://127.0.0.1:1"], ["doctor", "--connect", "tcp://127.0.0.1:1"]])

@@ -14,7 +14,6 @@ from lockstep.common.runtime.environment import KERNELS_VARIABLE
 from lockstep.common.runtime.numerics import own_numerics
 from tests.architecture.source import ROOT
 from tests.lockstep.tiny_data import write_tiny
-from tests.system.alone import digest_alone
 from tests.system.jobs import BRIEF
 from tests.system.processes import Place, result_in
 
@@ -23,23 +22,6 @@ def digest(run: Path, numerics: str = "portable") -> str:
     result = result_in(run)
     assert result["numerics"]["mode"] == numerics
     return str(result["weights_sha256"])
-
-
-#: How a run is carried out.
-WAYS = {
-    "workers": ("--workers", "2"),
-    "servers over tcp": ("--workers", "1", "--servers", "2", "--transport", "tcp"),
-}
-
-
-@pytest.mark.parametrize("way", ["workers", pytest.param("servers over tcp", marks=pytest.mark.slow)])
-def test_a_job_that_says_nothing_has_portable_numerics_everywhere(place: Place, way: str) -> None:
-    code, _, err = place.start("train", *BRIEF, *WAYS[way], "--run-dir", "run").end()
-    assert code == 0, err
-    assert digest(place.folder / "run") == digest_alone(*BRIEF)
-    code, out, err = place.start("verify", "run").end()
-    assert code == 0, err
-    assert "the same bits: steps 0 to 7" in out
 
 
 @pytest.mark.parametrize("numerics", ["portable", "native"])

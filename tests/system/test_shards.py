@@ -82,9 +82,7 @@ def test_a_shard_that_is_killed_fails_the_run_with_one_line(place: Place, transp
     ("number", "transport"),
     [
         (signal.SIGKILL, "shm"),
-        pytest.param(signal.SIGINT, "tcp", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, "shm", marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, "tcp", marks=pytest.mark.slow),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((signal.SIGINT, "tcp"), (signal.SIGINT, "shm"))),
     ],
 )
 def test_an_interrupt_leaves_nothing(place: Place, number: signal.Signals, transport: str) -> None:

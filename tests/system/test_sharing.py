@@ -122,10 +122,10 @@ def test_the_memory_of_a_server_that_was_killed_is_swept_at_the_next_start_and_t
     assert len(folders([living.popen.pid])) == 1
 
 
-@pytest.mark.parametrize("cycles", [1, pytest.param(200, marks=pytest.mark.slow)])
-def test_whatever_is_killed_all_at_once_is_swept_at_the_next_start(place: Place, cycles: int) -> None:
+@pytest.mark.slow
+def test_whatever_is_killed_all_at_once_is_swept_at_the_next_start(place: Place) -> None:
     killed: list[int] = []
-    for cycle in range(cycles):
+    for cycle in range(200):
         process = place.start("train", *ENDLESS, "--workers", "2", "--transport", "shm", "--run-dir", f"run{cycle}")
         process.line_with("epoch 1/")
         assert folders(killed) == []

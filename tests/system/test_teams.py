@@ -73,12 +73,9 @@ def kill(place: Place, process: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
-def test_a_team_has_the_bits_of_one_process(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], transport: str
-) -> None:
+def test_a_team_has_the_bits_of_one_process(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place.folder)
-    server = place.start("server", *BRIEF, "--bind", "tcp://127.0.0.1:0", "--transport", transport, "--run-dir", "run")
+    server = place.start("server", *BRIEF, "--bind", "tcp://127.0.0.1:0", "--transport", "tcp", "--run-dir", "run")
     address = server.line_with("lockstep worker").split()[-1]
     worker = place.start("worker", address, "--workers", "3").end()
     assert worker[0::2] == (0, f"connecting to {address}\njoined run run as worker 0\nthe run is done\n")

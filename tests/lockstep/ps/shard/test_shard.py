@@ -246,7 +246,7 @@ def long_run(slices: list[Slice], clip_norm: float | None = None) -> bytes:
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 def test_any_number_of_shards_comes_to_the_same_bits(clip_norm: float | None) -> None:
     whole = long_run([Slice(0, LONG)], clip_norm)
-    assert {long_run(slices_for(LONG, servers), clip_norm) for servers in (1, 2, 3, 5, 64)} == {whole}
+    assert {long_run(slices_for(LONG, servers), clip_norm) for servers in (2, 5, 64)} == {whole}
 
 
 def test_a_shard_alone_clips_by_itself() -> None:
