@@ -11,7 +11,7 @@ pytest.importorskip("expecttest", reason="the samples of PyTorch's tests need ex
 # Imports within the tests: the samples of PyTorch's tests take seconds to import, in each process that collects tests.
 
 #: Samples of each function and layer.
-QUICK = 2
+QUICK = 3
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
