@@ -12,6 +12,8 @@ from lockstep.common.protocol.messages import (
     Lease,
     Message,
     MultiStepLease,
+    MultiStepWithdrawal,
+    Ping,
     Result,
     Samples,
     ServerMessage,
@@ -161,14 +163,14 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
 
     def perform(self, effect: machine.WorkEffect) -> Iterable[machine.Event]:
         match effect:
-            case machine.IntroduceToShards():
+            case Ping():
                 self.servers.introduce()
                 return []
-            case machine.ComputeLease():
-                return self._joined().begin_lease(effect.lease, self.state.leases)
-            case machine.BeginSteps():
-                return self._joined().begin_steps(effect.lease)
-            case machine.StopSteps():
+            case Lease():
+                return self._joined().begin_lease(effect, self.state.leases)
+            case MultiStepLease():
+                return self._joined().begin_steps(effect)
+            case MultiStepWithdrawal():
                 return self._joined().stop()
             case _:
                 assert_never(effect)

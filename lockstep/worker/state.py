@@ -1,6 +1,7 @@
 """The worker decides what to do next. No socket, clock, file or array; no state of the run.
 
-Messages of the server are events as they are, and so are the answers to leases. The client joins a run and leaves it.
+Messages of the server are events as they are, and so are the answers to leases. A message that may be carried out is
+itself the effect. The client joins a run and leaves it.
 """
 
 from collections import deque
@@ -123,30 +124,9 @@ WorkEvent = (
 )
 Event = WorkEvent | ClientEvent
 
-# Effects
-
-
-class ComputeLease(Struct, frozen=True, kw_only=True):
-    """Compute a lease; answered by its result, `LeaseStopped` or `SamplesMissing`."""
-
-    lease: Lease
-
-
-class BeginSteps(Struct, frozen=True, kw_only=True):
-    """Begin with a multi-step lease; answered by `StepsEnded`."""
-
-    lease: MultiStepLease
-
-
-class StopSteps(Struct, frozen=True, kw_only=True):
-    """Make nothing more of a multi-step lease; answered by `StepsEnded`."""
-
-
-class IntroduceToShards(Struct, frozen=True, kw_only=True):
-    """Introduce this worker to the run's other servers, if there are any."""
-
-
-WorkEffect = ComputeLease | BeginSteps | StopSteps | IntroduceToShards
+#: Compute a lease, answered by its result, `LeaseStopped` or `SamplesMissing`. Begin with a multi-step lease, or make
+#: nothing more of it, both answered by `StepsEnded`. After a ping, introduce this worker to the run's other servers.
+WorkEffect = Lease | MultiStepLease | MultiStepWithdrawal | Ping
 Effect = WorkEffect | ClientEffect
 
 _OUTSIDE, _WAITING, _COMPUTING, _MULTI_STEP = WorkerPhase
@@ -252,7 +232,7 @@ class WorkerState(Machine[Event, Effect]):
             case Ping():
                 # It pings those that are silent for a while. One may be waiting for a shard whose connection broke: the
                 # shard learns of the new one only from us, and what it was sent first may be lost.
-                return [IntroduceToShards()]
+                return [event]
             case WeightsReceived(step=step):
                 self._begin_step(step)
                 return []
@@ -268,7 +248,7 @@ class WorkerState(Machine[Event, Effect]):
                 return self._begin_steps(event)
             case MultiStepWithdrawal(number=number):
                 is_at_hand = self.steps is not None and self.steps.number == number
-                return [StopSteps()] if is_at_hand else []
+                return [event] if is_at_hand else []
             case StepsEnded(is_done=is_done):
                 return self._end_steps(is_done=is_done)
             case InboxEmptied():
@@ -304,7 +284,7 @@ class WorkerState(Machine[Event, Effect]):
     def _begin_steps(self, lease: MultiStepLease) -> list[Effect]:
         self._drop_leases()
         self.phase, self.steps = WorkerPhase.MULTI_STEP, lease
-        return [BeginSteps(lease=lease)]
+        return [lease]
 
     def _end_steps(self, *, is_done: bool) -> list[Effect]:
         """Answer the current multi-step lease; the server knows how many steps were made."""
@@ -346,7 +326,7 @@ class WorkerState(Machine[Event, Effect]):
         if not self.has_work():
             return []
         self.phase = WorkerPhase.COMPUTING
-        return [ComputeLease(lease=self.leases.popleft())]
+        return [self.leases.popleft()]
 
     def _drop_leases(self) -> None:
         """Forget all leases, which are not to be computed any more."""

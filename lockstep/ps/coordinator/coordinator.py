@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Protocol
 
-from msgspec.structs import replace
-
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.messages import (
     ComputeFailed,
@@ -22,6 +20,7 @@ from lockstep.common.protocol.messages import (
     Ready,
     Result,
     Status,
+    StatusRequest,
     Work,
 )
 from lockstep.common.statemachine.machine import Machine, PeerLeft, Received, Report, Send, kind_of, soonest
@@ -193,19 +192,18 @@ class Coordinator(Machine[events.Event, Effect]):
                 return self.join(peer, message, Admittance(event.key, event.signer), now)
             case Received(peer=peer, message=Ping()):
                 return [Send(peer=peer, message=Ping())] if self.ended is None else self._farewell(peer)
+            case Received(peer=peer, message=StatusRequest()):
+                return [Send(peer=peer, message=self.status(now))]
             case Received(peer=peer, message=message):
                 member = self.membership.members.get(peer)
                 return [] if member is None else self._on_work(member, message, now)
             case PeerLeft():
                 return self._on_left(event, now)
-            case events.StatusRequested():
-                extra = {"refused": event.refused, "broken": event.broken, "standbys": list(event.standbys)}
-                return [Send(peer=event.peer, message=replace(self.status(now), **extra))]
             case events.StepUpdated():
                 is_current = event.step == self.round.step
                 return [*self._begin_next_round(), *self.assign_leases(now)] if is_current else []
-            case events.WeightsNotFinite():
-                return self.fail(event.text, FailureKind.DIVERGED)
+            case events.PartFailed():
+                return self.fail(event.text, event.kind)
             case events.TimePassed():
                 return self._on_time_passed(now)
             case events.Interrupted():
@@ -262,7 +260,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _record_sign_of_life(self, event: events.Event, now: float) -> list[Effect]:
         """Record that a worker is alive; a suspect may get work again."""
-        if not isinstance(event, Received | events.StatusRequested):
+        if not isinstance(event, Received):
             return []
         member = self.membership.on_message(event.peer, now)
         if member is None or not failures.is_back(member, event, self.state, self.membership, self.stragglers, now):

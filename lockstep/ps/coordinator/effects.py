@@ -40,8 +40,7 @@ class UpdateWeights(Struct, frozen=True, kw_only=True):
 class LeaseSteps(Struct, frozen=True, kw_only=True):
     """Let a team make the steps from `first` on by itself, up to `last` at most.
 
-    Each step ends in `StepMade`, and the multi-step lease in `MultiStepLeaseEnded`; answered by `MultiStepLeaseRefused`
-    if it cannot be.
+    Each step ends in `StepMade`, and the multi-step lease in `MultiStepLeaseEnded`, at once if it cannot be.
     """
 
     first: int

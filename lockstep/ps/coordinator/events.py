@@ -17,7 +17,6 @@ from lockstep.common.protocol.messages import (
     SamplesRequest,
     ShardStatus,
     StandbyAddress,
-    StandbyStatus,
     SumsFrame,
 )
 from lockstep.common.statemachine.machine import Interrupted as Interrupted
@@ -25,14 +24,6 @@ from lockstep.common.statemachine.machine import PeerLeft as PeerLeft
 from lockstep.common.statemachine.machine import Received as Received
 from lockstep.common.statemachine.machine import TimePassed as TimePassed
 from lockstep.ps.coordinator.findings import MicroBatchOutcome
-
-
-class StatusRequested(Struct, frozen=True, kw_only=True):
-    peer: bytes
-    #: Numbers of connections that were not let in, and of peers that broke the protocol.
-    refused: int = 0
-    broken: int = 0
-    standbys: tuple[StandbyStatus, ...] = ()
 
 
 class ServersReady(Struct, frozen=True, kw_only=True):
@@ -46,12 +37,6 @@ class StandbysKnown(Struct, frozen=True, kw_only=True):
     """These are the standbys of the run from now on."""
 
     standbys: tuple[StandbyAddress, ...]
-
-
-class Superseded(Struct, frozen=True, kw_only=True):
-    """Another server leads the run, in a higher term."""
-
-    text: str
 
 
 class ServersAvailable(Struct, frozen=True, kw_only=True):
@@ -129,6 +114,8 @@ class MultiStepLeaseEnded(Struct, frozen=True, kw_only=True):
     is_cut: bool
     #: Whether the team has not answered: it may stand still.
     is_silent: bool
+    #: Whether there may be another one: otherwise no team can make steps by itself in this run.
+    may_follow: bool = True
 
 
 class Recomputed(Struct, frozen=True, kw_only=True):
@@ -139,20 +126,11 @@ class Recomputed(Struct, frozen=True, kw_only=True):
     found: MicroBatchOutcome | None = None
 
 
-class MultiStepLeaseRefused(Struct, frozen=True, kw_only=True):
-    """No team can make steps by itself in this run."""
-
-
-class ServerLost(Struct, frozen=True, kw_only=True):
-    """A shard is gone."""
+class PartFailed(Struct, frozen=True, kw_only=True):
+    """This part of the run has failed: a shard is gone, another server leads, or the weights are not finite."""
 
     text: str
-
-
-class WeightsNotFinite(Struct, frozen=True, kw_only=True):
-    """The weights are not finite, although all losses are."""
-
-    text: str
+    kind: FailureKind
 
 
 class RoomChanged(Struct, frozen=True, kw_only=True):
@@ -165,20 +143,16 @@ class RoomChanged(Struct, frozen=True, kw_only=True):
 Event = (
     Received
     | PeerLeft
-    | StatusRequested
     | ServersReady
     | StandbysKnown
-    | Superseded
     | ServersAvailable
     | DrainRequested
     | SumsAcknowledged
     | StepUpdated
     | StepMade
     | MultiStepLeaseEnded
-    | MultiStepLeaseRefused
     | Recomputed
-    | ServerLost
-    | WeightsNotFinite
+    | PartFailed
     | RoomChanged
     | TimePassed
     | Interrupted

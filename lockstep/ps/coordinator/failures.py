@@ -14,10 +14,19 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, RemoteProtocolError
 from lockstep.common.files.sanitize import indented, one_line
 from lockstep.common.numerics.sums import first_not_finite
-from lockstep.common.protocol.messages import OF_A_STEP, ComputeFailed, Diverged, Ping, Quantity, Result, Work
+from lockstep.common.protocol.messages import (
+    OF_A_STEP,
+    ComputeFailed,
+    Diverged,
+    Ping,
+    Quantity,
+    Result,
+    StatusRequest,
+    Work,
+)
 from lockstep.common.statemachine.machine import Received
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report
-from lockstep.ps.coordinator.events import PROGRESS, StatusRequested
+from lockstep.ps.coordinator.events import PROGRESS
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.round_state import RoundState
 from lockstep.ps.coordinator.scheduling.stragglers import StragglerMonitor
@@ -180,7 +189,7 @@ def _forget(member: Member, why: str, state: RoundState, stragglers: StragglerMo
 
 def is_back(
     member: Member,
-    event: Received | StatusRequested,
+    event: Received,
     state: RoundState,
     membership: Membership,
     stragglers: StragglerMonitor,
@@ -190,8 +199,7 @@ def is_back(
 
     A suspect that says something again and again, but brings nothing, does not; nor one that asks for the status.
     """
-    message = event.message if isinstance(event, Received) else None
-    rank, leases = member.rank, state.leases
+    message, rank, leases = event.message, member.rank, state.leases
     stragglers.evictions.drop(rank)
     if isinstance(message, PROGRESS) and rank in leases.held:
         # If other servers are not done, the shard group watches those.
@@ -199,7 +207,7 @@ def is_back(
         own_s = stragglers.timeout_s(rank, state.round.work, leases.held_by(rank))
         leases.extend(rank, now + (stragglers.timeouts.limit_s if is_pending else own_s))
     is_needed = not membership.count(MemberState.READY)
-    brings = is_needed or not isinstance(message, Ping | None) or not stragglers.is_on_probation(rank, now)
+    brings = is_needed or not isinstance(message, Ping | StatusRequest) or not stragglers.is_on_probation(rank, now)
     return member.state is MemberState.SUSPECT and brings
 
 

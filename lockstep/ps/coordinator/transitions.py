@@ -14,6 +14,7 @@ from lockstep.common.protocol.messages import (
     Ready,
     Result,
     SamplesRequest,
+    StatusRequest,
     SumsFrame,
     Work,
 )
@@ -99,7 +100,7 @@ TRANSITIONS = table_of(
         # After the end a worker that pings is told so.
         Ping: stays(*RunPhase) | _ANY_TIME,
         CallbackDecision: {P.PAUSED: {P.PAUSED, P.TRAINING, P.FINISHED, P.FAILED}},
-        events.StatusRequested: stays(*RunPhase),
+        StatusRequest: stays(*RunPhase),
         events.ServersReady: {P.AWAITING_SERVERS: {P.AWAITING_WORKERS}},
         events.SumsAcknowledged: {P.TRAINING: {P.TRAINING, P.AUDITING, P.UPDATING, P.FAILED}, P.AUDITING: {P.AUDITING}},
         events.StepUpdated: {P.UPDATING: {P.TRAINING, P.EVALUATING, P.MULTI_STEP, P.FINISHED, P.FAILED}},
@@ -107,15 +108,12 @@ TRANSITIONS = table_of(
         # After its audit, a step is over for the one that was asked as well.
         events.Recomputed: {P.AUDITING: {P.AUDITING, P.FAILED}},
         events.MultiStepLeaseEnded: {P.MULTI_STEP: {P.TRAINING, P.FAILED}},
-        events.MultiStepLeaseRefused: {P.MULTI_STEP: {P.TRAINING, P.FAILED}},
         events.StandbysKnown: stays(*OPEN) | _ANY_TIME,
-        events.Superseded: leads({P.FAILED}, *OPEN),
         # At once if no lease is held.
         events.ServersAvailable: stays(*OPEN) | _ANY_TIME,
         events.DrainRequested: {phase: {phase, P.FAILED} for phase in OPEN},
-        events.ServerLost: leads({P.FAILED}, *OPEN),
+        events.PartFailed: leads({P.FAILED}, *OPEN),
         events.RoomChanged: stays(*OPEN) | _ANY_TIME,
-        events.WeightsNotFinite: leads({P.FAILED}, *WORKING),
         events.TimePassed: stays(*OPEN) | _ANY_TIME,
         events.Interrupted: leads({P.FAILED}, *OPEN),
     },

@@ -103,6 +103,7 @@ def build_server(
     multi_step = MultiStepLeases(group.own.shard, context.clock, membership, outbox.send, context.say, context.sharing)
     samples = SampleSender(setup.data, info.manifest, membership, outbox)
     status = StatusAnswers(blocklist, context.clock, succession.registry.statuses)
+    coordinator.hooks.statuses.append(status.completed)
     room = [] if recorder.room is None else [RoomWatch(recorder.room, committer.write_again, context.say)]
     # Now that the model is known, and before any worker takes part.
     port.make_room(max(QUEUE + WINDOW * len(group.own.shard.frames), group.initial.most_waiting()))

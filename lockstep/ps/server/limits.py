@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.protocol.messages import Message, StandbyStatus, StatusRequest
+from lockstep.common.protocol.messages import Message, StandbyStatus, Status, StatusRequest
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ServerPort
-from lockstep.ps.coordinator.events import Event, StatusRequested
+from lockstep.ps.coordinator.events import Event, Received
 
 #: Peers that were sent away and are remembered.
 REMEMBERED = 1024
@@ -136,5 +138,9 @@ class StatusAnswers:
         return [self._requested(peer) for peer in self.limit.due(now)]
 
     def _requested(self, peer: bytes) -> Event:
+        return Received(peer=peer, message=StatusRequest())
+
+    def completed(self, status: Status) -> Status:
+        """Return a status with what the coordinator does not know: rejected connections, broken rules and standbys."""
         refused, broken = self.blocklist.rejections.count, self.blocklist.broken.count
-        return StatusRequested(peer=peer, refused=refused, broken=broken, standbys=tuple(self.standbys()))
+        return replace(status, refused=refused, broken=broken, standbys=[*self.standbys()])

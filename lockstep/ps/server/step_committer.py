@@ -43,7 +43,7 @@ class StepCommitter:
     def update(self, effect: effects.UpdateWeights) -> Sequence[events.Event]:
         """Let all servers begin an update; return what that leads to at once."""
         if self.guard.text:
-            return [events.WeightsNotFinite(text=self.guard.text)]
+            return [events.PartFailed(text=self.guard.text, kind=FailureKind.DIVERGED)]
         self._update = effect
         return self.group.begin_update(effect.step, effect.tally.divisor, self._collected(effect))
 

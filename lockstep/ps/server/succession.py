@@ -278,7 +278,8 @@ class Succession:
         return gives_way(self.term, self.coordinator.progress.steps, notice)
 
     def _superseded(self, term: Term) -> events.Event:
-        return events.Superseded(text=superseded_text(term, self.coordinator.info))
+        text = superseded_text(term, self.coordinator.info)
+        return events.PartFailed(text=text, kind=FailureKind.SUPERSEDED)
 
     def _may_command(self, peer: bytes) -> bool:
         """Tell whether a peer has a key with which it may mirror the run, or hand it over."""
@@ -470,7 +471,7 @@ class Succession:
         if not happened and gives_up_at is not None and now >= gives_up_at:
             alone_s, named = self.coordinator.info.options.takeover_seconds + ALONE_S, ", ".join(self.registry.absent)
             text = f"no worker and no standby for {alone_s:.0f} s: the run may have been led to its end at {named}"
-            return [events.Superseded(text=text)]
+            return [events.PartFailed(text=text, kind=FailureKind.SUPERSEDED)]
         return happened
 
     def is_asking(self, now: float) -> bool:

@@ -51,7 +51,7 @@ from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import (
     Event,
-    ServerLost,
+    PartFailed,
     ServersAvailable,
     ServersReady,
     StepUpdated,
@@ -217,7 +217,7 @@ class SliceGroup:
                 return self._send(effect.peer, effect.message)
             case FillShard():
                 return self._fill(effect)
-            case ServersReady() | ServersAvailable() | ServerLost():
+            case ServersReady() | ServersAvailable() | PartFailed():
                 self._happened.append(effect)
             case Report():
                 self.report(effect)

@@ -42,7 +42,7 @@ from lockstep.common.statemachine.machine import (
 )
 from lockstep.ps.coordinator.admission import refusal, refused, superseded_text
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.coordinator.events import ServerLost, ServersAvailable, ServersReady
+from lockstep.ps.coordinator.events import PartFailed, ServersAvailable, ServersReady
 from lockstep.ps.coordinator.status import Reminder
 from lockstep.ps.run.info import RunInfo
 
@@ -75,7 +75,7 @@ class FillShard(Struct, frozen=True, kw_only=True):
     index: int
 
 
-MembersEffect = Send | FillShard | ServersReady | ServersAvailable | ServerLost | Report | ReportRefusal
+MembersEffect = Send | FillShard | ServersReady | ServersAvailable | PartFailed | Report | ReportRefusal
 
 _WAITING, _SERVING, _ENDED = GroupPhase
 
@@ -288,7 +288,10 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
         """End this part of the run, to be continued with the shards that are left."""
         self.phase = GroupPhase.ENDED
         evicted = Eviction(reason=shortened(lost))
-        return [*(Send(peer=peer, message=evicted) for peer in peers), ServerLost(text=lost)]
+        return [
+            *(Send(peer=peer, message=evicted) for peer in peers),
+            PartFailed(text=lost, kind=FailureKind.SERVER_LOST),
+        ]
 
     def _on_time_passed(self, now: float) -> list[MembersEffect]:
         if now < self.next_ping:

@@ -20,7 +20,6 @@ from lockstep.ps.coordinator.effects import LeaseSteps
 from lockstep.ps.coordinator.events import (
     Event,
     MultiStepLeaseEnded,
-    MultiStepLeaseRefused,
     PartMade,
     Received,
     StepMade,
@@ -169,7 +168,7 @@ class MultiStepLeases:
             self._report_once(sharing.obstacle)
             return [declined(asked, is_cut=True)]
         if sharing is None or marks is None:
-            return [MultiStepLeaseRefused()]
+            return [declined(asked, may_follow=False)]
         is_due = stop - asked.first < LEAST_STEPS or (until is not None and self.clock.now() >= until)
         # If the weights are not finite, the next step shows where, and those before them are kept.
         if is_due or self.shard.not_finite is not None:
@@ -258,6 +257,6 @@ class MultiStepLeases:
         return happened
 
 
-def declined(asked: LeaseSteps, *, is_cut: bool = False) -> MultiStepLeaseEnded:
-    """Return that the steps of a multi-step lease are to be leased instead; if it is cut, for some time."""
-    return MultiStepLeaseEnded(lease=None, steps=asked.first, is_cut=is_cut, is_silent=False)
+def declined(asked: LeaseSteps, *, is_cut: bool = False, may_follow: bool = True) -> MultiStepLeaseEnded:
+    """Return that the steps of a multi-step lease are to be leased instead; for some time if it is cut."""
+    return MultiStepLeaseEnded(lease=None, steps=asked.first, is_cut=is_cut, is_silent=False, may_follow=may_follow)

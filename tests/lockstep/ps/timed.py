@@ -17,6 +17,7 @@ from lockstep.ps.coordinator.effects import Effect, LeaseSteps, Send, SendWeight
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.records.ledger import UnusedWork
 from lockstep.ps.run.plan import plan_of
+from lockstep.ps.shared_memory.multi_step_leases import declined
 from tests.lockstep.ps.runs import facts_of, join_of, peer_of, result_of
 
 #: Virtual seconds of a micro-batch on a worker of speed 1, and those that a message takes.
@@ -111,7 +112,7 @@ class TimedRun:
             self.updated.append(self.now)
             self._handle(events.StepUpdated(step=effect.step))
         elif isinstance(effect, LeaseSteps):
-            self._handle(events.MultiStepLeaseRefused())
+            self._handle(declined(effect, may_follow=False))
         elif isinstance(effect, Send | SendWeights) and isinstance(effect.message, Lease | Withdrawal):
             worker, message = self.workers[int.from_bytes(effect.peer, "big")], effect.message
             if isinstance(message, Lease):

@@ -34,10 +34,6 @@ from lockstep.worker import state as events
 from lockstep.worker.state import (
     MOST_LEASES,
     TRANSITIONS,
-    BeginSteps,
-    ComputeLease,
-    IntroduceToShards,
-    StopSteps,
     WorkerPhase,
 )
 from tests.lockstep.common.statemachine.clients import PREPARED, WELCOME, exits, reports, sent
@@ -124,7 +120,7 @@ def withdraw_steps(drive: Drive, number: int = MULTI_STEP.number) -> list[events
 @pytest.mark.parametrize("is_done", [True, False])
 def test_a_multi_step_lease_is_begun_once_and_answered_once(is_done: bool) -> None:
     drive = drive_in(WorkerPhase.WAITING)
-    assert drive.dispatch(MULTI_STEP) == [BeginSteps(lease=MULTI_STEP)]
+    assert drive.dispatch(MULTI_STEP) == [MULTI_STEP]
     assert (drive.state.deadline(), drive.state.is_busy()) == (None, True)
     answer = msgspec.structs.replace(ANSWER, is_done=is_done)
     assert sent(drive.dispatch(events.StepsEnded(is_done=is_done))) == [answer]
@@ -133,7 +129,7 @@ def test_a_multi_step_lease_is_begun_once_and_answered_once(is_done: bool) -> No
 
 def test_a_multi_step_lease_that_is_withdrawn_is_stopped_and_then_answered() -> None:
     drive = drive_in(WorkerPhase.MULTI_STEP)
-    assert withdraw_steps(drive) == [StopSteps()]
+    assert withdraw_steps(drive) == [MultiStepWithdrawal(number=MULTI_STEP.number)]
     assert drive.state.phase is WorkerPhase.MULTI_STEP
     assert sent(drive.dispatch(events.StepsEnded(is_done=False))) == [msgspec.structs.replace(ANSWER, is_done=False)]
 
@@ -201,7 +197,7 @@ def test_leases_are_computed_in_their_order_each_answered() -> None:
     assert drive.lease(lease_of(3, 0, 2)) == drive.lease(lease_of(3, 4, 5)) == []
     for lease in (lease_of(3, 0, 2), lease_of(3, 4, 5)):
         assert drive.state.has_work()
-        assert drive.empty_inbox() == [ComputeLease(lease=lease)]
+        assert drive.empty_inbox() == [lease]
         assert drive.state.deadline() is None
         result = result_of(lease)
         assert drive.dispatch(result) == [SendToServer(message=result)]
@@ -291,7 +287,7 @@ def test_without_work_it_asks_whether_the_server_is_there() -> None:
 def test_when_the_server_asks_all_others_hear_again_who_this_is() -> None:
     drive = drive_in(WorkerPhase.WAITING)
     drive.lease(lease_of(3))
-    assert drive.dispatch(Ping()) == [IntroduceToShards()]
+    assert drive.dispatch(Ping()) == [Ping()]
 
 
 def test_an_evicted_worker_rejoins_and_forgets_the_run() -> None:
@@ -342,7 +338,7 @@ def test_a_lease_whose_samples_are_lacking_is_computed_once_they_are_here() -> N
     drive = missing()
     assert not drive.state.has_work()
     assert drive.dispatch(Samples(part="train", places=b"")) == []
-    assert drive.empty_inbox() == [ComputeLease(lease=LEASE)]
+    assert drive.empty_inbox() == [LEASE]
 
 
 def test_samples_that_do_not_come_are_asked_for_again() -> None:
@@ -365,7 +361,7 @@ def test_a_lease_of_the_next_step_ends_the_wait_for_samples() -> None:
     drive = missing()
     drive.weights(4)
     drive.lease(lease_of(4))
-    assert drive.empty_inbox() == [ComputeLease(lease=lease_of(4))]
+    assert drive.empty_inbox() == [lease_of(4)]
 
 
 def test_samples_that_cannot_be_kept_end_the_worker() -> None:
@@ -419,7 +415,7 @@ def test_where_memory_is_shared_a_lease_says_that_its_weights_are_there() -> Non
     drive = sharing()
     for step in (3, 4):
         drive.lease(lease_of(step))
-        assert drive.empty_inbox() == [ComputeLease(lease=lease_of(step))]
+        assert drive.empty_inbox() == [lease_of(step)]
         drive.dispatch(result_of(lease_of(step)))
 
 
@@ -449,7 +445,7 @@ def test_one_that_rejoins_computes_with_new_weights_alone_whatever_their_step(st
     rejoined(drive)
     assert drive.lease(lease_of(step)) == drive.empty_inbox() == []
     drive.weights(step)
-    assert drive.empty_inbox() == [ComputeLease(lease=lease_of(step))]
+    assert drive.empty_inbox() == [lease_of(step)]
 
 
 def test_one_that_rejoins_does_not_wait_for_samples_of_before() -> None:
@@ -458,7 +454,7 @@ def test_one_that_rejoins_does_not_wait_for_samples_of_before() -> None:
     drive.weights(3)
     assert drive.empty_inbox() == []
     drive.lease(lease_of(3, 1, 2))
-    assert drive.empty_inbox() == [ComputeLease(lease=lease_of(3, 1, 2))]
+    assert drive.empty_inbox() == [lease_of(3, 1, 2)]
 
 
 def test_one_that_rejoins_shares_memory_only_if_it_does_so_now() -> None:
@@ -524,7 +520,7 @@ def test_a_lease_that_was_answered_is_dropped_with_nothing_computed_in_vain() ->
 
 def test_one_that_was_stopped_answers_how_much_it_had_computed_when_it_reads_the_withdrawal() -> None:
     drive = holding(1, 2)
-    assert drive.empty_inbox() == [ComputeLease(lease=numbered(1))]
+    assert drive.empty_inbox() == [numbered(1)]
     assert drive.dispatch(events.LeaseStopped(lease=numbered(1), computed=1)) == []
     assert drive.state.phase is WorkerPhase.WAITING
     # What it had been sent before comes first.
@@ -546,7 +542,7 @@ def test_one_that_was_stopped_goes_on_with_the_next_lease() -> None:
     drive.empty_inbox()
     drive.dispatch(events.LeaseStopped(lease=numbered(1), computed=1))
     withdraw(drive, numbered(1), computed=1)
-    assert drive.empty_inbox() == [ComputeLease(lease=numbered(2))]
+    assert drive.empty_inbox() == [numbered(2)]
 
 
 def test_a_withdrawn_lease_does_not_wait_for_its_samples() -> None:
@@ -554,7 +550,7 @@ def test_a_withdrawn_lease_does_not_wait_for_its_samples() -> None:
     drive.lease(numbered(7))
     withdraw(drive, LEASE)
     assert drive.state.requested is None
-    assert drive.empty_inbox() == [ComputeLease(lease=numbered(7))]
+    assert drive.empty_inbox() == [numbered(7)]
 
 
 def test_the_first_lease_still_waits_for_its_samples_if_another_is_withdrawn() -> None:

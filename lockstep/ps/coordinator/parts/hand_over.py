@@ -20,7 +20,6 @@ class HandOver:
         self.drained_at = 0
         hooks = core.hooks
         hooks.events[events.StandbysKnown] = self._on_standbys
-        hooks.events[events.Superseded] = lambda event, now: core.fail(event.text, FailureKind.SUPERSEDED)
         hooks.events[events.DrainRequested] = self._on_drain
         hooks.ends.append(lambda: self.drained is not None)
         hooks.holds.append(self._holds)

@@ -103,7 +103,6 @@ class MultiStep:
         hooks = core.hooks
         hooks.events[events.StepMade] = self._on_made
         hooks.events[events.MultiStepLeaseEnded] = self._on_ended
-        hooks.events[events.MultiStepLeaseRefused] = self._on_refused
         hooks.events[MultiStepResult] = self._on_answer
         hooks.begins.append(self._phase_of)
         hooks.after.append(self._watch)
@@ -154,16 +153,12 @@ class MultiStep:
         """Continue step by step; a team that has not answered is stuck if it was late."""
         core, lease = self._core, self.lease
         assert lease is not None  # it is completed
+        self.plan.is_possible = event.may_follow
         self.plan.on_completed(lease.steps.first, event.steps, is_cut=event.is_cut)
         self._leave(event.steps, now)
         if event.is_silent and event.lease is not None and core.membership.by_rank(lease.steps.rank) is not None:
             core.scheduler.await_multi_step(lease.steps.rank, event.lease, now, is_late=event.is_cut)
         return core.assign_leases(now)
-
-    def _on_refused(self, event: events.MultiStepLeaseRefused, now: float) -> list[Effect]:
-        self.plan.is_possible = False
-        self._leave(self._core.round.step, now)
-        return self._core.assign_leases(now)
 
     def _leave(self, steps: int, now: float) -> None:
         """Continue step by step."""

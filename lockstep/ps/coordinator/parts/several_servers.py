@@ -2,7 +2,6 @@
 
 from msgspec.structs import replace
 
-from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.messages import ShardStatus
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -22,7 +21,6 @@ class SeveralServers:
         hooks.statuses.append(lambda status: replace(status, shards=self._shards))
         hooks.events[events.ServersReady] = self._on_ready
         hooks.events[events.SumsAcknowledged] = self._on_sums_acknowledged
-        hooks.events[events.ServerLost] = lambda event, now: core.fail(event.text, FailureKind.SERVER_LOST)
 
     def _on_ready(self, event: events.ServersReady, now: float) -> list[Effect]:
         core = self._core

@@ -22,16 +22,21 @@ from lockstep.common.protocol.messages import (
     Result,
     Standby,
     Status,
+    StatusRequest,
     Weights,
     Welcome,
 )
+from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.transport.in_memory import MemoryNetwork
+from lockstep.common.transport.limits import RejectionLog
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import STRANGER
 from lockstep.ps.coordinator.effects import Report, Send, SendWeights
 from lockstep.ps.coordinator.membership import PROBE_S
 from lockstep.ps.coordinator.status import REMINDER_S
 from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.server.limits import PeerBlocklist, StatusAnswers
 from tests.lockstep.ps.runs import (
     DIGEST,
     Drive,
@@ -44,6 +49,9 @@ from tests.lockstep.ps.runs import (
     peer_of,
     said,
 )
+
+#: A request for the status, of a process that is no worker.
+OBSERVED = events.Received(peer=b"observer", message=StatusRequest())
 
 
 def test_a_join_of_another_run_is_refused_and_told_of() -> None:
@@ -342,17 +350,23 @@ def test_a_member_that_asks_is_answered_and_a_stranger_is_told_to_join() -> None
 def test_whoever_asks_is_told_the_status() -> None:
     drive = Drive()
     drive.enter(1)
-    (status,) = messages(drive.happen(events.StatusRequested(peer=b"observer")))
+    (status,) = messages(drive.happen(OBSERVED))
     assert isinstance(status, Status)
     assert (status.phase, status.step, status.steps, status.epochs) == ("training", 0, 6, 2)
     assert [worker.state for worker in status.workers] == ["computing"]
 
 
 def test_a_status_is_sent_to_who_asked_with_the_numbers_of_those_that_were_rejected() -> None:
-    (sent,) = Drive().happen(events.StatusRequested(peer=b"observer", refused=3, broken=2))[:1]
+    drive, rejections, said_here = Drive(), RejectionLog(), list[str]()
+    blocklist = PeerBlocklist(MemoryNetwork(0).server(), ManualClock(), said_here.append, rejections)
+    drive.coordinator.hooks.statuses.append(StatusAnswers(blocklist, ManualClock(), list).completed)
+    for _ in range(3):
+        rejections.record("a connection")
+    blocklist.add(b"bad", "it lies")
+    (sent,) = drive.happen(OBSERVED)[:1]
     assert isinstance(sent, Send)
     assert isinstance(sent.message, Status)
-    assert (sent.peer, sent.message.refused, sent.message.broken) == (b"observer", 3, 2)
+    assert (sent.peer, sent.message.refused, sent.message.broken) == (b"observer", 3, 1)
 
 
 def probes(drive: Drive, seconds: float) -> int:
@@ -390,7 +404,7 @@ def test_after_the_end_late_comers_are_told(is_failed: bool) -> None:
     told = [failed if is_failed else Finished(reason="")]
     assert drive.join(2) == [Send(peer=peer_of(2), message=message) for message in told]
     assert drive.ask(3) == [Send(peer=peer_of(3), message=message) for message in told]
-    assert kinds(drive.happen(events.StatusRequested(peer=b"observer"))) == [Status]
+    assert kinds(drive.happen(OBSERVED)) == [Status]
     assert drive.coordinator.deadline() is None
 
 

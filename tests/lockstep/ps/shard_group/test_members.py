@@ -15,7 +15,7 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.statemachine.machine import PeerLeft, Received, Report, Send, TimePassed
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.coordinator.events import ServerLost, ServersAvailable, ServersReady
+from lockstep.ps.coordinator.events import PartFailed, ServersAvailable, ServersReady
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.setup import open_run
 from lockstep.ps.shard_group.initial import InitialSlices
@@ -138,7 +138,7 @@ def test_a_shard_that_comes_back_replaces_its_old_connection(is_ready: bool) -> 
 def test_a_shard_that_comes_back_while_the_run_goes_on_has_lost_its_slice() -> None:
     group = serving()
     *_, lost = group.join(b"new", join_of(2))
-    assert isinstance(lost, ServerLost)
+    assert isinstance(lost, PartFailed)
     assert lost.text.endswith("and its slice of the weights with it: it has joined again")
     assert group.members.phase is GroupPhase.ENDED
     assert group.join(b"new", join_of(2)) == []
@@ -167,7 +167,7 @@ def test_one_more_shard_waits_for_the_place_of_one_that_is_lost_or_for_the_end()
 def test_a_shard_that_was_restarted_before_the_loss_is_known_waits_and_gets_its_place_when_the_run_is_resumed() -> None:
     group = serving()
     assert kinds(group.join(b"new", join_of(3))) == [NotLeading]
-    assert ServerLost in kinds(group.handle(PeerLeft(peer=b"1", reason="its connection is gone")))
+    assert PartFailed in kinds(group.handle(PeerLeft(peer=b"1", reason="its connection is gone")))
     resumed = Group()
     for peer, number in ((b"2", 2), (b"new", 3)):
         assert kinds(resumed.join(peer, join_of(number))) == [ShardWelcome, Report]
@@ -181,7 +181,7 @@ def test_a_silent_shard_is_lost_after_its_time_and_one_that_answers_is_not() -> 
             group.handle(Received(peer=peer, message=Ping()))
     group.wait(10.0)
     group.handle(Received(peer=b"1", message=Ping()))
-    assert ServerLost in kinds(group.wait(11.0))
+    assert PartFailed in kinds(group.wait(11.0))
     assert group.members.deadline() is None
 
 
@@ -236,6 +236,6 @@ def test_a_run_that_is_spread_does_not_wait_for_a_shard_that_does_not_come(how: 
     group = Group(info=spread(3, how))
     group.join(b"1", join_of(1))
     group.ready(b"1")
-    assert ServerLost not in kinds(group.wait(SPREAD_S - 1.0))
+    assert PartFailed not in kinds(group.wait(SPREAD_S - 1.0))
     effects = group.wait(2.0)
-    assert (Eviction in kinds(effects) and ServerLost in kinds(effects)) is (how == "always")
+    assert (Eviction in kinds(effects) and PartFailed in kinds(effects)) is (how == "always")

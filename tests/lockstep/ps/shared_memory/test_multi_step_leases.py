@@ -395,9 +395,9 @@ def test_without_room_for_what_updates_need_it_is_said_once_and_tried_again(benc
 
 def test_without_shared_memory_or_a_team_in_it_there_is_none(bench: Bench) -> None:
     bench.sharing.forget(ASKED.rank)
-    assert bench.shell.begin(ASKED) == [events.MultiStepLeaseRefused()]
+    assert bench.shell.begin(ASKED) == [declined(ASKED, may_follow=False)]
     bench.shell.sharing = None
-    assert bench.shell.begin(ASKED) == [events.MultiStepLeaseRefused()]
+    assert bench.shell.begin(ASKED) == [declined(ASKED, may_follow=False)]
     assert bench.shell.lease is None
 
 

@@ -28,6 +28,7 @@ from lockstep.ps.coordinator.parts.multi_step import (
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
+from lockstep.ps.shared_memory.multi_step_leases import declined
 from tests.lockstep.ps.runs import TRAIN, Drive, facts_of, kinds, peer_of, said, with_options
 from tests.simulation.small import digits
 
@@ -199,8 +200,8 @@ def test_one_that_never_answers_is_late_like_any_other() -> None:
 
 def test_a_refused_multi_step_lease_is_never_tried_again() -> None:
     drive = Team()
-    drive.begin()
-    assert kinds(drive.happen(events.MultiStepLeaseRefused())) == [Lease]
+    (asked,) = begun(drive.begin())
+    assert kinds(drive.happen(declined(asked, may_follow=False))) == [Lease]
     drive.now += 0.03
     assert not begun(drive.finish_round())
 

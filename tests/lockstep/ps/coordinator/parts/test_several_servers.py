@@ -143,13 +143,13 @@ def test_workers_that_came_before_the_servers_are_told_of_an_interrupt() -> None
 
 def test_a_worker_of_a_run_that_lost_a_server_is_not_dismissed() -> None:
     drive = begun(1)
-    effects = drive.happen(events.ServerLost(text="shard 1 is gone"))
+    effects = drive.happen(events.PartFailed(text="shard 1 is gone", kind=FailureKind.SERVER_LOST))
     assert effects == [Finish(failure="shard 1 is gone", kind=FailureKind.SERVER_LOST)]
 
 
 def test_weights_that_are_not_finite_end_the_run_and_workers_are_told() -> None:
     drive = begun(1)
-    effects = drive.happen(events.WeightsNotFinite(text="a weight is not finite"))
+    effects = drive.happen(events.PartFailed(text="a weight is not finite", kind=FailureKind.DIVERGED))
     assert effects == [
         Finish(failure="a weight is not finite", kind=FailureKind.DIVERGED),
         Send(peer=peer_of(1), message=Finished(reason="a weight is not finite", kind=FailureKind.DIVERGED)),
