@@ -27,8 +27,7 @@ from lockstep.worker.node_sums import (
     Attempt,
     GradientSums,
     NodeSums,
-    SumsByMicroBatch,
-    SumsInOnePass,
+    Passes,
     Vectors,
     not_finite,
 )
@@ -86,11 +85,12 @@ class Compute:
         sink = GradientSink(self.layout, self.frames, self.wire)
         if self.local is not None:
             # Their micro-batches have weights of their own: there is nothing to compute in one pass over several.
-            return SumsByMicroBatch(self.local, self.layout, sink, self._attempt)
+            return NodeSums(self.local, self.layout, sink, self._attempt)
         leaf = GradientSums(self.engine, self.layout, self.batches)
-        one_by_one = SumsByMicroBatch(leaf, self.layout, sink, self._attempt)
         # Otherwise a step of one micro-batch would ask in vain.
-        return one_by_one if self.engine.obstacle else SumsInOnePass(one_by_one, self.engine, self.batches)
+        can_pass = not self.engine.obstacle
+        passes = Passes(self.engine, self.batches, self._attempt, bool(self.layout.statistics)) if can_pass else None
+        return NodeSums(leaf, self.layout, sink, self._attempt, passes)
 
     @property
     def job(self) -> Job:
@@ -138,7 +138,7 @@ class Compute:
 
     def prove(self, node: Node) -> None:
         """Let the engine make what it computes such nodes of a step with now, if the run is long enough for it."""
-        if isinstance(self._nodes, SumsInOnePass) and self.job.total_steps(len(self.batches.data.train)) >= LONG:
+        if self.job.total_steps(len(self.batches.data.train)) >= LONG:
             with np.errstate(all="ignore"):  # as in `train`
                 self._nodes.prove(0, node)
 
@@ -148,7 +148,7 @@ class Compute:
 
         The vector is `into`, overwritten by the next call. `send` gets each of its frames once, as soon as that is
         final: with one micro-batch, while backward is still on its way. Raises `NotFiniteError` and `StoppedError` as
-        `NodeSums`.
+        `NodeSums.train`.
         """
         self._attempt.begin()
         # The next lease is most likely the same part of the next step; it is read while this one is computed.

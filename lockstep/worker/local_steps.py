@@ -32,9 +32,8 @@ from lockstep.worker.node_sums import (
     Attempt,
     GradientSums,
     NodeSums,
+    Passes,
     StoppedError,
-    SumsByMicroBatch,
-    SumsInOnePass,
     Vectors,
 )
 
@@ -95,8 +94,9 @@ class LocalStepSums:
         whole = Slice(0, layout.size)
         self._local_attempt = Attempt(self.attempt.is_wanted)
         leaf = GradientSums(self.engine, layout, self.batches)
-        one_by_one = SumsByMicroBatch(leaf, layout, GradientSink(layout, [whole], EXACT), self._local_attempt)
-        self._gradients = SumsInOnePass(one_by_one, self.engine, self.batches)
+        passes = Passes(self.engine, self.batches, self._local_attempt, bool(layout.statistics))
+        sink = GradientSink(layout, [whole], EXACT)
+        self._gradients = NodeSums(leaf, layout, sink, self._local_attempt, passes)
         own = replica_of(job)
         rule = UpdateRule(
             rules=rules_of(own, spans_of(own, layout)), parameter_size=layout.parameter_size, momenta=self.momenta

@@ -1,4 +1,4 @@
-"""The sums over a node of the tree: the port, and the two ways to compute them.
+"""The sums over a node of the tree, of micro-batches that are computed one after the other, or several in one pass.
 
 Any model can be computed one micro-batch after the other. An engine may be able to compute several in one pass: what it
 gives must equal that, bit by bit. The leaves summed here are gradients; `local_steps` has another kind of leaf.
@@ -81,17 +81,6 @@ class Vectors(NamedTuple):
     writes: int = 0
 
 
-class NodeSums(Protocol):
-    """Computes the sums over nodes of a step's tree, whose micro-batches are its leaves."""
-
-    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
-        """Write the sums over a node into `at.sums`, added and rounded over the tree, and return their tally.
-
-        The engine has turned to `at` before. `send` gets each frame of the sums once. Raises `NotFiniteError`: for a
-        loss before anything is sent, for a gradient before its frame is. Raises `StoppedError` with nothing sent.
-        """
-
-
 class MicroBatchSums(Protocol):
     """Computes the sums of one micro-batch, which is a leaf of the tree."""
 
@@ -134,118 +123,18 @@ class GradientSums:
 
 
 @dataclass
-class SumsByMicroBatch:
-    """One micro-batch after the other, added over the tree: what any other way has to equal, bit by bit."""
+class Passes:
+    """Computes several micro-batches in one pass of the engine."""
 
-    leaf: MicroBatchSums
-    layout: ParameterLayout
-    sink: GradientSink
-    attempt: Attempt
-    pool: VectorPool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.pool = VectorPool(self.layout.size)
-
-    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
-        return self.sum(step, node, at, at.sums, send)
-
-    def sum(self, step: int, node: Node, at: Vectors, out: Vector, send: SendBucket | None = None) -> Tally:
-        """Write the sums over a node into `out`; whatever that is, backward writes into `at.sums`."""
-        if len(node) == 1:
-            self.attempt.count()
-            self.sink.begin(at.sums, RoundingKey(step, node), send)
-            tally = self.leaf.compute(step, node.lo, at, self.sink.on_final)
-            self.attempt.losses.append(tally.loss_sum)
-            self.sink.end()
-            if out is not at.sums:
-                np.copyto(out, at.sums)
-            return tally
-        first, second = node.halves()
-        with self.pool.lent() as left:
-            tally = self.sum(step, first, at, left)
-            # The tally is a floating-point sum too, so it is added over the same tree.
-            tally = tally + self.sum(step, second, at, at.sums)
-            self.sink.merge(left, at.sums, out, RoundingKey(step, node), send)
-        return tally
-
-
-class WantedSums(NamedTuple):
-    """The node to compute, the vectors to use, and the function that sends the sums."""
-
-    step: int
-    node: Node
-    at: Vectors
-    send: SendBucket | None
-
-
-@dataclass
-class SumsInOnePass:
-    """As many micro-batches in one pass as the engine computes at once; the others one after the other.
-
-    A value that is not finite stays so in exact sums, so these are checked at the end. If one is not finite, the
-    micro-batches are computed again one by one, to find the first that is not.
-    """
-
-    one_by_one: SumsByMicroBatch
     engine: Engine
     batches: Batches
+    attempt: Attempt
+    has_statistics: bool
 
-    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
-        attempt = self.one_by_one.attempt
-        try:
-            return self._sum(WantedSums(step, node, at, send), node, at.sums)
-        except NotFiniteError:
-            attempt.begin()
-            return self.one_by_one.sum(step, node, at, at.sums)
-
-    def prove(self, step: int, node: Node) -> None:
-        """Let the engine make now what it would make for such a node once that is wanted often."""
-        for _ in range(1 + WARM_UP):
-            if self._one_pass(step, node) is not None:
-                return
-        if len(node) > 1:
-            for half in node.halves():
-                self.prove(step, half)
-
-    def _sum(self, wanted: WantedSums, node: Node, out: Vector) -> Tally:
-        """Write the sums over a node into `out`; those over the whole are checked and sent."""
-        one_by_one, sink, step = self.one_by_one, self.one_by_one.sink, wanted.step
-        is_whole, key = node == wanted.node, RoundingKey(step, node)
-        send = wanted.send if is_whole else None
-        is_checked = is_whole or not sink.is_exact
-        made = self._one_pass(step, node)
-        if made is not None:
-            sink.begin(out, key, send)
-            # Sums over several are sent at the end: until then they can be given up, while nothing was sent.
-            tally = self._compute(made, step, node, out, sink.on_final if len(node) == 1 else None)
-            if is_checked:
-                sink.end()
-            return tally
-        if len(node) == 1:
-            return one_by_one.sum(step, node, wanted.at, out, send)
-        first, second = node.halves()
-        made = self._one_pass(step, second) if len(second) == 1 and sink.is_exact else None
-        if made is not None:
-            tally = self._sum(wanted, first, out)
-            tally = tally + self._compute(made, step, second, out, adds=True)
-            if is_checked:
-                sink.begin(out, key, send)
-                sink.end()
-            return tally
-        with one_by_one.pool.lent() as left:
-            tally = self._sum(wanted, first, left)
-            tally = tally + self._sum(wanted, second, wanted.at.sums)
-            if is_checked:
-                sink.merge(left, wanted.at.sums, out, key, send)
-            else:
-                np.add(left, wanted.at.sums, out=out)
-        return tally
-
-    def _one_pass(self, step: int, node: Node) -> OnePass | None:
-        """Return what computes a node at once; None if it has to be computed by its halves."""
+    def made_for(self, step: int, node: Node) -> OnePass | None:
+        """Return what computes a node of micro-batches at once; None if the engine does not."""
         batches = self.batches
-        # If sums are rounded, they are rounded at every node, so each node needs a whole vector of them.
-        if (len(node) > 1 and not self.one_by_one.sink.is_exact) or not batches.is_stackable:
+        if not batches.is_stackable:
             return None
         counts = batches.sampler.sizes(step, node.lo, node.hi)
         if len(counts) > 1 or not all(counts):
@@ -256,11 +145,11 @@ class SumsInOnePass:
         batches = self.batches
         return [batches.training(batches.sampler.indices(step, each), step, each) for each in range(node.lo, node.hi)]
 
-    def _compute(
+    def compute(
         self, made: OnePass, step: int, node: Node, out: Vector, on_final: OnFinal | None = None, *, adds: bool = False
     ) -> Tally:
         """Write the sums over a node into `out` in one pass, or add them to the sums that `out` holds."""
-        attempt, batches = self.one_by_one.attempt, self.batches
+        attempt, batches = self.attempt, self.batches
         advance = attempt.over(len(node), made.length)
         batches.fill(step, node, made.images, made.targets)
         if made.draws:
@@ -273,7 +162,7 @@ class SumsInOnePass:
         objective = batches.objective
         weights = [objective.weight(each) for each in made.targets]
         tally = self._tally(losses, outputs, made.targets, weights)
-        if self.one_by_one.layout.statistics:
+        if self.has_statistics:
             samples = made.images.shape[1]
             divisors = [
                 float(each.size - objective.ignored(each)) if weight is None else weight
@@ -301,6 +190,109 @@ class SumsInOnePass:
             _added(known, tree) if known else None,
             metrics,
         )
+
+
+class WantedSums(NamedTuple):
+    """The node to compute, the vectors to use, and the function that sends the sums."""
+
+    step: int
+    node: Node
+    at: Vectors
+    send: SendBucket | None
+
+
+@dataclass
+class NodeSums:
+    """Computes the sums over nodes of a step's tree: as many micro-batches in one pass as the engine computes at once.
+
+    Other micro-batches, whose leaf is computed alone, are added over the tree. A value that is not finite stays so in
+    exact sums, so those of passes are checked at the end. If one is not finite, the micro-batches are computed again
+    one by one, to find the first that is not.
+    """
+
+    leaf: MicroBatchSums
+    layout: ParameterLayout
+    sink: GradientSink
+    attempt: Attempt
+    #: None to compute one micro-batch after the other, which is what any pass has to equal.
+    passes: Passes | None = None
+    pool: VectorPool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pool = VectorPool(self.layout.size)
+
+    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
+        """Write the sums over a node into `at.sums`, added and rounded over the tree, and return their tally.
+
+        The engine has turned to `at` before. `send` gets each frame of the sums once. Raises `NotFiniteError`: for a
+        loss before anything is sent, for a gradient before its frame is. Raises `StoppedError` with nothing sent.
+        """
+        try:
+            return self._sum(WantedSums(step, node, at, send), node, at.sums, self.passes)
+        except NotFiniteError:
+            if self.passes is None:
+                raise
+            self.attempt.begin()
+            return self._sum(WantedSums(step, node, at, None), node, at.sums, None)
+
+    def prove(self, step: int, node: Node) -> None:
+        """Let the engine make now what it would make for such a node once that is wanted often."""
+        passes = self.passes
+        if passes is None or any(self._one_pass(passes, step, node) is not None for _ in range(1 + WARM_UP)):
+            return
+        if len(node) > 1:
+            for half in node.halves():
+                self.prove(step, half)
+
+    def _sum(self, wanted: WantedSums, node: Node, out: Vector, passes: Passes | None) -> Tally:
+        """Write the sums over a node into `out`; those over the whole are sent. Without passes, all are checked."""
+        sink, step, at = self.sink, wanted.step, wanted.at
+        is_whole, key = node == wanted.node, RoundingKey(step, node)
+        send = wanted.send if is_whole else None
+        is_checked = is_whole or passes is None or not sink.is_exact
+        if passes is not None and (made := self._one_pass(passes, step, node)) is not None:
+            sink.begin(out, key, send)
+            # Sums over several are sent at the end: until then they can be given up, while nothing was sent.
+            tally = passes.compute(made, step, node, out, sink.on_final if len(node) == 1 else None)
+            if is_checked:
+                sink.end()
+            return tally
+        if len(node) == 1:
+            return self._compute_alone(step, node, at, out, send)
+        first, second = node.halves()
+        is_added = passes is not None and len(second) == 1 and sink.is_exact
+        if passes is not None and is_added and (made := self._one_pass(passes, step, second)) is not None:
+            tally = self._sum(wanted, first, out, passes)
+            tally = tally + passes.compute(made, step, second, out, adds=True)
+            if is_checked:
+                sink.begin(out, key, send)
+                sink.end()
+            return tally
+        with self.pool.lent() as left:
+            # The tally is a floating-point sum too, so it is added over the same tree.
+            tally = self._sum(wanted, first, left, passes)
+            tally = tally + self._sum(wanted, second, at.sums, passes)
+            if is_checked:
+                sink.merge(left, at.sums, out, key, send)
+            else:
+                np.add(left, at.sums, out=out)
+        return tally
+
+    def _compute_alone(self, step: int, node: Node, at: Vectors, out: Vector, send: SendBucket | None) -> Tally:
+        """Write the sums of a micro-batch into `out`; whatever that is, backward writes into `at.sums`."""
+        self.attempt.count()
+        self.sink.begin(at.sums, RoundingKey(step, node), send)
+        tally = self.leaf.compute(step, node.lo, at, self.sink.on_final)
+        self.attempt.losses.append(tally.loss_sum)
+        self.sink.end()
+        if out is not at.sums:
+            np.copyto(out, at.sums)
+        return tally
+
+    def _one_pass(self, passes: Passes, step: int, node: Node) -> OnePass | None:
+        """Return what computes a node at once; None if it has to be computed by its halves."""
+        # If sums are rounded, they are rounded at every node, so each node needs a whole vector of them.
+        return None if len(node) > 1 and not self.sink.is_exact else passes.made_for(step, node)
 
 
 @lru_cache(maxsize=256)

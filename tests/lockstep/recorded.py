@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
@@ -24,8 +24,7 @@ from lockstep.runs.run_dir import trust_own
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from lockstep.worker.compute import Compute
-from lockstep.worker.gradient_sink import SendBucket
-from lockstep.worker.node_sums import MicroBatchSums, NodeSums, SumsByMicroBatch, SumsInOnePass, Vectors
+from lockstep.worker.node_sums import MicroBatchSums, NodeSums, Vectors
 from tests.lockstep.tiny_data import write_tiny
 from tests.simulation.cluster import Simulation
 
@@ -106,22 +105,20 @@ class LyingLeaf:
 class LyingLocalStep:
     """What one worker takes local steps with: a bit of a weight is wrong from one of them on."""
 
-    gradients: NodeSums
+    leaf: MicroBatchSums
     step: int
     local_batch: int
 
-    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
-        if (step, node.lo) == (self.step, self.local_batch):
+    def compute(self, step: int, micro_batch: int, at: Vectors, on_final: OnFinal | None) -> Tally:
+        if (step, micro_batch) == (self.step, self.local_batch):
             flip(at.weights, 3000, 22)
-        return self.gradients.train(step, node, at, send)
+        return self.leaf.compute(step, micro_batch, at, on_final)
 
 
-def nodes_of(compute: Compute) -> SumsByMicroBatch:
-    """Return what computes one micro-batch after the other; from now on all of them."""
-    if isinstance(compute._nodes, SumsInOnePass):
-        compute._nodes = compute._nodes.one_by_one
-    assert isinstance(compute._nodes, SumsByMicroBatch)
-    return compute._nodes
+def one_by_one(nodes: NodeSums) -> NodeSums:
+    """Let one micro-batch be computed after the other from now on."""
+    nodes.passes = None
+    return nodes
 
 
 def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, int] | None = None) -> Path:
@@ -140,9 +137,10 @@ def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, in
         if lie is not None and worker.runner.session is not None:
             compute = worker.runner.session.setup.compute
             if compute.local is not None:
-                compute.local._gradients = LyingLocalStep(compute.local._gradients, *lie)
+                nodes = one_by_one(compute.local._gradients)
+                nodes.leaf = LyingLocalStep(nodes.leaf, *lie)
             else:
-                nodes = nodes_of(compute)
+                nodes = one_by_one(compute._nodes)
                 nodes.leaf = LyingLeaf(nodes.leaf, compute, *lie)
     simulation.run()
     return folder / "run"

@@ -21,7 +21,7 @@ from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Work
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
-from lockstep.worker.node_sums import StoppedError, SumsInOnePass
+from lockstep.worker.node_sums import StoppedError
 from tests.lockstep.common.model.built import build_model
 from tests.simulation.small import JOBS, digits, job_of, long_test_set, noisy_net
 
@@ -40,8 +40,7 @@ def compute_of(job: Job, data: TrainTest | None = None) -> Compute:
 
 def pool_of(compute: Compute) -> VectorPool:
     """Return the vectors that hold sums on the way."""
-    assert isinstance(compute._nodes, SumsInOnePass)
-    return compute._nodes.one_by_one.pool
+    return compute._nodes.pool
 
 
 def bits(compute: Compute, step: int, node: Node) -> tuple[bytes, Tally]:

@@ -17,7 +17,7 @@ from lockstep.common.model.autograd import AutogradEngine, AutogradModel, Stacke
 from lockstep.common.nn.description import describe
 from lockstep.worker.compute import LONG, Compute
 from lockstep.worker.gradient_sink import NotFiniteError
-from lockstep.worker.node_sums import StoppedError, SumsInOnePass, tree_over
+from lockstep.worker.node_sums import StoppedError, tree_over
 from tests.lockstep.common.model.built import build_model
 from tests.lockstep.worker.test_compute import nodes
 from tests.simulation.small import JOBS, digits, job_of
@@ -36,8 +36,8 @@ def compute_of(job: Job, data: TrainTest | None = None, frames: Sequence[Slice] 
 def oracle_of(job: Job, data: TrainTest | None = None) -> Compute:
     """Return the same, but one micro-batch after the other: what every pass has to equal."""
     compute = compute_of(job, data)
-    assert isinstance(compute._nodes, SumsInOnePass)
-    compute._nodes = compute._nodes.one_by_one
+    assert compute._nodes.passes is not None
+    compute._nodes.passes = None
     return compute
 
 
