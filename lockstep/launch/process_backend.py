@@ -62,15 +62,12 @@ class ProcessBackend(Protocol):
         """The size of a team: so many consecutive processes form one, and the first of them leads it."""
         ...
 
-    def start_server(self, command: ProcessCommand, folder: Path) -> Child:
-        """Start a server or a shard on this machine, and say where it listens and what it shows the others.
+    def start(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
+        """Start a server, a shard or a standby on this machine, or a process that computes, or a team of these.
 
-        Its log goes to `folder`, in which the job file is.
+        The process is given its address and keys, or its place in a team. Its log goes to `folder`, in which the job
+        file is.
         """
-        ...
-
-    def start_worker(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
-        """Start a process that computes, or a team of them; its log goes to `folder`."""
         ...
 
     def dial(self, address: str) -> ClientPort:
@@ -100,15 +97,13 @@ class LocalBackend:
         # Audited work is computed again by another worker, so there has to be more than one.
         self.team_size = 1 if self.launch.audit else max(1, min(self.workers, PROCESSES_LIMIT))
 
-    def start_server(self, command: ProcessCommand, folder: Path) -> Child:
-        bind = ["--bind", command.address or self._bind(command.stem, folder)]
-        return start_here(command, bind, folder, self.template)
-
-    def start_worker(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
-        child = start_here(command, self._team(command.place.number, folder), folder, self.template)
-        if self.team_size == 1 and self.workers == len(core_numbers()):
+    def start(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
+        number, is_worker = command.place.number, command.place.role is Role.WORKER
+        bind = [] if is_worker else ["--bind", command.address or self._bind(command.stem, folder)]
+        child = start_here(command, self._team(number, folder) if is_worker else bind, folder, self.template)
+        if is_worker and self.team_size == 1 and self.workers == len(core_numbers()):
             # The processes of a team do this themselves.
-            keep_to_core(child.pid, command.place.number)
+            keep_to_core(child.pid, number)
         return child
 
     def _team(self, number: int, folder: Path) -> list[str]:

@@ -50,18 +50,14 @@ class RunStarter:
 
     def start(self, place: ProcessPlace) -> WatchedProcess:
         """Start the process of a place."""
-        match place.role:
-            case Role.SERVER:
-                return self._start_server(place, [place.role.value, *self._server_arguments()], address=self.address)
-            case Role.SHARD:
-                return self._start_server(place, [place.role.value, self.addresses()])
-            case Role.STANDBY:
-                folder = str(self.home / STANDBY_FOLDER)
-                words = [Role.SERVER.value, "--standby-of", self.address, "--run-dir", folder]
-                return self._start_server(place, words, address=self.standby_address)
-            case Role.WORKER:
-                command = ProcessCommand(place=place, arguments=[place.role.value, self.addresses(), *SUPERVISED])
-                return self.backend.start_worker(command, self.folder)
+        words, address = [place.role.value, self.addresses()], ""
+        if place.role is Role.SERVER:
+            words, address = [place.role.value, *self._server_arguments()], self.address
+        elif place.role is Role.STANDBY:
+            folder, address = str(self.home / STANDBY_FOLDER), self.standby_address
+            words = [Role.SERVER.value, "--standby-of", self.address, "--run-dir", folder]
+        command = ProcessCommand(place=place, arguments=[*words, *SUPERVISED], address=address)
+        return self.backend.start(command, self.folder)
 
     def addresses(self) -> str:
         """Return where the run may be led from: a process that is restarted knows no other."""
@@ -71,10 +67,6 @@ class RunStarter:
         """Take the standby for the server."""
         self.destination = replace(self.destination, folder=self.home / STANDBY_FOLDER, is_resumed=True)
         self.address, self.standby_address = self.standby_address, ""
-
-    def _start_server(self, place: ProcessPlace, words: list[str], address: str = "") -> WatchedProcess:
-        command = ProcessCommand(place=place, arguments=[*words, *SUPERVISED], address=address)
-        return self.backend.start_server(command, self.folder)
 
     def _server_arguments(self) -> list[str]:
         launch = self.destination.options

@@ -28,7 +28,8 @@ from lockstep.launch.endpoints import WARNING, server_credential
 from lockstep.launch.process_backend import ProcessCommand, start_here
 from lockstep.launch.remote.launcher import LauncherPlace, detect
 from lockstep.launch.run_end import kept_on_failure, show_end
-from lockstep.launch.supervision.child import Child, WatchedProcess
+from lockstep.launch.supervision.child import WatchedProcess
+from lockstep.launch.supervision.restarts import Role
 from lockstep.launch.team import default_processes, team_arguments
 from lockstep.results.reports.display import display_for, print_plainly
 from lockstep.runs.run_dir import finished, has_begun, resumed_job
@@ -165,12 +166,11 @@ class HeadBackend:
     def team_size(self) -> int:
         return self.workers
 
-    def start_worker(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
-        key = own_key(self.keys)
-        flags = [*self._team(command.place.number, folder), *([] if key is None else ["--key", str(key)])]
-        return start_here(command, flags, folder)
-
-    def start_server(self, command: ProcessCommand, folder: Path) -> Child:
+    def start(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
+        if command.place.role is Role.WORKER:
+            key = own_key(self.keys)
+            flags = [*self._team(command.place.number, folder), *([] if key is None else ["--key", str(key)])]
+            return start_here(command, flags, folder)
         access = [] if self.keys is None else ["--keys", str(self.keys)]
         access += ["--insecure"] if self.is_insecure else []
         # At the same address again: the others know no other.

@@ -99,18 +99,21 @@ class Send(Struct, frozen=True, kw_only=True):
     message: Message
 
 
+class ReportKind(Enum):
+    """The kinds of reports, which a process may show in different ways."""
+
+    NEWS = "news"
+    #: It repeats, now and then, what the process still waits for.
+    REMINDER = "reminder"
+    #: A process was not admitted, which may try again and again.
+    REFUSAL = "refusal"
+
+
 class Report(Struct, frozen=True, kw_only=True):
     """Print a line for the person at this process."""
 
     text: str
-    #: Whether it repeats, now and then, what the process still waits for.
-    is_reminder: bool = False
-
-
-class ReportRefusal(Struct, frozen=True, kw_only=True):
-    """Print that a process was not admitted, which may try again and again."""
-
-    text: str
+    kind: ReportKind = ReportKind.NEWS
 
 
 def kind_of(event: object) -> type:

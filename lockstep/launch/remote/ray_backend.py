@@ -35,8 +35,8 @@ from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
 from lockstep.launch.process_backend import ProcessCommand, private_folder, remove_private, start_here
 from lockstep.launch.remote.agent import Core, LaunchAgent, TeamPlaces
 from lockstep.launch.supervision.channel import ChildReport, EndReport, decode_report
-from lockstep.launch.supervision.child import HERE, LOG, Child, ProcessLog, WatchedProcess
-from lockstep.launch.supervision.restarts import USAGE
+from lockstep.launch.supervision.child import HERE, LOG, ProcessLog, WatchedProcess
+from lockstep.launch.supervision.restarts import USAGE, Role
 from lockstep.results.reports.display import Display
 
 #: The exit code of a team whose machine is gone: the same as if it had been killed.
@@ -281,11 +281,11 @@ class RayBackend:
             threading.Event().wait(POLL_S)
         self._groups += [placement_group([{"CPU": 1}]) for _ in range(fewest, self.workers)]
 
-    def start_server(self, command: ProcessCommand, folder: Path) -> Child:
-        bind = command.address or tcp_address(self.host, 0)
-        return start_here(command, ["--bind", bind, "--keys", str(self.keys)], folder)
+    def start(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
+        if command.place.role is not Role.WORKER:
+            bind = command.address or tcp_address(self.host, 0)
+            return start_here(command, ["--bind", bind, "--keys", str(self.keys)], folder)
 
-    def start_worker(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
         def begin_team(team: RayTeam) -> Any:
             self._look()
             if (place := self._places.take()) is None:

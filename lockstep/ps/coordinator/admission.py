@@ -24,7 +24,8 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.notice import warning
-from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report, ReportRefusal, Send
+from lockstep.common.statemachine.machine import ReportKind
+from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report, Send
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState, identity_of
 from lockstep.ps.records.ledger import Account, WorkerIn, WorkerOut
 from lockstep.ps.run.info import RunInfo
@@ -138,7 +139,7 @@ class Admission:
         why = self._refusal(peer, join, admitted)
         if why is None:
             return []
-        return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a worker: {why.reason}")]
+        return [Send(peer=peer, message=why), Report(text=f"refused a worker: {why.reason}", kind=ReportKind.REFUSAL)]
 
     def _refusal(self, peer: bytes, join: Join, admitted: Admittance) -> Refused | None:
         info = self.info

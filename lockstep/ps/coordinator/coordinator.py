@@ -23,7 +23,7 @@ from lockstep.common.protocol.messages import (
     StatusRequest,
     Work,
 )
-from lockstep.common.statemachine.machine import Machine, PeerLeft, Received, Report, Send, kind_of, soonest
+from lockstep.common.statemachine.machine import Machine, PeerLeft, Received, Report, ReportKind, Send, kind_of, soonest
 from lockstep.ps.coordinator import admission, events, failures
 from lockstep.ps.coordinator.admission import Admission, Admittance
 from lockstep.ps.coordinator.effects import Effect, Finish, RecordEpoch, UpdateWeights
@@ -172,7 +172,7 @@ class Coordinator(Machine[events.Event, Effect]):
             effects += self._record_sign_of_life(event, now)
             waiting = self.hooks.waiting() or waiting_text(self.phase, self.membership, self.info)
             if self.reminder.is_due(now, is_waiting=bool(waiting)):
-                effects.append(Report(text=waiting, is_reminder=True))
+                effects.append(Report(text=waiting, kind=ReportKind.REMINDER))
         for after in self.hooks.after:
             effects += [] if self.is_over() else after(now)
         return effects
@@ -298,7 +298,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _on_compute_failed(self, member: Member, failed: ComputeFailed, now: float) -> list[Effect]:
         found = failures.lease_failed(member, failed, self.state)
-        if isinstance(found, failures.Failure):
+        if isinstance(found, events.PartFailed):
             return self.fail(found.text, found.kind)
         return [] if found is None else [found, *self.assign_leases(now)]
 

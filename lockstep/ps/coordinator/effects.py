@@ -6,7 +6,6 @@ from lockstep.common.errors import CONTINUED, FailureKind
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import EpochRecord, Eviction, Finished, Lease, shortened
 from lockstep.common.statemachine.machine import Report as Report
-from lockstep.common.statemachine.machine import ReportRefusal as ReportRefusal
 from lockstep.common.statemachine.machine import Send as Send
 from lockstep.ps.coordinator.events import StepMade
 from lockstep.ps.coordinator.findings import Conviction
@@ -104,6 +103,5 @@ Effect = (
     | Recompute
     | RecordEpoch
     | Report
-    | ReportRefusal
     | Finish
 )

@@ -127,7 +127,7 @@ class Recomputed(Struct, frozen=True, kw_only=True):
 
 
 class PartFailed(Struct, frozen=True, kw_only=True):
-    """This part of the run has failed: a shard is gone, another server leads, or the weights are not finite."""
+    """This part of the run has failed: a shard or the lead is lost, weights are not finite, or a lease raised twice."""
 
     text: str
     kind: FailureKind

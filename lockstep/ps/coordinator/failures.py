@@ -26,7 +26,7 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.common.statemachine.machine import Received
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report
-from lockstep.ps.coordinator.events import PROGRESS
+from lockstep.ps.coordinator.events import PROGRESS, PartFailed
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.round_state import RoundState
 from lockstep.ps.coordinator.scheduling.stragglers import StragglerMonitor
@@ -38,17 +38,10 @@ from lockstep.ps.run.plan import EVALUATIONS
 MOST_SHARES = 16
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why the run ends."""
-
-    text: str
-    kind: FailureKind
-
-
 # Leases that fail
 
 
-def lease_failed(member: Member, failed: ComputeFailed, state: RoundState) -> Failure | Report | None:
+def lease_failed(member: Member, failed: ComputeFailed, state: RoundState) -> PartFailed | Report | None:
     """Record a lease that raised; return the run's failure or a report, None if the lease had ended."""
     at = state.round
     if (failed.work, failed.step) != (at.work, at.step):
@@ -60,7 +53,8 @@ def lease_failed(member: Member, failed: ComputeFailed, state: RoundState) -> Fa
     state.account.record_recomputed(failed.work, failed.step, [failed.node()], member.rank, f"it raised: {raised}")
     what = f"{at.named([failed.node()])} on {member.named()}"
     if is_second:
-        return Failure(text=f"{what} raised, as it did before:\n{indented(failed.traceback)}", kind=FailureKind.COMPUTE)
+        text = f"{what} raised, as it did before:\n{indented(failed.traceback)}"
+        return PartFailed(text=text, kind=FailureKind.COMPUTE)
     return Report(text=f"{what} raised, and is tried once more:\n{indented(failed.traceback)}")
 
 

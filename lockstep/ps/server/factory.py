@@ -11,7 +11,7 @@ from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
 from lockstep.common.statemachine.leader_search import LeaderSearch
-from lockstep.common.statemachine.machine import Report
+from lockstep.common.statemachine.machine import Report, ReportKind
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ClientPort, Dial, ServerPort
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
@@ -78,10 +78,14 @@ class ServerContext:
     #: Whether it hands the run over to a standby when it gets SIGTERM.
     hands_over: bool = False
 
-    def report(self, report: Report) -> None:
+    def report(self, blocklist: PeerBlocklist, report: Report) -> None:
         """Show a report of the run."""
-        show = self.remind if report.is_reminder and self.remind is not None else self.say
-        show(report.text)
+        if report.kind is ReportKind.REFUSAL:
+            blocklist.report_refusal(report.text)
+        elif report.kind is ReportKind.REMINDER and self.remind is not None:
+            self.remind(report.text)
+        else:
+            self.say(report.text)
 
 
 def build_server(
@@ -118,7 +122,7 @@ def build_server(
         multi_step=multi_step,
         succession=succession,
         recompute=None if context.recompute is None else partial(context.recompute, setup),
-        report=context.report,
+        report=partial(context.report, blocklist),
         hands_over=context.hands_over,
     )
 
@@ -135,8 +139,7 @@ def _slices(
         coordinator.membership,
         port=context.port,
         clock=context.clock,
-        report=context.report,
-        report_refusal=blocklist.report_refusal,
+        report=partial(context.report, blocklist),
     )
 
 

@@ -210,8 +210,6 @@ class Server:
                 self.committer.record_epoch(effect)
             case effects.Report():
                 self.report(effect)
-            case effects.ReportRefusal():
-                self.inbox.blocklist.report_refusal(effect.text)
             case effects.Finish():
                 self.committer.end(effect)
             case _:

@@ -42,7 +42,6 @@ from lockstep.common.statemachine.machine import (
     PeerLeft,
     Received,
     Report,
-    ReportRefusal,
     Send,
     TimePassed,
     carry_out,
@@ -91,7 +90,6 @@ class SliceGroup:
     port: ServerPort
     clock: Clock
     report: Callable[[Report], None]
-    report_refusal: Callable[[str], None]
     shards: ShardMembers = field(init=False)
     #: The weights of all servers, None if there is one server.
     gathered: GatheredWeights | None = None
@@ -221,8 +219,6 @@ class SliceGroup:
                 self._happened.append(effect)
             case Report():
                 self.report(effect)
-            case ReportRefusal():
-                self.report_refusal(effect.text)
             case _:
                 assert_never(effect)
         return []

@@ -32,7 +32,7 @@ from lockstep.common.statemachine.machine import (
     PeerLeft,
     Received,
     Report,
-    ReportRefusal,
+    ReportKind,
     Send,
     TimePassed,
     leads,
@@ -75,7 +75,7 @@ class FillShard(Struct, frozen=True, kw_only=True):
     index: int
 
 
-MembersEffect = Send | FillShard | ServersReady | ServersAvailable | PartFailed | Report | ReportRefusal
+MembersEffect = Send | FillShard | ServersReady | ServersAvailable | PartFailed | Report
 
 _WAITING, _SERVING, _ENDED = GroupPhase
 
@@ -195,7 +195,10 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
             # Its slice is gone. It asks again, and gets its place when the run is resumed.
             return self._lose(before, "it has joined again")
         if (why := self._refusal(join)) is not None:
-            return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a shard: {why.reason}")]
+            return [
+                Send(peer=peer, message=why),
+                Report(text=f"refused a shard: {why.reason}", kind=ReportKind.REFUSAL),
+            ]
         if before is not None:
             # Only its new connection counts, whether or not the old one is known to be broken.
             del self.members[before.peer]
@@ -310,7 +313,7 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
         ready = sum(member.is_ready for member in self.members.values())
         text = f"waiting for shards: {ready} of {self.others} are ready"
         is_waiting = self.phase is GroupPhase.WAITING
-        return [Report(text=text, is_reminder=True)] if self.reminder.is_due(now, is_waiting=is_waiting) else []
+        return [Report(text=text, kind=ReportKind.REMINDER)] if self.reminder.is_due(now, is_waiting=is_waiting) else []
 
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""

@@ -25,7 +25,7 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Effect, Finish, Report, ReportRefusal, Send, SendWeights, UpdateWeights
+from lockstep.ps.coordinator.effects import Effect, Finish, Report, Send, SendWeights, UpdateWeights
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import plan_of
@@ -226,7 +226,7 @@ def kinds(effects: list[Effect], worker: int | None = None) -> list[type[Message
 
 
 def said(effects: list[Effect]) -> str:
-    return "\n".join(effect.text for effect in effects if isinstance(effect, Report | ReportRefusal))
+    return "\n".join(effect.text for effect in effects if isinstance(effect, Report))
 
 
 def called(effects: list[Effect]) -> list[str]:

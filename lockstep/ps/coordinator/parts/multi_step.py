@@ -83,23 +83,15 @@ def _rank_alone(membership: Membership, scheduler: Scheduler) -> int | None:
     return None if scheduler.withdrawals.has_any(ready[0].rank) else ready[0].rank
 
 
-@dataclass
-class CurrentLease:
-    """The multi-step lease of a team."""
-
-    steps: LeaseSteps
-    #: Whether the team has been sent it, and whether it is being withdrawn.
-    is_begun: bool = False
-    is_ending: bool = False
-
-
 class MultiStep:
     """Lets a team make steps by itself, whose results never come here."""
 
     def __init__(self, core: Coordinator, *, first_steps: int = FIRST_STEPS) -> None:
         self._core = core
         self.plan = MultiStepPlan(earliest=core.first.step + first_steps)
-        self.lease: CurrentLease | None = None
+        #: The current lease, whether the team has been sent it, and whether it is being withdrawn.
+        self.lease: LeaseSteps | None = None
+        self.is_begun = self.is_ending = False
         hooks = core.hooks
         hooks.events[events.StepMade] = self._on_made
         hooks.events[events.MultiStepLeaseEnded] = self._on_ended
@@ -111,22 +103,22 @@ class MultiStep:
     def _phase_of(self, at: Round) -> RunPhase | None:
         """Let a team make the steps from this one on if it can."""
         core = self._core
-        steps = None if core.hooks.is_held() else self.plan.next(core.info, at, core.membership, core.scheduler)
-        self.lease = None if steps is None else CurrentLease(steps)
-        return None if steps is None else RunPhase.MULTI_STEP
+        self.lease = None if core.hooks.is_held() else self.plan.next(core.info, at, core.membership, core.scheduler)
+        self.is_begun = self.is_ending = False
+        return None if self.lease is None else RunPhase.MULTI_STEP
 
     def _watch(self, now: float) -> list[Effect]:
         """Begin the lease; end it once another worker can work too, the one that has it is not to, or none is."""
         lease, core = self.lease, self._core
-        if lease is None or lease.is_ending:
+        if lease is None or self.is_ending:
             return []
-        if not lease.is_begun:
-            lease.is_begun = True
-            return [lease.steps]
-        is_alone = [member.rank for member in core.membership.ready()] == [lease.steps.rank]
+        if not self.is_begun:
+            self.is_begun = True
+            return [lease]
+        is_alone = [member.rank for member in core.membership.ready()] == [lease.rank]
         if is_alone and not core.hooks.is_held():
             return []
-        lease.is_ending = True
+        self.is_ending = True
         return [WithdrawSteps()]
 
     def _on_made(self, made: events.StepMade, now: float) -> list[Effect]:
@@ -154,10 +146,10 @@ class MultiStep:
         core, lease = self._core, self.lease
         assert lease is not None  # it is completed
         self.plan.is_possible = event.may_follow
-        self.plan.on_completed(lease.steps.first, event.steps, is_cut=event.is_cut)
+        self.plan.on_completed(lease.first, event.steps, is_cut=event.is_cut)
         self._leave(event.steps, now)
-        if event.is_silent and event.lease is not None and core.membership.by_rank(lease.steps.rank) is not None:
-            core.scheduler.await_multi_step(lease.steps.rank, event.lease, now, is_late=event.is_cut)
+        if event.is_silent and event.lease is not None and core.membership.by_rank(lease.rank) is not None:
+            core.scheduler.await_multi_step(lease.rank, event.lease, now, is_late=event.is_cut)
         return core.assign_leases(now)
 
     def _leave(self, steps: int, now: float) -> None:
@@ -183,7 +175,7 @@ class MultiStep:
         """Return the status as in a run whose steps are leased one by one: it does not matter how a step is made."""
         if self.lease is None or self._core.phase is not RunPhase.MULTI_STEP:
             return status
-        rank, ready = self.lease.steps.rank, MemberState.READY.value
+        rank, ready = self.lease.rank, MemberState.READY.value
         workers = [
             replace(one, state="computing") if (one.rank, one.state) == (rank, ready) else one for one in status.workers
         ]

@@ -28,6 +28,7 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.statemachine.machine import ReportKind
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.ps.coordinator import events
@@ -221,7 +222,7 @@ def test_ready_said_twice_or_by_a_stranger_changes_nothing() -> None:
 def test_while_the_run_waits_it_calls_every_few_seconds() -> None:
     drive = Drive(facts_of(min_workers=2))
     text = "waiting for workers: 0 of 2 are ready"
-    assert drive.happen(events.TimePassed()) == [Report(text=text, is_reminder=True)]
+    assert drive.happen(events.TimePassed()) == [Report(text=text, kind=ReportKind.REMINDER)]
     drive.enter(1)
     assert called(drive.pass_time(REMINDER_S - 0.01)) == []
     assert called(drive.pass_time(3 * REMINDER_S)) == ["waiting for workers: 1 of 2 are ready"] * 3
