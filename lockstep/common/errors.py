@@ -178,8 +178,6 @@ class FailureKind(StrEnum):
     #: No server answers at the address, or it has gone silent.
     UNREACHABLE = "unreachable"
     REFUSED = "refused"
-    #: The server has removed this process from its run.
-    EVICTED = "evicted"
     #: The model, the data or the memory for the run cannot be had.
     PREPARATION = "preparation"
     #: The peer broke the protocol.

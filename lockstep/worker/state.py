@@ -189,7 +189,7 @@ class WorkerState(Machine[Event, Effect]):
     steps: MultiStepLease | None = None
 
     def __post_init__(self) -> None:
-        self.client = Client(self.config, role="worker", may_rejoin=True)
+        self.client = Client(self.config, role="worker")
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         if not isinstance(event, WorkEvent):

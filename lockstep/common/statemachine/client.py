@@ -151,7 +151,7 @@ TRANSITIONS = table_of(
         ShardWelcome: _WELCOMED,
         Refused: {_JOINING: {_JOINING, _ENDED}, _JOINED: {_JOINED, _ENDED}, _ENDED: IGNORED},
         # While it joins, the server does not know it yet.
-        Eviction: {_JOINING: IGNORED, _JOINED: {_JOINING, _ENDED}, _ENDED: IGNORED},
+        Eviction: {_JOINING: IGNORED, _JOINED: {_JOINING}, _ENDED: IGNORED},
         Prepared: {_PREPARING: {_JOINED}, _ENDED: IGNORED},
         PreparationFailed: {_PREPARING: {_ENDED}, _ENDED: IGNORED},
         StandbysChanged: {_JOINING: IGNORED, _JOINED: {_JOINED}, _ENDED: IGNORED},
@@ -189,8 +189,6 @@ class Client(Machine[ClientEvent, ClientEffect]):
     config: ClientConfig
     #: The name of this process in texts.
     role: str
-    #: Whether it asks for a new place after an eviction, or ends.
-    may_rejoin: bool
     phase: ClientPhase = ClientPhase.JOINING
     search: LeaderSearch = field(init=False)
     #: When it began to wait for a server.
@@ -272,9 +270,7 @@ class Client(Machine[ClientEvent, ClientEffect]):
             case Refused():
                 return self._on_refusal(event, now)
             case Eviction(reason=reason):
-                if self.may_rejoin:
-                    return self._rejoin(reason, now)
-                return self._end(1, f"the server evicted this {self.role}: {reason}", FailureKind.EVICTED)
+                return self._rejoin(reason, now)
             case Prepared(ready=ready):
                 self.phase = ClientPhase.JOINED
                 return [SendToServer(message=ready)]

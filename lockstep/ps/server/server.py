@@ -193,7 +193,7 @@ class Server:
                 lease = self.workers.in_memory(effect.peer, effect.message)
                 return [] if member is None else self.group.send_weights(member.rank, lease)
             case effects.ForgetWorker():
-                return [*self.multi_step.forget(effect.rank), *self.workers.forget(effect.rank)]
+                return self.workers.forget(effect.rank)
             case effects.UpdateWeights():
                 return self.committer.update(effect)
             case effects.LeaseSteps():

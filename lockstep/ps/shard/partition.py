@@ -45,8 +45,7 @@ def trained_frames(owned: Slice, parameter_size: int) -> list[Slice]:
 
 def held_frames(shard: Shard, updates: int, *, has_state: bool) -> Iterator[NamedFrame]:
     """Yield what a shard holds after its last update, or the weights after the one before."""
-    owned = Slice(shard.start, shard.start + shard.weights.size)
-    weights = shard.slots[updates % 2]
+    owned, weights = shard.owned, shard.slots[updates % 2]
     for frame in shard.frames:
         yield WEIGHTS, frame, weights[frame.start - owned.start : frame.stop - owned.start]
     if has_state:
@@ -57,6 +56,6 @@ def held_frames(shard: Shard, updates: int, *, has_state: bool) -> Iterator[Name
 
 def checksum_in(shard: Shard, step: int, size: int) -> int:
     """Return the checksum, after the update of `step`, of the part of the window that lies in a shard's slice."""
-    window, owned = window_of(step, size), Slice(shard.start, shard.start + shard.weights.size)
+    window, owned = window_of(step, size), shard.owned
     start, stop = max(window.start, owned.start), min(window.stop, owned.stop)
     return checksum_of(shard.weights[start - owned.start : stop - owned.start]) if start < stop else 0

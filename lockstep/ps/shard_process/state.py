@@ -90,7 +90,7 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
     phase: ShardPhase = ShardPhase.OUTSIDE
 
     def __post_init__(self) -> None:
-        self.client = Client(self.config, role="shard", may_rejoin=True)
+        self.client = Client(self.config, role="shard")
 
     def handle(self, event: ShardEvent, now: float) -> list[ShardEffect]:
         if not isinstance(event, SliceEvent):

@@ -22,7 +22,6 @@ class ShardStorage:
     """One slice, and where its vectors are."""
 
     service: SliceService
-    owned: Slice
     #: Of the whole vector.
     size: int
     acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
@@ -49,12 +48,12 @@ class ShardStorage:
         """Return the vectors of that name, with the place of the first value of each in the whole one."""
         if name == WEIGHTS:
             # Both, because no earlier weights exist if the current ones turn out to be useless.
-            return [(slot, self.owned.start) for slot in self.shard.slots]
+            return [(slot, self.shard.start) for slot in self.shard.slots]
         if name == MOMENTA:
             return [(self.shard.policy.momenta, 0)]
         if name not in self.shard.state:
             raise RemoteProtocolError(f"a vector {name!r}: expected one of {sorted(self.shard.state)}")
-        return [(self.shard.state[name], self.owned.start)]
+        return [(self.shard.state[name], self.shard.start)]
 
 
 def storage_of(welcome: ShardWelcome, outbox: WeightsOutbox) -> ShardStorage:
@@ -71,4 +70,4 @@ def storage_of(welcome: ShardWelcome, outbox: WeightsOutbox) -> ShardStorage:
         raise RemoteProtocolError(f"groups of {spans[-1].stop} values: expected {welcome.parameter_size}")
     policy = policy_of(job, plan, spans, momenta, own)
     slots = np.zeros(len(owned), np.float32), np.zeros(len(owned), np.float32)
-    return ShardStorage(SliceService(Shard(slots, policy, job.micro_batches, owned.start), outbox), owned, size)
+    return ShardStorage(SliceService(Shard(slots, policy, job.micro_batches, owned.start), outbox), size)

@@ -234,11 +234,6 @@ class MultiStepLeases:
             return [received]
         return [*self._followed(self.lease.on_answer(self.clock.now())), received]
 
-    def forget(self, rank: int) -> list[Event]:
-        """Handle that a worker is gone, whose processes may not have ended."""
-        is_holder = self.lease is not None and rank == self.lease.steps.rank
-        return self.end() if is_holder else []
-
     def end(self) -> list[Event]:
         """End the lease, if there is one, to continue step by step."""
         return [] if self.lease is None else self._followed(self.lease.withdraw_at(self.clock.now()))

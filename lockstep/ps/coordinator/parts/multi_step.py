@@ -108,7 +108,7 @@ class MultiStep:
         return None if self.lease is None else RunPhase.MULTI_STEP
 
     def _watch(self, now: float) -> list[Effect]:
-        """Begin the lease; end it once another worker can work too, the one that has it is not to, or none is."""
+        """Begin the lease; end it once another worker can work too, or its own is gone or is not to work."""
         lease, core = self.lease, self._core
         if lease is None or self.is_ending:
             return []

@@ -49,13 +49,12 @@ class ClientDrive:
 
     timeout_s: float | None = None
     incarnation: str = JOIN.incarnation
-    may_rejoin: bool = True
     now: float = 100.0
     client: Client = field(init=False)
 
     def __post_init__(self) -> None:
         config = config_of(self.timeout_s, self.incarnation)
-        self.client = Client(config, role="worker", may_rejoin=self.may_rejoin)
+        self.client = Client(config, role="worker")
 
     def dispatch(self, event: ClientEvent) -> list[object]:
         return [*self.client.handle(event, self.now)]
@@ -77,9 +76,9 @@ class ClientDrive:
         return effects
 
 
-def client_in(phase: ClientPhase, *, may_rejoin: bool = True) -> ClientDrive:
+def client_in(phase: ClientPhase) -> ClientDrive:
     """Return a client that has come to a phase by the usual way."""
-    drive = ClientDrive(may_rejoin=may_rejoin)
+    drive = ClientDrive()
     drive.start()
     if phase is not ClientPhase.JOINING:
         drive.dispatch(WELCOME)

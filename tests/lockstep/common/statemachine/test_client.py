@@ -83,11 +83,10 @@ def test_every_phase_has_an_entry_for_every_event() -> None:
     assert set(EVENTS) == set(get_args(ClientEvent))
 
 
-@pytest.mark.parametrize("may_rejoin", [True, False])
 @pytest.mark.parametrize("phase", ClientPhase)
-def test_every_event_obeys_the_table(phase: ClientPhase, may_rejoin: bool) -> None:
+def test_every_event_obeys_the_table(phase: ClientPhase) -> None:
     for kind, event in EVENTS.items():
-        drive, targets = client_in(phase, may_rejoin=may_rejoin), TRANSITIONS[phase, kind]
+        drive, targets = client_in(phase), TRANSITIONS[phase, kind]
         if targets is ILLEGAL:
             with pytest.raises(ProtocolError, match=f"{kind.__name__} while {phase.value}"):
                 drive.dispatch(event)
@@ -215,12 +214,6 @@ def test_a_process_that_was_stopped_for_an_hour_asks_before_it_gives_up() -> Non
     assert sent(drive.dispatch(TimePassed())) == [Ping()]
     drive.client.on_message(drive.now)
     assert not exits(drive.pass_time(60.0))
-
-
-def test_an_evicted_process_that_may_not_rejoin_ends() -> None:
-    drive = client_in(ClientPhase.JOINED, may_rejoin=False)
-    reason = "the server evicted this worker: silent for 9 s"
-    assert drive.dispatch(Eviction(reason="silent for 9 s")) == [Exit(code=1, reason=reason, kind=FailureKind.EVICTED)]
 
 
 def test_an_evicted_process_joins_its_run_again_and_otherwise_another_as_a_new_one() -> None:
@@ -362,7 +355,7 @@ def test_an_evicted_process_asks_for_the_run_that_it_was_in_last() -> None:
 def test_a_shard_that_rejoins_is_a_new_incarnation_too() -> None:
     join = ShardJoin(protocol=1, incarnation="a", host="h", pid=1, fingerprint=JOIN.fingerprint, address="tcp://h:2")
     config = ClientConfig(address="tcp://h:1", join=join, silence_s=600.0)
-    client = Client(config, role="shard", may_rejoin=True)
+    client = Client(config, role="shard")
     for event in (Started(), WELCOME, PREPARED):
         client.handle(event, 100.0)
     (again,) = sent(client.handle(Eviction(reason="a restart"), 5000.0))
@@ -372,9 +365,9 @@ def test_a_shard_that_rejoins_is_a_new_incarnation_too() -> None:
 TERM = Term(run="r", number=2, server="s")
 
 
-def with_standby(*others: StandbyAddress, may_rejoin: bool = True) -> ClientDrive:
+def with_standby(*others: StandbyAddress) -> ClientDrive:
     """Return a client that was welcomed in a term, and knows of a standby, or several."""
-    drive = ClientDrive(may_rejoin=may_rejoin)
+    drive = ClientDrive()
     drive.start()
     drive.dispatch(msgspec.structs.replace(WELCOME, term=TERM, standbys=(STANDBY, *others), options=RunOptions()))
     drive.dispatch(PREPARED)

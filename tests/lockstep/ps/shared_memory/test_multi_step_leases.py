@@ -540,12 +540,6 @@ def test_an_answer_of_another_worker_or_to_another_lease_changes_nothing(bench: 
     assert ended_in(bench.answer())
 
 
-def test_a_lease_ends_if_its_team_is_gone_and_not_if_another_worker_is(bench: Bench) -> None:
-    bench.begin()
-    assert bench.shell.forget(ASKED.rank + 1) == []
-    assert [event.steps for event in ended_in(bench.shell.forget(ASKED.rank))] == [ASKED.first]
-
-
 def test_locks_are_released_once_the_lease_is_marked_as_ended(bench: Bench) -> None:
     team, seen = bench.begin(), list[tuple[int, bool]]()
 

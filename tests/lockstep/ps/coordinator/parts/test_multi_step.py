@@ -198,6 +198,12 @@ def test_one_that_never_answers_is_late_like_any_other() -> None:
     assert "team 0 (host host, pid 1, 2 workers) has sent nothing for" in late
 
 
+def test_a_lease_ends_if_its_team_is_gone() -> None:
+    drive = Team()
+    drive.begin()
+    assert WithdrawSteps() in drive.happen(events.PeerLeft(peer=peer_of(1), reason="its connection is gone"))
+
+
 def test_a_refused_multi_step_lease_is_never_tried_again() -> None:
     drive = Team()
     (asked,) = begun(drive.begin())
