@@ -164,8 +164,6 @@ class FailureKind(StrEnum):
     ROLLBACK = "rollback"
     #: A micro-batch raised an exception, on two workers.
     COMPUTE = "compute"
-    #: A callback raised an exception.
-    CALLBACK = "callback"
     INTERRUPTED = "interrupted"
     #: A server of the run is gone; the run may be resumed from its last checkpoint.
     SERVER_LOST = "server_lost"

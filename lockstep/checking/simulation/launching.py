@@ -240,7 +240,10 @@ class Launcher:
                 return [] if self.watch.is_over else self._start_place(place)
             case StopProcess(place=place):
                 self.end(place)
-            case EndSupervision() if effect.end is not RunEnd.RESULT:
+            case EndSupervision(end=RunEnd.RESULT):
+                # The server may have been killed in the moment in which its result was written.
+                self.watch.finished = self.watch.finished or [self.run.folder]
+            case EndSupervision():
                 self._give_up(effect)
         return []
 
