@@ -26,18 +26,14 @@ from lockstep.common.protocol.messages import (
     Weights,
     Welcome,
 )
-from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.statemachine.machine import ReportKind
-from lockstep.common.transport.in_memory import MemoryNetwork
-from lockstep.common.transport.limits import RejectionLog
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import STRANGER
 from lockstep.ps.coordinator.effects import Report, Send, SendWeights
 from lockstep.ps.coordinator.membership import PROBE_S
 from lockstep.ps.coordinator.status import REMINDER_S
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.server.limits import PeerBlocklist, StatusAnswers
 from tests.lockstep.ps.runs import (
     DIGEST,
     Drive,
@@ -355,19 +351,6 @@ def test_whoever_asks_is_told_the_status() -> None:
     assert isinstance(status, Status)
     assert (status.phase, status.step, status.steps, status.epochs) == ("training", 0, 6, 2)
     assert [worker.state for worker in status.workers] == ["computing"]
-
-
-def test_a_status_is_sent_to_who_asked_with_the_numbers_of_those_that_were_rejected() -> None:
-    drive, rejections, said_here = Drive(), RejectionLog(), list[str]()
-    blocklist = PeerBlocklist(MemoryNetwork(0).server(), ManualClock(), said_here.append, rejections)
-    drive.coordinator.hooks.statuses.append(StatusAnswers(blocklist, ManualClock(), list).completed)
-    for _ in range(3):
-        rejections.record("a connection")
-    blocklist.add(b"bad", "it lies")
-    (sent,) = drive.happen(OBSERVED)[:1]
-    assert isinstance(sent, Send)
-    assert isinstance(sent.message, Status)
-    assert (sent.peer, sent.message.refused, sent.message.broken) == (b"observer", 3, 1)
 
 
 def probes(drive: Drive, seconds: float) -> int:

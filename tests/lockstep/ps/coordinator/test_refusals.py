@@ -10,8 +10,8 @@ from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.common.transport.limits import WINDOW_S, RejectionLog
-from lockstep.ps.server.limits import PeerBlocklist
-from tests.lockstep.ps.runs import join_of
+from lockstep.ps.server.limits import PeerBlocklist, StatusAnswers
+from tests.lockstep.ps.runs import Drive, join_of
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS
 
@@ -41,6 +41,14 @@ def test_who_asks_for_ever_is_answered_and_seldom_told_of(join: Join | ShardJoin
     assert first.startswith("refused a ")
     simulation.advance(WINDOW_S)
     assert ask(1) == [f"{first} ({TIMES - 1} times)"]
+
+
+def test_a_status_has_the_numbers_of_those_that_were_rejected() -> None:
+    blocklist = PeerBlocklist(MemoryNetwork(0).server(), ManualClock(), list[str]().append, RejectionLog())
+    blocklist.rejections.record("a connection")
+    blocklist.add(b"bad", "it lies")
+    status = StatusAnswers(blocklist, ManualClock(), list).completed(Drive().coordinator.status(0.0))
+    assert (status.refused, status.broken, status.standbys) == (1, 1, [])
 
 
 def test_all_are_counted_and_few_are_told_of() -> None:
