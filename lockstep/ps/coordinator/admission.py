@@ -182,7 +182,7 @@ class Admission:
             account.add(WorkerOut(rank=twin.rank, why="it connected again"))
             effects += [
                 Report(text=f"{twin.named()} left: it connected again"),
-                ForgetWorker(peer=twin.peer, rank=twin.rank),
+                ForgetWorker(rank=twin.rank),
             ]
         member = self.membership.admit(peer, join, now, admitted.key)
         entry = WorkerIn(
@@ -205,7 +205,7 @@ def prepared(member: Member, ready: Ready, membership: Membership, info: RunInfo
     shares, obstacle = bool(ready.nonce), one_line(ready.obstacle)
     if info.needs_memory and not shares:
         membership.remove(member.peer)
-        forget = ForgetWorker(peer=member.peer, rank=member.rank)
+        forget = ForgetWorker(rank=member.rank)
         return [*without_memory(member.peer, member.named(), obstacle), forget]
     member.shares, member.has_team = shares, ready.makers > 0
     membership.sharing.add(shares)

@@ -22,7 +22,6 @@ class SendWeights(Struct, frozen=True, kw_only=True):
 class ForgetWorker(Struct, frozen=True, kw_only=True):
     """A worker is gone: release all that is kept for it."""
 
-    peer: bytes
     rank: int
 
 

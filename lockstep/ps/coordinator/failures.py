@@ -178,7 +178,7 @@ def _forget(member: Member, why: str, state: RoundState, stragglers: StragglerMo
     state.account.add(WorkerOut(rank=member.rank, why=why))
     state.pending.remove(member.rank)
     stragglers.remove(member.rank)
-    return ForgetWorker(peer=member.peer, rank=member.rank)
+    return ForgetWorker(rank=member.rank)
 
 
 def is_back(

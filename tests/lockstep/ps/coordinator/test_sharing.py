@@ -51,7 +51,7 @@ def test_where_memory_must_be_shared_whoever_does_not_is_sent_away() -> None:
     (refused,) = messages(effects, 1)
     assert refused == Refused(reason="it does not share the server's memory: no such folder", kind=RefusalKind.MEMORY)
     assert said(effects).startswith("refused worker 0 (host host, pid 1): it does not share")
-    assert ForgetWorker(peer=peer_of(1), rank=0) in effects
+    assert ForgetWorker(rank=0) in effects
     assert not drive.coordinator.membership.members
     assert Lease in kinds(drive.enter(2, shares=True), 2)
 
@@ -64,4 +64,4 @@ def test_what_was_kept_for_a_worker_is_given_back_when_it_goes(is_prepared: bool
     if is_prepared:
         drive.prepare(2, shares=True)
     effects = drive.leave(2)
-    assert ForgetWorker(peer=peer_of(2), rank=1) in effects
+    assert ForgetWorker(rank=1) in effects

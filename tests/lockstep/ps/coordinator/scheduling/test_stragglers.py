@@ -167,7 +167,7 @@ def test_one_that_stays_silent_loses_its_place_and_what_it_brings_later_is_not_a
         drive.answer(2)
     told = keep_busy(drive, 2, 10.0)
     assert "worker 0 (host host, pid 1) was evicted: it has sent nothing for 5" in told
-    assert ForgetWorker(peer=peer_of(1), rank=0) in drive.effects
+    assert ForgetWorker(rank=0) in drive.effects
     counted = list(drive.counted)
     assert kinds(drive.send(1, late), 1) == [Eviction]
     assert drive.counted == counted
