@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, rmtree
 from typing import Any
 
 import pytest
@@ -14,9 +14,10 @@ from tests.system.processes import GONE_S, Place, result_in
 
 #: Three steps an epoch, checkpoints within epochs. Over in seconds, many times the 0.2 s between two looks of `train`
 #: at its server: a shorter run has come to its end by the time that its first epochs are printed.
-EPOCHS = 40
+EPOCHS = 30
 STEPS = 3 * EPOCHS
-JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "60", "--micro-batches", "4", "--epochs", str(EPOCHS))
+JOB = ("--model", "unhurried.py:delicate", "--data", "tiny.npz", "--global-batch", "60", "--micro-batches", "4",
+       "--epochs", str(EPOCHS))  # fmt: skip
 OFTEN = ("--checkpoint-every-steps", "7")
 
 #: What may differ between a run and one that stopped: times, and how it was carried out.
@@ -83,9 +84,7 @@ def test_all_processes_are_killed(place: Place, calm: dict[str, Any], before: in
         os.kill(pid, signal.SIGKILL)
     assert process.end()[0] == -signal.SIGKILL
     for path in place.temporary.iterdir():  # what nobody is left to remove, and a new run would not mind
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
+        rmtree(path)
     assert not (place.folder / "run" / "result.json").exists()
     assert resumed(place, after) == calm
 
@@ -135,7 +134,7 @@ def test_what_cannot_go_on_is_told(place: Place, capsys: pytest.CaptureFixture[s
     copytree(calm_run, place.folder / "calm")
     (place.folder / "calm" / "result.json").unlink()
     for flags, told in (
-        (("--lr", "0.7"), "'calm' is a run of another job: lr = 0.2 in the run, 0.7 here"),
+        (("--lr", "0.7"), "'calm' is a run of another job: lr = 0.05 in the run, 0.7 here"),
         (("--job", "calm/job.toml"), "--job 'calm/job.toml' with --resume: a run is resumed"),
         (("--run-dir", "new"), "--run-dir 'new' with --resume: a run is resumed in its own folder"),
     ):
