@@ -117,16 +117,20 @@ class Compute:
         """The sum of losses of each micro-batch that `train` was last called for, in order; float32 each."""
         return self._attempt.losses
 
-    def move(self, slots: tuple[Vector, Vector]) -> None:
-        """Compute with weights in other memory from the next `turn` on; both are of the layout's size."""
+    def move(self, slots: tuple[Vector, Vector], sums: tuple[Vector, ...] = ()) -> None:
+        """Compute with weights in other memory from the next `turn` on; both are of the layout's size.
+
+        With `sums`, also write sums into other vectors, of the same number.
+        """
+        self.sums = sums or self.sums
         self.slots, self._at = slots, Vectors(slots[0], self.sums[0])
-        weights, sums = list(slots), list(self.sums)
+        weights, written = list(slots), list(self.sums)
         if self.local is not None:
             weights.extend(self.local.replica.weights)
-            sums.append(self.local.replica.gradient)
+            written.append(self.local.replica.gradient)
         # Read only, as they are where memory is shared: a model that changes its own weights would get other bits on
         # another worker.
-        self.engine.bind([read_only(vector) for vector in weights], sums)
+        self.engine.bind([read_only(vector) for vector in weights], written)
 
     def turn(self, step: int, *, into: int = 0) -> None:
         """Compute with the weights after `step` steps from now on, and write sums into `sums[into]`."""

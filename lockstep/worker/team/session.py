@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from lockstep.common.aggregation.slices import frames_of
-from lockstep.common.aggregation.tree import Node
+from lockstep.common.aggregation.tree import Node, new_vector
 from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.team_memory import ROWS, WEIGHTS, TeamShape, file_of, process_shape, weights_shape
@@ -208,10 +208,12 @@ def follow(session: Session, loaded: LoadedRun, context: TeamContext) -> TeamMem
             slots = first, second
         memory.own.reserve(0)
         memory.own.reserve(RESULT)
-        compute = loaded.compute(slots, memory.own.vectors[:ROWS])
+        # To prove writes into sums, and others may be reading those of the process that this one replaces.
+        compute = loaded.compute(slots, (new_vector(size),) * ROWS)
+        _prove(compute, loaded, context)
+        compute.move(slots, memory.own.vectors[:ROWS])
         member = context.member(compute, memory, shared, session.number)
         compute.is_wanted = member.is_wanted
-        _prove(compute, loaded, context)
         member.pace.show_ready()
         opened.pop_all()
     return member

@@ -35,6 +35,10 @@ def test_a_long_run_is_not_taken_for_one_that_is_stuck() -> None:
     assert simulate(scenario_of(1, workers=2, servers=1, steps=1000)).violations == ()
 
 
+def test_a_process_that_is_restarted_in_a_long_run_leaves_the_sums_of_the_one_before_as_they_are() -> None:
+    assert simulate(scenario_of(1137)).violations == ()
+
+
 def test_a_server_that_is_killed_once_its_result_is_written_has_led_the_run_to_its_end() -> None:
     assert simulate(scenario_of(771025, servers=1, standbys=0)).violations == ()
 
