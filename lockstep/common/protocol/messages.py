@@ -522,7 +522,7 @@ class EpochRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     test_accuracy: float | None = None
     #: R² over its training samples, in a regression.
     r2: float | None = None
-    #: R² over the test set, in a regression.
+    #: R² over the test set, in a regression; 0, shown as a dash, if all of its targets are equal.
     test_r2: float | None = None
     #: Seconds from the first step to the end of the epoch's evaluation.
     wall_s: float
