@@ -140,11 +140,14 @@ class Compute:
         if self._at.sums is not before.sums:
             self.engine.write_to(into)
 
+    @np.errstate(all="ignore")  # as in `train`
     def prove(self, node: Node) -> None:
         """Let the engine make what it computes such nodes of a step with now, if the run is long enough for it."""
-        if self.job.total_steps(len(self.batches.data.train)) >= LONG:
-            with np.errstate(all="ignore"):  # as in `train`
-                self._nodes.prove(0, node)
+        if self._nodes.passes is not None and self.job.total_steps(len(self.batches.data.train)) >= LONG:
+            # The proof writes sums, and those of a process that took another's place may still be read by its team.
+            self.engine.bind([read_only(vector) for vector in self.slots], [self.layout.new_vector()])
+            self._nodes.prove(0, node)
+            self.move(self.slots)
 
     @np.errstate(all="ignore")  # values that are not finite show in the loss and are reported with their place
     def train(self, step: int, node: Node, send: SendBucket | None = None) -> tuple[Vector, Tally]:

@@ -308,3 +308,14 @@ def test_what_a_long_run_needs_is_proven_before_its_first_step(steps: int, is_pr
     sums, tally = compute.train(3, node)
     expected, expected_tally = oracle_of(job).train(3, node)
     assert (sums.tobytes(), tally) == (expected.tobytes(), expected_tally)
+
+
+def test_a_proof_leaves_sums_alone_that_others_may_still_read() -> None:
+    job = job_of(model="mlp", micro_batches=8, global_batch=32, steps=LONG)
+    model = AutogradModel(build_model(job.model))
+    shown = model.layout.new_vector()
+    shown[:] = 3.0
+    compute = Compute(job, model, digits(), sums=(shown,))
+    compute.prove(Node(2, 4))
+    assert passes(compute)
+    assert (shown == 3.0).all()

@@ -23,6 +23,11 @@ def test_every_seed_keeps_the_promise(first: int) -> None:
         assert simulate(scenario_of(seed)).violations == (), f"replay: lockstep simulate --seeds {seed} --trace"
 
 
+def test_a_process_that_takes_anothers_place_leaves_its_sums_alone() -> None:
+    """Before a long run, it proved its programs over the sums of the one before it, which the team still read."""
+    assert simulate(scenario_of(307)).violations == ()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(SEEDS, 5000, 100))
 def test_many_more_seeds_keep_the_promise(first: int) -> None:
