@@ -16,7 +16,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.initial import kept_next_to, micro_batch_to_try, read_initial
 from lockstep.common.model.port import Model
-from lockstep.common.model.source import ModelSource, source_from_welcome
+from lockstep.common.model.source import source_from_welcome
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import Welcome
 from lockstep.worker.compute import Compute, Slots
@@ -24,9 +24,6 @@ from lockstep.worker.samples import SampleStore
 
 #: How a dataset is loaded from its name; an argument so that workers in one process can share one.
 Loader = Callable[[str], TrainTest]
-
-#: How a model is built from its source and the seed of a job, as by `ModelSource.build`.
-BuildModel = Callable[[ModelSource, int], Model]
 
 
 class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,9 +44,7 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
         return Compute(self.job, self.model, self.data, slots, sums, frames=frames, moments=self.moments, own=self.own)
 
 
-def gather(
-    welcome: Welcome, load: Loader, cache: Path | None = None, build: BuildModel = ModelSource.build
-) -> LoadedRun:
+def gather(welcome: Welcome, load: Loader, cache: Path | None = None) -> LoadedRun:
     """Take the numerics of a run, build its model and load its data.
 
     `NumericsError` if this machine cannot have them; `ModelError` or `DataError` if something is not the server's.
@@ -61,7 +56,7 @@ def gather(
     data, store = _data_of(welcome, load, cache)
     moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
     own = source.own_code()
-    model = build(source, job.seed)
+    model = source.build(job.seed)
     _take_frozen(welcome, model)
     _check_evidence(welcome, model, data, own)
     return LoadedRun(job=job, model=model, data=data, moments=moments, store=store, own=own)

@@ -21,7 +21,6 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import RESUMED_HERE, FailureKind
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
-from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, StandbyAddress
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin
@@ -57,7 +56,7 @@ from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
 from lockstep.runs.single_process import recompute_micro_batch
 from lockstep.worker.connections import ServerConnections
-from lockstep.worker.setup import BuildModel, Loader, gather
+from lockstep.worker.setup import Loader, gather
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.helper import INTERRUPTED, TeamProcess
@@ -171,8 +170,6 @@ class SimulatedRun(msgspec.Struct, frozen=True, kw_only=True):
     patience: Patience = PATIENT
     #: The folder in which workers without data keep the samples that they receive, None to accept none.
     cache: Path | None = None
-    #: Builds the model of a process.
-    build: BuildModel = ModelSource.build
     disk: Disk = msgspec.field(default_factory=Disk)
 
 
@@ -535,7 +532,7 @@ class WorkerProcess(NodeProcess):
             WorkerState(config_of(run, join)),
             ServerConnections(run.network.client(ADDRESS, process), dialler(run, process)),
             context,
-            partial(gather, load=run.parts.load(number), cache=run.cache, build=run.build),
+            partial(gather, load=run.parts.load(number), cache=run.cache),
         )
         runner = run.parts.worker(runner)
         try:
@@ -582,7 +579,7 @@ class HelperProcess(SimulatedShell):
             meeting=meeting,
             kind=run.parts.member,
         )
-        return cls(TeamProcess(context, meeting, run.parts.load(number), run.cache, run.build), process, hall)
+        return cls(TeamProcess(context, meeting, run.parts.load(number), run.cache), process, hall)
 
     def step(self) -> bool:
         return self.runner.step()

@@ -45,10 +45,6 @@ PAUSES = (0.0, 0.02, 0.2)
 #: Share of runs in which workers have no data, and receive the samples of their leases.
 SHIPPING = 0.3
 
-#: Share of runs whose processes remember what any of them computed: a model computes all in the others, where it is
-#: stopped, killed and started again in the middle of a pass.
-REMEMBERING = 0.75
-
 
 class FaultKind(Enum):
     """Everything that can go wrong, by name, and the relative frequency of each; what stops a whole run is rarer."""
@@ -166,8 +162,6 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     audit: float
     #: Whether workers have no data, and receive the samples of their leases.
     ships: bool
-    #: Whether what one of them has computed is remembered for all, which is quicker.
-    remembers: bool
     #: Steps between checkpoints, and how many are kept.
     checkpoint_every: int
     keep: int
@@ -268,7 +262,6 @@ def _drawn_separately(seed: int) -> dict[str, Any]:
         "cores": int(generator(seed, Purpose.SIMULATE, layer=8).choice(CORES)),
         "audit": float(generator(seed, Purpose.SIMULATE, layer=6).choice(AUDITS)),
         "ships": bool(generator(seed, Purpose.SIMULATE, layer=7).random() < SHIPPING),
-        "remembers": bool(generator(seed, Purpose.SIMULATE, layer=10).random() < REMEMBERING),
     }
 
 

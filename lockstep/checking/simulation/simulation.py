@@ -19,11 +19,9 @@ from lockstep.checking.simulation.processes import (
     StandbyProcess,
     server_of,
 )
-from lockstep.checking.simulation.remembered import remembering
 from lockstep.checking.simulation.scenario import Scenario
 from lockstep.checking.simulation.watch import RunWatch
 from lockstep.checking.simulation.world import Process, World
-from lockstep.common.model.source import ModelSource
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.codec import decode_header
 from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
@@ -111,7 +109,6 @@ def run_of(scenario: Scenario, root: Path, parts: Parts, world: World) -> Simula
         cores=scenario.cores,
         patience=replace(CROWDED, cores=2) if scenario.is_crowded else PATIENT,
         cache=root / "cache" if scenario.ships else None,
-        build=remembering if scenario.remembers else ModelSource.build,
         standbys={f"standby{number}": f"memory://standby{number}" for number in range(scenario.standbys)},
     )
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from lockstep.common.errors import LockstepError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.statemachine.client import Exit
-from lockstep.worker.setup import BuildModel, LoadedRun, Loader, gather
+from lockstep.worker.setup import LoadedRun, Loader, gather
 from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.progress import OrderOutcome
@@ -36,7 +35,6 @@ class TeamProcess:
     meeting: Meeting
     load: Loader
     cache: Path | None = None
-    build: BuildModel = ModelSource.build
     ended: Exit | None = None
     #: The session that was looked at last.
     _number: int = 0
@@ -127,7 +125,7 @@ class TeamProcess:
         welcome, known = session.welcome, self._loaded
         assert welcome is not None
         if known is None or known[0] != welcome:
-            known = self._loaded = welcome, gather(welcome, self.load, self.cache, self.build)
+            known = self._loaded = welcome, gather(welcome, self.load, self.cache)
         return known[1]
 
     def _leave(self) -> None:

@@ -5,13 +5,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
@@ -150,19 +148,6 @@ def test_it_waits_for_a_session_as_long_as_there_is_none(pair: Pair) -> None:
 
     pair.meeting.meanwhile = dismissed
     assert pair.process.run() == Exit(code=3, reason="")
-
-
-def test_the_model_is_built_as_it_is_told(pair: Pair) -> None:
-    built: list[object] = []
-
-    def build(*given: Any, **named: Any) -> Any:
-        built.append(given)
-        return ModelSource.build(*given, **named)
-
-    pair.process = TeamProcess(pair.process.context, pair.meeting, pair.recorder.load, build=build)
-    foretell(pair.welcome, pair.leading)
-    assert pair.process.step()
-    assert len(built) == 1
 
 
 def test_a_lease_is_divided_if_there_is_something_to_divide_and_somebody_to_help(pair: Pair) -> None:
