@@ -144,13 +144,11 @@ class Simulation:
         bound_s, limit = BOUND_S + STEP_BOUND_S * steps, LIMIT + STEP_LIMIT * steps
         while not self.watch.is_over:
             self.faults.inject_due()
-            pending = self.faults.pending
-            self.world.looks_at = min([limit + 1, *(fault.event for fault in pending[-1:])])
             if not self.world.turn():
                 return "no process acts, and nothing is scheduled"
             if self.world.events > limit:
                 return f"the run is stuck: it has not ended after {limit} events"
-            if not pending and self.world.now > self.faults.disturbed_until + bound_s:
+            if not self.faults.pending and self.world.now > self.faults.disturbed_until + bound_s:
                 return f"the run has not ended within {bound_s:g} s of the last fault"
         return self.watch.failure
 
@@ -159,7 +157,7 @@ class Simulation:
 
         A worker that has never found a server goes on waiting for one: it cannot know that none will come.
         """
-        self.world.looks_at, end = 0, self.world.now + SETTLE_S
+        end = self.world.now + SETTLE_S
         while not self.watch.failure and self.world.now < end and any(map(self._has_to_end, self.world.processes)):
             if not self.world.turn():
                 break

@@ -42,7 +42,6 @@ class RunWatch:
 
     def fail(self, failure: str) -> None:
         """Stop the run."""
-        self.world.looks_at = 0
         self.failure = self.failure or failure
 
     def report(self, process: Process, text: str) -> None:

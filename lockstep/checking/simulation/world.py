@@ -13,7 +13,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from operator import attrgetter
 
 from lockstep.checking.simulation.strand import Killed, Strand
@@ -79,9 +78,6 @@ class World(Timeline):
     processes: list["Process"] = field(default_factory=list)
     #: Actions and scheduled events so far.
     events: int = 0
-    #: The number of events at which the caller of `turn` wants to look at the world. Until then, a process may continue
-    #: by itself as long as it is the next to act, because changing strands takes more time than most actions.
-    looks_at: int = 0
     #: A line per event, if a trace is wanted.
     is_traced: bool = False
     trace: list[str] = field(default_factory=list)
@@ -122,7 +118,7 @@ class World(Timeline):
 
     def turn(self) -> bool:
         """Carry out the next event; return whether there was one."""
-        actor = self._next()
+        actor = min(self.processes, key=_DUE, default=None)
         due = math.inf if actor is None else actor.due
         if self._agenda and self._agenda[0][0] <= due:
             self.now, _, action = heapq.heappop(self._agenda)
@@ -132,26 +128,6 @@ class World(Timeline):
             actor.act()
         else:
             return False
-        self.events += 1
-        return True
-
-    def _next(self) -> "Process | None":
-        return min(self.processes, key=_DUE, default=None)
-
-    def goes_on(self, process: "Process") -> bool:
-        """End the current event, which is an action of a process; return whether the next one is its next action.
-
-        Then that has begun. Otherwise, nothing has changed.
-        """
-        if (
-            self.events + 1 >= self.looks_at
-            or process.due == math.inf
-            or (self._agenda and self._agenda[0][0] <= process.due)
-        ):
-            return False
-        if self._next() is not process:
-            return False
-        self.now = max(self.now, process.due)
         self.events += 1
         return True
 
@@ -258,14 +234,14 @@ class Process(Host):
             return
         self.lead_s += self.ticks.next_s(self.timeline.tick_s)
         self.ticks.kill()
-        if self._is_on_strand():
+        if self.strand is not None and self.strand.is_running:
             self.lead_s += self.ticks.still_s()
-            if self.lead_s >= QUANTUM_S and not self._goes_on(is_over=False) and self.strand is not None:
+            if self.lead_s >= QUANTUM_S:
                 self.strand.suspend()
 
     def sleep(self, seconds: float) -> None:
         """Sleep until a ring, for so many seconds at most; not at all without a strand."""
-        if self.strand is not None and self._is_on_strand():
+        if self.strand is not None and self.strand.is_running:
             self._alarm = self.time() + seconds
             self.strand.suspend()
             self._alarm = None
@@ -288,38 +264,9 @@ class Process(Host):
             self._carry_on(self.strand.resume)
             return
         assert self.shell is not None
-        self._prepare(self.shell)
-        self._run(partial(self._step, self.shell))
-
-    def _prepare(self, shell: SimulatedShell) -> None:
         self.on_act(self)
-        self.ticks.begin(shell.cost_s())
-
-    def _step(self, shell: SimulatedShell) -> None:
-        """Carry out an action; on a strand also those after it until another process acts, or looks at this one."""
-        shell.step()
-        while self.needs_strand and self._is_on_strand() and self._goes_on(is_over=True):
-            self._prepare(shell)
-            shell.step()
-
-    def _is_on_strand(self) -> bool:
-        return self.strand is not None and self.strand.is_running
-
-    def _goes_on(self, *, is_over: bool) -> bool:
-        """Begin with the next event if it is our next action, or more of the current one if that has not finished."""
-        self.busy_until = self.timeline.now + self.lead_s
-        if is_over:
-            self.ticks.end()
-            self.reschedule()
-        else:
-            self.due = self.busy_until
-        if (is_over and self._has_to_end()) or not self.timeline.goes_on(self):
-            return False
-        self.lead_s = max(0.0, self.busy_until - self.timeline.now)
-        return True
-
-    def _has_to_end(self) -> bool:
-        return self._is_interrupted or (self.shell is not None and self.shell.exit() is not None)
+        self.ticks.begin(self.shell.cost_s())
+        self._run(self.shell.step)
 
     def is_in_action(self) -> bool:
         """Tell whether it pauses, or sleeps, in the middle of an action."""
@@ -347,13 +294,13 @@ class Process(Host):
             self.reschedule()
             return
         self.ticks.end()
-        if self.shell is None or not self._has_to_end():
-            self.reschedule()
-        elif self._is_interrupted:
+        if self.shell is not None and self._is_interrupted:
             self._is_interrupted = False
             self._run(self.shell.interrupt)
-        else:
+        elif self.shell is not None and self.shell.exit() is not None:
             self.end(is_killed=False)
+        else:
+            self.reschedule()
 
     def reschedule(self) -> None:
         """Find out when it has to act next."""

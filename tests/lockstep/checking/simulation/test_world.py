@@ -159,21 +159,8 @@ def test_one_that_sleeps_wakes_up_when_somebody_rings_or_by_itself(rings_at: flo
     assert shell.rang == [pytest.approx(wakes_at, abs=0.01)]
 
 
-@pytest.mark.parametrize(("looks_at", "turns"), [(0, 11), (1000, 1), (6, 6)])
-def test_one_that_is_the_next_to_act_goes_on_by_itself_until_it_is_looked_at(looks_at: int, turns: int) -> None:
-    world = World(looks_at=looks_at)
-    shell = on_strand(world, "one", 1.0, moments=100)
-    found = 0
-    while world.turn():
-        found += 1
-    assert found == turns
-    assert world.events == 11
-    assert shell.process.busy_until == pytest.approx(1.0 + 101 * TICK_S)
-
-
-@pytest.mark.parametrize("looks_at", [0, 1000])
-def test_one_that_goes_on_by_itself_lets_another_act_first(looks_at: int) -> None:
-    world, order = World(looks_at=looks_at), list[str]()
+def test_one_in_a_long_action_lets_another_act_first() -> None:
+    world, order = World(), list[str]()
     long = on_strand(world, "long", 1.0, moments=100)
     short = on_strand(world, "short", 1.0 + 50 * TICK_S, moments=0)
     short.process.on_act = lambda process: order.append(f"{long.process.busy_until:.3f}")
