@@ -239,6 +239,7 @@ def examined(target: ExaminationTarget, clock: Clock, cores: int) -> Iterator[Fi
     yield from check_first_loss(signals)
     if wrong or signals.nonfinite:
         return
-    steps = first_steps(target, clock)
-    yield from check_rate(target, steps, clock)
-    yield from check_workers(target, steps, cores)
+    subject = trial_subject(target.job, AutogradModel(target.model), target.data, clock, target.own)
+    steps = first_steps(subject)
+    yield from check_rate(subject, steps, target.rate_name)
+    yield from check_workers(target, steps.step_s, cores)

@@ -1,11 +1,11 @@
 """Try a job for some hundred steps, and report the findings: whether it learns, with which rates, and what stays fixed.
 
 Works with whatever computes gradients: our autograd or PyTorch. A trial is the job on batches of at most `SAMPLES`
-samples, with a constant rate after a short warm-up, in this process.
+samples, with a constant rate after a short warm-up or with given rates, in this process.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import msgspec
@@ -81,13 +81,26 @@ class TrialRun(msgspec.Struct, frozen=True, dict=True):
     first_norm: float
     #: Of each parameter, the largest absolute value that its gradient had in any step.
     largest: Vector
+    #: The largest one.
     rate: float
+    #: Median seconds of a step, 0 if none was made.
+    step_s: float = 0.0
 
     @cached_property
     def last(self) -> float:
         """The mean loss of the last tenth of the steps, infinite if it was not finite."""
         part = self.losses[-max(5, len(self.losses) // 10) :]
         return float(np.mean(part)) if np.isfinite(part).all() else math.inf
+
+
+class GivenRates(msgspec.Struct, frozen=True):
+    """A schedule that is a list."""
+
+    rates: Sequence[float]
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return self.rates[step]
 
 
 class TrialSubject(ExaminedData, frozen=True):
@@ -111,16 +124,19 @@ class TrialSubject(ExaminedData, frozen=True):
         shares = np.bincount(classes) / classes.size
         return float(-sum(share * math.log(share) for share in shares if share))
 
-    def run(self, steps: int, scale: float = 1.0, data: TrainTest | None = None) -> TrialRun:
-        """Make steps with `scale` times the job's rate, as long as all numbers are finite and there is time."""
+    def run(
+        self, steps: int, scale: float = 1.0, data: TrainTest | None = None, rates: Sequence[float] = ()
+    ) -> TrialRun:
+        """Make steps with `scale` times the job's rate, or with `rates`, while all is finite and there is time."""
         data = data or self.data
         job = self._job(steps, scale, len(data.train))
         plan = plan_of(job, len(data.train), len(data.test))
         model = self.fresh()
         policy = policy_of(job, plan, spans_of(job, model.layout), model.momenta(), self.own)
+        policy = replace(policy, schedule=GivenRates(rates)) if rates else policy
         shard = Shard((self.begin(model), model.layout.new_vector()), policy, job.micro_batches)
         compute, whole = Compute(job, model, data, shard.served, own=self.own), Node(0, job.micro_batches)
-        losses, norm, began = list[float](), 0.0, self.clock.now()
+        losses, norm, ends = list[float](), 0.0, [self.clock.now()]
         largest = model.layout.new_vector()
         for step in range(steps):
             compute.turn(step)
@@ -137,9 +153,11 @@ class TrialSubject(ExaminedData, frozen=True):
             if shard.not_finite is not None:
                 losses.append(math.inf)
                 break
-            if step >= FEWEST_STEPS and self.clock.now() > began + TRIAL_S:
+            ends.append(self.clock.now())
+            if step >= FEWEST_STEPS and ends[-1] > ends[0] + TRIAL_S:
                 break
-        return TrialRun(losses, shard.weights.copy(), norm, largest, job.lr)
+        step_s = float(np.median(np.diff(ends))) if len(ends) > 1 else 0.0
+        return TrialRun(losses, shard.weights.copy(), norm, largest, max(rates, default=job.lr), step_s)
 
     def begin(self, model: Model) -> Vector:
         """Return a copy of the first weights, in memory that begins as an engine needs it."""
@@ -154,7 +172,7 @@ class TrialSubject(ExaminedData, frozen=True):
             lr=job.lr * scale,
             steps=steps,
             schedule="constant",
-            warmup_steps=min(job.warmup_steps, WARM_UP_STEPS),
+            warmup_steps=min(job.warmup_steps, WARM_UP_STEPS, steps - 1),
             global_batch=min(job.global_batch, SAMPLES, samples),
             micro_batches=1,
             wire="float32",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lockstep import doctor, load, nn
 from lockstep.checking.checkup.consultation import Examination, _label_findings, is_tried
-from lockstep.checking.checkup.first_steps import FirstSteps, check_workers
+from lockstep.checking.checkup.first_steps import check_workers
 from lockstep.checking.checkup.target import ExaminationTarget
 from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job
@@ -162,7 +162,7 @@ def test_a_planted_mistake_is_named(model: nn.Module, call: dict[str, Any], kind
 )
 def test_workers_that_do_not_pay_are_named(workers: int, step_s: float, text: str) -> None:
     target = ExaminationTarget(Job(**BRIEF), load("mnist"), plants.net(nn.ReLU(), inputs=8), workers)
-    named = " ".join(map(str, check_workers(target, FirstSteps([1.0], 0.1, step_s), cores=3)))
+    named = " ".join(map(str, check_workers(target, step_s, cores=3)))
     assert re.match(text, named) if text else not named
 
 
