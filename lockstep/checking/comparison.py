@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from lockstep.common.data.folder import Origin, flag, in_list
+from lockstep.common.data.folder import Origin, flag
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.fingerprint import DECIDING_FIELDS, Fingerprint
 from lockstep.packing.options import PackOptions
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import RECEIPT, RESULT, RunResult, read_receipt, read_result
-from lockstep.runs.job_file import named
+from lockstep.runs.job_file import NONE, named, value_text
 from lockstep.runs.run_dir import has_begun, recorded
 
 #: The sources of a job's bits besides its numerics, by the names of a receipt's fields.
@@ -25,9 +25,6 @@ SUBJECTS = {
     "model_source_sha256": "source of the model",
     "layout_sha256": "model",
 }
-
-#: Shown for a run that does not have a value.
-NONE = "none"
 
 
 class ComparedRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,20 +139,8 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _texts(values: Sequence[Any]) -> list[str]:
     """Return values as text; a file by its name alone if that tells as many apart as its path."""
-    short, whole = [_text(named(value)) for value in values], [_text(value) for value in values]
+    short, whole = [value_text(named(value)) for value in values], [value_text(value) for value in values]
     return short if len(set(short)) == len(set(whole)) else whole
-
-
-def _text(value: Any) -> str:
-    match value:
-        case None | [] | ():
-            return NONE
-        case bool():
-            return "yes" if value else "no"
-        case list() | tuple():
-            return ",".join(in_list(_text(each)) for each in value)
-        case _:
-            return one_line(str(value))
 
 
 def figures(run: ComparedRun) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
+from lockstep.common.data.folder import in_list
 from lockstep.common.errors import JobError, ModelError, nearest
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import cut, one_line
@@ -369,6 +370,23 @@ def named(value: Any) -> Any:
     tables, have paths that no person wrote. The job has all of it.
     """
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+#: The text for a value that there is not.
+NONE = "none"
+
+
+def value_text(value: Any) -> str:
+    """Return a value of a job as a person reads it."""
+    match value:
+        case None | [] | ():
+            return NONE
+        case bool():
+            return "yes" if value else "no"
+        case list() | tuple():
+            return ",".join(in_list(value_text(each)) for each in value)
+        case _:
+            return one_line(str(value))
 
 
 def _shown(name: str, value: Any, usual: Any) -> ShownValue:

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lockstep.checking.comparison import (
-    NONE,
     ComparedRun,
     ComparedValue,
     differences,
@@ -22,6 +21,7 @@ from lockstep.checking.comparison import (
 from lockstep.cli.options.completion import RunPath, as_given
 from lockstep.common.errors import UsageError
 from lockstep.results.reports.display import print_plainly
+from lockstep.runs.job_file import NONE
 
 #: Runs in one table: 80 columns have room for their digests.
 MOST_IN_A_TABLE = 4

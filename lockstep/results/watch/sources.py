@@ -27,7 +27,7 @@ from lockstep.ps.records.run_folder import RunResult, read_result
 from lockstep.results.watch.figures import RunState
 from lockstep.results.watch.run_files import WatchedFiles, written_at
 from lockstep.results.watch.run_view import STOPPED_S, RunView
-from lockstep.runs.job_file import named
+from lockstep.runs.job_file import named, value_text
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
 
 #: The name of the only run, where one is watched.
@@ -218,55 +218,43 @@ def brief_of(folder: Path, written: float) -> RunBrief:
     except (LockstepError, OSError):
         job = None
     try:
-        result = read_result(folder)
+        figures = _figures_of(read_result(folder))
     except (FileFormatError, OSError):
-        return _brief_of_tail(folder, job, written)
+        figures = _last_figures(folder / METRICS)
+        if job is not None:
+            figures |= {"model": job.model_name(), "epochs": job.epochs if job.steps is None else 0}
+    values = {} if job is None else msgspec.to_builtins(job)
     return RunBrief(
         id=folder.absolute().name,
         name=one_line(folder.name, 100),
-        model=one_line(named(result.model), 100),
-        state=RunState.FINISHED,
-        epoch=len(result.history),
-        epochs=result.epochs,
-        loss=result.train_loss,
-        test_accuracy=result.test_accuracy,
-        test_r2=result.test_r2,
-        **_validation_figures(_epoch_of_result(result)),
-        wall_s=result.wall_s,
-        weights_sha256=result.weights_sha256,
+        model=one_line(named(figures.pop("model", "")), 100),
         written=written,
-        values=_values(job),
+        values={name: cut(value_text(named(value)), MOST_VALUE) for name, value in values.items()},
+        **figures,
     )
 
 
-def _epoch_of_result(result: RunResult) -> EpochRecord | None:
-    """Return the epoch whose weights the result has: the last one, or the best one with `keep_best`."""
+def _figures_of(result: RunResult) -> dict[str, Any]:
+    """Return the figures of a finished run, those of the validation set of the epoch whose weights it has."""
     found = [epoch for epoch in result.history if epoch.weights_sha256 == result.weights_sha256]
-    return found[-1] if found else None
+    names = ("model", "epochs", "test_accuracy", "test_r2", "wall_s", "weights_sha256")
+    return {
+        **{name: getattr(result, name) for name in names},
+        **(_validation_figures(found[-1]) if found else {}),
+        "state": RunState.FINISHED,
+        "epoch": len(result.history),
+        "loss": result.train_loss,
+    }
 
 
-def _validation_figures(epoch: EpochRecord | None) -> dict[str, float | None]:
-    return {} if epoch is None else {name: getattr(epoch, name) for name in ("val_loss", "val_accuracy", "val_r2")}
+def _validation_figures(epoch: EpochRecord) -> dict[str, float | None]:
+    return {name: getattr(epoch, name) for name in ("val_loss", "val_accuracy", "val_r2")}
 
 
-def _values(job: Job | None) -> dict[str, str]:
-    values = {} if job is None else msgspec.to_builtins(job)
-    return {name: cut(one_line(_text(named(value))), MOST_VALUE) for name, value in values.items()}
-
-
-def _text(value: Any) -> str:
-    match value:
-        case None:
-            return "none"
-        case bool():
-            return "yes" if value else "no"
-        case _:
-            return str(value)
-
-
-def _brief_of_tail(folder: Path, job: Job | None, written: float) -> RunBrief:
+def _last_figures(metrics: Path) -> dict[str, Any]:
+    """Return the figures at the end of a file that is perhaps still written."""
     figures: dict[str, Any] = {}
-    for line in _last_lines(folder / METRICS):
+    for line in _last_lines(metrics):
         match line:
             case StepRecord():
                 figures.update(epoch=line.epoch, loss=line.loss, state=RunState.RUNNING)
@@ -276,15 +264,7 @@ def _brief_of_tail(folder: Path, job: Job | None, written: float) -> RunBrief:
             case FailureRecord():
                 is_interrupted = line.cause == FailureKind.INTERRUPTED
                 figures.update(state=RunState.INTERRUPTED if is_interrupted else RunState.FAILED)
-    return RunBrief(
-        id=folder.absolute().name,
-        name=one_line(folder.name, 100),
-        model="" if job is None else one_line(named(job.model_name()), 100),
-        epochs=0 if job is None or job.steps is not None else job.epochs,
-        written=written,
-        values=_values(job),
-        **figures,
-    )
+    return figures
 
 
 def _last_lines(path: Path) -> list[Record]:
