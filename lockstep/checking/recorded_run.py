@@ -6,7 +6,7 @@ weights that the local steps before it lead to."""
 
 import hashlib
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.checkpoint.resuming import fill
-from lockstep.ps.records.ledger import Line, RunBegun, StepDone, WorkerIn
+from lockstep.ps.records.ledger import Line, StepDone, WorkerIn, with_workers
 from lockstep.ps.records.receipt import Receipt, receipt_of
 from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, read_ledger, read_receipt
 from lockstep.ps.run.description import DataDescription
@@ -61,6 +61,10 @@ class RecordedRun(msgspec.Struct, frozen=True):
 
     def steps(self) -> dict[int, StepDone]:
         return {line.step: line for line in self.lines if isinstance(line, StepDone)}
+
+    def workers(self) -> dict[int, dict[int, WorkerIn]]:
+        """Return the workers that took part in each step, by rank."""
+        return {line.step: workers for line, workers in with_workers(self.lines) if isinstance(line, StepDone)}
 
 
 def read_run(folder: Path, data: str | None = None) -> RecordedRun:
@@ -118,20 +122,6 @@ def load_checkpoint_before(setup: RunSetup, folder: Path, step: int, say: Callab
     checkpoint = next(CheckpointFolder(folder / CHECKPOINTS, say).back_from(step), None)
     if checkpoint is not None:
         fill(setup.shard, checkpoint, setup)
-
-
-def workers_by_step(lines: Iterable[Line]) -> dict[int, dict[int, str]]:
-    """Return the name of each worker, by step and rank: ranks start again when a run is resumed."""
-    named: dict[int, str] = {}
-    found: dict[int, dict[int, str]] = {}
-    for line in lines:
-        if isinstance(line, RunBegun):
-            named = {}
-        elif isinstance(line, WorkerIn):
-            named = {**named, line.rank: line.named()}
-        elif isinstance(line, StepDone):
-            found[line.step] = named
-    return found
 
 
 Array = NDArray[Any]

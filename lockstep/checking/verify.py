@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.checking.recorded_run import RecordedRun, workers_by_step
+from lockstep.checking.recorded_run import RecordedRun
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Node, is_node
@@ -31,6 +31,7 @@ from lockstep.ps.records.ledger import (
     WeightsAt,
     WorkerConvicted,
     WorkerIn,
+    with_workers,
 )
 from lockstep.ps.run.plan import Plan
 from lockstep.ps.setup import RunSetup
@@ -148,30 +149,21 @@ def check_signatures(run: RecordedRun, known: Mapping[str, str] | None = None) -
     by, faults, job = Counter[str](), list[str](), run.receipt.job_sha256
     name = signed_run(run.receipt.run, run.receipt.chain[0].link)
     owners = None if known is None else {public: owner for owner, public in known.items()}
-    workers: dict[int, WorkerIn] = {}
-    for line in run.lines:
-        match line:
-            case RunBegun():
-                workers = {}
-            case WorkerIn():
-                workers[line.rank] = line
-            case StepDone():
-                for share, signed in _pairs(line):
-                    worker = workers.get(share.rank)
-                    fault = _missing(share, signed, worker, owners)
-                    if not fault and signed is not None and worker is not None:
-                        is_valid = is_signed(worker.signer, signed.statement(job), signed.signature)
-                        forged = f"the signature is forged: it is not one of the key {worker.signer[:12]}…"
-                        fault = _replayed(line.step, share, signed, name) if is_valid else forged
-                    if fault:
-                        who = f"worker {share.rank}" if worker is None else worker.named()
-                        nodes = Node(share.lo, share.hi)
-                        faults.append(f"step {line.step}, micro-batches {nodes}, {who}: {fault}")
-                    elif worker is not None:
-                        owner = worker.named() if owners is None else f"key {owners[worker.signer]!r}"
-                        by[owner] += 1
-            case _:
-                pass
+    for line, workers in with_workers(run.lines):
+        if not isinstance(line, StepDone):
+            continue
+        for share, signed in _pairs(line):
+            worker = workers.get(share.rank)
+            fault = _missing(signed, worker, owners)
+            if not fault and signed is not None and worker is not None:
+                is_valid = is_signed(worker.signer, signed.statement(job), signed.signature)
+                forged = f"the signature is forged: it is not one of the key {worker.signer[:12]}…"
+                fault = _replayed(line.step, share, signed, name) if is_valid else forged
+            if fault:
+                who = f"worker {share.rank}" if worker is None else worker.named()
+                faults.append(f"step {line.step}, micro-batches {Node(share.lo, share.hi)}, {who}: {fault}")
+            elif worker is not None:
+                by[worker.named() if owners is None else f"key {owners[worker.signer]!r}"] += 1
     return by, faults
 
 
@@ -180,9 +172,7 @@ def _pairs(line: StepDone) -> Iterator[tuple[LedgerShare, SignedResult | None]]:
         yield share, line.signed[number] if number < len(line.signed) else None
 
 
-def _missing(
-    share: LedgerShare, signed: SignedResult | None, worker: WorkerIn | None, owners: Mapping[str, str] | None
-) -> str:
+def _missing(signed: SignedResult | None, worker: WorkerIn | None, owners: Mapping[str, str] | None) -> str:
     """Describe which signature, or key, a share lacks; empty if it has both."""
     if signed is None or worker is None or not worker.signer:
         return "the result is not signed: expected a signature of its worker's key"
@@ -223,12 +213,12 @@ class Verifier:
     #: The losses of the last step, as computed here.
     _losses: list[float] = field(default_factory=list)
     _steps: dict[int, StepDone] = field(init=False)
-    _workers: dict[int, dict[int, str]] = field(init=False)
+    _workers: dict[int, dict[int, WorkerIn]] = field(init=False)
     #: Number of steps -> (source, SHA-256 of the weights after them).
     _digests: dict[int, list[tuple[str, str]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._steps, self._workers = self.run.steps(), workers_by_step(self.run.lines)
+        self._steps, self._workers = self.run.steps(), self.run.workers()
         self._digests = {}
         for line in self.run.lines:
             if isinstance(line, RunBegun | WeightsAt | EpochDone):
@@ -316,10 +306,10 @@ class Verifier:
         return Difference(step=recorded.step, micro_batch=micro_batch, text=text)
 
     def _who(self, recorded: StepDone, micro_batch: int) -> str:
-        named, found = self._workers[recorded.step], []
+        workers, found = self._workers[recorded.step], []
         for number, share in enumerate(recorded.shares):
             if share.lo <= micro_batch < share.hi:
-                who = named.get(share.rank, "the single training process")
+                who = workers[share.rank].named() if share.rank in workers else "the single training process"
                 is_known = number < len(recorded.processes)
                 found.append(f"by {who}, process {recorded.processes[number]}" if is_known else f"by {who}")
         return " and ".join(found) or "by no worker"

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from lockstep.checking.recorded_run import read_run, workers_by_step
+from lockstep.checking.recorded_run import read_run
 from lockstep.checking.verify import check_coverage
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.errors import FileFormatError, UsageError
@@ -26,6 +26,7 @@ from lockstep.ps.records.ledger import (
     WeightsAt,
     WorkerIn,
     read_lines,
+    with_workers,
 )
 from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.receipt import Receipt, ReceiptLink
@@ -97,7 +98,7 @@ def look_at_ledger(data: bytes) -> None:
     with contextlib.suppress(FileFormatError):
         lines = read_lines(data, "ledger.jsonl")
         check_coverage(lines, PLAN, Sampler(40, 16, 4, seed=0))
-        workers_by_step(lines)
+        list(with_workers(lines))
         for line in lines:
             if isinstance(line, StepDone):
                 line.loss_sums()

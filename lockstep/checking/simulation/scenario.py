@@ -281,24 +281,12 @@ def _with_standbys(scenario: Scenario, given: int | None) -> Scenario:
     standbys = drawn if given is None else given
     if not standbys:
         return scenario
-    kinds, weights = list(OF_STANDBYS), np.array(list(OF_STANDBYS.values()))
-    count = int(rng.integers(1, MOST_OF_STANDBYS + 1))
-    chosen = [kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))] for _ in range(count)]
-    span = LAST_OF_STANDBYS - FIRST_OF_STANDBYS
-
-    def fault(kind: FaultKind, rng: np.random.Generator) -> ScheduledFault:
-        return ScheduledFault(
-            kind=kind,
-            event=FIRST_OF_STANDBYS + int(span * float(rng.random()) ** 2),
-            target=int(rng.integers(0, 60)),
-            seconds=float(0.3 * 100 ** rng.random()),
-            kill_after=int(rng.integers(1, 30)),
-            ways=str(rng.choice(["up", "down", "both"])),
-        )
-
-    more = [fault(kind, rng) for kind in chosen]
+    chosen = [_kind(rng, OF_STANDBYS) for _ in range(int(rng.integers(1, MOST_OF_STANDBYS + 1)))]
+    span, lasts = (FIRST_OF_STANDBYS, LAST_OF_STANDBYS), (0.3, 100)
+    more = [_fault(rng, kind, span, lasts) for kind in chosen]
     deleting = generator(scenario.seed, Purpose.SIMULATE, layer=13)
-    more += [fault(FaultKind.DELETE_FOLDER, deleting)] if deleting.random() < DELETING else []
+    if deleting.random() < DELETING:
+        more.append(_fault(deleting, FaultKind.DELETE_FOLDER, span, lasts))
     faults = tuple(sorted((*scenario.faults, *more), key=lambda fault: fault.event))
     takeover_s = 0.5 if rng.random() < IMPATIENT else 1.5
     return replace(scenario, standbys=standbys, takeover_s=takeover_s, faults=faults)
@@ -325,18 +313,28 @@ def _alone(scenario: Scenario, rng: np.random.Generator) -> Scenario:
 
 
 def _faults(rng: np.random.Generator, last: int, more: Mapping[str, float]) -> tuple[ScheduledFault, ...]:
-    kinds = list(FaultKind)
-    weights = np.array([kind.weight * more.get(kind.label, 1.0) for kind in kinds])
-    found = [
-        ScheduledFault(
-            kind=kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))],
-            # Most of them early, since a run without faults has a hundred events.
-            event=int(last * float(rng.random()) ** 2),
-            target=int(rng.integers(0, 60)),
-            seconds=float(0.01 * 1000 ** rng.random()),
-            kill_after=int(rng.integers(1, 30)),
-            ways=str(rng.choice(["up", "down", "both"])),
-        )
-        for _ in range(int(rng.integers(0, MOST_FAULTS + 1)))
-    ]
+    weights = {kind: kind.weight * more.get(kind.label, 1.0) for kind in FaultKind}
+    count = int(rng.integers(0, MOST_FAULTS + 1))
+    found = [_fault(rng, _kind(rng, weights), (0, last), (0.01, 1000)) for _ in range(count)]
     return tuple(sorted(found, key=lambda fault: fault.event))
+
+
+def _kind(rng: np.random.Generator, weights: Mapping[FaultKind, float]) -> FaultKind:
+    kinds, frequencies = list(weights), np.array(list(weights.values()))
+    return kinds[int(rng.choice(len(kinds), p=frequencies / frequencies.sum()))]
+
+
+def _fault(
+    rng: np.random.Generator, kind: FaultKind, span: tuple[int, int], lasts: tuple[float, int]
+) -> ScheduledFault:
+    """Draw a fault within a span of events, and how long it lasts: from the fewest seconds to so many times as many."""
+    (first, last), (fewest_s, times) = span, lasts
+    return ScheduledFault(
+        kind=kind,
+        # Most of them early, since a run without faults has a hundred events.
+        event=first + int((last - first) * float(rng.random()) ** 2),
+        target=int(rng.integers(0, 60)),
+        seconds=float(fewest_s * times ** rng.random()),
+        kill_after=int(rng.integers(1, 30)),
+        ways=str(rng.choice(["up", "down", "both"])),
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from lockstep.checking.recorded_run import RecordedRun, read_run, workers_by_step
+from lockstep.checking.recorded_run import RecordedRun, read_run
 from lockstep.checking.verify import CoverageReport, EpochCoverage, check_coverage
 from lockstep.cli.options.packing import training_data_of
 from lockstep.cli.options.run import RUN_ARGUMENT, TRAINING_DATA_OPTION
@@ -16,7 +16,7 @@ from lockstep.common.data.sampler import Sampler
 from lockstep.common.errors import DifferenceError
 from lockstep.common.files.sanitize import printable
 from lockstep.common.protocol.messages import OF_A_STEP
-from lockstep.ps.records.ledger import UnusedWork, WorkerConvicted
+from lockstep.ps.records.ledger import UnusedWork, WorkerConvicted, WorkerIn
 from lockstep.ps.run.plan import plan_of
 
 #: Leases of one epoch that are listed for one reason. More are only counted: a busy machine has dozens of copies.
@@ -67,22 +67,22 @@ def coverage_lines(recorded: RecordedRun, report: CoverageReport, *, lists_all: 
 
     Epochs in a row of which the same is true have one line.
     """
-    names = workers_by_step(recorded.lines)
+    workers = recorded.workers()
     lines = [f"resumed after step {begun.step}: {begun.lost_steps} steps were recomputed" for begun in report.resumed]
     lines += [_convicted_line(convicted) for convicted in report.convicted]
-    again_lines = partial(_again_lines, names=names, lists_all=lists_all)
+    again_lines = partial(_again_lines, workers=workers, lists_all=lists_all)
     for (work, again), alike in groupby(report.epochs, lambda epoch: (_work_of(epoch), again_lines(epoch))):
         first, *rest = (epoch.epoch for epoch in alike)
         lines += [f"epochs {first} to {rest[-1]}, each: {work}" if rest else f"epoch {first}: {work}", *again]
     return lines
 
 
-def _again_lines(epoch: EpochCoverage, names: dict[int, dict[int, str]], *, lists_all: bool) -> list[str]:
+def _again_lines(epoch: EpochCoverage, workers: dict[int, dict[int, WorkerIn]], *, lists_all: bool) -> list[str]:
     counts = Counter(again.why for again in epoch.again)
     counted = {why: n for why, n in counts.items() if n > MOST_ENTERED and not lists_all}
     lines = [f"  {n} leases, listed by `lockstep ledger --all`: {why}" for why, n in counted.items()]
     shown = (again for again in epoch.again if again.why not in counted)
-    lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in shown]
+    lines += [f"  {_again_line(again, workers.get(again.step, {}))}" for again in shown]
     if epoch.omitted:
         lines.append(f"  and {epoch.omitted} more that the ledger only counts")
     return lines
@@ -102,7 +102,7 @@ def _work_of(epoch: EpochCoverage) -> str:
     return f"{work}: {epoch.used:,} of {epoch.samples:,} samples were used, none twice"
 
 
-def _again_line(again: UnusedWork, names: dict[int, str]) -> str:
+def _again_line(again: UnusedWork, workers: dict[int, WorkerIn]) -> str:
     what = "micro-batches" if again.work in OF_A_STEP else "evaluation chunks"
-    who = names.get(again.rank, f"worker {again.rank}")
+    who = workers[again.rank].named() if again.rank in workers else f"worker {again.rank}"
     return f"step {again.step}, {what} {again.node()}, {who}: {again.why}"

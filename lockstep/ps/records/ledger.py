@@ -5,7 +5,7 @@ an epoch used each sample exactly once; with the losses, which come for free, it
 differs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
@@ -386,6 +386,17 @@ class Account:
         if not self.omitted:
             return self.entries
         return [*self.entries, OmittedEntries(work=work, step=step, count=self.omitted)]
+
+
+def with_workers(lines: Iterable[Line]) -> Iterator[tuple[Line, dict[int, WorkerIn]]]:
+    """Yield each line with the workers of the run at it, by rank: ranks start again when a run is resumed."""
+    workers: dict[int, WorkerIn] = {}
+    for line in lines:
+        if isinstance(line, RunBegun):
+            workers = {}
+        elif isinstance(line, WorkerIn):
+            workers = {**workers, line.rank: line}
+        yield line, workers
 
 
 def in_microseconds(seconds: float | None) -> float | None:

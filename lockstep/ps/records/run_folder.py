@@ -25,13 +25,12 @@ from lockstep.common.runtime.notice import warning
 from lockstep.ps.records.ledger import (
     Line,
     ResultInDoubt,
-    RunBegun,
     StepDone,
     UnusedCause,
     UnusedWork,
     WorkerConvicted,
-    WorkerIn,
     read_lines,
+    with_workers,
 )
 from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, Record, encode_record
 from lockstep.ps.records.receipt import Receipt
@@ -390,21 +389,14 @@ def doubt_of(lines: Sequence[Line], identities: Collection[str]) -> Doubt:
     agreed = {
         (line.step, line.lo) for line in lines if isinstance(line, UnusedWork) and line.cause is UnusedCause.AUDITED
     }
-    mine: set[int] = set()
-    results: list[ResultInDoubt] = []
-    last_agreed = -1
-    for line in lines:
+    results, last_agreed = list[ResultInDoubt](), -1
+    for line, workers in with_workers(lines):
+        mine = {rank for rank, worker in workers.items() if worker.identity in identities}
         match line:
-            case RunBegun():
-                mine = set()
-            case WorkerIn():
-                mine = mine - {line.rank} | ({line.rank} if line.identity in identities else set())
             case UnusedWork(cause=UnusedCause.AUDITED, rank=rank, step=step) if rank in mine:
                 last_agreed = max(last_agreed, step)
             case StepDone():
-                for share in line.shares:
-                    if share.rank not in mine:
-                        continue
+                for share in (each for each in line.shares if each.rank in mine):
                     # One that is audited is a result by itself.
                     if (line.step, share.lo) in agreed and share.hi == share.lo + 1:
                         last_agreed = max(last_agreed, line.step)
