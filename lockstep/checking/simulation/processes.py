@@ -327,15 +327,13 @@ class ServerProcess(SimulatedShell):
 
 @dataclass
 class StandbyProcess(SimulatedShell):
-    """A standby, and the server that it becomes."""
+    """A standby, until a server takes its place in the process, with which it leads the run."""
 
     run: SimulatedRun
     process: Process
     say: Say
     shares: bool
     runner: StandbyShell
-    #: The server with which it leads the run, once it has taken over.
-    leading: ServerProcess | None = None
     #: Names and digests of the mirror's files that were found on the disk.
     _found: set[tuple[str, str]] = field(default_factory=set)
 
@@ -368,15 +366,13 @@ class StandbyProcess(SimulatedShell):
         return cls(run, process, say, shares, runner)
 
     def step(self) -> bool:
-        if self.leading is not None:
-            return self.leading.step()
         is_busy = self.runner.step()
         self.runner.state.validate()
         self._check_mirror()
         if isinstance(self.runner.ended, TakeOver):
             self.runner.close()
             self.runner.upstream.close()
-            self.leading = ServerProcess.open(
+            self.process.shell = ServerProcess.open(
                 self.run,
                 self.process,
                 self.say,
@@ -398,29 +394,15 @@ class StandbyProcess(SimulatedShell):
                 self._found.add((file.name, file.digest))
 
     def deadline(self) -> float | None:
-        return self.runner.state.deadline() if self.leading is None else self.leading.deadline()
-
-    def cost_s(self) -> float:
-        return 0.0 if self.leading is None else self.leading.cost_s()
-
-    def weights_step(self) -> int | None:
-        return None if self.leading is None else self.leading.weights_step()
+        return self.runner.state.deadline()
 
     def exit(self) -> Exit | None:
-        if self.leading is not None:
-            return self.leading.exit()
         return self.runner.ended if isinstance(self.runner.ended, Exit) else None
 
     def interrupt(self) -> None:
-        if self.leading is not None:
-            self.leading.interrupt()
-        else:
-            self.runner.dispatch([Interrupted()])
+        self.runner.dispatch([Interrupted()])
 
     def close(self) -> None:
-        if self.leading is not None:
-            self.leading.close()
-            return
         if self.runner.ended is not None:
             self.runner.close()  # otherwise it is killed
         self.runner.upstream.close()
@@ -429,18 +411,15 @@ class StandbyProcess(SimulatedShell):
 
 def server_of(process: Process) -> ServerProcess | None:
     """Return the server that a process is, or that a standby has become; None if it is none."""
-    shell = process.shell
-    if isinstance(shell, StandbyProcess):
-        return shell.leading
-    return shell if isinstance(shell, ServerProcess) else None
+    return process.shell if isinstance(process.shell, ServerProcess) else None
 
 
 def could_lead(process: Process) -> bool:
     """Tell whether a standby has all that it takes to lead the run, or leads it."""
     shell = process.shell
-    return isinstance(shell, StandbyProcess) and (
-        shell.leading is not None or shell.runner.state.mirror.held is not None
-    )
+    if isinstance(shell, StandbyProcess):
+        return shell.runner.state.mirror.held is not None
+    return isinstance(shell, ServerProcess)
 
 
 @dataclass

@@ -29,8 +29,8 @@ QUANTUM_S = 1e-3
 #: Bytes of a header that identify the message.
 HEAD_BYTES = 16
 
-#: The parts of messages that differ in every run: the name of shared memory and its nonce.
-VARYING = re.compile(r"lockstep-[0-9]+-[0-9]+-[0-9a-f]+|\b[0-9a-f]{32}\b")
+#: The parts of messages that differ in every run: the name of shared memory and its nonce, and the room on a disk.
+VARYING = re.compile(r"lockstep-[0-9]+-[0-9]+-[0-9a-f]+|\b[0-9a-f]{32}\b|[0-9,]+ KiB are free")
 
 
 #: When a process acts next.
