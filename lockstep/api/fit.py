@@ -183,8 +183,12 @@ def _carry_out(
 
 
 def _unused_weights(model: Model, job: Job) -> str:
-    """Return a line if weights were set or trained in a model that is sent as data; otherwise nothing."""
-    if not (isinstance(model, Module) and is_described(model) and any(model.own_initial_values())):
+    """Return a line if weights were set or trained in a model since it was built; otherwise nothing."""
+    if not isinstance(model, Module):
+        return ""
+    # Values that a class of the user's own sets are built again with it, and used.
+    built = {} if is_described(model) else {n: each.digest() for n, each in type(model)().own_initial_values()}
+    if all(built.get(name) == each.digest() for name, each in model.own_initial_values()):
         return ""
     return (
         f"the weights of the model are not used, and are drawn from seed = {job.seed}: to begin with them, add "

@@ -5,7 +5,6 @@ The first steps are measured here. The bits are the same in any case, so that on
 
 from collections.abc import Mapping
 from itertools import pairwise
-from statistics import median_low
 from typing import Any
 
 from msgspec.structs import replace
@@ -75,14 +74,14 @@ def chosen_processes(job: Job, options: RunOptions, given: Mapping[str, Any], cl
 
 
 def _step_s(setup: RunSetup, clock: Clock) -> float:
-    """Make the first steps, and return the seconds of one: their median, since the first of all is slower."""
+    """Make the first steps, and return the seconds of the shortest: the first is slower, as is a disturbed one."""
     trainer, moments = SingleProcessTrainer(setup), [clock.now()]
     for step in range(min(DECIDING_STEPS, setup.info.plan.total_steps)):
         trainer.step(step)
         moments.append(clock.now())
         if step and moments[-1] - moments[0] > DECIDING_S:
             break
-    return median_low(ended - began for began, ended in pairwise(moments))
+    return min(ended - began for began, ended in pairwise(moments))
 
 
 def quickest(step_s: float, here_s: float, setup: RunSetup, most: int, cores: int) -> int:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lockstep.checking.checkup.activations import SAMPLES
 from lockstep.checking.checkup.target import ExaminedData, Finding, class_named, found
 from lockstep.common.data.columns import ColumnKind
+from lockstep.common.data.folder import flag
 
 #: Largest share of the training samples that one class may have.
 MOST_OF_ONE = 0.9
@@ -163,7 +164,9 @@ def check_features(target: ExaminedData) -> list[Finding]:
 
 def _of_feature(name: str, target: ExaminedData, feature: int, *, is_whole: bool = False, **facts: float) -> Finding:
     column = target.column_of(feature)
-    leave_out = "leave the column out" if column is None else f"leave the column out (drop = {column.name!r})"
+    leave_out = "leave the column out"
+    if column is not None:
+        leave_out += f" ({flag('drop', [column.name])}, in Python drop=[{column.name!r}])"
     return found(name, named=target.named(feature, is_whole=is_whole), leave_out=leave_out, **facts)
 
 

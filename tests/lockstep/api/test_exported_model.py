@@ -321,6 +321,18 @@ def test_it_is_trained_and_loaded_again(tmp_path: Path) -> None:
     assert warm.weights_sha256 != runs[0].weights_sha256
 
 
+@pytest.mark.parametrize("kind", [zoo.Net, zoo.Tied])
+def test_weights_that_were_changed_and_are_not_used_are_reported(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: type[nn.Module]
+) -> None:
+    told = "notice: the weights of the model are not used"
+    brief: dict[str, Any] = {"workers": 0, "steps": 1, "global_batch": 32}
+    trained = fit(kind(), tiny_arrays(), run_dir=tmp_path / "new", **brief).model
+    assert told not in capfd.readouterr().out
+    fit(trained, tiny_arrays(), run_dir=tmp_path / "trained", **brief)
+    assert told in capfd.readouterr().out
+
+
 def test_one_that_cannot_be_told_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nowhere"):
         fit(zoo.Lost(), tiny_arrays(), run_dir=tmp_path / "run")

@@ -60,7 +60,10 @@ def test_columns_are_called_by_their_names(tmp_path: Path) -> None:
     examined = clients(tmp_path, one_hot=("town",))
     (leak,) = check_features(examined)
     assert leak.what == "column 'paid' is the target in other words"
-    assert leak.change == "leave the column out (drop = 'paid'), if it is not known when you predict"
+    assert (
+        leak.change
+        == "leave the column out (--drop paid, in Python drop=['paid']), if it is not known when you predict"
+    )
     assert [examined.named(feature) for feature in (1, 3, 5, 6)] == [
         "column 'income'",
         "column 'town', category 'Genf',",
