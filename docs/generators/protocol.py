@@ -11,8 +11,8 @@ from typing import Any
 import lockstep.common.statemachine.client as client
 import lockstep.launch.supervision.supervisor as supervisor
 import lockstep.ps.coordinator.transitions as coordinator
+import lockstep.ps.shard.state as shard
 import lockstep.ps.shard_group.members as shard_group
-import lockstep.ps.shard_process.state as shard_process
 import lockstep.ps.standby.state as standby
 import lockstep.worker.state as worker
 from docs.generators.tables import code, comments_of, fields_table, first_sentence, table
@@ -35,7 +35,7 @@ MACHINES = (
     Machine("The run, as the coordinator sees it", coordinator.RunPhase, coordinator.TRANSITIONS, "ps/coordinator"),
     Machine("A process that joins a server", client.ClientPhase, client.TRANSITIONS, "common/statemachine"),
     Machine("A worker in the run", worker.WorkerPhase, worker.TRANSITIONS, "worker"),
-    Machine("A shard in the run", shard_process.ShardPhase, shard_process.TRANSITIONS, "ps/shard_process"),
+    Machine("A shard in the run", shard.ShardPhase, shard.TRANSITIONS, "ps/shard"),
     Machine("The shards of a run", shard_group.GroupPhase, shard_group.TRANSITIONS, "ps/shard_group"),
     Machine("A standby", standby.StandbyPhase, standby.TRANSITIONS, "ps/standby"),
     Machine(

@@ -75,7 +75,7 @@ PURE = (
     "lockstep.ps.shared_memory.multi_step",
     "lockstep.ps.shard.service",
     "lockstep.ps.shard_group.members",
-    "lockstep.ps.shard_process.state",
+    "lockstep.ps.shard.state",
     "lockstep.worker.state",
     "lockstep.worker.team.division",
     "lockstep.worker.team.progress",

@@ -53,9 +53,6 @@ ALLOWED: Mapping[tuple[str, str], str] = {
     ("lockstep.common.data.preparation", "values.sum"): _WHOLE,
     ("lockstep.common.job.objective", "(losses * library.constant(weights.reshape(shape))).sum"): _TENSOR,
     ("lockstep.common.nn.layers.sizes", "max(1, value) ** axes"): "counts, in whole numbers",
-    ("lockstep.worker.node_sums", "self.sum"): _NODES,
-    ("lockstep.worker.node_sums", "self.one_by_one.sum"): _NODES,
-    ("lockstep.worker.node_sums", "one_by_one.sum"): _NODES,
 }
 
 

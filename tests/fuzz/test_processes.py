@@ -16,8 +16,8 @@ from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.common.transport.links import wait_for_nothing
 from lockstep.ps.setup import RunSetup, open_run
-from lockstep.ps.shard_process.shell import ShardShell
-from lockstep.ps.shard_process.state import SILENCE_S, ShardState
+from lockstep.ps.shard.shell import ShardShell
+from lockstep.ps.shard.state import SILENCE_S, ShardState
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
 from tests.fuzz.bar import ROOM_BYTES, amounts, bounded, examine

@@ -22,7 +22,7 @@ from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.ps.shard_process.shell import ShardShell
+from lockstep.ps.shard.shell import ShardShell
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 from tests.simulation.small import digits

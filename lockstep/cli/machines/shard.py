@@ -16,8 +16,8 @@ from lockstep.common.transport.zeromq.ports import PortPoller, serve, server_at
 from lockstep.launch.client import own_join, say, shard_join, take_part
 from lockstep.launch.endpoints import WARNING, bind_near, dial_with, dialled, keyed, lock_of, server_credential
 from lockstep.launch.supervision.channel import ParentLink
-from lockstep.ps.shard_process.shell import ShardShell
-from lockstep.ps.shard_process.state import SILENCE_S, ShardState
+from lockstep.ps.shard.shell import ShardShell
+from lockstep.ps.shard.state import SILENCE_S, ShardState
 
 
 @click.command(short_help="Hold a slice of the weights for a server.")

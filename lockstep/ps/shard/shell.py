@@ -58,13 +58,13 @@ from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPor
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.run.plan import plan_of
 from lockstep.ps.run.progress import Traffic
+from lockstep.ps.shard import state as machine
 from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.partition import checksum_in, held_frames
 from lockstep.ps.shard.service import SliceService, WeightsOutbox
 from lockstep.ps.shard.shard import Shard
+from lockstep.ps.shard.state import Acknowledgements, ShardPhase, ShardState
 from lockstep.ps.shard.update_policy import policy_of
-from lockstep.ps.shard_process import state as machine
-from lockstep.ps.shard_process.state import Acknowledgements, ShardPhase, ShardState
 
 #: Seconds for which the last messages may still be sent.
 LINGER_S = 1.0

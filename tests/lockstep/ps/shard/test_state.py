@@ -27,8 +27,8 @@ from lockstep.common.protocol.shard_messages import (
 )
 from lockstep.common.statemachine.client import ClientConfig, Exit, Prepared, SendToServer
 from lockstep.common.statemachine.machine import PeerLeft, Received, Started, TimePassed, kind_of
-from lockstep.ps.shard_process import state as events
-from lockstep.ps.shard_process.state import (
+from lockstep.ps.shard import state as events
+from lockstep.ps.shard.state import (
     HOLD_S,
     SILENCE_S,
     TRANSITIONS,
