@@ -40,7 +40,7 @@ class Node(msgspec.Struct, frozen=True, order=True):
         return self.hi - self.lo
 
     def __str__(self) -> str:
-        return f"{self.lo}" if len(self) == 1 else f"{self.lo}-{self.hi - 1}"
+        return f"{self.lo}" if self.hi - self.lo == 1 else f"{self.lo}-{self.hi - 1}"
 
     def halves(self) -> tuple["Node", "Node"]:
         """Return the two halves of a node of at least two micro-batches: the first is the larger, a power of two."""

@@ -281,7 +281,7 @@ def test_of_a_stranger_nothing_is_kept() -> None:
     assert not served.shard.trees[0].tree.held
 
 
-@pytest.mark.parametrize("sums", [part_of(1, 3), part_of(0, 4, start=5), part_of(0, 2**31)])
+@pytest.mark.parametrize("sums", [part_of(1, 3), part_of(0, 4, start=5), part_of(0, 2**31), part_of(3, 1)])
 def test_what_is_not_a_frame_of_a_node_breaks_the_protocol(sums: SumsFrame) -> None:
     with pytest.raises(RemoteProtocolError, match=f"sums over .* from {sums.start} on: not a frame of this slice"):
         Served().frame(sums)
