@@ -11,8 +11,8 @@ from tests.system.alone import digest_alone
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place
 
-#: Less than two slots of the linear model's weights or sums, and more than any file of its run.
-TOO_SHORT = 60_000
+#: Less than two slots of the linear model's weights or sums, and more than the values of any file of its run.
+TOO_SHORT = 64_000
 
 
 def folders(pids: list[int]) -> list[Path]:
