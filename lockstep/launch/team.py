@@ -16,10 +16,10 @@ import msgspec
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import core_numbers, cores, kept_to_core
+from lockstep.common.runtime.interrupts import held_back
 from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.shared_memory.file_lock import FileLock
 from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
-from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.supervision.channel import ChildReport
 from lockstep.launch.supervision.child import GRACE_S, Crew, exit_message
 from lockstep.launch.supervision.restarts import (
@@ -108,7 +108,8 @@ class TeamSupervisor:
                     return code
                 self.pause(POLL_S)
         finally:
-            with uninterrupted():
+            # An interrupt is deferred and not ignored: a command whose team changes would start processes again.
+            with held_back():
                 self.crew.end_all()
 
     def _start(self, places: Iterable[ProcessPlace]) -> None:

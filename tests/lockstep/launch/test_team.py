@@ -11,6 +11,7 @@ import pytest
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
+from lockstep.common.runtime.interrupts import Terminated, interrupt
 from lockstep.common.statemachine.client import Exit
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.launch.supervision.channel import ChildReport, EndReport
@@ -92,6 +93,29 @@ class Scene:
     def run(self, script: Iterator[None]) -> int | None:
         self.script = script
         return self.supervisor.run()
+
+
+def test_an_interrupt_while_a_team_that_is_over_ends_its_processes_is_not_lost(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 2)
+
+    class EndsMeanwhile(Pretended):
+        def end(self, grace_s: float) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            super().end(grace_s)
+
+    def start(place: ProcessPlace) -> WatchedProcess:
+        scene.running[place.number] = EndsMeanwhile("a process", ProcessLog.at_end_of(tmp_path / f"{place.number}"))
+        return scene.running[place.number]
+
+    scene.supervisor.crew.start = start
+    scene.supervisor.is_over = lambda: True
+    before = signal.signal(signal.SIGTERM, lambda *_: interrupt(is_terminated=True))
+    try:
+        with pytest.raises(Terminated):
+            scene.run(iter(()))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [len(process.graces) for process in scene.running.values()] == [1, 1]
 
 
 @pytest.mark.parametrize("code", [0, 1, USAGE, 130])
