@@ -25,6 +25,11 @@ def own_command(*arguments: object) -> str:
     return f"{command_for(Path(sys.executable or 'python'), shutil.which(NAME), Path.cwd())} {words}".strip()
 
 
+def with_own_commands(text: str) -> str:
+    """Return a text with commands of this program, in backquotes, as they can be pasted in the current folder."""
+    return text.replace("`lockstep ", f"`{own_command()} ")
+
+
 def command_for(python: Path, found: str | None, cwd: Path) -> str:
     """Return the program's name in the folder `cwd`, where a shell finds `found` under its name.
 

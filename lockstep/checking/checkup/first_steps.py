@@ -67,7 +67,8 @@ def check_rate(subject: TrialSubject, steps: TrialRun, named: str) -> list[Findi
     if good is not None:
         advice = f": with {good.rate:.3g} it went from {good.losses[0]:.2f} to {good.last:.2f}"
     job, losses = subject.job, steps.losses
-    change = f"from {losses[0]:.2f} to {losses[-1]:.3g}"
+    # The highest, which may have been some steps ago.
+    change = f"from {losses[0]:.2f} to {np.max(losses):.3g}"
     momentum = f", and momentum {job.momentum:g} adds to it" if job.optimizer == "sgd" and job.momentum else ""
     names = {"value": named, "warmup": named.replace("lr", "warmup_steps")}
     facts = {**names, "lr": job.lr, "steps": len(losses), "rate": steps.rate, "change": change}

@@ -26,6 +26,7 @@ from lockstep.results.evaluation.figures import (
     target_lines,
 )
 from lockstep.results.reports.display import print_plainly
+from lockstep.runs.own_command import with_own_commands
 from lockstep.runs.run_dir import EXAMPLES, finished
 from lockstep.runs.trained_model import Moment, Trained, data_advice, demand_data, has_data, open_trained
 
@@ -113,7 +114,8 @@ def show_recorded(trained: Trained, *, as_json: bool) -> None:
     shown = [f"test {score.name:<9} {score.text()}"] if score.name else []
     shown += [f"{'test ' + name:<14} {value:.4f}" for name, value in others.items()]
     recorded = f"recorded after epoch {epoch.epoch}, over {samples:,} samples of {source}"
-    nothing = f"nothing was computed, because the data is not here: {data_advice(trained.folder, trained.job)}"
+    advice = with_own_commands(data_advice(trained.folder, trained.job))
+    nothing = f"nothing was computed, because the data is not here: {advice}"
     below = [f"test loss      {epoch.test_loss:.4f}", f"weights sha256 {digest}", "", recorded, nothing]
     print_plainly(Console(highlight=False), *shown, *below)
     if examples.is_file():

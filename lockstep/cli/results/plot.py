@@ -17,7 +17,7 @@ from lockstep.launch.run_end import PICTURE
 from lockstep.ps.records.metrics import METRICS
 from lockstep.results.reports.display import print_plainly
 from lockstep.results.reports.plots.curves import RunCurves, parts_of, read_curves
-from lockstep.runs.own_command import demand
+from lockstep.runs.own_command import demand, with_own_commands
 
 #: The default folder for plots of several runs, and with a folder in it for each file of a run. Those of a single run
 #: go into its own folder.
@@ -74,7 +74,7 @@ def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: boo
     plots = partial(_plots, training_data=training_data)
     lines = _events if is_events else _learning if is_brief else plots
     for line in lines(runs, curves, folder):
-        print_plainly(console, as_given(line))
+        print_plainly(console, with_own_commands(as_given(line)))
 
 
 def _folder_of(runs: tuple[Path, ...]) -> Path:

@@ -11,7 +11,7 @@ import pytest
 
 from lockstep.common.errors import UsageError
 from lockstep.common.runtime.version import DISTRIBUTION
-from lockstep.runs.own_command import command_for, demand, own_command, pip_command
+from lockstep.runs.own_command import command_for, demand, own_command, pip_command, with_own_commands
 from tests.architecture.source import PACKAGES, ROOT
 
 
@@ -26,6 +26,13 @@ def script_in(folder: Path) -> Path:
 def test_an_activated_environment_needs_the_name_alone(tmp_path: Path) -> None:
     python = script_in(tmp_path / ".venv")
     assert command_for(python, str(python.with_name("lockstep")), tmp_path) == "lockstep"
+
+
+def test_commands_within_a_text_are_those_of_this_environment() -> None:
+    text = "make it again with `lockstep pack x.csv` or `lockstep train`, as lockstep does"
+    assert with_own_commands(text) == (
+        f"make it again with `{own_command('pack', 'x.csv')}` or `{own_command('train')}`, as lockstep does"
+    )
 
 
 def test_in_a_checkout_the_path_is_short(tmp_path: Path) -> None:

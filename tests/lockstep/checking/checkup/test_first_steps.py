@@ -173,6 +173,7 @@ def test_a_rate_that_does_not_diverge_is_no_finding() -> None:
     ("lr", "losses", "change", "advice"),
     [
         (0.3, [2.0, 9.0], "from 2.00 to 9", ": with 0.09 it went from 1.10 to 0.67"),
+        (0.3, [2.0, 40.0, 0.5], "from 2.00 to 40", ": with 0.09 it went from 1.10 to 0.67"),
         (1e3, [2.0, math.inf], "from 2.00 to inf", ": with 10 it went from 1.10 to 1.10"),
         (1e30, [2.0, math.inf], "from 2.00 to inf", "; no rate down to a ten-thousandth of it works, so look for "),
     ],
@@ -183,7 +184,7 @@ def test_a_rate_that_diverges_is_a_finding_with_one_that_does_not(
     given = target(lr=lr)
     (finding,) = check_rate(subject(given), trial(losses, 4.5678), "lr")
     assert finding.what == f"the learning rate is too large: lr = {lr:g}"
-    assert finding.evidence == f"in 2 steps at up to 4.57 the loss went {change}"
+    assert finding.evidence == f"in {len(losses)} steps at up to 4.57 the loss went {change}"
     assert finding.cause == "each step overshoots"
     assert finding.change.startswith(f"lower lr, or raise it slowly with warmup_steps{advice}")
 
