@@ -20,6 +20,7 @@ from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.launch.remote.standby import StandbyRequest, service_of
 from lockstep.launch.serve import Service
 from lockstep.launch.supervision.channel import ParentLink
+from lockstep.runs.own_command import with_own_commands
 from lockstep.runs.trained_model import open_trained
 
 pa = pytest.importorskip("pyarrow")
@@ -88,7 +89,7 @@ def test_without_its_data_a_run_says_how_to_make_it_again_and_takes_the_source(
     }
     shown = told(capsys, "evaluate", "run")
     command = f"lockstep pack {place / 'homes.csv'} homes.data --target price --task numbers"
-    assert f"`{command}`" in shown
+    assert with_own_commands(f"`{command}`") in shown
     assert "each of" in told(capsys, "ledger", "run")
     assert run(["verify", "run"]) == 2
     assert f"`{command}`" in (error := capsys.readouterr().err)
