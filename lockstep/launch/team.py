@@ -66,7 +66,7 @@ def own_core(process: int, processes: int) -> AbstractContextManager[None]:
 #: The place of the process that leads a team.
 LEADER = ProcessPlace(Role.WORKER, 0)
 
-#: Looks, for some seconds, at which the processes that are expected of a team may not have come yet.
+#: How many looks, which take some ten seconds, a team waits for the processes that are expected of it.
 FIRST_LOOKS = 200
 
 #: The place of a shard next to a team.
@@ -253,7 +253,7 @@ class MachineTeam:
 
     @property
     def _awaits_others(self) -> bool:
-        """True as long as processes that are expected may not have come yet: they have if a team has met."""
+        """True as long as expected processes may still come: once a team has met, they have."""
         return self._looks < FIRST_LOOKS
 
     def _take(self) -> None:

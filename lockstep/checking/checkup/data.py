@@ -171,15 +171,15 @@ def _of_feature(name: str, target: ExaminedData, feature: int, *, is_whole: bool
 
 
 def _is_target(column: NDArray[Any], targets: NDArray[Any], *, is_on_line: bool) -> bool:
-    """Return whether one column gives the target: on a straight line, or with one value for each value of it."""
+    """Return whether one column gives the target: on a straight line, or with a value for each of the target's."""
     if is_on_line:
         known = targets[:, 0].astype(np.float64)
         if targets.shape[1] > 1 or not column.std() or not known.std():
             return False
         return abs(float(np.corrcoef(column.astype(np.float64), known)[0, 1])) > ON_A_LINE
-    values, places = np.unique(column, return_inverse=True)
     if targets.size != len(targets):
         return False
+    values, places = np.unique(column, return_inverse=True)
     classes = np.unique(targets).size
     pairs = np.unique(np.stack([places.reshape(-1), targets.reshape(-1)]), axis=1).shape[1]
     return len(targets) >= LEAST_ROWS and classes > 1 and len(values) == classes == pairs

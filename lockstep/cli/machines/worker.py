@@ -145,7 +145,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
 @SUPERVISED_OPTION
 @click.option("--process", type=whole_number(0), hidden=True, help="which process of the team this is: 0 leads it")
 @click.option("--team", type=click.Path(path_type=Path), hidden=True, help="folder in which the team meets")
-@click.option("--ranks", type=(str, int), hidden=True, help="be one of the ranks of that team, and of that number")
+@click.option("--ranks", type=(str, int), hidden=True, help="the team of a host's ranks, and how many these are")
 @click.option("--shard-keys", type=click.Path(path_type=Path), hidden=True, help="start a shard too, with these keys")
 @passes_link
 def worker(
