@@ -55,6 +55,10 @@ if sys.dont_write_bytecode:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+#: A place for real processes, in every folder of tests.
+pytest_plugins = ["tests.system.fixtures"]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """Keep modules and tests, which stay until the end, from the garbage collector: tests that call it are quick."""

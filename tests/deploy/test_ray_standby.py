@@ -13,10 +13,9 @@ from tests.architecture.source import ROOT
 from tests.lockstep.launch.remote import test_ray
 from tests.lockstep.launch.remote.test_ray import RAY_S, Ray, three
 from tests.system.alone import digest_alone
-from tests.system.conftest import place
 from tests.system.processes import Place, Process, digest_in, is_gone
 
-__all__ = ["place", "three"]
+__all__ = ["three"]
 
 pytestmark = [*test_ray.pytestmark, pytest.mark.slow]
 

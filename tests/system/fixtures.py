@@ -1,4 +1,4 @@
-"""What the tests with real processes share."""
+"""Fixtures of the tests with real processes."""
 
 import shutil
 import tempfile
