@@ -9,7 +9,7 @@ import gzip
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,8 +28,6 @@ from lockstep.packing.texts import MISSING_TEXTS
 
 #: Bytes of a CSV file that are parsed at once, which no row may exceed; and bytes and rows that show its form.
 BLOCK, HEAD_BYTES, HEAD_ROWS = 2**21, 2**16, 20
-#: Rows of a block of texts that are given before the others.
-FIRST_ROWS = 2**11
 #: Possible separators, if none is given.
 DELIMITERS = (",", ";", "\t", "|")
 #: How people call them.
@@ -140,17 +138,18 @@ class CsvTable(Table):
                 self._forms[path], notes = form_of(path, self.options)
             self.notes += notes
             self.may_group = self.may_group or (self._forms[path][0] == ";" and self.options.decimal == ".")
-        names = self._open(self.paths[0], {}, threads=False).schema.names
+        names = self._open(self.paths[0], [], threads=False).schema.names
         self._take(pa.schema([pa.field(name, pa.string()) for name in names]))
 
-    def _open(self, path: Path, types: Mapping[str, Any], *, threads: bool) -> Any:
+    def _open(self, path: Path, names: Sequence[str], *, threads: bool) -> Any:
+        """Open a file, with these columns as texts, or with all as pyarrow takes them."""
         delimiter, encoding = self._forms[path]
         convert = pyarrow.csv.ConvertOptions(
             # Other missing values are found later, in the texts.
             null_values=[*MISSING_TEXTS, *self.options.na],
             strings_can_be_null=True,
-            column_types=types,
-            include_columns=list(types) or None,
+            column_types=dict.fromkeys(names, pa.string()),
+            include_columns=names or None,
         )
         parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
         read = pyarrow.csv.ReadOptions(use_threads=threads, block_size=BLOCK, encoding=encoding)
@@ -167,57 +166,25 @@ class CsvTable(Table):
             except pa.ArrowInvalid as error:
                 raise self._described(path, error) from None
 
-    def record_batches(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    def record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        names = [self._raw[name] for name in columns]
         for path in self.paths:
             self._check_quotes(path)
-            row = 2
-            for batch in self._blocks(path, columns, numbers):
-                yield one_line(str(path)), row, batch.rename_columns(list(columns))
-                row += batch.num_rows
-
-    def _blocks(self, path: Path, columns: Sequence[str], numbers: Set[str]) -> Iterator[pa.RecordBatch]:
-        """Return the rows of a file, in which columns are read as numbers from when `numbers` has them.
-
-        pyarrow's types hold for a whole file: so it is opened again, once, and the rows that were returned are skipped;
-        and again, as texts, if one of these columns has something else further on.
-        """
-        returned, types, may_change = 0, self._types(columns, numbers), True
-        while True:
+            row, size = 2, path.stat().st_size
             try:
-                skipped = returned
-                for batch in ahead(self._open(path, types, threads=True)):
-                    block = batch.slice(min(skipped, batch.num_rows))
-                    skipped -= batch.num_rows - block.num_rows
-                    # Numbers are told from categories by a few texts: the others need not be looked at.
-                    first = FIRST_ROWS if may_change else block.num_rows
-                    yield from (part for part in (block.slice(0, first), block.slice(first)) if part.num_rows)
-                    if block.num_rows:
-                        returned += block.num_rows
-                        self.advance(min(path.stat().st_size, BLOCK))
-                    wanted = self._types(columns, numbers)
-                    if may_change and wanted != types:
-                        types, may_change = wanted, False
-                        break
-                else:
-                    return
-            except (DataError, UnicodeError, pa.ArrowException, OSError) as error:
-                texts = self._types(columns, frozenset())
-                if types != texts:
-                    types, may_change = texts, False
-                elif isinstance(error, DataError):
-                    raise
-                elif isinstance(error, UnicodeError):
-                    raise not_decodable(path, self._forms[path][0], self.options) from None
-                else:
-                    raise self._with_row(path, types, error) from None
+                for batch in ahead(self._open(path, names, threads=True)):
+                    yield one_line(str(path)), row, batch.rename_columns(list(columns))
+                    row += batch.num_rows
+                    self.advance(min(size, BLOCK))
+            except UnicodeError:
+                raise not_decodable(path, self._forms[path][0], self.options) from None
+            except (pa.ArrowException, OSError) as error:
+                raise self._with_row(path, names, error) from None
 
-    def _types(self, columns: Sequence[str], numbers: Set[str]) -> dict[str, Any]:
-        return {self._raw[name]: pa.float64() if name in numbers else pa.string() for name in columns}
-
-    def _with_row(self, path: Path, types: Mapping[str, Any], error: Exception) -> DataError:
+    def _with_row(self, path: Path, names: Sequence[str], error: Exception) -> DataError:
         """Read a file again by one thread, which knows the row."""
         try:
-            for _ in self._open(path, types, threads=False):
+            for _ in self._open(path, names, threads=False):
                 pass
         except (pa.ArrowException, OSError) as again:
             error = again

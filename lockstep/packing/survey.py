@@ -298,11 +298,6 @@ class ColumnSurvey:
         elif is_known.any():
             self._add_texts(batch, values.as_texts().without(~is_known))
 
-    def needs_texts(self) -> bool:
-        """Tell whether the texts of numbers that follow may change what the column is: categories, codes, or a note."""
-        texts = self.texts
-        return self._is_named() or not self.is_plain or texts.too_many is None or texts.is_digits or bool(self.points)
-
     def _note(self) -> str:
         """Return a line about values that may be misread; empty without such values."""
         if self.is_inexact:
@@ -555,12 +550,11 @@ def survey(tables: Sequence[Table], features: Sequence[str], options: PackOption
     ]
     counts, dropped = [], 0
     for table in tables:
-        kept, numbers = 0, set[str]()
-        for batch in table.batches(columns, numbers):
+        kept = 0
+        for batch in table.batches(columns):
             rows = batch.has_all(options.needed(batch.columns))
             for each in found:
                 each.add(batch, rows)
-            numbers.update(each.name for each in found if not each.needs_texts())
             here = int(np.count_nonzero(rows))
             kept, dropped = kept + here, dropped + batch.count - here
         counts.append(kept)

@@ -8,7 +8,7 @@ import os
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -137,10 +137,7 @@ class NumberValues(msgspec.Struct, frozen=True):
 
 
 class NumberTexts(NumberValues, frozen=True):
-    """A column of texts that are all numbers, which is found out sooner than what each different text is.
-
-    The texts are not there, and `column` is None, if the reader has returned numbers.
-    """
+    """A column of texts that are all numbers, which is found out sooner than what each different text is."""
 
     missing: "MissingValues"
 
@@ -244,11 +241,8 @@ class Table(ABC):
     may_group: bool = field(init=False, default=False)
 
     @abstractmethod
-    def record_batches(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-        """Return rows with their file and the number of the first, from the beginning at each call.
-
-        Texts of columns in `numbers`, which may grow on the way, may be returned as numbers if all of them are.
-        """
+    def record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        """Return rows with their file and the number of the first, from the beginning at each call."""
 
     def _take(self, schema: pa.Schema) -> None:
         """Take the columns of the source."""
@@ -300,20 +294,11 @@ class Table(ABC):
         numbers = sum(each.replace(".", "", 1).lstrip("+-").isdigit() for each in names)
         return f"{found}; if row 1 is not a header, write one first" if 2 * numbers > len(names) else found
 
-    def batches(self, columns: Sequence[str], numbers: Set[str] = frozenset()) -> Iterator[TableBatch]:
-        """Return the rows, with these columns only; DataError with the place if they cannot be read.
-
-        The texts of numbers need not be there for columns in `numbers`, which the caller may fill on the way.
-        """
+    def batches(self, columns: Sequence[str]) -> Iterator[TableBatch]:
+        """Return the rows, with these columns only; DataError with the place if they cannot be read."""
         na = MissingValues.of(self.options)
-        texts = {name for name in columns if _is_text(self.schema.field(name).type)}
-        for named, row, batch in self.record_batches(columns, numbers):
-            found = {
-                name: na.numbers_of_texts(values)
-                if name in texts and pa.types.is_floating(values.type)
-                else na.values_of(values)
-                for name, values in zip(columns, batch.columns, strict=True)
-            }
+        for named, row, batch in self.record_batches(columns):
+            found = {name: na.values_of(values) for name, values in zip(columns, batch.columns, strict=True)}
             yield TableBatch(named, row, batch.num_rows, found)
 
 
@@ -373,10 +358,6 @@ class MissingValues(msgspec.Struct, frozen=True):
         values = _moments(column) if kind is ColumnKind.DATE else _as_floats(column)
         values = self.without_numbers(values) if kind is ColumnKind.NUMBER else values
         return NumberValues(kind, values, column if _is_exact(column.type) else None)
-
-    def numbers_of_texts(self, column: Any) -> "NumberTexts":
-        """Return a column of texts that the reader has returned as numbers."""
-        return NumberTexts(ColumnKind.NUMBER, self.without_numbers(_as_floats(column)), None, self)
 
     def without_numbers(self, values: Floats) -> Floats:
         """Return numbers with NaN for those that stand for a missing value."""
@@ -454,7 +435,7 @@ class ParquetTable(Table):
             # Read as it is needed, and not a row group at once, which may be larger than memory.
             return pyarrow.parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
 
-    def record_batches(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    def record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         for path in self.paths:
             file, row, size = self._open(path), 1, path.stat().st_size
             named = one_line(str(path))
@@ -486,7 +467,7 @@ class StreamTable(Table):
     def __post_init__(self) -> None:
         self._take(self.schema)
 
-    def record_batches(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    def record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         row = 1
         for whole in self.opened():
             for begin in range(0, whole.num_rows, ROWS):
@@ -513,9 +494,9 @@ class KeptTable(Table):
         folder.mkdir()
         return kept
 
-    def record_batches(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    def record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         if not self._paths:
-            yield from self._read(columns, numbers)
+            yield from self._read(columns)
             return
         row = 1
         for batch in _arrow_batches(self._paths):
@@ -523,10 +504,10 @@ class KeptTable(Table):
             row += batch.num_rows
         self.advance(self.length)
 
-    def _read(self, columns: Sequence[str], numbers: Set[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    def _read(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         with ExitStack() as files:
             schema, writer = None, None
-            for named, row, batch in self.source.record_batches(columns, numbers):
+            for named, row, batch in self.source.record_batches(columns):
                 if writer is None or batch.schema != schema:
                     files.close()
                     schema = batch.schema
