@@ -32,7 +32,6 @@ def demand_page(what: str) -> None:
     """Raise `UsageError` if a package that serves the page is not installed."""
     demand("starlette", "watch", what)
     demand("uvicorn", "watch", what)
-    demand("sse-starlette", "watch", what)
     demand("prometheus-client", "watch", what)
     demand("psutil", "watch", what)
 

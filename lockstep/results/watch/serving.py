@@ -5,6 +5,7 @@ read. uvicorn limits how long a connection may be idle after an answer, but not 
 request may take to come. It refuses all alike once there are too many connections."""
 
 import asyncio
+import hashlib
 import os
 import re
 import secrets
@@ -15,11 +16,9 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.to_thread
@@ -27,7 +26,6 @@ import msgspec
 import numpy as np
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
-from sse_starlette.sse import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -47,7 +45,7 @@ from lockstep.launch.endpoints import credential_of
 from lockstep.results.evaluation.model_answers import ModelAnswers
 from lockstep.results.evaluation.pictures import FIELD
 from lockstep.results.watch.figures import exposition
-from lockstep.results.watch.guard import Guard, client_of
+from lockstep.results.watch.guard import Guard
 from lockstep.results.watch.run_files import curves
 from lockstep.results.watch.run_view import RunView
 from lockstep.results.watch.sources import NOWHERE, ONLY, WatchedRuns
@@ -136,14 +134,11 @@ def _host(connection: H11Protocol) -> str:
 PAGE = Path(__file__).parent / "page"
 FILES = frozenset(path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*.*") if path.name != "index.html")
 
-#: Seconds between two looks at a run's files, and at least between two messages to a browser.
-LOOK_S, SEND_S = 0.15, 0.25
+#: Seconds between two looks at a run's files.
+LOOK_S = 0.15
 
-#: Seconds without a message after which one says that all is well, and in which a browser has to take one.
-PING_S, SEND_TIMEOUT_S = 15.0, 20.0
-
-#: Most browsers that are kept informed, of one client and of all, and places of a curve.
-MOST_STREAMS_EACH, MOST_STREAMS, MOST_POINTS = 50, 200, 4000
+#: Most places of a curve.
+MOST_POINTS = 4000
 
 #: Models whose answers are asked for at the same time, at most; one is computed, the others wait.
 MOST_ASKED = 4
@@ -157,10 +152,6 @@ class WatchApp:
     now: Callable[[], float]
     #: Whether only the figures for Prometheus are served.
     is_metrics_only: bool = False
-    #: Set when the process ends, so that streams end too.
-    is_over: asyncio.Event = field(default_factory=asyncio.Event)
-    #: The clients of streams that are open, each as long as its stream is held.
-    _streams: WeakKeyDictionary[AsyncIterator[dict[str, str]], str] = field(default_factory=WeakKeyDictionary)
     _asked: int = 0
     #: Of the run whose model was asked last: each holds its data.
     _model: ModelAnswers | None = None
@@ -177,7 +168,6 @@ class WatchApp:
                 Route("/api/runs/{run}/facts", self.facts),
                 Route("/api/runs/{run}/snapshot", self.snapshot),
                 Route("/api/runs/{run}/curves", self.curves),
-                Route("/api/runs/{run}/live", self.live),
                 Route("/api/runs/{run}/evaluation", self.evaluation),
                 Route("/api/runs/{run}/drawing", self.drawing),
                 Route("/api/runs/{run}/answer", self.answer, methods=["POST"]),
@@ -191,7 +181,6 @@ class WatchApp:
         try:
             yield
         finally:
-            self.is_over.set()
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -244,8 +233,13 @@ class WatchApp:
             return _json(view.facts())
 
     async def snapshot(self, request: Request) -> Response:
+        """Return the snapshot of a run; nothing to a browser that has it already, as it asks several times a second."""
         view = await self._view(request.path_params["run"])
-        return Response(view.encoded_snapshot(), media_type="application/json")
+        content = view.encoded_snapshot()
+        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers={"ETag": tag})
+        return Response(content, media_type="application/json", headers={"ETag": tag})
 
     async def curves(self, request: Request) -> Response:
         view = await self._view(request.path_params["run"])
@@ -258,29 +252,6 @@ class WatchApp:
         with view.lock:
             found = curves(view.files.metrics.steps, first, last, points)
             return _json({**found, "is_whole": view.is_whole})
-
-    async def live(self, request: Request) -> Response:
-        """Stream the snapshots of a run."""
-        name = request.path_params["run"]
-        view = await self._view(name)
-        client, open_ones = client_of(request.scope), list(self._streams.values())
-        for most, count in ((MOST_STREAMS_EACH, open_ones.count(client)), (MOST_STREAMS, len(open_ones))):
-            if count >= most:
-                raise _refusal(503, f"{most} pages are open already: expected at most as many; close one")
-        snapshots = self._snapshots_of(name, view)
-        self._streams[snapshots] = client
-        return EventSourceResponse(snapshots, ping=int(PING_S), send_timeout=SEND_TIMEOUT_S)
-
-    async def _snapshots_of(self, name: str, view: RunView) -> AsyncIterator[dict[str, str]]:
-        sent = -1
-        while not self.is_over.is_set():
-            if view.version != sent:
-                sent = view.version
-                yield {"event": "snapshot", "data": view.encoded_snapshot().decode()}
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.is_over.wait(), SEND_S)
-            # A browser still shows it.
-            self.source.view(name, self.now())
 
     # Its model
 
@@ -341,10 +312,10 @@ ASK_S, SILENCE_S = 1.0, 5.0
 #: Seconds in which a thread that asks a server ends at most, once it is to.
 ENDS_S = 2.0 * ASK_S
 
-#: Seconds that open streams have at the end.
+#: Seconds that answers have at the end.
 GRACE_S = 1
 
-#: Most connections at the same time: streams, those that are answered, and those that wait.
+#: Most connections at the same time: those that are answered, and those that wait.
 MOST_CONNECTIONS = 600
 
 #: Names of this machine by which a browser on it may call.
@@ -433,19 +404,7 @@ class PageServer:
             )
             page = "metrics" if self.is_metrics_only else ""
             say(f"http://{shown}/{f'{token}/' if token else ''}{page}")
-            asyncio.run(_PageServer(config, app.is_over).serve(sockets=[listening]))
-
-
-class _PageServer(uvicorn.Server):
-    """Ends open streams with itself, for which it would wait otherwise."""
-
-    def __init__(self, config: uvicorn.Config, is_over: asyncio.Event) -> None:
-        super().__init__(config)
-        self._is_over = is_over
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._is_over.set()
-        super().handle_exit(sig, frame)
+            asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
 
 
 def _named(place: TcpAddress) -> str:

@@ -83,9 +83,26 @@ def test_a_run_is_told_in_full(one: TestClient) -> None:
     assert one.get("/api/runs/run/curves?first=2&last=3").json()["step"] == [2.0, 3.0]
 
 
-@pytest.mark.parametrize("path", ["snapshot", "facts", "curves", "live", "evaluation"])
+@pytest.mark.parametrize("path", ["snapshot", "facts", "curves", "evaluation"])
 def test_a_run_that_is_not_there_is_not_found(one: TestClient, path: str) -> None:
     assert one.get(f"/api/runs/other/{path}").status_code == 404
+
+
+def test_a_browser_that_has_the_snapshot_is_sent_none(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine")
+    source = WatchedRuns.at(folder)
+    with client(source) as asked:
+        first = asked.get("/api/runs/run/snapshot")
+        known = {"if-none-match": first.headers["etag"]}
+        again = asked.get("/api/runs/run/snapshot", headers=known)
+        assert (again.status_code, again.content) == (304, b"")
+        ledger = folder / "ledger.jsonl"
+        ledger.write_bytes(ledger.read_bytes().replace(b'"here"', b'"there"'))
+        view = source.view("run", 1.0)
+        assert view is not None
+        source.refresh(view, 1.0)
+        later = asked.get("/api/runs/run/snapshot", headers=known)
+        assert later.json()["workers"][0]["host"] == "there"
 
 
 @pytest.mark.parametrize("query", ["points=many", "first=a", "last=", "points=1e3"])

@@ -2,6 +2,8 @@
 
 const NEVER = new Promise(() => {});
 
+const FOLLOW_MS = 300;
+
 export class Page {
   #over = new AbortController();
 
@@ -30,7 +32,7 @@ export class Page {
   async ask(path, options) {
     try {
       const answer = await fetch(path, { ...options, signal: this.#over.signal });
-      if (!answer.ok) throw Object.assign(new Error((await answer.text()).trim() || answer.statusText), { code: answer.status });
+      if (!answer.ok) throw new Error((await answer.text()).trim() || answer.statusText);
       const found = await answer.json();
       return this.isOver ? NEVER : found;
     } catch (error) {
@@ -49,13 +51,20 @@ export class Page {
     target.addEventListener(name, handler, { signal: this.#over.signal });
   }
 
-  // Calls `handler` with each message that the server sends, until the page ends.
-  follow(path, name, handler) {
-    const stream = new EventSource(path);
-    this.#over.signal.addEventListener("abort", () => stream.close());
-    this.on(stream, name, (event) => handler(JSON.parse(event.data)));
-    this.on(stream, "open", () => this.showConnection(true));
-    this.on(stream, "error", () => this.showConnection(false));
+  // Asks again and again, and calls `handler` with each answer that is not the one before, until the page ends. If there
+  // is nothing at first, it calls `onMissing` instead.
+  async follow(path, handler, onMissing) {
+    for (let tag = ""; !this.isOver; await this.pause(FOLLOW_MS)) {
+      const answer = await fetch(path, { headers: { "If-None-Match": tag }, signal: this.#over.signal }).catch(() => null);
+      if (this.isOver) return;
+      if (answer?.status === 404 && !tag) return onMissing();
+      this.showConnection(Boolean(answer?.ok) || answer?.status === 304);
+      const found = answer?.ok ? await answer.json().catch(() => null) : null;
+      if (this.isOver) return;
+      if (found === null) continue;
+      tag = answer.headers.get("ETag");
+      handler(found);
+    }
   }
 
   showConnection(isThere) {

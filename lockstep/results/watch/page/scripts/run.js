@@ -29,18 +29,8 @@ export class RunPage extends Page {
     this.on(this.$("evaluate"), "click", () => evaluate(this));
     this.on(window, "resize", () => this.snapshot && this.drawTimeline());
     this.$("all").hidden = !source.is_many;
-    this.begin();
-  }
-
-  async begin() {
     setText(this.$("title"), this.run);
-    try {
-      await this.ask(`${this.base}/snapshot`);
-    } catch (error) {
-      if (error.code === 404) return this.showUnknown();
-      this.showConnection(false);
-    }
-    this.follow(`${this.base}/live`, "snapshot", (snapshot) => this.update(snapshot));
+    this.follow(`${this.base}/snapshot`, (snapshot) => this.update(snapshot), () => this.showUnknown());
   }
 
   showUnknown() {

@@ -35,7 +35,7 @@ export class RunCurves {
     const range = this.range, query = new URLSearchParams({ points: POINTS });
     if (range[0] !== null) { query.set("first", range[0]); query.set("last", range[1]); }
     const found = await this.page.ask(`${this.page.base}/curves?${query}`).catch(() => null);
-    // Without an answer the stream shows that the server is gone; one to another range is out of date.
+    // Without an answer the snapshots show that the server is gone; one to another range is out of date.
     if (found === null || range !== this.range) return;
     this.found = found;
     this.show();
