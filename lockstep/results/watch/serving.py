@@ -1,4 +1,4 @@
-"""Serves the pages of runs, reads their files and changes nothing, and keeps what a server says of its run up to date.
+"""Serves the pages of runs, reads their files when it is asked, and keeps what a server says of its run up to date.
 
 Connections cost little: there are limits in time and in number for browsers that connect and ask for nothing, or do not
 read. uvicorn limits how long a connection may be idle after an answer, but not before the first request, nor how long a
@@ -14,8 +14,8 @@ import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,6 @@ def _host(connection: H11Protocol) -> str:
 PAGE = Path(__file__).parent / "page"
 FILES = frozenset(path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*.*") if path.name != "index.html")
 
-#: Seconds between two looks at a run's files.
-LOOK_S = 0.15
-
 #: Most places of a curve.
 MOST_POINTS = 4000
 
@@ -172,28 +169,7 @@ class WatchApp:
                 Route("/api/runs/{run}/drawing", self.drawing),
                 Route("/api/runs/{run}/answer", self.answer, methods=["POST"]),
             ]
-        return Starlette(routes=routes, lifespan=self.lifespan, exception_handlers={LockstepError: _on_error})
-
-    @asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Follow the runs' files for as long as the server lives."""
-        task = asyncio.create_task(self.follow())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
-    async def follow(self) -> None:
-        """Look at the files of the runs that are shown, again and again."""
-        if not self.source.is_many:
-            self.source.view(ONLY, self.now())
-        while True:
-            has_more = False
-            for view in self.source.open_views(self.now()):
-                has_more |= await anyio.to_thread.run_sync(self.source.refresh, view, self.now())
-            await asyncio.sleep(0.0 if has_more else LOOK_S)
+        return Starlette(routes=routes, exception_handlers={LockstepError: _on_error})
 
     # The page
 
@@ -219,12 +195,9 @@ class WatchApp:
     # One run
 
     async def _view(self, name: str, missing: str = "no such run") -> RunView:
-        view = self.source.view(name, self.now())
+        view = await anyio.to_thread.run_sync(self.source.view, name, self.now())
         if view is None:
             raise _refusal(404, missing)
-        if not view.version:
-            # It has just been opened: after a moment, the small files are read.
-            await anyio.to_thread.run_sync(self.source.refresh, view, self.now())
         return view
 
     async def facts(self, request: Request) -> Response:

@@ -42,8 +42,12 @@ MOST_DIFFERING, MOST_VALUE = 8, 60
 #: The folder of a run of which only the server is known: it cannot exist.
 NOWHERE = Path(os.devnull, "run")
 
-#: Seconds after which a run that no browser shows is forgotten, and read again when it is opened.
-FORGET_S = 600.0
+#: Seconds between two looks at a run's files, and after which a run that no browser shows is forgotten, and read again
+#: when it is opened.
+LOOK_S, FORGET_S = 0.15, 600.0
+
+#: Most parts of a run's files that are read before a browser is answered: a long run is shown as it is read.
+MOST_PARTS = 4
 
 #: Bytes of the end of a run's metrics in which its last figures are looked for.
 TAIL_BYTES = 2**14
@@ -141,15 +145,21 @@ class WatchedRuns:
             self.is_many = bool(self._names())
 
     def view(self, name: str, now: float) -> RunView | None:
-        """Return a run that a browser shows, None if no run has this name."""
+        """Return a run that a browser shows, with all that is new in its files; None if no run has this name."""
         with self._lock:
-            if name not in self._views:
+            view = self._views.get(name)
+            if view is None:
                 folder = self._folder_of(name)
                 if folder is None:
                     return None
-                self._views[name] = RunView(WatchedFiles(folder), file_time=self.file_time)
-            self._views[name].seen = now
-            return self._views[name]
+                view = self._views[name] = RunView(WatchedFiles(folder), file_time=self.file_time)
+            is_due = not view.version or now >= view.seen + LOOK_S
+            view.seen = now
+            self._views = {known: each for known, each in self._views.items() if now <= each.seen + FORGET_S}
+        status, parts = None if self.is_many else self.status, MOST_PARTS if is_due else 0
+        while parts and view.refresh(now, status):
+            parts -= 1
+        return view
 
     def _folder_of(self, name: str) -> Path | None:
         if not self.is_many:
@@ -168,16 +178,6 @@ class WatchedRuns:
                 return [entry.name for entry in entries if os.path.exists(os.path.join(entry.path, JOB))]
         except OSError:
             return []
-
-    def open_views(self, now: float) -> list[RunView]:
-        """Return the runs that a browser has shown lately; the others are forgotten."""
-        with self._lock:
-            self._views = {name: view for name, view in self._views.items() if now <= view.seen + FORGET_S}
-            return list(self._views.values())
-
-    def refresh(self, view: RunView, now: float) -> bool:
-        """Read a part of the new lines of a run; return whether there is more to read at once."""
-        return view.refresh(now, None if self.is_many else self.status)
 
     def listing(self) -> RunList:
         """Return the list of runs, the newest first."""

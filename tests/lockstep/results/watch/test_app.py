@@ -100,7 +100,7 @@ def test_a_browser_that_has_the_snapshot_is_sent_none(tmp_path: Path) -> None:
         ledger.write_bytes(ledger.read_bytes().replace(b'"here"', b'"there"'))
         view = source.view("run", 1.0)
         assert view is not None
-        source.refresh(view, 1.0)
+        view.refresh(1.0)
         later = asked.get("/api/runs/run/snapshot", headers=known)
         assert later.json()["workers"][0]["host"] == "there"
 

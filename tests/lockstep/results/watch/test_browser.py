@@ -50,7 +50,6 @@ def serving(folder: Path) -> Iterator[str]:
         try:
             yield f"http://{host}/"
         finally:
-            app.is_over.set()
             server.should_exit = True
             thread.join()
 
