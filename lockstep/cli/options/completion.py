@@ -45,8 +45,14 @@ class RunPath(click.Path):
 
 
 def unpacked(path: Path) -> Path:
-    """Return the folder of a run, whether it is given or in a file of `lockstep share`."""
+    """Return the folder of a run, whether it is given or in a file of `lockstep share`.
+
+    Raises BadParameter if such a file is not there: a folder may begin to exist while its page is shown, a file was
+    sent, or is another one.
+    """
     if not path.is_file():
+        if path.suffix == ".zip" and not path.exists():
+            raise click.BadParameter(f"there is no file {str(path)!r}: expected one of `lockstep share`")
         return path
     # Imported here, since a completion, and the processes of a run, need none of it.
     from lockstep.runs.shared_run import opened_run
@@ -60,13 +66,10 @@ def unpacked(path: Path) -> Path:
 def run_or_address(text: str) -> str:
     """Return what names runs: a folder of one or of many, an address, or the folder of the run in a file.
 
-    A file of `lockstep share` is unpacked. Raises BadParameter if it is not there.
+    Raises BadParameter as `unpacked`.
     """
-    path = Path(text)
-    # A folder may begin to exist while its page is shown; a file was sent, or is another one.
-    if path.suffix == ".zip" and not path.exists():
-        raise click.BadParameter(f"there is no file {text!r}: expected one of `lockstep share`")
-    return str(unpacked(path)) if path.is_file() else text
+    path, folder = Path(text), unpacked(Path(text))
+    return text if folder == path else str(folder)
 
 
 def as_given(text: str) -> str:

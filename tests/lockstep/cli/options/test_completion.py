@@ -119,8 +119,9 @@ def test_what_is_offered_is_what_there_is() -> None:
     assert (completion.RUNS, completion.JOB) == (run_dir.RUNS, run_dir.JOB)
 
 
+@pytest.mark.parametrize("command", ["watch", "evaluate"])
 def test_a_file_of_a_run_that_is_not_there_is_reported_and_not_waited_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["watch", str(tmp_path / "sent.zip")]) == 2
+    assert run([command, str(tmp_path / "sent.zip")]) == 2
     assert f"there is no file {str(tmp_path / 'sent.zip')!r}: expected one of" in capsys.readouterr().err
