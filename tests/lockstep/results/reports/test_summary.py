@@ -1,6 +1,8 @@
 """The end of a run: its figures, and advice where the times give reason for some."""
 
 import io
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +108,15 @@ def test_one_note_compares_one_worker_with_none_and_with_two(seconds: tuple[floa
     assert advice(of) == [TOOK + note]
 
 
-def learning(accuracies: list[float], test_losses: list[float], **values: Any) -> RunResult:
-    """Return a run with epochs of these accuracies and losses of the test set."""
+def learning(
+    accuracies: list[float], test_losses: list[float], losses: Iterable[float] = itertools.repeat(0.5), **values: Any
+) -> RunResult:
+    """Return a run with epochs of these accuracies and losses of the test set, and losses of training."""
     (epoch,) = result().history
-    pairs = enumerate(zip(accuracies, test_losses, strict=True), 1)
+    epochs = enumerate(zip(accuracies, test_losses, losses, strict=False), 1)
     history = [
-        msgspec.structs.replace(epoch, epoch=n, accuracy=n / 4, test_accuracy=accuracy, test_loss=loss)
-        for n, (accuracy, loss) in pairs
+        msgspec.structs.replace(epoch, epoch=n, accuracy=n / 4, test_accuracy=accuracy, test_loss=held_out, loss=loss)
+        for n, (accuracy, held_out, loss) in epochs
     ]
     return result(**{"workers": 0, "history": history, "epochs": len(history), "weights_epoch": len(history), **values})
 
@@ -127,10 +131,15 @@ HAS_RISEN = (
     "weights of the best epoch"
 )
 
+#: That of a run whose training loss has risen as well.
+HAS_LEFT = HAS_RISEN.replace(": --val", ": that of training has risen too, so try a lower --lr; --val")
+
 LEARNING = {
     "it still learns": (learning([0.3, 0.5, 0.6, 0.7], [1.2, 1.0, 0.9, 0.8]), [STILL_FALLS]),
     "it gains little": (learning([0.3, 0.5, 0.695, 0.7], [1.2, 1.0, 0.9, 0.8]), []),
     "it learns by heart": (learning([0.3, 0.7, 0.6, 0.7], [1.2, 0.7, 0.9, 0.8]), [HAS_RISEN]),
+    "its rate is too high": (learning([0.3, 0.7, 0.6, 0.7], [1.2, 0.7, 0.9, 0.8], (2.0, 1.0, 1.1, 1.2)), [HAS_LEFT]),
+    "its training is noisy": (learning([0.3, 0.7, 0.6, 0.7], [1.2, 0.7, 0.9, 0.8], (2.0, 1.0, 1.1, 1.05)), [HAS_RISEN]),
     "it is surer than right": (learning([0.3, 0.5, 0.6, 0.7], [1.2, 0.7, 0.9, 0.8]), []),
     "it has risen a little": (learning([0.3, 0.7, 0.6, 0.7], [1.2, 0.75, 0.9, 0.8]), []),
     "it has the best weights": (learning([0.3, 0.7, 0.6, 0.7], [1.2, 0.7, 0.9, 0.8], weights_epoch=2), []),
