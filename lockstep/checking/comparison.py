@@ -180,6 +180,9 @@ def comparison(ours: ComparedRun, theirs: ComparedRun) -> str:
     if not where:
         return ""
     found = differences([ours, theirs])
-    causes = [value for value in found if value.decides_bits] or found
-    why = "; ".join(f"{value.name}: {value.values[0]} here, {value.values[1]} there" for value in causes)
+    causes = [value for value in found if value.decides_bits]
+    chains = zip(ours.receipt.chain, theirs.receipt.chain, strict=False)
+    if not causes and all(here.weights_sha256 == there.weights_sha256 for here, there in chains):
+        return f"{where}: the shorter run ended before its last epoch, and `lockstep train --resume` continues it"
+    why = "; ".join(f"{value.name}: {value.values[0]} here, {value.values[1]} there" for value in causes or found)
     return f"{where}; what differs: {why or 'nothing that a receipt records: `lockstep verify` finds the first step'}"

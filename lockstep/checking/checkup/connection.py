@@ -438,7 +438,7 @@ class Examiner:
         steps.append(("numerics", "as at the server"))
         match answer:
             case Welcome():
-                steps.append(("run", f"{answer.run}: a worker started here would be admitted as worker {answer.rank}"))
+                steps.append(("run", f"{answer.run}: a worker started here would be admitted"))
             case Finished():
                 steps.append(("run", f"is over{answer.reason and ': '}{answer.reason}"))
             case Status():

@@ -26,7 +26,8 @@ MOST_ROWS, LEAST_ROWS = 20_000, 20
 #: The least correlation of a feature that is the target in other units.
 ON_A_LINE = 0.99999
 
-#: Signs of targets that are classes: fewer than so many, and each of them at least so often.
+#: Signs of targets that are classes: fewer than so many, and each of them at least so often. A value of a feature that
+#: gives a class is as often, on average.
 MOST_CLASSES, LEAST_OF_A_CLASS = 20, 5
 
 #: The largest deviation of one feature, as a multiple of the median deviation.
@@ -171,7 +172,10 @@ def _of_feature(name: str, target: ExaminedData, feature: int, *, is_whole: bool
 
 
 def _is_target(column: NDArray[Any], targets: NDArray[Any], *, is_on_line: bool) -> bool:
-    """Return whether one column gives the target: on a straight line, or with a value for each of the target's."""
+    """Return whether one column gives the target: on a straight line, or with one class for each of its values.
+
+    These are few, or each class has values between two bounds. A number of its own for each row would give any target.
+    """
     if is_on_line:
         known = targets[:, 0].astype(np.float64)
         if targets.shape[1] > 1 or not column.std() or not known.std():
@@ -180,9 +184,13 @@ def _is_target(column: NDArray[Any], targets: NDArray[Any], *, is_on_line: bool)
     if targets.size != len(targets):
         return False
     values, places = np.unique(column, return_inverse=True)
-    classes = np.unique(targets).size
-    pairs = np.unique(np.stack([places.reshape(-1), targets.reshape(-1)]), axis=1).shape[1]
-    return len(targets) >= LEAST_ROWS and classes > 1 and len(values) == classes == pairs
+    classes, counts = np.unique(targets, return_counts=True)
+    # In the order of the values.
+    pairs = np.unique(np.stack([places.reshape(-1), targets.reshape(-1)]), axis=1)
+    if len(targets) < LEAST_ROWS or len(classes) < 2 or counts.min() < LEAST_OF_A_CLASS:
+        return False
+    are_few = len(values) * LEAST_OF_A_CLASS <= len(targets)
+    return pairs.shape[1] == len(values) and (are_few or np.count_nonzero(np.diff(pairs[1])) == len(classes) - 1)
 
 
 def check_loss(target: ExaminedData) -> list[Finding]:

@@ -80,7 +80,10 @@ def test_where_all_else_is_equal_the_c_library_is_named() -> None:
 
 
 def test_a_shorter_run_is_the_same_as_far_as_it_goes() -> None:
-    assert compared(receipt(), receipt("ab")).startswith("2 epochs here and 1 there, the same as far as both go")
+    assert compared(receipt(), receipt("ab")) == (
+        "2 epochs here and 1 there, the same as far as both go: the shorter run ended before its last epoch, and "
+        "`lockstep train --resume` continues it"
+    )
 
 
 def test_the_command_compares_and_computes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
