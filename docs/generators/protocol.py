@@ -9,7 +9,6 @@ from enum import Enum
 from typing import Any
 
 import lockstep.common.statemachine.client as client
-import lockstep.launch.supervision.supervisor as supervisor
 import lockstep.ps.coordinator.transitions as coordinator
 import lockstep.ps.shard.state as shard
 import lockstep.ps.shard_group.members as shard_group
@@ -38,12 +37,6 @@ MACHINES = (
     Machine("A shard in the run", shard.ShardPhase, shard.TRANSITIONS, "ps/shard"),
     Machine("The shards of a run", shard_group.GroupPhase, shard_group.TRANSITIONS, "ps/shard_group"),
     Machine("A standby", standby.StandbyPhase, standby.TRANSITIONS, "ps/standby"),
-    Machine(
-        "The servers of a run, as `train` restarts them",
-        supervisor.SupervisorPhase,
-        supervisor.TRANSITIONS,
-        "launch/supervision",
-    ),
 )
 
 

@@ -27,6 +27,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.chaos import Interference
 from lockstep.launch.cluster import Cluster, run_folder
 from lockstep.launch.process_backend import LocalBackend
+from lockstep.launch.run_starter import RunStarter
 from lockstep.launch.supervision.restarts import Role
 from lockstep.ps.records.ledger import Line, read_lines
 from lockstep.ps.records.metrics import MOST_LINES_BYTES, StepRecord, read_metrics
@@ -214,7 +215,8 @@ class BenchSession:
 
         try:
             with run_folder() as folder:
-                cluster = Cluster.of(job, destination, backend, folder, say=self.say, watch=watch, chaos=interference)
+                starter = RunStarter(job, destination, backend, folder, run_dir)
+                cluster = Cluster(starter, self.say, watch, SystemClock(), interference)
                 result = cluster.run()
             lines = read_lines(read_regular(run_dir / LEDGER, MOST_LINES_BYTES), str(run_dir / LEDGER))
             run = TimedRun(result=result, steps=read_metrics(run_dir).steps, ledger=lines, processors=processors)

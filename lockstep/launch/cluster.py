@@ -4,10 +4,8 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import assert_never
 
 import msgspec
 from msgspec.structs import replace
@@ -23,7 +21,6 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import demand_open_files
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import Numerics, kept_numerics
-from lockstep.common.statemachine.machine import Started, TimePassed, carry_out
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference
 from lockstep.launch.client import StatusClient
@@ -36,19 +33,11 @@ from lockstep.launch.supervision.child import GRACE_S, Crew, WatchedProcess, exi
 from lockstep.launch.supervision.restarts import SERVER, STANDBY, USAGE, ProcessPlace, Role
 from lockstep.launch.supervision.supervisor import (
     UNANSWERED,
-    EndSupervision,
+    FilesSeen,
     Outlook,
-    ProcessesEnded,
-    PromoteStandby,
-    ReportDeath,
     RunEnd,
     RunSupervisor,
-    ServerListens,
-    StartProcess,
     StatusSeen,
-    StopProcess,
-    SupervisorEffect,
-    SupervisorEvent,
 )
 from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.ps.coordinator.transitions import RunPhase
@@ -78,8 +67,6 @@ class Cluster:
     """Does what a run's supervisor decides, and shows the run meanwhile."""
 
     starter: RunStarter
-    crew: Crew
-    supervisor: RunSupervisor
     say: Callable[[str], None]
     watch: Callable[[Status], None]
     clock: Clock
@@ -89,37 +76,25 @@ class Cluster:
     is_to_stop: IsToStop | None = None
     #: The connection to the server that runs.
     client: StatusClient | None = None
-    #: Why the run is not continued.
-    outcome: EndSupervision | None = None
+    crew: Crew = field(init=False)
+    supervisor: RunSupervisor = field(init=False)
+    #: How many workers had been evicted for good before the processes were first started.
+    _convicted: int = field(init=False)
 
-    @classmethod
-    def of(
-        cls,
-        job: Job,
-        destination: Destination,
-        backend: ProcessBackend,
-        folder: Path,
-        *,
-        say: Callable[[str], None],
-        watch: Callable[[Status], None],
-        chaos: Interference | None = None,
-        is_to_stop: IsToStop | None = None,
-    ) -> "Cluster":
-        """Return a run none of whose processes is started, with the private folder `folder`."""
-        launch, home = destination.options, destination.folder
-        starter = RunStarter(job, destination, backend, folder, home, pauses=is_to_stop is not None)
-        look, here = partial(run_files, starter, len(read_convictions(home))), replace(launch, workers=backend.workers)
-        supervisor = RunSupervisor(here, look, backend.team_size, backend.has_external_workers)
-        crew = Crew(starter.start)
-        return cls(starter, crew, supervisor, say, watch, SystemClock(), chaos=chaos, is_to_stop=is_to_stop)
+    def __post_init__(self) -> None:
+        backend, launch = self.starter.backend, self.starter.destination.options
+        self.crew = Crew(self.starter.start)
+        here = replace(launch, workers=backend.workers)
+        self.supervisor = RunSupervisor(here, self, backend.team_size, backend.has_external_workers)
+        self._convicted = len(read_convictions(self.starter.home))
 
     def run(self) -> RunResult:
         """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
         try:
-            self._happened(Started())
-            while self.outcome is None:
+            self.supervisor.begin(self.clock.now())
+            while self.supervisor.end is None:
                 self._turn()
-            result = self._result(self.outcome)
+            result = self._result(self.supervisor.end)
             self.watch(final_status(result))
             return result
         finally:
@@ -128,26 +103,40 @@ class Cluster:
 
     def _turn(self) -> None:
         """Wait, and let the supervisor see which processes have ended, the status and the time."""
+        if not self.supervisor.is_served and self.crew.runs(SERVER):
+            self._await_server()
         self._wait()
         ends = self.crew.ends()
         workers = {place: end for place, end in ends.items() if place.role is Role.WORKER and SERVER not in ends}
         if SERVER in ends:
             self._relay()
-        self._happened(ProcessesEnded(ends={place: end for place, end in ends.items() if place not in workers}))
+        others = {place: end for place, end in ends.items() if place not in workers}
+        self.supervisor.on_ends(others, self.clock.now())
         # After the death of a worker, so that the answer shows what came of it.
         status = self._ask()
         self._relay()
-        self._happened(ProcessesEnded(ends=workers))
-        self._happened(TimePassed())
-        if self.outcome is None and self.crew.runs(SERVER):
+        self.supervisor.on_ends(workers, self.clock.now())
+        self.supervisor.on_time(self.clock.now())
+        if self.supervisor.end is None and self.crew.runs(SERVER):
             self._show(status)
+
+    def _await_server(self) -> None:
+        """Wait until the server that was started listens, or ends before that."""
+        server = self.crew.processes[SERVER]
+        address = server.listens()
+        if not address:
+            server.end(GRACE_S)
+            return
+        is_elsewhere, self.starter.address = address != self.starter.address, address
+        self._dial()
+        self.supervisor.on_listening(self.clock.now(), is_elsewhere=is_elsewhere)
 
     def _ask(self) -> Status | None:
         """Ask the server for the status, if it runs; None if it does not answer in time."""
         if self.client is None or not self.crew.runs(SERVER):
             return None
         status = self.client.ask(POLL_S)
-        self._happened(status_seen(status))
+        self.supervisor.on_status(status_seen(status), self.clock.now())
         return status
 
     def _wait(self) -> None:
@@ -161,46 +150,33 @@ class Cluster:
             if server.wait(min(poll_s, LOOK_S)):
                 threading.Event().wait(CHAOS_POLL_S)
 
-    def _happened(self, event: SupervisorEvent) -> None:
-        carry_out(self.supervisor, [event], self._perform, self.clock.now)
+    # The supervisor acts through these
 
-    def _perform(self, effect: SupervisorEffect) -> list[SupervisorEvent]:
-        match effect:
-            case StartProcess(place=ProcessPlace(role=Role.SERVER)):
-                return self._start_server()
-            case StartProcess(place=place):
-                process = self.crew.begin(place)
-                if place == STANDBY:
-                    self.starter.standby_address = process.listens()
-            case StopProcess(place=place):
-                self.crew.stop(place)
-            case ReportDeath():
-                self.say(self._death_text(effect))
-                if effect.outlook is Outlook.STANDBY:
-                    self.starter.follow_standby()
-                    self.crew.move(STANDBY, SERVER)
-                    self._dial()
-            case PromoteStandby():
-                self.say("no worker of the last step is left to ask the standby for it: it leads the run from now on")
-                if self.client is not None:
-                    self.client.promote()
-            case EndSupervision():
-                self.outcome = effect
-            case _:
-                assert_never(effect)
-        return []
+    def start(self, place: ProcessPlace) -> None:
+        if place == SERVER:
+            # The workers join a resumed run when they are back: not all may be.
+            self.starter.takes_any = self.supervisor.is_second
+        process = self.crew.begin(place)
+        if place == STANDBY:
+            self.starter.standby_address = process.listens()
 
-    def _start_server(self) -> list[SupervisorEvent]:
-        # The workers join a resumed run when they are back: not all may be.
-        self.starter.takes_any = self.supervisor.is_second
-        server = self.crew.begin(SERVER)
-        address = server.listens()
-        if not address:
-            server.end(GRACE_S)
-            return [ProcessesEnded(ends=self.crew.ends())]
-        is_elsewhere, self.starter.address = address != self.starter.address, address
-        self._dial()
-        return [ServerListens(is_elsewhere=is_elsewhere)]
+    def stop(self, place: ProcessPlace) -> None:
+        self.crew.stop(place)
+
+    def report(self, place: ProcessPlace, outlook: Outlook, delay_s: float) -> None:
+        self.say(self._death_text(place, outlook, delay_s))
+        if outlook is Outlook.STANDBY:
+            self.starter.follow_standby()
+            self.crew.move(STANDBY, SERVER)
+            self._dial()
+
+    def promote(self) -> None:
+        self.say("no worker of the last step is left to ask the standby for it: it leads the run from now on")
+        if self.client is not None:
+            self.client.promote()
+
+    def look(self) -> FilesSeen:
+        return run_files(self.starter, self._convicted)
 
     def _dial(self) -> None:
         self._hang_up()
@@ -233,30 +209,30 @@ class Cluster:
             stops = self.is_to_stop(status.history)
             self.client.decide(CallbackDecision(epoch=status.history[-1].epoch, stops=stops))
 
-    def _death_text(self, death: ReportDeath) -> str:
+    def _death_text(self, place: ProcessPlace, outlook: Outlook, delay_s: float) -> str:
         """Return how a process has died, and what follows."""
-        text = exit_message(self.crew.processes[death.place])
-        if death.outlook is Outlook.STANDBY:
+        text = exit_message(self.crew.processes[place])
+        if outlook is Outlook.STANDBY:
             takeover_s = self.starter.destination.options.takeover_seconds
             after = "" if leads(self.starter.home / STANDBY_FOLDER) else f" after {takeover_s:g} s without it"
             return f"{text}; its workers go to the standby{after}"
-        if death.place == STANDBY and death.outlook is Outlook.RESTARTED:
-            return f"{text}; restarting in {death.delay_s:.1f} s"
-        if death.place.role in (Role.SERVER, Role.SHARD):
-            return f"{text}; restarting in {death.delay_s:.1f} s, from the last checkpoint"
-        outlook = "it is restarted" if death.outlook is Outlook.RESTARTED else "it is not restarted"
-        return f"{text}; {'' if death.place == STANDBY else 'its micro-batches go to the others, and '}{outlook}"
+        if place == STANDBY and outlook is Outlook.RESTARTED:
+            return f"{text}; restarting in {delay_s:.1f} s"
+        if place.role in (Role.SERVER, Role.SHARD):
+            return f"{text}; restarting in {delay_s:.1f} s, from the last checkpoint"
+        after = "it is restarted" if outlook is Outlook.RESTARTED else "it is not restarted"
+        return f"{text}; {'' if place == STANDBY else 'its micro-batches go to the others, and '}{after}"
 
-    def _result(self, outcome: EndSupervision) -> RunResult:
+    def _result(self, end: RunEnd) -> RunResult:
         self._relay()
-        if outcome.end is not RunEnd.RESULT:
-            raise self._error(outcome)
+        if end is not RunEnd.RESULT:
+            raise self._error(end)
         return read_result(self.starter.run_dir)
 
-    def _error(self, outcome: EndSupervision) -> LockstepError:
+    def _error(self, end: RunEnd) -> LockstepError:
         """Return why a run has failed."""
-        dead = self.crew.processes[outcome.place]
-        match outcome.end:
+        dead = self.crew.processes[self.supervisor.cause]
+        match end:
             case RunEnd.CRASH:
                 return RunError(crash_message(dead, self.starter.job.numerics))
             case RunEnd.SHARD_KILLED:
@@ -368,11 +344,8 @@ def train_on(
     """Train to the end with the processes of that backend."""
     check_launch(destination.options)
     with run_folder() as folder:
-        say, watch = display.say, display.show
-        cluster = Cluster.of(
-            job, destination, backend, folder, say=say, watch=watch, chaos=chaos, is_to_stop=is_to_stop
-        )
-        return cluster.run()
+        starter = RunStarter(job, destination, backend, folder, destination.folder, pauses=is_to_stop is not None)
+        return Cluster(starter, display.say, display.show, SystemClock(), chaos, is_to_stop).run()
 
 
 @contextmanager

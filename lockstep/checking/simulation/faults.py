@@ -184,7 +184,7 @@ class Faults:
             return
         for number, name in enumerate(launcher.run.standbys):
             if leads(launcher.run.folder.parent / name):
-                launcher.start_again(ProcessPlace(Role.STANDBY, number))
+                launcher.start(ProcessPlace(Role.STANDBY, number))
                 return
 
     def _promote(self, target: int) -> None:

@@ -1,10 +1,9 @@
 """Starts the processes of a simulated run; supervisors decide when each is restarted, as they do for real processes."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 from msgspec.structs import replace
@@ -27,7 +26,6 @@ from lockstep.checking.simulation.watch import ELSEWHERE, RunWatch
 from lockstep.checking.simulation.world import Process, SimulatedShell, World
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.client import Exit
-from lockstep.common.statemachine.machine import Machine, Started, TimePassed, TransitionTable, carry_out
 from lockstep.launch.run_starter import has_checkpoint, leads
 from lockstep.launch.supervision.restarts import (
     SERVER,
@@ -40,17 +38,11 @@ from lockstep.launch.supervision.restarts import (
 )
 from lockstep.launch.supervision.supervisor import (
     UNANSWERED,
-    EndSupervision,
     FilesSeen,
-    ProcessesEnded,
+    Outlook,
     RunEnd,
     RunSupervisor,
-    ServerListens,
-    StartProcess,
     StatusSeen,
-    StopProcess,
-    SupervisorEffect,
-    SupervisorEvent,
 )
 from lockstep.launch.team import LEADER
 from lockstep.ps.coordinator.transitions import RunPhase
@@ -81,48 +73,44 @@ KILLED = ProcessEnd(code=-9)
 
 
 @dataclass
-class ClusterManager(Machine[SupervisorEvent, SupervisorEffect]):
+class ClusterManager:
     """Restarts each process by itself, as Kubernetes does for servers and standbys on hosts of their own."""
 
     #: The places that are started with the server, and once it listens.
     first: list[ProcessPlace]
     then: list[ProcessPlace]
+    start: Callable[[ProcessPlace], None]
     places: ProcessTable = field(default_factory=lambda: ProcessTable(MAX_RESTARTS))
-
-    transitions: ClassVar[TransitionTable] = {}
-
-    def handle(self, event: SupervisorEvent, now: float) -> list[SupervisorEffect]:
-        return self.react(event, now)
 
     def deadline(self) -> float | None:
         return self.places.deadline()
 
-    def react(self, event: SupervisorEvent, now: float) -> list[SupervisorEffect]:
-        match event:
-            case Started():
-                return self._start(self.first, now)
-            case ServerListens():
-                # Once, whether or not a worker was started elsewhere before.
-                then, self.then = self.then, []
-                return self._start(then, now)
-            case ProcessesEnded(ends=ends):
-                for place, end in ends.items():
-                    self.places.end(place, end, now)
-                    # A worker that has ended well may be needed: its server may have been lost before it wrote the
-                    # result. A server that was refused may have come before the run missed the one before it.
-                    is_worker = place.role is Role.WORKER
-                    if self.places.restart(place, now) is None and is_worker == (end.code == 0):
-                        self.places.expect(place, now + AGAIN_S)
-            case StatusSeen(steps=steps):
-                self.places.steps = max(self.places.steps, steps)
-            case TimePassed():
-                return self._start(self.places.due(PlaceState.AWAITED, now), now)
-        return []
+    def begin(self, now: float) -> None:
+        self._start(self.first, now)
 
-    def _start(self, places: list[ProcessPlace], now: float) -> list[SupervisorEffect]:
+    def on_listening(self, now: float, *, is_elsewhere: bool) -> None:
+        # Once, whether or not a worker was started elsewhere before.
+        then, self.then = self.then, []
+        self._start(then, now)
+
+    def on_ends(self, ends: Mapping[ProcessPlace, ProcessEnd], now: float) -> None:
+        for place, end in ends.items():
+            self.places.end(place, end, now)
+            # A worker that has ended well may be needed: its server may have been lost before it wrote the result. A
+            # server that was refused may have come before the run missed the one before it.
+            if self.places.restart(place, now) is None and (place.role is Role.WORKER) == (end.code == 0):
+                self.places.expect(place, now + AGAIN_S)
+
+    def on_status(self, status: StatusSeen, now: float) -> None:
+        self.places.steps = max(self.places.steps, status.steps)
+
+    def on_time(self, now: float) -> None:
+        self._start(self.places.due(PlaceState.AWAITED, now), now)
+
+    def _start(self, places: list[ProcessPlace], now: float) -> None:
         for place in places:
             self.places.begin(place, now)
-        return [StartProcess(place=place) for place in places]
+            self.start(place)
 
 
 def end_of(ended: Exit | None) -> ProcessEnd:
@@ -132,7 +120,7 @@ def end_of(ended: Exit | None) -> ProcessEnd:
 
 @dataclass
 class Launcher:
-    """The shell of a run's supervisor: starts processes, and reports how they end."""
+    """The processes of a run, as a supervisor handles them: starts them, and reports how they end."""
 
     scenario: Scenario
     run: SimulatedRun
@@ -144,7 +132,10 @@ class Launcher:
     teams: dict[ProcessPlace, Hall] = field(default_factory=dict)
     #: Whether the host of the server is gone for good.
     is_lost: bool = False
-    supervisor: Machine[SupervisorEvent, SupervisorEffect] = field(init=False)
+    supervisor: RunSupervisor | ClusterManager = field(init=False)
+    #: Whether the supervisor has ended the run, and whether it has just started a server.
+    _is_over: bool = False
+    _is_new_server: bool = False
     #: The ends that the supervisor has not seen, and the last end of each place.
     _unseen: dict[ProcessPlace, ProcessEnd] = field(default_factory=dict)
     _ends: dict[ProcessPlace, ProcessEnd] = field(default_factory=dict)
@@ -160,21 +151,18 @@ class Launcher:
             standbys = [ProcessPlace(Role.STANDBY, number) for number in range(len(self.run.standbys))]
             then = [ProcessPlace(Role.SHARD, number) for number in range(1, 1 + shards)]
             then += [ProcessPlace(Role.WORKER, number) for number in range(workers)]
-            self.supervisor = ClusterManager([SERVER, *standbys], then)
+            self.supervisor = ClusterManager([SERVER, *standbys], then, self.start)
         else:
             # A team is one process of the run, which starts the others.
             options = RunOptions(workers=workers, servers=1 + shards, max_restarts=MAX_RESTARTS)
-            self.supervisor = self.run.parts.supervisor(options, self._look, has_external_workers=True)
-        self._happened(Started())
+            self.supervisor = self.run.parts.supervisor(options, self, has_external_workers=True)
+        self._is_over = False
+        self._tell(self.supervisor.begin)
 
     def start_team(self) -> None:
         """Start a team that no supervisor of the run restarts."""
         added = sum(place.number >= self.scenario.workers for place in self.teams)
         self._start_team(ProcessPlace(Role.WORKER, self.scenario.workers + added))
-
-    def start_again(self, place: ProcessPlace) -> None:
-        """Start a process that has ended for good."""
-        self._perform(StartProcess(place=place))
 
     def at(self, *roles: Role) -> list[Process]:
         """Return the servers of these roles that run."""
@@ -199,9 +187,25 @@ class Launcher:
         elif place in self.processes:
             self.processes[place].end(is_killed=True)
 
-    # The supervisor, and what it sees
+    # The supervisor acts through these
 
-    def _look(self) -> FilesSeen:
+    def start(self, place: ProcessPlace) -> None:
+        """Start the process of a place, as a supervisor or a person wants it."""
+        self.end(place)
+        self._unseen.pop(place, None)
+        if not self.watch.is_over:
+            self._start_place(place)
+
+    def stop(self, place: ProcessPlace) -> None:
+        self.end(place)
+
+    def report(self, place: ProcessPlace, outlook: Outlook, delay_s: float) -> None:
+        """Do nothing: the watch has seen the death, and this supervisor has no standby to follow."""
+
+    def promote(self) -> None:
+        """Do nothing: this supervisor has no standby."""
+
+    def look(self) -> FilesSeen:
         folder = self.run.folder
         return FilesSeen(
             has_begun=has_begun(folder),
@@ -210,6 +214,8 @@ class Launcher:
             has_evicted=bool(read_convictions(folder)),
         )
 
+    # The supervisor sees what happens
+
     def _status(self) -> StatusSeen:
         server = next((server_of(one) for one in self.at(Role.SERVER) if not one.is_stopped), None)
         if server is None:
@@ -217,40 +223,40 @@ class Launcher:
         is_before = server.server.coordinator.phase in (RunPhase.AWAITING_SERVERS, RunPhase.AWAITING_WORKERS)
         return StatusSeen(is_answered=True, is_before=is_before, steps=self._steps)
 
-    def _turn(self, supervisor: Machine[SupervisorEvent, SupervisorEffect]) -> None:
+    def _turn(self, supervisor: RunSupervisor | ClusterManager) -> None:
         """Let a supervisor look at all, unless another one has taken its place."""
         if supervisor is self.supervisor and not self.watch.is_over:
             ends, self._unseen = self._unseen, {}
             self._ends.update(ends)
-            for event in (self._status(), ProcessesEnded(ends=ends), TimePassed()):
-                self._happened(event)
+            status = self._status()
+            self._tell(lambda now: supervisor.on_status(status, now))
+            self._tell(lambda now: supervisor.on_ends(ends, now))
+            self._tell(supervisor.on_time)
 
-    def _happened(self, event: SupervisorEvent) -> None:
-        before = self.supervisor.deadline()
-        carry_out(self.supervisor, [event], self._perform, lambda: self.world.now)
-        due = self.supervisor.deadline()
+    def _tell(self, tell: Callable[[float], None]) -> None:
+        """Let the supervisor react to something, and to a server that it has started; see to what follows."""
+        supervisor, before = self.supervisor, self.supervisor.deadline()
+        tell(self.world.now)
+        is_new, self._is_new_server = self._is_new_server, False
+        if is_new and self.processes[SERVER].is_dead:
+            supervisor.on_ends({SERVER: self._unseen.pop(SERVER)}, self.world.now)
+        elif is_new:
+            supervisor.on_listening(self.world.now, is_elsewhere=not self.teams)
+        if isinstance(supervisor, RunSupervisor) and supervisor.end is not None and not self._is_over:
+            self._is_over = True
+            self._give_up(supervisor.end, supervisor.cause)
+        due = supervisor.deadline()
         if due is not None and due != before:
-            self.world.at(due, partial(self._turn, self.supervisor))
+            self.world.at(due, partial(self._turn, supervisor))
 
-    def _perform(self, effect: SupervisorEffect) -> list[SupervisorEvent]:
-        match effect:
-            case StartProcess(place=place):
-                self.end(place)
-                self._unseen.pop(place, None)
-                return [] if self.watch.is_over else self._start_place(place)
-            case StopProcess(place=place):
-                self.end(place)
-            case EndSupervision(end=RunEnd.RESULT):
-                # The server may have been killed in the moment in which its result was written.
-                self.watch.finished = self.watch.finished or [self.run.folder]
-            case EndSupervision():
-                self._give_up(effect)
-        return []
-
-    def _give_up(self, ended: EndSupervision) -> None:
-        """Let a person resume the run. Only a process that has ended with an error ends it."""
-        if self._ends[ended.place].was_killed:
-            self.watch.fail(f"the supervisor ends the run, since {ended.place} was killed: {ended.end.value}")
+    def _give_up(self, end: RunEnd, cause: ProcessPlace) -> None:
+        """End the run, or let a person resume it. Only a process that has ended with an error ends it."""
+        if end is RunEnd.RESULT:
+            # The server may have been killed in the moment in which its result was written.
+            self.watch.finished = self.watch.finished or [self.run.folder]
+            return
+        if self._ends[cause].was_killed:
+            self.watch.fail(f"the supervisor ends the run, since {cause} was killed: {end.value}")
         self.world.after(self._seen_s(), self._resume)
 
     def _resume(self) -> None:
@@ -299,8 +305,7 @@ class Launcher:
             process.ticks.pause_after = int(self.rng.integers(1, LATEST_PAUSE))
             process.ticks.pause_s = PAUSE_S * float(LONGEST_PAUSE ** (self.rng.random() ** 2))
 
-    def _start_place(self, place: ProcessPlace) -> list[SupervisorEvent]:
-        """Start the process of a place; return whether a server listens."""
+    def _start_place(self, place: ProcessPlace) -> None:
         if place.role is Role.WORKER:
             self._start_team(place)
         elif not (place == SERVER and self.is_lost):
@@ -308,11 +313,7 @@ class Launcher:
             opening = partial(opens[place.role], place)
             name = list(self.run.standbys)[place.number] if place.role is Role.STANDBY else place.role.value
             self.processes[place] = self._start(name, opening, partial(self._ended, place))
-            if place == SERVER and not self.processes[place].is_dead:
-                return [ServerListens(is_elsewhere=not self.teams)]
-            if place == SERVER:
-                return [ProcessesEnded(ends={SERVER: self._unseen.pop(SERVER)})]
-        return []
+            self._is_new_server = self._is_new_server or place == SERVER
 
     def _ended(self, place: ProcessPlace, process: Process, is_killed: bool) -> None:  # a callback
         ended = self.watch.ended(process, is_killed=is_killed)

@@ -13,7 +13,7 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import Result
 from lockstep.common.statemachine.machine import Received
 from lockstep.launch.supervision.restarts import ProcessTable
-from lockstep.launch.supervision.supervisor import RunSupervisor, ServerListens, StartProcess, SupervisorEffect
+from lockstep.launch.supervision.supervisor import RunSupervisor
 from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -188,11 +188,10 @@ class Ungrateful(Coordinator):
 class Lonely(RunSupervisor):
     """Restarts a server without its shards."""
 
-    def _serve(self, event: ServerListens, now: float) -> list[SupervisorEffect]:
-        effects, shards = super()._serve(event, now), self._shards()
-        return [
-            one for one in effects if event.is_elsewhere or not (isinstance(one, StartProcess) and one.place in shards)
-        ]
+    def on_listening(self, now: float, *, is_elsewhere: bool) -> None:
+        self.is_served = True
+        if is_elsewhere:
+            super().on_listening(now, is_elsewhere=True)
 
 
 class Impatient(RunSupervisor):
