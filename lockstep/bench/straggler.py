@@ -33,7 +33,7 @@ from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores
-from lockstep.launch.chaos import RunProcesses
+from lockstep.launch.chaos import ProcessesOf
 from lockstep.launch.supervision.restarts import Role
 from lockstep.ps.records.ledger import Line, StepDone, UnusedWork, WorkerIn
 
@@ -105,11 +105,11 @@ class Slowdown:
     _end: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
-    def on_status(self, status: Status | None, processes: RunProcesses) -> None:
+    def on_status(self, status: Status | None, processes: ProcessesOf) -> None:
         """Begin if it is time."""
         if self.begun is not None or status is None or status.step < self.after_steps:
             return
-        *others, worker = processes[Role.WORKER]
+        *others, worker = processes(Role.WORKER)
         self.begun = Begun(step=status.step, pid=worker.pid, process=len(others))
         if self.pattern is not None:
             arguments = (self.pattern, worker.send, self._end.wait, self.clock)

@@ -6,7 +6,7 @@ stopped or slowed down is released after some steps, or after some seconds if th
 
 import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -110,14 +110,14 @@ def planned_actions(wanted: dict[ChaosAction, int], seed: int) -> list[PlannedAc
     return sorted(made, key=lambda it: it.moment)
 
 
-#: The processes of a run, by what they do in it.
-RunProcesses = Mapping[Role, Sequence[WatchedProcess]]
+#: Returns the processes of a run that have a role in it, as `Crew.at`.
+ProcessesOf = Callable[[Role], Sequence[WatchedProcess]]
 
 
 class Interference(Protocol):
     """Disturbs the processes of a run on purpose."""
 
-    def on_status(self, status: Status | None, processes: RunProcesses) -> None:
+    def on_status(self, status: Status | None, processes: ProcessesOf) -> None:
         """Inject the faults that are due: called at each poll of the run, with None if it did not answer."""
         ...
 
@@ -149,7 +149,7 @@ class Chaos:
     #: How many were carried out.
     done: int = 0
 
-    def on_status(self, status: Status | None, processes: RunProcesses) -> None:
+    def on_status(self, status: Status | None, processes: ProcessesOf) -> None:
         """Inject at most one fault that is due, so that the run can recover before the next one."""
         self._release_due(status)
         if status is None or not status.steps or not self.ahead:
@@ -164,10 +164,10 @@ class Chaos:
             self.done += 1
             self._do(due.action, child, status)
 
-    def _target(self, due: PlannedAction, processes: RunProcesses) -> WatchedProcess | None:
+    def _target(self, due: PlannedAction, processes: ProcessesOf) -> WatchedProcess | None:
         """Return the process it is done to, None if all are gone or stand still: then it is done later."""
         afflicted = [disturbance.child for disturbance in self.disturbances]
-        group = processes[due.action.role]
+        group = processes(due.action.role)
         # One without a number waits for room in a cluster.
         able = [child for child in group if child not in afflicted and not child.has_ended() and child.pid]
         return able[due.target % len(able)] if able else None

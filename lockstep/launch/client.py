@@ -4,7 +4,6 @@ import os
 import platform
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def say(text: str) -> None:
 
 def take_part(join: Callable[[], Exit], supervised: Path | None) -> int:
     """Take part in a run until this process or the run ends, and return the exit code; raise as `conclude`."""
-    with ends_with_parent(supervised) if supervised else nullcontext():
+    with ends_with_parent(supervised):
         ended = join()
     return conclude(ended, is_silent=supervised is not None)
 

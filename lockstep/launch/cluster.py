@@ -200,8 +200,7 @@ class Cluster:
             self.watch(status)
             self._run_callbacks(status)
         if self.chaos is not None:
-            roles = (Role.SERVER, Role.SHARD, Role.WORKER)
-            self.chaos.on_status(status, {role: self.crew.at(role) for role in roles})
+            self.chaos.on_status(status, self.crew.at)
 
     def _run_callbacks(self, status: Status) -> None:
         """Let callbacks decide whether a run that waits for them continues; repeat that if it was lost."""

@@ -86,13 +86,17 @@ STDIN = 0
 
 
 @contextmanager
-def ends_with_parent(folder: Path | None = None, rescue: Callable[[], object] | None = None) -> Iterator[None]:
+def ends_with_parent(folder: Path | None, rescue: Callable[[], object] | None = None) -> Iterator[None]:
     """Watch standard input, a pipe that the parent keeps open: its end means that the parent is gone.
 
     Then this process is interrupted, and `folder`, which the parent can no longer remove, is removed at the end. The
     server calls `rescue` first, which keeps the logs in that folder; the others leave this to the server. An error that
     happens then is an interrupt too: whichever process is the first removes the folder, and others miss their files.
+    Without a folder, a person has started this process, and nothing is watched.
     """
+    if folder is None:
+        yield
+        return
     watch = threading.Thread(target=_watch, args=(folder, rescue), name="parent watch", daemon=True)
     try:
         # Within the `try`: the parent may be gone already.
@@ -115,7 +119,7 @@ def _is_parent_gone() -> bool:
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
-def _watch(folder: Path | None, rescue: Callable[[], object] | None) -> None:
+def _watch(folder: Path, rescue: Callable[[], object] | None) -> None:
     # Not through `sys.stdin`: its lock, held by a daemon thread, would abort the interpreter at its end.
     while os.read(STDIN, 4096):
         pass
@@ -125,9 +129,7 @@ def _watch(folder: Path | None, rescue: Callable[[], object] | None) -> None:
     os._exit(130)
 
 
-def _sweep(folder: Path | None, rescue: Callable[[], object] | None) -> None:
-    if folder is None:
-        return
+def _sweep(folder: Path, rescue: Callable[[], object] | None) -> None:
     if rescue is not None:
         with suppress(OSError):
             rescue()

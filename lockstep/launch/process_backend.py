@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.environment import core_numbers, keep_to_core
@@ -20,28 +18,6 @@ from lockstep.launch.supervision.child import LOG, Child, WatchedProcess
 from lockstep.launch.supervision.restarts import ProcessPlace, Role
 from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.launch.team import team_arguments
-
-
-class ProcessCommand(msgspec.Struct, frozen=True, kw_only=True):
-    """A command that starts a process of a run, without the parts that depend on the machine."""
-
-    place: ProcessPlace
-    #: Arguments of `lockstep`, in which `HERE` stands for a private folder of the process.
-    arguments: list[str]
-    #: The address at which a server has to listen again, empty if any will do.
-    address: str = ""
-
-    @property
-    def name(self) -> str:
-        """The name of the process in messages."""
-        role = self.place.role
-        return "the server" if role is Role.SERVER else f"a {role.value}"
-
-    @property
-    def stem(self) -> str:
-        """The name of its log and its socket, without their endings."""
-        role = self.place.role
-        return role.value if role is Role.SERVER else f"{role.value}-{self.place.number}"
 
 
 class ProcessBackend(Protocol):
@@ -62,11 +38,12 @@ class ProcessBackend(Protocol):
         """The size of a team: so many consecutive processes form one, and the first of them leads it."""
         ...
 
-    def start(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
+    def start(self, place: ProcessPlace, words: list[str], folder: Path, address: str) -> WatchedProcess:
         """Start a server, a shard or a standby on this machine, or a process that computes, or a team of these.
 
-        The process is given its address and keys, or its place in a team. Its log goes to `folder`, in which the job
-        file is.
+        `words` are the arguments of `lockstep`, in which `HERE` stands for a private folder of the process; its keys,
+        and its address or its place in a team, are added. A server has to listen at `address` again, or at any if that
+        is empty. Its log goes to `folder`, in which the job file is.
         """
         ...
 
@@ -97,13 +74,13 @@ class LocalBackend:
         # Audited work is computed again by another worker, so there has to be more than one.
         self.team_size = 1 if self.launch.audit else max(1, min(self.workers, PROCESSES_LIMIT))
 
-    def start(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
-        number, is_worker = command.place.number, command.place.role is Role.WORKER
-        bind = [] if is_worker else ["--bind", command.address or self._bind(command.stem, folder)]
-        child = start_here(command, self._team(number, folder) if is_worker else bind, folder, self.template)
+    def start(self, place: ProcessPlace, words: list[str], folder: Path, address: str) -> WatchedProcess:
+        is_worker = place.role is Role.WORKER
+        added = self._team(place.number, folder) if is_worker else ["--bind", address or self._bind(place.stem, folder)]
+        child = start_here(place, [*words, *added], folder, self.template)
         if is_worker and self.team_size == 1 and self.workers == len(core_numbers()):
             # The processes of a team do this themselves.
-            keep_to_core(child.pid, number)
+            keep_to_core(child.pid, place.number)
         return child
 
     def _team(self, number: int, folder: Path) -> list[str]:
@@ -122,12 +99,9 @@ class LocalBackend:
         return transport.local_address.format(folder=folder, name=name)
 
 
-def start_here(
-    command: ProcessCommand, added: list[str], folder: Path, template: ProcessTemplate | None = None
-) -> Child:
-    """Start a process on this machine, with some more arguments; fork it from the template, if there is one."""
-    log = folder / f"{command.stem}{LOG}"
-    return Child.start(command.name, [*command.arguments, *added], log, template=template)
+def start_here(place: ProcessPlace, words: list[str], folder: Path, template: ProcessTemplate | None = None) -> Child:
+    """Start the process of a place on this machine; fork it from the template, if there is one."""
+    return Child.start(place.name, words, folder / f"{place.stem}{LOG}", template=template)
 
 
 #: Longest folder name below which a socket's path stays within the system's 107 bytes.

@@ -6,7 +6,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from lockstep.common.job.job import Job
-from lockstep.launch.process_backend import JOB_FILE, ProcessBackend, ProcessCommand
+from lockstep.launch.process_backend import JOB_FILE, ProcessBackend
 from lockstep.launch.supervision.child import HERE, LOG, WatchedProcess
 from lockstep.launch.supervision.restarts import ProcessPlace, Role
 from lockstep.launch.supervision.supervisor import FilesSeen
@@ -56,8 +56,7 @@ class RunStarter:
         elif place.role is Role.STANDBY:
             folder, address = str(self.home / STANDBY_FOLDER), self.standby_address
             words = [Role.SERVER.value, "--standby-of", self.address, "--run-dir", folder]
-        command = ProcessCommand(place=place, arguments=[*words, *SUPERVISED], address=address)
-        return self.backend.start(command, self.folder)
+        return self.backend.start(place, [*words, *SUPERVISED], self.folder, address)
 
     def addresses(self) -> str:
         """Return where the run may be led from: a process that is restarted knows no other."""

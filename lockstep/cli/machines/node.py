@@ -25,11 +25,11 @@ from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import say
 from lockstep.launch.cluster import train_on
 from lockstep.launch.endpoints import WARNING, server_credential
-from lockstep.launch.process_backend import ProcessCommand, start_here
+from lockstep.launch.process_backend import start_here
 from lockstep.launch.remote.launcher import LauncherPlace, detect
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.supervision.child import WatchedProcess
-from lockstep.launch.supervision.restarts import Role
+from lockstep.launch.supervision.restarts import ProcessPlace, Role
 from lockstep.launch.team import default_processes, team_arguments
 from lockstep.results.reports.display import display_for, print_plainly
 from lockstep.runs.run_dir import finished, has_begun, resumed_job
@@ -166,15 +166,15 @@ class HeadBackend:
     def team_size(self) -> int:
         return self.workers
 
-    def start(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
-        if command.place.role is Role.WORKER:
+    def start(self, place: ProcessPlace, words: list[str], folder: Path, address: str) -> WatchedProcess:
+        if place.role is Role.WORKER:
             key = own_key(self.keys)
-            flags = [*self._team(command.place.number, folder), *([] if key is None else ["--key", str(key)])]
-            return start_here(command, flags, folder)
+            flags = [*self._team(place.number, folder), *([] if key is None else ["--key", str(key)])]
+            return start_here(place, [*words, *flags], folder)
         access = [] if self.keys is None else ["--keys", str(self.keys)]
         access += ["--insecure"] if self.is_insecure else []
         # At the same address again: the others know no other.
-        return start_here(command, ["--bind", self.place.bind, *access], folder)
+        return start_here(place, [*words, "--bind", self.place.bind, *access], folder)
 
     def _team(self, number: int, folder: Path) -> list[str]:
         if not self.is_of_ranks:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -235,7 +235,7 @@ def _take_place(request: WorkerRequest) -> int:
     for address in request.addresses():
         server_at(address)
     if request.ranks is not None or (request.team is None and request.supervised is None and not request.is_apart):
-        with ends_with_parent(request.supervised) if request.supervised else nullcontext():
+        with ends_with_parent(request.supervised):
             return share_machine(request)
     if (request.processes > 1 or request.shard) and request.team is None:
         return supervise(request, request.processes)
@@ -290,7 +290,7 @@ def supervise(request: WorkerRequest, count: int) -> int:
     """Start the first processes of a team and keep them going until the run is over; return the leader's exit code."""
     if not request.supervised:
         say(f"connecting to {request.address}")
-    with ends_with_parent(request.supervised) if request.supervised else nullcontext(), starter() as start:
+    with ends_with_parent(request.supervised), starter() as start:
         crew = Crew(functools.partial(start, request))
         others = shard_places(request)
         code = TeamSupervisor(crew, range(count), SystemClock(), say, request.link.report, others=others).run()

@@ -32,11 +32,11 @@ from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.endpoints import address_towards, server_credential, tcp_address
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
-from lockstep.launch.process_backend import ProcessCommand, private_folder, remove_private, start_here
+from lockstep.launch.process_backend import private_folder, remove_private, start_here
 from lockstep.launch.remote.agent import Core, LaunchAgent, TeamPlaces
 from lockstep.launch.supervision.channel import ChildReport, EndReport, decode_report
 from lockstep.launch.supervision.child import HERE, LOG, ProcessLog, WatchedProcess
-from lockstep.launch.supervision.restarts import USAGE, Role
+from lockstep.launch.supervision.restarts import USAGE, ProcessPlace, Role
 from lockstep.results.reports.display import Display
 
 #: The exit code of a team whose machine is gone: the same as if it had been killed.
@@ -281,22 +281,22 @@ class RayBackend:
             threading.Event().wait(POLL_S)
         self._groups += [placement_group([{"CPU": 1}]) for _ in range(fewest, self.workers)]
 
-    def start(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
-        if command.place.role is not Role.WORKER:
-            bind = command.address or tcp_address(self.host, 0)
-            return start_here(command, ["--bind", bind, "--keys", str(self.keys)], folder)
+    def start(self, place: ProcessPlace, words: list[str], folder: Path, address: str) -> WatchedProcess:
+        if place.role is not Role.WORKER:
+            bind = address or tcp_address(self.host, 0)
+            return start_here(place, [*words, "--bind", bind, "--keys", str(self.keys)], folder)
 
         def begin_team(team: RayTeam) -> Any:
             self._look()
-            if (place := self._places.take()) is None:
+            if (found := self._places.take()) is None:
                 return None
-            node, team.cores = place
-            words = [*command.arguments, "--workers", str(len(team.cores))]
-            words += [] if self.launch.spread == "never" else ["--shard-keys", HERE]
+            node, team.cores = found
+            flags = ["--workers", str(len(team.cores))]
+            flags += [] if self.launch.spread == "never" else ["--shard-keys", HERE]
             key = (self.keys / SERVER).read_text(encoding="utf-8")
-            return agent_on(node).remote(command.name, words, key, str(Path.cwd()))
+            return agent_on(node).remote(place.name, [*words, *flags], key, str(Path.cwd()))
 
-        self._teams.append(RayTeam(command.name, ProcessLog(folder / f"{command.stem}{LOG}"), begin_team))
+        self._teams.append(RayTeam(place.name, ProcessLog(folder / f"{place.stem}{LOG}"), begin_team))
         return self._teams[-1]
 
     def dial(self, address: str) -> ClientPort:

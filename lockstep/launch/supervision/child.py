@@ -312,9 +312,9 @@ class Crew:
         self.processes[target] = self.processes.pop(place)
         self._running = self._running - {place} | {target}
 
-    def at(self, *roles: Role) -> list[WatchedProcess]:
-        """Return the processes of these roles."""
-        return [process for place, process in self.processes.items() if place.role in roles]
+    def at(self, role: Role) -> list[WatchedProcess]:
+        """Return the processes of a role."""
+        return [process for place, process in self.processes.items() if place.role is role]
 
     def runs(self, place: ProcessPlace) -> bool:
         """Return whether the process of a place has not been seen to end."""

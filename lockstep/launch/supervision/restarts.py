@@ -75,6 +75,16 @@ class ProcessPlace(Struct, frozen=True):
     role: Role
     number: int = 0
 
+    @property
+    def name(self) -> str:
+        """The name of the process in messages."""
+        return "the server" if self.role is Role.SERVER else f"a {self.role.value}"
+
+    @property
+    def stem(self) -> str:
+        """The name of its log and its socket, without their endings."""
+        return self.role.value if self.role is Role.SERVER else f"{self.role.value}-{self.number}"
+
 
 SERVER, STANDBY = ProcessPlace(Role.SERVER), ProcessPlace(Role.STANDBY)
 

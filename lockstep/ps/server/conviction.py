@@ -1,8 +1,6 @@
 """Carries out the conviction of a worker that computes wrongly: quarantines checkpoints in doubt. A shell."""
 
-from collections.abc import Callable, Sequence
-
-import msgspec
+from collections.abc import Callable
 
 from lockstep.ps.checkpoint.checkpoint import DOUBTFUL, CheckpointFolder
 from lockstep.ps.coordinator.findings import AuditFinding, Conviction
@@ -21,21 +19,13 @@ from lockstep.ps.records.run_folder import (
 TakeCheckpoint = Callable[[], bool]
 
 
-class Consequences(msgspec.Struct, frozen=True):
-    """The checkpoints and results in doubt after a conviction."""
-
-    #: After how many steps the run can be resumed with right weights.
-    back_to: int
-    #: A line for each worker that was wrong: which of its results are in doubt.
-    lines: Sequence[str]
-
-
 def quarantine_checkpoints(
     conviction: Conviction, folder: RunFolder, checkpoints: CheckpointFolder, take: TakeCheckpoint
-) -> Consequences:
+) -> tuple[int, list[str]]:
     """Quarantine all checkpoints that depend on results in doubt, and record the workers that were wrong.
 
-    Raises OSError, and FileFormatError if the run's files are damaged.
+    Return the steps after which the run can be resumed with right weights, and a line for each of these workers: which
+    of its results are in doubt. Raises OSError, and FileFormatError if the run's files are damaged.
 
     In this order: if this process ends in between, the run resumes from right weights, and its next audits find the
     worker again.
@@ -53,7 +43,7 @@ def quarantine_checkpoints(
     back_to = max(checkpoints.steps(), default=0)
     new = [_entry(conviction, finding, doubt, back_to) for finding, doubt in doubts]
     keep_convictions(folder.path, [*read_convictions(folder.path), *new])
-    return Consequences(back_to, [_text(entry) for entry in new])
+    return back_to, [_text(entry) for entry in new]
 
 
 def _entry(conviction: Conviction, finding: AuditFinding, doubt: Doubt, back_to: int) -> WorkerConvicted:

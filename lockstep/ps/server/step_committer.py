@@ -159,17 +159,17 @@ class StepCommitter:
         if folder is None or checkpointer is None:
             return effects.Finish(failure=finish.failure, kind=FailureKind.AUDIT, conviction=conviction)
         try:
-            found = quarantine_checkpoints(conviction, folder, checkpointer.folder, self._take_checkpoint)
+            back_to, lines = quarantine_checkpoints(conviction, folder, checkpointer.folder, self._take_checkpoint)
         except (OSError, FileFormatError) as error:
             text = f"{finish.failure}; the run ends, as that cannot be recorded: {error}"
             return effects.Finish(failure=text, kind=FailureKind.AUDIT, conviction=conviction)
-        where = f"step {found.back_to:,}" if found.back_to else "its beginning"
+        where = f"step {back_to:,}" if back_to else "its beginning"
         if finish.kind is FailureKind.ROLLBACK:
-            follows = [finish.failure, *found.lines, f"the run goes back to {where}, and continues without it"]
+            follows = [finish.failure, *lines, f"the run goes back to {where}, and continues without it"]
             for line in follows:
                 self.say(warning(line))
             return finish
-        text = f"{finish.failure}; {'; '.join(found.lines)}; if it is resumed, the run goes back to {where}"
+        text = f"{finish.failure}; {'; '.join(lines)}; if it is resumed, the run goes back to {where}"
         return effects.Finish(failure=text, kind=finish.kind, conviction=conviction)
 
     def _take_checkpoint(self) -> bool:

@@ -29,7 +29,7 @@ from lockstep.common.errors import RunError
 from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock, SystemClock
-from lockstep.launch.chaos import RunProcesses
+from lockstep.launch.chaos import ProcessesOf
 from lockstep.launch.supervision.child import WatchedProcess
 from lockstep.launch.supervision.restarts import Role
 from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
@@ -251,7 +251,7 @@ class FakeWorker:
 def slowdown_of(name: str | None, workers: list[FakeWorker], statuses: Sequence[Status | None]) -> Slowdown:
     slowdown = Slowdown(None if name is None else PATTERNS[name], 20, SystemClock())
     for each in statuses:
-        slowdown.on_status(each, {Role.WORKER: workers})  # type: ignore[dict-item]
+        slowdown.on_status(each, lambda role: workers)  # type: ignore[arg-type, return-value]
     slowdown.end()
     return slowdown
 
@@ -284,10 +284,10 @@ class InterruptedSlowdown:
     slowdown: Slowdown
     children: list[WatchedProcess] = field(default_factory=list)
 
-    def on_status(self, found: Status | None, processes: RunProcesses) -> None:
+    def on_status(self, found: Status | None, processes: ProcessesOf) -> None:
         self.slowdown.on_status(found, processes)
         if self.slowdown.begun is not None:
-            self.children = [*processes[Role.SERVER], *processes[Role.WORKER]]
+            self.children = [*processes(Role.SERVER), *processes(Role.WORKER)]
             raise KeyboardInterrupt
 
     def end(self) -> None:

@@ -107,10 +107,10 @@ def chaos_with(*deeds: ChaosAction, moment: float = 0.1) -> tuple[Chaos, ManualC
 
 def test_a_worker_is_killed_when_its_moment_has_come(sleepers: Sleepers) -> None:
     chaos, _, said = chaos_with(ChaosAction.KILL_WORKER)
-    chaos.on_status(None, sleepers)
-    chaos.on_status(at(10), sleepers)
+    chaos.on_status(None, sleepers.__getitem__)
+    chaos.on_status(at(10), sleepers.__getitem__)
     assert said == []
-    chaos.on_status(at(11), sleepers)
+    chaos.on_status(at(11), sleepers.__getitem__)
     assert said == [f"chaos: killed a worker (pid {sleepers[Role.WORKER][1].process.pid}) at step 11"]
     assert sleepers[Role.WORKER][1].wait(60.0)
     assert not sleepers[Role.WORKER][0].has_ended()
@@ -118,30 +118,30 @@ def test_a_worker_is_killed_when_its_moment_has_come(sleepers: Sleepers) -> None
 
 def test_one_that_is_stopped_goes_on_after_some_steps(sleepers: Sleepers) -> None:
     chaos, _, said = chaos_with(ChaosAction.STOP_SERVER)
-    chaos.on_status(at(20), sleepers)
+    chaos.on_status(at(20), sleepers.__getitem__)
     assert said == [f"chaos: stopped the server (pid {sleepers[Role.SERVER][0].process.pid}) at step 20, until step 25"]
     assert state_of(sleepers[Role.SERVER][0]) == "T"
-    chaos.on_status(at(24), sleepers)
+    chaos.on_status(at(24), sleepers.__getitem__)
     assert len(chaos.disturbances) == 1
-    chaos.on_status(at(25), sleepers)
+    chaos.on_status(at(25), sleepers.__getitem__)
     assert not chaos.disturbances
 
 
 def test_one_that_is_stopped_goes_on_after_some_time_without_steps(sleepers: Sleepers) -> None:
     chaos, clock, _ = chaos_with(ChaosAction.STOP_WORKER)
-    chaos.on_status(at(20), sleepers)
+    chaos.on_status(at(20), sleepers.__getitem__)
     clock.advance(DISTURBANCE_S)
-    chaos.on_status(None, sleepers)
+    chaos.on_status(None, sleepers.__getitem__)
     assert not chaos.disturbances
 
 
 def test_a_slow_one_stands_still_most_of_the_time(sleepers: Sleepers) -> None:
     chaos, _, said = chaos_with(ChaosAction.SLOW_WORKER)
-    chaos.on_status(at(20), sleepers)
+    chaos.on_status(at(20), sleepers.__getitem__)
     assert "slowed down a worker" in said[0]
     states = []
     for _ in range(4):
-        chaos.on_status(at(21), sleepers)
+        chaos.on_status(at(21), sleepers.__getitem__)
         states.append(state_of(sleepers[Role.WORKER][1]))
     assert states == ["T"] * 4
 
@@ -150,7 +150,7 @@ def test_who_still_waits_for_room_is_spared(tmp_path: Path) -> None:
     chaos, _, said = chaos_with(ChaosAction.KILL_WORKER, ChaosAction.KILL_WORKER)
     started, waiting = (Pretended("a worker", ProcessLog(tmp_path / "log"), number=number) for number in (4711, 0))
     for _ in range(3):
-        chaos.on_status(at(50), {Role.SERVER: [], Role.SHARD: [], Role.WORKER: [started, waiting]})
+        chaos.on_status(at(50), lambda role: [started, waiting])
     assert len(said) == 1
     assert (started.received, waiting.received) == ([signal.SIGKILL], [])
 
@@ -158,16 +158,16 @@ def test_who_still_waits_for_room_is_spared(tmp_path: Path) -> None:
 def test_one_thing_is_done_at_a_time_and_to_those_that_can_act(sleepers: Sleepers) -> None:
     chaos, _, said = chaos_with(ChaosAction.STOP_WORKER, ChaosAction.STOP_WORKER, ChaosAction.KILL_WORKER)
     for _ in range(4):
-        chaos.on_status(at(50), sleepers)
+        chaos.on_status(at(50), sleepers.__getitem__)
     assert [text.partition(" (")[0] for text in said] == ["chaos: stopped a worker"] * 2
     assert {disturbance.child.pid for disturbance in chaos.disturbances} == {it.pid for it in sleepers[Role.WORKER]}
-    chaos.on_status(at(60), sleepers)
+    chaos.on_status(at(60), sleepers.__getitem__)
     assert "killed a worker" in said[2]
 
 
 def test_at_the_end_everybody_is_let_go(sleepers: Sleepers) -> None:
     chaos, _, said = chaos_with(ChaosAction.STOP_WORKER, ChaosAction.KILL_WORKER)
-    chaos.on_status(at(50), sleepers)
+    chaos.on_status(at(50), sleepers.__getitem__)
     chaos.end()
     assert said[-1] == "chaos: injected 1 of 2 faults"
     sleepers[Role.WORKER][1].send(signal.SIGTERM)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,11 +43,12 @@ def test_within_the_context_signals_are_ignored_and_after_it_they_are_not() -> N
 #: A child that, once its parent is gone, misses a file; signals are blocked, so that only the error can end it.
 CHILD = """
 import select, signal
+from pathlib import Path
 from lockstep.launch.lifetime import ENDING, ends_with_parent
 
 signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 try:
-    with ends_with_parent():
+    with ends_with_parent(Path({folder!r})):
         if {waits}:
             poll = select.poll()
             poll.register(0, select.POLLHUP)
@@ -58,8 +60,8 @@ except BaseException as error:
 
 
 @pytest.mark.parametrize(("is_gone", "expected"), [(True, "KeyboardInterrupt"), (False, "FileNotFoundError")])
-def test_what_goes_wrong_when_the_parent_is_gone_is_an_interrupt(*, is_gone: bool, expected: str) -> None:
-    command = [sys.executable, "-P", "-c", CHILD.format(waits=is_gone)]
+def test_an_error_when_the_parent_is_gone_is_an_interrupt(tmp_path: Path, *, is_gone: bool, expected: str) -> None:
+    command = [sys.executable, "-P", "-c", CHILD.format(waits=is_gone, folder=str(tmp_path))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
         assert child.stdout is not None

@@ -13,7 +13,7 @@ from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.coordinator.findings import AuditFinding, Conviction, MicroBatchOutcome
 from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedCause, UnusedWork, WorkerIn
 from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder, read_convictions
-from lockstep.ps.server.conviction import Consequences, quarantine_checkpoints
+from lockstep.ps.server.conviction import quarantine_checkpoints
 
 LIAR = AuditFinding(1, "b", "process b", "worker 1 (host host, pid 7)", MicroBatchOutcome(digest="b" * 64))
 
@@ -44,7 +44,7 @@ def audited(step: int) -> UnusedWork:
     return UnusedWork(work="audit", step=step, lo=2, hi=3, rank=0, why="", cause=UnusedCause.AUDITED)
 
 
-def set_aside(folder: RunFolder, checkpoints: CheckpointFolder, *wrong: AuditFinding) -> tuple[Consequences, list[str]]:
+def convict(folder: RunFolder, checkpoints: CheckpointFolder, *wrong: AuditFinding) -> tuple[int, list[str], list[str]]:
     taken: list[str] = []
 
     def take() -> bool:
@@ -53,16 +53,16 @@ def set_aside(folder: RunFolder, checkpoints: CheckpointFolder, *wrong: AuditFin
         return True
 
     conviction = replace(CONVICTION, wrong=wrong) if wrong else CONVICTION
-    return quarantine_checkpoints(conviction, folder, checkpoints, take), taken
+    return *quarantine_checkpoints(conviction, folder, checkpoints, take), taken
 
 
 def test_the_run_goes_back_to_the_last_checkpoint_before_the_first_result_in_doubt(tmp_path: Path) -> None:
     folder, checkpoints = folder_of(tmp_path, audited(5), done(5, 1), done(6, 1), done(7, 0), done(8, 1))
-    found, taken = set_aside(folder, checkpoints)
+    back_to, lines, taken = convict(folder, checkpoints)
     # The weights after 6 steps do not depend on the results of step 6.
-    assert (found.back_to, checkpoints.steps(), taken) == (6, [0, 4, 6], [])
+    assert (back_to, checkpoints.steps(), taken) == (6, [0, 4, 6], [])
     assert (checkpoints.path / "step-00000008.safetensors.doubtful").exists()
-    (line,) = found.lines
+    (line,) = lines
     assert line == (
         "worker 1 (host host, pid 7): any of its results may be wrong that was accepted and not audited: 2 from step "
         "6 on, 2 since its last audit that agreed, in steps 6 to 8"
@@ -78,9 +78,9 @@ def test_of_two_that_were_wrong_the_earlier_result_in_doubt_counts(
 ) -> None:
     joined = WorkerIn(rank=2, host="host", pid=8, identity="process c")
     folder, checkpoints = folder_of(tmp_path, joined, done(3, 0), done(5, 2), done(7, 1), done(8, 2))
-    found, taken = set_aside(folder, checkpoints, *wrong)
+    back_to, _, taken = convict(folder, checkpoints, *wrong)
     # The weights after 6 steps do not depend on the first culprit, but on what the other one sent in step 5.
-    assert (found.back_to, checkpoints.steps(), taken) == (4, [0, 4], [])
+    assert (back_to, checkpoints.steps(), taken) == (4, [0, 4], [])
     kept = {one.worker: (one.first_unconfirmed, one.back_to) for one in read_convictions(tmp_path)}
     assert kept == {LIAR.named: (7, 4), OTHER.named: (5, 4)}
 
@@ -88,22 +88,22 @@ def test_of_two_that_were_wrong_the_earlier_result_in_doubt_counts(
 def test_of_two_that_were_wrong_one_may_have_no_result_in_doubt(tmp_path: Path) -> None:
     joined = WorkerIn(rank=2, host="host", pid=8, identity="process c")
     folder, checkpoints = folder_of(tmp_path, joined, done(6, 2), done(7, 0))
-    found, taken = set_aside(folder, checkpoints, LIAR, OTHER)
-    assert (found.back_to, checkpoints.steps(), taken) == (6, [0, 4, 6], [])
+    back_to, _, taken = convict(folder, checkpoints, LIAR, OTHER)
+    assert (back_to, checkpoints.steps(), taken) == (6, [0, 4, 6], [])
     assert [one.first_unconfirmed for one in read_convictions(tmp_path)] == [None, 6]
 
 
 def test_without_such_a_checkpoint_it_begins_again(tmp_path: Path) -> None:
     folder, checkpoints = folder_of(tmp_path, done(0, 1), steps=(4, 6))
-    found, _ = set_aside(folder, checkpoints)
-    assert (found.back_to, checkpoints.steps()) == (0, [])
+    back_to, *_ = convict(folder, checkpoints)
+    assert (back_to, checkpoints.steps()) == (0, [])
 
 
 def test_if_nothing_is_in_doubt_the_weights_at_hand_are_right(tmp_path: Path) -> None:
     folder, checkpoints = folder_of(tmp_path, audited(8), done(8, 1))
-    found, taken = set_aside(folder, checkpoints)
-    assert (found.back_to, checkpoints.steps(), taken) == (9, [0, 4, 6, 8, 9], ["now"])
-    assert found.lines == ["worker 1 (host host, pid 7): no result of it was accepted that an audit has not confirmed"]
+    back_to, lines, taken = convict(folder, checkpoints)
+    assert (back_to, checkpoints.steps(), taken) == (9, [0, 4, 6, 8, 9], ["now"])
+    assert lines == ["worker 1 (host host, pid 7): no result of it was accepted that an audit has not confirmed"]
 
 
 def test_with_a_ledger_that_cannot_be_written_all_is_in_doubt(tmp_path: Path) -> None:
@@ -113,12 +113,12 @@ def test_with_a_ledger_that_cannot_be_written_all_is_in_doubt(tmp_path: Path) ->
         raise OSError(errno.ENOSPC, "the disk is full")
 
     folder.ledger.write = write
-    found, _ = set_aside(folder, checkpoints)
-    assert (found.back_to, checkpoints.steps()) == (0, [])
+    back_to, *_ = convict(folder, checkpoints)
+    assert (back_to, checkpoints.steps()) == (0, [])
 
 
 def test_what_cannot_be_recorded_is_an_error(tmp_path: Path) -> None:
     folder, checkpoints = folder_of(tmp_path, done(8, 1))
     (tmp_path / "convictions.jsonl").mkdir()
     with pytest.raises(FileFormatError, match=os.strerror(errno.EISDIR)):
-        set_aside(folder, checkpoints)
+        convict(folder, checkpoints)
