@@ -19,15 +19,15 @@ import pytest
 from tests.architecture.source import ROOT
 from tests.docs.pages import read_page
 from tests.system.processes import digest_in, line_with
+from tests.test_compose import copied
 
 pytestmark = pytest.mark.slow
 
 #: Seconds for one command: a build downloads some hundred megabytes.
 PATIENCE_S = 900
 
-#: What the image is built from, and what compose mounts.
-NEEDED = ("lockstep", "requirements", "examples", "docker-compose.yml", "Dockerfile", ".dockerignore")
-TEXTS = ("pyproject.toml", "README.md", "LICENSE")
+#: Beside what the image is built from: what builds it, and what compose mounts.
+NEEDED = ("examples", "docker-compose.yml", "Dockerfile", ".dockerignore")
 
 #: A job that lasts until its server has been lost.
 LONG = 'model = "mlp"\nsteps = 1000\nnumerics = "portable"\ncheckpoint_every_steps = 20\ntakeover_seconds = 2.0\n'
@@ -110,7 +110,7 @@ def commands(first: str) -> list[str]:
 def engine(python_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """The image, built, and the folder of keys, by the first commands of the page."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in (*NEEDED, *TEXTS):
+    for name in (*copied(), *NEEDED):
         subprocess.run(["cp", "-R", str(ROOT / name), str(folder / name)], check=True)
     (folder / "job.toml").write_text(JOB, encoding="utf-8")
     (folder / "override.yml").write_text(_override(python_image), encoding="utf-8")
