@@ -1,7 +1,5 @@
 """Who trains: this process, or workers if they are much quicker; with the same bits."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 from rich.console import Console
@@ -15,21 +13,10 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.results.reports.display import display_for
 from lockstep.sklearn.training import Stream, TrainingTask, train
+from tests.lockstep.launch.test_placement import SlowClock
 
 #: A machine with so many cores.
 CORES = 4
-
-
-@dataclass
-class SlowClock:
-    """A clock by which each look takes a while: a step looks several times."""
-
-    look_s: float
-    now_s: float = 0.0
-
-    def now(self) -> float:
-        self.now_s += self.look_s
-        return self.now_s
 
 
 def task(loss: str = "cross-entropy", classes: int = 3) -> TrainingTask:

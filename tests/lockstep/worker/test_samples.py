@@ -2,9 +2,6 @@
 
 import errno
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from lockstep.common.errors import DataError, RemoteProtocolError
 from lockstep.common.protocol.messages import Lease, Samples, SamplesRequest, Work
 from lockstep.worker.batches import Batches
 from lockstep.worker.samples import SampleFetcher, SampleStore, checksum
+from tests.lockstep.common.data.test_folder import files_no_longer_than
 from tests.simulation.small import digits, job_of
 
 PLACES = np.array([7, 3, 39])
@@ -122,16 +120,6 @@ def test_a_folder_that_cannot_be_is_named_with_the_way_out(tmp_path: Path) -> No
 def test_the_folders_above_are_made_as_well(tmp_path: Path) -> None:
     assert asked(opened(tmp_path / "cache" / "kept"), PLACES) == [7, 3, 39]
     assert asked(opened(tmp_path / "cache" / "kept"), PLACES) == [7, 3, 39]
-
-
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_sample_that_was_written_in_part_is_told_of_and_wanted_again(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """A worker computes with the server's model: with its own files if they are the same, or else with the run's copy."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -14,6 +13,7 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.setup import open_run
 from lockstep.runs.run_dir import keep_files, told_folder
 from lockstep.worker.setup import gather
+from tests.lockstep.common.model.test_files import write
 from tests.simulation.small import digits, job_of
 
 FILES = {
@@ -22,12 +22,6 @@ FILES = {
     "    return nn.Sequential(nn.Flatten(), nn.Linear(784, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10))\n",
     "models/sizes.py": "WIDTH = 6\n",
 }
-
-
-def write(folder: Path, texts: Mapping[str, str]) -> None:
-    for place, text in texts.items():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_text(text)
 
 
 @pytest.fixture

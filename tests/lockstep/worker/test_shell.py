@@ -128,17 +128,20 @@ def test_it_prepares_and_computes_what_is_leased() -> None:
 
 
 @dataclass
-class SlowClient:
-    """A connection on which it takes a second to send anything."""
+class WatchedClient:
+    """A connection that records how long each look may wait, and on which sending takes so many seconds."""
 
     client: MemoryClient
     clock: ManualClock
+    send_s: float = 0.0
+    waited: list[float | None] = field(default_factory=list)
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        self.waited.append(timeout_s)
         return self.client.receive(timeout_s)
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
-        self.clock.advance(1.0)
+        self.clock.advance(self.send_s)
         self.client.send(frames, timeout_s)
 
     def close(self, linger_s: float = 0.0) -> None:
@@ -147,7 +150,7 @@ class SlowClient:
 
 def test_what_is_sent_on_the_way_is_no_computing() -> None:
     bench = Bench(job_of(model=wide_net()))
-    bench.runner.servers.first = SlowClient(bench.network.client(), bench.clock)
+    bench.runner.servers.first = WatchedClient(bench.network.client(), bench.clock, send_s=1.0)
     bench.enter()
     vector = bench.opening.shard.weights
     for frame in Slice(0, vector.size).frames():
@@ -329,30 +332,12 @@ def test_an_interrupt_is_told_to_the_server() -> None:
 # A lease is withdrawn while it is computed
 
 
-@dataclass
-class Counting:
-    """A connection that counts how often somebody looks for a message."""
-
-    client: MemoryClient
-    looks: int = 0
-
-    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
-        self.looks += 1
-        return self.client.receive(timeout_s)
-
-    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
-        self.client.send(frames, timeout_s)
-
-    def close(self, linger_s: float = 0.0) -> None:
-        self.client.close(linger_s)
-
-
 class Busy(Bench):
     """A worker that computes a step of sixteen micro-batches, each of which takes some time."""
 
     def __init__(self, each_s: float = 2 * LOOK_S) -> None:
         super().__init__(job_of(micro_batches=16))
-        self.runner.servers.first = self.counting = Counting(self.network.client())
+        self.runner.servers.first = self.watched = WatchedClient(self.network.client(), self.clock)
         self.each_s = each_s
         #: What the server sends after so many micro-batches of the lease at hand: messages, or a frame as it is.
         self.coming: dict[int, list[ServerMessage | bytes]] = {}
@@ -369,9 +354,9 @@ class Busy(Bench):
         self.clock.advance(self.each_s)
         for message in self.coming.pop(self.computed, []):
             self.port.send(self.peer, [message] if isinstance(message, bytes) else encode(message))
-        before = self.counting.looks
+        before = len(self.watched.waited)
         wanted = self.look()
-        self.looks.append(self.counting.looks - before)
+        self.looks.append(len(self.watched.waited) - before)
         return wanted
 
     def lease(self, number: int = 1, lo: int = 0, hi: int = 16) -> list[Message]:
@@ -613,29 +598,11 @@ def test_the_status_that_a_worker_may_hear_changes_nothing() -> None:
     assert bench.runner.ended is None
 
 
-@dataclass
-class Waiting:
-    """A connection at which it is known for how long somebody would wait."""
-
-    client: MemoryClient
-    waited: list[float | None] = field(default_factory=list)
-
-    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
-        self.waited.append(timeout_s)
-        return self.client.receive(timeout_s)
-
-    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
-        self.client.send(frames, timeout_s)
-
-    def close(self, linger_s: float = 0.0) -> None:
-        self.client.close(linger_s)
-
-
 def test_it_waits_until_something_is_due_and_not_at_all_with_work_at_hand() -> None:
     bench = Bench(job_of())
     bench.enter()
     bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
-    waiting = bench.runner.servers.first = Waiting(bench.network.client())
+    waiting = bench.runner.servers.first = WatchedClient(bench.network.client(), bench.clock)
     due = bench.runner.state.deadline()
     assert due is not None
     bench.clock.advance(1.0)

@@ -14,7 +14,7 @@ from lockstep.common.autograd.primitives.primitive import Array, Primitive
 from lockstep.common.autograd.tensor import Tensor, apply
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
-from tests.lockstep.checking.checkup.plants import Elementwise
+from tests.lockstep.checking.checkup.plants import Elementwise, LeavesTheGraph
 
 Derivative = Callable[[Array, Array, Array], Array]
 
@@ -226,15 +226,7 @@ def test_layers_after_a_container_are_checked() -> None:
 
 
 def test_a_forward_that_leaves_the_graph_without_a_primitive_is_to_be_corrected_itself() -> None:
-    class Leaving(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(3, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return Tensor(np.tanh(self.inner(x).data))
-
-    (finding,) = check_gradients(target(stack(Leaving())))
+    (finding,) = check_gradients(target(stack(LeavesTheGraph(3))))
     assert finding.change == "compute with functions of F and methods of Tensor only"
 
 

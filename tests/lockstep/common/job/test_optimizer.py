@@ -46,6 +46,7 @@ from lockstep.common.optim.schedules import (
     Schedule,
     Step,
 )
+from tests.lockstep.api.test_own_functions import Lion
 
 
 def test_every_rule_is_registered_and_made_of_a_jobs_values() -> None:
@@ -137,24 +138,6 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
 def test_clipping_by_value_and_the_average_are_laid_around_the_rule() -> None:
     job = Job(momentum=0.0, clip_value=0.5, ema_decay=0.9)
     assert rule_of(job) == AveragedRule(AdjustedRule(SGDRule(), most=0.5), 0.9)
-
-
-@dataclass(frozen=True)
-class Lion:
-    """Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023."""
-
-    beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.01
-
-    def init(self, size: int) -> dict[str, Vector]:
-        return {"exp_avg": np.zeros(size, np.float32)}
-
-    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
-        mean = slots.old["exp_avg"]
-        direction = np.sign(self.beta1 * mean + (1 - self.beta1) * gradient)
-        out[:] = weights - lr * (direction + self.weight_decay * weights)
-        slots.new["exp_avg"][:] = self.beta2 * mean + (1 - self.beta2) * gradient
 
 
 def test_a_rule_of_ones_own_has_its_own_numbers_and_may_have_groups() -> None:

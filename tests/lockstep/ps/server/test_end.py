@@ -15,7 +15,6 @@ from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.errors import FailureKind
-from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.metrics import METRICS
@@ -23,14 +22,9 @@ from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import RESULT, WEIGHTS, RunFolder, RunResult
 from lockstep.ps.server.server import Server
 from lockstep.ps.shard.shard import Shard
+from tests.lockstep.ps.server.test_server import digest_of
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
-
-
-def digest_of(job: Job) -> str:
-    simulation = Simulation(job)
-    simulation.add_worker()
-    return simulation.finish()
 
 
 def test_the_end_is_kept_in_the_folder(tmp_path: Path) -> None:

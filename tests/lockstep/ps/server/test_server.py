@@ -5,7 +5,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import msgspec
 import numpy as np
 import pytest
@@ -43,6 +42,7 @@ from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.server.limits import AT_ONCE, PER_SECOND
 from lockstep.ps.server.server import WATCH_S
 from lockstep.worker.shell import WorkerShell
+from tests.lockstep.common.protocol.test_codec import header
 from tests.simulation.cluster import Member, Simulation
 from tests.simulation.small import JOBS, job_of
 
@@ -54,12 +54,6 @@ def heard(client: MemoryClient) -> list[Message]:
     while (frames := client.receive(None)) is not None:
         messages.append(decode(frames, ServerMessage)[0])
     return messages
-
-
-def header(**fields: object) -> bytes:
-    packed = msgpack.packb(fields)
-    assert isinstance(packed, bytes)
-    return packed
 
 
 def next_versions_join() -> list[bytes]:
