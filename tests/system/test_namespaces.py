@@ -112,24 +112,20 @@ def test_three_hosts_with_keys_come_to_the_bits_of_one_process(lab: Lab, job: tu
 
 
 @pytest.mark.slow
-def test_a_cable_that_is_pulled_for_a_moment_is_no_matter(lab: Lab) -> None:
-    server, workers = lab.begin(*LONG)
-    server.line_with("epoch 2/")
-    lab.net.pull(1)
-    seconds_pass([workers[0].popen], 1.0)
-    lab.net.put_back(1)
-    assert lab.result(server, workers).weights_sha256 == digest_alone(*LONG)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1], ids=["the server's", "a worker's"])
-def test_a_cable_that_is_pulled_for_ten_seconds_and_put_back_is_survived(lab: Lab, number: int) -> None:
-    server, workers = lab.begin(*LONGER)
+@pytest.mark.parametrize(
+    ("job", "number", "seconds"),
+    [(LONG, 1, 1.0), (LONGER, 0, 10.0), (LONGER, 1, 10.0)],
+    ids=["a worker's, for a moment", "the server's", "a worker's"],
+)
+def test_a_cable_that_is_pulled_and_put_back_is_survived(
+    lab: Lab, job: tuple[str, ...], number: int, seconds: float
+) -> None:
+    server, workers = lab.begin(*job)
     server.line_with("epoch 2/")
     lab.net.pull(number)
-    seconds_pass([workers[0].popen], 10.0)
+    seconds_pass([workers[0].popen], seconds)
     lab.net.put_back(number)
-    assert lab.result(server, workers).weights_sha256 == digest_alone(*LONGER)
+    assert lab.result(server, workers).weights_sha256 == digest_alone(*job)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A piece is a function of weights, job and place: whoever computes it, after whatever, gets the same bits."""
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
@@ -188,17 +189,6 @@ def test_an_empty_micro_batch_is_nothing() -> None:
     assert not sums.any()
 
 
-def test_statistics_travel_as_sums_over_the_samples() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))
-    compute = compute_of(job_of(model=dict(describe(net))))
-    sums, tally = compute.train(0, Node(0, 1))
-    images = compute.batches.preparation.images(digits().train.images[compute.batches.sampler.indices(0, 0)]).reshape(
-        -1, 784
-    )
-    mean = sums[compute.layout.parameter_size :][:784] / tally.count
-    np.testing.assert_allclose(mean, images.mean(axis=0), rtol=1e-5, atol=1e-5)
-
-
 def regression() -> TrainTest:
     """Return images with two numbers to predict for each."""
     train, test = (
@@ -208,14 +198,19 @@ def regression() -> TrainTest:
     return TrainTest("numbers", train, test)
 
 
-def test_with_several_targets_a_sample_sums_of_statistics_are_divided_by_all_of_them() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 2))
-    compute = compute_of(job_of(model=dict(describe(net)), loss="mse"), regression())
+@pytest.mark.parametrize(
+    ("outputs", "loss", "data", "targets"), [(10, "cross-entropy", digits, 1), (2, "mse", regression, 2)]
+)
+def test_statistics_travel_as_sums_that_the_number_of_all_targets_divides(
+    outputs: int, loss: str, data: Callable[[], TrainTest], targets: int
+) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, outputs))
+    compute = compute_of(job_of(model=dict(describe(net)), loss=loss), data())
     sums, tally = compute.train(0, Node(0, 1))
     rows = compute.batches.sampler.indices(0, 0)
     images = compute.batches.preparation.images(digits().train.images[rows]).reshape(-1, 784)
     mean = sums[compute.layout.parameter_size :][:784] / tally.count
-    assert tally.count == 2 * len(rows)
+    assert tally.count == targets * len(rows)
     np.testing.assert_allclose(mean, images.mean(axis=0), rtol=1e-5, atol=1e-5)
 
 

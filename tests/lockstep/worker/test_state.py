@@ -349,11 +349,18 @@ def test_samples_that_do_not_come_are_asked_for_again() -> None:
     assert [effect for effect in drive.pass_time(FIRST_RETRY_S * 2) if effect == SendToServer(message=REQUEST)]
 
 
-def test_to_lack_samples_is_no_sign_of_a_server() -> None:
-    drive = drive_in(WorkerPhase.COMPUTING)
+@pytest.mark.parametrize(
+    ("phase", "event"),
+    [
+        (WorkerPhase.COMPUTING, events.SamplesMissing(lease=LEASE, request=REQUEST)),
+        (WorkerPhase.WAITING, events.InboxEmptied()),
+    ],
+)
+def test_what_happens_here_is_no_sign_of_a_server(phase: WorkerPhase, event: events.Event) -> None:
+    drive = drive_in(phase)
     heard = drive.state.client.search.heard
     drive.now += 5.0
-    drive.dispatch(events.SamplesMissing(lease=LEASE, request=REQUEST))
+    drive.dispatch(event)
     assert drive.state.client.search.heard == heard
 
 
@@ -386,14 +393,6 @@ def test_samples_are_asked_for_again_some_time_after_they_were_asked_for() -> No
     drive.now += 5000.0
     drive.dispatch(events.SamplesMissing(lease=LEASE, request=REQUEST))
     assert (drive.state.deadline() or 0.0) > drive.now
-
-
-def test_an_empty_inbox_is_no_sign_of_a_server() -> None:
-    drive = drive_in(WorkerPhase.WAITING)
-    heard = drive.state.client.search.heard
-    drive.now += 5.0
-    drive.empty_inbox()
-    assert drive.state.client.search.heard == heard
 
 
 def test_one_that_waits_for_weights_asks_for_no_samples() -> None:

@@ -90,25 +90,17 @@ def test_what_is_no_frame_costs_the_worker_its_place(bad: SumsFrame, size: int, 
     assert hand.finish() == digest_of(JOB)
 
 
-def test_a_result_before_all_its_frames_does_not_count() -> None:
+@pytest.mark.parametrize("has_last", [False, True])
+def test_a_result_counts_once_all_its_frames_are_there_the_last_of_which_it_carries(*, has_last: bool) -> None:
     hand = Hand()
     hand.send(part(0), part(FRAME))
-    result = Result(work="train", step=0, lo=0, hi=4, loss_sum=1.0, count=16, compute_s=0.1, losses=bytes(16))
-    hand.client.send(encode(result))
-    hand.simulation.run_until_quiet()
-    assert hand.simulation.server.coordinator.round.step == 0
-    assert hand.refusals() == []
-
-
-def test_a_result_counts_with_the_last_frame_that_it_carries() -> None:
-    hand = Hand()
-    hand.send(part(0), part(FRAME))
+    start, frames = (2 * FRAME, [np.zeros(SIZE - 2 * FRAME, np.float32)]) if has_last else (None, [])
     result = Result(
-        work="train", step=0, lo=0, hi=4, start=2 * FRAME, loss_sum=1.0, count=16, compute_s=0.1, losses=bytes(16)
+        work="train", step=0, lo=0, hi=4, start=start, loss_sum=1.0, count=16, compute_s=0.1, losses=bytes(16)
     )
-    hand.client.send(encode(result, [np.zeros(SIZE - 2 * FRAME, np.float32)]))
+    hand.client.send(encode(result, frames))
     hand.simulation.run_until_quiet()
-    assert hand.simulation.server.coordinator.round.step == 1
+    assert hand.simulation.server.coordinator.round.step == int(has_last)
     assert hand.refusals() == []
 
 

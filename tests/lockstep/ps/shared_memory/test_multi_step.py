@@ -133,11 +133,12 @@ def test_steps_are_recorded_now_and_then_but_for_the_newest_until_the_lease_ends
     assert drive.withdrawals == 0
 
 
-def test_an_answer_after_the_last_step_ends_it_at_once() -> None:
+@pytest.mark.parametrize("made", [FIRST + 1, LAST])
+def test_an_answer_ends_it_at_once_and_counts_as_cut_before_the_last_step(made: int) -> None:
     drive = Drive()
-    drive.made = LAST
+    drive.made = made
     drive.answer()
-    assert drive.completed == [ended(steps=LAST, is_silent=False)]
+    assert drive.completed == [ended(steps=made, is_cut=made < LAST, is_silent=False)]
     assert drive.withdrawals == 0
 
 
@@ -161,14 +162,6 @@ def test_slow_steps_are_not_late() -> None:
     assert drive.completed == []
     drive.wait(1.1 * LATE * step_s)
     assert drive.completed == [ended(steps=FIRST + 5, is_cut=True)]
-
-
-def test_an_answer_before_the_last_step_ends_it_and_counts_as_cut() -> None:
-    drive = Drive()
-    drive.made += 1
-    drive.answer()
-    assert drive.completed == [ended(steps=11, is_cut=True, is_silent=False)]
-    assert drive.withdrawals == 0
 
 
 def test_a_process_in_the_middle_of_a_slice_is_waited_for() -> None:

@@ -180,9 +180,10 @@ def test_only_the_one_ready_worker_gets_the_whole_round() -> None:
 # By speed
 
 
-def test_equal_workers_get_one_lease_each() -> None:
+@pytest.mark.parametrize("measured", [(1.0, 1.02), (1.0,)], ids=["equal", "one that nobody has measured"])
+def test_workers_that_are_taken_for_equal_get_one_lease_each(measured: tuple[float, ...]) -> None:
     desk = Desk(2)
-    desk.practise(1.0, 1.02)
+    desk.practise(*measured)
     desk.assign()
     assert desk.shares() == [["0-7"], ["8-15"]]
 
@@ -193,13 +194,6 @@ def test_all_are_to_finish_together() -> None:
     desk.assign()
     assert desk.shares() == [["6"], ["0-3", "7"], ["4-5"]]
     assert desk.state.end == NOW + 5.0
-
-
-def test_a_worker_that_nobody_has_measured_is_taken_for_one_like_the_others() -> None:
-    desk = Desk(2)
-    desk.practise(1.0)
-    desk.assign()
-    assert desk.shares() == [["0-7"], ["8-15"]]
 
 
 def test_what_a_worker_still_holds_counts() -> None:
