@@ -274,13 +274,13 @@ def _asked(port: int, host: str, path: str) -> bytes:
 
 def test_one_container_shares_memory(engine: Engine) -> None:
     (command,) = commands("docker run --rm --shm-size")
-    command = command.replace(" lockstep train", f" {NAME} train").replace("--epochs 1", "--steps 20")
+    command = command.replace(" lockstep train", f" {NAME} train").replace("--epochs 1", "--steps 20 --workers 2")
     done = engine.do(command)
     assert done.returncode == 0, done.stdout
     assert "over shm" in done.stdout
 
 
 def test_one_container_without_room_reports_it(engine: Engine) -> None:
-    done = engine.do(f"docker run --rm --shm-size=1m {NAME} train --model mlp --steps 20")
+    done = engine.do(f"docker run --rm --shm-size=1m {NAME} train --model mlp --steps 20 --workers 2")
     assert done.returncode == 0, done.stdout
     assert "has no room" in done.stdout
