@@ -1,9 +1,8 @@
 """Writes what the calling process has in memory into the run's folder: weights, data, a model's source, tables."""
 
-import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -211,10 +210,7 @@ def job_inputs(
     """Write weights, data and the source of a model, and of other functions by the job's values that name them.
 
     They are written into the run's folder; give the values that name all of them.
-
-    If the run cannot begin, they are removed, and so are the folders made for them.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     paths: dict[str, Path] = {}
     try:
         if weights is not None or data is not None or model is not None or functions:
@@ -240,21 +236,9 @@ def job_inputs(
         yield {key: f"{path}:{code[key].function}" if key in code else str(path) for key, path in paths.items()}
     except UsageError as error:
         if isinstance(data, dict) and "data" in paths:
-            # The file is gone below, and was never the caller's.
+            # The file is gone with the folder, and was never the caller's.
             error.args = (str(error).replace(str(paths["data"]), "the arrays"),)
-        folders = [folder / MODEL / f"{MARK}{value}" for value in functions]
-        folders += [folder / MODEL] if model is not None or functions else []
-        _remove(paths.values(), [*folders, *made])
         raise
-
-
-def _remove(paths: Iterable[Path], folders: Iterable[Path]) -> None:
-    """Remove files and folders, and then those of the folders that are empty, up to the first that is not."""
-    for path in paths:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    with suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
 
 
 #: A data frame, or two, or a mapping of them: of any library, so that it has no type here.

@@ -7,6 +7,7 @@ trained a model of these files on this machine, or has agreed to them once. Mode
 import fcntl
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -57,26 +58,37 @@ RUNS = Path("runs")
 #: run there has it locked: without that lock, the claim is of a process that was killed, and counts for nothing.
 JOB = "job.toml"
 
+#: The copy of the model's files in a run's folder.
+MODEL = "model"
+
 #: Data in a run's folder that `fit` was given in memory: of arrays, and the folder of a packed table.
 DATA, DATA_FOLDER = "data.npz", "data"
+
+#: All that `fit` writes into a run's folder before the run begins.
+OF_FIT = (INITIAL, DATA, DATA_FOLDER, MODEL)
 
 
 @contextmanager
 def claimed_run_dir(wanted: Path | None, model: str) -> Iterator[Path]:
     """Claim the folder `wanted`, or a new one below `runs` named by the time and the model.
 
-    Two runs that begin in the same moment never get the same one. If nothing was written until the end, the claim
-    and the folders that were made for it are removed. `UsageError` if the folder holds something, belongs to
-    another run, or cannot be made.
+    Two runs that begin in the same moment never get the same one. If no run has begun there until the end, the claim
+    is removed, with what `fit` has written there for it and the folders that were made for it. `UsageError` if the
+    folder holds something, belongs to another run, or cannot be made.
     """
     folder = check_run_dir(wanted) if wanted is not None else None
     candidates = [folder] if folder is not None else _new_run_dirs(model)
     made = [path for path in candidates[0].parents if not path.exists()]
     was_there = folder is not None and folder.exists()
+    # Otherwise, it has a claim of a process that was killed, and what else there is may be a person's.
+    was_empty = folder is None or not was_there or not any(folder.iterdir())
     folder, claim = _claim(candidates, is_wanted=wanted is not None)
     try:
         yield folder
     finally:
+        for path in (folder / name for name in OF_FIT if was_empty and not has_begun(folder)):
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         unclaim(folder, made if was_there else (folder, *made))
         os.close(claim)
 
@@ -294,9 +306,6 @@ def finished(folder: Path) -> RunResult | None:
     """Return the result of a run that is finished already, None if it is not."""
     return read_result(folder) if (folder / RESULT).exists() else None
 
-
-#: The copy of the model's files in a run's folder.
-MODEL = "model"
 
 #: Samples of the validation set with their labels, in the folder of a run that was to keep some.
 EXAMPLES = "examples.npz"

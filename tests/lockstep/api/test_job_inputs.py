@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from lockstep import Run, doctor, find_lr, fit, load_run, nn
+from lockstep.api.exported_model import ModelText
 from lockstep.api.job_inputs import job_inputs, named_arrays
 from lockstep.cli.main import run as run_command
 from lockstep.common.data.folder import read_manifest
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, JobError, RunError, UsageError
 from lockstep.common.files.safetensors import read
+from lockstep.runs.run_dir import claimed_run_dir
 from tests.lockstep.tiny_data import tiny_arrays
 
 pa = pytest.importorskip("pyarrow")
@@ -221,26 +223,30 @@ def test_where_there_is_nothing_no_folder_is_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [UsageError, RunError, KeyboardInterrupt])
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    text = ModelText("Net", "build", "def build(): ...")
     with (
-        pytest.raises(UsageError),
-        job_inputs(tmp_path / "runs" / "mine", {}, named_arrays(tiny_arrays())),
+        pytest.raises(error),
+        claimed_run_dir(tmp_path / "runs" / "mine", "mine") as folder,
+        job_inputs(folder, {}, named_arrays(tiny_arrays()), text, {"loss": text}),
     ):
-        raise UsageError("no")
+        raise error("no")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
-    with pytest.raises(UsageError), job_inputs(tmp_path, {}, None):
+def test_what_a_person_has_next_to_a_claim_of_a_killed_process_stays(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").touch()
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UsageError), claimed_run_dir(tmp_path, "mine"):
         raise UsageError("no")
-    assert tmp_path.is_dir()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_a_run_that_fails_keeps_what_it_was_given(tmp_path: Path) -> None:
-    with pytest.raises(RunError), job_inputs(tmp_path / "mine", {}, None):
-        raise RunError("no")
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["initial.safetensors"]
+def test_a_run_that_has_begun_keeps_what_it_was_given(tmp_path: Path) -> None:
+    with claimed_run_dir(tmp_path / "mine", "mine") as folder, job_inputs(folder, {}, None):
+        (folder / "job.toml").write_text('model = "mlp"')
+    assert {path.name for path in folder.iterdir()} == {"initial.safetensors", "job.toml"}
 
 
 @pytest.mark.parametrize(
