@@ -353,7 +353,6 @@ def model_of(rows: Sequence[HostsRow]) -> CostModel:
         latency_s=latency_s,
         per_host_s=per_host_s,
         update_s=statistics.mean(row.split.update_s * row.servers for row in rows),
-        jitter_s=0.0,
         cores=first.cores,
     )
 

@@ -26,6 +26,7 @@ from lockstep.runs.cost_model import (
     BYTES_PER_PARAMETER,
     HANDLING,
     MOST_HOSTS,
+    UPDATE_S,
     CostModel,
     Machines,
     Measured,
@@ -34,9 +35,9 @@ from lockstep.runs.cost_model import (
     shares_memory,
 )
 
-#: Seconds per value to fill a gradient and check it (0.15 ms for 535,818 of them), and to update (0.25 ms), if nothing
-#: is measured: `bench exchange`.
-FILL_S, UPDATE_S = 0.28e-9, 0.47e-9
+#: Seconds per value to fill a gradient and check it (0.15 ms for 535,818 of them), if nothing is measured: `bench
+#: exchange`.
+FILL_S = 0.28e-9
 
 
 class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,10 +195,8 @@ def basis_of_sleep(values: int, sleep_s: float, batch: int) -> Basis:
         sleep_s=sleep_s,
         micro_batches=1,
         is_weak=True,
-        latency_s=0.0,
         per_host_s=BYTES_PER_PARAMETER * values / HANDLING,
         update_s=UPDATE_S * values,
-        jitter_s=0.0,
         cores=cores(),
     )
     return Basis(name=f"{values:,} values, sleeping {sleep_s * 1e3:g} ms, {batch} samples each", model=model)

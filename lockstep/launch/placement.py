@@ -96,13 +96,8 @@ def quickest(step_s: float, here_s: float, setup: RunSetup, most: int, cores: in
         # The update counts with the micro-batches, and so is assumed to be shared: workers help with it.
         micro_batch_s=step_s / job.micro_batches,
         micro_batches=job.micro_batches,
-        is_weak=False,
         local_s=LATENCY_S,
         memory=TEAM_OF_TWO_BYTES / PER_PARAMETER_S,
-        latency_s=0.0,
-        per_host_s=0.0,
-        update_s=0.0,
-        jitter_s=0.0,
         cores=cores,
     )
 

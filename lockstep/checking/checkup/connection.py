@@ -44,7 +44,14 @@ from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.launch.client import HANDSHAKE_S
 from lockstep.launch.endpoints import address_towards, dial_with, keyed
-from lockstep.runs.cost_model import BYTES_PER_PARAMETER, HANDLING, CostModel, Machines, bytes_per_parameter
+from lockstep.runs.cost_model import (
+    BYTES_PER_PARAMETER,
+    HANDLING,
+    UPDATE_S,
+    CostModel,
+    Machines,
+    bytes_per_parameter,
+)
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.setup import gather
 
@@ -53,9 +60,6 @@ SHORT, SHORT_TIMES = 1, 3
 
 #: Values of the first echo that counts. Each is twice as long until one takes so many seconds; then it is repeated.
 FIRST, ENOUGH_S, TIMES = 2**12, 0.2, 3
-
-#: Seconds per value of an update, on a machine that was measured: `lockstep bench predict` has it too.
-UPDATE_S = 0.47e-9
 
 #: Numbers of local steps to consider, and whether vectors are rounded: what changes a job least comes first.
 WAYS = ((1, False), (1, True), (4, False), (16, False), (64, False), (64, True), (256, True))
@@ -218,11 +222,9 @@ def _model_of(job: Job, size: int, speed: LinkSpeed, sample_s: float) -> CostMod
         micro_batch_samples=samples,
         micro_batch_s=samples * sample_s,
         micro_batches=job.micro_batches,
-        is_weak=False,
         latency_s=speed.round_trip_s,
         per_host_s=BYTES_PER_PARAMETER * size / HANDLING,
         update_s=UPDATE_S * size,
-        jitter_s=0.0,
         bytes_per_parameter=bytes_per_parameter(job.wire, job.wire_weights),
     )
 

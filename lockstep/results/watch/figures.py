@@ -100,8 +100,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     slices: list[str] = []
     #: Whether the server answers.
     is_answered: bool
-    #: Lines of the run's files that could not be read.
-    unread: int
     #: Whether the files have been read to their ends.
     is_whole: bool
 

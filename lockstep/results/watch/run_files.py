@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -67,8 +67,6 @@ class LineFollower:
 
     path: Path
     most_bytes: int = CHUNK_BYTES
-    #: Lines that are damaged, or of another version.
-    unread: int = 0
     #: Bytes that were returned, and the last of them.
     _offset: int = 0
     _mark: bytes = b""
@@ -112,15 +110,6 @@ class LineFollower:
     def _advance(self, lines: bytes) -> None:
         self._offset += len(lines)
         self._mark = (self._mark + lines[-MARK_BYTES:])[-MARK_BYTES:]
-
-    def read_records(self, kind: Any) -> tuple[NewLines, list[Any]]:
-        """Return the lines that are new, and the records of this kind in them."""
-        new = self.read()
-        self.unread = 0 if new.is_restarted else self.unread
-        # One bad line costs no other.
-        records = list(known_lines(new.data, kind))
-        self.unread += new.data.count(b"\n") - len(records)
-        return new, records
 
 
 #: The curves over the steps; `throughput` is samples per second.
@@ -333,19 +322,15 @@ class WatchedFiles:
         self._metrics_file = LineFollower(self.folder / METRICS)
         self._ledger_file = LineFollower(self.folder / LEDGER, most_bytes=2**22)
 
-    def unread(self) -> int:
-        """Return how many lines could not be read."""
-        return self._metrics_file.unread + self._ledger_file.unread
-
     def read_lines(self) -> tuple[bool, bool]:
         """Read a part of the new lines; return whether there are any, and whether there is more."""
-        lines, records = self._metrics_file.read_records(Record)
-        self.metrics = RunCurves() if lines.is_restarted else self.metrics
-        self.metrics.add(records)
-        more, entries = self._ledger_file.read_records(Line)
-        self.ledger = LedgerFigures() if more.is_restarted else self.ledger
-        self.ledger.add(entries)
-        return lines.is_news or more.is_news, lines.has_more or more.has_more
+        # Lines that are damaged, or of another version, cost no other.
+        records, entries = self._metrics_file.read(), self._ledger_file.read()
+        self.metrics = RunCurves() if records.is_restarted else self.metrics
+        self.metrics.add(known_lines(records.data, Record))
+        self.ledger = LedgerFigures() if entries.is_restarted else self.ledger
+        self.ledger.add(known_lines(entries.data, Line))
+        return records.is_news or entries.is_news, records.has_more or entries.has_more
 
     def read_small(self) -> bool:
         """Read the job, the receipt and the result if they are new; return whether anything has changed."""

@@ -246,7 +246,6 @@ class RunView:
             refused=None if status is None else status.refused + status.broken,
             slices=[] if status is None else [one_line(shard.host, 100) for shard in status.shards],
             is_answered=status is not None,
-            unread=files.unread(),
             is_whole=self.is_whole,
         )
         return replace(snapshot, tiles=tiles_of(snapshot))
