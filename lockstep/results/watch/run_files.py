@@ -332,9 +332,9 @@ class WatchedFiles:
         self.ledger.add(known_lines(entries.data, Line))
         return records.is_news or entries.is_news, records.has_more or entries.has_more
 
-    def read_small(self) -> bool:
-        """Read the job, the receipt and the result if they are new; return whether anything has changed."""
-        had_folder, self.has_folder = self.has_folder, (self.folder / JOB).is_file()
+    def read_small(self) -> None:
+        """Read the job, the receipt and the result if they are new."""
+        self.has_folder = (self.folder / JOB).is_file()
         new = [name for name in (JOB, RECEIPT, RESULT) if self._is_new(name)]
         if JOB in new:
             begun = _read(lambda folder: recorded(folder) if has_begun(folder) else None, self.folder)
@@ -343,7 +343,6 @@ class WatchedFiles:
             self.receipt = _read(read_receipt, self.folder)
         if RESULT in new:
             self.result = _read(read_result, self.folder)
-        return bool(new) or had_folder != self.has_folder
 
     def _is_new(self, name: str) -> bool:
         before, self._stamps[name] = self._stamps.get(name, ()), ()

@@ -44,36 +44,29 @@ class RunView:
     file_time: Callable[[], float] = file_time
     #: Held while files are read, in another thread than the one that answers.
     lock: RLock = field(default_factory=RLock)
-    #: Counts changes.
-    version: int = 0
     #: Whether all files have been read to their ends once.
     is_whole: bool = False
-    #: The times of the last look at it, and of the last line that the run wrote, by the clock of `refresh`.
-    seen: float = 0.0
+    #: The times at which a browser saw it last, and of the last line that the run wrote, by the clock of `refresh`.
+    seen: float = float("-inf")
     _written: float = 0.0
     _was_stopped: bool = False
     _watch: ProcessWatch = field(default_factory=ProcessWatch)
     _processes: list[ProcessUse] = field(default_factory=list)
-    #: The snapshot that was encoded last, with its version.
-    _encoded: tuple[int, bytes] = (-1, b"")
 
     def refresh(self, now: float, status: Status | None = None) -> bool:
         """Read a part of the new lines at `now` seconds; return whether there is more to read at once."""
         with self.lock:
-            changed = self.files.read_small() or status != self.status
-            self.status = status
+            self.files.read_small()
             has_lines, has_more = self.files.read_lines()
-            if status is not None and changed and not self.files.has_folder:
+            if status is not None and status != self.status and not self.files.has_folder:
                 self.files.metrics.add_status(status)
+            self.status = status
             if has_lines or not self._written:
                 self._written = now - self._age()
-            before = self.is_whole, self._was_stopped, self._processes
             self.is_whole = self.is_whole or not has_more
             self._was_stopped = status is None and now >= self._written + STOPPED_S
             is_running = self.state is RunState.RUNNING
             self._processes = self._watch.look(self.workers(), now) if is_running else []
-            if changed or has_lines or before != (self.is_whole, self._was_stopped, self._processes):
-                self.version += 1
             return has_more
 
     def _age(self) -> float:
@@ -210,11 +203,9 @@ class RunView:
         return drawn
 
     def encoded_snapshot(self) -> bytes:
-        """Return the snapshot as JSON, made once for all requests."""
+        """Return the snapshot as JSON."""
         with self.lock:
-            if self._encoded[0] != self.version:
-                self._encoded = self.version, msgspec.json.encode(self.snapshot())
-            return self._encoded[1]
+            return msgspec.json.encode(self.snapshot())
 
     def snapshot(self) -> Snapshot:
         """Return all that changes, but for the curves."""

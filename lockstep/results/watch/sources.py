@@ -147,14 +147,13 @@ class WatchedRuns:
     def view(self, name: str, now: float) -> RunView | None:
         """Return a run that a browser shows, with all that is new in its files; None if no run has this name."""
         with self._lock:
-            view = self._views.get(name)
-            if view is None:
+            if name not in self._views:
                 folder = self._folder_of(name)
                 if folder is None:
                     return None
-                view = self._views[name] = RunView(WatchedFiles(folder), file_time=self.file_time)
-            is_due = not view.version or now >= view.seen + LOOK_S
-            view.seen = now
+                self._views[name] = RunView(WatchedFiles(folder), file_time=self.file_time)
+            view = self._views[name]
+            is_due, view.seen = now >= view.seen + LOOK_S, now
             self._views = {known: each for known, each in self._views.items() if now <= each.seen + FORGET_S}
         status, parts = None if self.is_many else self.status, MOST_PARTS if is_due else 0
         while parts and view.refresh(now, status):
