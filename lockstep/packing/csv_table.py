@@ -130,7 +130,6 @@ class CsvTable(Table):
 
     paths: Sequence[Path]
     _forms: dict[Path, CsvForm] = field(init=False, default_factory=dict)
-    _is_whole: set[Path] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         for path in self.paths:
@@ -169,7 +168,9 @@ class CsvTable(Table):
     def record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         names = [self._raw[name] for name in columns]
         for path in self.paths:
-            self._check_quotes(path)
+            # pyarrow would take all rows after a quote that is never closed for one value.
+            if (error := self._unclosed(path)) is not None:
+                raise error
             row, size = 2, path.stat().st_size
             try:
                 for batch in ahead(self._open(path, names, threads=True)):
@@ -178,8 +179,8 @@ class CsvTable(Table):
                     self.advance(min(size, BLOCK))
             except UnicodeError:
                 raise not_decodable(path, self._forms[path][0], self.options) from None
-            except (pa.ArrowException, OSError) as error:
-                raise self._with_row(path, names, error) from None
+            except (pa.ArrowException, OSError) as fault:
+                raise self._with_row(path, names, fault) from None
 
     def _with_row(self, path: Path, names: Sequence[str], error: Exception) -> DataError:
         """Read a file again by one thread, which knows the row."""
@@ -209,12 +210,6 @@ class CsvTable(Table):
                 f"{named}: a row is longer than {BLOCK:,} bytes: expected shorter ones, each on a line of its own"
             )
         return DataError(f"{named}: cannot be read ({text}): expected a CSV file with a header")
-
-    def _check_quotes(self, path: Path) -> None:
-        """Raise DataError if a quote is never closed: pyarrow would take all rows after it for one value."""
-        if path not in self._is_whole and (error := self._unclosed(path)) is not None:
-            raise error
-        self._is_whole.add(path)
 
     def _unclosed(self, path: Path) -> DataError | None:
         """Return the error for a quote that is never closed."""

@@ -93,53 +93,36 @@ class RunView:
 
     def figures(self) -> Figures:
         """Return where the run is."""
-        status, last = self.status, self.files.metrics.steps.last()
-        total = self.files.receipt.total_steps if self.files.receipt is not None else 0
+        files, status, steps = self.files, self.status, self.files.metrics.steps
+        last = steps.last()
+        total = files.receipt.total_steps if files.receipt is not None else 0 if status is None else status.steps
         # A job that says how many steps it has may end in any epoch.
-        epochs = self.files.job.epochs if self.files.job is not None and self.files.job.steps is None else 0
-        if status is not None and not (last and self.files.has_folder):
-            return self._figures_of(status)
+        epochs = files.job.epochs if files.job is not None and files.job.steps is None else 0
+        epochs = epochs if status is None else status.epochs
         if not last:
             return Figures(steps=total, epochs=epochs)
-        speed = self.files.metrics.steps.throughput(RECENT_STEPS)
-        step = int(last["step"]) + 1
-        left_s = None
+        # What a server says of its steps is a mean already.
+        recent = RECENT_STEPS if files.has_folder else 1
+        step, speed, left_s = int(last["step"]) + 1, steps.throughput(recent), None
         if status is not None and status.eta_s:
             left_s = _finite(status.eta_s)
-        elif total > step and speed > 0 and self.files.job is not None:
-            left_s = (total - step) * self.files.job.global_batch / speed
+        elif total > step and speed > 0 and files.job is not None:
+            left_s = (total - step) * files.job.global_batch / speed
         return Figures(
             step=step,
             steps=total,
             epoch=int(last["epoch"]),
-            epochs=status.epochs if status is not None else epochs,
+            epochs=epochs,
             loss=_finite(last["loss"]),
             accuracy=_finite(last["accuracy"]),
             r2=_finite(last["r2"]),
             lr=_finite(last["lr"]),
-            recent_loss=_finite(self.files.metrics.steps.mean("loss", RECENT_STEPS)),
-            recent_accuracy=_finite(self.files.metrics.steps.mean("accuracy", RECENT_STEPS)),
-            recent_r2=_finite(self.files.metrics.steps.mean("r2", RECENT_STEPS)),
-            recent_steps=min(RECENT_STEPS, self.files.metrics.steps.count),
+            recent_loss=_finite(steps.mean("loss", recent)),
+            recent_accuracy=_finite(steps.mean("accuracy", recent)),
+            recent_r2=_finite(steps.mean("r2", recent)),
+            recent_steps=min(recent, steps.count),
             samples_per_s=speed,
             left_s=left_s if self.state in (RunState.WAITING, RunState.RUNNING) else None,
-        )
-
-    @staticmethod
-    def _figures_of(status: Status) -> Figures:
-        return Figures(
-            step=status.step,
-            steps=status.steps,
-            epoch=status.epoch,
-            epochs=status.epochs,
-            loss=_finite(status.loss),
-            accuracy=status.accuracy,
-            r2=status.r2,
-            recent_loss=_finite(status.loss),
-            recent_accuracy=status.accuracy,
-            recent_r2=status.r2,
-            samples_per_s=status.images_per_s,
-            left_s=_finite(status.eta_s) or None,
         )
 
     def workers(self) -> list[WorkerView]:
