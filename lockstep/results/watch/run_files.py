@@ -55,11 +55,6 @@ class NewLines(msgspec.Struct, frozen=True):
     #: Whether there is more to read at once.
     has_more: bool = False
 
-    @property
-    def is_news(self) -> bool:
-        """True if anything has changed."""
-        return bool(self.data) or self.is_restarted
-
 
 @dataclass
 class LineFollower:
@@ -322,15 +317,15 @@ class WatchedFiles:
         self._metrics_file = LineFollower(self.folder / METRICS)
         self._ledger_file = LineFollower(self.folder / LEDGER, most_bytes=2**22)
 
-    def read_lines(self) -> tuple[bool, bool]:
-        """Read a part of the new lines; return whether there are any, and whether there is more."""
+    def read_lines(self) -> bool:
+        """Read a part of the new lines; return whether there is more."""
         # Lines that are damaged, or of another version, cost no other.
         records, entries = self._metrics_file.read(), self._ledger_file.read()
         self.metrics = RunCurves() if records.is_restarted else self.metrics
         self.metrics.add(known_lines(records.data, Record))
         self.ledger = LedgerFigures() if entries.is_restarted else self.ledger
         self.ledger.add(known_lines(entries.data, Line))
-        return records.is_news or entries.is_news, records.has_more or entries.has_more
+        return records.has_more or entries.has_more
 
     def read_small(self) -> None:
         """Read the job, the receipt and the result if they are new."""

@@ -46,9 +46,8 @@ class RunView:
     lock: RLock = field(default_factory=RLock)
     #: Whether all files have been read to their ends once.
     is_whole: bool = False
-    #: The times at which a browser saw it last, and of the last line that the run wrote, by the clock of `refresh`.
+    #: When a browser saw it last, by the clock of `refresh`.
     seen: float = float("-inf")
-    _written: float = 0.0
     _was_stopped: bool = False
     _watch: ProcessWatch = field(default_factory=ProcessWatch)
     _processes: list[ProcessUse] = field(default_factory=list)
@@ -57,22 +56,15 @@ class RunView:
         """Read a part of the new lines at `now` seconds; return whether there is more to read at once."""
         with self.lock:
             self.files.read_small()
-            has_lines, has_more = self.files.read_lines()
+            has_more = self.files.read_lines()
             if status is not None and status != self.status and not self.files.has_folder:
                 self.files.metrics.add_status(status)
             self.status = status
-            if has_lines or not self._written:
-                self._written = now - self._age()
             self.is_whole = self.is_whole or not has_more
-            self._was_stopped = status is None and now >= self._written + STOPPED_S
+            self._was_stopped = status is None and self.file_time() >= written_at(self.files.folder) + STOPPED_S
             is_running = self.state is RunState.RUNNING
             self._processes = self._watch.look(self.workers(), now) if is_running else []
             return has_more
-
-    def _age(self) -> float:
-        """Return how many seconds ago the run last wrote something."""
-        written = written_at(self.files.folder)
-        return max(0.0, self.file_time() - written) if written else 0.0
 
     # What there is to show
 

@@ -119,14 +119,6 @@ def test_a_run_that_failed_says_why_and_one_that_goes_on_again_does_not(tmp_path
     assert (view.state, view.snapshot().failure) == (RunState.RUNNING, "")
 
 
-def test_a_run_that_writes_nothing_has_stopped_unless_its_server_answers(tmp_path: Path) -> None:
-    view = viewed(running(tmp_path / "mine"), now=10.0)
-    view.refresh(10.0 + STOPPED_S)
-    states = [view.state]
-    view.refresh(11.0 + STOPPED_S, status())
-    assert [*states, view.state] == [RunState.STOPPED, RunState.RUNNING]
-
-
 def test_a_resumed_run_marks_where_and_its_ranks_are_new(tmp_path: Path) -> None:
     folder = running(tmp_path / "mine", steps=2)
     write_ledger(folder, LEDGER)
@@ -172,15 +164,15 @@ def test_figures_of_the_last_steps_do_not_jump(tmp_path: Path) -> None:
     assert (figures.loss, figures.recent_loss, figures.recent_steps) == (1.0, 1.5, 2)
 
 
-def test_an_old_run_without_an_end_is_not_taken_for_one_that_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_writes_nothing_has_stopped_unless_its_server_answers(tmp_path: Path) -> None:
     folder = running(tmp_path / "mine")
     written = (folder / "metrics.jsonl").stat().st_mtime
     states = []
-    for age in (0.0, 2 * STOPPED_S):
+    for age, answer in ((0.0, None), (2 * STOPPED_S, None), (2 * STOPPED_S, status())):
         view = RunView(WatchedFiles(folder), file_time=lambda age=age: written + age)  # type: ignore[misc]  # bound at once
-        view.refresh(100.0)
+        view.refresh(100.0, answer)
         states.append(view.state)
-    assert states == [RunState.RUNNING, RunState.STOPPED]
+    assert states == [RunState.RUNNING, RunState.STOPPED, RunState.RUNNING]
 
 
 def test_a_run_that_somebody_ended_is_interrupted(tmp_path: Path) -> None:
