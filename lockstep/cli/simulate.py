@@ -32,9 +32,7 @@ MOST_FAILURES = 5
 @click.option("--standbys", type=whole_number(0, 3), metavar="N", help="number of standbys  [0 to 2, by the seed]")
 @click.option("--steps", type=whole_number(3, 1000), metavar="N", help="steps per run  [by the seed]")
 @click.option("--trace", "is_traced", is_flag=True, help="print all events")
-@click.pass_context
 def simulate_command(
-    context: click.Context,
     seeds: range,
     workers: int | None,
     processes: int | None,

@@ -138,16 +138,16 @@ def write_events(curves: RunCurves, folder: Path, start: float) -> None:
     for earlier in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
         earlier.unlink()
     with SummaryWriter(str(folder), max_queue=1000, filename_suffix=SUFFIX) as writer:
-        seconds, steps = curves.column("round_s"), curves.column("step").astype(int).tolist()
+        seconds, steps = curves.steps["round_s"], curves.steps["step"].astype(int).tolist()
         scores = [name for name in ("accuracy", "r2", *curves.steps.others) if curves.has(name)]
         columns = {
-            "loss/train": curves.column("loss"),
-            **{f"{name}/train": curves.column(name) for name in scores},
-            "learning_rate": curves.column("lr"),
+            "loss/train": curves.steps["loss"],
+            **{f"{name}/train": curves.steps[name] for name in scores},
+            "learning_rate": curves.steps["lr"],
             "throughput/samples_per_s": np.divide(
-                curves.column("samples"), seconds, out=np.zeros(len(steps)), where=seconds > 0
+                curves.steps["samples"], seconds, out=np.zeros(len(steps)), where=seconds > 0
             ),
-            **{f"step_ms/{name}": 1e3 * values for name, values in parts_of(curves.column).items()},
+            **{f"step_ms/{name}": 1e3 * values for name, values in parts_of(curves.steps).items()},
         }
         ended_s = curves.seconds
         for place, step in enumerate(steps):

@@ -227,7 +227,7 @@ class RunView:
         return {
             "samples": float(steps["samples"].sum()),
             "wire_bytes": {vector: float(steps[f"{vector}_bytes"].sum()) for vector in ("sums", "weights")},
-            "step_seconds": {part: float(values.sum()) for part, values in parts_of(steps.__getitem__).items()},
+            "step_seconds": {part: float(values.sum()) for part, values in parts_of(steps).items()},
         }
 
     def _end_of(self, epoch: int) -> int | None:

@@ -4,7 +4,7 @@ The figures over its steps are arrays from `metrics.jsonl`; the work of each wor
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
@@ -136,10 +136,6 @@ class RunCurves:
             if epoch.epoch > (self.epochs[-1].epoch if self.epochs else 0):
                 self.epochs.append(epoch)
 
-    def column(self, field: str) -> Floats:
-        """Return one figure of all steps, (steps,)."""
-        return self.steps[field]
-
     def has(self, field: str) -> bool:
         """Tell whether the run has a figure, by its first step."""
         return not np.isnan(self.steps[field][0])
@@ -156,12 +152,12 @@ class RunCurves:
     @property
     def seconds(self) -> Floats:
         """The seconds of training until the end of each step, (steps,), without evaluations."""
-        return np.cumsum(self.column("round_s"))
+        return np.cumsum(self.steps["round_s"])
 
     @property
     def ends(self) -> dict[int, int]:
         """Epoch -> number of steps at its end."""
-        epochs, steps = (self.column(name).astype(int).tolist() for name in ("epoch", "step"))
+        epochs, steps = (self.steps[name].astype(int).tolist() for name in ("epoch", "step"))
         return {epoch: step + 1 for epoch, step in zip(epochs, steps, strict=True)}
 
 
@@ -188,14 +184,11 @@ def smoothed(values: Floats, window: int) -> Floats:
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
 
 
-def parts_of(column: Callable[[str], Floats]) -> dict[str, Floats]:
-    """Return the four parts of each step in seconds, as `lockstep.ps.run.progress.Split` has those of an average one.
-
-    `column` returns one figure of all steps, in their order.
-    """
-    whole, mean, slowest = column("round_s"), column("mean_s"), column("slowest_s")
+def parts_of(steps: StepColumns) -> dict[str, Floats]:
+    """Return the four parts of each step in seconds, as `Split` has those of an average one."""
+    whole, mean, slowest = steps["round_s"], steps["mean_s"], steps["slowest_s"]
     # A step waits for the update of the step before.
-    before = np.concatenate([[0.0], column("update_s")])[:-1]
+    before = np.concatenate([[0.0], steps["update_s"]])[:-1]
     return {
         "compute": mean,
         "exchange": np.maximum(0.0, whole - slowest - before),

@@ -74,7 +74,7 @@ def _whole(axes: Axes, curves: RunCurves, workers: WorkerTimeline) -> None:
 
 def _seconds_at(curves: RunCurves, steps: Floats) -> Floats:
     """Return when steps began, in seconds of training; if times are unknown, steps count as one second each."""
-    known = curves.column("step") + 1
+    known = curves.steps["step"] + 1
     if not curves.seconds[-1] > 0:
         return steps
     times: Floats = np.interp(steps, np.concatenate([[known[0] - 1], known]), np.concatenate([[0.0], curves.seconds]))
@@ -102,8 +102,8 @@ def shown_steps(steps: Sequence[int], unused: Sequence[ComputedShare], count: in
 
 def timed_steps(curves: RunCurves, workers: WorkerTimeline) -> list[TimedStep]:
     """Return the steps to show in time; none if the ledger has no times."""
-    places = {step: place for place, step in enumerate(curves.column("step").astype(int).tolist())}
-    epochs, rounds, updates = (curves.column(name) for name in ("epoch", "round_s", "update_s"))
+    places = {step: place for place, step in enumerate(curves.steps["step"].astype(int).tolist())}
+    epochs, rounds, updates = (curves.steps[name] for name in ("epoch", "round_s", "update_s"))
     known = [step for step in sorted(workers.used) if step in places and all(map(_is_timed, workers.used[step]))]
     found, at_s = list[TimedStep](), 0.0
     for step in shown_steps(known, workers.unused, TIMED_STEPS):

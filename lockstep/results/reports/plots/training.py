@@ -39,7 +39,7 @@ def learning(runs: Sequence[RunCurves]) -> Figure:
         _plot(loss, run, "loss", colour(place), width)
         if run.has_score:
             _plot(scores[0], run, _score_of(run), colour(place), width)
-        rate.plot(*thinned(run.column("step"), run.column("lr")), color=colour(place), linewidth=width)
+        rate.plot(*thinned(run.steps["step"], run.steps["lr"]), color=colour(place), linewidth=width)
     tidy(loss, title="loss", x="step", y=_either(_loss_name(run) for run in runs))
     logarithmic(loss.yaxis)
     for score in scores:
@@ -74,7 +74,7 @@ def _score_of(run: RunCurves) -> str:
 
 def _plot(axes: Axes, run: RunCurves, name: str, colour: str, width: float) -> None:
     """Plot one figure of a run, its training as a line of that width in points."""
-    steps, values, ends = run.column("step"), run.column(name), run.ends
+    steps, values, ends = run.steps["step"], run.steps[name], run.ends
     line = smoothed(values, max(1, len(values) // WINDOWS))
     axes.plot(*thinned(steps, line), color=colour, linewidth=width, label=f"{run.name}: training")
     for part, kind, marker in (("test", "test", "o--"), ("val", "validation", "s:")):
@@ -87,7 +87,7 @@ def _plot(axes: Axes, run: RunCurves, name: str, colour: str, width: float) -> N
 
 def _focus(axes: Axes, runs: Sequence[RunCurves]) -> None:
     """Leave out the first steps, in which the model only guesses: what matters is in the last few percent."""
-    later = [smoothed(run.column(_score_of(run)), max(1, run.steps.count // WINDOWS)) for run in runs]
+    later = [smoothed(run.steps[_score_of(run)], max(1, run.steps.count // WINDOWS)) for run in runs]
     tests: list[float] = [getattr(epoch, f"test_{_score_of(run)}") for run in runs for epoch in run.epochs]
     lows = [float(np.quantile(values, 0.1)) for values in later] + tests
     highest = max(tests + [float(values.max()) for values in later])
@@ -116,7 +116,7 @@ def throughput(runs: Sequence[RunCurves]) -> Figure:
     figure = new_figure(12.0, 3.4 + 2.6 * len(split))
     speed, *panels = figure.subplots(1 + len(split), 1, height_ratios=[3.4, *(2.6 for _ in split)])
     for place, run in enumerate(runs):
-        speed.plot(*thinned(run.column("step"), _speed(run)), color=colour(place), label=run.name)
+        speed.plot(*thinned(run.steps["step"], _speed(run)), color=colour(place), label=run.name)
     tidy(speed, title="throughput", x="step", y="samples / s")
     speed.set_ylim(bottom=0)
     speed.yaxis.set_major_formatter(PLAIN)
@@ -141,13 +141,13 @@ def _window(run: RunCurves) -> int:
 
 def _speed(run: RunCurves) -> Floats:
     """Return samples per second, from sums over a window, so that a slow step counts by its duration."""
-    samples, seconds = (smoothed(run.column(field), _window(run)) for field in ("samples", "round_s"))
+    samples, seconds = (smoothed(run.steps[field], _window(run)) for field in ("samples", "round_s"))
     return np.divide(samples, seconds, out=np.zeros_like(samples), where=seconds > 0)
 
 
 def _plot_split(axes: Axes, run: RunCurves) -> None:
-    steps = run.column("step")
-    parts = {name: 1e3 * smoothed(values, _window(run)) for name, values in parts_of(run.column).items()}
+    steps = run.steps["step"]
+    parts = {name: 1e3 * smoothed(values, _window(run)) for name, values in parts_of(run.steps).items()}
     areas = [thinned(steps, values)[1] for values in parts.values()]
     axes.stackplot(thinned(steps, steps)[0], areas, labels=list(parts), colors=[PARTS[name] for name in parts])
     tidy(axes, title=f"time of a step, {run.name}", x="step", y="ms")

@@ -17,8 +17,8 @@ def test_steps_and_epochs_are_read_in_order(tmp_path: Path) -> None:
     write_steps(tmp_path / "run", range(6))
     course = read_curves(tmp_path / "run")
     assert course.name == "run"
-    assert course.column("step").tolist() == [0, 1, 2, 3, 4, 5]
-    assert course.column("loss").tolist() == [2 / (step + 1) for step in range(6)]
+    assert course.steps["step"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert course.steps["loss"].tolist() == [2 / (step + 1) for step in range(6)]
     assert course.seconds.tolist() == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
     assert [epoch.test_accuracy for epoch in course.epochs] == [0.75]
     assert course.ends == {1: 4, 2: 6}
@@ -28,8 +28,8 @@ def test_a_step_that_was_made_again_counts_as_it_was_made_last(tmp_path: Path) -
     write_steps(tmp_path, range(6))
     write_steps(tmp_path, range(4, 8), loss=30.0)
     course = read_curves(tmp_path)
-    assert course.column("step").tolist() == list(range(8))
-    assert course.column("loss")[3:6].tolist() == [0.5, 6.0, 5.0]
+    assert course.steps["step"].tolist() == list(range(8))
+    assert course.steps["loss"][3:6].tolist() == [0.5, 6.0, 5.0]
 
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_an_r2_that_was_below_0_at_first_leaves_the_space_to_what_followed(tmp_p
 
 def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
     (course,) = courses(tmp_path, "a")
-    parts = parts_of(course.column)
+    parts = parts_of(course.steps)
     assert {name: round(float(values[1]), 9) for name, values in parts.items()} == {
         "compute": 0.2,
         "exchange": 0.1,
