@@ -30,7 +30,6 @@ import numpy as np
 from lockstep.common.autograd.primitives.primitive import Sink
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LOSSES
 from lockstep.common.job.metrics import metric_name
 from lockstep.common.job.own_code import NAMING, OF_METRIC
@@ -488,13 +487,6 @@ def with_names(values: Mapping[str, Any], named: Mapping[str, str]) -> dict[str,
 def names_of(functions: Mapping[str, ModelText]) -> dict[str, str]:
     """Return what a job may call functions before they have files, by the values that name them."""
     return {value: f"{value}.py:{text.function}" for value, text in functions.items()}
-
-
-def placed(job: Job, paths: Mapping[str, str]) -> dict[str, Any]:
-    """Return values of a job with the places of the files that were written for them."""
-    found = with_names({"metrics": job.metrics or ()}, paths)
-    metrics = found.pop("metrics")
-    return {**found, "metrics": tuple(metrics) or job.metrics}
 
 
 def _metric_called(metric: object) -> str:

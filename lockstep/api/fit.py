@@ -96,7 +96,8 @@ def fit(
     """
     options, values = taken_options(values)
     known, functions = exported(model), exported_functions(values)
-    given = with_names({**known.values(), **_with_values_of(callbacks, values)}, names_of(functions))
+    values = {**known.values(), **_with_values_of(callbacks, values)}
+    given = with_names(values, names_of(functions))
     job, launch = resolve({}, draft_of(given, given))
     job, arrays = with_data(job, data, options, given.get("loss"), verbose=verbose)
     weights = _weights(model) if warm_start else None
@@ -105,7 +106,7 @@ def fit(
         claimed_run_dir(wanted, folder_name(job, given, arrays) if known.text is None else known.text.name) as folder,
         job_inputs(folder, weights, arrays, known.text, functions) as paths,
     ):
-        job = completed(job, given, paths)
+        job = completed(job, values, paths)
         trust_own(job)
         launch, why = chosen_processes(job, launch, given, SystemClock())
         notes = [

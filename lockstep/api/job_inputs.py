@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lockstep.api.exported_model import ExportedModel, ModelText, exported_functions, names_of, placed, with_names
+from lockstep.api.exported_model import ExportedModel, ModelText, exported_functions, names_of, with_names
 from lockstep.common.data.folder import table_at
 from lockstep.common.errors import DataError, JobError, UsageError
 from lockstep.common.files.safetensors import write
@@ -300,29 +300,29 @@ def with_data(
     return job, _memory_data(data, options, loss, print if verbose else lambda text: None)
 
 
-def completed(job: Job, given: Mapping[str, Any], paths: Mapping[str, str]) -> Job:
-    """Return a job with the places of the files that were written for it, and with what follows from its data.
+def completed(job: Job, values: Mapping[str, Any], paths: Mapping[str, str]) -> Job:
+    """Return the job that runs, with the files that were written for it, and with what follows from its data.
 
-    `given` are the values that the job was made of.
+    `values` are those of the call, with its functions.
     """
-    data = paths.get("data", job.data)
+    given, data = with_names(values, paths), paths.get("data", job.data)
     found, _ = resolve({}, {**given, **values_of_data(data, given), "data": data})
-    return with_data_values(msgspec.structs.replace(found, **placed(found, paths)), given)
+    return with_data_values(found, given)
 
 
 @contextmanager
 def temporary_job(known: ExportedModel, data: Any, values: Mapping[str, Any]) -> Iterator[Job]:
     """Give the job of a call that trains nothing; what it has in memory is in a folder that is removed afterwards."""
     options, values = taken_options(values)
-    functions = exported_functions(values)
-    given = with_names({**known.values(), **values}, names_of(functions))
+    functions, values = exported_functions(values), {**known.values(), **values}
+    given = with_names(values, names_of(functions))
     job, _ = resolve({}, draft_of(given, given))
     job, arrays = with_data(job, data, options, given.get("loss"), verbose=False)
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-job-") as folder,
         job_inputs(Path(folder), None, arrays, known.text, functions) as paths,
     ):
-        yield completed(job, given, paths)
+        yield completed(job, values, paths)
 
 
 def is_table(data: Any) -> bool:
