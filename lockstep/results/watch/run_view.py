@@ -93,7 +93,7 @@ class RunView:
         epochs = epochs if status is None else status.epochs
         if not last:
             return Figures(steps=total, epochs=epochs)
-        # What a server says of its steps is a mean already.
+        # The figures that a server reports are means already.
         recent = RECENT_STEPS if files.has_folder else 1
         step, speed, left_s = int(last["step"]) + 1, steps.throughput(recent), None
         if status is not None and status.eta_s:
