@@ -415,7 +415,8 @@ def ask_statuses(source: WatchedRuns, address: str, key: Path | None, is_over: t
             except (PeerGone, PeerSlow, RemoteProtocolError):
                 answer = None
             if answer is not None:
-                source.status, heard = answer, clock.now()
+                heard = clock.now()
+                source.take(answer, heard)
                 is_over.wait(ASK_S)
             elif clock.now() > heard + SILENCE_S:
                 source.status = None

@@ -144,6 +144,11 @@ class WatchedRuns:
         if not self.is_many and not (self.folder / JOB).exists():
             self.is_many = bool(self._names())
 
+    def take(self, status: Status, now: float) -> None:
+        """Take the last answer of the server of the only run: if that has no folder, nothing else keeps its steps."""
+        self.status = status
+        self.view(ONLY, now)
+
     def view(self, name: str, now: float) -> RunView | None:
         """Return a run that a browser shows, with all that is new in its files; None if no run has this name."""
         with self._lock:

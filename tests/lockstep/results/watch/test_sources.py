@@ -14,9 +14,10 @@ from lockstep.common.protocol.run_options import default_options
 from lockstep.ps.records.metrics import FailureRecord, encode_record
 from lockstep.results.watch.figures import RunState
 from lockstep.results.watch.run_view import STOPPED_S
-from lockstep.results.watch.sources import MOST_RUNS, WatchedRuns
+from lockstep.results.watch.sources import MOST_RUNS, ONLY, WatchedRuns
 from lockstep.runs.job_file import to_toml
 from tests.lockstep.results.watch.folders import running
+from tests.lockstep.statuses import status
 
 
 def written(folder: Path, **values: object) -> Path:
@@ -101,3 +102,12 @@ def test_the_newest_are_listed_and_all_are_counted(tmp_path: Path) -> None:
     found = WatchedRuns(tmp_path, is_many=True).listing()
     assert (len(found.runs), found.total) == (MOST_RUNS, MOST_RUNS + 2)
     assert [found.runs[0].id, found.runs[-1].id] == [f"{MOST_RUNS + 1}", "2"]
+
+
+def test_a_run_of_which_only_the_server_is_known_has_all_steps_that_it_reported() -> None:
+    source = WatchedRuns()
+    for step in (5, 9):
+        source.take(status(step=step), float(step))
+    view = source.view(ONLY, 10.0)
+    assert view is not None
+    assert view.files.metrics.steps["step"].tolist() == [4.0, 8.0]
