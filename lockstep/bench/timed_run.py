@@ -25,8 +25,8 @@ from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.chaos import Interference
-from lockstep.launch.cluster import Cluster, run_folder
-from lockstep.launch.process_backend import LocalBackend
+from lockstep.launch.cluster import Cluster
+from lockstep.launch.process_backend import LocalBackend, run_folder
 from lockstep.launch.run_starter import RunStarter
 from lockstep.launch.supervision.restarts import Role
 from lockstep.ps.records.ledger import Line, read_lines

@@ -2,10 +2,8 @@
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
@@ -25,7 +23,7 @@ from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference
 from lockstep.launch.client import StatusClient
 from lockstep.launch.lifetime import uninterrupted
-from lockstep.launch.process_backend import LocalBackend, ProcessBackend, private_folder, remove_private
+from lockstep.launch.process_backend import LocalBackend, ProcessBackend, run_folder
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.run_starter import STANDBY_FOLDER, RunStarter, bring_home, leads, run_files
 from lockstep.launch.supervision.channel import NoticeReport
@@ -345,17 +343,6 @@ def train_on(
     with run_folder() as folder:
         starter = RunStarter(job, destination, backend, folder, destination.folder, pauses=is_to_stop is not None)
         return Cluster(starter, display.say, display.show, SystemClock(), chaos, is_to_stop).run()
-
-
-@contextmanager
-def run_folder() -> Iterator[Path]:
-    """Give a private folder for files and sockets, which is removed at the end."""
-    private = private_folder()
-    try:
-        yield private.path
-    finally:
-        with uninterrupted():
-            remove_private(private)
 
 
 @computing()

@@ -1,6 +1,8 @@
 """The machines of a run's processes: the port, its implementation for this machine, and a run's private folder."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +16,7 @@ from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
 from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.endpoints import make_token
+from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.supervision.child import LOG, Child, WatchedProcess
 from lockstep.launch.supervision.restarts import ProcessPlace, Role
 from lockstep.launch.supervision.template import ProcessTemplate
@@ -127,3 +130,14 @@ def remove_private(folder: SharedFolder) -> None:
     """
     folder.remove()
     sweep(folder.path.parent)
+
+
+@contextmanager
+def run_folder() -> Iterator[Path]:
+    """Give a private folder for files and sockets, which is removed at the end."""
+    private = private_folder()
+    try:
+        yield private.path
+    finally:
+        with uninterrupted():
+            remove_private(private)

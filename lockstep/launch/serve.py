@@ -87,16 +87,13 @@ class Listening(msgspec.Struct, frozen=True):
     is_insecure: bool
     rejections: RejectionLog = msgspec.field(default_factory=RejectionLog)
 
-    def serve_standby(self) -> ServerPort:
-        """Listen, for a run of which nothing is known yet: with room for the vectors of any that is not huge."""
-        return self._serve(Limits(queue=MOST_QUEUE))
+    def serve(self, options: RunOptions | None = None) -> ServerPort:
+        """Listen, for a new run with these options; a large model needs more room, once it is known.
 
-    def serve(self, options: RunOptions) -> ServerPort:
-        """Listen, for a new run; a large model needs more room, once it is known."""
-        is_alone = options.servers == 1 and options.spread == "never"
-        return self._serve(Limits() if is_alone else Limits(queue=MOST_QUEUE))
-
-    def _serve(self, limits: Limits) -> ServerPort:
+        For a run of which nothing is known yet, there is room for the vectors of any that is not huge.
+        """
+        is_alone = options is not None and options.servers == 1 and options.spread == "never"
+        limits = Limits() if is_alone else Limits(queue=MOST_QUEUE)
         return serve(self.bind, lock=self.lock, insecure=self.is_insecure, limits=limits, rejections=self.rejections)
 
 

@@ -146,11 +146,15 @@ class TeamView(msgspec.Struct, frozen=True):
     #: The folder in which its processes meet, None before a command leads it; and how many they are.
     folder: Path | None
     size: int
-    #: The places that this command holds, and those of them that have a process by now.
+    #: The places that this command holds.
     held: tuple[int, ...]
-    numbers: tuple[int, ...]
     #: How the leader of another command has ended, None while that is not known.
     ended: Exit | None = None
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Those of the places that have a process by now."""
+        return tuple(number for number in self.held if number < self.size)
 
     def text(self) -> str:
         """Return what this command does in the team; empty while that is not certain."""
@@ -248,8 +252,7 @@ class MachineTeam:
         if LEADER.number in self.held:
             found = self._led()
         path, size = found or (None, 0)
-        held = tuple(self.held)
-        return TeamView(path, size, held, tuple(number for number in held if number < size), ended)
+        return TeamView(path, size, tuple(self.held), ended)
 
     @property
     def _awaits_others(self) -> bool:

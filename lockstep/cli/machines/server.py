@@ -145,6 +145,11 @@ class ServerFlags(Struct, frozen=True, kw_only=True):
     is_watched: bool
     prometheus: str | None
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the run, None for a new one of the default name."""
+        return self.resume or self.run_dir
+
     def standby(self, server: StandbyAddress, folder: Path) -> StandbyRequest:
         """Return a standby of a server, which mirrors its run into a folder."""
         return StandbyRequest(
@@ -161,16 +166,6 @@ class ServerFlags(Struct, frozen=True, kw_only=True):
         )
 
 
-class RunOrigin(Struct, frozen=True, kw_only=True):
-    """The run that a server leads: a new one, or one that it resumes."""
-
-    job: Job
-    options: RunOptions
-    #: None for a new folder of the default name.
-    folder: Path | None
-    is_resumed: bool
-
-
 def serve_as(flags: ServerFlags) -> int:
     """Serve a run or mirror it, as flags ask for it; return the exit code."""
     demand_open_files()
@@ -181,7 +176,7 @@ def serve_as(flags: ServerFlags) -> int:
         raise UsageError(f"--key {key!r} without --standby-of ADDRESS: a server has a folder of keys: --keys DIR")
     page = wanted_page(flags.prometheus, is_watched=flags.is_watched)
     if not flags.standbys:
-        return lead(flags, origin_of(flags), page)
+        return lead(flags, *job_of(flags), page, is_resumed=flags.resume is not None)
     folder = folder_to_rejoin(flags.run_dir, flags.resume)
     match found_in(folder):
         case FolderHolds.RESULT:
@@ -194,9 +189,9 @@ def serve_as(flags: ServerFlags) -> int:
             values = {**flags.job.in_file(), **flags.job.given}
             job, options = resumed_job(folder, {name: values[name] for name in values if name != "min_workers"})
             pack_data_again(folder, job.data, Console(highlight=False))
-            return lead(flags, RunOrigin(job=job, options=options, folder=folder, is_resumed=True), page)
+            return lead(flags, job, options, page, is_resumed=True)
         case FolderHolds.NOTHING:
-            return lead(flags, origin_of(flags), page)
+            return lead(flags, *job_of(flags), page, is_resumed=False)
 
 
 def mirror(flags: ServerFlags, server: StandbyAddress) -> int:
@@ -210,51 +205,50 @@ def mirror(flags: ServerFlags, server: StandbyAddress) -> int:
         return stand_by(request)
 
 
-def origin_of(flags: ServerFlags) -> RunOrigin:
-    """Return the run that flags ask for, whatever its folder holds."""
+def job_of(flags: ServerFlags) -> tuple[Job, RunOptions]:
+    """Return the job and the options of the run that flags ask for."""
     if flags.resume is None or flags.supervised is not None:
-        job, options = flags.job.resolve()
-    else:
-        check_resume_flags(job=flags.job.file, run_dir=flags.run_dir)
-        job, options = resumed_job(flags.resume, flags.job.given)
-        pack_data_again(flags.resume, job.data, Console(highlight=False))
-    folder, is_resumed = flags.resume or flags.run_dir, flags.resume is not None
-    return RunOrigin(job=job, options=options, folder=folder, is_resumed=is_resumed)
+        return flags.job.resolve()
+    check_resume_flags(job=flags.job.file, run_dir=flags.run_dir)
+    job, options = resumed_job(flags.resume, flags.job.given)
+    pack_data_again(flags.resume, job.data, Console(highlight=False))
+    return job, options
 
 
-def lead(flags: ServerFlags, origin: RunOrigin, page: PageRequest | None) -> int:
+def lead(flags: ServerFlags, job: Job, options: RunOptions, page: PageRequest | None, *, is_resumed: bool) -> int:
     """Lead a run, or mirror it if another server leads it by now; return the exit code."""
+    folder = flags.folder
     # Before there is anything to tidy up.
-    take_numerics(origin.job.numerics)
+    take_numerics(job.numerics)
     lock = lock_of(flags.keys, flags.supervised, is_insecure=flags.insecure)
-    if origin.options.signed:
+    if options.signed:
         check_signers(lock)
     listening = Listening(flags.bind, lock, flags.insecure)
     dial = partial(dial_with, server_credential(flags.keys, flags.supervised))
-    if flags.supervised is not None and origin.folder is not None:
-        if not origin.is_resumed:
-            keep_parts(origin.folder, flags.link.say)
+    if flags.supervised is not None and folder is not None:
+        if not is_resumed:
+            keep_parts(folder, flags.link.say)
         # `train` has claimed the folder, and perhaps written data into it.
-        destination = Destination(folder=origin.folder, options=origin.options, is_resumed=origin.is_resumed)
-        serve_for_train(Service(origin.job, destination, dial=dial), listening, flags.supervised, flags.link)
+        destination = Destination(folder=folder, options=options, is_resumed=is_resumed)
+        serve_for_train(Service(job, destination, dial=dial), listening, flags.supervised, flags.link)
         return 0
-    if origin.is_resumed and origin.folder is not None:
-        check_unfinished(origin.folder)
-    elif flags.standbys and origin.folder is not None:
-        unclaim(origin.folder, [])  # of a process that was killed before it had begun
-        keep_parts(origin.folder, partial(print_plainly, Console(highlight=False)))
+    if is_resumed and folder is not None:
+        check_unfinished(folder)
+    elif flags.standbys and folder is not None:
+        unclaim(folder, [])  # of a process that was killed before it had begun
+        keep_parts(folder, partial(print_plainly, Console(highlight=False)))
         if (other := server_with_more(flags.standbys, dial, SystemClock())) is not None:
-            return stand_by(flags.standby(other, origin.folder))
+            return stand_by(flags.standby(other, folder))
     try:
-        with destination_of(origin.job, origin.options, origin.folder, is_resumed=origin.is_resumed) as destination:
+        with destination_of(job, options, folder, is_resumed=is_resumed) as destination:
             standbys = flags.standbys
-            service = Service(origin.job, destination, flags.picture, page, dial=dial, standbys=standbys)
+            service = Service(job, destination, flags.picture, page, dial=dial, standbys=standbys)
             result = serve_by_hand(service, listening)
     except LedElsewhereError as elsewhere:
         # A run that begins is led by no other server.
-        if not flags.standbys or origin.folder is None:
+        if not flags.standbys or folder is None:
             raise
-        request = flags.standby(flags.standbys[0], origin.folder)
+        request = flags.standby(flags.standbys[0], folder)
         return stand_by(follow(request, elsewhere, Console(highlight=False)))
     return HANDED_OVER if result is None and flags.standbys else 0
 

@@ -39,8 +39,8 @@ from lockstep.launch.endpoints import (
     signer_of,
     tcp_address,
 )
-from lockstep.launch.lifetime import ends_with_parent, uninterrupted
-from lockstep.launch.process_backend import private_folder, remove_private
+from lockstep.launch.lifetime import ends_with_parent
+from lockstep.launch.process_backend import run_folder
 from lockstep.launch.supervision.channel import EndReport, ParentLink
 from lockstep.launch.supervision.child import HERE, Child, Crew
 from lockstep.launch.supervision.restarts import INTERRUPTED, ProcessPlace
@@ -358,13 +358,8 @@ def shard_places(request: WorkerRequest) -> list[ProcessPlace]:
 @contextmanager
 def starter() -> Iterator[Callable[[WorkerRequest, ProcessPlace], Child]]:
     """Lend what starts the processes of requests, with a folder for them."""
-    private = private_folder()
-    try:
-        with ProcessTemplate.of("worker") as template:
-            yield functools.partial(start_process, private.path, template)
-    finally:
-        with uninterrupted():
-            remove_private(private)
+    with run_folder() as folder, ProcessTemplate.of("worker") as template:
+        yield functools.partial(start_process, folder, template)
 
 
 def start_process(folder: Path, template: ProcessTemplate | None, request: WorkerRequest, place: ProcessPlace) -> Child:

@@ -32,7 +32,7 @@ from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.endpoints import address_towards, server_credential, tcp_address
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
-from lockstep.launch.process_backend import private_folder, remove_private, start_here
+from lockstep.launch.process_backend import run_folder, start_here
 from lockstep.launch.remote.agent import Core, LaunchAgent, TeamPlaces
 from lockstep.launch.supervision.channel import ChildReport, EndReport, decode_report
 from lockstep.launch.supervision.child import HERE, LOG, ProcessLog, WatchedProcess
@@ -66,16 +66,15 @@ def ray_backend(cluster: str, launch: RunOptions, display: Display) -> Iterator[
     """
     check(launch)
     host = connect(cluster)
-    folder = private_folder()
-    backend = RayBackend(launch, address_towards(host), folder.path / "keys")
-    try:
-        backend.reserve(display)
-        yield backend
-    finally:
-        with uninterrupted():
-            backend.give_up()
-            ray.shutdown()
-            remove_private(folder)
+    with run_folder() as folder:
+        backend = RayBackend(launch, address_towards(host), folder / "keys")
+        try:
+            backend.reserve(display)
+            yield backend
+        finally:
+            with uninterrupted():
+                backend.give_up()
+                ray.shutdown()
 
 
 def check(launch: RunOptions) -> None:

@@ -271,7 +271,7 @@ def follow(request: StandbyRequest, elsewhere: LedElsewhereError, console: Conso
 def mirror_and_lead(request: StandbyRequest, credential: Credential, listening: Listening, console: Console) -> int:
     """Be a standby until the run is over, and lead it to its end if that is needed."""
     prepare(request, say_of(request, console))
-    with closing(listening.serve_standby()) as port:
+    with closing(listening.serve()) as port:
         if request.supervised is not None:
             request.link.report(ListeningReport(address=nearby(port.address)))
         else:
