@@ -39,7 +39,6 @@ from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.parts.assembly import part_of
 from lockstep.ps.coordinator.parts.multi_step import MultiStep
-from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.factory import ServerContext
@@ -261,7 +260,7 @@ class ServerProcess(SimulatedShell):
         self._end()
         self.server.coordinator.validate()
         self.server.group.validate()
-        assert self.server.multi_step.lease is not None or self.server.coordinator.phase is not RunPhase.MULTI_STEP
+        part_of(self.server.coordinator, MultiStep).validate()
         return is_busy
 
     def deadline(self) -> float | None:

@@ -69,7 +69,7 @@ class Hooks:
     answers: dict[Work, Callable[[Member, Result | Diverged, float], list[Effect]]] = field(default_factory=dict)
     rounds: list[RoundWatch] = field(default_factory=list)
     #: Each returns in which phase a round begins, or None if that is not changed.
-    begins: list[Callable[[Round], RunPhase | None]] = field(default_factory=list)
+    begins: list[Callable[[Round, float], RunPhase | None]] = field(default_factory=list)
     #: Each tells whether no work is to be leased now.
     holds: list[Callable[[], bool]] = field(default_factory=list)
     #: Each tells whether the run ends here after an update, for which the slices of all servers are gathered then.
@@ -78,6 +78,10 @@ class Hooks:
     waits: list[Callable[[], str]] = field(default_factory=list)
     #: Called after each event, unless the run is over.
     after: list[Callable[[float], list[Effect]]] = field(default_factory=list)
+    #: Each returns when a part has something to do although nothing happens.
+    deadlines: list[Callable[[], float | None]] = field(default_factory=list)
+    #: Called before the run ends for a reason: each ends its work, and keeps the results.
+    fails: list[Callable[[], None]] = field(default_factory=list)
     #: Each returns a status with what the part adds to it.
     statuses: list[Callable[[Status], Status]] = field(default_factory=list)
 
@@ -85,9 +89,18 @@ class Hooks:
         """Tell whether a part wants that no work is leased now."""
         return any(holds() for holds in self.holds)
 
-    def phase_of(self, at: Round) -> RunPhase:
+    def phase_of(self, at: Round, now: float) -> RunPhase:
         """Return the phase in which a round begins: that of its work, unless a part has another."""
-        return next((phase for begins in self.begins if (phase := begins(at)) is not None), PHASES[at.work])
+        return next((phase for begins in self.begins if (phase := begins(at, now)) is not None), PHASES[at.work])
+
+    def deadline(self) -> float | None:
+        """Return when a part has something to do although nothing happens."""
+        return soonest(*(deadline() for deadline in self.deadlines))
+
+    def on_failure(self) -> None:
+        """Let the parts end their work, and keep its results."""
+        for keep in self.fails:
+            keep()
 
     def waiting(self) -> str:
         """Return what a part lets the run wait for, empty if none does."""
@@ -181,8 +194,8 @@ class Coordinator(Machine[events.Event, Effect]):
         if self.is_over():
             return None
         late = self.scheduler.deadline(self.state) if self.is_running() else None
-        membership, stragglers = self.membership, self.stragglers
-        return soonest(self.reminder.due, membership.probes.soonest(), stragglers.deadline(self.leases), late)
+        membership, stragglers, parts = self.membership, self.stragglers, self.hooks.deadline()
+        return soonest(parts, self.reminder.due, membership.probes.soonest(), stragglers.deadline(self.leases), late)
 
     def _dispatch(self, event: events.Event, now: float) -> list[Effect]:
         if (handle := self.hooks.events.get(kind_of(event))) is not None:
@@ -201,7 +214,7 @@ class Coordinator(Machine[events.Event, Effect]):
                 return self._on_left(event, now)
             case events.StepUpdated():
                 is_current = event.step == self.round.step
-                return [*self._begin_next_round(), *self.assign_leases(now)] if is_current else []
+                return [*self._begin_next_round(now), *self.assign_leases(now)] if is_current else []
             case events.PartFailed():
                 return self.fail(event.text, event.kind)
             case events.TimePassed():
@@ -246,7 +259,7 @@ class Coordinator(Machine[events.Event, Effect]):
         effects = admission.prepared(member, ready, self.membership, self.info)
         is_waiting = self.phase is RunPhase.AWAITING_WORKERS
         if is_waiting and self.membership.processes_prepared() >= self.info.options.least_workers():
-            self.phase = self.hooks.phase_of(self.round)
+            self.phase = self.hooks.phase_of(self.round, now)
             self.begin_round(now)
         return effects + self.assign_leases(now)
 
@@ -337,9 +350,9 @@ class Coordinator(Machine[events.Event, Effect]):
             epoch = self.progress.end_epoch(self.info.plan.epoch_of(at.step - 1), tally, now)
             ended = [RecordEpoch(epoch=epoch, account=account)]
         self.progress.begin_round(now)
-        return ended + self._begin_next_round()
+        return ended + self._begin_next_round(now)
 
-    def _begin_next_round(self) -> list[Effect]:
+    def _begin_next_round(self, now: float) -> list[Effect]:
         following = next_round(self.info.job, self.info.plan, self.round, self.progress.history)
         if following is None:
             return self.finish()
@@ -347,7 +360,7 @@ class Coordinator(Machine[events.Event, Effect]):
         self.open_round(following)
         if done.work == "validate":
             self.state.account.merge(account)
-        self.phase = self.hooks.phase_of(following)
+        self.phase = self.hooks.phase_of(following, now)
         return []
 
     # The run ends
@@ -359,6 +372,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def fail(self, failure: str, kind: FailureKind, conviction: Conviction | None = None) -> list[Effect]:
         """End the run, for a reason."""
+        self.hooks.on_failure()
         self.phase = RunPhase.FAILED
         return [Finish(failure=failure, kind=kind, conviction=conviction)]
 

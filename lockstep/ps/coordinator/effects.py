@@ -7,7 +7,6 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import EpochRecord, Eviction, Finished, Lease, shortened
 from lockstep.common.statemachine.machine import Report as Report
 from lockstep.common.statemachine.machine import Send as Send
-from lockstep.ps.coordinator.events import StepMade
 from lockstep.ps.coordinator.findings import Conviction
 from lockstep.ps.records.ledger import Account
 
@@ -35,37 +34,6 @@ class UpdateWeights(Struct, frozen=True, kw_only=True):
     is_last: bool = False
 
 
-class LeaseSteps(Struct, frozen=True, kw_only=True):
-    """Let a team make the steps from `first` on by itself, up to `last` at most.
-
-    Each step ends in `StepMade`, and the multi-step lease in `MultiStepLeaseEnded`, at once if it cannot be.
-    """
-
-    first: int
-    last: int
-    #: The team's, and how many seconds a step is expected to take it.
-    rank: int
-    step_s: float
-
-
-class WithdrawSteps(Struct, frozen=True, kw_only=True):
-    """End the multi-step lease, to continue step by step."""
-
-
-class RecordStep(Struct, frozen=True, kw_only=True):
-    """Record a step that a team has made by itself."""
-
-    account: Account
-    made: StepMade
-
-
-class Recompute(Struct, frozen=True, kw_only=True):
-    """Compute a micro-batch in the server's own process, since workers differ: answered by `Recomputed`."""
-
-    step: int
-    micro_batch: int
-
-
 class RecordEpoch(Struct, frozen=True, kw_only=True):
     """Record an epoch's figures, with the digest of the weights as they are now."""
 
@@ -91,16 +59,4 @@ class Finish(Struct, frozen=True, kw_only=True):
         return None if self.kind in CONTINUED else Finished(reason=shortened(self.failure), kind=self.kind)
 
 
-Effect = (
-    Send
-    | SendWeights
-    | ForgetWorker
-    | UpdateWeights
-    | LeaseSteps
-    | WithdrawSteps
-    | RecordStep
-    | Recompute
-    | RecordEpoch
-    | Report
-    | Finish
-)
+Effect = Send | SendWeights | ForgetWorker | UpdateWeights | RecordEpoch | Report | Finish

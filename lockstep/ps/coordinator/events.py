@@ -4,12 +4,10 @@ from msgspec import Struct
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind
-from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import (
     ComputeFailed,
     Diverged,
     Dropped,
-    LeaseKey,
     MultiStepResult,
     Ping,
     Ready,
@@ -23,7 +21,6 @@ from lockstep.common.statemachine.machine import Interrupted as Interrupted
 from lockstep.common.statemachine.machine import PeerLeft as PeerLeft
 from lockstep.common.statemachine.machine import Received as Received
 from lockstep.common.statemachine.machine import TimePassed as TimePassed
-from lockstep.ps.coordinator.findings import MicroBatchOutcome
 
 
 class ServersReady(Struct, frozen=True, kw_only=True):
@@ -67,65 +64,6 @@ class StepUpdated(Struct, frozen=True, kw_only=True):
     step: int
 
 
-class PartMade(Struct, frozen=True, kw_only=True):
-    """The share of one process in a step that its team has made by itself."""
-
-    node: Node
-    process: int
-    #: When it began and ended, in seconds from the begin of the round, and the seconds of computing.
-    began_s: float
-    ended_s: float
-    compute_s: float
-
-
-class StepMade(Struct, frozen=True, kw_only=True):
-    """A team has made a step by itself."""
-
-    step: int
-    #: The team's.
-    rank: int
-    tally: Tally
-    #: Of all micro-batches, as in `Result`.
-    losses: bytes
-    #: The shares of its processes.
-    parts: tuple[PartMade, ...]
-    #: Seconds from the last sums of the step before to its own, and of its update.
-    round_s: float
-    update_s: float
-    #: Of the weights after it, and the learning rate.
-    checksum: int
-    rate: float
-
-    def compute_s(self) -> tuple[float, float]:
-        """Return the seconds of computing that went into it, of all processes and the most of any."""
-        seconds: dict[int, float] = {}
-        for part in self.parts:
-            seconds[part.process] = seconds.get(part.process, 0.0) + part.compute_s
-        return sum(seconds.values()), max(seconds.values(), default=0.0)
-
-
-class MultiStepLeaseEnded(Struct, frozen=True, kw_only=True):
-    """The run continues step by step, after so many steps."""
-
-    #: The lease that ends, None if it was not sent.
-    lease: LeaseKey | None
-    steps: int
-    #: Whether that is since a worker was late, or could not go on.
-    is_cut: bool
-    #: Whether the team has not answered: it may stand still.
-    is_silent: bool
-    #: Whether there may be another one: otherwise no team can make steps by itself in this run.
-    may_follow: bool = True
-
-
-class Recomputed(Struct, frozen=True, kw_only=True):
-    """The server has computed a micro-batch itself, or cannot."""
-
-    step: int
-    micro_batch: int
-    found: MicroBatchOutcome | None = None
-
-
 class PartFailed(Struct, frozen=True, kw_only=True):
     """This part of the run has failed: a shard or the lead is lost, weights are not finite, or a lease raised twice."""
 
@@ -149,9 +87,6 @@ Event = (
     | DrainRequested
     | SumsAcknowledged
     | StepUpdated
-    | StepMade
-    | MultiStepLeaseEnded
-    | Recomputed
     | PartFailed
     | RoomChanged
     | TimePassed

@@ -66,14 +66,17 @@ OPEN = frozenset(RunPhase) - {P.FINISHED, P.FAILED}
 WORKING = OPEN - {P.AWAITING_SERVERS, P.AWAITING_WORKERS}
 
 #: Phases after an event that may occur at any time while there is work. An audit does not wait: an event after which no
-#: worker is left ends it, and with it the step. A run that is to be handed over ends here as soon as no lease is held.
-_ANY_TIME = {phase: {phase, P.FAILED} for phase in WORKING} | {P.AUDITING: {P.AUDITING, P.UPDATING, P.FAILED}}
+#: worker is left ends it, and with it the step. A multi-step lease ends at any time. A run that is to be handed over
+#: ends here as soon as no lease is held.
+_MULTI_STEP = {P.MULTI_STEP: {P.MULTI_STEP, P.TRAINING, P.FAILED}}
+_AUDITING = {P.AUDITING: {P.AUDITING, P.UPDATING, P.FAILED}}
+_ANY_TIME = {phase: {phase, P.FAILED} for phase in WORKING} | _AUDITING | _MULTI_STEP
 
 #: The phases that may follow; in phases that are not named, nothing happens.
 TRANSITIONS = table_of(
     RunPhase,
     {
-        Join: stays(*RunPhase),
+        Join: stays(*RunPhase) | _MULTI_STEP,
         # A run that resumes from a checkpoint may begin with an evaluation.
         Ready: _ANY_TIME | {P.AWAITING_WORKERS: {P.AWAITING_WORKERS, P.TRAINING, P.EVALUATING, P.PAUSED}},
         SumsFrame: _ANY_TIME,
@@ -100,18 +103,14 @@ TRANSITIONS = table_of(
         # After the end a worker that pings is told so.
         Ping: stays(*RunPhase) | _ANY_TIME,
         CallbackDecision: {P.PAUSED: {P.PAUSED, P.TRAINING, P.FINISHED, P.FAILED}},
-        StatusRequest: stays(*RunPhase),
+        StatusRequest: stays(*RunPhase) | _MULTI_STEP,
         events.ServersReady: {P.AWAITING_SERVERS: {P.AWAITING_WORKERS}},
         events.SumsAcknowledged: {P.TRAINING: {P.TRAINING, P.AUDITING, P.UPDATING, P.FAILED}, P.AUDITING: {P.AUDITING}},
         events.StepUpdated: {P.UPDATING: {P.TRAINING, P.EVALUATING, P.MULTI_STEP, P.FINISHED, P.FAILED}},
-        events.StepMade: stays(P.MULTI_STEP),
-        # After its audit, a step is over for the one that was asked as well.
-        events.Recomputed: {P.AUDITING: {P.AUDITING, P.FAILED}},
-        events.MultiStepLeaseEnded: {P.MULTI_STEP: {P.TRAINING, P.FAILED}},
         events.StandbysKnown: stays(*OPEN) | _ANY_TIME,
         # At once if no lease is held.
         events.ServersAvailable: stays(*OPEN) | _ANY_TIME,
-        events.DrainRequested: {phase: {phase, P.FAILED} for phase in OPEN},
+        events.DrainRequested: {phase: {phase, P.FAILED} for phase in OPEN} | _MULTI_STEP,
         events.PartFailed: leads({P.FAILED}, *OPEN),
         events.RoomChanged: stays(*OPEN) | _ANY_TIME,
         events.TimePassed: stays(*OPEN) | _ANY_TIME,

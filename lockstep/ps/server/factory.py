@@ -17,6 +17,9 @@ from lockstep.common.transport.port import ClientPort, Dial, ServerPort
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.findings import MicroBatchOutcome
+from lockstep.ps.coordinator.parts.assembly import part_of
+from lockstep.ps.coordinator.parts.audit import Audit
+from lockstep.ps.coordinator.parts.multi_step import MultiStep
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.run.info import RunInfo
@@ -36,7 +39,6 @@ from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard_group.group import SliceGroup
 from lockstep.ps.shard_group.initial import InitialSlices
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
-from lockstep.ps.shared_memory.multi_step_leases import MultiStepLeases
 from lockstep.ps.standby.source import MirrorSource
 from lockstep.ps.standby.terms import read_terms
 
@@ -100,11 +102,12 @@ def build_server(
     outbox = Outbox(port, Traffic())
     blocklist = PeerBlocklist(port, context.clock, context.say, context.rejections)
     group = _slices(coordinator, setup, outbox, blocklist, context)
-    committer = StepCommitter(coordinator, group, recorder, checkpointer, context.say, outbox.traffic)
+    committer = StepCommitter(coordinator, group, recorder, checkpointer, context.say, outbox.traffic, context.sharing)
     succession = _succession(coordinator, group, recorder, context)
     signers = context.signers if info.options.signed else no_keys
     workers = WorkerMessages(info, membership, group, outbox, context.sharing, _signature_checks(info), signers)
-    multi_step = MultiStepLeases(group.own.shard, context.clock, membership, outbox.send, context.say, context.sharing)
+    part_of(coordinator, MultiStep).serve(committer)
+    part_of(coordinator, Audit).serve(partial(_recompute, context, setup, group))
     samples = SampleSender(setup.data, info.manifest, membership, outbox)
     status = StatusAnswers(blocklist, context.clock, succession.registry.statuses)
     coordinator.hooks.statuses.append(status.completed)
@@ -113,15 +116,13 @@ def build_server(
     port.make_room(max(QUEUE + WINDOW * len(group.own.shard.frames), group.initial.most_waiting()))
     return Server(
         coordinator,
-        ServerInbox(outbox, blocklist, (succession, group), (samples, multi_step, status, workers)),
+        ServerInbox(outbox, blocklist, (succession, group), (samples, status, workers)),
         outbox,
-        (*room, status, group, multi_step, succession, coordinator),
+        (*room, status, group, succession, coordinator),
         workers=workers,
         group=group,
         committer=committer,
-        multi_step=multi_step,
         succession=succession,
-        recompute=None if context.recompute is None else partial(context.recompute, setup),
         report=partial(context.report, blocklist),
         hands_over=context.hands_over,
     )
@@ -141,6 +142,19 @@ def _slices(
         clock=context.clock,
         report=partial(context.report, blocklist),
     )
+
+
+def _recompute(
+    context: ServerContext, setup: RunSetup, group: SliceGroup, step: int, micro_batch: int
+) -> MicroBatchOutcome | None:
+    """Compute a micro-batch in this process; with several servers, of which one may not answer, that may be impossible.
+
+    Afterwards this part of the run ends, whatever was found: what other servers send meanwhile is lost.
+    """
+    weights, updates = group.final_weights(is_diverged=False)
+    if context.recompute is None or updates != step:
+        return None
+    return context.recompute(setup, weights, step, micro_batch)
 
 
 def _succession(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
-from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RESUMED_HERE, FailureKind
 from lockstep.common.protocol.messages import Lease, Message
 from lockstep.common.runtime.interrupts import Terminated, held_back
@@ -16,7 +15,7 @@ from lockstep.common.statemachine.loop import EventLoop, TimedPart
 from lockstep.common.statemachine.machine import Report, carry_out
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.findings import MicroBatchOutcome
+from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.server.inbox import ServerInbox
 from lockstep.ps.server.step_committer import StepCommitter
@@ -25,10 +24,6 @@ from lockstep.ps.server.workers import WorkerMessages
 from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.group import SliceGroup
-from lockstep.ps.shared_memory.multi_step_leases import MultiStepLeases
-
-#: Returns what an honest worker finds for a micro-batch, given the weights and the step; None if that cannot be found.
-Recompute = Callable[[Vector, int, int], MicroBatchOutcome | None]
 
 #: Seconds between two calls of `watch`, which shows the progress.
 WATCH_S = 0.1
@@ -49,12 +44,8 @@ class Server:
     group: SliceGroup
     #: Makes steps last: updates, records, checkpoints, the result.
     committer: StepCommitter
-    #: Steps that a team makes by itself.
-    multi_step: MultiStepLeases
     #: The standbys of the run, and servers of other terms.
     succession: Succession
-    #: Computes a micro-batch in this process if workers differ, None if that is not possible.
-    recompute: Recompute | None
     report: Callable[[Report], None]
     #: Whether it hands the run over to a standby when it gets SIGTERM, and whether it does so now.
     hands_over: bool
@@ -130,8 +121,7 @@ class Server:
     def interrupt(self) -> None:
         """End the run now, after the steps that a team has made by itself."""
         with held_back():
-            self._dispatch(self.multi_step.interrupt())
-        self._dispatch([events.Interrupted()])
+            self._dispatch([events.Interrupted()])
 
     def _see_off(self, ended: effects.Finish) -> None:
         """Let standbys have the rest of the run, for a while; send all peers to the one that continues it."""
@@ -176,7 +166,7 @@ class Server:
         # Afterwards: what workers wait for has been sent.
         self.committer.record_completed()
         # Never while a team makes steps, and so writes the weights: a multi-step lease ends when a checkpoint is due.
-        if self.ended is None and self.multi_step.lease is None:
+        if self.ended is None and self.coordinator.phase is not RunPhase.MULTI_STEP:
             self.committer.take_due_checkpoint()
 
     def _dismiss(self, ended: effects.Finish) -> None:
@@ -196,16 +186,6 @@ class Server:
                 return self.workers.forget(effect.rank)
             case effects.UpdateWeights():
                 return self.committer.update(effect)
-            case effects.LeaseSteps():
-                # The checksum of the last step's weights is taken before a team may write over them.
-                self.committer.record_completed()
-                return self.multi_step.begin(effect, *self.committer.bounds())
-            case effects.WithdrawSteps():
-                return self.multi_step.end()
-            case effects.Recompute():
-                return [self._recompute(effect.step, effect.micro_batch)]
-            case effects.RecordStep():
-                self.committer.record_made(effect)
             case effects.RecordEpoch():
                 self.committer.record_epoch(effect)
             case effects.Report():
@@ -220,12 +200,3 @@ class Server:
         if isinstance(message, Lease):
             message = self.workers.in_memory(peer, message)
         return self.outbox.send(peer, message)
-
-    def _recompute(self, step: int, micro_batch: int) -> events.Event:
-        """Compute a micro-batch here; with several servers, of which one may not answer, that may not be possible.
-
-        Afterwards this part of the run ends, whatever was found: what other servers send meanwhile is lost.
-        """
-        weights, updates = self.group.final_weights(is_diverged=False)
-        found = self.recompute(weights, step, micro_batch) if self.recompute is not None and updates == step else None
-        return events.Recomputed(step=step, micro_batch=micro_batch, found=found)

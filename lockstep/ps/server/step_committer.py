@@ -5,22 +5,27 @@ from dataclasses import dataclass, field
 
 from lockstep.common.errors import FailureKind, FileFormatError
 from lockstep.common.optim.rules import averaged
+from lockstep.common.protocol.messages import MultiStepLease
 from lockstep.common.protocol.shard_messages import Collected
 from lockstep.common.runtime.notice import warning
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.findings import Conviction
+from lockstep.ps.coordinator.parts.team_lease import LeaseMemory, StepMade, StepsRefusal
+from lockstep.ps.records.ledger import Account
 from lockstep.ps.records.recorder import MetricsRecorder, carried
 from lockstep.ps.run.progress import Traffic
 from lockstep.ps.server.conviction import quarantine_checkpoints
 from lockstep.ps.server.nonfinite_guard import NonFiniteGuard
 from lockstep.ps.shard_group.group import SliceGroup
+from lockstep.ps.shared_memory.memory import ServerSharedMemory
+from lockstep.ps.shared_memory.team_updates import open_updates
 
 
 @dataclass
 class StepCommitter:
-    """The updates of one run: the one under way, and the last one until it is recorded."""
+    """The updates of a run: the one under way, and the last until it is recorded; those of teams, as `TeamSteps`."""
 
     coordinator: Coordinator
     group: SliceGroup
@@ -30,12 +35,16 @@ class StepCommitter:
     say: Callable[[str], None]
     #: The server's: bytes that crossed the sockets of all servers since the last step was recorded.
     traffic: Traffic
+    #: The memory in which teams make steps by themselves, None if no memory is shared.
+    sharing: ServerSharedMemory | None = None
     guard: NonFiniteGuard = field(init=False)
     #: The end of the run that is to be written, and the one that is written.
     ending: effects.Finish | None = None
     ended: effects.Finish | None = None
     #: The update that the servers are making, or made last.
     _update: effects.UpdateWeights | None = None
+    #: Whether it was reported that there is no room for what teams need.
+    _is_reported: bool = False
 
     def __post_init__(self) -> None:
         self.guard = NonFiniteGuard(self.recorder.layout)
@@ -73,20 +82,31 @@ class StepCommitter:
         self.recorder.account(update.step, update.account, self.group.checksum(done))
         self.guard.check(update, self.group.own.shard, coordinator.membership, others_are_finite=done.are_finite)
 
-    def record_made(self, effect: effects.RecordStep) -> None:
-        """Record a step that a team has made by itself."""
+    # Steps that a team makes by itself
+
+    def open(self, rank: int, lease: MultiStepLease) -> LeaseMemory | StepsRefusal:
+        # The checksum of the last step's weights is taken before a team may write over them.
         self.record_completed()
-        made, time = effect.made, self.coordinator.progress.last_step
+        opened = open_updates(self.sharing, self.group.own.shard, rank, lease)
+        if opened is StepsRefusal.NO_ROOM and self.sharing is not None and not self._is_reported:
+            self._is_reported = True
+            obstacle = self.sharing.obstacle
+            self.say(warning(f"a team waits for the server at each step, which is slower: {obstacle}"))
+        return opened
+
+    def record(self, account: Account, made: StepMade) -> None:
+        time = self.coordinator.progress.last_step
         self.coordinator.progress.end_update(made.update_s)
         self.recorder.step(made.step, made.tally, made.rate, made.update_s, time, self.traffic.drain())
-        self.recorder.account(made.step, effect.account, made.checksum)
+        self.recorder.account(made.step, account, made.checksum)
 
     def bounds(self) -> tuple[int | None, float | None]:
-        """Return after how many steps, and when, a checkpoint is due, for which no team must be making steps."""
         checkpointer = self.checkpointer
         return (
             (None, None) if checkpointer is None or not checkpointer.folder.keep else checkpointer.schedule.next_due()
         )
+
+    # Epochs, checkpoints and the end
 
     def record_epoch(self, effect: effects.RecordEpoch) -> None:
         """Record the figures of an epoch, with the weights as they are now."""

@@ -13,11 +13,10 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import NO_TERM, Dropped, Lease, Ready, Withdrawal
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Effect, LeaseSteps, Send, SendWeights, UpdateWeights
+from lockstep.ps.coordinator.effects import Effect, Send, SendWeights, UpdateWeights
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.records.ledger import UnusedWork
 from lockstep.ps.run.plan import plan_of
-from lockstep.ps.shared_memory.multi_step_leases import declined
 from tests.lockstep.ps.runs import facts_of, join_of, peer_of, result_of
 
 #: Virtual seconds of a micro-batch on a worker of speed 1, and those that a message takes.
@@ -111,8 +110,6 @@ class TimedRun:
         if isinstance(effect, UpdateWeights):
             self.updated.append(self.now)
             self._handle(events.StepUpdated(step=effect.step))
-        elif isinstance(effect, LeaseSteps):
-            self._handle(declined(effect, may_follow=False))
         elif isinstance(effect, Send | SendWeights) and isinstance(effect.message, Lease | Withdrawal):
             worker, message = self.workers[int.from_bytes(effect.peer, "big")], effect.message
             if isinstance(message, Lease):

@@ -30,10 +30,11 @@ def all_parts(*, first_steps: int = FIRST_STEPS, settle_s: float = SETTLE_S) -> 
     return (
         SeveralServers,
         Room,
+        # Before those that wait for the end of a lease, so that all act on the same event.
+        partial(MultiStep, first_steps=first_steps),
         # Before that which carries out what it asks for, so that both act on the same event.
         partial(SpreadServers, settle_s=settle_s),
         HandOver,
         Callbacks,
         Audit,
-        partial(MultiStep, first_steps=first_steps),
     )

@@ -9,7 +9,7 @@ a worker that has others is wrong. If there is no further worker, the server com
 updates.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +19,9 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Diverged, Eviction, Result
-from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.admission import convicted_text, refused
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Effect, Recompute, Report, Send
+from lockstep.ps.coordinator.effects import Effect, Report, Send
 from lockstep.ps.coordinator.findings import AuditFinding, Conviction, MicroBatchOutcome
 from lockstep.ps.coordinator.membership import Member, process_of
 from lockstep.ps.coordinator.scheduling.lease_table import LeaseTable
@@ -32,6 +31,9 @@ from lockstep.ps.run.plan import Round
 
 #: The name of the server next to workers.
 SERVER = "the server"
+
+#: Returns what the server itself finds for a micro-batch of a step, None if it cannot compute it.
+Recompute = Callable[[int, int], MicroBatchOutcome | None]
 
 
 def chosen_for_audit(share: float, seed: int, step: int, micro_batches: int) -> frozenset[int]:
@@ -58,8 +60,6 @@ class AuditOfStep:
     chosen: frozenset[int] = frozenset()
     #: By micro-batch, what the worker found that computed it first, and then those that computed it again and differ.
     findings: dict[int, list[AuditFinding]] = field(default_factory=dict)
-    #: Micro-batches that the server was asked to compute.
-    asked: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, at: Round, share: float, seed: int) -> "AuditOfStep":
@@ -135,12 +135,16 @@ class Audit:
 
     def __init__(self, core: Coordinator) -> None:
         self._core = core
+        self._recompute: Recompute = lambda step, micro_batch: None
         self.step = AuditOfStep(core.info.plan.first())
         hooks = core.hooks
         hooks.rounds.append(self)
         hooks.answers["audit"] = self._judge
-        hooks.events[events.Recomputed] = self._on_recomputed
         hooks.after.append(self._end_if_done)
+
+    def serve(self, recompute: Recompute) -> None:
+        """Let the server compute what workers differ about."""
+        self._recompute = recompute
 
     def opened(self, at: Round) -> frozenset[int]:
         self.step = AuditOfStep.of(at, self._core.info.options.audit, self._core.info.job.seed)
@@ -192,16 +196,15 @@ class Audit:
         core.membership.credit_audit(member, result.compute_s)
         return [*withdrawn, *core.assign_leases(now)]
 
-    def _on_recomputed(self, event: events.Recomputed, now: float) -> list[Effect]:
+    def _judge_alone(self, micro_batch: int) -> list[Effect]:
         """Believe the server; without its opinion, the run cannot go on: one of them changes the weights."""
-        audit, at = self.step, self._core.round
-        if (at.work, at.step) != ("audit", event.step) or not audit.is_disputed(event.micro_batch):
-            return []
-        conviction = None if event.found is None else audit.decide(event.micro_batch, event.found)
+        audit = self.step
+        found = self._recompute(audit.round.step, micro_batch)
+        conviction = None if found is None else audit.decide(micro_batch, found)
         if conviction is not None:
             return self._convict(conviction)
         text = (
-            f"{audit.dispute(event.micro_batch)}; no worker is left that could decide which of them computes wrongly, "
+            f"{audit.dispute(micro_batch)}; no worker is left that could decide which of them computes wrongly, "
             "and the step was not applied: find out with `lockstep verify`, or by leaving out one at a time, and "
             "resume from the last checkpoint"
         )
@@ -230,9 +233,9 @@ class Audit:
         ready = [member.rank for member in core.membership.ready()]
         alone = core.leases.unassignable(ready)
         effects = self._skip([one for one in alone if not audit.is_disputed(one)])
-        asked = [one for one in alone if audit.is_disputed(one) and one not in audit.asked]
-        audit.asked.update(asked)
-        effects += [Recompute(step=core.round.step, micro_batch=one) for one in asked]
+        disputed = next(filter(audit.is_disputed, alone), None)
+        if disputed is not None:
+            return [*effects, *self._judge_alone(disputed)]
         if not core.leases.is_complete():
             return effects
         core.state.continue_with(audit.round, core.leases)

@@ -23,7 +23,7 @@ class Callbacks:
 
     def __init__(self, core: Coordinator) -> None:
         self._core = core
-        core.hooks.begins.append(lambda at: RunPhase.PAUSED if is_paused_before(core.info, at) else None)
+        core.hooks.begins.append(lambda at, now: RunPhase.PAUSED if is_paused_before(core.info, at) else None)
         core.hooks.events[CallbackDecision] = self._on_decided
 
     def _on_decided(self, received: Received, now: float) -> list[Effect]:

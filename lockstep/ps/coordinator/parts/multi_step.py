@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from lockstep.common.protocol.messages import MultiStepResult, Status
-from lockstep.common.statemachine.machine import Received
-from lockstep.ps.coordinator import events
+from lockstep.common.protocol.messages import MultiStepLease, MultiStepResult, MultiStepWithdrawal, Status
+from lockstep.common.statemachine.machine import Received, Send, soonest
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Effect, LeaseSteps, RecordStep, WithdrawSteps
-from lockstep.ps.coordinator.membership import Membership, MemberState
+from lockstep.ps.coordinator.effects import Effect
+from lockstep.ps.coordinator.membership import Member, Membership, MemberState
+from lockstep.ps.coordinator.parts.team_lease import StepMade, StepsRefusal, TeamLease, TeamSteps
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
@@ -54,20 +54,18 @@ class MultiStepPlan:
             self.earliest, self.lasted = steps + self.pause, 0
             self.pause = min(2 * self.pause, LONGEST_PAUSE)
 
-    def next(self, info: RunInfo, at: Round, membership: Membership, scheduler: Scheduler) -> LeaseSteps | None:
-        """Return the multi-step lease that begins with a round; None if the round is to be leased."""
+    def next(self, info: RunInfo, at: Round, membership: Membership, scheduler: Scheduler) -> tuple[Member, int] | None:
+        """Return the team that may make the steps from this round on, and the first that it must not.
+
+        None if the round is to be leased.
+        """
         is_first = at.step % info.plan.steps_per_epoch == 0  # callbacks, or the results of an evaluation, come before
         if not self.is_possible or at.work != "train" or at.step < self.earliest or is_first:
             return None
         # The last step of an epoch may be shorter, and an evaluation follows it.
         last = min((at.step // info.plan.steps_per_epoch + 1) * info.plan.steps_per_epoch, info.plan.total_steps) - 1
-        if last - at.step < LEAST_STEPS or not may_lease_steps(info):
-            return None
-        rank = _rank_alone(membership, scheduler)
-        if rank is None:
-            return None
-        step_s = at.micro_batches * scheduler.timeouts.expected_s(rank, "train")
-        return LeaseSteps(first=at.step, last=last, rank=rank, step_s=step_s)
+        team = _team_alone(membership, scheduler) if may_lease_steps(info) else None
+        return None if team is None or last - at.step < LEAST_STEPS else (team, last)
 
 
 def may_lease_steps(info: RunInfo) -> bool:
@@ -75,12 +73,12 @@ def may_lease_steps(info: RunInfo) -> bool:
     return info.options.servers == 1 and not (info.options.audit or info.options.signed) and info.manifest is None
 
 
-def _rank_alone(membership: Membership, scheduler: Scheduler) -> int | None:
-    """Return the rank of the worker that is ready, if it alone is, shares memory as a team, and has no other work."""
+def _team_alone(membership: Membership, scheduler: Scheduler) -> Member | None:
+    """Return the worker that is ready, if it alone is, shares memory as a team, and has no other work."""
     ready = membership.ready()
     if len(ready) != 1 or not ready[0].has_team or not scheduler.timeouts.is_known("train"):
         return None
-    return None if scheduler.withdrawals.has_any(ready[0].rank) else ready[0].rank
+    return None if scheduler.withdrawals.has_any(ready[0].rank) else ready[0]
 
 
 class MultiStep:
@@ -89,39 +87,91 @@ class MultiStep:
     def __init__(self, core: Coordinator, *, first_steps: int = FIRST_STEPS) -> None:
         self._core = core
         self.plan = MultiStepPlan(earliest=core.first.step + first_steps)
-        #: The current lease, whether the team has been sent it, and whether it is being withdrawn.
-        self.lease: LeaseSteps | None = None
-        self.is_begun = self.is_ending = False
+        #: The server that has the memory, None in a run without one.
+        self._server: TeamSteps | None = None
+        #: The current lease, None while the run continues step by step; and whether the team has been sent it.
+        self.lease: TeamLease | None = None
+        self.is_sent = False
+        #: When a checkpoint is due, for which the lease is to end.
+        self._until: float | None = None
+        #: How many leases there have been: each has its number.
+        self.count = 0
         hooks = core.hooks
-        hooks.events[events.StepMade] = self._on_made
-        hooks.events[events.MultiStepLeaseEnded] = self._on_ended
         hooks.events[MultiStepResult] = self._on_answer
         hooks.begins.append(self._phase_of)
         hooks.after.append(self._watch)
+        hooks.deadlines.append(self._deadline)
+        hooks.fails.append(self._interrupt)
         hooks.statuses.append(self._shown)
 
-    def _phase_of(self, at: Round) -> RunPhase | None:
+    def serve(self, server: TeamSteps) -> None:
+        """Let teams make their steps there."""
+        self._server = server
+
+    def _phase_of(self, at: Round, now: float) -> RunPhase | None:
         """Let a team make the steps from this one on if it can."""
         core = self._core
-        self.lease = None if core.hooks.is_held() else self.plan.next(core.info, at, core.membership, core.scheduler)
-        self.is_begun = self.is_ending = False
-        return None if self.lease is None else RunPhase.MULTI_STEP
+        following = self.plan.next(core.info, at, core.membership, core.scheduler)
+        if self._server is None or following is None or core.hooks.is_held():
+            return None
+        team, last = following
+        opened = self._open(self._server, team, at.step, last, now)
+        if isinstance(opened, StepsRefusal):
+            self.plan.is_possible = opened is not StepsRefusal.NEVER
+            self.plan.on_completed(at.step, at.step, is_cut=opened is StepsRefusal.NO_ROOM)
+            return None
+        self.lease, self.is_sent = opened, False
+        return RunPhase.MULTI_STEP
+
+    def _open(self, server: TeamSteps, team: Member, first: int, last: int, now: float) -> TeamLease | StepsRefusal:
+        core = self._core
+        before, self._until = server.bounds()
+        last = last if before is None else min(last, before)
+        if last - first < LEAST_STEPS or (self._until is not None and now >= self._until):
+            return StepsRefusal.NOT_NOW
+        number, incarnation = self.count + 1, team.join.incarnation
+        asked = MultiStepLease(number=number, incarnation=incarnation, first=first, last=last, reads=0)
+        memory = server.open(team.rank, asked)
+        if isinstance(memory, StepsRefusal):
+            return memory
+        self.count += 1
+        step_s = core.round.micro_batches * core.scheduler.timeouts.expected_s(team.rank, "train")
+        return TeamLease(
+            memory=memory,
+            count=lambda made: self._count(server, made),
+            withdraw=lambda: self._to(team.rank, MultiStepWithdrawal(number=number)),
+            rank=team.rank,
+            step_s=step_s,
+            advanced=now,
+        )
+
+    def _to(self, rank: int, message: MultiStepLease | MultiStepWithdrawal) -> list[Effect]:
+        team = self._core.membership.by_rank(rank)
+        return [] if team is None else [Send(peer=team.peer, message=message)]
+
+    def _deadline(self) -> float | None:
+        lease = self.lease
+        if lease is None or lease.is_ending:
+            return None if lease is None else lease.due
+        return soonest(lease.due, self._until)
 
     def _watch(self, now: float) -> list[Effect]:
-        """Begin the lease; end it once another worker can work too, or its own is gone or is not to work."""
+        """Follow the lease; end it once another worker can work too, or its own is gone or is not to work."""
         lease, core = self.lease, self._core
-        if lease is None or self.is_ending:
+        if lease is None:
             return []
-        if not self.is_begun:
-            self.is_begun = True
-            return [lease]
+        if not self.is_sent:
+            self.is_sent = True
+            return self._to(lease.rank, lease.memory.lease)
         is_alone = [member.rank for member in core.membership.ready()] == [lease.rank]
-        if is_alone and not core.hooks.is_held():
-            return []
-        self.is_ending = True
-        return [WithdrawSteps()]
+        is_due = self._until is not None and now >= self._until
+        if not lease.is_ending and (is_due or not is_alone or core.hooks.is_held()):
+            effects = lease.withdraw_at(now)
+        else:
+            effects = lease.on_time(now) if now >= lease.due else []
+        return [*effects, *self._end(lease, now)] if lease.is_over else effects
 
-    def _on_made(self, made: events.StepMade, now: float) -> list[Effect]:
+    def _count(self, server: TeamSteps, made: StepMade) -> None:
         """Count a step as if its results had come."""
         core = self._core
         micro_batches, account, tally = core.round.micro_batches, core.state.account, made.tally
@@ -139,17 +189,15 @@ class MultiStep:
         core.progress.end_step(tally, ended, core.membership.end_step())
         core.progress.begin_round(ended)
         core.state.account, core.state.round = Account(micro_batches), Round("train", made.step + 1, micro_batches)
-        return [RecordStep(account=account, made=made)]
+        server.record(account, made)
 
-    def _on_ended(self, event: events.MultiStepLeaseEnded, now: float) -> list[Effect]:
+    def _end(self, lease: TeamLease, now: float) -> list[Effect]:
         """Continue step by step; a team that has not answered is stuck if it was late."""
-        core, lease = self._core, self.lease
-        assert lease is not None  # it is completed
-        self.plan.is_possible = event.may_follow
-        self.plan.on_completed(lease.first, event.steps, is_cut=event.is_cut)
-        self._leave(event.steps, now)
-        if event.is_silent and event.lease is not None and core.membership.by_rank(lease.rank) is not None:
-            core.scheduler.await_multi_step(lease.rank, event.lease, now, is_late=event.is_cut)
+        core = self._core
+        self.plan.on_completed(lease.memory.lease.first, lease.recorded, is_cut=lease.is_cut)
+        self._leave(lease.recorded, now)
+        if not lease.has_answered and core.membership.by_rank(lease.rank) is not None:
+            core.scheduler.await_multi_step(lease.rank, lease.memory.lease.key(), now, is_late=lease.is_cut)
         return core.assign_leases(now)
 
     def _leave(self, steps: int, now: float) -> None:
@@ -163,10 +211,20 @@ class MultiStep:
         # Events since the last step was made.
         core.state.account.merge(account)
 
+    def _interrupt(self) -> None:
+        """Keep what the team has made: the run ends, and waits for no process."""
+        if self.lease is not None:
+            self.lease.interrupt()
+            self.lease = None
+
     def _on_answer(self, received: Received, now: float) -> list[Effect]:
-        """Let a worker have work again that has answered."""
+        """Handle that a team makes no more of a lease; let it have work again if it was to answer."""
         core, member, answer = self._core, self._core.membership.members.get(received.peer), received.message
         if member is None or not isinstance(answer, MultiStepResult):
+            return []
+        lease = self.lease
+        if lease is not None and (lease.rank, lease.memory.lease.number) == (member.rank, answer.number):
+            lease.has_answered, lease.due = True, now
             return []
         is_expected = core.scheduler.end_multi_step(member.rank, answer.key(), now)
         return core.assign_leases(now, member) if is_expected else []
@@ -180,3 +238,7 @@ class MultiStep:
             replace(one, state="computing") if (one.rank, one.state) == (rank, ready) else one for one in status.workers
         ]
         return replace(status, phase=RunPhase.TRAINING.value, workers=workers)
+
+    def validate(self) -> None:
+        """Raise AssertionError if the state contradicts itself: for tests, after each event."""
+        assert (self._core.phase is RunPhase.MULTI_STEP) == (self.lease is not None), "a lease, or its phase, is lost"

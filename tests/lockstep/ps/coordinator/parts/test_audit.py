@@ -1,6 +1,7 @@
 """Some micro-batches are computed again by another worker, before the update; a third one decides on a difference."""
 
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -20,10 +21,11 @@ from lockstep.common.protocol.messages import (
     Welcome,
 )
 from lockstep.ps.coordinator import events
-from lockstep.ps.coordinator.effects import Recompute, UpdateWeights
+from lockstep.ps.coordinator.effects import UpdateWeights
 from lockstep.ps.coordinator.findings import Conviction, MicroBatchOutcome
 from lockstep.ps.coordinator.membership import Member
-from lockstep.ps.coordinator.parts.audit import AuditOfStep, chosen_for_audit, finding_of
+from lockstep.ps.coordinator.parts.assembly import part_of
+from lockstep.ps.coordinator.parts.audit import Audit, AuditOfStep, chosen_for_audit, finding_of
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import UnusedCause, UnusedWork
 from lockstep.ps.run.info import RunInfo
@@ -53,8 +55,21 @@ def digested(lease: Lease, digest: str = SAME) -> Result:
     return msgspec.structs.replace(result_of(lease), digest=digest if lease.is_digested else "")
 
 
+@dataclass
 class Audited(Drive):
     """A coordinator whose workers find the same, or what is told of one of them."""
+
+    #: What the server finds, empty if it cannot compute; and the steps and micro-batches that it was asked for.
+    right: str = ""
+    asked: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        part_of(self.coordinator, Audit).serve(self._recompute)
+
+    def _recompute(self, step: int, micro_batch: int) -> MicroBatchOutcome | None:
+        self.asked.append((step, micro_batch))
+        return MicroBatchOutcome(digest=self.right) if self.right else None
 
     def bring(self, worker: int, digest: str = SAME) -> None:
         self.send(worker, digested(self.leases[worker].pop(0), digest))
@@ -138,20 +153,10 @@ def differing(*workers: int, audit_ends: bool = False) -> Audited:
 
 
 def bring_audits(drive: Audited, digests: dict[int, str]) -> None:
-    """Let workers bring what they audit until the server is asked, or the run is over."""
-    while not drive.coordinator.is_over() and not asked(drive):
+    """Let workers bring what they audit until the run is over."""
+    while not drive.coordinator.is_over():
         worker = next(worker for worker, leases in drive.leases.items() if leases)
         drive.bring(worker, digests.get(worker, SAME))
-
-
-def asked(drive: Audited) -> list[Recompute]:
-    return [effect for effect in drive.effects if isinstance(effect, Recompute)]
-
-
-def decide(drive: Audited, digest: str) -> None:
-    (recompute,) = asked(drive)
-    found = MicroBatchOutcome(digest=digest) if digest else None
-    drive.happen(events.Recomputed(step=recompute.step, micro_batch=recompute.micro_batch, found=found))
 
 
 def convicted(drive: Audited) -> Conviction:
@@ -164,7 +169,7 @@ def test_a_third_worker_decides_and_who_is_wrong_is_evicted() -> None:
     drive = differing(1, 2, 3)
     bring_audits(drive, {2: OTHER})
     conviction = convicted(drive)
-    assert asked(drive) == []
+    assert drive.asked == []
     assert [(one.rank, one.found.digest) for one in conviction.wrong] == [(1, OTHER)]
     assert (conviction.step, conviction.right.digest) == (0, SAME)
     assert len(conviction.judges) == 2
@@ -192,28 +197,26 @@ def test_the_dispute_is_reported_with_both_and_then_with_all_three() -> None:
 @pytest.mark.parametrize(("right", "wrong"), [(SAME, 1), (OTHER, 0)])
 def test_the_server_decides_if_there_is_no_third_worker(right: str, wrong: int) -> None:
     drive = differing(1, 2)
+    drive.right = right
     bring_audits(drive, {2: OTHER})
-    # The first micro-batch of which the two differ is asked for once, whatever else happens meanwhile.
-    drive.ask(1)
-    decide(drive, right)
     assert [one.rank for one in convicted(drive).wrong] == [wrong]
     assert {one.found.digest for one in convicted(drive).wrong} == {OTHER if right == SAME else SAME}
     assert convicted(drive).judges[-1] == "the server"
-    assert len(asked(drive)) == 1
+    assert len(drive.asked) == 1
 
 
 def test_both_are_evicted_if_the_server_finds_a_third_result() -> None:
     drive = differing(1, 2)
+    drive.right = THIRD
     bring_audits(drive, {2: OTHER})
-    decide(drive, THIRD)
     assert {one.rank for one in convicted(drive).wrong} == {0, 1}
     assert convicted(drive).text().endswith(", and are evicted")
 
 
 def test_if_all_workers_differ_the_server_decides() -> None:
     drive = differing(1, 2, 3, 4)
+    drive.right = SAME
     bring_audits(drive, {1: "e" * 64, 2: OTHER, 3: THIRD, 4: FOURTH})
-    decide(drive, SAME)
     assert len(convicted(drive).wrong) == 3
     assert convicted(drive).right.digest == SAME
 
@@ -221,7 +224,6 @@ def test_if_all_workers_differ_the_server_decides() -> None:
 def test_without_anybody_to_decide_the_run_ends_with_both_named() -> None:
     drive = differing(1, 2)
     bring_audits(drive, {2: OTHER})
-    decide(drive, "")
     (finish,) = finished(drive.effects)
     assert finish.kind is FailureKind.AUDIT
     assert finish.conviction is None
@@ -239,16 +241,19 @@ def test_an_audit_may_end_the_run_instead() -> None:
 
 
 def test_a_process_has_one_opinion_under_whatever_rank() -> None:
-    drive = differing(1, 2)
+    drive = differing(1, 2, 3)
     lease = drive.leases[1][0]
     drive.bring(1, OTHER)
-    assert asked(drive)
-    # Another server than ours might be slow: the same process is back before it has decided.
+    assert drive.asked == []
+    # The same process is back before another worker has decided.
     again_joined = msgspec.structs.replace(join_of(1), incarnation="life-1.1")
     drive.leave(1)
     drive.happen(events.Received(peer=peer_of(7), message=again_joined))
     drive.prepare(7)
-    assert lease.lo not in [one.lo for one in drive.leases.get(7, ())]
+    for worker in (2, 3):
+        assert lease.lo not in [one.lo for one in drive.leases.get(7, ())]
+        drive.leave(worker)
+    assert lease.lo in [micro_batch for _, micro_batch in drive.asked]
 
 
 @pytest.mark.parametrize(
@@ -275,9 +280,9 @@ def test_a_loss_that_only_the_second_one_finds_infinite_is_a_difference() -> Non
     nowhere = Diverged(work="audit", step=0, micro_batch=99, layer="fc")
     assert drive.happen(events.Received(peer=peer_of(1), message=nowhere)) == []
     diverged = Diverged(work="audit", step=0, micro_batch=lease.lo, layer="fc")
+    drive.right = SAME
     drive.happen(events.Received(peer=peer_of(1), message=diverged))
     assert "found a loss that is not finite, from layer fc on; another worker" in said(drive.effects)
-    decide(drive, SAME)
     assert [one.rank for one in convicted(drive).wrong] == [0]
 
 

@@ -1,5 +1,6 @@
 """When the coordinator lets a team make steps by itself, how it counts these, and when it ends them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +10,20 @@ from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.manifest import manifest_of
+from lockstep.common.errors import FailureKind
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally, pack_losses
-from lockstep.common.protocol.messages import Dropped, Lease, MultiStepResult
+from lockstep.common.protocol.messages import (
+    Dropped,
+    Lease,
+    MultiStepLease,
+    MultiStepResult,
+    MultiStepWithdrawal,
+    Welcome,
+)
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Effect, LeaseSteps, RecordStep, WithdrawSteps
+from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.parts.assembly import all_parts, part_of
 from lockstep.ps.coordinator.parts.multi_step import (
     FIRST_STEPS,
@@ -25,11 +34,20 @@ from lockstep.ps.coordinator.parts.multi_step import (
     MultiStepPlan,
     may_lease_steps,
 )
+from lockstep.ps.coordinator.parts.team_lease import (
+    BETWEEN_S,
+    LATE_S,
+    LeaseMemory,
+    PartMade,
+    StepMade,
+    StepsRefusal,
+    TeamLease,
+)
 from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.records.ledger import Account
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
-from lockstep.ps.shared_memory.multi_step_leases import declined
-from tests.lockstep.ps.runs import TRAIN, Drive, facts_of, kinds, peer_of, said, with_options
+from tests.lockstep.ps.runs import TRAIN, Drive, facts_of, finished, kinds, messages, peer_of, said, with_options
 from tests.simulation.small import digits
 
 #: Thirteen steps an epoch and a short one, of three micro-batches each.
@@ -41,14 +59,97 @@ def info_of(**values: Any) -> RunInfo:
     return replace(facts_of(msgspec.structs.replace(JOB, **values)), needs_memory=False)
 
 
+def step_made(step: int) -> StepMade:
+    parts = (
+        PartMade(node=Node(0, 2), process=1, began_s=0.0, ended_s=0.02, compute_s=0.015),
+        PartMade(node=Node(2, 3), process=0, began_s=0.0, ended_s=0.01, compute_s=0.009),
+    )
+    return StepMade(
+        step=step,
+        rank=0,
+        tally=Tally(2.5, 3, metrics=(1, 3)),
+        losses=pack_losses([1.0, 0.5, 1.0]),
+        parts=parts,
+        round_s=0.03,
+        update_s=0.001,
+        checksum=7,
+        rate=0.1,
+    )
+
+
+@dataclass
+class MemoryByHand:
+    """The memory of a lease, in which a test makes the steps."""
+
+    lease: MultiStepLease
+    made: int
+    #: Whether a process is in the middle of a slice.
+    is_inside: bool = False
+    taken_over: int | None = None
+
+    def read(self) -> tuple[int, int]:
+        return self.made, self.made
+
+    def record(self, first: int, last: int) -> Sequence[StepMade]:
+        return [step_made(step) for step in range(first, last)]
+
+    def end(self, *, waits: bool = True) -> bool:
+        return not (waits and self.is_inside)
+
+    def leave(self) -> int | None:
+        return None
+
+    def take_over(self, steps: int) -> None:
+        self.taken_over = steps
+
+
+@dataclass
+class StepsByHand:
+    """The memory, records and checkpoints of a server."""
+
+    #: Why no lease is opened, None if one is; and when a checkpoint is due.
+    refusal: StepsRefusal | None = None
+    last: int | None = None
+    until: float | None = None
+    opened: list[MemoryByHand] = field(default_factory=list)
+    recorded: list[tuple[Account, StepMade]] = field(default_factory=list)
+
+    def bounds(self) -> tuple[int | None, float | None]:
+        return self.last, self.until
+
+    def open(self, rank: int, lease: MultiStepLease) -> LeaseMemory | StepsRefusal:
+        if self.refusal is not None:
+            return self.refusal
+        self.opened.append(MemoryByHand(lease, lease.first))
+        return self.opened[-1]
+
+    def record(self, account: Account, made: StepMade) -> None:
+        self.recorded.append((account, made))
+
+
 @dataclass
 class Team(Drive):
     """A team of two processes that shares the server's memory."""
 
     info: RunInfo = field(default_factory=info_of)
+    server: StepsByHand = field(default_factory=StepsByHand)
 
     def __post_init__(self) -> None:
         self.coordinator = Coordinator(self.info, all_parts(first_steps=0))
+        self.part.serve(self.server)
+
+    @property
+    def part(self) -> MultiStep:
+        return part_of(self.coordinator, MultiStep)
+
+    @property
+    def team(self) -> MemoryByHand:
+        return self.server.opened[-1]
+
+    @property
+    def lease(self) -> TeamLease:
+        assert self.part.lease is not None
+        return self.part.lease
 
     def begin(self, processes: int = 2) -> list[Effect]:
         """Let it enter, and make the first step, after which its speed is known."""
@@ -57,41 +158,28 @@ class Team(Drive):
         return effects + self.finish_round()
 
     def make(self, step: int) -> list[Effect]:
-        parts = (
-            events.PartMade(node=Node(0, 2), process=1, began_s=0.0, ended_s=0.02, compute_s=0.015),
-            events.PartMade(node=Node(2, 3), process=0, began_s=0.0, ended_s=0.01, compute_s=0.009),
-        )
-        made = events.StepMade(
-            step=step,
-            rank=0,
-            tally=Tally(2.5, 3, metrics=(1, 3)),
-            losses=pack_losses([1.0, 0.5, 1.0]),
-            parts=parts,
-            round_s=0.03,
-            update_s=0.001,
-            checksum=7,
-            rate=0.1,
-        )
-        return self.happen(made)
+        """Let it make the steps up to this one, which the server sees a little later."""
+        self.team.made = step + 1
+        return self.pass_time(BETWEEN_S[1])
 
-    def complete(self, steps: int, *, is_cut: bool = False, is_silent: bool = False) -> list[Effect]:
+    def answer_steps(self, number: int = 1) -> list[Effect]:
+        """Let it answer that it makes no more of a lease."""
         self.leases.clear()
-        lease = ("steps", 0, 1)
-        return self.happen(
-            events.MultiStepLeaseEnded(lease=lease, steps=steps, is_cut=is_cut, is_silent=is_silent)  # type: ignore[arg-type]
-        )
+        answer = MultiStepResult(number=number, is_done=False)
+        return self.happen(events.Received(peer=peer_of(1), message=answer))
 
 
-def begun(effects: list[Effect]) -> list[LeaseSteps]:
-    return [effect for effect in effects if isinstance(effect, LeaseSteps)]
+def begun(effects: list[Effect]) -> list[MultiStepLease]:
+    return [message for message in messages(effects) if isinstance(message, MultiStepLease)]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 16])
 def test_once_the_speed_of_a_team_is_known_it_makes_the_steps_up_to_the_last_of_the_epoch(processes: int) -> None:
     drive = Team()
     (lease,) = begun(drive.begin(processes))
-    assert (lease.first, lease.last, lease.rank) == (1, STEPS - 1, 0)
-    assert lease.step_s == pytest.approx(0.03)
+    assert (lease.number, lease.first, lease.last, lease.incarnation) == (1, 1, STEPS - 1, "life-1")
+    assert drive.lease.rank == 0
+    assert drive.lease.step_s == pytest.approx(0.03)
     assert drive.coordinator.phase is RunPhase.MULTI_STEP
     status = drive.coordinator.status(drive.now)
     assert status.phase == "training"
@@ -107,9 +195,9 @@ def test_a_step_that_a_team_made_counts_like_any_other() -> None:
     drive = Team()
     drive.begin()
     before, compute_s = drive.coordinator.progress.samples, drive.coordinator.progress.compute_s
-    (recorded,) = drive.make(1)
-    assert isinstance(recorded, RecordStep)
-    entry = recorded.account.step_done(1, recorded.made.checksum)
+    assert drive.make(1) == []
+    ((account, made),) = drive.server.recorded
+    entry = account.step_done(1, made.checksum)
     assert [(share.lo, share.hi, share.rank) for share in entry.shares] == [(0, 2, 0), (2, 3, 0)]
     assert (entry.processes, entry.loss_sums().tolist()) == ([1, 0], [1.0, 0.5, 1.0])
     progress = drive.coordinator.progress
@@ -119,16 +207,16 @@ def test_a_step_that_a_team_made_counts_like_any_other() -> None:
     assert (time.round_s, time.mean_s, time.slowest_s) == pytest.approx((0.03, 0.012, 0.015))
     assert drive.coordinator.status(drive.now).step == 2
     drive.make(2)
-    assert kinds(drive.complete(3)) == [Lease]
-    assert drive.coordinator.round.step == 3
+    assert kinds(drive.answer_steps()) == [Lease]
+    assert (drive.coordinator.round.step, drive.team.taken_over) == (3, 3)
 
 
 def test_the_ledger_names_no_process_of_a_team_of_one() -> None:
     drive = Team()
     drive.begin(1)
-    (recorded,) = drive.make(1)
-    assert isinstance(recorded, RecordStep)
-    assert recorded.account.step_done(1, 7).processes == []
+    drive.make(1)
+    ((account, _),) = drive.server.recorded
+    assert account.step_done(1, 7).processes == []
 
 
 @pytest.mark.parametrize(
@@ -154,7 +242,7 @@ def test_audits_several_servers_and_data_that_is_sent_need_the_server_in_each_st
 @pytest.mark.parametrize("change", ["two", "no team", "impossible"])
 def test_who_is_not_alone_or_no_team_is_leased_each_step(change: str) -> None:
     drive = Team()
-    part_of(drive.coordinator, MultiStep).plan.is_possible = change != "impossible"
+    drive.part.plan.is_possible = change != "impossible"
     if change == "no team":
         drive.enter(1, shares=True)
     else:
@@ -165,27 +253,39 @@ def test_who_is_not_alone_or_no_team_is_leased_each_step(change: str) -> None:
     assert not begun([effect for _ in range(3) for effect in drive.finish_round()])
 
 
-@pytest.mark.parametrize("change", ["comes", "goes"])
-def test_a_worker_that_comes_or_goes_ends_the_multi_step_lease_once(change: str) -> None:
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_a_worker_that_comes_ends_the_multi_step_lease_once(is_inside: bool) -> None:
     drive = Team()
     drive.begin()
-    effects = drive.join(2)
-    assert WithdrawSteps() not in effects
-    effects = drive.prepare(2) if change == "comes" else drive.leave(1)
-    assert effects.count(WithdrawSteps()) == 1
-    assert WithdrawSteps() not in drive.pass_time(5.0)
-    if change == "comes":
-        assert set(kinds(drive.complete(1))) == {Lease}
-    assert drive.coordinator.is_running() is (change == "comes")
+    drive.team.is_inside = is_inside
+    assert MultiStepWithdrawal not in kinds(drive.join(2))
+    effects = drive.prepare(2)
+    # Without having answered: it stops within a micro-batch.
+    assert kinds(effects, 1) == ([MultiStepWithdrawal] if is_inside else [MultiStepWithdrawal, Lease])
+    assert set(kinds(effects, 2)) == (set() if is_inside else {Lease})
+    drive.team.is_inside = False
+    later = drive.pass_time(0.01)
+    assert set(kinds(later, 2)) == ({Lease} if is_inside else set())
+    assert MultiStepWithdrawal not in kinds(later)
+    assert drive.team.taken_over == 1
+
+
+def test_a_lease_ends_if_its_team_is_gone() -> None:
+    drive = Team()
+    drive.begin()
+    drive.team.made = 4
+    assert kinds(drive.leave(1)) == []
+    assert [made.step for _, made in drive.server.recorded] == [1, 2, 3]
+    assert (drive.team.taken_over, drive.coordinator.phase) == (4, RunPhase.TRAINING)
+    assert set(kinds(drive.enter(2))) == {Welcome, Lease}
 
 
 def test_one_that_has_not_answered_gets_no_work_until_it_does() -> None:
     drive = Team()
     drive.begin()
-    assert kinds(drive.complete(1, is_cut=True, is_silent=True)) == []
+    assert kinds(drive.pass_time(2 * LATE_S)) == [MultiStepWithdrawal]
     assert drive.coordinator.scheduler.withdrawals.has_any(0)
-    answer = MultiStepResult(number=1, is_done=False)
-    assert kinds(drive.happen(events.Received(peer=peer_of(1), message=answer))) == [Lease]
+    assert kinds(drive.answer_steps()) == [Lease]
     assert not drive.coordinator.scheduler.withdrawals.has_any(0)
     drive.happen(events.Received(peer=peer_of(1), message=Dropped(work="train", step=0, number=1)))
 
@@ -193,23 +293,67 @@ def test_one_that_has_not_answered_gets_no_work_until_it_does() -> None:
 def test_one_that_never_answers_is_late_like_any_other() -> None:
     drive = Team()
     drive.begin()
-    drive.complete(1, is_cut=True, is_silent=True)
+    drive.pass_time(2 * LATE_S)
     late = said(drive.pass_time(drive.info.options.lease_timeout))
     assert "team 0 (host host, pid 1, 2 workers) has sent nothing for" in late
 
 
-def test_a_lease_ends_if_its_team_is_gone() -> None:
+def test_an_answer_to_another_lease_changes_nothing() -> None:
     drive = Team()
     drive.begin()
-    assert WithdrawSteps() in drive.happen(events.PeerLeft(peer=peer_of(1), reason="its connection is gone"))
+    assert drive.answer_steps(number=7) == []
+    assert not drive.lease.has_answered
 
 
-def test_a_refused_multi_step_lease_is_never_tried_again() -> None:
-    drive = Team()
-    (asked,) = begun(drive.begin())
-    assert kinds(drive.happen(declined(asked, may_follow=False))) == [Lease]
+@pytest.mark.parametrize("refusal", [StepsRefusal.NEVER, StepsRefusal.NO_ROOM])
+def test_a_refused_multi_step_lease_is_tried_again_later_or_never(refusal: StepsRefusal) -> None:
+    drive = Team(server=StepsByHand(refusal=refusal))
+    effects = drive.begin()
+    assert (begun(effects), kinds(effects)[-1]) == ([], Lease)
+    assert drive.part.plan.is_possible is (refusal is StepsRefusal.NO_ROOM)
+    assert drive.part.plan.earliest == (1 + PAUSE if refusal is StepsRefusal.NO_ROOM else 0)
+    drive.server.refusal = None
     drive.now += 0.03
     assert not begun(drive.finish_round())
+
+
+@pytest.mark.parametrize("due", [{"last": 4}, {"until": 0.0}])
+def test_steps_are_leased_one_by_one_if_a_checkpoint_is_due_soon(due: dict[str, Any]) -> None:
+    drive = Team(server=StepsByHand(**due))
+    assert not begun(drive.begin())
+    drive.server.last = drive.server.until = None
+    drive.now += 0.03
+    assert begun(drive.finish_round())
+
+
+def test_a_multi_step_lease_ends_when_a_checkpoint_is_due() -> None:
+    drive = Team()
+    drive.server.until = drive.now + 0.05
+    drive.begin()
+    drive.team.made = 2
+    drive.team.is_inside = True
+    assert MultiStepWithdrawal not in kinds(drive.pass_time(0.015))
+    assert MultiStepWithdrawal in kinds(drive.pass_time(0.01))
+    drive.team.is_inside = False
+    drive.pass_time(0.01)
+    assert drive.team.taken_over == 2
+
+
+@pytest.mark.parametrize(
+    ("event", "kind"),
+    [
+        (events.Interrupted(), FailureKind.INTERRUPTED),
+        (events.PartFailed(text="another server leads", kind=FailureKind.SUPERSEDED), FailureKind.SUPERSEDED),
+    ],
+)
+def test_a_run_that_ends_keeps_what_its_team_has_made(event: events.Event, kind: FailureKind) -> None:
+    drive = Team()
+    drive.begin()
+    drive.team.made, drive.team.is_inside = 4, True
+    (finish,) = finished(drive.happen(event))
+    assert finish.kind is kind
+    assert [made.step for _, made in drive.server.recorded] == [1, 2, 3]
+    assert drive.team.taken_over == drive.coordinator.progress.steps == 4
 
 
 def test_after_a_cut_it_waits_twice_as_long_each_time_until_one_has_lasted() -> None:

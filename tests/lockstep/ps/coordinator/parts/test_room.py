@@ -1,8 +1,8 @@
 """While the disk has no room for the records, no work is given out, and what was given out is still accepted."""
 
-from lockstep.common.protocol.messages import Lease
+from lockstep.common.protocol.messages import Lease, MultiStepWithdrawal
 from lockstep.ps.coordinator import events
-from lockstep.ps.coordinator.effects import UpdateWeights, WithdrawSteps
+from lockstep.ps.coordinator.effects import UpdateWeights
 from lockstep.ps.coordinator.transitions import RunPhase
 from tests.lockstep.ps.coordinator.parts.test_multi_step import Team, begun
 from tests.lockstep.ps.runs import Drive, finished, kinds, said
@@ -52,9 +52,11 @@ def test_waiting_for_room_is_no_time_of_training() -> None:
 def test_a_team_makes_no_more_steps_by_itself_and_begins_again() -> None:
     drive = Team()
     drive.begin()
-    (withdrawn,) = [effect for effect in drive.happen(MISSING) if isinstance(effect, WithdrawSteps)]
-    assert withdrawn == WithdrawSteps()
-    assert Lease not in kinds(drive.make(1) + drive.complete(2))
+    drive.team.is_inside = True
+    assert kinds(drive.happen(MISSING)) == [MultiStepWithdrawal]
+    drive.team.made = 2
+    drive.team.is_inside = False
+    assert Lease not in kinds(drive.pass_time(0.01))
     assert drive.coordinator.phase is RunPhase.TRAINING
     assert Lease in kinds(drive.happen(FREE))
 

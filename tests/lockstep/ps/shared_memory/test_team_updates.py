@@ -1,4 +1,4 @@
-"""Multi-step leases in real memory, with a team by hand: what it is sent, what counts, who may write."""
+"""Multi-step leases in real memory, with a team by hand: what counts, who may write."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,7 +14,7 @@ from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.slices import slices_for
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.tally import Tally, pack_losses
-from lockstep.common.protocol.messages import Message, MultiStepLease, MultiStepResult, MultiStepWithdrawal
+from lockstep.common.protocol.messages import MultiStepLease
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.team_memory import (
     ENTRIES,
@@ -28,21 +28,26 @@ from lockstep.common.protocol.team_memory import (
     write_tally,
 )
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.ps.coordinator import events
-from lockstep.ps.coordinator.effects import LeaseSteps
-from lockstep.ps.coordinator.membership import Member, Membership
+from lockstep.ps.coordinator.effects import Effect, Report
+from lockstep.ps.coordinator.parts.team_lease import (
+    BETWEEN_S,
+    MOVE_S,
+    STUCK,
+    PartMade,
+    StepMade,
+    StepsRefusal,
+    TeamLease,
+)
 from lockstep.ps.setup import open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
-from lockstep.ps.shared_memory.multi_step import BETWEEN_S, MOVE_S, STUCK, StepsSeen, TeamLease
-from lockstep.ps.shared_memory.multi_step_leases import MultiStepLeases, TeamUpdates, declined
-from tests.lockstep.ps.runs import join_of, peer_of
+from lockstep.ps.shared_memory.team_updates import TeamUpdates, open_updates
 from tests.simulation.small import digits, job_of
 
 #: Twenty steps of three micro-batches each, of which a team of five processes is to make these.
 JOB = job_of(global_batch=3, micro_batches=3, steps=13, momentum=0.9, model="mlp")
-ASKED = LeaseSteps(first=3, last=12, rank=4, step_s=0.01)
-NEXT = LeaseSteps(first=4, last=12, rank=4, step_s=0.01)
-PROCESSES = 5
+ASKED = MultiStepLease(number=1, incarnation="life-4", first=3, last=12, reads=0)
+NEXT = replace(ASKED, number=2, first=4)
+PROCESSES, RANK = 5, 4
 
 
 @dataclass
@@ -54,8 +59,8 @@ class FakeTeam:
     lease: MultiStepLease
 
     def __post_init__(self) -> None:
-        folder, rank = self.sharing.folder, ASKED.rank
-        segment = folder.attach(update_file(rank), file_of(self.shape.of_update()), is_writable=True)
+        folder = self.sharing.folder
+        segment = folder.attach(update_file(RANK), file_of(self.shape.of_update()), is_writable=True)
         self.marks = UpdateMarks.of(segment, self.shape)
         self.slices = slices_for(self.shape.size, self.marks.slices)
         self.weights = folder.attach(WEIGHTS, weights_shape(self.shape.size), is_writable=True).vectors
@@ -107,12 +112,14 @@ class Bench:
 
     root: Path
     clock: ManualClock = field(default_factory=ManualClock)
-    sent: list[MultiStepLease | MultiStepWithdrawal] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
     #: A part of each lease is of this class, which may have a bug.
     planted: type[TeamUpdates | TeamLease] = TeamLease
     #: One for each lease.
     teams: list[FakeTeam] = field(default_factory=list)
+    counted: list[StepMade] = field(default_factory=list)
+    reports: list[str] = field(default_factory=list)
+    #: The lease that was begun last.
+    lease: TeamLease = field(init=False)
 
     def __post_init__(self) -> None:
         setup, self.sharing = share(open_run("run", JOB, digits(), RunOptions()), self.root)
@@ -120,58 +127,51 @@ class Bench:
         self.shard.skip_to(ASKED.first)
         size = self.shard.weights.size
         self.shape = TeamShape(processes=PROCESSES, micro_batches=JOB.micro_batches, size=size, clips=False, metrics=2)
-        self.sharing.admit(ASKED.rank, self.sharing.folder.nonce.hex(), self.shape)
-        self.shell = MultiStepLeases(
-            self.shard, self.clock, self.membership, self._send, self.said.append, self.sharing
+        self.sharing.admit(RANK, self.sharing.folder.nonce.hex(), self.shape)
+
+    def open(self, asked: MultiStepLease = ASKED) -> TeamUpdates | StepsRefusal:
+        return open_updates(self.sharing, self.shard, RANK, asked)
+
+    def begin(self, asked: MultiStepLease = ASKED) -> FakeTeam:
+        updates = self.open(asked)
+        assert isinstance(updates, TeamUpdates)
+        self.lease = TeamLease(
+            memory=updates,
+            count=self.counted.append,
+            withdraw=list,
+            rank=RANK,
+            step_s=0.01,
+            advanced=self.clock.now(),
         )
-
-    def _send(self, peer: bytes, message: Message) -> list[events.Event]:
-        assert peer == peer_of(ASKED.rank)
-        assert isinstance(message, MultiStepLease | MultiStepWithdrawal)
-        self.sent.append(message)
-        if isinstance(message, MultiStepLease):
-            self.teams.append(FakeTeam(self.sharing, self.shape, message))
-        return []
-
-    def begin(self, asked: LeaseSteps = ASKED) -> FakeTeam:
-        assert self.shell.begin(asked) == []
         if issubclass(self.planted, TeamUpdates):
-            self.updates.__class__ = self.planted
+            updates.__class__ = self.planted
         else:
             self.lease.__class__ = self.planted
+        self.teams.append(FakeTeam(self.sharing, self.shape, updates.lease))
         return self.teams[-1]
-
-    @property
-    def lease(self) -> TeamLease:
-        assert self.shell.lease is not None
-        return self.shell.lease
 
     @property
     def updates(self) -> TeamUpdates:
         assert isinstance(self.lease.memory, TeamUpdates)
         return self.lease.memory
 
-    def wait(self, seconds: float) -> list[events.Event]:
-        """Let time pass, waking the shell when it is due."""
-        end, happened = self.clock.now() + seconds, list[events.Event]()
-        while (due := self.shell.deadline()) is not None and due <= end:
-            self.clock.advance(max(0.0, due - self.clock.now()))
-            happened += self.shell.on_time(self.clock.now())
+    def wait(self, seconds: float) -> list[StepMade]:
+        """Let time pass, and the lease act when it is due; return the steps that are counted."""
+        before, end = len(self.counted), self.clock.now() + seconds
+        while not self.lease.is_over and self.lease.due <= end:
+            self.clock.advance(max(0.0, self.lease.due - self.clock.now()))
+            self._perform(self.lease.on_time(self.clock.now()))
         self.clock.advance(max(0.0, end - self.clock.now()))
-        return happened
+        return self.counted[before:]
 
-    @property
-    def membership(self) -> Membership:
-        """The workers of the run: the team, and another one."""
-        peers = {rank: peer_of(rank) for rank in (ASKED.rank, ASKED.rank + 1)}
-        return Membership({peer: Member(peer, rank, join_of(rank)) for rank, peer in peers.items()})
+    def end(self) -> list[StepMade]:
+        """Withdraw the lease; return the steps that are counted."""
+        before = len(self.counted)
+        self._perform(self.lease.withdraw_at(self.clock.now()))
+        return self.counted[before:]
 
-    def answer(self, *, rank: int = ASKED.rank, number: int | None = None) -> list[events.Event]:
-        """Let a worker answer a lease, by default the team the current one; return what else happens."""
-        message = MultiStepResult(number=self.shell.count if number is None else number, is_done=True)
-        *happened, received = self.shell.on_message(peer_of(rank), message, [])
-        assert received == events.Received(peer=peer_of(rank), message=message)
-        return happened
+    def _perform(self, effects: list[Effect]) -> None:
+        self.reports += [effect.text for effect in effects if isinstance(effect, Report)]
 
     def close(self) -> None:
         for team in self.teams:
@@ -185,22 +185,13 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         yield made
 
 
-def made_in(happened: list[events.Event]) -> list[events.StepMade]:
-    return [event for event in happened if isinstance(event, events.StepMade)]
+def steps_in(counted: list[StepMade]) -> list[int]:
+    return [made.step for made in counted]
 
 
-def steps_in(happened: list[events.Event]) -> list[int]:
-    return [event.step for event in made_in(happened)]
-
-
-def ended_in(happened: list[events.Event]) -> list[events.MultiStepLeaseEnded]:
-    return [event for event in happened if isinstance(event, events.MultiStepLeaseEnded)]
-
-
-def test_a_team_is_sent_its_steps_and_may_make_their_updates_in_its_slices(bench: Bench) -> None:
+def test_a_team_may_make_the_updates_of_its_steps_in_its_slices(bench: Bench) -> None:
     team = bench.begin()
-    (lease,) = bench.sent
-    assert lease == MultiStepLease(number=1, incarnation="life-4", first=3, last=12, reads=0)
+    assert team.lease == ASKED
     assert (team.marks.number, team.marks.slices, team.marks.read, team.marks.least()) == (1, 5, 3, 3)
     assert len(team.make(3)) == len(bench.shape.slices) == 5
 
@@ -209,13 +200,13 @@ def test_what_a_team_shows_becomes_steps_that_are_made_but_for_the_newest(bench:
     team = bench.begin()
     for step in range(3, 6):
         team.make(step)
-    happened = bench.wait(BETWEEN_S[1])
-    assert steps_in(happened) == [3, 4]
-    last = made_in(happened)[-1]
+    counted = bench.wait(BETWEEN_S[1])
+    assert steps_in(counted) == [3, 4]
+    last = counted[-1]
     assert (last.rank, last.tally, last.losses) == (4, Tally(2.0, 3, metrics=(1, 3)), pack_losses([4.0, 4.25, 4.5]))
     assert last.parts == (
-        events.PartMade(node=Node(0, 2), process=3, began_s=0.0, ended_s=0.25, compute_s=0.125),
-        events.PartMade(node=Node(2, 3), process=1, began_s=0.0, ended_s=0.375, compute_s=0.25),
+        PartMade(node=Node(0, 2), process=3, began_s=0.0, ended_s=0.25, compute_s=0.125),
+        PartMade(node=Node(2, 3), process=1, began_s=0.0, ended_s=0.375, compute_s=0.25),
     )
     assert last.compute_s() == (0.375, 0.25)
     assert (last.round_s, last.update_s, last.checksum) == (0.5, 0.125, 1004)
@@ -228,12 +219,8 @@ def test_at_the_end_the_server_has_the_weights_and_slots_of_the_last_step(bench:
     before, other = bench.shard.state, bench.begin()
     for step in range(3, 12):
         other.make(step)
-    happened = bench.answer()
-    assert steps_in(happened) == list(range(3, 12))
-    assert ended_in(happened) == [
-        events.MultiStepLeaseEnded(lease=("steps", 0, 1), steps=12, is_cut=False, is_silent=False)
-    ]
-    assert bench.shard.updates == 12
+    assert steps_in(bench.wait(BETWEEN_S[1])) == list(range(3, 12))
+    assert (bench.lease.is_over, bench.lease.is_cut, bench.shard.updates) == (True, False, 12)
     assert set(bench.shard.weights.tolist()) == {12.0}
     # An odd number of updates: the slots are in the other set.
     assert bench.shard.reads == 1
@@ -243,21 +230,18 @@ def test_at_the_end_the_server_has_the_weights_and_slots_of_the_last_step(bench:
 def test_the_checksum_of_the_newest_step_is_taken_here(bench: Bench) -> None:
     team = bench.begin()
     team.make(3)
-    happened = bench.shell.end()
-    (made,) = made_in(happened)
+    (made,) = bench.end()
     assert made.checksum == checksum_after(3, bench.shard.slots[0])
-    assert ended_in(happened) == [
-        events.MultiStepLeaseEnded(lease=("steps", 0, 1), steps=4, is_cut=False, is_silent=True)
-    ]
-    assert bench.sent[1:] == [MultiStepWithdrawal(number=1)]
+    assert (bench.lease.is_over, bench.shard.updates) == (True, 4)
 
 
 def test_after_the_end_nobody_writes_any_more_whatever_is_leased_next(bench: Bench) -> None:
     late = bench.begin()
     late.make(3, 0, 1, 2)
-    assert [event.steps for event in ended_in(bench.shell.end())] == [3]
+    assert bench.end() == []
+    assert bench.lease.is_over
     assert late.make(3) == []
-    next_team = bench.begin()
+    next_team = bench.begin(replace(ASKED, number=2))
     assert late.make(3) == []
     assert next_team.make(3) == [0, 1, 2, 3, 4]
     assert late.make(4) == []
@@ -268,38 +252,37 @@ def test_what_was_made_of_some_slices_only_is_made_again(others: tuple[int, ...]
     team = bench.begin()
     team.make(3)
     team.make(4, 0, 2, *others)
-    happened = bench.shell.end()
+    counted = bench.end()
     # The entry of step 4 has the checksum of step 3 once its last slice is made.
     checksum = 1003 if others else checksum_after(3, bench.shard.slots[0])
-    assert [(made.step, made.checksum) for made in made_in(happened)] == [(3, checksum)]
+    assert [(made.step, made.checksum) for made in counted] == [(3, checksum)]
     assert (bench.shard.updates, set(bench.shard.weights.tolist())) == (4, {4.0})
 
 
 def test_entries_are_read_before_they_are_used_again(bench: Bench) -> None:
-    long = LeaseSteps(first=3, last=3 + 3 * ENTRIES, rank=4, step_s=0.01)
-    bench.shell.begin(long)
-    (team,), happened = bench.teams, list[events.Event]()
+    long = replace(ASKED, last=3 + 3 * ENTRIES)
+    team = bench.begin(long)
     for step in range(long.first, long.last):
         team.make(step)
         if step + 1 - team.marks.read == ENTRIES:
-            happened += bench.wait(BETWEEN_S[1])
-    happened += bench.wait(BETWEEN_S[1])
-    assert [made.losses for made in made_in(happened)] == [
+            bench.wait(BETWEEN_S[1])
+    bench.wait(BETWEEN_S[1])
+    assert [made.losses for made in bench.counted] == [
         pack_losses([step, step + 0.25, step + 0.5]) for step in range(long.first, long.last)
     ]
-    assert [made.checksum for made in made_in(happened)[:-1]] == [
-        1000 + step for step in range(long.first, long.last - 1)
-    ]
+    assert [made.checksum for made in bench.counted[:-1]] == [1000 + step for step in range(long.first, long.last - 1)]
 
 
 def test_a_process_that_is_killed_within_a_slice_costs_nothing(bench: Bench) -> None:
     team = bench.begin()
     team.make(3, 0, 1, 3, 4)
     assert team.enter(2, 3)
-    assert ended_in(bench.shell.end()) == []
+    bench.end()
+    assert not bench.lease.is_over
     # The system releases its lock.
     team.locks[2].release()
-    assert [event.steps for event in ended_in(bench.wait(0.01))] == [3]
+    assert bench.wait(0.01) == []
+    assert bench.lease.is_over
     assert bench.sharing.generation == 0
 
 
@@ -308,17 +291,16 @@ def test_memory_is_left_to_a_process_that_stands_still_and_what_it_writes_there_
     team.make(3)
     assert team.enter(0, 4)
     team.make(4, 1, 2)
-    assert ended_in(bench.shell.end()) == []
-    happened = bench.wait(MOVE_S + 0.01)
-    assert [(made.step, made.checksum) for made in made_in(happened)] == [
+    bench.end()
+    assert not bench.lease.is_over
+    assert [(made.step, made.checksum) for made in bench.wait(MOVE_S + 0.01)] == [
         (3, checksum_after(3, np.full_like(bench.shard.weights, 4.0)))
     ]
-    assert [event.steps for event in ended_in(happened)] == [4]
+    assert bench.lease.is_over
     assert (bench.sharing.generation, bench.shard.updates) == (1, 4)
     # In the old memory nobody begins anything, although its locks are free.
     assert team.make(4, 3) == []
-    bench.shell.begin(NEXT)
-    assert bench.sent[-1] == MultiStepLease(number=2, incarnation="life-4", first=4, last=12, reads=0, memory=1)
+    assert bench.begin(NEXT).lease == replace(NEXT, memory=1)
     slots = [slot.copy() for slot in bench.shard.slots]
     # It wakes up.
     team.write(0, 4)
@@ -335,12 +317,13 @@ def test_without_room_for_other_memory_the_run_waits_and_says_so(bench: Bench) -
         raise OSError("no room")
 
     bench.sharing.allocate = refuse
-    assert ended_in(bench.shell.end()) == []
-    assert ended_in(bench.wait(1.0)) == []
-    (said,) = bench.said
-    assert said == STUCK
+    bench.end()
+    bench.wait(1.0)
+    assert not bench.lease.is_over
+    assert bench.reports == [STUCK]
     team.write(1, 3)
-    assert [event.steps for event in ended_in(bench.wait(0.01))] == [3]
+    bench.wait(0.01)
+    assert bench.lease.is_over
 
 
 def test_an_interrupt_waits_for_nobody_and_keeps_all_that_is_made(bench: Bench) -> None:
@@ -348,57 +331,34 @@ def test_an_interrupt_waits_for_nobody_and_keeps_all_that_is_made(bench: Bench) 
     for step in range(3, 7):
         team.make(step)
     assert team.enter(1, 7)
-    happened = bench.shell.interrupt()
-    assert steps_in(happened) == [3, 4, 5, 6]
-    assert [event.steps for event in ended_in(happened)] == [7]
+    bench.lease.interrupt()
+    assert steps_in(bench.counted) == [3, 4, 5, 6]
+    assert (bench.lease.is_over, bench.shard.updates) == (True, 7)
     weights = bench.shard.weights.copy()
     team.write(1, 7)
     assert np.array_equal(bench.shard.weights, weights)
-    assert bench.shell.interrupt() == []
 
 
-@pytest.mark.parametrize("why", ["soon", "late", "not finite"])
-def test_steps_are_leased_instead_where_a_team_cannot_be_left_alone(bench: Bench, why: str) -> None:
-    last, until = None, None
-    match why:
-        case "soon":
-            last = ASKED.first + 3
-        case "late":
-            until = bench.clock.now()
-        case "not finite":
-            bench.shard.not_finite = 5
-    assert bench.shell.begin(ASKED, last, until) == [declined(ASKED)]
-    assert bench.sent == []
+def test_steps_are_leased_one_by_one_if_the_weights_are_not_finite(bench: Bench) -> None:
+    bench.shard.not_finite = 5
+    assert bench.open() is StepsRefusal.NOT_NOW
 
 
-def test_a_multi_step_lease_ends_when_a_checkpoint_is_due(bench: Bench) -> None:
-    bench.shell.begin(ASKED, None, bench.clock.now() + 0.001)
-    bench.teams[-1].make(3)
-    happened = bench.wait(0.0015)
-    assert steps_in(happened) == [3]
-    assert [event.steps for event in ended_in(happened)] == [4]
-
-
-def test_without_room_for_what_updates_need_it_is_said_once_and_tried_again(bench: Bench) -> None:
+def test_without_room_for_what_updates_need_it_may_be_tried_again(bench: Bench) -> None:
     def refuse(descriptor: int, size: int) -> None:
         raise OSError("no room")
 
     allocate, bench.sharing.allocate = bench.sharing.allocate, refuse
     for _ in range(2):
-        assert bench.shell.begin(ASKED) == [declined(ASKED, is_cut=True)]
-    (said,) = bench.said
-    assert said.startswith("warning: a team waits for the server at each step, which is slower: ")
+        assert bench.open() is StepsRefusal.NO_ROOM
     bench.sharing.allocate = allocate
-    assert bench.shell.begin(ASKED) == []
-    assert bench.sent
+    assert isinstance(bench.open(), TeamUpdates)
 
 
 def test_without_shared_memory_or_a_team_in_it_there_is_none(bench: Bench) -> None:
-    bench.sharing.forget(ASKED.rank)
-    assert bench.shell.begin(ASKED) == [declined(ASKED, may_follow=False)]
-    bench.shell.sharing = None
-    assert bench.shell.begin(ASKED) == [declined(ASKED, may_follow=False)]
-    assert bench.shell.lease is None
+    bench.sharing.forget(RANK)
+    assert bench.open() is StepsRefusal.NEVER
+    assert open_updates(None, bench.shard, RANK, ASKED) is StepsRefusal.NEVER
 
 
 # Planted bugs
@@ -421,19 +381,20 @@ class Lax(TeamUpdates):
 class Eager(TeamLease):
     """Loses patience with a process that stands still, and lets the next lease begin where that may write."""
 
-    def _end(self, patient_until: float, now: float) -> list[events.Event]:
+    def _end(self, patient_until: float, now: float) -> list[Effect]:
         if now < patient_until:
             return super()._end(patient_until, now)
         self.memory.end(waits=False)
-        return self._complete(self.memory.read().made)
+        self._complete(self.memory.read()[0])
+        return []
 
 
 class Trusting(TeamUpdates):
     """Reads entries before they are whole."""
 
-    def read(self) -> StepsSeen:
-        self.entered = super().read().made
-        return StepsSeen(self.entered, self.entered)
+    def read(self) -> tuple[int, int]:
+        self.entered, _ = super().read()
+        return self.entered, self.entered
 
 
 def what_a_late_process_writes_is_in_nobodys_way(bench: Bench) -> None:
@@ -441,8 +402,10 @@ def what_a_late_process_writes_is_in_nobodys_way(bench: Bench) -> None:
     team = bench.begin()
     team.make(3)
     assert team.enter(1, 4)
-    assert ended_in(bench.shell.end() + bench.wait(MOVE_S + 0.01))
-    bench.shell.begin(NEXT)
+    bench.end()
+    bench.wait(MOVE_S + 0.01)
+    assert bench.lease.is_over
+    bench.begin(NEXT)
     before = bench.shard.slots[1].copy()
     team.write(1, 4)
     assert np.array_equal(bench.shard.slots[1], before), "it wrote into memory in use"
@@ -452,7 +415,7 @@ def what_a_late_process_writes_is_in_nobodys_way(bench: Bench) -> None:
 def nothing_is_made_of_an_ended_lease(bench: Bench) -> None:
     team = bench.begin()
     team.make(3)
-    bench.shell.end()
+    bench.end()
     assert team.make(4) == [], "it wrote after the end"
 
 
@@ -460,8 +423,8 @@ def each_step_has_the_checksum_of_its_weights(bench: Bench) -> None:
     team = bench.begin()
     for step in range(3, 6):
         team.make(step)
-        happened = bench.wait(BETWEEN_S[1])
-        assert all(made.checksum == 1000 + made.step for made in made_in(happened)), "a checksum of something else"
+        counted = bench.wait(BETWEEN_S[1])
+        assert all(made.checksum == 1000 + made.step for made in counted), "a checksum of something else"
 
 
 @pytest.mark.parametrize(
@@ -526,18 +489,8 @@ def test_entries_are_read_after_the_marks_that_show_that_they_are_there(bench: B
 
     bench.updates.marks = replace(bench.updates.marks, keep_order=happens)
     # First the steps of all slices, then that of the last one, and then the checksum that is there if that is made.
-    assert [(made.step, made.checksum) for made in made_in(bench.wait(BETWEEN_S[1]))] == [(3, 1003), (4, 1004), (5, 77)]
+    assert [(made.step, made.checksum) for made in bench.wait(BETWEEN_S[1])] == [(3, 1003), (4, 1004), (5, 77)]
     assert barriers[:2] == [3, 3]
-
-
-def test_an_answer_of_another_worker_or_to_another_lease_changes_nothing(bench: Bench) -> None:
-    bench.begin()
-    bench.shell.end()
-    bench.begin(NEXT)
-    for rank, number in ((ASKED.rank + 1, 2), (ASKED.rank, 1)):
-        assert bench.answer(rank=rank, number=number) == []
-        assert not bench.lease.has_answered
-    assert ended_in(bench.answer())
 
 
 def test_locks_are_released_once_the_lease_is_marked_as_ended(bench: Bench) -> None:
@@ -547,5 +500,5 @@ def test_locks_are_released_once_the_lease_is_marked_as_ended(bench: Bench) -> N
         seen.append((team.marks.number, team.locks[0].acquire()))
 
     bench.updates.marks = replace(bench.updates.marks, keep_order=look)
-    bench.shell.end()
+    bench.end()
     assert seen[:2] == [(0, False), (0, True)]

@@ -15,12 +15,17 @@ and may write on later:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
 
-from lockstep.common.protocol.messages import steps_key
-from lockstep.ps.coordinator.effects import LeaseSteps
-from lockstep.ps.coordinator.events import Event, MultiStepLeaseEnded, StepMade
+from msgspec import Struct
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.messages import MultiStepLease
+from lockstep.ps.coordinator.effects import Effect, Report
+from lockstep.ps.records.ledger import Account
 
 #: Steps after which the marks are read, and the least and most seconds: often enough that a team never waits until its
 #: entries are read, seldom enough to cost it little.
@@ -43,18 +48,52 @@ STUCK = (
 )
 
 
-class StepsSeen(NamedTuple):
-    """The numbers of steps of the run that are made, and that can be recorded while the team goes on."""
+class PartMade(Struct, frozen=True, kw_only=True):
+    """The share of one process in a step that its team has made by itself."""
 
-    made: int
-    entered: int
+    node: Node
+    process: int
+    #: When it began and ended, in seconds from the begin of the round, and the seconds of computing.
+    began_s: float
+    ended_s: float
+    compute_s: float
+
+
+class StepMade(Struct, frozen=True, kw_only=True):
+    """A team has made a step by itself."""
+
+    step: int
+    #: The team's.
+    rank: int
+    tally: Tally
+    #: Of all micro-batches, as in `Result`.
+    losses: bytes
+    #: The shares of its processes.
+    parts: tuple[PartMade, ...]
+    #: Seconds from the last sums of the step before to its own, and of its update.
+    round_s: float
+    update_s: float
+    #: Of the weights after it, and the learning rate.
+    checksum: int
+    rate: float
+
+    def compute_s(self) -> tuple[float, float]:
+        """Return the seconds of computing that went into it, of all processes and the most of any."""
+        seconds: dict[int, float] = {}
+        for part in self.parts:
+            seconds[part.process] = seconds.get(part.process, 0.0) + part.compute_s
+        return sum(seconds.values()), max(seconds.values(), default=0.0)
 
 
 class LeaseMemory(Protocol):
     """The memory in which a team makes the steps of one lease."""
 
-    def read(self) -> StepsSeen:
-        """Return how far the team is."""
+    @property
+    def lease(self) -> MultiStepLease:
+        """The lease as the team is sent it."""
+
+    def read(self) -> tuple[int, int]:
+        """Return the numbers of steps of the run that are made, and that can be recorded while the team goes on."""
 
     def record(self, first: int, last: int) -> Sequence[StepMade]:
         """Return the steps `[first, last)`, which are made; the team may write over their entries then."""
@@ -69,19 +108,46 @@ class LeaseMemory(Protocol):
     def leave(self) -> int | None:
         """Continue in other memory, after the steps that are made; return their number, None if there is no room."""
 
+    def take_over(self, steps: int) -> None:
+        """Continue with the weights after so many steps: the lease has ended."""
 
-@dataclass
+
+class StepsRefusal(Enum):
+    """The reasons why a team is not let make steps by itself."""
+
+    #: It can never be, in this run.
+    NEVER = "never"
+    #: There is no room for the memory: there may be some later.
+    NO_ROOM = "no room"
+    #: Something else is to come first.
+    NOT_NOW = "not now"
+
+
+class TeamSteps(Protocol):
+    """The server's memory, records and checkpoints, as far as the steps of a team concern them."""
+
+    def bounds(self) -> tuple[int | None, float | None]:
+        """Return after how many steps, and when, a checkpoint is due, for which no team must be making steps."""
+
+    def open(self, rank: int, lease: MultiStepLease) -> LeaseMemory | StepsRefusal:
+        """Let a team make the updates of a lease in shared memory, which completes the lease with its place."""
+
+    def record(self, account: Account, made: StepMade) -> None:
+        """Record a step that a team has made by itself."""
+
+
+@dataclass(kw_only=True)
 class TeamLease:
     """A multi-step lease, from its begin to its end."""
 
     memory: LeaseMemory
-    #: Sends the team that its lease ends; returns that the worker has left if it cannot be sent to.
-    withdraw: Callable[[], Sequence[Event]]
-    report: Callable[[str], None]
-    _: KW_ONLY
-    number: int
-    #: The steps that the team makes, and its rank.
-    steps: LeaseSteps
+    #: Counts a step.
+    count: Callable[[StepMade], None]
+    #: Sends the team that its lease ends.
+    withdraw: Callable[[], list[Effect]]
+    #: The team's, and how many seconds a step is expected to take it.
+    rank: int
+    step_s: float
     #: Steps that are recorded, and that were made when this was read last.
     recorded: int = field(init=False)
     made: int = field(init=False)
@@ -96,80 +162,78 @@ class TeamLease:
     patient_until: float | None = None
     #: When it is reported that there is no room for other memory.
     report_at: float = 0.0
+    #: Whether it has ended, after the steps that are recorded.
+    is_over: bool = False
 
     def __post_init__(self) -> None:
-        self.recorded = self.made = self.steps.first
+        self.recorded = self.made = self.memory.lease.first
         self.due = self.advanced + self.between_s
+
+    @property
+    def is_ending(self) -> bool:
+        """True once the team is to make no more steps."""
+        return self.patient_until is not None
 
     @property
     def between_s(self) -> float:
         """Seconds after which the marks are read again."""
         low, high = BETWEEN_S
-        return min(max(low, STEPS_BETWEEN * self.steps.step_s), high)
+        return min(max(low, STEPS_BETWEEN * self.step_s), high)
 
-    def key(self) -> tuple[int, int]:
-        """Return the rank of its team, and its number."""
-        return self.steps.rank, self.number
-
-    def on_time(self, now: float) -> list[Event]:
+    def on_time(self, now: float) -> list[Effect]:
         """Look how far the team is, or try again to end its lease."""
         return self._look(now) if self.patient_until is None else self._end(self.patient_until, now)
 
-    def on_answer(self, now: float) -> list[Event]:
-        """Handle that the team makes no more of the lease, at its end or before it."""
-        self.has_answered = True
-        return self.on_time(now)
-
-    def withdraw_at(self, now: float) -> list[Event]:
+    def withdraw_at(self, now: float) -> list[Effect]:
         """Let the team make no more steps."""
         if self.patient_until is not None:
             return self._end(self.patient_until, now)
         self.patient_until = self.report_at = now + MOVE_S
-        is_over = self.has_answered or self.made >= self.steps.last
-        return [*([] if is_over else self.withdraw()), *self._end(self.patient_until, now)]
+        is_done = self.has_answered or self.made >= self.memory.lease.last
+        return [*([] if is_done else self.withdraw()), *self._end(self.patient_until, now)]
 
-    def interrupt(self) -> list[Event]:
+    def interrupt(self) -> None:
         """End the lease now: the run will not continue, and nothing will read what a process is writing."""
         self.memory.end(waits=False)
-        return self._complete(self.memory.read().made)
+        self._complete(self.memory.read()[0])
 
-    def _look(self, now: float) -> list[Event]:
+    def _look(self, now: float) -> list[Effect]:
         """Record what can be, and end the lease if it is made, if the team makes no more of it, or if that is late."""
         made, entered = self.memory.read()
-        recorded = self._record(entered)
+        self._record(entered)
         if made > self.made:
             self.made, self.advanced = made, now
         self.due = now + self.between_s
-        is_late = now >= self.advanced + max(LATE_S, LATE * self.steps.step_s) + self.between_s
-        self.is_cut = made < self.steps.last and (self.has_answered or is_late)
-        return [*recorded, *(self.withdraw_at(now) if made >= self.steps.last or self.is_cut else [])]
+        is_late = now >= self.advanced + max(LATE_S, LATE * self.step_s) + self.between_s
+        self.is_cut = made < self.memory.lease.last and (self.has_answered or is_late)
+        return self.withdraw_at(now) if made >= self.memory.lease.last or self.is_cut else []
 
-    def _record(self, until: int) -> list[Event]:
-        assert until <= self.steps.last, "more was made than was asked for"
+    def _record(self, until: int) -> None:
+        assert until <= self.memory.lease.last, "more was made than was asked for"
         first, self.recorded = self.recorded, max(self.recorded, until)
-        return [*self.memory.record(first, until)] if until > first else []
+        for made in self.memory.record(first, until) if until > first else ():
+            self.count(made)
 
-    def _end(self, patient_until: float, now: float) -> list[Event]:
+    def _end(self, patient_until: float, now: float) -> list[Effect]:
         """End the lease if no process can be writing; otherwise wait, or leave the memory."""
         if self.memory.end():
-            return self._complete(self.memory.read().made)
+            self._complete(self.memory.read()[0])
+            return []
         self.due = now + RETRY_S
         if now < patient_until:
             return []
         made = self.memory.leave()
         if made is not None:
-            return self._complete(made)
+            self._complete(made)
+            return []
         self.patient_until = now + MOVE_S
-        if now >= self.report_at:
-            self.report_at = now + REPORT_S
-            self.report(STUCK)
-        return []
+        if now < self.report_at:
+            return []
+        self.report_at = now + REPORT_S
+        return [Report(text=STUCK)]
 
-    def _complete(self, made: int) -> list[Event]:
-        """Continue after so many steps, step by step."""
-        recorded = self._record(made)
-        lease, is_silent = steps_key(self.number), not self.has_answered
-        return [
-            *recorded,
-            MultiStepLeaseEnded(lease=lease, steps=self.recorded, is_cut=self.is_cut, is_silent=is_silent),
-        ]
+    def _complete(self, made: int) -> None:
+        """Let the run continue after so many steps, step by step."""
+        self._record(made)
+        self.is_over = True
+        self.memory.take_over(self.recorded)

@@ -2,30 +2,34 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import steps_key
-from lockstep.ps.coordinator.effects import LeaseSteps
-from lockstep.ps.coordinator.events import Event, MultiStepLeaseEnded, StepMade
-from lockstep.ps.shared_memory.multi_step import (
+from lockstep.common.protocol.messages import MultiStepLease
+from lockstep.ps.coordinator.effects import Effect, Report
+from lockstep.ps.coordinator.parts.team_lease import (
     BETWEEN_S,
     LATE,
     LATE_S,
     MOVE_S,
     REPORT_S,
-    StepsSeen,
+    StepMade,
     TeamLease,
 )
 
 FIRST, LAST, STEP_S, SLICES = 10, 20, 0.01, 3
 
 
-def ended(*, steps: int, is_cut: bool = False, is_silent: bool = True, number: int = 1) -> MultiStepLeaseEnded:
-    return MultiStepLeaseEnded(lease=steps_key(number), steps=steps, is_cut=is_cut, is_silent=is_silent)
+class Ended(NamedTuple):
+    """The end of a lease, after so many steps of the run."""
+
+    steps: int
+    is_cut: bool = False
+    is_silent: bool = True
 
 
 @dataclass
@@ -43,29 +47,32 @@ class Drive:
     may_begin: bool = True
     locked: set[int] = field(default_factory=set)
     recorded: list[int] = field(default_factory=list)
-    completed: list[MultiStepLeaseEnded] = field(default_factory=list)
+    completed: list[Ended] = field(default_factory=list)
     withdrawals: int = 0
     moves: int = 0
-    reports: list[str] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+    lease: MultiStepLease = field(
+        default_factory=lambda: MultiStepLease(number=1, incarnation="", first=FIRST, last=LAST, reads=0)
+    )
 
     def __post_init__(self) -> None:
-        self.lease = self.kind(
-            self,
-            self._withdraw,
-            self.reports.append,
-            number=1,
-            steps=LeaseSteps(first=FIRST, last=LAST, rank=2, step_s=self.step_s),
+        self.of_team = self.kind(
+            memory=self,
+            count=lambda made: self.recorded.append(made.step),
+            withdraw=self._withdraw,
+            rank=2,
+            step_s=self.step_s,
             advanced=self.now,
         )
 
-    def _withdraw(self) -> Sequence[Event]:
+    def _withdraw(self) -> list[Effect]:
         self.withdrawals += 1
         return []
 
     # The memory of the lease
 
-    def read(self) -> StepsSeen:
-        return StepsSeen(self.made, max(FIRST, self.made - 1))
+    def read(self) -> tuple[int, int]:
+        return self.made, max(FIRST, self.made - 1)
 
     def record(self, first: int, last: int) -> Sequence[StepMade]:
         return [step_made(step) for step in range(first, last)]
@@ -87,30 +94,32 @@ class Drive:
         self.inside.clear()
         return self.made
 
+    def take_over(self, steps: int) -> None:
+        self.completed.append(Ended(steps, self.of_team.is_cut, not self.of_team.has_answered))
+
     # What happens
 
-    def handle(self, happened: Sequence[Event]) -> None:
-        for event in happened:
-            if isinstance(event, StepMade):
-                self.recorded.append(event.step)
-            elif isinstance(event, MultiStepLeaseEnded):
-                assert not self.may_begin, "it ended while updates may begin"
-                assert not self.inside, "it ended while a process may write"
-                self.completed.append(event)
+    def handle(self, effects: Sequence[Effect]) -> None:
+        assert self.of_team.is_over == bool(self.completed)
+        if self.completed:
+            assert not self.may_begin, "it ended while updates may begin"
+            assert not self.inside, "it ended while a process may write"
+        self.reports += [effect for effect in effects if isinstance(effect, Report)]
 
     def wait(self, seconds: float) -> None:
         """Let time pass, waking the lease at each of its deadlines."""
         end = self.now + seconds
-        while not self.completed and self.lease.due <= end:
-            self.now = max(self.now, self.lease.due)
-            self.handle(self.lease.on_time(self.now))
+        while not self.completed and self.of_team.due <= end:
+            self.now = max(self.now, self.of_team.due)
+            self.handle(self.of_team.on_time(self.now))
         self.now = end
 
     def withdraw(self) -> None:
-        self.handle(self.lease.withdraw_at(self.now))
+        self.handle(self.of_team.withdraw_at(self.now))
 
     def answer(self) -> None:
-        self.handle(self.lease.on_answer(self.now))
+        self.of_team.has_answered = True
+        self.handle(self.of_team.on_time(self.now))
 
 
 def step_made(step: int) -> StepMade:
@@ -129,7 +138,7 @@ def test_steps_are_recorded_now_and_then_but_for_the_newest_until_the_lease_ends
     drive.made = LAST
     drive.wait(BETWEEN_S[1])
     assert drive.recorded == list(range(FIRST, LAST))
-    assert drive.completed == [ended(steps=LAST)]
+    assert drive.completed == [Ended(steps=LAST)]
     assert drive.withdrawals == 0
 
 
@@ -138,7 +147,7 @@ def test_an_answer_ends_it_at_once_and_counts_as_cut_before_the_last_step(made: 
     drive = Drive()
     drive.made = made
     drive.answer()
-    assert drive.completed == [ended(steps=made, is_cut=made < LAST, is_silent=False)]
+    assert drive.completed == [Ended(steps=made, is_cut=made < LAST, is_silent=False)]
     assert drive.withdrawals == 0
 
 
@@ -150,7 +159,7 @@ def test_the_lease_ends_with_what_is_made_if_no_step_is_made_for_long() -> None:
     drive.wait(BETWEEN_S[1] * 3)
     assert drive.withdrawals == 1
     assert drive.recorded == [10, 11]
-    assert drive.completed == [ended(steps=12, is_cut=True)]
+    assert drive.completed == [Ended(steps=12, is_cut=True)]
 
 
 def test_slow_steps_are_not_late() -> None:
@@ -161,7 +170,7 @@ def test_slow_steps_are_not_late() -> None:
         drive.made += 1
     assert drive.completed == []
     drive.wait(1.1 * LATE * step_s)
-    assert drive.completed == [ended(steps=FIRST + 5, is_cut=True)]
+    assert drive.completed == [Ended(steps=FIRST + 5, is_cut=True)]
 
 
 def test_a_process_in_the_middle_of_a_slice_is_waited_for() -> None:
@@ -172,7 +181,7 @@ def test_a_process_in_the_middle_of_a_slice_is_waited_for() -> None:
     drive.inside.clear()
     drive.wait(0.01)
     assert drive.recorded == [FIRST]
-    assert drive.completed == [ended(steps=FIRST + 1)]
+    assert drive.completed == [Ended(steps=FIRST + 1)]
 
 
 def test_memory_is_left_to_a_process_that_stands_still_within_a_slice() -> None:
@@ -181,7 +190,7 @@ def test_memory_is_left_to_a_process_that_stands_still_within_a_slice() -> None:
     drive.wait(MOVE_S * 0.9)
     assert (drive.moves, drive.completed) == (0, [])
     drive.wait(MOVE_S * 0.2)
-    assert (drive.moves, drive.completed) == (1, [ended(steps=FIRST)])
+    assert (drive.moves, drive.completed) == (1, [Ended(steps=FIRST)])
 
 
 def test_without_room_it_waits_for_longer_and_says_so_now_and_then() -> None:
@@ -193,7 +202,7 @@ def test_without_room_it_waits_for_longer_and_says_so_now_and_then() -> None:
     assert len(drive.reports) == 2
     drive.inside.clear()
     drive.wait(0.01)
-    assert drive.completed == [ended(steps=FIRST)]
+    assert drive.completed == [Ended(steps=FIRST)]
 
 
 def test_an_interrupted_run_waits_for_no_process() -> None:
@@ -201,9 +210,9 @@ def test_an_interrupted_run_waits_for_no_process() -> None:
     drive.made += 3
     drive.inside.add(1)
     drive.withdraw()
-    *steps, over = drive.lease.interrupt()
-    assert steps == [step_made(step) for step in range(FIRST, FIRST + 3)]
-    assert (over, drive.may_begin, drive.locked) == (ended(steps=FIRST + 3), False, set())
+    drive.of_team.interrupt()
+    assert drive.recorded == list(range(FIRST, FIRST + 3))
+    assert (drive.completed, drive.may_begin, drive.locked) == ([Ended(FIRST + 3)], False, set())
 
 
 def test_an_answer_while_it_ends_is_remembered() -> None:
@@ -212,7 +221,7 @@ def test_an_answer_while_it_ends_is_remembered() -> None:
     drive.answer()
     drive.inside.clear()
     drive.wait(0.01)
-    assert drive.completed == [ended(steps=FIRST, is_silent=False)]
+    assert drive.completed == [Ended(steps=FIRST, is_silent=False)]
 
 
 def whatever_happens(drive: Drive, data: st.DataObject) -> None:
@@ -254,16 +263,17 @@ def test_whatever_happens_each_step_is_recorded_once_and_the_run_continues(data:
 class Grasping(TeamLease):
     """Ends although a process may be writing."""
 
-    def _end(self, patient_until: float, now: float) -> list[Event]:
+    def _end(self, patient_until: float, now: float) -> list[Effect]:
         self.memory.end(waits=False)
-        return self._complete(self.memory.read().made)
+        self._complete(self.memory.read()[0])
+        return []
 
 
 class Forgetful(TeamLease):
     """Does not record what it had not before the lease was to end."""
 
-    def _complete(self, made: int) -> list[Event]:
-        return super()._complete(self.recorded)
+    def _complete(self, made: int) -> None:
+        super()._complete(self.recorded)
 
 
 @pytest.mark.parametrize(
