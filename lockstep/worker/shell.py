@@ -24,7 +24,7 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.runtime.clock import ThreadClock
-from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
+from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed
 from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.statemachine.loop import EventLoop
 from lockstep.common.statemachine.machine import TimePassed
@@ -189,4 +189,4 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             )
         except LockstepError as error:
             return PreparationFailed(reason=str(error))
-        return Prepared(ready=self.session.ready())
+        return self.session.ready()

@@ -37,7 +37,6 @@ from lockstep.common.statemachine.client import (
     ClientEffect,
     ClientEvent,
     ClientPhase,
-    Prepared,
     SendToServer,
 )
 from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, stays, table_of
@@ -219,8 +218,8 @@ class WorkerState(Machine[Event, Effect]):
             self.phase, self.weights_step = WorkerPhase.OUTSIDE, None
             self.stopped = self.steps = None
             self._drop_leases()
-        elif is_joined and isinstance(event, Prepared) and isinstance(event.ready, Ready):
-            self.phase, self.shares = WorkerPhase.WAITING, bool(event.ready.nonce)
+        elif is_joined and isinstance(event, Ready):
+            self.phase, self.shares = WorkerPhase.WAITING, bool(event.nonce)
         elif is_joined and isinstance(event, TimePassed) and self.requested is not None:
             effects.append(SendToServer(message=self.requested))
         return effects

@@ -1,7 +1,7 @@
 """A client of a server: it joins the run, waits, rejoins, leaves and ends. Pure; knows nothing of the work in the run.
 
 Messages of the server are events: the client talks to one server at a time. If that is gone, the client asks the
-standbys that the server named, one after the other, until one leads the run.
+standbys that the server named, one after the other, until one leads the run. The answer to a welcome is an event, too.
 """
 
 from dataclasses import dataclass, field
@@ -70,12 +70,6 @@ class ClientPhase(Enum):
 # Events
 
 
-class Prepared(Struct, frozen=True, kw_only=True):
-    """Everything that the welcome demands is there."""
-
-    ready: Ready | ShardReady
-
-
 class PreparationFailed(Struct, frozen=True, kw_only=True):
     """This process does not have what the welcome demands, or has something else than the server."""
 
@@ -94,7 +88,8 @@ ClientEvent = (
     | ShardWelcome
     | Refused
     | Eviction
-    | Prepared
+    | Ready
+    | ShardReady
     | PreparationFailed
     | StandbysChanged
     | HandedOver
@@ -121,12 +116,6 @@ class Redial(Struct, frozen=True, kw_only=True):
     server: StandbyAddress
 
 
-class Prepare(Struct, frozen=True, kw_only=True):
-    """Get what the welcome demands; answered by `Prepared` or `PreparationFailed`."""
-
-    welcome: Welcome | ShardWelcome
-
-
 class Exit(Struct, frozen=True, kw_only=True):
     """End the process with this code; `reason` is empty and `kind` None if all went well."""
 
@@ -135,12 +124,14 @@ class Exit(Struct, frozen=True, kw_only=True):
     kind: FailureKind | None = None
 
 
-ClientEffect = SendToServer | Redial | Prepare | Report | Exit
+#: A welcome is an effect as well: get what it demands, answered by the message that says so, or by `PreparationFailed`.
+ClientEffect = SendToServer | Redial | Welcome | ShardWelcome | Report | Exit
 
 _JOINING, _PREPARING, _JOINED, _ENDED = ClientPhase
 
 #: A worker has a place among the workers, a shard one among the servers. A welcome of an old term is none.
 _WELCOMED = {_JOINING: {_PREPARING, _JOINING}, _JOINED: IGNORED, _ENDED: IGNORED}
+_PREPARED = {_PREPARING: {_JOINED}, _ENDED: IGNORED}
 
 #: The legal transitions. While it prepares, the shell reads no messages: they wait in the socket.
 TRANSITIONS = table_of(
@@ -152,7 +143,8 @@ TRANSITIONS = table_of(
         Refused: {_JOINING: {_JOINING, _ENDED}, _JOINED: {_JOINED, _ENDED}, _ENDED: IGNORED},
         # While it joins, the server does not know it yet.
         Eviction: {_JOINING: IGNORED, _JOINED: {_JOINING}, _ENDED: IGNORED},
-        Prepared: {_PREPARING: {_JOINED}, _ENDED: IGNORED},
+        Ready: _PREPARED,
+        ShardReady: _PREPARED,
         PreparationFailed: {_PREPARING: {_ENDED}, _ENDED: IGNORED},
         StandbysChanged: {_JOINING: IGNORED, _JOINED: {_JOINED}, _ENDED: IGNORED},
         HandedOver: {_JOINING: {_JOINING}, _JOINED: {_JOINING}, _ENDED: IGNORED},
@@ -271,9 +263,9 @@ class Client(Machine[ClientEvent, ClientEffect]):
                 return self._on_refusal(event, now)
             case Eviction(reason=reason):
                 return self._rejoin(reason, now)
-            case Prepared(ready=ready):
+            case Ready() | ShardReady():
                 self.phase = ClientPhase.JOINED
-                return [SendToServer(message=ready)]
+                return [SendToServer(message=event)]
             case PreparationFailed(reason=reason):
                 return self.leave(2, reason, FailureKind.PREPARATION)
             case Finished():
@@ -316,7 +308,7 @@ class Client(Machine[ClientEvent, ClientEffect]):
         search.term, search.named, search.left, self.options = welcome.term, welcome.standbys, "", welcome.options
         self.last_rank = welcome.rank if isinstance(welcome, Welcome) else None
         search.on_leader(now)
-        return [Report(text=f"joined run {welcome.run} as {_place_of(welcome)}"), Prepare(welcome=welcome)]
+        return [Report(text=f"joined run {welcome.run} as {_place_of(welcome)}"), welcome]
 
     def _on_not_leading(self, answer: NotLeading, now: float) -> list[ClientEffect]:
         search = self.search

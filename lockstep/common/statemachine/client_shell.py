@@ -25,7 +25,6 @@ from lockstep.common.statemachine.client import (
     ClientEvent,
     ClientPhase,
     Exit,
-    Prepare,
     ProtocolBroken,
     Redial,
     SendToServer,
@@ -120,8 +119,8 @@ class ClientShell(ABC, Generic[Event, Effect]):
                 # The diagnosis is about the other address.
                 self.diagnose = None
                 self.redial(effect.server)
-            case Prepare():
-                return [self.prepare(effect.welcome)]
+            case Welcome() | ShardWelcome():
+                return [self.prepare(effect)]
             case _:
                 return self.perform(effect)
         return []

@@ -48,7 +48,7 @@ from lockstep.common.protocol.shard_messages import (
     WorkerToShardMessage,
 )
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
+from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed
 from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.statemachine.loop import MOST_AT_ONCE, EventLoop
 from lockstep.common.statemachine.machine import PeerLeft, Received, soonest
@@ -340,4 +340,4 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         self.storage = storage
         # Before workers are told where this shard is.
         self.port.make_room(QUEUE + WINDOW * len(storage.shard.frames))
-        return Prepared(ready=ShardReady(index=welcome.index, term=welcome.term))
+        return ShardReady(index=welcome.index, term=welcome.term)

@@ -16,6 +16,7 @@ from lockstep.common.protocol.shard_messages import (
     Hello,
     InitialFrame,
     SendWeightsTo,
+    ShardReady,
     SquaresRequest,
     SumsAck,
     Update,
@@ -26,7 +27,6 @@ from lockstep.common.statemachine.client import (
     ClientEffect,
     ClientEvent,
     ClientPhase,
-    Prepared,
 )
 from lockstep.common.statemachine.machine import IGNORED, Machine, PeerLeft, Received, soonest, stays, table_of
 
@@ -106,7 +106,7 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
         effects = self.client.handle(event, now)
         if self.client.phase is not ClientPhase.JOINED:
             self.phase = ShardPhase.OUTSIDE
-        elif isinstance(event, Prepared):
+        elif isinstance(event, ShardReady):
             # Not before, because the slice of a welcome may turn out not to be valid.
             self.phase = ShardPhase.FILLING
         return effects

@@ -27,7 +27,7 @@ from lockstep.common.protocol.messages import (
     Withdrawal,
     Work,
 )
-from lockstep.common.statemachine.client import Exit, Prepared, SendToServer
+from lockstep.common.statemachine.client import Exit, SendToServer
 from lockstep.common.statemachine.leader_search import FIRST_RETRY_S
 from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, Report, Started, TimePassed
 from lockstep.worker import state as events
@@ -186,7 +186,7 @@ def test_it_shares_memory_if_it_has_read_what_the_server_wrote(nonce: str) -> No
     drive = Drive()
     drive.dispatch(Started())
     drive.dispatch(WELCOME)
-    drive.dispatch(Prepared(ready=Ready(nonce=nonce, rank=0, term=NO_TERM)))
+    drive.dispatch(Ready(nonce=nonce, rank=0, term=NO_TERM))
     assert drive.state.shares == bool(nonce)
 
 
@@ -406,7 +406,7 @@ def sharing() -> Drive:
     drive = Drive()
     drive.dispatch(Started())
     drive.dispatch(WELCOME)
-    drive.dispatch(Prepared(ready=Ready(nonce="0" * 32, rank=0, term=NO_TERM)))
+    drive.dispatch(Ready(nonce="0" * 32, rank=0, term=NO_TERM))
     return drive
 
 

@@ -16,7 +16,6 @@ from lockstep.common.statemachine.client import (
     ClientEvent,
     ClientPhase,
     Exit,
-    Prepared,
     SendToServer,
 )
 from lockstep.common.statemachine.machine import Interrupted, Report, Started, TimePassed
@@ -34,7 +33,7 @@ SHARD_WELCOME = ShardWelcome(
     size=8192,
     parameter_size=8192,
 )
-PREPARED = Prepared(ready=Ready(rank=WELCOME.rank, term=WELCOME.term))
+PREPARED = Ready(rank=WELCOME.rank, term=WELCOME.term)
 
 
 def config_of(timeout_s: float | None = None, incarnation: str = JOIN.incarnation) -> ClientConfig:

@@ -34,7 +34,6 @@ from lockstep.common.statemachine.client import (
     ClientPhase,
     Exit,
     PreparationFailed,
-    Prepare,
     ProtocolBroken,
     Redial,
     SendToServer,
@@ -115,9 +114,9 @@ def test_it_joins_prepares_and_is_ready() -> None:
     assert drive.start() == [SendToServer(message=JOIN)]
     effects = drive.dispatch(WELCOME)
     assert reports(effects) == ["joined run blue as worker 2"]
-    assert effects[-1] == Prepare(welcome=WELCOME)
+    assert effects[-1] == WELCOME
     assert drive.client.deadline() is None
-    assert sent(drive.dispatch(PREPARED)) == [PREPARED.ready]
+    assert sent(drive.dispatch(PREPARED)) == [PREPARED]
 
 
 def test_it_asks_again_until_there_is_a_server_and_reports_it() -> None:

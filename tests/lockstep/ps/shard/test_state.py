@@ -25,7 +25,7 @@ from lockstep.common.protocol.shard_messages import (
     Update,
     WorkerToShardMessage,
 )
-from lockstep.common.statemachine.client import ClientConfig, Exit, Prepared, SendToServer
+from lockstep.common.statemachine.client import ClientConfig, Exit, SendToServer
 from lockstep.common.statemachine.machine import PeerLeft, Received, Started, TimePassed, kind_of
 from lockstep.ps.shard import state as events
 from lockstep.ps.shard.state import (
@@ -86,7 +86,7 @@ def shard_in(phase: ShardPhase) -> ShardState:
     state.handle(Started(), 0.0)
     if phase is not ShardPhase.OUTSIDE:
         state.handle(WELCOME, 0.0)
-        assert state.handle(Prepared(ready=ShardReady()), 0.0) == [SendToServer(message=ShardReady())]
+        assert state.handle(ShardReady(), 0.0) == [SendToServer(message=ShardReady())]
     if phase is ShardPhase.SERVING:
         state.handle(Begin(steps=5), 0.0)
     assert state.phase is phase
