@@ -127,10 +127,9 @@ def expire_leases(
 def _expire(
     rank: int, state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
 ) -> LateWorker:
-    member, held_s = membership.by_rank(rank), stragglers.record_late(rank, now)
+    member, held_s = membership.holder(rank), stragglers.record_late(rank, now)
     released = state.release(rank, f"it had sent nothing for {held_s:.1f} s", now)
     stragglers.withdrawals.remove(rank)
-    assert member is not None  # what a member held was released when it left
     membership.set_state(member, MemberState.SUSPECT)
     return LateWorker(member, released, held_s)
 
@@ -157,8 +156,7 @@ def evict(state: RoundState, membership: Membership, stragglers: StragglerMonito
 def _evict(
     rank: int, state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
 ) -> list[Effect]:
-    member, silent_s = membership.by_rank(rank), stragglers.timeouts.held_s(rank, now)
-    assert member is not None
+    member, silent_s = membership.holder(rank), stragglers.timeouts.held_s(rank, now)
     why = f"it has sent nothing for {silent_s:.1f} s"
     membership.remove(member.peer)
     return [Report(text=f"{member.named()} was evicted: {why}"), _forget(member, why, state, stragglers)]

@@ -224,6 +224,10 @@ class Membership:
         members = self.members.values()
         return sum(member.processes for member in members if member.state is not MemberState.PREPARING)
 
+    def holder(self, rank: int) -> Member:
+        """Return the member of a rank that holds leases: they are released when it leaves."""
+        return next(member for member in self.members.values() if member.rank == rank)
+
     def by_rank(self, rank: int) -> Member | None:
         """Return the member of that rank, if it is still there."""
         return next((member for member in self.members.values() if member.rank == rank), None)

@@ -63,10 +63,14 @@ class DistributedUpdate:
         self.squares[shard] = np.frombuffer(squares.tobytes(), np.float64)
         return len(self.squares) == self.others
 
-    def scale(self, own: Shard) -> float:
-        """Return the factor of clipping by the norm of the whole gradient: of all slices' blocks, in their order."""
+    def scale(self, own: Shard) -> float | None:
+        """Return the factor of clipping by the norm of the whole gradient: of all slices' blocks, in their order.
+
+        None if nothing is clipped, or if there is one server, whose shard finds the factor itself.
+        """
         clip_norm = own.policy.clip_norm
-        assert clip_norm is not None
+        if clip_norm is None or not self.others:
+            return None
         blocks = np.concatenate([own.squares(self.divisor), *(self.squares[shard] for shard in sorted(self.squares))])
         return scale_for(add_blocks(blocks), clip_norm)
 

@@ -274,18 +274,14 @@ class SliceGroup:
         )
         if self.gathered is not None and collected != "nothing":
             self.gathered.begin()
-        if not self._clips():
+        if not others or self.own.shard.policy.clip_norm is None:
             return self._make_update()
         return self.send_all(SquaresRequest(step=step, divisor=divisor))
-
-    def _clips(self) -> bool:
-        """Tell whether the norm takes the squares of all slices: a shard of the whole vector finds it itself."""
-        return bool(self.shards.others) and self.initial.info.job.clip_norm is not None
 
     def _make_update(self) -> list[Event]:
         update, own = self.update, self.own.shard
         update.phase = UpdatePhase.UPDATING
-        scale = update.scale(own) if self._clips() else None
+        scale = update.scale(own)
         asked = Update(
             step=update.step,
             divisor=update.divisor,

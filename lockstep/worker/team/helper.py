@@ -107,23 +107,22 @@ class TeamProcess:
         if welcome is None:
             self.ended = Exit(code=session.code, reason="")
         else:
-            self._prepare(session)
+            self._prepare(session, welcome)
 
-    def _prepare(self, session: Session) -> None:
+    def _prepare(self, session: Session, welcome: Welcome) -> None:
         try:
-            loaded = self._loaded_for(session)
+            loaded = self._loaded_for(welcome)
             if session.folder:
-                self._member = follow(session, loaded, self.context)
+                self._member = follow(session, welcome, loaded, self.context, self.meeting.process)
                 self.context.say(f"process {self.meeting.process} of the team takes part")
         except LockstepError as error:
             self.context.say(f"process {self.meeting.process} of the team does not take part: {error}")
         except Exception:  # noqa: BLE001  # a user's model may raise anything: the leader meets it too, and reports it
             self.context.say(f"process {self.meeting.process} of the team: {traceback.format_exc()}")
 
-    def _loaded_for(self, session: Session) -> LoadedRun:
+    def _loaded_for(self, welcome: Welcome) -> LoadedRun:
         """Return what a run is computed with: it may have been foretold."""
-        welcome, known = session.welcome, self._loaded
-        assert welcome is not None
+        known = self._loaded
         if known is None or known[0] != welcome:
             known = self._loaded = welcome, gather(welcome, self.load, self.cache)
         return known[1]

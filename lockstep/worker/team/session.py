@@ -188,15 +188,12 @@ def _next_number(meeting: Meeting) -> int:
     return 1 if before is None else before.number + 1
 
 
-def follow(session: Session, loaded: LoadedRun, context: TeamContext) -> TeamMember:
+def follow(session: Session, welcome: Welcome, loaded: LoadedRun, context: TeamContext, process: int) -> TeamMember:
     """Return what another process of the team computes with; `SharingError` if the team's memory is gone."""
-    welcome, meeting = session.welcome, context.meeting
-    assert welcome is not None
-    assert meeting is not None
     size, path = loaded.model.layout.size, Path(session.folder)
     with ExitStack() as stack:
         folder = stack.enter_context(closing(SharedFolder.join(path.parent, path.name)))
-        memory = TeamMemory.join(folder, shape_of(welcome, context.processes, size, session.makers), meeting.process)
+        memory = TeamMemory.join(folder, shape_of(welcome, context.processes, size, session.makers), process)
         opened = stack.enter_context(ExitStack())
         opened.callback(memory.close)
         shared = None

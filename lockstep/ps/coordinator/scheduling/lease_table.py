@@ -294,14 +294,14 @@ class WithdrawnLease(msgspec.Struct, frozen=True, kw_only=True):
     began: float
     due: float
     deadline: float
-    #: The lease itself, None if it is of several steps, and when its round began.
-    lease: HeldLease | None = None
+    #: The micro-batches of a lease of one round, in which several steps have none; and when its round began, and it.
+    node: Node = Node(0, 0)
     round_began: float = 0.0
+    leased: float = 0.0
 
     def times(self, now: float) -> tuple[float, float]:
         """Return how many seconds after its round had begun it was leased, and it is now."""
-        assert self.lease is not None  # only leases of a round are timed
-        return self.lease.began - self.round_began, now - self.round_began
+        return self.leased - self.round_began, now - self.round_began
 
 
 @dataclass

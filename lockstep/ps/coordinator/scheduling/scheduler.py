@@ -73,9 +73,8 @@ class Scheduler:
         """Withdraw leases that other workers were faster with."""
         effects: list[Effect] = []
         for lease in leases:
-            member = membership.by_rank(lease.rank)
-            assert member is not None  # what a member held was released when it left
-            effects.append(Send(peer=member.peer, message=self._withdraw(state, lease, now)))
+            message = self._withdraw(state, lease, now)
+            effects.append(Send(peer=membership.holder(lease.rank).peer, message=message))
         return effects
 
     def _withdraw(self, state: RoundState, lease: HeldLease, now: float) -> Withdrawal:
@@ -97,8 +96,9 @@ class Scheduler:
                 began=began,
                 due=due,
                 deadline=lease.deadline,
-                lease=lease,
+                node=lease.node,
                 round_began=state.began,
+                leased=lease.began,
             )
         )
         return message
@@ -111,8 +111,7 @@ class Scheduler:
         withdrawn = self.withdrawals.answer(member.rank, answer.key())
         if withdrawn is None:
             return None
-        assert withdrawn.lease is not None  # a lease of several steps is answered otherwise
-        size = len(withdrawn.lease.node)
+        size = len(withdrawn.node)
         done = size if computed is None else min(computed, size)
         if done:
             each_s = max(0.0, now - withdrawn.began) / done
@@ -124,9 +123,9 @@ class Scheduler:
     def drop(self, state: RoundState, member: Member, dropped: Dropped, now: float) -> bool:
         """Record that a worker is past a lease which was withdrawn, and has not computed all of it; tell whether."""
         withdrawn = self.past(member, dropped, dropped.computed, now)
-        if withdrawn is None or withdrawn.lease is None:
+        if withdrawn is None:
             return False
-        state.record_dropped(member.rank, dropped, withdrawn.lease.node, withdrawn.times(now))
+        state.record_dropped(member.rank, dropped, withdrawn.node, withdrawn.times(now))
         return True
 
     def measure(self, member: Member, result: Result, held: Iterable[HeldLease], now: float) -> WithdrawnLease | None:
@@ -166,10 +165,10 @@ class Scheduler:
             members = self._available(state, membership.ready() if given is None else given, now)
             return self._share_blindly(state, members, ready, now)
         # If all leases are late, the work is divided again at once.
-        is_on_time = state.end is not None and now < state.end and leases.held
-        if given is not None and is_on_time:
+        end = state.end
+        if given is not None and end is not None and now < end and leases.held:
             given = self._available(state, given, now)
-            return self._share_until(state, [(one, self._room(state, one.rank, now)) for one in given], ready, now)
+            return self._share_until(state, [(one, self._room(state, one.rank, end, now)) for one in given], ready, now)
         members = self._available(state, membership.ready(), now)
         if not members:
             state.end = None
@@ -252,11 +251,10 @@ class Scheduler:
                 heappush(waiting, (-room.bit_length(), rank, room, member))
         return effects
 
-    def _room(self, state: RoundState, rank: int, now: float) -> int:
+    def _room(self, state: RoundState, rank: int, end: float, now: float) -> int:
         """Return how many more micro-batches a worker can do until the round's expected end."""
-        assert state.end is not None
         busy_s, each_s = self._speed(state, rank, now)
-        return whole(state.end - now - busy_s, each_s)
+        return whole(end - now - busy_s, each_s)
 
     # What others have
 

@@ -45,8 +45,9 @@ def team(board: Noticeboard, memory: Path, welcome: Welcome, root: Path | None =
 
 def second(board: Noticeboard, memory: Path, session: Session) -> TeamMember:
     """Return what the other process of the team has."""
-    assert session.welcome is not None
-    return follow(session, loaded(session.welcome), context(BoardMeeting(board, 1), [memory], Recorder()))
+    welcome = session.welcome
+    assert welcome is not None
+    return follow(session, welcome, loaded(welcome), context(BoardMeeting(board, 1), [memory], Recorder()), process=1)
 
 
 def weights_of(compute: Compute) -> tuple[Vector, Vector]:

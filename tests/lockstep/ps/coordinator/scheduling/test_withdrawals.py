@@ -2,7 +2,7 @@
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import LeaseKey
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, Withdrawals, WithdrawnLease
+from lockstep.ps.coordinator.scheduling.lease_table import Withdrawals, WithdrawnLease
 
 
 def withdrawn(
@@ -96,8 +96,8 @@ def test_time_in_which_the_server_did_not_run_puts_everything_off() -> None:
 
 
 def test_the_times_of_a_lease_are_counted_from_the_begin_of_its_round() -> None:
-    lease = HeldLease(Node(0, 4), 1, 60.0, 5, began=12.0)
-    one = WithdrawnLease(rank=1, key=key(5), began=14.0, due=20.0, deadline=60.0, lease=lease, round_began=10.0)
+    times = {"began": 14.0, "due": 20.0, "deadline": 60.0, "leased": 12.0, "round_began": 10.0}
+    one = WithdrawnLease(rank=1, key=key(5), node=Node(0, 4), **times)
     assert one.times(17.5) == (2.0, 7.5)
     withdrawals = made(one)
     withdrawals.postpone(100.0)
