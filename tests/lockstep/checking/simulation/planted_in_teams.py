@@ -154,12 +154,12 @@ def with_part(kind: type[OrderSums | StepChain]) -> Parts:
 #: By what is wrong.
 OF_TEAMS = {
     "a slice is written without its lock": Planted(making(Lockless), OTHER_LOSSES, first=245),
-    "a slice is made again": Planted(making(Remaking), OTHER_WEIGHTS, first=193),
+    "a slice is made again": Planted(making(Remaking), OTHER_WEIGHTS, first=5),
     "sums are shown before they are written": Planted(Parts(member=Boastful), OTHER_WEIGHTS, first=30),
     "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_LOSSES, first=29),
     "a part is counted twice": Planted(with_part(Doubling), OTHER_WEIGHTS, first=3),
     "sums are overwritten too early": Planted(Parts(member=Impatient), OTHER_WEIGHTS, first=11),
     "entries are overwritten that were not read": Planted(
-        with_part(Headlong), "AssertionError: the entry of step ", first=94
+        with_part(Headlong), "AssertionError: the entry of step ", first=63
     ),
 }
