@@ -41,8 +41,8 @@ from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.factory import ServerContext, build_server, no_keys
 from lockstep.ps.server.server import Server
+from lockstep.ps.server.shared_memory import ServerSharedMemory, share
 from lockstep.ps.setup import RunSetup
-from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.ps.standby.terms import read_terms
 from lockstep.results.reports.display import Display, Lines, counted, display_for, print_plainly
 from lockstep.runs.session import Destination, RunSession, open_run_in, open_session

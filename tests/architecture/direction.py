@@ -122,7 +122,7 @@ SERVER_ORDER = Order(
         ("lockstep.ps.server",),
         ("lockstep.ps.shard_group",),
         ("lockstep.ps.standby",),
-        ("lockstep.ps.shared_memory", "lockstep.ps.checkpoint"),
+        ("lockstep.ps.checkpoint",),
         ("lockstep.ps.setup",),
         ("lockstep.ps.shard",),
         ("lockstep.ps.coordinator",),

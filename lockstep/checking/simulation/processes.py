@@ -43,11 +43,11 @@ from lockstep.ps.records.recorder import Setting
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.factory import ServerContext
 from lockstep.ps.server.server import Server
+from lockstep.ps.server.shared_memory import ServerSharedMemory, share
 from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard.shell import ShardShell
 from lockstep.ps.shard.state import ShardState
-from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.ps.standby.mirror import MIRROR, Mirror, fault_in
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.state import StandbyState, TakeOver

@@ -29,6 +29,7 @@ from lockstep.ps.server.limits import PeerBlocklist, StatusAnswers
 from lockstep.ps.server.room_watch import RoomWatch
 from lockstep.ps.server.samples import SampleSender
 from lockstep.ps.server.server import Server
+from lockstep.ps.server.shared_memory import ServerSharedMemory
 from lockstep.ps.server.step_committer import StepCommitter
 from lockstep.ps.server.succession import Rivals, Succession
 from lockstep.ps.server.workers import ResultCheck, WorkerMessages
@@ -38,7 +39,6 @@ from lockstep.ps.shard.partition import own_part
 from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard_group.group import SliceGroup
 from lockstep.ps.shard_group.initial import InitialSlices
-from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.standby.source import MirrorSource
 from lockstep.ps.standby.terms import read_terms
 

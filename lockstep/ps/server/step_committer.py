@@ -18,9 +18,9 @@ from lockstep.ps.records.recorder import MetricsRecorder, carried
 from lockstep.ps.run.progress import Traffic
 from lockstep.ps.server.conviction import quarantine_checkpoints
 from lockstep.ps.server.nonfinite_guard import NonFiniteGuard
+from lockstep.ps.server.shared_memory import ServerSharedMemory
+from lockstep.ps.server.team_updates import open_updates
 from lockstep.ps.shard_group.group import SliceGroup
-from lockstep.ps.shared_memory.memory import ServerSharedMemory
-from lockstep.ps.shared_memory.team_updates import open_updates
 
 
 @dataclass

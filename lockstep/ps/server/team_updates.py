@@ -14,8 +14,8 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import MultiStepLease
 from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks, tally_in
 from lockstep.ps.coordinator.parts.team_lease import PartMade, StepMade, StepsRefusal
+from lockstep.ps.server.shared_memory import ServerSharedMemory
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shared_memory.memory import ServerSharedMemory
 
 
 @dataclass

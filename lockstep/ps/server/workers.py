@@ -27,9 +27,9 @@ from lockstep.ps.coordinator.failures import check_result
 from lockstep.ps.coordinator.membership import Member, Membership
 from lockstep.ps.coordinator.transitions import MESSAGES
 from lockstep.ps.run.info import RunInfo
+from lockstep.ps.server.shared_memory import ServerSharedMemory
 from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard_group.group import SliceGroup
-from lockstep.ps.shared_memory.memory import ServerSharedMemory
 
 #: Raises RemoteProtocolError if a result of a worker must not be.
 ResultCheck = Callable[[Member, Result], None]

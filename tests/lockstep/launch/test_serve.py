@@ -26,8 +26,8 @@ from lockstep.launch.serve import (
     shared_memory,
 )
 from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.server.shared_memory import ServerSharedMemory
 from lockstep.ps.setup import RunSetup, open_run
-from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.standby.terms import TermHistory, write_terms
 from lockstep.results.reports.display import Display, Lines
 from lockstep.runs.session import Destination

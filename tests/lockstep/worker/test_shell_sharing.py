@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from lockstep.common.protocol.messages import Lease, Leave, Message, Ready, Result, Weights
-from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
+from lockstep.ps.server.shared_memory import ServerSharedMemory, share
 from tests.lockstep.worker.test_shell import Bench
 from tests.simulation.small import job_of
 

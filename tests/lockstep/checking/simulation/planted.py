@@ -26,8 +26,8 @@ from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
 from lockstep.ps.run.progress import NOTHING, Moved, StepTime
 from lockstep.ps.server.server import Server
+from lockstep.ps.server.shared_memory import ServerSharedMemory
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shared_memory.memory import ServerSharedMemory
 
 
 def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coordinator]:

@@ -17,9 +17,9 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.team_memory import WEIGHTS, TeamShape, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import Allocate, reserve
+from lockstep.ps.server.shared_memory import ServerSharedMemory, share
 from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.simulation.small import digits, job_of
 

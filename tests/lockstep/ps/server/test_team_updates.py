@@ -38,9 +38,9 @@ from lockstep.ps.coordinator.parts.team_lease import (
     StepsRefusal,
     TeamLease,
 )
+from lockstep.ps.server.shared_memory import ServerSharedMemory, share
+from lockstep.ps.server.team_updates import TeamUpdates, open_updates
 from lockstep.ps.setup import open_run
-from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
-from lockstep.ps.shared_memory.team_updates import TeamUpdates, open_updates
 from tests.simulation.small import digits, job_of
 
 #: Twenty steps of three micro-batches each, of which a team of five processes is to make these.

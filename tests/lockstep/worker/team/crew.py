@@ -28,8 +28,8 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.team_memory import ENTRIES, ROWS, WEIGHTS, TeamShape, UpdateMarks, weights_shape
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
+from lockstep.ps.server.shared_memory import ServerSharedMemory, share
 from lockstep.ps.setup import RunSetup, open_run
-from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import SendBucket
 from lockstep.worker.team.leader import Leader

@@ -15,8 +15,8 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.runtime.numerics import kept_numerics, own_numerics
 from lockstep.common.statemachine.client import Exit
+from lockstep.ps.server.shared_memory import share
 from lockstep.ps.setup import open_run
-from lockstep.ps.shared_memory.memory import share
 from lockstep.worker.setup import Loader, gather
 from lockstep.worker.team.helper import INTERRUPTED, SLEEP_S, UNFIT, TeamProcess
 from lockstep.worker.team.leader import LISTEN_S, Leader

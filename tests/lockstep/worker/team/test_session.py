@@ -16,8 +16,8 @@ from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.team_memory import WEIGHTS, TeamShape
 from lockstep.common.statemachine.client import Exit
+from lockstep.ps.server.shared_memory import ServerSharedMemory, share
 from lockstep.ps.setup import open_run
-from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
 from lockstep.worker.setup import LoadedRun, gather
 from lockstep.worker.team.meeting import Session
