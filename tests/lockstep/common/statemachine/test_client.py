@@ -22,7 +22,7 @@ from lockstep.common.protocol.messages import (
     Term,
 )
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.shard_messages import ShardJoin
+from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady
 from lockstep.common.statemachine.client import (
     FIRST_REPORT_S,
     MOST_JOIN_RETRY_S,
@@ -64,6 +64,7 @@ EVENTS: dict[type[ClientEvent], ClientEvent] = {
         Refused(reason="no"),
         Eviction(reason="silent for 9 s"),
         PREPARED,
+        ShardReady(),
         PreparationFailed(reason="no data"),
         StandbysChanged(standbys=(STANDBY,)),
         HandedOver(standby=STANDBY),
