@@ -25,11 +25,14 @@ from lockstep.common.statemachine.client import Exit
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.coordinator.events import Event
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import WEIGHTS, read_result
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import Server
 from lockstep.ps.setup import open_run
+from lockstep.ps.shard.shard import Shard
+from lockstep.ps.shard_group.distributed_update import DistributedUpdate
 from lockstep.ps.shard_group.group import SliceGroup
 from tests.simulation.cluster import LIMIT, Simulation
 from tests.simulation.small import digits, job_of
@@ -242,11 +245,19 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         simulation.prove(alone("clipped"))
 
 
+class OfItsOwnSlice(DistributedUpdate):
+    """Leaves the factor of clipping to each server."""
+
+    def scale(self, own: Shard) -> float | None:
+        return None
+
+
 class Provincial(SliceGroup):
     """A planted mistake: each server clips by the norm of its own slice."""
 
-    def _clips(self) -> bool:
-        return False
+    def _make_update(self) -> list[Event]:
+        self.update.__class__ = OfItsOwnSlice
+        return super()._make_update()
 
 
 def test_clipping_by_the_norm_of_a_slice_is_found() -> None:
