@@ -159,6 +159,12 @@ def main() -> None:
     except FileNotFoundError:
         sys.exit(_end("the current folder was removed: change to another one, such as `cd ~`", USAGE))
     code = run(sys.argv[1:], called=called)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # As click ends a command whose reader has seen enough, `head` for one: quietly, and without the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or FAILED
     # The interpreter takes our handlers away before it is gone, and an impatient Ctrl-C would have the last word.
     ignore_signals()
     sys.exit(code)

@@ -28,7 +28,7 @@ from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointFolder
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RECEIPT, WEIGHTS, read_receipt
 from lockstep.ps.run.description import DataDescription, describe
 from lockstep.ps.run.plan import best_epoch
-from lockstep.runs.run_dir import DATA, DATA_FOLDER, JOB, finished, recorded_job, trusted_source
+from lockstep.runs.run_dir import DATA, DATA_FOLDER, JOB, finished, has_begun, recorded_job, trusted_source
 
 #: Runs that an error names, at most.
 MOST_NAMED = 8
@@ -158,6 +158,13 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
         there = f"; the runs in it: {', '.join(found[-MOST_NAMED:])}{more}" if found else ""
         if not folder.exists():
             raise JobError(f"there is no folder {str(folder)!r}: expected that of a run, with {JOB} and {WEIGHTS}")
+        if has_begun(folder) and finished(folder) is None:
+            again = f"lockstep train --resume {shlex.quote(str(folder))}"
+            kept = list(CheckpointFolder(folder / CHECKPOINTS, lambda text: None).back_from(sys.maxsize))
+            raise JobError(
+                f"the run in {str(folder)!r} is not finished: continue it with `{again}`, or take a checkpoint: "
+                + _advice(folder, kept)
+            )
         raise JobError(
             f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}{there}"
         )

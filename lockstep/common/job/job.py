@@ -130,7 +130,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     class_weights: (
         Annotated[
             tuple[NonNegative, ...],
-            Meta(max_length=4096, description="what each class weighs in the loss, as 1,1,2.5  [each 1]"),
+            Meta(
+                max_length=4096,
+                description="what each class weighs in the loss, by number or alphabet, as 1,1,2.5  [each 1]",
+            ),
         ]
         | None
     ) = None

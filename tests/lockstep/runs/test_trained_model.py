@@ -188,6 +188,14 @@ def test_a_folder_without_weights_and_damaged_ones_are_told(tmp_path: Path) -> N
     with pytest.raises(JobError, match=r"holds no weights of a run: expected a run folder, with job.toml and weights"):
         open_trained(tmp_path)
     folder = small_run(tmp_path).folder
+    (folder / "weights.safetensors").rename(tmp_path / "weights")
+    with pytest.raises(JobError, match="holds no weights of a run"):
+        open_trained(folder)
+    (folder / "result.json").unlink()
+    with pytest.raises(
+        JobError, match=r"is not finished: continue it with `lockstep .* a checkpoint: expected --check"
+    ):
+        open_trained(folder)
     (folder / "weights.safetensors").write_bytes(b"nonsense that is long enough")
     with pytest.raises(FileFormatError, match="claims a header of"):
         open_trained(folder)

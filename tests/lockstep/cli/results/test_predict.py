@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from lockstep.cli.main import run
 from lockstep.cli.results.predict import line, spelled
 from lockstep.common.autograd import functional as F
 from lockstep.common.errors import DataError
+from lockstep.common.runtime.environment import child_environment
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import tiny_arrays
 
@@ -191,6 +195,18 @@ def test_arrays_are_predicted_as_in_python(folder: Path, tmp_path: Path, capsys:
     np.save(tmp_path / "odd.npy", np.zeros((3, 5), np.uint8))
     assert run(["predict", str(folder / "run"), str(tmp_path / "odd.npy")]) == 2
     assert "rows of shape (3, 5) and dtype 'uint8': expected (n, 28, 28) or (n, 1, 28, 28)" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "new.npy", tiny_arrays()[1][0])
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-P", "-m", "lockstep", "predict", str(folder / "run"), str(tmp_path / "new.npy")]
+    # What is written last is still in a buffer when the command ends.
+    environment = {**child_environment(), "PYTHONUNBUFFERED": ""}
+    with os.fdopen(writer, "w") as stdout:
+        ended = subprocess.run(words, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 def test_numbers_are_predicted_of_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
