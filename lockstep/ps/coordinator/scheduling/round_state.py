@@ -55,10 +55,6 @@ class PendingAcknowledgements:
         """Tell whether a result of a worker is awaited."""
         return any(owner == rank for owner, _ in self.results)
 
-    def numbers(self, rank: int) -> list[int]:
-        """Return the numbers of the leases whose results of a worker have come: their sums are still being read."""
-        return [result.number for (owner, _), result in self.results.items() if owner == rank]
-
 
 #: Leases that a worker may hold: the next one is there when it finishes one.
 WINDOW = 2
@@ -146,21 +142,6 @@ class RoundState:
         """Return whether a worker was ever leased these micro-batches of a training step."""
         return self.round.work == "train" and self.leases.was_granted(rank, node)
 
-    def in_use(self, rank: int) -> set[int]:
-        """Return the leases, by number, that a worker holds, or whose sums other servers are still to acknowledge."""
-        held = {lease.number for lease in self.leases.held_by(rank)}
-        return held.union(self.pending.numbers(rank)) if self.pending.results else held
-
-    def waits_for_servers(self, rank: int) -> bool:
-        """Tell whether a worker has done all that it holds, and may hold no more before other servers have that.
-
-        It is not known when they will: if their wires are broken, its leases expire meanwhile, and others get them.
-        """
-        # Both are cheap, and mostly the answer.
-        if not self.pending.results or self.leases.held_by(rank):
-            return False
-        return len(self.in_use(rank)) == WINDOW
-
     def on_result(self, member: Member, result: Result, *, has_shards: bool, times: Times = UNKNOWN) -> bool:
         """Check a result, whose sums came before it; return whether it counts by now.
 
@@ -226,6 +207,6 @@ class RoundState:
     def validate(self, available: Sequence[int]) -> None:
         """Raise AssertionError if no worker has work, and one of the `available` ranks could: for tests."""
         self.leases.validate()
-        waiting = [] if self.leases.held else [rank for rank in available if not self.in_use(rank)]
+        waiting = [] if self.leases.held else [*available]
         cannot = [rank for rank in waiting if len(self.leases.unassignable([rank])) == self.leases.free()]
         assert self.leases.failed_on or waiting == cannot, f"{waiting} wait for nothing"

@@ -52,12 +52,8 @@ class Scheduler:
         return soonest(delay, state.end) if state.leases.free() else delay
 
     def _available(self, state: RoundState, members: Iterable[Member], now: float) -> list[Member]:
-        """Return those of some ready members that do not seem to stand still, and may hold a lease before long."""
-        return [
-            member
-            for member in members
-            if not (state.waits_for_servers(member.rank) or self._stands_still(state, member.rank, now))
-        ]
+        """Return those of some ready members that do not seem to stand still."""
+        return [member for member in members if not self._stands_still(state, member.rank, now)]
 
     def _stands_still(self, state: RoundState, rank: int, now: float) -> bool:
         if self.withdrawals.stands_still(rank, now):
@@ -184,7 +180,7 @@ class Scheduler:
         is_alone, leases = ready == 1, state.leases
         for held in range(WINDOW):
             for member in members:
-                if leases.free() and len(state.in_use(member.rank)) <= held:
+                if leases.free() and len(leases.held_by(member.rank)) <= held:
                     most = leases.total if is_alone else -(-leases.free() // (WINDOW * ready))
                     effects += self._lease(state, member, most, ready, now)
         return effects
@@ -243,7 +239,7 @@ class Scheduler:
         heapify(waiting)
         while waiting and (free := state.leases.free()):
             _, rank, room, member = heappop(waiting)
-            if len(state.in_use(rank)) == WINDOW:
+            if len(state.leases.held_by(rank)) == WINDOW:
                 continue
             effects += self._lease(state, member, min(room, state.most), ready, now)
             room -= free - state.leases.free()
@@ -273,7 +269,7 @@ class Scheduler:
         return effects
 
     def _may_help(self, state: RoundState, membership: Membership, member: Member) -> bool:
-        is_idle = not state.in_use(member.rank) and not self.withdrawals.has_any(member.rank)
+        is_idle = not state.leases.held_by(member.rank) and not self.withdrawals.has_any(member.rank)
         return is_idle and member.state is MemberState.READY and not membership.is_crowded(member)
 
     def _find_delayed(self, state: RoundState, now: float) -> None:

@@ -48,6 +48,10 @@ def test_a_server_that_is_killed_once_its_result_is_written_has_led_the_run_to_i
     assert simulate(scenario_of(771025, servers=1, standbys=0)).violations == ()
 
 
+def test_sums_that_a_shard_drops_before_it_knows_their_connection_are_computed_again_by_the_only_worker() -> None:
+    assert simulate(scenario_of(2266)).violations == ()
+
+
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found_as_what_it_is(bug: str) -> None:
     parts, says, first = BUGS[bug]

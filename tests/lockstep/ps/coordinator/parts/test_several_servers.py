@@ -105,10 +105,41 @@ def test_sums_that_are_acknowledged_after_another_workers_are_not_counted_again(
     assert update.tally.count == 16
 
 
-def test_a_worker_whose_slot_is_read_no_more_gets_another_lease() -> None:
-    drive, late = contested()
-    assert len(drive.coordinator.leases.held_by(0)) == 1
-    assert kinds(acknowledge(drive, 1, late.node()), 1) == [Lease]
+def unacknowledged(workers: tuple[int, ...]) -> tuple[Drive, list[tuple[int, Result]]]:
+    """Return a run whose workers have computed all, and have leases of the same again: a server lacks the sums."""
+    drive, results = begun(*workers), list[tuple[int, Result]]()
+    for worker in workers:
+        while drive.leases[worker]:
+            results.append((worker, result_of(drive.leases[worker].pop(0))))
+            drive.send(*results[-1])
+    drive.pass_time(drive.info.options.lease_timeout)
+    for worker in workers:
+        drive.ask(worker)
+    assert (drive.counted, drive.coordinator.leases.free()) == ([], 0)
+    return drive, results
+
+
+def covered(drive: Drive) -> list[int]:
+    return sorted(one for node in drive.counted for one in range(node.lo, node.hi))
+
+
+@pytest.mark.parametrize("workers", [(1,), (1, 2)])
+def test_what_did_not_reach_all_servers_is_computed_again_by_the_same_workers(workers: tuple[int, ...]) -> None:
+    drive, _ = unacknowledged(workers)
+    finish_step(drive)
+    assert covered(drive) == [*range(drive.info.job.micro_batches)]
+
+
+@pytest.mark.parametrize("workers", [(1,), (1, 2)])
+def test_the_first_sums_still_count_if_they_are_late(workers: tuple[int, ...]) -> None:
+    drive, results = unacknowledged(workers)
+    again = [(worker, result_of(lease)) for worker, leases in drive.leases.items() for lease in leases]
+    for worker, result in results:
+        acknowledge(drive, worker, result.node())
+    for worker, result in again:
+        drive.send(worker, result)
+    assert drive.coordinator.round.step == 1
+    assert covered(drive) == [*range(drive.info.job.micro_batches)]
 
 
 def test_a_worker_whose_sums_are_on_their_way_has_the_whole_time_of_a_lease() -> None:
