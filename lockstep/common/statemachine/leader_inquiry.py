@@ -26,7 +26,7 @@ class LeaderInquiry:
 
     def ask(self, servers: Sequence[StandbyAddress], *messages: Message) -> None:
         """Send servers messages, of which one is a `LeaderRequest`; close the connections to all others."""
-        for server in set(self.ports) - set(servers):
+        for server in [one for one in self.ports if one not in servers]:
             self.ports.pop(server).close()
         for server in servers:
             with suppress(LockstepError):
@@ -53,7 +53,7 @@ class LeaderInquiry:
             self.ask(search.servers(), request)
             while (awaited := set(search.unanswered()) & set(self.ports)) and (left := until - clock.now()) > 0.0:
                 self.hear(min(LOOK_S, left / len(awaited)))
-                for server in awaited:
+                for server in self.ports:
                     notice = search.notices.get(server.address)
                     if notice is not None and is_wanted(notice):
                         return server, notice

@@ -8,6 +8,7 @@ from lockstep.common.protocol.standby_messages import LeaderNotice, LeaderReques
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.leader_inquiry import INQUIRY_S, LOOK_S, LeaderInquiry
 from lockstep.common.statemachine.leader_search import LeaderSearch
+from lockstep.common.transport.in_memory import MemoryNetwork, Timeline
 from lockstep.common.transport.port import ClientPort
 from tests.lockstep.common.statemachine.answering import AnsweringPort
 
@@ -54,3 +55,32 @@ def test_a_server_that_is_silent_is_waited_for_so_long() -> None:
 def test_the_first_higher_term_is_found_whichever_server_names_it() -> None:
     clock = ManualClock(7.0)
     assert find(clock, AnsweringPort([], clock), AnsweringPort([None, notice(3), notice(4)], clock)) == ("1", 4)
+
+
+#: So many servers that another order hardly ever equals theirs by chance.
+MANY = tuple(StandbyAddress(address=f"memory://{number}") for number in range(16))
+
+
+def test_of_many_servers_the_first_that_was_given_is_found() -> None:
+    clock = ManualClock(7.0)
+    inquiry = LeaderInquiry(LeaderSearch(MANY), lambda address, public="": AnsweringPort([notice(3)], clock))
+    found = inquiry.find(LeaderRequest(), clock, lambda answer: answer.term == TERM)
+    assert found == (MANY[0], notice(3))
+
+
+def test_connections_are_closed_in_the_order_in_which_they_were_opened() -> None:
+    """The order of a set differs from process to process, and a simulated run would not replay."""
+    lines = list[str]()
+
+    class Noting(Timeline):
+        def record(self, who: str, what: str) -> None:
+            lines.append(what)
+
+    network = MemoryNetwork(0, timeline=Noting())
+    for server in MANY:
+        network.server(server.address)
+    inquiry = LeaderInquiry(LeaderSearch(MANY), lambda address, public="": network.client(address))
+    inquiry.ask(MANY, LeaderRequest())
+    lines.clear()
+    inquiry.close()
+    assert lines == [f"loses its connection to {server.address}" for server in MANY]
