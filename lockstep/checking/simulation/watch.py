@@ -6,6 +6,7 @@ from pathlib import Path
 from lockstep.checking.simulation.processes import NodeProcess, StandbyProcess, server_of
 from lockstep.checking.simulation.world import VARYING, Process, World
 from lockstep.common.errors import CONTINUED, RESUMED_HERE, FailureKind
+from lockstep.common.protocol.messages import Term
 from lockstep.common.statemachine.client import Exit
 from lockstep.ps.records.run_folder import RESULT
 
@@ -33,7 +34,7 @@ class RunWatch:
     leaders: dict[tuple[str, int], str] = field(default_factory=dict)
     #: Process -> the step of the weights, and the term, that it last had.
     _steps: dict[str, int | None] = field(default_factory=dict)
-    _terms: dict[str, int] = field(default_factory=dict)
+    _terms: dict[str, Term] = field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
@@ -70,9 +71,9 @@ class RunWatch:
         assert before is None or step is None or step >= before, f"{name} went back from weights {before} to {step}"
         self._steps[name] = step
         if isinstance(process.shell, NodeProcess):
-            number, last = process.shell.runner.state.client.search.term.number, self._terms.get(name, 0)
-            assert number >= last, f"{name} went back from term {last} to {number}"
-            self._terms[name] = number
+            term = process.shell.runner.state.client.search.term
+            last, self._terms[name] = self._terms.get(name, term), term
+            assert not last.is_above(term), f"{name} went back from term {last.number} to {term.number}: {last}, {term}"
 
     def ended(self, process: Process, *, is_killed: bool) -> Exit | None:
         """Record the end of a process; return with what it has ended, None if it was killed."""

@@ -218,6 +218,7 @@ ONCE = {
     "a server whose folder was deleted begins another run, which a standby of the first mirrors": (20427, 3, 2),
     "a standby that has a part of the second run of a server leads the first": (100896, 3, 2),
     "a server whose folder was deleted begins a run without shards, and a standby takes over the first": (42123, 3, 2),
+    "a worker leaves a standby in term 3 for a server that has begun another run in term 1": (781067, 3, 2),
 }
 
 
