@@ -30,9 +30,10 @@ if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR and os.access("/tmp"
 
 use_one_blas_thread()
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # A shell starts a command in the background like that (`scripts/test &`), and all its processes would inherit it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        # As a shell starts a command in the background (`scripts/test &`), and `nohup` any: its processes inherit it.
+        signal.signal(number, handler)
 
 # What is trained here is not what the person who runs the tests trusts, here and in all processes that are started.
 if "PYTEST_XDIST_WORKER" not in os.environ:

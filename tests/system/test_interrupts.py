@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -25,14 +24,6 @@ COVERING = {
     ("training", signal.SIGKILL),
     ("evaluating", signal.SIGINT),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_signal_is_ignored() -> Iterator[None]:
-    """Let the processes that a test starts notice a hang-up, although `nohup` may have started the suite."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 def stopped_at(place: Place, moment: str) -> tuple[Process, int]:

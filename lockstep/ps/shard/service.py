@@ -21,8 +21,8 @@ from lockstep.common.protocol.shard_messages import Admit, Hello
 from lockstep.common.statemachine.machine import PeerLeft
 from lockstep.ps.shard.shard import Shard
 
-#: How many times a worker may send each frame that it owes: a network may deliver twice, and late frames count too.
-COPIES = 2
+#: How many times a worker may send a frame that it owes: it is leased again while it is late, or not acknowledged.
+COPIES = 8
 
 #: Connections whose workers the server has not admitted yet.
 MOST_UNIDENTIFIED = 4096
