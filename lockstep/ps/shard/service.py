@@ -22,7 +22,7 @@ from lockstep.common.statemachine.machine import PeerLeft
 from lockstep.ps.shard.shard import Shard
 
 #: How many times a worker may send a frame that it owes: it is leased again while it is late, or not acknowledged.
-COPIES = 8
+COPIES = 4
 
 #: Connections whose workers the server has not admitted yet.
 MOST_UNIDENTIFIED = 4096
