@@ -46,7 +46,7 @@ class RunView:
     lock: RLock = field(default_factory=RLock)
     #: Whether all files have been read to their ends once.
     is_whole: bool = False
-    #: When a browser saw it last, by the clock of `refresh`.
+    #: When its files were looked at last, for a browser, by the clock of `refresh`.
     seen: float = float("-inf")
     _was_stopped: bool = False
     _watch: ProcessWatch = field(default_factory=ProcessWatch)

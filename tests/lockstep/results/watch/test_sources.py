@@ -16,6 +16,7 @@ from lockstep.results.watch.figures import RunState
 from lockstep.results.watch.run_view import STOPPED_S
 from lockstep.results.watch.sources import MOST_RUNS, ONLY, WatchedRuns
 from lockstep.runs.job_file import to_toml
+from tests.lockstep.results.reports.plots.records import write_steps
 from tests.lockstep.results.watch.folders import running
 from tests.lockstep.statuses import status
 
@@ -39,6 +40,16 @@ def test_runs_differ_in_some_values_and_these_alone_are_listed(tmp_path: Path) -
         "b": ("linear", {"lr": "0.2", "clip_norm": "1.0"}),
         "claimed": ("", {}),
     }
+
+
+def test_browsers_that_ask_often_do_not_keep_a_run_from_being_read(tmp_path: Path) -> None:
+    source = WatchedRuns(running(tmp_path / "run"))
+    assert source.view(ONLY, 0.0) is not None
+    write_steps(tmp_path / "run", [6])
+    # Two of them, each four times a second.
+    *_, view = [source.view(ONLY, ask / 8) for ask in range(1, 5)]
+    assert view is not None
+    assert view.files.metrics.steps["step"].tolist() == [*range(7)]
 
 
 def test_several_runs_are_those_that_were_named(tmp_path: Path) -> None:
