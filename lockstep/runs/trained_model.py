@@ -161,10 +161,8 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
         if has_begun(folder) and finished(folder) is None:
             again = f"lockstep train --resume {shlex.quote(str(folder))}"
             kept = list(CheckpointFolder(folder / CHECKPOINTS, lambda text: None).back_from(sys.maxsize))
-            raise JobError(
-                f"the run in {str(folder)!r} is not finished: continue it with `{again}`, or take a checkpoint: "
-                + _advice(folder, kept)
-            )
+            earlier = f"; or use a checkpoint: {_advice(folder, kept)}" if kept else ""
+            raise JobError(f"the run in {str(folder)!r} is not finished: resume it with `{again}`{earlier}")
         raise JobError(
             f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}{there}"
         )

@@ -26,8 +26,8 @@ MOST_ROWS, LEAST_ROWS = 20_000, 20
 #: The least correlation of a feature that is the target in other units.
 ON_A_LINE = 0.99999
 
-#: Signs of targets that are classes: fewer than so many, and each of them at least so often. A value of a feature that
-#: gives a class is as often, on average.
+#: Signs of targets that are classes: fewer than so many, and each of them at least so often. The values of a feature
+#: that gives the class are as frequent on average.
 MOST_CLASSES, LEAST_OF_A_CLASS = 20, 5
 
 #: The largest deviation of one feature, as a multiple of the median deviation.
@@ -174,7 +174,8 @@ def _of_feature(name: str, target: ExaminedData, feature: int, *, is_whole: bool
 def _is_target(column: NDArray[Any], targets: NDArray[Any], *, is_on_line: bool) -> bool:
     """Return whether one column gives the target: on a straight line, or with one class for each of its values.
 
-    These are few, or each class has values between two bounds. A number of its own for each row would give any target.
+    The values are few, or those of each class lie between two bounds. A column with another number in each row would
+    give any target otherwise.
     """
     if is_on_line:
         known = targets[:, 0].astype(np.float64)

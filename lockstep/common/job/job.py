@@ -132,7 +132,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             tuple[NonNegative, ...],
             Meta(
                 max_length=4096,
-                description="what each class weighs in the loss, by number or alphabet, as 1,1,2.5  [each 1]",
+                description="weight of each class in the loss, as 1,1,2.5; texts in alphabetical order  [each 1]",
             ),
         ]
         | None

@@ -462,8 +462,8 @@ class Objective:
     def _check_weights(self, outputs: int) -> None:
         if self.class_weights and len(self.class_weights) != outputs:
             raise ModelError(
-                f"class_weights has {len(self.class_weights)} numbers: expected {outputs}, one for each output, in the "
-                "alphabetical order of classes that are texts"
+                f"class_weights has {len(self.class_weights)} numbers: expected {outputs}, one for each output; "
+                "classes that are texts are in alphabetical order"
             )
 
     def guess(self, data: Dataset) -> float | None:

@@ -15,7 +15,6 @@ from lockstep.common.statemachine.loop import EventLoop, TimedPart
 from lockstep.common.statemachine.machine import Report, carry_out
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.server.inbox import ServerInbox
 from lockstep.ps.server.step_committer import StepCommitter
@@ -165,8 +164,7 @@ class Server:
             self._dismiss(self.ended)
         # Afterwards: what workers wait for has been sent.
         self.committer.record_completed()
-        # Never while a team makes steps, and so writes the weights: a multi-step lease ends when a checkpoint is due.
-        if self.ended is None and self.coordinator.phase is not RunPhase.MULTI_STEP:
+        if self.ended is None:
             self.committer.take_due_checkpoint()
 
     def _dismiss(self, ended: effects.Finish) -> None:

@@ -13,6 +13,7 @@ from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.findings import Conviction
 from lockstep.ps.coordinator.parts.team_lease import LeaseMemory, StepMade, StepsRefusal
+from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
 from lockstep.ps.records.recorder import MetricsRecorder, carried
 from lockstep.ps.run.progress import Traffic
@@ -116,7 +117,8 @@ class StepCommitter:
 
     def take_due_checkpoint(self) -> None:
         """Take a checkpoint if one is due."""
-        if self.checkpointer is not None and not self.guard.text:
+        # Never while a team makes steps, and so writes the weights: a multi-step lease ends when a checkpoint is due.
+        if self.checkpointer is not None and not (self.guard.text or self.coordinator.phase is RunPhase.MULTI_STEP):
             self.checkpointer.take_if_due(self.group.holder, self.coordinator.progress)
 
     def write_again(self) -> None:

@@ -158,7 +158,8 @@ class WatchedRuns:
                     return None
                 self._views[name] = RunView(WatchedFiles(folder), file_time=self.file_time)
             view = self._views[name]
-            view.seen = now if (is_due := now >= view.seen + LOOK_S) else view.seen
+            if is_due := now >= view.seen + LOOK_S:
+                view.seen = now
             self._views = {known: each for known, each in self._views.items() if now <= each.seen + FORGET_S}
         status, parts = None if self.is_many else self.status, MOST_PARTS if is_due else 0
         while parts and view.refresh(now, status):

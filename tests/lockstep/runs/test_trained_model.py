@@ -1,6 +1,7 @@
 """A run's folder as something to use: which of its weights are meant, and the model that has them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +194,11 @@ def test_a_folder_without_weights_and_damaged_ones_are_told(tmp_path: Path) -> N
         open_trained(folder)
     (folder / "result.json").unlink()
     with pytest.raises(
-        JobError, match=r"is not finished: continue it with `lockstep .* a checkpoint: expected --check"
+        JobError, match=r"is not finished: resume it with `lockstep .*; or use a checkpoint: expected --check"
     ):
+        open_trained(folder)
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(JobError, match=r"is not finished: resume it with `[^`]*`$"):
         open_trained(folder)
     (folder / "weights.safetensors").write_bytes(b"nonsense that is long enough")
     with pytest.raises(FileFormatError, match="claims a header of"):
