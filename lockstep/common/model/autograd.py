@@ -323,10 +323,11 @@ class AutogradEngine:
         self._passes = StackedPasses(module, layout, self._compute_repeatedly, warm_up)
 
     def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
+        self._weights = weights
         self._binding = Binding(self._module, self._layout, weights, sums)
         self._reads = self._writes = 0
-        #: The vectors that the module's arrays are in, by their indices.
-        self._bound = 0, 0
+        #: The vectors that the module's arrays are in, by their indices; None if they are in others.
+        self._bound: tuple[int, int] | None = (0, 0)
         self._passes.bind(weights)
 
     def read_from(self, index: int) -> None:
@@ -374,13 +375,21 @@ class AutogradEngine:
                 raise changed_freezing(name, is_frozen=False)
 
     def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> StackedPass | None:
-        def in_training() -> Sequence[Batch]:
+        def on_copies() -> Sequence[Batch]:
+            # A pass is compared with what the model computes after it. Other processes of a team that wait for neither
+            # may have written the weights of a later step by then, so both read a copy.
             self._put(is_training=True)
+            weights = self._layout.new_vector()
+            np.copyto(weights, self._weights[self._reads])
+            Binding(self._module, self._layout, [weights], [self._layout.new_vector()])
+            self._bound = None
             return batches()
 
         if observing.get() is not None or self.obstacle is not None:
             return None
-        made = self._passes.want(tree, samples, in_training)
+        made = self._passes.want(tree, samples, on_copies)
+        if self._bound is None:
+            self._put(is_training=True)
         if made is not None:
             made.read_from(self._reads)
         return made

@@ -5,6 +5,7 @@ import pytest
 
 from lockstep.common import nn
 from lockstep.common.autograd.graph import watch
+from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.autograd import AutogradEngine, AutogradModel
 from lockstep.common.model.port import DrawKey
@@ -49,3 +50,21 @@ def test_while_the_engine_is_watched_micro_batches_are_computed_one_by_one_with_
     sums.fill(np.nan)
     at_once.backward(sums, lambda: None, None)
     assert sums.tobytes() == watched
+
+
+def test_a_pass_is_found_by_a_process_that_the_others_overtake_meanwhile() -> None:
+    model = AutogradModel(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), warm_up=0)
+    weights, made = model.first_weights(1), model.engine(Objective())
+    made.bind([weights], [np.empty(model.layout.size, np.float32)])
+
+    def overtake(name: str, module: nn.Module, output: Tensor) -> None:
+        """Write what other processes have made of the weights since."""
+        weights[:] += 1
+
+    with model.module.observe_outputs(overtake):
+        at_once = made.one_pass(0, 6, lambda: [(IMAGES, LABELS)])
+    assert at_once is not None
+    assert made.obstacle is None
+    at_once.images[0], at_once.targets[0] = IMAGES, LABELS
+    losses, _ = at_once.forward(lambda: None)
+    assert made.forward(IMAGES, LABELS, DrawKey(0, 0, 0)).loss == losses.item(), "both compute with the shared weights"
