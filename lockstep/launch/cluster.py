@@ -25,7 +25,7 @@ from lockstep.launch.client import StatusClient
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.process_backend import LocalBackend, ProcessBackend, run_folder
 from lockstep.launch.run_end import keep_logs
-from lockstep.launch.run_starter import STANDBY_FOLDER, RunStarter, bring_home, leads, run_files
+from lockstep.launch.run_starter import RunStarter, run_files
 from lockstep.launch.supervision.channel import NoticeReport
 from lockstep.launch.supervision.child import GRACE_S, Crew, WatchedProcess, exit_message
 from lockstep.launch.supervision.restarts import SERVER, STANDBY, USAGE, ProcessPlace, Role
@@ -43,6 +43,7 @@ from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
 from lockstep.ps.records.run_folder import RESULT, RunResult, read_convictions, read_result
 from lockstep.results.reports.display import Display
 from lockstep.results.reports.summary import final_status
+from lockstep.runs.run_dir import STANDBY_FOLDER, bring_home, leads
 from lockstep.runs.session import Destination, open_run_in, open_session
 from lockstep.runs.single_process import SerialRun
 
@@ -259,10 +260,9 @@ class Cluster:
         self.crew.end_all()
         # Of a server that was killed; an orderly one leaves nothing.
         sweep(shared_root())
-        run_dir, home = self.starter.run_dir, self.starter.home
-        if run_dir != home:
-            bring_home(run_dir, home)
-        elif self.starter.destination.options.standby and (home / RESULT).exists():
+        home = self.starter.home
+        bring_home(home)
+        if self.starter.destination.options.standby and (home / RESULT).exists():
             shutil.rmtree(home / STANDBY_FOLDER, ignore_errors=True)
         if lost := keep_logs(self.starter.folder, home):
             self.say(lost)

@@ -7,18 +7,14 @@ from msgspec.structs import replace
 
 from lockstep.common.job.job import Job
 from lockstep.launch.process_backend import JOB_FILE, ProcessBackend
-from lockstep.launch.supervision.child import HERE, LOG, WatchedProcess
+from lockstep.launch.supervision.child import HERE, WatchedProcess
 from lockstep.launch.supervision.restarts import ProcessPlace, Role
 from lockstep.launch.supervision.supervisor import FilesSeen
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, read_convictions
-from lockstep.ps.standby.mirror import MIRROR
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.run_dir import has_begun
+from lockstep.runs.run_dir import STANDBY_FOLDER, has_begun, leads
 from lockstep.runs.session import Destination
-
-#: In the folder of a run: that of its standby, and what a server left whose standby has led the run to its end.
-STANDBY_FOLDER, BEFORE_TAKEOVER = "standby", "before-takeover"
 
 #: The end of the commands of processes that end with this one.
 SUPERVISED = ["--supervised", HERE]
@@ -97,20 +93,3 @@ def run_files(starter: RunStarter, convicted: int) -> FilesSeen:
 def has_checkpoint(run: Path) -> bool:
     """Tell whether the run in a folder can be resumed from a checkpoint."""
     return bool(CheckpointFolder(run / CHECKPOINTS, lambda text: None).steps())
-
-
-def leads(standby: Path) -> bool:
-    """Tell whether the run in the folder of a standby is led from there: until then, that is a mirror."""
-    return has_begun(standby) and not (standby / MIRROR).exists()
-
-
-def bring_home(folder: Path, home: Path) -> None:
-    """Move the run that a standby has led to its end to the folder where it began; keep the files there."""
-    before = home / BEFORE_TAKEOVER
-    before.mkdir(exist_ok=True)
-    for path in sorted(home.iterdir()):
-        if path not in (before, folder) and path.suffix != LOG:
-            path.replace(before / path.name)
-    for path in sorted(folder.iterdir()):
-        path.replace(home / path.name)
-    folder.rmdir()

@@ -40,6 +40,7 @@ from lockstep.ps.records.run_folder import (
     RECEIPT,
     RESULT,
     WEIGHTS,
+    LineFile,
     RunFolder,
     RunResult,
     read_receipt,
@@ -156,6 +157,45 @@ def set_aside(folder: Path) -> Path:
     return target
 
 
+#: In the folder of a run that has a standby: that of the standby; those with the files that the run had there before a
+#: standby led it; and the standby's while it is brought home.
+STANDBY_FOLDER, BEFORE_TAKEOVER, COMING_HOME = "standby", "before-takeover", "coming-home"
+
+
+def leads(standby: Path) -> bool:
+    """Tell whether the run in the folder of a standby is led from there: until then, that is a mirror."""
+    return has_begun(standby) and not (standby / MIRROR).exists() and not standby.is_symlink()
+
+
+def bring_home(home: Path) -> None:
+    """Move the run that a standby has led to the folder where it began, if it did that; keep the files there.
+
+    No process may be writing there. If this one is killed meanwhile, the next call does the rest: the job is the last
+    file that makes room.
+    """
+    standby, coming = home / STANDBY_FOLDER, home / COMING_HOME
+    if leads(standby) and not (home / RESULT).exists():
+        names = (BEFORE_TAKEOVER, *(f"{BEFORE_TAKEOVER}-{number}" for number in range(2, 1000)))
+        before = next(path for name in names if not has_begun(path := home / name))
+        before.mkdir(exist_ok=True)
+        kept = [path for path in home.iterdir() if path.suffix != ".log" and path.name not in (STANDBY_FOLDER, *names)]
+        for path in sorted(kept, key=lambda path: path.name == JOB):
+            path.replace(before / path.name)
+        standby.rename(coming)
+    if coming.is_dir() and not coming.is_symlink():
+        for path in coming.iterdir():
+            path.replace(home / path.name)
+        coming.rmdir()
+
+
+def demand_unused(folder: Path) -> None:
+    """Raise `UsageError` if a process writes to the run in a folder."""
+    if (folder / LEDGER).is_file():
+        ledger = LineFile(folder / LEDGER)
+        ledger.open()
+        ledger.close()
+
+
 def recorded(folder: Path) -> tuple[Job, RunOptions]:
     """Return the job of the run in a folder, and how it was first carried out."""
     return resolve(_recorded_values(folder), {})
@@ -261,6 +301,11 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
     `JobError` if there is no run, or a flag asks for another job than the run's: both values are named. `ModelError` if
     its model is not the one of its receipt, or is code that this user has not agreed to run.
     """
+    if leads(folder / STANDBY_FOLDER):
+        # The process that was to bring the run home has been killed.
+        for path in (folder, folder / STANDBY_FOLDER):
+            demand_unused(path)
+    bring_home(folder)
     if not has_begun(folder):
         why = ", because `lockstep share` leaves checkpoints out" if folder.is_file() else ""
         raise JobError(f"{str(folder)!r} holds no run to resume{why}: expected a run folder, with its {JOB}")

@@ -12,9 +12,9 @@ import pytest
 from lockstep.cli.main import run
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.lifetime import ENDING
-from lockstep.launch.run_starter import leads
 from lockstep.ps.records.ledger import RunBegun
 from lockstep.ps.records.run_folder import read_ledger
+from lockstep.runs.run_dir import leads
 from tests.system.hosts import hosts, seconds_pass, why_not
 from tests.system.processes import GONE_S, Place, Process
 from tests.system.test_faults import OFTEN, calm, job, kill

@@ -16,8 +16,8 @@ from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import Message
 from lockstep.common.protocol.standby_messages import Drain, Promote
 from lockstep.common.transport.in_memory import ADDRESS, MemoryClient
-from lockstep.launch.run_starter import leads
 from lockstep.launch.supervision.restarts import SERVER, ProcessPlace, Role
+from lockstep.runs.run_dir import leads
 
 #: Seconds after which a person lets a standby lead a run that nothing leads, and until the connection is closed.
 LEADERLESS_S, COMMAND_S = 10.0, 3.0

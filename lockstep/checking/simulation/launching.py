@@ -26,7 +26,7 @@ from lockstep.checking.simulation.watch import ELSEWHERE, RunWatch
 from lockstep.checking.simulation.world import Process, SimulatedShell, World
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.client import Exit
-from lockstep.launch.run_starter import has_checkpoint, leads
+from lockstep.launch.run_starter import has_checkpoint
 from lockstep.launch.supervision.restarts import (
     SERVER,
     WELL,
@@ -47,7 +47,7 @@ from lockstep.launch.supervision.supervisor import (
 from lockstep.launch.team import LEADER
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import RESULT, read_convictions
-from lockstep.runs.run_dir import has_begun
+from lockstep.runs.run_dir import has_begun, leads
 
 #: Seconds by which the clock of each process is ahead of that of the one before: clocks do not begin at zero, and those
 #: of two hosts have nothing in common.

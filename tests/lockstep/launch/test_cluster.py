@@ -1,4 +1,4 @@
-"""How a run that has failed is reported, and what is left in its folder."""
+"""How a run that has failed is reported, and which options are refused."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,11 +8,9 @@ import pytest
 from lockstep.common.errors import DivergedError, FailureKind, JobError, LockstepError, RunError, UsageError
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.launch.cluster import check_launch, server_error
-from lockstep.launch.run_starter import BEFORE_TAKEOVER, STANDBY_FOLDER, bring_home, leads
 from lockstep.launch.supervision.channel import EndReport
 from lockstep.launch.supervision.child import ProcessLog
 from lockstep.launch.supervision.restarts import USAGE
-from lockstep.ps.standby.mirror import MIRROR
 from tests.lockstep.launch.processes import Pretended
 
 
@@ -33,29 +31,6 @@ def test_why_a_run_failed_is_what_its_server_reports(
     log.add(b"its log\n")
     server = Pretended("the server", log, ended=code, next_reports=[] if report is None else [report])
     assert repr(server_error(server)) == repr(error)
-
-
-def test_a_standby_leads_once_its_folder_is_no_mirror(tmp_path: Path) -> None:
-    assert not leads(tmp_path)
-    (tmp_path / "job.toml").write_text("[job]\n")
-    (tmp_path / MIRROR).touch()
-    assert not leads(tmp_path)
-    (tmp_path / MIRROR).unlink()
-    assert leads(tmp_path)
-
-
-def test_what_a_standby_has_led_to_its_end_is_brought_home(tmp_path: Path) -> None:
-    home, folder = tmp_path / "run", tmp_path / "run" / STANDBY_FOLDER
-    folder.mkdir(parents=True)
-    for path in (home / "ledger.jsonl", home / "server.log", folder / "ledger.jsonl", folder / "result.json"):
-        path.write_text(path.parent.name)
-    # It was so once before.
-    (home / BEFORE_TAKEOVER).mkdir()
-    bring_home(folder, home)
-    there = {path.relative_to(home).as_posix(): path.read_text() for path in home.rglob("*") if path.is_file()}
-    kept = f"{BEFORE_TAKEOVER}/ledger.jsonl"
-    assert there == {"ledger.jsonl": STANDBY_FOLDER, "result.json": STANDBY_FOLDER, "server.log": "run", kept: "run"}
-    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
