@@ -15,6 +15,7 @@ from lockstep.api.job_inputs import (
     completed,
     folder_name,
     job_inputs,
+    shown_cache,
     taken_options,
     takes_data_in_one,
     with_data,
@@ -25,11 +26,9 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.source import is_torch_module, torch_model
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.runtime.environment import own_cache
 from lockstep.common.runtime.notice import notice
 from lockstep.launch.cluster import train_here
 from lockstep.launch.placement import chosen_processes
-from lockstep.packing.cache import pack_again, unwatched
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 from lockstep.results.reports.display import Display, NotebookPage, cell_output, display_for
 from lockstep.results.reports.summary import on_length
@@ -140,7 +139,7 @@ def resume(
     job, launch = resumed_job(path, _with_values_of(callbacks, values))
     if (path / RESULT).exists():
         return load_run(path)
-    pack_again(path, job.data, Path(own_cache()), unwatched, print if verbose else lambda text: None)
+    shown_cache(verbose=verbose).pack_again(path, job.data)
     destination = Destination(folder=path, options=launch, is_resumed=True)
     return _carry_out(job, destination, callbacks, verbose=verbose)
 

@@ -20,8 +20,7 @@ from lockstep.common.files.safetensors import write
 from lockstep.common.job.job import DENSE, Job
 from lockstep.common.model.initial import INITIAL
 from lockstep.common.model.source import MARK
-from lockstep.common.runtime.environment import own_cache
-from lockstep.packing.cache import packed_source, unwatched
+from lockstep.packing.cache import DatasetCache
 from lockstep.packing.files import table_files
 from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, is_delimiter, known_encoding
 from lockstep.runs.job_data import draft_of, values_of_data, with_data_values
@@ -296,7 +295,7 @@ def with_data(
     `loss` is the job's if that is given. Raises `DataError` for data of another form.
     """
     if isinstance(data, str | Path):
-        return msgspec.structs.replace(job, data=_named_data(str(data), options, loss, verbose=verbose)), None
+        return msgspec.structs.replace(job, data=shown_cache(verbose=verbose).packed(str(data), options, loss)), None
     return job, _memory_data(data, options, loss, print if verbose else lambda text: None)
 
 
@@ -371,8 +370,6 @@ def _memory_data(
     return named_arrays(data)
 
 
-def _named_data(name: str, options: PackOptions, loss: str | None, *, verbose: bool) -> str:
-    """Return a job's data: the packed folder of a file that has to be packed."""
-    cache = Path(own_cache())
-    say = print if verbose else lambda text: None
-    return packed_source(name, options, loss, cache, unwatched, say)
+def shown_cache(*, verbose: bool) -> DatasetCache:
+    """Return the cache of datasets, which prints what it packs if that is wanted."""
+    return DatasetCache(say=print) if verbose else DatasetCache()

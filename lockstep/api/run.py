@@ -13,17 +13,15 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from lockstep.common.errors import JobError
-from lockstep.common.files.safetensors import read
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
 from lockstep.common.protocol.messages import EpochRecord
-from lockstep.common.runtime.environment import own_cache
 from lockstep.launch.page_process import PageProcess, PageRequest
-from lockstep.packing.cache import training_data_at, unwatched
+from lockstep.packing.cache import DatasetCache
 from lockstep.packing.files import pictures_below
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
-from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
+from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, RunResult, read_result
 from lockstep.ps.run.plan import best_epoch
 from lockstep.results.evaluation.pictures import Recognizer
 from lockstep.results.evaluation.predictor import ARRAYS, Predictor, rows_in
@@ -123,8 +121,7 @@ class Run(msgspec.Struct, frozen=True, dict=True):
         A Module of `lockstep.nn` or of PyTorch, as the job's model is. Raises `ModelError` if it is code that you have
         not trained on this machine; see `load_run`.
         """
-        arrays, _ = read(self.folder / WEIGHTS)
-        return model_with(self.folder, self.job, arrays, self.result.steps)
+        return open_trained(self.folder).model.module
 
     @cached_property
     def ema_model(self) -> Any:
@@ -132,10 +129,7 @@ class Run(msgspec.Struct, frozen=True, dict=True):
 
         `JobError` if the run has none: expected one with `ema_decay`.
         """
-        path = self.folder / AVERAGE_WEIGHTS
-        if not path.is_file():
-            raise JobError(f"{str(self.folder)!r} has no {AVERAGE_WEIGHTS}: expected a run with ema_decay")
-        return model_with(self.folder, self.job, read(path)[0], self.result.steps)
+        return open_trained(self.folder, "ema").model.module
 
     def predict(
         self,
@@ -243,8 +237,8 @@ class Run(msgspec.Struct, frozen=True, dict=True):
         best = self.best_epoch
         if best.weights_sha256 == self.weights_sha256:
             return self.model
-        checkpoints = CheckpointFolder(self.folder / CHECKPOINTS, lambda text: None)
-        kept = next((found for found in checkpoints.back_from(self.result.steps) if found.is_of(best)), None)
+        checkpoints = CheckpointFolder(self.folder / CHECKPOINTS).back_from(self.result.steps)
+        kept = next((found for found in checkpoints if found.is_of(best)), None)
         if kept is None:
             raise JobError(
                 f"the weights after epoch {best.epoch} are not in {str(self.folder)!r}: expected a run with "
@@ -276,8 +270,7 @@ def load_run(folder: str | Path, *, trust_model: bool = False, training_data: st
             named = repr(str(folder))
             raise JobError(f"the run in {named} is not finished: resume it with lockstep.resume({named})")
         raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
-    place = None if training_data is None else str(training_data)
-    place = training_data_at(path, place, Path(own_cache()), unwatched, lambda text: None)
+    place = DatasetCache().training_data(path, None if training_data is None else str(training_data))
     job = job_with_data(path, recorded_job(path), place)
     return Run(read_result(path), path, job)
 

@@ -113,7 +113,7 @@ def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
             raise
         if (folder / WEIGHTS).exists():
             print_plainly(console, f"the last good weights are kept in {folder}")
-        steps = CheckpointFolder(folder / CHECKPOINTS, lambda text: None).steps()
+        steps = CheckpointFolder(folder / CHECKPOINTS).steps()
         # A run whose loss is not finite would diverge again.
         if steps and not isinstance(error, DivergedError):
             print_plainly(console, f"resume after step {steps[-1]} with: {own_command('train', '--resume', folder)}")

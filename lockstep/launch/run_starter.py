@@ -92,4 +92,4 @@ def run_files(starter: RunStarter, convicted: int) -> FilesSeen:
 
 def has_checkpoint(run: Path) -> bool:
     """Tell whether the run in a folder can be resumed from a checkpoint."""
-    return bool(CheckpointFolder(run / CHECKPOINTS, lambda text: None).steps())
+    return bool(CheckpointFolder(run / CHECKPOINTS).steps())

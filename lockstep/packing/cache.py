@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -18,20 +18,12 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.reading import near_file, open_regular
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.losses import LossKind, kind_of
+from lockstep.common.runtime.environment import own_cache
 from lockstep.common.runtime.version import VERSION
 from lockstep.packing.files import files_below, has_pictures, table_files
 from lockstep.packing.options import PackOptions, Spelling, Watch
 from lockstep.packing.pack import pack
 from lockstep.ps.records.run_folder import RECEIPT, read_receipt
-
-#: Shows how far packing is, for as long as the context lasts.
-Progress = Callable[[str], AbstractContextManager[Watch]]
-
-
-def unwatched(what: str) -> AbstractContextManager[Watch]:
-    """Show nothing."""
-    return nullcontext(lambda share: None)
-
 
 #: Formats that are packed on the way to a run.
 PACKED = "a .csv, a .parquet, a folder of pictures, or arrays without a test set"
@@ -55,81 +47,92 @@ def _has_no_test_set(path: Path) -> bool:
         return False  # it has no form that can be packed: loading it reports why
 
 
-def packed_source(
-    source: str, options: PackOptions, loss: str | None, cache: Path, progress: Progress, say: Callable[[str], None]
-) -> str:
-    """Return a job's data: as it is, or the folder in the cache that it was packed into, now or before.
+@dataclass(frozen=True, kw_only=True)
+class DatasetCache:
+    """The packed datasets of this user, and how packing another one is shown."""
 
-    `loss` is the job's if that is given, which decides what a target is if the options do not. Raises DataError as
-    `pack`, or if options are given that the data has no use for.
-    """
-    path = Path(os.path.expanduser(source))
-    if not is_to_be_packed(source):
-        if source != "mnist" and not path.exists() and (table_files(path) or options != PackOptions()):
-            raise DataError(f"{source}: does not exist{near_file(path)}: expected {PACKED}")
-        if options != PackOptions():
-            if path.is_dir() and not (path / MANIFEST).is_file() and not is_array_source(str(path)):
-                raise unknown_folder(path)
-            given = ", ".join(map(options.spelled, options.changed()))
-            raise DataError(f"{given} with data {source!r}: expected {PACKED}")
-        return source
-    options = options if loss is None else options.for_loss(loss)
-    stem = re.sub(r"[^\w-]+", "-", path.resolve().stem)[:40] or "data"
-    folder = cache / "datasets" / f"{stem}{_name_of(path, options)}"
-    if not (folder / MANIFEST).is_file():
-        _pack_into(folder, path, options, source, progress, say)
-    else:
-        _record_origin(folder, options.origin(str(path)))
-    if loss is not None:
-        _check_target(source, folder, loss, options.spelled)
-    return str(folder)
+    folder: Path = field(default_factory=lambda: Path(own_cache(), "datasets"))
+    #: Shows how far packing is, for as long as the context lasts.
+    progress: Callable[[str], AbstractContextManager[Watch]] = lambda what: nullcontext(lambda share: None)
+    #: Shows a line about a dataset that was packed.
+    say: Callable[[str], object] = lambda text: None
+
+    def packed(self, source: str, options: PackOptions, loss: str | None) -> str:
+        """Return a job's data: as it is, or the folder that it was packed into, now or before.
+
+        `loss` is the job's if that is given, which decides what a target is if the options do not. Raises DataError as
+        `pack`, or if options are given that the data has no use for.
+        """
+        path = Path(os.path.expanduser(source))
+        if not is_to_be_packed(source):
+            _check_unpacked(source, path, options)
+            return source
+        options = options if loss is None else options.for_loss(loss)
+        stem = re.sub(r"[^\w-]+", "-", path.resolve().stem)[:40] or "data"
+        folder = self.folder / f"{stem}{_name_of(path, options)}"
+        if not (folder / MANIFEST).is_file():
+            self._pack(folder, path, options, source)
+        else:
+            _record_origin(folder, options.origin(str(path)))
+        if loss is not None:
+            _check_target(source, folder, loss, options.spelled)
+        return str(folder)
+
+    def training_data(self, run: Path, place: str | None) -> str | None:
+        """Return where the training data of a run can be loaded from, None if no place was given.
+
+        A table, pictures or arrays without a test set are packed, with the options that the run's receipt has.
+        DataError if it has none, or as of `packed`.
+        """
+        if place is None or not is_to_be_packed(place):
+            return place
+        kept = read_receipt(run).data
+        return self.packed(place, PackOptions() if kept is None else PackOptions.recorded(kept.origin), None)
+
+    def pack_again(self, run: Path, data: str) -> None:
+        """Pack the data of a run that is resumed again, if it was in the cache and is there no more.
+
+        DataError with the command that packs it, if its source is not here as it was; nothing is done for other data.
+        """
+        folder = Path(data)
+        kept = read_receipt(run).data if not folder.exists() and (run / RECEIPT).is_file() else None
+        if kept is None or not kept.origin.version or not kept.origin.source:
+            return
+        source, options = Path(kept.origin.source), PackOptions.recorded(kept.origin)
+        if not source.exists() or folder.parent != self.folder or not folder.name.endswith(_name_of(source, options)):
+            why = "" if not source.exists() else " with the file as it was then,"
+            raise DataError(
+                f"the run in {str(run)!r} needs its training data, which is not here: make it again{why} with "
+                f"`{kept.origin.pack_command(data)}`"
+            )
+        self._pack(folder, source, options, str(source))
+
+    def has_changed(self, folder: Path, origin: Origin) -> bool:
+        """Tell whether a source is there, and is not any more what a folder of the cache was packed from.
+
+        False if that is not known: another version of Lockstep packed it, or it is not in the cache.
+        """
+        source = Path(origin.source)
+        if folder.parent != self.folder or origin.version != VERSION or not source.exists():
+            return False
+        return not folder.name.endswith(_name_of(source, PackOptions.recorded(origin)))
+
+    def _pack(self, folder: Path, source: Path, options: PackOptions, named: str) -> None:
+        with self.progress(f"packing {named}") as watch:
+            packed = pack(str(source), folder, options, watch)
+        for line in packed.lines():
+            self.say(line)
 
 
-def training_data_at(
-    run: Path, place: str | None, cache: Path, progress: Progress, say: Callable[[str], None]
-) -> str | None:
-    """Return where the training data of a run can be loaded from, None if no place was given.
-
-    A table, pictures or arrays without a test set are packed into the cache, with the options that the run's receipt
-    has. DataError if it has none, or as of `packed_source`.
-    """
-    if place is None or not is_to_be_packed(place):
-        return place
-    kept = read_receipt(run).data
-    options = PackOptions() if kept is None else PackOptions.recorded(kept.origin)
-    return packed_source(place, options, None, cache, progress, say)
-
-
-def pack_again(run: Path, data: str, cache: Path, progress: Progress, say: Callable[[str], None]) -> None:
-    """Pack the data of a run that is resumed again, if it was in the cache and is there no more.
-
-    DataError with the command that packs it, if its source is not here as it was; nothing is done for other data.
-    """
-    folder = Path(data)
-    kept = read_receipt(run).data if not folder.exists() and (run / RECEIPT).is_file() else None
-    if kept is None or not kept.origin.version or not kept.origin.source:
-        return
-    source, options = Path(kept.origin.source), PackOptions.recorded(kept.origin)
-    if (
-        not source.exists()
-        or folder.parent != cache / "datasets"
-        or not folder.name.endswith(_name_of(source, options))
-    ):
-        why = "" if not source.exists() else " with the file as it was then,"
-        raise DataError(
-            f"the run in {str(run)!r} needs its training data, which is not here: make it again{why} with "
-            f"`{kept.origin.pack_command(data)}`"
-        )
-    _pack_into(folder, source, options, str(source), progress, say)
-
-
-def _pack_into(
-    folder: Path, source: Path, options: PackOptions, named: str, progress: Progress, say: Callable[[str], None]
-) -> None:
-    with progress(f"packing {named}") as watch:
-        packed = pack(str(source), folder, options, watch)
-    for line in packed.lines():
-        say(line)
+def _check_unpacked(source: str, path: Path, options: PackOptions) -> None:
+    """Raise DataError for data that is taken as it is, if it is missing or there are options of packing."""
+    if source != "mnist" and not path.exists() and (table_files(path) or options != PackOptions()):
+        raise DataError(f"{source}: does not exist{near_file(path)}: expected {PACKED}")
+    if options != PackOptions():
+        if path.is_dir() and not (path / MANIFEST).is_file() and not is_array_source(str(path)):
+            raise unknown_folder(path)
+        given = ", ".join(map(options.spelled, options.changed()))
+        raise DataError(f"{given} with data {source!r}: expected {PACKED}")
 
 
 def _record_origin(folder: Path, origin: Origin) -> None:
@@ -150,17 +153,6 @@ def _check_target(source: str, folder: Path, loss: str, spelled: Spelling) -> No
             f"{source}: the target {named} is numeric, and loss = {loss!r} needs classes: expected "
             f"{spelled('loss', 'mse')}, {advice}"
         )
-
-
-def has_changed(folder: Path, origin: Origin, cache: Path) -> bool:
-    """Tell whether a source is there, and is not any more what a folder of the cache was packed from.
-
-    False if that is not known: another version of Lockstep packed it, or it is not in the cache.
-    """
-    source = Path(origin.source)
-    if folder.parent != cache / "datasets" or origin.version != VERSION or not source.exists():
-        return False
-    return not folder.name.endswith(_name_of(source, PackOptions.recorded(origin)))
 
 
 def _name_of(path: Path, options: PackOptions) -> str:

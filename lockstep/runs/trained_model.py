@@ -48,7 +48,7 @@ def kept_weights(folder: Path, job: Job, model: Model, moment: Moment) -> tuple[
         if not (folder / AVERAGE_WEIGHTS).is_file():
             raise JobError(f"{str(folder)!r} has no {AVERAGE_WEIGHTS}: expected a finished run with ema_decay")
         return _written(folder / AVERAGE_WEIGHTS, model)
-    checkpoints = list(CheckpointFolder(folder / CHECKPOINTS, lambda text: None).back_from(sys.maxsize))
+    checkpoints = list(CheckpointFolder(folder / CHECKPOINTS).back_from(sys.maxsize))
     if moment == "best":
         return _best(folder, job, model, checkpoints)
     found = next((checkpoint for checkpoint in checkpoints if checkpoint.progress.steps == moment), None)
@@ -160,7 +160,7 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
             raise JobError(f"there is no folder {str(folder)!r}: expected that of a run, with {JOB} and {WEIGHTS}")
         if has_begun(folder) and finished(folder) is None:
             again = f"lockstep train --resume {shlex.quote(str(folder))}"
-            kept = list(CheckpointFolder(folder / CHECKPOINTS, lambda text: None).back_from(sys.maxsize))
+            kept = list(CheckpointFolder(folder / CHECKPOINTS).back_from(sys.maxsize))
             earlier = f"; or use a checkpoint: {_advice(folder, kept)}" if kept else ""
             raise JobError(f"the run in {str(folder)!r} is not finished: resume it with `{again}`{earlier}")
         raise JobError(

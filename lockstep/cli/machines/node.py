@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lockstep.cli.machines.worker import WorkerRequest, shard_flags, take_place
 from lockstep.cli.options.job import JOB_FIELDS, OPTION_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
-from lockstep.cli.options.packing import pack_data_again
+from lockstep.cli.options.packing import cache_shown_on
 from lockstep.cli.options.run import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION, PICTURE_OPTION
 from lockstep.cli.options.types import seconds, whole_number
 from lockstep.common.errors import JobError
@@ -94,7 +94,7 @@ def node(
         return compute(place, workers, timeout, key or own_key(keys), shard_beside(place, job, keys, insecure=insecure))
     if run_dir is not None and is_resumed:
         resolved, launch = resumed_job(run_dir, {**job.in_file(), **job.given})
-        pack_data_again(run_dir, resolved.data, Console(highlight=False))
+        cache_shown_on(Console(highlight=False)).pack_again(run_dir, resolved.data)
     else:
         resolved, launch = job.resolve()
     launch = with_all_workers(place, launch, workers)

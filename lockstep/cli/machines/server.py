@@ -11,7 +11,7 @@ from msgspec import Struct
 from rich.console import Console
 
 from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
-from lockstep.cli.options.packing import pack_data_again
+from lockstep.cli.options.packing import cache_shown_on
 from lockstep.cli.options.run import (
     INSECURE_OPTION,
     KEYS_OPTION,
@@ -188,7 +188,7 @@ def serve_as(flags: ServerFlags) -> int:
             # Not all workers may be back.
             values = {**flags.job.in_file(), **flags.job.given}
             job, options = resumed_job(folder, {name: values[name] for name in values if name != "min_workers"})
-            pack_data_again(folder, job.data, Console(highlight=False))
+            cache_shown_on(Console(highlight=False)).pack_again(folder, job.data)
             return lead(flags, job, options, page, is_resumed=True)
         case FolderHolds.NOTHING:
             return lead(flags, *job_of(flags), page, is_resumed=False)
@@ -211,7 +211,7 @@ def job_of(flags: ServerFlags) -> tuple[Job, RunOptions]:
         return flags.job.resolve()
     check_resume_flags(job=flags.job.file, run_dir=flags.run_dir)
     job, options = resumed_job(flags.resume, flags.job.given)
-    pack_data_again(flags.resume, job.data, Console(highlight=False))
+    cache_shown_on(Console(highlight=False)).pack_again(flags.resume, job.data)
     return job, options
 
 

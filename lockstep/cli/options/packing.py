@@ -17,9 +17,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from lockstep.cli.options.job import JobRequest
 from lockstep.cli.options.types import SEED, share_below_one
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.runtime.environment import own_cache
 from lockstep.common.runtime.notice import notice
-from lockstep.packing.cache import has_changed, pack_again, packed_source, training_data_at
+from lockstep.packing.cache import DatasetCache
 from lockstep.packing.options import DIRECT, Missing, PackOptions, is_delimiter, known_encoding
 from lockstep.ps.records.run_folder import RECEIPT, read_receipt
 from lockstep.results.reports.display import print_plainly
@@ -186,23 +185,20 @@ def direct_options(flags: dict[str, Any]) -> PackOptions:
     return options_of({name: flags.pop(name) for name in DIRECT})
 
 
+def cache_shown_on(console: Console) -> DatasetCache:
+    """Return the cache of datasets, which shows on a console what it packs."""
+    return DatasetCache(progress=progress_of, say=lambda text: print_plainly(console, text))
+
+
 def with_packed_data(job: JobRequest, packing: PackOptions, console: Console) -> JobRequest:
     """Return the job with a dataset made of its data if that is a table or a folder of pictures."""
-    cache, loss = Path(own_cache()), job.values().get("loss")
-    data = packed_source(job.data(), packing, loss, cache, progress_of, lambda text: print_plainly(console, text))
+    data = cache_shown_on(console).packed(job.data(), packing, job.values().get("loss"))
     return msgspec.structs.replace(job, given={**job.given, "data": data})
 
 
-def pack_data_again(run: Path, data: str, console: Console) -> None:
-    """Pack the data of a run that is resumed if the cache has it no more, as `pack_again`; show how."""
-    pack_again(run, data, Path(own_cache()), progress_of, lambda text: print_plainly(console, text))
-
-
 def training_data_of(run: Path, place: str | None) -> str | None:
-    """Return where the training data of a run can be loaded from, as `training_data_at`; show how it is packed."""
-    console = Console(highlight=False, stderr=True)
-    cache = Path(own_cache())
-    return training_data_at(run, place, cache, progress_of, lambda text: print_plainly(console, text))
+    """Return where the training data of a run can be loaded from; show on standard error how it is packed."""
+    return cache_shown_on(Console(highlight=False, stderr=True)).training_data(run, place)
 
 
 def say_if_changed(run: Path, given: str | None) -> None:
@@ -211,7 +207,7 @@ def say_if_changed(run: Path, given: str | None) -> None:
     Nothing is printed if other data, or another place of it, is given.
     """
     kept = read_receipt(run).data if given is None and (run / RECEIPT).is_file() else None
-    if kept is None or not has_changed(Path(recorded_job(run).data), kept.origin, Path(own_cache())):
+    if kept is None or not DatasetCache().has_changed(Path(recorded_job(run).data), kept.origin):
         return
     source = shlex.quote(kept.origin.source)
     text = f"{source} has changed since the run was trained with it: this is about its data as it was then"

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from lockstep.cli.options.job import JOB_FIELDS, OPTION_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
-from lockstep.cli.options.packing import DIRECT_OPTIONS, direct_options, pack_data_again, with_packed_data
+from lockstep.cli.options.packing import DIRECT_OPTIONS, cache_shown_on, direct_options, with_packed_data
 from lockstep.cli.options.run import PICTURE_OPTION, RESUME_OPTION, RUN_DIR_OPTION, WATCH_OPTION
 from lockstep.cli.options.types import SEED, worker_counts
 from lockstep.common.errors import UsageError
@@ -113,7 +113,7 @@ def train(
             print_plainly(console, f"the run in {resume} is already finished")
             show_end(console, result, resume, cores(), has_picture=False)
             return
-        pack_data_again(resume, resolved.data, console)
+        cache_shown_on(console).pack_again(resume, resolved.data)
     is_placed = resume is not None or on is not None or faults is not None
     with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
         options, why = (launch, "") if is_placed else chosen_processes(resolved, launch, job.values(), SystemClock())

@@ -24,7 +24,6 @@ from lockstep.common.protocol.fingerprint import fingerprint_of
 from lockstep.common.protocol.messages import NAME_LIMIT, PROTOCOL_VERSION, StandbyAddress
 from lockstep.common.protocol.standby_messages import LeaderRequest, MirrorRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
-from lockstep.common.runtime.environment import own_cache
 from lockstep.common.runtime.notice import notice
 from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
 from lockstep.common.statemachine.leader_search import LeaderSearch
@@ -37,7 +36,7 @@ from lockstep.launch.endpoints import WARNING, credential_of, dial_with, dialled
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_run
 from lockstep.launch.supervision.channel import ListeningReport, ParentLink
-from lockstep.packing.cache import pack_again, unwatched
+from lockstep.packing.cache import DatasetCache
 from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, read_ledger, read_receipt, read_result
@@ -156,7 +155,7 @@ def check_machine(folder: Path, state: StandbyState, say: Callable[[str], None])
                 trust_source(source)
     resumed_job(folder, {})
     _check_numerics(folder, receipt)
-    pack_again(folder, job.data, Path(own_cache()), unwatched, say)
+    DatasetCache(say=say).pack_again(folder, job.data)
     # A standby has no more memory than its mirror needs, until it leads the run.
     digest = digest_of(job.data)
     if digest != receipt.dataset_sha256:
@@ -368,7 +367,7 @@ def service_of(
 ) -> Service:
     """Return what a standby serves once it leads the run in its folder, whose data is packed again if it is gone."""
     job, options = resumed_job(request.folder, {**request.given, "signed": is_signed})
-    pack_again(request.folder, job.data, Path(own_cache()), unwatched, say)
+    DatasetCache(say=say).pack_again(request.folder, job.data)
     return Service(
         job,
         Destination(folder=request.folder, options=options, is_resumed=True),

@@ -254,7 +254,7 @@ class CheckpointFolder:
     """The folder of one run's checkpoints; `say` reports what cannot be written or read."""
 
     path: Path
-    say: Callable[[str], None]
+    say: Callable[[str], None] = lambda text: None
     #: How many are kept next to the best one.
     keep: int = 2
     write: Writer = write_atomically

@@ -52,7 +52,7 @@ class ModelAnswers:
 
     def _newest(self) -> Moment:
         """Return the newest weights; `UsageError` before the first checkpoint."""
-        steps = CheckpointFolder(self.folder / CHECKPOINTS, lambda text: None).steps()
+        steps = CheckpointFolder(self.folder / CHECKPOINTS).steps()
         if (self.folder / WEIGHTS).is_file():
             moment: Moment = "last"
             written = (self.folder / WEIGHTS).stat().st_mtime_ns

@@ -14,7 +14,7 @@ from lockstep import doctor, nn
 from lockstep.common.data.folder import read_manifest
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
-from lockstep.packing.cache import digest_of, has_changed, is_to_be_packed, packed_source
+from lockstep.packing.cache import DatasetCache, digest_of, is_to_be_packed
 from lockstep.packing.options import PackOptions, Watch
 from tests.lockstep.tiny_data import write_tiny
 
@@ -35,10 +35,13 @@ class Shown:
         self.packed.append(what)
         yield lambda share: None
 
+    def cache(self, folder: Path) -> DatasetCache:
+        return DatasetCache(folder=folder, progress=self.progress, say=self.said.append)
+
 
 def packed(source: Path, shown: Shown, loss: str = "cross-entropy", **options: Any) -> str:
     given = PackOptions(**{"target": ("kind",), **options})
-    return packed_source(str(source), given, loss, source.parent / "cache", shown.progress, shown.said.append)
+    return shown.cache(source.parent / "cache").packed(str(source), given, loss)
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def table(tmp_path: Path) -> Path:
 def test_it_is_packed_once(table: Path) -> None:
     shown = Shown()
     first = packed(table, shown)
-    assert Path(first).parent == table.parent / "cache" / "datasets"
+    assert Path(first).parent == table.parent / "cache"
     assert Path(first).name.startswith("rows-")
     assert shown.said[0] == f"packed 40 samples to train on and 10 to test with into {first}"
     table.touch()
@@ -59,17 +62,17 @@ def test_it_is_packed_once(table: Path) -> None:
 
 
 def test_a_source_that_changed_later_is_noticed(table: Path) -> None:
-    folder, cache = Path(packed(table, Shown(), drop=("a",), test_split=0.3)), table.parent / "cache"
+    folder, cache = Path(packed(table, Shown(), drop=("a",), test_split=0.3)), Shown().cache(table.parent / "cache")
     origin = read_manifest(folder).origin
     table.touch()
-    assert not has_changed(folder, origin, cache)
+    assert not cache.has_changed(folder, origin)
     table.write_text(ROWS.replace(",10,", ",11,", 1))
-    assert has_changed(folder, origin, cache)
+    assert cache.has_changed(folder, origin)
     # Nothing is claimed of a folder that a person has packed, of another version's, or without the source.
-    assert not has_changed(folder, origin, table.parent)
-    assert not has_changed(folder, msgspec.structs.replace(origin, version="0.1"), cache)
+    assert not Shown().cache(table.parent).has_changed(folder, origin)
+    assert not cache.has_changed(folder, msgspec.structs.replace(origin, version="0.1"))
     table.unlink()
-    assert not has_changed(folder, origin, cache)
+    assert not cache.has_changed(folder, origin)
 
 
 def test_other_bytes_or_options_are_another_dataset(table: Path) -> None:
@@ -113,21 +116,18 @@ def test_the_same_bytes_elsewhere_are_the_same_dataset(table: Path) -> None:
 
 def test_what_needs_no_packing_stays_what_it_is(tmp_path: Path) -> None:
     shown, tiny = Shown(), write_tiny(tmp_path)
+    cache = shown.cache(tmp_path)
     for source in ("mnist", str(tiny), "gone", str(tmp_path)):
         assert not is_to_be_packed(source)
-        assert packed_source(source, PackOptions(), "mse", tmp_path, shown.progress, shown.said.append) == source
+        assert cache.packed(source, PackOptions(), "mse") == source
     with pytest.raises(
         DataError, match=r"--target, --test-split with data 'mnist': expected a .csv, a .parquet, a folder"
     ):
-        packed_source(
-            "mnist", PackOptions(target=("x",), test_split=0.1), "mse", tmp_path, shown.progress, shown.said.append
-        )
+        cache.packed("mnist", PackOptions(target=("x",), test_split=0.1), "mse")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "one.png").touch()
     with pytest.raises(DataError, match=r"flat: is a folder with one\.png: expected a folder inside it for the pict"):
-        packed_source(
-            str(tmp_path / "flat"), PackOptions(size=(8, 8)), None, tmp_path, shown.progress, shown.said.append
-        )
+        cache.packed(str(tmp_path / "flat"), PackOptions(size=(8, 8)), None)
     assert shown.packed == []
 
 
@@ -136,20 +136,16 @@ def test_what_needs_no_packing_stays_what_it_is(tmp_path: Path) -> None:
     [("gone.csv", PackOptions()), ("gone.parquet", PackOptions(target=("x",))), ("gone", PackOptions(target=("x",)))],
 )
 def test_a_source_that_does_not_exist_is_reported_as_such(tmp_path: Path, source: str, options: PackOptions) -> None:
-    shown = Shown()
     with pytest.raises(DataError, match=rf"{source}: does not exist: expected a .csv, a .parquet, a folder"):
-        packed_source(str(tmp_path / source), options, "mse", tmp_path, shown.progress, shown.said.append)
+        DatasetCache(folder=tmp_path).packed(str(tmp_path / source), options, "mse")
 
 
 def test_arrays_without_a_test_set_are_packed_as_pack_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = np.arange(60, dtype=np.float32).reshape(20, 3), np.arange(20) % 2
     np.savez(tmp_path / "rows.npz", x=x, y=y)
     assert is_to_be_packed(str(tmp_path / "rows.npz"))
-    shown, options = Shown(), PackOptions(test_split=0.25)
-    folder = packed_source(
-        str(tmp_path / "rows.npz"), options, "cross-entropy", tmp_path, shown.progress, shown.said.append
-    )
-    data = load(folder)
+    cache = DatasetCache(folder=tmp_path / "datasets")
+    data = load(cache.packed(str(tmp_path / "rows.npz"), PackOptions(test_split=0.25), "cross-entropy"))
     assert (len(data.train), len(data.test)) == (15, 5)
     told = r"has no test set: .* run `lockstep pack \S+rows.npz rows.data`"
     with pytest.raises(DataError, match=told):
