@@ -4,6 +4,7 @@ The first steps are measured here. The bits are the same in any case, so that on
 """
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.ps.setup import RunSetup, open_run
-from lockstep.runs.cost_model import CostModel, Machines
+from lockstep.runs.cost_model import team_step_s
 from lockstep.runs.job_file import GROUPS
 from lockstep.runs.single_process import SingleProcessTrainer
 
@@ -30,13 +31,6 @@ START_S, START_PER_WORKER_S = 0.4, 0.15
 
 #: Seconds more if another library computes the model: each process imports it, and compares what it computes.
 START_ENGINE_S = 2.0
-
-#: Seconds of a step besides computing and the update: at least, and per parameter. A net of 50,890 parameters took
-#: 0.6 ms, one of 535,818 took 1.8 ms, with two workers.
-LATENCY_S, PER_PARAMETER_S = 0.5e-3, 2.4e-9
-
-#: Bytes per parameter that two workers read and write in memory to add up their sums.
-TEAM_OF_TWO_BYTES = 12.0
 
 #: Steps after which the process that computes is chosen. The first are slower: memory is new.
 DECIDING_STEPS = 8
@@ -89,23 +83,10 @@ def quickest(step_s: float, here_s: float, setup: RunSetup, most: int, cores: in
 
     `step_s` are the seconds of a step in this process; workers make all steps of the job.
     """
-    job, parameters = setup.info.job, setup.layout.size
-    model = CostModel(
-        parameters=parameters,
-        micro_batch_samples=job.global_batch / job.micro_batches,
-        # The update counts with the micro-batches, and so is assumed to be shared: workers help with it.
-        micro_batch_s=step_s / job.micro_batches,
-        micro_batches=job.micro_batches,
-        local_s=LATENCY_S,
-        memory=TEAM_OF_TWO_BYTES / PER_PARAMETER_S,
-        cores=cores,
-    )
-
-    def step_of(workers: int) -> float:
-        return model.step_s(Machines(workers=workers, is_local=True))
-
+    job, steps = setup.info.job, setup.info.plan.total_steps
     numbers = range(2, min(most, cores, job.micro_batches) + 1)
     start_s = START_S + (START_ENGINE_S if setup.info.fingerprint.engine else 0.0)
-    there_s = {n: start_s + START_PER_WORKER_S * n + setup.info.plan.total_steps * step_of(n) for n in numbers}
+    step_of = partial(team_step_s, job, setup.layout.size, step_s, cores)
+    there_s = {n: start_s + START_PER_WORKER_S * n + steps * step_of(n) for n in numbers}
     best = min(there_s, key=lambda n: there_s[n], default=0)
     return best if best and there_s[best] < WORTHWHILE * here_s else 0

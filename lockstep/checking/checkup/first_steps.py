@@ -10,6 +10,7 @@ from lockstep.checking.checkup.training import SAMPLES, TrialRun, TrialSubject
 from lockstep.common.aggregation.layout import layout_of
 from lockstep.common.job.optimizer import schedule_of
 from lockstep.ps.run.plan import plan_of
+from lockstep.runs.cost_model import team_step_s
 
 #: How far the first loss may be above guessing, and the last above the first: a factor and a summand.
 FACTOR, MARGIN = 1.5, 0.5
@@ -75,11 +76,6 @@ def check_rate(subject: TrialSubject, steps: TrialRun, named: str) -> list[Findi
     return [found("rate", **facts, momentum=momentum, advice=advice)]
 
 
-#: Seconds that an exchange takes at least, and per float32 sent and received, on one machine over shared memory:
-#: two workers take 0.18 ms with 7,850 parameters and 29 ms with 25 million.
-LATENCY_S, PER_VALUE_S = 0.18e-3, 0.6e-9
-
-
 def check_workers(target: ExaminationTarget, step_s: float, cores: int) -> list[Finding]:
     """Return whether the requested workers are too many for the job, the machine or the model.
 
@@ -97,7 +93,7 @@ def check_workers(target: ExaminationTarget, step_s: float, cores: int) -> list[
     size = layout_of(target.model).size
     # Of a large batch, only a part was timed.
     single_s = step_s * max(1.0, target.job.global_batch / SAMPLES)
-    parallel_s = single_s / workers + LATENCY_S + PER_VALUE_S * size * workers
+    parallel_s = team_step_s(target.job, size, single_s, cores, workers)
     if parallel_s < single_s:
         return []
     return [found("small-model", workers=workers, size=size, single_ms=1e3 * single_s, parallel_ms=1e3 * parallel_s)]

@@ -18,7 +18,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
-from lockstep.common.job.optimizer import spans_of
+from lockstep.common.job.optimizer import OwnSchedule, spans_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import DrawKey, Model
 from lockstep.common.runtime.clock import Clock
@@ -93,16 +93,6 @@ class TrialRun(msgspec.Struct, frozen=True, dict=True):
         return float(np.mean(part)) if np.isfinite(part).all() else math.inf
 
 
-class GivenRates(msgspec.Struct, frozen=True):
-    """A schedule that is a list."""
-
-    rates: Sequence[float]
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step."""
-        return self.rates[step]
-
-
 class TrialSubject(ExaminedData, frozen=True):
     """A model with the weights to begin with, its data with their moments, and the job that would train it."""
 
@@ -133,7 +123,8 @@ class TrialSubject(ExaminedData, frozen=True):
         plan = plan_of(job, len(data.train), len(data.test))
         model = self.fresh()
         policy = policy_of(job, plan, spans_of(job, model.layout), model.momenta(), self.own)
-        policy = replace(policy, schedule=GivenRates(rates)) if rates else policy
+        if rates:
+            policy = replace(policy, schedule=OwnSchedule(1.0, steps, lambda step, _: rates[step], "trial"))
         shard = Shard((self.begin(model), model.layout.new_vector()), policy, job.micro_batches)
         compute, whole = Compute(job, model, data, shard.served, own=self.own), Node(0, job.micro_batches)
         losses, norm, ends = list[float](), 0.0, [self.clock.now()]
