@@ -23,7 +23,8 @@ from lockstep.common.files.reading import near_file
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.files import ARROW, CSV, PARQUET, table_files
 from lockstep.packing.options import PackOptions, known_encoding
-from lockstep.packing.tables import Advance, ParquetTable, Table, ahead, arrow_table, named_errors
+from lockstep.packing.parquet_table import ParquetTable
+from lockstep.packing.tables import Advance, Table, ahead, arrow_table, named_errors
 from lockstep.packing.texts import MISSING_TEXTS
 
 #: Bytes of a CSV file that are parsed at once, which no row may exceed; and bytes and rows that show its form.

@@ -1,4 +1,4 @@
-"""Tables as sources: Parquet files, whole folders of them, and data frames, through pyarrow; what each has in common.
+"""Tables as sources, through pyarrow: what each has in common; record batches in memory, and a copy on the disk.
 
 A table is read some thousand rows at a time, column by column: numbers as float64 with NaN for missing ones, texts as
 indices into a list.
@@ -21,14 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
-import pyarrow.parquet
 from numpy.typing import NDArray
 
 from lockstep.common.data.columns import LONGEST_TEXT, Column, ColumnKind, Floats
 from lockstep.common.errors import DataError, nearest
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.options import PackOptions
-from lockstep.packing.parquet_pages import rows_at_once
 from lockstep.packing.texts import (
     MISSING_TEXTS,
     as_numpy,
@@ -419,41 +417,6 @@ def _moments(column: Any) -> Floats:
     else:
         moments = np.float64(1.0) * (whole // 1000 if kind.unit == "ns" else whole * _MICROSECONDS[kind.unit])
     return np.where(is_missing, np.nan, moments)
-
-
-@dataclass
-class ParquetTable(Table):
-    """Parquet files with the same columns."""
-
-    paths: Sequence[Path]
-
-    def __post_init__(self) -> None:
-        self._take(self._open(self.paths[0]).schema_arrow)
-
-    def _open(self, path: Path) -> Any:
-        with named_errors(path, "a Parquet file"):
-            # Read as it is needed, and not a row group at once, which may be larger than memory.
-            return pyarrow.parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
-
-    def record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-        for path in self.paths:
-            file, row, size = self._open(path), 1, path.stat().st_size
-            named = one_line(str(path))
-            raw = [self._raw[name] for name in columns]
-            if missing := [name for name in raw if name not in file.schema_arrow.names]:
-                expected = one_line(self.paths[0].name)
-                raise DataError(f"{named}: no {columns_called(missing)}: expected those of {expected}")
-            rows = max(1, file.metadata.num_rows)
-            try:
-                at_once = rows_at_once(path, file.metadata, raw, ROWS)
-                for batch in file.iter_batches(batch_size=at_once, columns=raw):
-                    yield named, row, batch.rename_columns(list(columns))
-                    row += batch.num_rows
-                    self.advance(size * batch.num_rows // rows)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(
-                    f"{named}: damaged from row {row} on ({one_line(str(error), 120)}): expected a Parquet file"
-                ) from None
 
 
 @dataclass

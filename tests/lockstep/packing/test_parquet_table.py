@@ -17,7 +17,7 @@ from tests.lockstep.packing.peaks import MOST_KB, peak_of
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-from lockstep.packing.parquet_pages import _CompactReader, rows_at_once  # noqa: E402  # what may be missing
+from lockstep.packing.parquet_table import _CompactReader, rows_at_once  # noqa: E402  # what may be missing
 
 ROWS = 16_384
 

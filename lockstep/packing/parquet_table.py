@@ -1,15 +1,20 @@
-"""The sizes of the pages of a Parquet file, by their headers, before any is decoded: 33 kB may become 4 GB.
+"""Parquet files as tables; the sizes of their pages, by the headers, before any is decoded: 33 kB may become 4 GB.
 
 pyarrow reads what a file's footer says, which may be a lie, and decodes whatever the header of a page asks for. These
 headers are structs in Thrift's compact protocol (https://github.com/apache/parquet-format, `PageHeader`).
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow as pa
+import pyarrow.parquet
+
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
+from lockstep.packing.tables import ROWS, Table, columns_called, named_errors
 
 #: Bytes that the largest page of each column may take together, and the texts of the rows that are decoded at once.
 MOST_PAGES, MOST_TEXTS = 2**26, 2**25
@@ -24,6 +29,41 @@ _UNCOMPRESSED, _COMPRESSED, _DATA, _DICTIONARY, _DATA_V2 = 2, 3, 5, 7, 8
 _ENCODINGS = {_DATA: 2, _DATA_V2: 4}
 #: The encoding in which a text may begin with all of the text before it.
 _SHARES_BEGINNINGS = 7
+
+
+@dataclass
+class ParquetTable(Table):
+    """Parquet files with the same columns."""
+
+    paths: Sequence[Path]
+
+    def __post_init__(self) -> None:
+        self._take(self._open(self.paths[0]).schema_arrow)
+
+    def _open(self, path: Path) -> Any:
+        with named_errors(path, "a Parquet file"):
+            # Read as it is needed, and not a row group at once, which may be larger than memory.
+            return pyarrow.parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
+
+    def record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        for path in self.paths:
+            file, row, size = self._open(path), 1, path.stat().st_size
+            named = one_line(str(path))
+            raw = [self._raw[name] for name in columns]
+            if missing := [name for name in raw if name not in file.schema_arrow.names]:
+                expected = one_line(self.paths[0].name)
+                raise DataError(f"{named}: no {columns_called(missing)}: expected those of {expected}")
+            rows = max(1, file.metadata.num_rows)
+            try:
+                at_once = rows_at_once(path, file.metadata, raw, ROWS)
+                for batch in file.iter_batches(batch_size=at_once, columns=raw):
+                    yield named, row, batch.rename_columns(list(columns))
+                    row += batch.num_rows
+                    self.advance(size * batch.num_rows // rows)
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(
+                    f"{named}: damaged from row {row} on ({one_line(str(error), 120)}): expected a Parquet file"
+                ) from None
 
 
 #: The largest page of a column, and what its longest text may have, in bytes.
