@@ -329,17 +329,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Checkpoints": CHECKPOINT_FIELDS,
 }
 
-#: Values that follow from the machine: none of them is unusual.
-OF_THE_MACHINE = ("workers", "min_workers")
+#: Values that follow from the machine: none of them is unusual; and those of a run, of which none is usual.
+OF_THE_MACHINE, OF_THE_RUN = ("workers", "min_workers"), ("model", "data")
 
 
 class ShownValue(msgspec.Struct, frozen=True, kw_only=True):
     """A value of a job as a person sees it."""
 
     name: str
-    value: Any
-    #: The value in a job of this model by default.
-    usual: Any
+    #: With the value that a job of this model has by default, if it has another one.
+    text: str
     is_unusual: bool
 
 
@@ -391,4 +390,5 @@ def value_text(value: Any) -> str:
 
 def _shown(name: str, value: Any, usual: Any) -> ShownValue:
     is_unusual = value != usual and name not in OF_THE_MACHINE
-    return ShownValue(name=name, value=named(value), usual=usual, is_unusual=is_unusual)
+    compared = f"  (usually {value_text(usual)})" if is_unusual and name not in OF_THE_RUN else ""
+    return ShownValue(name=name, text=f"{value_text(named(value))}{compared}", is_unusual=is_unusual)

@@ -14,14 +14,12 @@ from lockstep.common.job.losses import has_accuracy
 from lockstep.common.protocol.messages import Status, WorkerStatus
 from lockstep.common.runtime.clock import file_time
 from lockstep.ps.records.ledger import WorkerIn
-from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.run_folder import RunResult
 from lockstep.results.reports.display import speed_of
 from lockstep.results.reports.plots.curves import parts_of
 from lockstep.results.watch.figures import Figures, RunState, Snapshot, tiles_of
 from lockstep.results.watch.processes import ProcessUse, ProcessWatch, WorkerView
 from lockstep.results.watch.run_files import RECENT_STEPS, StepLeases, WatchedFiles, written_at
-from lockstep.runs.job_file import named, shown_values
+from lockstep.runs.job_file import named, shown_values, value_text
 
 #: Steps of the timeline that the page draws.
 DRAWN_STEPS = 8
@@ -251,22 +249,19 @@ class RunView:
             "has_begun": job is not None,
             "is_classification": job is not None and has_accuracy(job.loss),
             "job": [{"group": group, "values": values} for group, values in shown.items()],
-            "receipt": {**_of_receipt(self.files.receipt), **_of_result(self.files.result)},
+            "receipt": {name: value_text(value) for name, value in self._digests().items()},
         }
 
-
-def _of_receipt(receipt: Receipt | None) -> dict[str, Any]:
-    if receipt is None:
-        return {}
-    names = ("job_sha256", "dataset_sha256", "layout_sha256", "model_source_sha256", "code")
-    return {**{name: getattr(receipt, name) for name in names}, **receipt.numerics}
-
-
-def _of_result(result: RunResult | None) -> dict[str, Any]:
-    if result is None:
-        return {}
-    names = ("weights_sha256", "transport", "obstacle", "stopped")
-    return {**{name: getattr(result, name) for name in names}, "seconds": round(result.wall_s, 1)}
+    def _digests(self) -> dict[str, Any]:
+        """Return what the receipt and the result say of the run's bits, and of its end."""
+        found, receipt, result = dict[str, Any](), self.files.receipt, self.files.result
+        if receipt is not None:
+            names = ("job_sha256", "dataset_sha256", "layout_sha256", "model_source_sha256", "code")
+            found |= {name: getattr(receipt, name) for name in names} | receipt.numerics
+        if result is not None:
+            of_end = ("weights_sha256", "transport", "obstacle", "stopped")
+            found |= {name: getattr(result, name) for name in of_end} | {"seconds": round(result.wall_s, 1)}
+        return found
 
 
 def _finite(value: float) -> float | None:

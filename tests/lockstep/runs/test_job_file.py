@@ -289,7 +289,7 @@ def test_a_whole_path_is_told_by_its_name(value: object, expected: object) -> No
 def test_what_is_shown_of_a_job_has_no_whole_path() -> None:
     job, launch = resolve({}, {"model": "/home/you/net.py:build", "data": "/home/you/runs/net/data.npz"})
     shown = {value.name: value for values in shown_values(job, launch).values() for value in values}
-    assert [shown[name].value for name in ("model", "data")] == ["net.py:build", "data.npz"]
+    assert [shown[name].text for name in ("model", "data")] == ["net.py:build", "data.npz"]
     assert shown["data"].is_unusual
 
 
@@ -297,9 +297,9 @@ def test_usual_values_are_those_of_a_job_of_the_same_model() -> None:
     job, launch = resolve({}, {"model": "/home/you/net.py:build", "epochs": 6, "lr": 0.005})
     shown = {value.name: value for values in shown_values(job, launch).values() for value in values}
     assert {name for name, value in shown.items() if value.is_unusual} == {"model", "lr"}
-    assert (shown["lr"].usual, shown["weight_decay"].usual) == (Job().lr, Job().weight_decay)
+    assert (shown["lr"].text, shown["weight_decay"].text) == (f"0.005  (usually {Job().lr})", str(Job().weight_decay))
     # They are not those of lenet, whose job has a schedule.
-    assert resolve({}, {})[0].schedule != shown["schedule"].usual == "constant"
+    assert resolve({}, {})[0].schedule != shown["schedule"].text == "constant"
 
 
 def test_shares_are_marked_so_that_flags_take_per_cent() -> None:

@@ -74,7 +74,7 @@ def test_a_run_is_told_in_full(one: TestClient) -> None:
     assert one.get("/api/runs/run/snapshot").json()["figures"]["step"] == 6
     groups = one.get("/api/runs/run/facts").json()["job"]
     values = {value["name"]: value for group in groups for value in group["values"]}
-    assert (values["model"]["value"], values["global_batch"]["is_unusual"], values["seed"]["is_unusual"]) == (
+    assert (values["model"]["text"], values["global_batch"]["is_unusual"], values["seed"]["is_unusual"]) == (
         "mlp",
         True,
         False,

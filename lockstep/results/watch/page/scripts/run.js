@@ -219,14 +219,11 @@ function showEpochs(table, epochs) {
   ]));
 }
 
-// The values of a job of which none is usual.
-const OF_THE_RUN = ["model", "data"];
-
 // The values of a job, those that were changed first, then all in their groups.
 function showJob(box, { job, folder }) {
   const isOpen = new Set([...box.querySelectorAll("details[open]")].map((one) => one.dataset.group));
   const changed = job.flatMap((group) => group.values).filter((one) => one.is_unusual);
-  const named = (values) => Object.fromEntries(values.map(({ name, value, usual, is_unusual: isUnusual }) => [name, isUnusual && !OF_THE_RUN.includes(name) ? `${text(value)}  (usually ${text(usual)})` : value]));
+  const named = (values) => Object.fromEntries(values.map(({ name, text }) => [name, text]));
   const first = element("dl");
   describe(first, { ...(folder ? { folder } : {}), ...named(changed) });
   box.replaceChildren(first, ...job.map(({ group, values }) => {
@@ -239,14 +236,8 @@ function showJob(box, { job, folder }) {
   }));
 }
 
-function text(value) {
-  if (value === null) return "none";
-  if (typeof value === "boolean") return value ? "yes" : "no";
-  return typeof value === "object" ? JSON.stringify(value) : `${value}`;
-}
-
 function describe(list, values) {
   list.replaceChildren(...Object.entries(values).filter(([, value]) => value !== "").flatMap(([name, value]) => [
-    element("dt", name.replaceAll("_", " ")), element("dd", text(value)),
+    element("dt", name.replaceAll("_", " ")), element("dd", value),
   ]));
 }
