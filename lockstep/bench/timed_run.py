@@ -19,7 +19,6 @@ from rich.console import Console
 from lockstep.bench.peers import WARM_UP
 from lockstep.common.data.source import load
 from lockstep.common.errors import RunError
-from lockstep.common.files.reading import read_regular
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
@@ -29,9 +28,9 @@ from lockstep.launch.cluster import Cluster
 from lockstep.launch.process_backend import LocalBackend, run_folder
 from lockstep.launch.run_starter import RunStarter
 from lockstep.launch.supervision.restarts import Role
-from lockstep.ps.records.ledger import Line, read_lines
-from lockstep.ps.records.metrics import MOST_LINES_BYTES, StepRecord, read_metrics
-from lockstep.ps.records.run_folder import LEDGER, RunResult
+from lockstep.ps.records.ledger import Line
+from lockstep.ps.records.metrics import StepRecord, read_metrics
+from lockstep.ps.records.run_folder import RunResult, read_ledger
 from lockstep.ps.run.progress import Split, StepTimeTotals
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.job_file import resolve
@@ -218,8 +217,8 @@ class BenchSession:
                 starter = RunStarter(job, destination, backend, folder, run_dir)
                 cluster = Cluster(starter, self.say, watch, SystemClock(), interference)
                 result = cluster.run()
-            lines = read_lines(read_regular(run_dir / LEDGER, MOST_LINES_BYTES), str(run_dir / LEDGER))
-            run = TimedRun(result=result, steps=read_metrics(run_dir).steps, ledger=lines, processors=processors)
+            steps, ledger = read_metrics(run_dir).steps, read_ledger(run_dir)
+            run = TimedRun(result=result, steps=steps, ledger=ledger, processors=processors)
         finally:
             shutil.rmtree(run_dir, ignore_errors=True)
         before = self._weights.setdefault(job.digest(), result.weights_sha256)

@@ -14,9 +14,9 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.fingerprint import DECIDING_FIELDS, Fingerprint
 from lockstep.packing.options import PackOptions
 from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.run_folder import RECEIPT, RESULT, RunResult, read_receipt, read_result
+from lockstep.ps.records.run_folder import RECEIPT, RunResult, read_receipt
 from lockstep.runs.job_file import NONE, named, value_text
-from lockstep.runs.run_dir import has_begun, recorded
+from lockstep.runs.run_dir import finished, has_begun, recorded
 
 #: The sources of a job's bits besides its numerics, by the names of a receipt's fields.
 SUBJECTS = {
@@ -56,9 +56,8 @@ def read_compared(path: Path) -> ComparedRun:
         job, _ = recorded(folder)
         # The file of another run proves nothing.
         if job.digest() == receipt.job_sha256:
-            result = read_result(folder) if (folder / RESULT).exists() else None
             values: dict[str, Any] = msgspec.to_builtins(job.without_folders())
-            return ComparedRun(path=path, receipt=receipt, job=values, result=result)
+            return ComparedRun(path=path, receipt=receipt, job=values, result=finished(folder))
     return ComparedRun(path=path, receipt=receipt)
 
 

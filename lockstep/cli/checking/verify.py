@@ -38,10 +38,11 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.ps.records.ledger import EpochDone
 from lockstep.ps.records.receipt import read_chain
-from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_result
+from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS
 from lockstep.ps.setup import RunSetup
 from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
 from lockstep.runs.own_command import demand
+from lockstep.runs.run_dir import finished
 
 
 @click.command(short_help="Recompute a run and compare every bit.")
@@ -182,7 +183,7 @@ def check_chain(recorded: RecordedRun, setup: RunSetup) -> None:
 
 def end_difference(recorded: RecordedRun, setup: RunSetup, steps: int) -> Difference | None:
     """Return where the files of a finished run differ from the computed ones, if all its steps were."""
-    if not (recorded.folder / RESULT).exists() or steps != (result := read_result(recorded.folder)).steps:
+    if (result := finished(recorded.folder)) is None or steps != result.steps:
         return None
     arrays, _ = read(recorded.folder / WEIGHTS)
     kept: Vector = setup.shard.weights.copy()
