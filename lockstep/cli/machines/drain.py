@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from lockstep.cli.machines.promote import TIMEOUT_OPTION, command
+from lockstep.cli.machines.promote import command
+from lockstep.cli.machines.status import TIMEOUT_OPTION
 from lockstep.cli.options.run import KEY_OPTION
 from lockstep.common.protocol.standby_messages import Drain
 

@@ -4,17 +4,12 @@ from pathlib import Path
 
 import click
 
-from lockstep.cli.machines.status import ask_run
+from lockstep.cli.machines.status import TIMEOUT_OPTION, ask_run
 from lockstep.cli.options.run import KEY_OPTION
-from lockstep.cli.options.types import seconds
 from lockstep.common.errors import RunError
 from lockstep.common.protocol.messages import Message, Refused, Status
 from lockstep.common.protocol.standby_messages import CommandOutcome, Promote
 from lockstep.launch.endpoints import credential_of
-
-TIMEOUT_OPTION = click.option(
-    "--timeout", type=seconds, metavar="SECONDS", default=5.0, help="seconds to wait for an answer  [5]"
-)
 
 
 @click.command(short_help="Let a standby lead its run at once.")

@@ -29,10 +29,14 @@ from lockstep.launch.client import HANDSHAKE_S, no_answer
 from lockstep.launch.endpoints import credential_of, dial_with, keyed
 from lockstep.results.reports.display import epoch_line, figures, in_teams, place, print_plainly, thinned, workers_table
 
+TIMEOUT_OPTION = click.option(
+    "--timeout", type=seconds, metavar="SECONDS", default=5.0, help="seconds to wait for an answer  [5]"
+)
+
 
 @click.command(short_help="Show the progress of a run.")
 @click.argument("address")
-@click.option("--timeout", type=seconds, metavar="SECONDS", default=5.0, help="seconds to wait for an answer  [5]")
+@TIMEOUT_OPTION
 @KEY_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the whole status as JSON")
 def status(address: str, timeout: float, key: Path | None, as_json: bool) -> None:
