@@ -149,7 +149,10 @@ class LeaderSearch:
         self.given, self.keyed = (*self.given[:1], *self.keyed, *self.given[1:]), ()
 
     def turn_to(self, server: StandbyAddress, now: float) -> None:
-        """Ask another server from now on."""
+        """Ask another server from now on; the one that is left stays one to ask, until a leader names the others."""
+        if self.server.address not in {one.address for one in (*self.given, *self.named)}:
+            # Such as a standby that has led the run since, and names only the others: it may be restarted.
+            self.named = (*self.named, self.server)
         self.left, self.server, self.arrived, self.answer = self.server.address, server, now, None
         self.on_message(now)
 

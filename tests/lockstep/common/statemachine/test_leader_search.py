@@ -24,6 +24,18 @@ def test_the_newest_of_what_is_known_of_a_server_counts() -> None:
     assert servers(HERE, THERE, other) == [HERE, THERE, other]
 
 
+def test_a_leader_that_was_left_is_asked_again_after_the_others() -> None:
+    search = LeaderSearch((HERE,), named=(THERE,))
+    search.turn_to(THERE, 0.0)
+    # It leads the run, and has no standby.
+    search.on_leader(1.0)
+    search.named = ()
+    for server in (HERE, THERE, HERE):
+        assert search.following() == server
+        search.turn_to(server, 2.0)
+    assert search.has_choice()
+
+
 def test_a_process_does_not_ask_itself() -> None:
     search = LeaderSearch((HERE,), own=THERE.address, named=(THERE,))
     assert search.servers() == [HERE]
