@@ -21,6 +21,7 @@ from lockstep.common.job.metrics import Score
 from lockstep.common.protocol.messages import EpochRecord, Status, WorkerStatus
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.notice import Notice
+from lockstep.ps.coordinator.transitions import RunPhase
 
 #: Epochs that are all shown.
 MOST_EPOCHS = 30
@@ -236,7 +237,7 @@ def place(status: Status) -> str:
 
 def figures(status: Status) -> str:
     """Return the figures of a run as a line, or what it waits for."""
-    if not status.elapsed_s:
+    if not status.elapsed_s or status.phase == RunPhase.AWAITING_WORKERS.value:
         ready = sum(worker.processes for worker in status.workers if worker.state != "preparing")
         return f"{status.phase}: {ready} of {status.min_workers} ready"
     score = Score(status.accuracy, status.r2)

@@ -109,6 +109,8 @@ def test_figures_of_a_run_that_waits_say_for_whom() -> None:
     team = [worker(0, processes=3), worker(1, state="preparing", processes=4)]
     waiting = status(phase="waiting for workers", elapsed_s=0.0, workers=team, min_workers=7)
     assert figures(waiting) == "waiting for workers: 3 of 7 ready"
+    # Resumed, it has no speed and no time left yet.
+    assert figures(status(phase="waiting for workers", workers=[])) == "waiting for workers: 0 of 2 ready"
 
 
 def test_the_live_display() -> None:
