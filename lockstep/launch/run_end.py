@@ -113,8 +113,11 @@ def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
             raise
         if (folder / WEIGHTS).exists():
             print_plainly(console, f"the last good weights are kept in {folder}")
-        steps = CheckpointFolder(folder / CHECKPOINTS).steps()
+        checkpoints = CheckpointFolder(folder / CHECKPOINTS)
         # A run whose loss is not finite would diverge again.
-        if steps and not isinstance(error, DivergedError):
-            print_plainly(console, f"resume after step {steps[-1]} with: {own_command('train', '--resume', folder)}")
+        if (steps := checkpoints.steps()) and not isinstance(error, DivergedError):
+            resumes = f"resume after step {steps[-1]} with: {own_command('train', '--resume', folder)}"
+            # Its folder may have been deleted meanwhile, without the checkpoints that came later.
+            kept = f"the weights after step {steps[-1]} are kept in {checkpoints.file_of(steps[-1])}"
+            print_plainly(console, resumes if has_begun(folder) else kept)
         raise

@@ -34,7 +34,10 @@ def test_what_there_is_to_go_on_with(tmp_path: Path, error: BaseException) -> No
     (tmp_path / WEIGHTS).touch()
     assert said(tmp_path, error) == f"the last good weights are kept in {tmp_path}\n"
     (tmp_path / CHECKPOINTS).mkdir()
-    (tmp_path / CHECKPOINTS / "step-0000000012.safetensors").touch()
+    (tmp_path / CHECKPOINTS / "step-00000012.safetensors").touch()
+    kept = tmp_path / CHECKPOINTS / "step-00000012.safetensors"
+    assert said(tmp_path, error).endswith(f"\nthe weights after step 12 are kept in {kept}\n")
+    (tmp_path / JOB).write_text("[job]\n")
     command = own_command("train", "--resume", tmp_path)
     assert said(tmp_path, error).endswith(f"\nresume after step 12 with: {command}\n")
 
