@@ -120,6 +120,16 @@ def test_a_file_that_is_replaced_has_another_digest(folder: MirroredFolder) -> N
     assert part(folder.source, "receipt.json", before) is None
 
 
+def test_parts_of_a_checkpoint_are_those_of_one_file(folder: MirroredFolder) -> None:
+    name = f"checkpoints/{folder.checkpoint(3).name}"
+    before = digest_of(folder.source, name)
+    assert part(folder.source, name, before) is not None
+    folder.checkpoint(3, seal=sha256(b"after the evaluation"))
+    # It has the same length, and parts of both would be taken for a damaged one.
+    assert part(folder.source, name, before, 8) is None
+    assert part(folder.source, name, digest_of(folder.source, name), 8) is not None
+
+
 def test_digests_of_long_files_are_found_a_little_at_a_time(folder: MirroredFolder) -> None:
     with (folder.here / "data.npz").open("wb") as file:
         file.truncate(3 * MOST_READ)
