@@ -20,7 +20,7 @@ from lockstep.common.job.job import CONV, DENSE, Job, check_batch
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.metrics import Guess
 from lockstep.common.job.objective import Objective
-from lockstep.common.job.optimizer import check_rule, spans_of
+from lockstep.common.job.optimizer import check_rule, policy_of, spans_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode, transform_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.initial import InitialWeights, initial_weights, kept_next_to, micro_batch_to_try
@@ -33,9 +33,8 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.numerics import Numerics, own_numerics
 from lockstep.ps.run.description import describe
 from lockstep.ps.run.info import RunInfo
-from lockstep.ps.run.plan import Plan, plan_of
+from lockstep.ps.run.plan import plan_of
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shard.update_policy import policy_of
 
 
 class RunSetup(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +95,7 @@ def open_run(
     native = native_notices(job.numerics, evidence.engine, kernels_here().obstacle)
     return RunSetup(
         info=info, model=model, data=data, layout=model.layout, source=source, own=code,
-        shard=_shard_of(job, plan, model, initial.vector, code),
+        shard=_shard_of(job, len(data.train), model, initial.vector, code),
         notices=[*initial.notices, *native, *evidence.notices()],
     )  # fmt: skip
 
@@ -186,8 +185,8 @@ def _unused_in_step(job: Job, data: TrainTest, model: Model, objective: Objectiv
     return tuple(unused)
 
 
-def _shard_of(job: Job, plan: Plan, model: Model, weights: Vector, code: OwnCode) -> Shard:
-    policy = policy_of(job, plan, spans_of(job, model.layout), model.momenta(), code)
+def _shard_of(job: Job, samples: int, model: Model, weights: Vector, code: OwnCode) -> Shard:
+    policy = policy_of(job, samples, spans_of(job, model.layout), model.momenta(), code)
     if model.layout.alignment > 1:
         for _, rule in policy.rules:
             check_gaps(rule, job)

@@ -9,16 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lockstep.common.aggregation.slices import slices_for
-from lockstep.common.errors import AddressError, RemoteProtocolError
+from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import Buffer, decode, encode
 from lockstep.common.protocol.messages import ServerMessage
 from lockstep.common.protocol.shard_messages import Hello
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.links import Links, Wait, wait_for_nothing
-from lockstep.common.transport.port import ClientPort, Dial, PeerSlow
-
-#: Seconds for which the last messages may still be sent.
-LINGER_S = 1.0
+from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, PeerSlow
 
 #: Seconds to wait for a server that does not read, before a message to it is given up.
 SEND_TIMEOUT_S = 60.0
@@ -36,8 +33,8 @@ class ServerConnections:
     """The connections to the server that decides, and to the others if a run has several."""
 
     first: ClientPort
-    #: Dials the others, None if there can be none.
-    dial: Dial | None = None
+    #: Dials the others.
+    dial: Dial
     wait: Wait = wait_for_nothing
     #: In the order of their slices.
     _others: list[ClientPort] = field(default_factory=list)
@@ -71,8 +68,6 @@ class ServerConnections:
         self._hello = encode(hello)
         _, *slices = slices_for(size, 1 + len(addresses))
         for address, owned in zip(addresses, slices, strict=True):
-            if self.dial is None:
-                raise AddressError(f"another server at {address!r}: expected a run with one server")
             other = self.dial(address)
             self._others.append(other)
             self._owners.update({frame.start: other for frame in owned.frames()})
@@ -81,7 +76,6 @@ class ServerConnections:
 
     def redial(self, address: str, public: str) -> None:
         """Leave all servers, and dial another one that decides."""
-        assert self.dial is not None  # otherwise no other is known
         self.disconnect()
         self.first.close()
         self.first = self.dial(address, public)

@@ -168,7 +168,7 @@ class Employed:
         )
         state = ShardState(ClientConfig(address="memory://", join=join, silence_s=SILENCE_S))
         upstream, port = self.network.client(), self.visited.server()
-        self.shard = ShardShell(state, port, upstream, self.clock, lambda text: None, wait_for_nothing, dial=self.dial)
+        self.shard = ShardShell(state, port, upstream, self.dial, self.clock, lambda text: None, wait_for_nothing)
         self.shard.begin()
         self.visitor = self.visited.client()
 
@@ -208,7 +208,6 @@ SHARD_WELCOME = ShardWelcome(
     run="r",
     job=WIDE,
     training_samples=20,
-    test_samples=9,
     size=10_403,
     parameter_size=10_403,
 )

@@ -18,13 +18,11 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
-from lockstep.common.job.optimizer import OwnSchedule, spans_of
+from lockstep.common.job.optimizer import OwnSchedule, policy_of, spans_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import DrawKey, Model
 from lockstep.common.runtime.clock import Clock
-from lockstep.ps.run.plan import plan_of
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shard.update_policy import policy_of
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
 
@@ -120,9 +118,8 @@ class TrialSubject(ExaminedData, frozen=True):
         """Make steps with `scale` times the job's rate, or with `rates`, while all is finite and there is time."""
         data = data or self.data
         job = self._job(steps, scale, len(data.train))
-        plan = plan_of(job, len(data.train), len(data.test))
         model = self.fresh()
-        policy = policy_of(job, plan, spans_of(job, model.layout), model.momenta(), self.own)
+        policy = policy_of(job, len(data.train), spans_of(job, model.layout), model.momenta(), self.own)
         if rates:
             policy = replace(policy, schedule=OwnSchedule(1.0, steps, lambda step, _: rates[step], "trial"))
         shard = Shard((self.begin(model), model.layout.new_vector()), policy, job.micro_batches)

@@ -466,10 +466,10 @@ class ShardProcess(NodeProcess):
             ShardState(config_of(run, join)),
             run.network.server(address, process),
             run.network.client(ADDRESS, process),
+            dialler(run, process),
             process,
             say,
             wait_for_nothing,
-            dial=dialler(run, process),
         )
         runner.begin()
         return cls(runner)

@@ -202,7 +202,7 @@ def spoil_update(updates: UpdateMaker, slice_: int, order: Order) -> None:
     written: list[Vector] = [vectors.weights[writes], vectors.served[writes]]
     for vector in written:
         whole.of(vector).fill(np.nan)
-    trained = Slice(whole.start, min(whole.stop, updates.rule.parameter_size))
+    trained = Slice(whole.start, min(whole.stop, updates.policy.parameter_size))
     if len(trained) > 0:
         for slot in vectors.slots[sets].values():
             trained.of(slot).fill(np.nan)

@@ -76,11 +76,11 @@ def shard(
             ShardState(config),
             port,
             upstream,
+            dial_server,
             SystemClock(),
             link.say,
             PortPoller(),
             upstream.diagnosis,
             rejections,
-            dial_server,
         )
         return take_part(shell.run, supervised)

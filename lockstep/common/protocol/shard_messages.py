@@ -119,7 +119,6 @@ class ShardWelcome(Message, frozen=True, kw_only=True):
     run: ShortText
     job: Job
     training_samples: Count
-    test_samples: Count
     #: Values of the whole vector, and how many of them are trained: these come first.
     size: Annotated[int, Meta(ge=1)]
     parameter_size: Annotated[int, Meta(ge=1)]

@@ -16,6 +16,9 @@ Frame = bytes | bytearray | memoryview
 #: Parts that are sent together and arrive together; at least one.
 Frames = Sequence[Frame]
 
+#: Seconds for which the last messages may still be sent when a connection is closed in order.
+LINGER_S = 1.0
+
 
 class PeerGone(LockstepError):  # noqa: N818 -- happens in every run, and is not a mistake
     """There is no longer a connection to this peer; nothing was sent."""

@@ -26,15 +26,10 @@ def own_part(whole: Shard, owned: Slice) -> Shard:
 
 def initial_frames(whole: Shard, owned: Slice) -> Iterator[NamedFrame]:
     """Yield what the shard of a slice is sent when it joins, which may be in the middle of a run."""
-    for frame in owned.frames():
-        yield WEIGHTS, frame, frame.of(whole.weights)
-    if len(whole.policy.momenta):
-        for frame in Slice(0, len(whole.policy.momenta)).frames():
-            yield MOMENTA, frame, frame.of(whole.policy.momenta)
-    if whole.updates:
-        for name, slot in whole.state.items():
-            for frame in trained_frames(owned, whole.policy.parameter_size):
-                yield name, frame, frame.of(slot)
+    yield from held_frames(whole, owned, whole.updates, has_state=whole.updates > 0)
+    momenta = whole.policy.momenta
+    for frame in Slice(0, len(momenta)).frames():
+        yield MOMENTA, frame, frame.of(momenta)
 
 
 def trained_frames(owned: Slice, parameter_size: int) -> list[Slice]:
@@ -43,15 +38,15 @@ def trained_frames(owned: Slice, parameter_size: int) -> list[Slice]:
     return Slice(owned.start, stop).frames() if owned.start < stop else []
 
 
-def held_frames(shard: Shard, updates: int, *, has_state: bool) -> Iterator[NamedFrame]:
-    """Yield what a shard holds after its last update, or the weights after the one before."""
-    owned, weights = shard.owned, shard.slots[updates % 2]
-    for frame in shard.frames:
-        yield WEIGHTS, frame, weights[frame.start - owned.start : frame.stop - owned.start]
+def held_frames(shard: Shard, owned: Slice, updates: int, *, has_state: bool) -> Iterator[NamedFrame]:
+    """Yield what a shard holds of a slice after its last update, or the weights after the one before."""
+    vectors = [(WEIGHTS, shard.slots[updates % 2], owned.frames())]
     if has_state:
-        for name, slot in shard.state.items():
-            for frame in trained_frames(owned, shard.policy.parameter_size):
-                yield name, frame, slot[frame.start - owned.start : frame.stop - owned.start]
+        trained = trained_frames(owned, shard.policy.parameter_size)
+        vectors += [(name, slot, trained) for name, slot in shard.state.items()]
+    for name, vector, frames in vectors:
+        for frame in frames:
+            yield name, frame, vector[frame.start - shard.start : frame.stop - shard.start]
 
 
 def checksum_in(shard: Shard, step: int, size: int) -> int:

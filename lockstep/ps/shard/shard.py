@@ -13,8 +13,8 @@ from lockstep.common.aggregation.quantization import RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Addition, Node, Vector, VectorPool, VectorTree, new_vector
 from lockstep.common.aggregation.update import Pair, Slots, UpdatePass, UpdateStep, UpdateVectors
+from lockstep.common.job.optimizer import UpdatePolicy
 from lockstep.common.optim.clipping import add_blocks, scale_for
-from lockstep.ps.shard.update_policy import UpdatePolicy
 
 #: Weights with the number of updates that led to them.
 WeightsAfter = tuple[Vector, int]

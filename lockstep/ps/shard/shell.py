@@ -12,6 +12,7 @@ from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.slices import Slice, Span, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import Diagnosis, LockstepError, RefusalKind, RemoteProtocolError
+from lockstep.common.job.optimizer import policy_of
 from lockstep.common.job.own_code import NO_CODE, needs_code
 from lockstep.common.model.source import source_from_welcome
 from lockstep.common.numerics.choice import take_numerics
@@ -54,9 +55,8 @@ from lockstep.common.statemachine.loop import MOST_AT_ONCE, EventLoop
 from lockstep.common.statemachine.machine import PeerLeft, Received, soonest
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
-from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
+from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, PeerSlow, ServerPort
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
-from lockstep.ps.run.plan import plan_of
 from lockstep.ps.run.progress import Traffic
 from lockstep.ps.shard import state as machine
 from lockstep.ps.shard.outbox import Outbox
@@ -64,10 +64,6 @@ from lockstep.ps.shard.partition import checksum_in, held_frames
 from lockstep.ps.shard.service import SliceService, WeightsOutbox
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard.state import Acknowledgements, ShardPhase, ShardState
-from lockstep.ps.shard.update_policy import policy_of
-
-#: Seconds for which the last messages may still be sent.
-LINGER_S = 1.0
 
 #: Made once: to join unions takes as long as to decode a message.
 EXPECTED = WorkerToShardMessage | Join
@@ -119,7 +115,6 @@ def storage_of(welcome: ShardWelcome, outbox: WeightsOutbox) -> ShardStorage:
     """Return the storage of a shard, by which it sends workers weights; a `UsageError` if it cannot do the job."""
     job, size = welcome.job, welcome.size
     owned = slices_for(size, welcome.options.servers)[welcome.index]
-    plan = plan_of(job, welcome.training_samples, welcome.test_samples)
     momenta = np.zeros(size - welcome.parameter_size, np.float32)
     own = NO_CODE
     if needs_code(job):
@@ -127,7 +122,7 @@ def storage_of(welcome: ShardWelcome, outbox: WeightsOutbox) -> ShardStorage:
     spans = welcome.spans or (Span(welcome.parameter_size),)
     if spans[-1].stop != welcome.parameter_size:
         raise RemoteProtocolError(f"groups of {spans[-1].stop} values: expected {welcome.parameter_size}")
-    policy = policy_of(job, plan, spans, momenta, own)
+    policy = policy_of(job, welcome.training_samples, spans, momenta, own)
     slots = np.zeros(len(owned), np.float32), np.zeros(len(owned), np.float32)
     return ShardStorage(SliceService(Shard(slots, policy, job.micro_batches, owned.start), outbox), size)
 
@@ -141,14 +136,14 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     port: ServerPort
     #: To the server.
     upstream: ClientPort
+    #: How a standby is reached, which leads the run if the server is gone.
+    dial: Dial
     clock: Clock
     say: Callable[[str], None]
     wait: Wait
     diagnose: Callable[[], Diagnosis | None] | None = None
     #: Connections that were rejected.
     rejections: RejectionLog = field(default_factory=RejectionLog)
-    #: How a standby is reached, which leads the run if the server is gone; None if there can be none.
-    dial: Dial | None = None
     ended: Exit | None = None
     expected = ToShardMessage
     arrays: list[Vector] = field(default_factory=list)
@@ -313,7 +308,8 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
 
     def _send_held(self, storage: ShardStorage, updates: int, *, has_state: bool) -> None:
         """Send the server what it collects of the slice."""
-        for name, part, values in held_frames(storage.shard, updates, has_state=has_state):
+        shard = storage.shard
+        for name, part, values in held_frames(shard, shard.owned, updates, has_state=has_state):
             self.send_to_server(CollectedFrame(name=name, steps=updates, start=part.start), values)
 
     def send_to_server(self, message: Message, *arrays: Vector) -> None:
@@ -324,7 +320,6 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
             return
 
     def redial(self, server: StandbyAddress) -> None:
-        assert self.dial is not None  # otherwise no other server is known
         self.upstream.close()
         self.upstream = self.dial(server.address, server.public)
 

@@ -140,7 +140,7 @@ class GatheredWeights:
 
     def put_held(self, shard: Shard, updates: int, *, has_state: bool) -> None:
         """Write what a shard of this process holds."""
-        for name, part, values in held_frames(shard, updates, has_state=has_state):
+        for name, part, values in held_frames(shard, shard.owned, updates, has_state=has_state):
             self.put(name, part, values)
 
     def is_whole(self) -> bool:

@@ -29,8 +29,6 @@ class InitialSlices:
     info: RunInfo
     #: Its memory may be the one that workers share.
     whole: Shard
-    #: Samples of the dataset, to train and to test.
-    samples: tuple[int, int]
     #: The standbys to which shards go if this server is gone.
     standbys: tuple[StandbyAddress, ...] = ()
     slices: list[Slice] = field(init=False)
@@ -40,13 +38,12 @@ class InitialSlices:
 
     def welcome(self, index: int) -> ShardWelcome:
         """Return the welcome of the shard with one of the slices."""
-        (training, test), options = self.samples, self.info.options
+        options = self.info.options
         return ShardWelcome(
             index=index,
             run=self.info.run,
             job=self.info.job,
-            training_samples=training,
-            test_samples=test,
+            training_samples=self.info.training_samples,
             size=self.whole.weights.size,
             parameter_size=self.whole.policy.parameter_size,
             spans=tuple(self.whole.policy.spans),

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.aggregation.update import Pair, UpdatePass, UpdateRule, UpdateStep, UpdateVectors
-from lockstep.common.job.optimizer import outer_momenta, rule_of, rules_of, schedule_of, spans_of
+from lockstep.common.aggregation.update import Pair, UpdatePass, UpdateStep, UpdateVectors
+from lockstep.common.job.optimizer import UpdatePolicy, policy_of, rule_of, spans_of
 from lockstep.common.optim.clipping import BLOCK, add_blocks, block_squares, scale_for
-from lockstep.common.optim.schedules import Schedule
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.team_memory import (
     BEGAN_S,
@@ -88,22 +87,16 @@ class UpdateMaker:
     marks: UpdateMarks
     vectors: UpdateVectors
     locks: list[FileLock]
-    rule: UpdateRule = field(init=False)
-    schedule: Schedule = field(init=False)
+    policy: UpdatePolicy = field(init=False)
     slices: list[Slice] = field(init=False)
     _passes: dict[Slice, UpdatePass] = field(default_factory=dict)
     #: The order whose factor of clipping is known, and that.
     _scale: tuple[int, float | None] = (0, None)
 
     def __post_init__(self) -> None:
-        compute, job, samples = self.compute, self.compute.job, len(self.compute.batches.data.train)
-        self.rule = UpdateRule(
-            rules=rules_of(job, spans_of(job, compute.layout), compute.batches.own),
-            parameter_size=compute.layout.parameter_size,
-            momenta=outer_momenta(job, compute.model.momenta()),
-            wire_weights=compute.wire_weights,
-        )
-        self.schedule = schedule_of(job, job.total_steps(samples), -(-samples // job.global_batch), compute.batches.own)
+        compute, batches = self.compute, self.compute.batches
+        spans = spans_of(batches.job, compute.layout)
+        self.policy = policy_of(batches.job, len(batches.data.train), spans, compute.model.momenta(), batches.own)
         self.slices = slices_for(compute.layout.size, len(self.locks))
 
     @classmethod
@@ -158,7 +151,7 @@ class UpdateMaker:
         at = UpdateStep(
             step=order.step,
             divisor=divisor,
-            rate=self.schedule.rate(order.step),
+            rate=self.policy.schedule.rate(order.step),
             scale=self._scale_of(order.number, squares),
             reads=reads,
             writes=1 - reads,
@@ -181,7 +174,7 @@ class UpdateMaker:
     def _pass_over(self, whole: Slice) -> UpdatePass:
         """Return what updates a slice, with its pieces as frames."""
         if whole not in self._passes:
-            self._passes[whole] = UpdatePass(self.rule, self.vectors, list(whole.cut_evenly(PIECE)))
+            self._passes[whole] = UpdatePass(self.policy, self.vectors, list(whole.cut_evenly(PIECE)))
         return self._passes[whole]
 
     def weights_before(self, step: int) -> Vector:
@@ -202,7 +195,7 @@ class UpdateMaker:
 
     def _scale_of(self, order: int, squares: "Squares") -> float | None:
         """Return the factor of clipping, None if nothing is clipped."""
-        most = self.compute.job.clip_norm
+        most = self.policy.clip_norm
         if most is None:
             return None
         if self._scale[0] != order:

@@ -24,6 +24,11 @@ from lockstep.worker.team.session import TeamContext
 from tests.lockstep.common.statemachine.clients import PREPARED, WELCOME, config_of
 
 
+def no_dial(address: str, public: str = "") -> ClientPort:
+    """Dial no other server: the run has one."""
+    raise AssertionError(address)
+
+
 def worker_at(
     port: ClientPort,
     state: WorkerState,
@@ -31,7 +36,7 @@ def worker_at(
     load: Loader,
     say: Callable[[str], None],
     *,
-    dial: Dial | None = None,
+    dial: Dial = no_dial,
     **context: Any,
 ) -> WorkerShell:
     """Return a worker with a connection to its server, and what else its team has."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lockstep.common import nn
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.slices import Span
 from lockstep.common.errors import JobError, ModelError
@@ -14,6 +15,7 @@ from lockstep.common.job.optimizer import (
     check_rule,
     hyperparameters,
     outer_momenta,
+    policy_of,
     replica_of,
     replica_schedule,
     rule_of,
@@ -22,6 +24,7 @@ from lockstep.common.job.optimizer import (
     spans_of,
 )
 from lockstep.common.job.own_code import OwnCode
+from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.optim.rules import (
     AVERAGE,
     RULES,
@@ -337,3 +340,11 @@ def test_with_local_steps_groups_are_theirs_and_statistics_are_replaced() -> Non
 
 def test_hyperparameters_are_what_rules_have_in_the_order_of_a_job() -> None:
     assert hyperparameters() == ["momentum", "nesterov", "weight_decay", "beta1", "beta2", "alpha", "eps"]
+
+
+def test_the_policy_knows_where_statistics_begin() -> None:
+    model = AutogradModel(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=0.25)))
+    job = Job(clip_norm=2.0)
+    policy = policy_of(job, 1280, spans_of(job, model.layout), model.momenta())
+    assert (policy.parameter_size, policy.clip_norm) == (21, 2.0)
+    np.testing.assert_array_equal(policy.momenta, np.full(6, 0.25, np.float32))

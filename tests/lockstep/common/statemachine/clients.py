@@ -29,7 +29,6 @@ SHARD_WELCOME = ShardWelcome(
     job=Job(),
     options=RunOptions(servers=2),
     training_samples=64,
-    test_samples=16,
     size=8192,
     parameter_size=8192,
 )

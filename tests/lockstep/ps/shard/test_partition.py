@@ -11,6 +11,7 @@ from lockstep.common.aggregation.checksum import MODULUS, WINDOW, checksum_after
 from lockstep.common.aggregation.quantization import quantization_of
 from lockstep.common.aggregation.slices import FRAME, Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
+from lockstep.common.job.optimizer import UpdatePolicy
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.optim.rules import AdamRule
@@ -25,7 +26,6 @@ from lockstep.ps.shard.partition import (
     trained_frames,
 )
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shard.update_policy import UpdatePolicy
 
 #: More than a frame of trained values, with statistics behind them.
 TRAINED = FRAME + 2 * BLOCK + 5
@@ -95,7 +95,7 @@ def test_a_server_is_sent_the_weights_the_momenta_and_in_the_middle_of_a_run_the
     weights = parts(WEIGHTS, whole.slots[updates], *FRAMES)
     momenta = parts(MOMENTA, whole.policy.momenta, Slice(0, SIZE - TRAINED))
     state = [frame for name in STATE for frame in parts(name, whole.state[name], *TRAINED_FRAMES)]
-    expected = [*weights, *momenta, *(state if updates else [])]
+    expected = [*weights, *(state if updates else []), *momenta]
     assert told(initial_frames(whole, LATER)) == expected
 
 
@@ -124,8 +124,8 @@ def test_a_server_sends_its_weights_after_any_of_the_last_two_updates_and_its_st
     whole, shard = shard_of(Slice(0, SIZE)), shard_of(LATER)
     weights = parts(WEIGHTS, whole.slots[updates % 2], *FRAMES)
     state = [frame for name in STATE for frame in parts(name, whole.state[name], *TRAINED_FRAMES)]
-    assert told(held_frames(shard, updates, has_state=True)) == [*weights, *state]
-    assert told(held_frames(shard, updates, has_state=False)) == weights
+    assert told(held_frames(shard, LATER, updates, has_state=True)) == [*weights, *state]
+    assert told(held_frames(shard, LATER, updates, has_state=False)) == weights
 
 
 @pytest.mark.parametrize("servers", [1, 2, 3, 7])

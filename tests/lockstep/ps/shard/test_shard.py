@@ -10,12 +10,12 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.quantization import EXACT, Quantization, RoundingKey, quantization_of
 from lockstep.common.aggregation.slices import FRAME, Slice, slices_for
 from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.job.optimizer import UpdatePolicy
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.optim.clipping import BLOCK, add_blocks, scale_for, squared_norm
 from lockstep.common.optim.rules import CHUNK, AdamRule, Rule, SGDRule, SlotSets
 from lockstep.common.optim.schedules import Constant, Cosine
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shard.update_policy import UpdatePolicy
 
 #: Trained values, and statistics behind them.
 TRAINED, STATISTICS = 6, 2

@@ -47,7 +47,6 @@ WELCOME = ShardWelcome(
     run="blue",
     job=Job(),
     training_samples=64,
-    test_samples=16,
     size=8192,
     parameter_size=8192,
 )

@@ -67,7 +67,7 @@ class Group:
     members: ShardMembers = field(init=False)
 
     def __post_init__(self) -> None:
-        self.members = ShardMembers(self.info, InitialSlices(SETUP.info, SETUP.shard, (1, 1)).welcome)
+        self.members = ShardMembers(self.info, InitialSlices(SETUP.info, SETUP.shard).welcome)
 
     def handle(self, event: MembersEvent) -> list[MembersEffect]:
         effects = self.members.handle(event, self.now)
@@ -193,7 +193,7 @@ def test_shards_that_come_too_late_hear_of_the_end_unless_the_run_is_continued()
 
 def test_a_run_of_one_server_waits_for_no_shards() -> None:
     info = open_run("run", job_of(), digits(), RunOptions()).info
-    members = ShardMembers(info, InitialSlices(info, SETUP.shard, (1, 1)).welcome)
+    members = ShardMembers(info, InitialSlices(info, SETUP.shard).welcome)
     assert (members.phase, members.deadline()) == (GroupPhase.SERVING, None)
 
 

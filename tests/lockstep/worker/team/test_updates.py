@@ -48,7 +48,7 @@ def test_rates_are_those_of_the_server_also_if_an_epoch_ends_with_a_short_step(v
     nothing = cast(Any, None)
     compute = Compute(job, opening.model, opening.data)
     maker = UpdateMaker(compute, nothing, nothing, nothing, nothing, locks=[nothing])
-    assert [maker.schedule.rate(step) for step in range(12)] == [schedule.rate(step) for step in range(12)]
+    assert [maker.policy.schedule.rate(step) for step in range(12)] == [schedule.rate(step) for step in range(12)]
 
 
 def test_a_rule_and_a_schedule_of_the_users_own_are_used() -> None:
@@ -57,8 +57,8 @@ def test_a_rule_and_a_schedule_of_the_users_own_are_used() -> None:
     job, nothing = job_of(optimizer="mine.py:rule", schedule="mine.py:falling", lr=0.5), cast(Any, None)
     compute = Compute(job, opening.model, opening.data, own=own)
     maker = UpdateMaker(compute, nothing, nothing, nothing, nothing, locks=[nothing])
-    assert maker.rule.rules == ((opening.layout.size, SGDRule(momentum=0.25)),)
-    assert maker.schedule.rate(3) == 0.125
+    assert maker.policy.rules == ((opening.layout.size, SGDRule(momentum=0.25)),)
+    assert maker.policy.schedule.rate(3) == 0.125
 
 
 def test_statistics_of_normalization_are_no_parameters() -> None:
@@ -66,8 +66,8 @@ def test_statistics_of_normalization_are_no_parameters() -> None:
     nothing = cast(Any, None)
     maker = UpdateMaker(Compute(wide(), opening.model, opening.data), nothing, nothing, nothing, nothing, [nothing])
     policy = opening.shard.policy
-    assert maker.rule.parameter_size == policy.parameter_size < opening.layout.size
-    assert maker.rule.momenta.tolist() == policy.momenta.tolist()
+    assert maker.policy.parameter_size == policy.parameter_size < opening.layout.size
+    assert maker.policy.momenta.tolist() == policy.momenta.tolist()
 
 
 @dataclass
