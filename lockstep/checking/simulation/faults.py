@@ -160,7 +160,7 @@ class Faults:
         """Return the process that leads the run in the highest term, None if none leads it."""
         leading = [(one, server) for one in self.launcher.leading() if (server := server_of(one)) is not None]
         terms = [(server.server.coordinator.info.term, one) for one, server in leading]
-        return max(terms, key=lambda led: (led[0].number, led[0].resumed, led[0].server))[1] if terms else None
+        return max(terms, key=lambda led: (led[0].number, led[0].server, led[0].resumed))[1] if terms else None
 
     # Servers and standbys
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from lockstep.checking.simulation.processes import NodeProcess, StandbyProcess, server_of
 from lockstep.checking.simulation.world import VARYING, Process, World
 from lockstep.common.errors import CONTINUED, RESUMED_HERE, FailureKind
@@ -29,9 +31,8 @@ class RunWatch:
     finished: list[Path] = field(default_factory=list)
     #: Why the run was stopped: two workers disagreed, or a process broke the protocol.
     failure: str = ""
-    #: By the run and number of a term, the folder of the server that has led it: a server whose folder was deleted
-    #: may begin another run, and terms of different runs are not compared.
-    leaders: dict[tuple[str, int], str] = field(default_factory=dict)
+    #: By term, however often resumed, the folder of the server that has led the run in it.
+    leaders: dict[Term, str] = field(default_factory=dict)
     #: Process -> the step of the weights, and the term, that it last had.
     _steps: dict[str, int | None] = field(default_factory=dict)
     _terms: dict[str, Term] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class RunWatch:
             # One that has lost a shard resumes from a checkpoint.
             term, folder = server.server.coordinator.info.term, server.run.folder.name
             name = f"{name} in term {term.number}, resumed {term.resumed} times"
-            leader = self.leaders.setdefault((term.run, term.number), folder)
+            leader = self.leaders.setdefault(replace(term, resumed=0), folder)
             assert leader == folder, f"the servers in {leader} and {folder} lead the run in term {term.number}"
             if server.server.inbox.blocklist.broken.count:
                 self.fail(f"{process.name} has refused a peer that broke the protocol")

@@ -21,7 +21,7 @@ from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.run_options import SERVERS_LIMIT, RunOptions
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 23
+PROTOCOL_VERSION = 24
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -116,22 +116,20 @@ class NodeMessage(Message, frozen=True, kw_only=True):
 class Term(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The leadership of one server: a server that takes a run over begins a term above all that it knows of.
 
-    Each server takes the numbers of its own place among all servers of the run, so no two of them take the same. A
-    server that resumes its run stays in its term. So it never outbids a standby that has taken the run over meanwhile.
+    A server that resumes its run stays in its term: it never outbids a standby that has taken the run over meanwhile.
     """
 
     #: Drawn when the run begins: terms of other runs are not compared. Empty if none is known.
     run: ShortText = ""
     number: Count = 0
-    #: How often its server has resumed the run in this term.
-    resumed: Count = 0
-    #: Drawn by each server process. It decides between two standbys that got their places from different servers, which
-    #: led the run at the same time.
+    #: Drawn by the server that begins the term. It decides between two that took the run over at the same time.
     server: ShortText = ""
+    #: How often that server has resumed the run in this term.
+    resumed: Count = 0
 
     def is_above(self, other: "Term") -> bool:
         """Tell whether both are terms of one run, and this one is the higher."""
-        mine, theirs = (self.number, self.resumed, self.server), (other.number, other.resumed, other.server)
+        mine, theirs = (self.number, self.server, self.resumed), (other.number, other.server, other.resumed)
         return self.run == other.run and mine > theirs
 
 
@@ -563,25 +561,25 @@ class Status(Message, frozen=True, kw_only=True):
     """The status of the run."""
 
     run: ShortText
-    model: ShortText
+    model: ShortText = ""
     phase: ShortText
-    epoch: Count
-    epochs: Count
+    epoch: Count = 0
+    epochs: Count = 0
     step: Count
     steps: Count
     #: Means over the epoch so far.
-    loss: float
+    loss: float = 0.0
     accuracy: float | None = None
     r2: float | None = None
-    images_per_s: float
-    elapsed_s: float
-    eta_s: float
-    min_workers: Count
-    workers: Annotated[list[WorkerStatus], Meta(max_length=4096)]
+    images_per_s: float = 0.0
+    elapsed_s: float = 0.0
+    eta_s: float = 0.0
+    min_workers: Count = 0
+    workers: Annotated[list[WorkerStatus], Meta(max_length=4096)] = []
     #: The last epochs, at most `HISTORY_LIMIT`.
-    history: Annotated[list[EpochRecord], Meta(max_length=HISTORY_LIMIT)]
+    history: Annotated[list[EpochRecord], Meta(max_length=HISTORY_LIMIT)] = []
     #: Why the run failed; empty where it did not.
-    failure: Text
+    failure: Text = ""
     #: Connections that were rejected, and peers that were accepted and broke the protocol.
     refused: Count = 0
     broken: Count = 0

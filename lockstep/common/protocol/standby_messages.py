@@ -94,8 +94,6 @@ class RunFiles(Message, frozen=True, kw_only=True):
     #: The ranks of those that computed the last step: more than half of them decide that the server is gone.
     electors: Ranks
     standbys: Standbys
-    #: The place of this standby among all servers of the run, which decides the numbers of its terms.
-    place: Count
     options: RunOptions
     #: Whether the run goes on, or has ended; or goes on at the standby of that address as soon as it has all of this.
     state: Literal["running", "over", "handed over"] = "running"

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from lockstep.common.errors import LockstepError, RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Message, StandbyAddress, Term
-from lockstep.common.protocol.standby_messages import LeaderNotice, ToStandbyMessage
+from lockstep.common.protocol.messages import StandbyAddress, Term
+from lockstep.common.protocol.standby_messages import LeaderNotice, LeaderRequest, ToStandbyMessage
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.port import ClientPort, Dial, PeerSlow
@@ -24,15 +24,15 @@ class LeaderInquiry:
     dial: Dial
     ports: dict[StandbyAddress, ClientPort] = field(default_factory=dict)
 
-    def ask(self, servers: Sequence[StandbyAddress], *messages: Message) -> None:
-        """Send servers messages, of which one is a `LeaderRequest`; close the connections to all others."""
+    def ask(self, servers: Sequence[StandbyAddress], *notices: LeaderNotice) -> None:
+        """Ask servers which one leads the run, and send them notices; close the connections to all others."""
         for server in [one for one in self.ports if one not in servers]:
             self.ports.pop(server).close()
         for server in servers:
             with suppress(LockstepError):
                 if server not in self.ports:
                     self.ports[server] = self.dial(server.address, server.public)
-                for message in messages:
+                for message in (LeaderRequest(), *notices):
                     with suppress(PeerSlow):  # it may be stopped, and is asked again
                         self.ports[server].send(encode(message))
 
@@ -45,12 +45,12 @@ class LeaderInquiry:
         return None
 
     def find(
-        self, request: Message, clock: Clock, is_wanted: Callable[[LeaderNotice], bool]
+        self, clock: Clock, is_wanted: Callable[[LeaderNotice], bool]
     ) -> tuple[StandbyAddress, LeaderNotice] | None:
         """Ask all servers; return the first answer that is wanted, and its sender, or None if none comes in time."""
         search, until = self.search, clock.now() + INQUIRY_S
         try:
-            self.ask(search.servers(), request)
+            self.ask(search.servers())
             while (awaited := set(search.unanswered()) & set(self.ports)) and (left := until - clock.now()) > 0.0:
                 self.hear(min(LOOK_S, left / len(awaited)))
                 for server in self.ports:

@@ -14,7 +14,6 @@ from lockstep.common.protocol.messages import (
     Result,
     SamplesRequest,
     ShardStatus,
-    StandbyAddress,
     SumsFrame,
 )
 from lockstep.common.statemachine.machine import Interrupted as Interrupted
@@ -28,12 +27,6 @@ class ServersReady(Struct, frozen=True, kw_only=True):
 
     #: Their addresses for workers and their hosts, in the order of their slices.
     shards: tuple[ShardStatus, ...]
-
-
-class StandbysKnown(Struct, frozen=True, kw_only=True):
-    """These are the standbys of the run from now on."""
-
-    standbys: tuple[StandbyAddress, ...]
 
 
 class ServersAvailable(Struct, frozen=True, kw_only=True):
@@ -71,24 +64,15 @@ class PartFailed(Struct, frozen=True, kw_only=True):
     kind: FailureKind
 
 
-class RoomChanged(Struct, frozen=True, kw_only=True):
-    """The disk has no room for the run's records, or has some again."""
-
-    #: A text that names the lack, empty if there is room.
-    missing: str
-
-
 Event = (
     Received
     | PeerLeft
     | ServersReady
-    | StandbysKnown
     | ServersAvailable
     | DrainRequested
     | SumsAcknowledged
     | StepUpdated
     | PartFailed
-    | RoomChanged
     | TimePassed
     | Interrupted
 )

@@ -14,7 +14,6 @@ from lockstep.common.protocol.messages import (
     Ready,
     Result,
     SamplesRequest,
-    StatusRequest,
     SumsFrame,
     Work,
 )
@@ -103,16 +102,13 @@ TRANSITIONS = table_of(
         # After the end a worker that pings is told so.
         Ping: stays(*RunPhase) | _ANY_TIME,
         CallbackDecision: {P.PAUSED: {P.PAUSED, P.TRAINING, P.FINISHED, P.FAILED}},
-        StatusRequest: stays(*RunPhase) | _MULTI_STEP,
         events.ServersReady: {P.AWAITING_SERVERS: {P.AWAITING_WORKERS}},
         events.SumsAcknowledged: {P.TRAINING: {P.TRAINING, P.AUDITING, P.UPDATING, P.FAILED}, P.AUDITING: {P.AUDITING}},
         events.StepUpdated: {P.UPDATING: {P.TRAINING, P.EVALUATING, P.MULTI_STEP, P.FINISHED, P.FAILED}},
-        events.StandbysKnown: stays(*OPEN) | _ANY_TIME,
         # At once if no lease is held.
         events.ServersAvailable: stays(*OPEN) | _ANY_TIME,
         events.DrainRequested: {phase: {phase, P.FAILED} for phase in OPEN} | _MULTI_STEP,
         events.PartFailed: leads({P.FAILED}, *OPEN),
-        events.RoomChanged: stays(*OPEN) | _ANY_TIME,
         events.TimePassed: stays(*OPEN) | _ANY_TIME,
         events.Interrupted: leads({P.FAILED}, *OPEN),
     },

@@ -99,8 +99,8 @@ class Rivals:
         """Return when `on_time` has something to do."""
         return min(self.due, self.answers_due) if self.inquiry.search.unsettled() else None
 
-    def on_time(self, now: float, *notices: Message) -> Term | None:
-        """Read answers, and send notices if they are due; return a higher term that an answer names."""
+    def on_time(self, now: float, notice: LeaderNotice) -> Term | None:
+        """Read answers, and send a notice if that is due; return a higher term that an answer names."""
         search = self.inquiry.search
         if not search.unsettled() or now < min(self.due, self.answers_due):
             return None
@@ -108,10 +108,10 @@ class Rivals:
         above = self.inquiry.hear()
         if above is None and now >= self.due:
             self.due, self.answers_due = now + NOTICE_S, now + ANSWER_S
-            self.inquiry.ask(search.unsettled(), *notices)
+            self.inquiry.ask(search.unsettled(), notice)
         return above
 
-    def holds(self, now: float, absent_s: float, standbys: Sequence[StandbyAddress], request: Message) -> bool:
+    def holds(self, now: float, absent_s: float, standbys: Sequence[StandbyAddress]) -> bool:
         """Tell whether it is not known now which server leads, after so many seconds in which this one did not look."""
         search, looked = self.inquiry.search, self.looked
         self.looked = now
@@ -124,7 +124,7 @@ class Rivals:
         for standby in standbys:
             search.notices.pop(standby.address, None)
         self.held_until = now + HOLD_S
-        self.inquiry.ask(search.unsettled(), request)
+        self.inquiry.ask(search.unsettled())
         return True
 
 
@@ -296,9 +296,8 @@ class Succession:
         if is_new is None:
             reason = f"{len(self.registry.members)} standbys mirror this run: expected no more"
             return self._send(peer, Refused(reason=reason, kind=RefusalKind.FULL))
-        self.history = self.history.with_place(request.address)
         happened = self._on_change(f"standby {request.address} mirrors the run") if is_new else []
-        return [*happened, *self._send(peer, self._files(request.address))]
+        return [*happened, *self._send(peer, self._files())]
 
     def _refusal(self, peer: bytes, request: MirrorRequest) -> Refused | None:
         """Return why a standby is refused, None if it is not."""
@@ -316,7 +315,7 @@ class Succession:
             return Refused(reason=reason, kind=RefusalKind.NOT_ALLOWED)
         return None
 
-    def _files(self, standby: str) -> RunFiles:
+    def _files(self) -> RunFiles:
         info, progress = self.coordinator.info, self.coordinator.progress
         state = "running" if self.finish is None else "over"
         if self.finish is not None and self.finish.kind is FailureKind.HANDED_OVER:
@@ -336,7 +335,6 @@ class Succession:
             electors=self.coordinator.membership.electors(info.machine),
             # Those that are gone too, since each of them may lead the run by now: then the others find it there.
             standbys=tuple(self.history.standbys),
-            place=self.history.places[standby],
             options=info.options,
             state=state,  # type: ignore[arg-type]  # one of the three
             successor="" if self.successor is None else self.successor.address,
@@ -349,7 +347,7 @@ class Succession:
         member.heard = self.clock.now()
         found = self.source.part(asked)
         if found is None:
-            return self._send(peer, self._files(member.request.address))
+            return self._send(peer, self._files())
         part, data = found
         return deliver(self.port, peer, encode(part, [data]))
 
@@ -365,8 +363,9 @@ class Succession:
             write_terms(self.source.folder, self.history)
         except OSError as error:
             self.say(warning(f"cannot write to {str(self.source.folder)!r}: {error.strerror}: the run continues"))
-        self.group.initial.standbys = standbys
-        return [events.StandbysKnown(standbys=standbys), *self.group.send_all(StandbysChanged(standbys=standbys))]
+        changed, workers = StandbysChanged(standbys=standbys), self.coordinator.membership.members
+        self.group.initial.standbys = self.coordinator.admission.standbys = standbys
+        return [*self.group.send_all(changed), *(event for peer in workers for event in self._send(peer, changed))]
 
     def has(self, peer: bytes) -> bool:
         """Tell whether a standby is behind a connection."""
@@ -463,7 +462,7 @@ class Succession:
         """Handle the passing of time."""
         gone = self.registry.expire(now)
         happened = [event for member in gone for event in self._on_gone(member, "it has been silent for too long")]
-        above = self.rivals.on_time(now, LeaderRequest(), self._notice())
+        above = self.rivals.on_time(now, self._notice())
         answers = self.rivals.inquiry.search.notices.values()
         terms = [each.term for each in answers if self._gives_way(each)] if above is None else [above]
         happened = [*happened, *map(self._superseded, terms[:1])]
@@ -488,7 +487,7 @@ class Succession:
             self.registry.alone_since = now
         absent_s = max(ABSENT_S, self.coordinator.info.options.takeover_seconds / 2)
         standbys = () if self.finish is not None else self.registry.addresses()
-        return self.rivals.holds(now, absent_s, standbys, LeaderRequest())
+        return self.rivals.holds(now, absent_s, standbys)
 
     def ask(self) -> Sequence[events.Event]:
         """Wait a little for an answer of the standbys; without one in time, this server continues."""

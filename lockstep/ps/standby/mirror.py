@@ -93,13 +93,6 @@ class Mirror:
         terms = read_terms(self.folder).terms
         return bool(terms) and (terms[-1].number, terms[-1].address) == (term.number, standby.address)
 
-    def led(self, offer: RunFiles | None) -> RunFiles | None:
-        """Return the last offer of the run that is here, in place of one of another run, of which not all is here.
-
-        In that, the standby may have another place.
-        """
-        return offer if offer is not None and offer.term.run == self.term.run else self.held
-
     @property
     def step(self) -> int:
         """The step of the checkpoint that is here, 0 without a checkpoint."""

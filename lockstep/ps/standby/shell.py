@@ -34,7 +34,7 @@ from lockstep.common.statemachine.machine import (
 from lockstep.common.transport.auth.keys import is_standbys
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
-from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
+from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, PeerSlow, ServerPort
 from lockstep.ps.records.run_folder import RESULT
 from lockstep.ps.standby.state import (
     FOLLOWS,
@@ -44,9 +44,6 @@ from lockstep.ps.standby.state import (
     StandbyState,
     TakeOver,
 )
-
-#: Seconds for which the last messages may still be sent to a server that is left.
-LINGER_S = 1.0
 
 
 @dataclass

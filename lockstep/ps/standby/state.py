@@ -61,7 +61,6 @@ from lockstep.common.statemachine.machine import (
     table_of,
 )
 from lockstep.ps.standby.mirror import Mirror
-from lockstep.ps.standby.terms import next_number
 
 #: Seconds between two questions what there is to mirror, and until one that has no answer is asked again.
 POLL_S, RETRY_S = 0.5, 2.0
@@ -182,7 +181,7 @@ class Claims:
         claims = [join for join, at in self.by_peer.values() if now < at + CLAIM_S]
         term, electors = (NO_TERM, set[int]()) if offer is None else (offer.term, set(offer.electors))
         known = {join.last_rank for join in claims if join.term == term}
-        later = {(join.term.number, join.last_rank) for join in claims if join.term.is_above(term)}
+        later = {(join.term.number, join.term.server, join.last_rank) for join in claims if join.term.is_above(term)}
         return len(known & electors) + len(later)
 
     def text(self, offer: RunFiles | None, now: float) -> str:
@@ -227,26 +226,9 @@ class MirrorReports:
 
 def status_of(offer: RunFiles | None, step: int, server: str, leader: StandbyAddress | None) -> Status:
     """Return the status of a standby of a server, whose mirror has that step; `leader` as of `NotLeading`."""
-    return Status(
-        run="" if offer is None else offer.run,
-        model="",
-        phase=f"standby of {server}",
-        epoch=0,
-        epochs=0,
-        step=step,
-        steps=0 if offer is None else offer.steps,
-        loss=0.0,
-        images_per_s=0.0,
-        elapsed_s=0.0,
-        eta_s=0.0,
-        min_workers=0,
-        workers=[],
-        history=[],
-        failure="",
-        term=NO_TERM.number if offer is None else offer.term.number,
-        is_standby=True,
-        leader=leader,
-    )
+    run, steps, term = ("", 0, NO_TERM) if offer is None else (offer.run, offer.steps, offer.term)
+    phase = f"standby of {server}"
+    return Status(run=run, phase=phase, step=step, steps=steps, term=term.number, is_standby=True, leader=leader)
 
 
 @dataclass
@@ -526,10 +508,10 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
 
     def _take_over(self, reason: str) -> list[StandbyEffect]:
         self.phase = StandbyPhase.TAKING_OVER
-        led = self.mirror.led(self.offer)
-        place, seen = (0, 0) if led is None else (led.place, led.term.number)
+        # Its offer may be of another run, of which not all is here.
+        seen = max(self.mirror.term.number, self.term.number, self.claims.highest())
         text = f"takes over, from step {self.mirror.step}: {reason}"
-        return [Report(text=text), TakeOver(number=next_number(place, max(seen, self.claims.highest())), reason=reason)]
+        return [Report(text=text), TakeOver(number=seen + 1, reason=reason)]
 
     # Time passes
 

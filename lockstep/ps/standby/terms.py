@@ -15,15 +15,12 @@ TERMS = "terms.json"
 #: Terms that are remembered.
 MOST_TERMS = 1000
 
-#: Places of servers of a run, and how many each of them may give to new standbys while it leads.
-PLACES, SHARE = 8000, 20
-
 
 class LedTerm(msgspec.Struct, frozen=True, kw_only=True):
     """The beginning of a term."""
 
     number: int
-    #: The name of the server that led the run in it.
+    #: Drawn by the server that began it.
     server: str
     #: How often that server has resumed the run in this term.
     resumed: int = 0
@@ -42,8 +39,6 @@ class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
     terms: list[LedTerm] = []
     #: The standbys of the last of them, but those that have left in order: one of these may lead the run by now.
     standbys: list[StandbyAddress] = []
-    #: By address, the place of each server of the run, from 1 on.
-    places: dict[str, int] = {}
 
     @property
     def last(self) -> Term:
@@ -55,31 +50,19 @@ class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
 
     def begin(self, server: str, *, number: int | None, step: int, address: str = "") -> "TermHistory":
         """Return the history with the term of that number; None: the first, or the last one again."""
-        if number is None and self.terms and address in self.places and self.terms[-1].address != address:
+        last, is_standby = self.last, address in {one.address for one in self.standbys}
+        if number is None and is_standby and self.terms and self.terms[-1].address != address:
             # A standby that was killed after it took over, and before it wrote down its term.
-            number = next_number(self.places[address], self.last.number)
-        resumed = self.last.resumed + 1 if number is None and self.terms else 0
+            number = last.number + 1
+        is_resumed = number is None and bool(self.terms)
         term = LedTerm(
-            number=number or max(1, self.last.number), resumed=resumed, server=server, step=step, address=address
+            number=number or max(1, last.number),
+            server=last.server if is_resumed else server,
+            resumed=last.resumed + 1 if is_resumed else 0,
+            step=step,
+            address=address,
         )
-        terms = [*self.terms, term][-MOST_TERMS:]
-        history = msgspec.structs.replace(self, run=self.run or server, terms=terms)
-        return history if self.terms else history.with_place(address)
-
-    def with_place(self, address: str) -> "TermHistory":
-        """Return the history with a place for the server at an address; it keeps the one that it has.
-
-        Each leader gives places that no other server gives: so two that lead at the same time, as one that was cut off
-        and its successor, do not give one place to two standbys. A leader that has none left gives the lowest that it
-        does not know to be taken.
-        """
-        if address in self.places:
-            return self
-        own = self.places.get(self.terms[-1].address, 1) if self.terms else 1
-        first = SHARE * own if own > 1 else 1
-        taken, mine = set(self.places.values()), range(first, min(SHARE * (own + 1), PLACES))
-        place = next(one for one in (*mine, *range(1, PLACES)) if one not in taken)
-        return msgspec.structs.replace(self, places={**self.places, address: place})
+        return msgspec.structs.replace(self, run=self.run or server, terms=[*self.terms, term][-MOST_TERMS:])
 
     def earlier_leader(self, address: str) -> StandbyAddress | None:
         """Return where the last server was that led the run and is not at `address`; None in a run without standbys."""
@@ -95,11 +78,6 @@ class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
         known = [*named, *self.standbys, *([] if before is None else [before])]
         # Of two with one address, the one whose key is known.
         return tuple(one for one in {each.address: each for each in known}.values() if one.address != own)
-
-
-def next_number(place: int, seen: int) -> int:
-    """Return the lowest number of a term above one that was seen, among those of a place."""
-    return seen + 1 + (place - seen - 1) % PLACES
 
 
 def read_terms(folder: Path) -> TermHistory:

@@ -256,9 +256,6 @@ def final_status(result: RunResult) -> Status:
         r2=history[-1].r2,
         images_per_s=result.images_per_s,
         elapsed_s=history[-1].wall_s,
-        eta_s=0.0,
         min_workers=result.workers,
-        workers=[],
         history=history,
-        failure="",
     )

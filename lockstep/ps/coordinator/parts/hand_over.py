@@ -1,8 +1,6 @@
 """The orderly end of a part of a run, which a standby continues, or this server with other servers. Pure."""
 
 from lockstep.common.errors import FailureKind
-from lockstep.common.protocol.messages import StandbysChanged
-from lockstep.common.statemachine.machine import Send
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect, Finish
@@ -10,7 +8,7 @@ from lockstep.ps.coordinator.transitions import UNDER_WAY, RunPhase
 
 
 class HandOver:
-    """Lets workers know the standbys, and ends this part of the run after a step, so that another one continues it."""
+    """Ends this part of the run after a step, so that another one continues it."""
 
     def __init__(self, core: Coordinator) -> None:
         self._core = core
@@ -19,16 +17,10 @@ class HandOver:
         #: The first step whose update came after that was asked for: with it, the slices of all servers are gathered.
         self.drained_at = 0
         hooks = core.hooks
-        hooks.events[events.StandbysKnown] = self._on_standbys
         hooks.events[events.DrainRequested] = self._on_drain
         hooks.ends.append(lambda: self.drained is not None)
         hooks.holds.append(self._holds)
         hooks.after.append(self._end)
-
-    def _on_standbys(self, event: events.StandbysKnown, now: float) -> list[Effect]:
-        self._core.admission.standbys = event.standbys
-        changed = StandbysChanged(standbys=event.standbys)
-        return [Send(peer=peer, message=changed) for peer in self._core.membership.members]
 
     def _on_drain(self, event: events.DrainRequested, now: float) -> list[Effect]:
         if self.drained is not None and event.kind is not FailureKind.HANDED_OVER:

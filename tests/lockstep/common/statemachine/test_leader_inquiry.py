@@ -30,7 +30,7 @@ def find(clock: ManualClock, *ports: AnsweringPort) -> tuple[str, int] | None:
 
     given = tuple(StandbyAddress(address=name) for name in (*by_name, "nowhere"))
     inquiry = LeaderInquiry(LeaderSearch(given, term=TERM), dial)
-    found = inquiry.find(LeaderRequest(), clock, lambda answer: answer.term.is_above(TERM))
+    found = inquiry.find(clock, lambda answer: answer.term.is_above(TERM))
     for port in ports:
         assert (port.sent, port.is_closed) == ([LeaderRequest()], True)
     return None if found is None else (found[0].address, found[1].term.number)
@@ -64,7 +64,7 @@ MANY = tuple(StandbyAddress(address=f"memory://{number}") for number in range(16
 def test_of_many_servers_the_first_that_was_given_is_found() -> None:
     clock = ManualClock(7.0)
     inquiry = LeaderInquiry(LeaderSearch(MANY), lambda address, public="": AnsweringPort([notice(3)], clock))
-    found = inquiry.find(LeaderRequest(), clock, lambda answer: answer.term == TERM)
+    found = inquiry.find(clock, lambda answer: answer.term == TERM)
     assert found == (MANY[0], notice(3))
 
 
@@ -80,7 +80,7 @@ def test_connections_are_closed_in_the_order_in_which_they_were_opened() -> None
     for server in MANY:
         network.server(server.address)
     inquiry = LeaderInquiry(LeaderSearch(MANY), lambda address, public="": network.client(address))
-    inquiry.ask(MANY, LeaderRequest())
+    inquiry.ask(MANY)
     lines.clear()
     inquiry.close()
     assert lines == [f"loses its connection to {server.address}" for server in MANY]

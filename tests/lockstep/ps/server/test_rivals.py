@@ -31,49 +31,49 @@ def test_the_server_before_is_told_until_it_knows_the_term() -> None:
     old = AnsweringPort([])
     rivals = rivals_of(old=old)
     for turn, answer in enumerate((None, LOWER, TERM)):
-        assert rivals.on_time(turn * NOTICE_S, REQUEST, NOTICE) is None
+        assert rivals.on_time(turn * NOTICE_S, NOTICE) is None
         assert old.sent == [REQUEST, NOTICE]
         old.sent.clear()
         # Not again before it has had time to answer.
-        assert rivals.on_time((turn + 0.9) * NOTICE_S, REQUEST, NOTICE) is None
+        assert rivals.on_time((turn + 0.9) * NOTICE_S, NOTICE) is None
         assert old.sent == []
         old.answers = [] if answer is None else [LeaderNotice(term=answer, address="")]
-    assert rivals.on_time(3 * NOTICE_S, REQUEST, NOTICE) is None
+    assert rivals.on_time(3 * NOTICE_S, NOTICE) is None
     assert (old.sent, old.is_closed, rivals.deadline()) == ([], True, None)
 
 
 def test_a_higher_term_is_known_as_soon_as_the_answer_is_there() -> None:
     old = AnsweringPort([])
     rivals = rivals_of(old=old)
-    assert rivals.on_time(10.0, REQUEST, NOTICE) is None
+    assert rivals.on_time(10.0, NOTICE) is None
     old.answers = [LeaderNotice(term=HIGHER, address=OLD.address)]
-    assert rivals.on_time(10.0 + 0.9 * ANSWER_S, REQUEST, NOTICE) is None
-    assert rivals.on_time(10.0 + ANSWER_S, REQUEST, NOTICE) == HIGHER
+    assert rivals.on_time(10.0 + 0.9 * ANSWER_S, NOTICE) is None
+    assert rivals.on_time(10.0 + ANSWER_S, NOTICE) == HIGHER
 
 
 def test_a_server_that_a_standby_follows_is_told_too() -> None:
     old, standby = AnsweringPort([LeaderNotice(term=LOWER, address=STANDBY.address)]), AnsweringPort([])
     rivals = rivals_of(old=old, standby=standby)
     for now in (0.0, ANSWER_S, NOTICE_S):
-        assert rivals.on_time(now, REQUEST, NOTICE) is None
+        assert rivals.on_time(now, NOTICE) is None
     assert standby.sent == [REQUEST, NOTICE]
 
 
 def test_a_server_that_was_stopped_for_a_while_does_nothing_until_its_standbys_have_answered() -> None:
     standby = AnsweringPort([])
     rivals = rivals_of(standby=standby)
-    assert [rivals.holds(now, 1.0, [STANDBY], REQUEST) for now in (0.0, 0.9, 1.8)] == [False] * 3
-    assert rivals.holds(3.0, 1.0, [STANDBY], REQUEST)
+    assert [rivals.holds(now, 1.0, [STANDBY]) for now in (0.0, 0.9, 1.8)] == [False] * 3
+    assert rivals.holds(3.0, 1.0, [STANDBY])
     assert standby.sent == [REQUEST]
-    assert rivals.holds(3.1, 1.0, [STANDBY], REQUEST)
+    assert rivals.holds(3.1, 1.0, [STANDBY])
     standby.answers = [LeaderNotice(term=TERM, address=OWN)]
     assert rivals.inquiry.hear() is None
-    assert not rivals.holds(3.2, 1.0, [STANDBY], REQUEST)
+    assert not rivals.holds(3.2, 1.0, [STANDBY])
     # A standby that is gone is not waited for longer.
-    assert rivals.holds(9.0, 1.0, [STANDBY], REQUEST)
-    assert not rivals.holds(9.0 + HOLD_S, 1.0, [STANDBY], REQUEST)
+    assert rivals.holds(9.0, 1.0, [STANDBY])
+    assert not rivals.holds(9.0 + HOLD_S, 1.0, [STANDBY])
     # Without standbys, no other server can lead the run.
-    assert not rivals.holds(20.0, 1.0, [], REQUEST)
+    assert not rivals.holds(20.0, 1.0, [])
 
 
 @pytest.mark.parametrize(

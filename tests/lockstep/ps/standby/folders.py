@@ -81,7 +81,6 @@ class MirroredFolder:
             files=[*files],
             electors=[0],
             standbys=(),
-            place=5,
             options=RunOptions(),
         )
 

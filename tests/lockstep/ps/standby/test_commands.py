@@ -47,7 +47,6 @@ HELD = RunFiles(
     files=[],
     electors=[0],
     standbys=(),
-    place=5,
     options=RunOptions(),
 )
 

@@ -62,7 +62,6 @@ def offer(*files: RunFile, standbys: tuple[StandbyAddress, ...] = ()) -> RunFile
         files=[*files],
         electors=[0],
         standbys=standbys,
-        place=5,
         options=RunOptions(),
     )
 

@@ -67,7 +67,7 @@ from lockstep.ps.standby.state import (
     StandbyState,
     TakeOver,
 )
-from lockstep.ps.standby.terms import PLACES, LedTerm, TermHistory, write_terms
+from lockstep.ps.standby.terms import LedTerm, TermHistory, write_terms
 
 SERVER, OTHER = (StandbyAddress(address=f"tcp://h:{port}") for port in (1, 3))
 OWN = StandbyAddress(address="tcp://h:2", public="key")
@@ -87,7 +87,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files(*electors: int, term: Term = TERM, **more: object) -> RunFiles:
-    values = {"checkpoint": 0, "state": "running", "successor": "", "files": [], "standbys": (), "place": 5, "step": 3}
+    values = {"checkpoint": 0, "state": "running", "successor": "", "files": [], "standbys": (), "step": 3}
     values |= {"steps": 9, "options": RunOptions(), **more}
     return RunFiles(term=term, run="r", electors=[*electors], **values)  # type: ignore[arg-type]
 
@@ -218,7 +218,7 @@ def test_what_was_said_long_ago_does_not_count() -> None:
 
 def test_workers_of_a_later_term_decide_too_and_the_new_term_is_above_theirs() -> None:
     (takeover,) = takeovers(claims(standby(0, 1, 2), 10.0, join(0, NEXT), join(1, NEXT)))
-    assert takeover.number == 5 + PLACES
+    assert takeover.number == 6
 
 
 def test_a_run_of_which_nothing_was_computed_goes_on_if_the_standby_misses_the_server_too() -> None:
@@ -353,11 +353,11 @@ def test_a_server_with_another_run_is_not_followed() -> None:
 def test_a_run_of_which_not_all_is_here_says_nothing_about_the_term_of_the_one_that_is() -> None:
     other = Term(run="other", number=1, server="z")
     state = standby(0)
-    state.handle(files(files=[FILE], term=other, place=2), 1.0)
+    state.handle(files(files=[FILE], term=other), 1.0)
     assert takeovers(state.handle(Received(peer=b"x", message=Promote()), 2.0))[0].number == 5
     # Once all of it is here, it is led.
     state = standby(0)
-    state.handle(files(files=[FILE], term=other, place=2), 1.0)
+    state.handle(files(files=[FILE], term=other), 1.0)
     comes(state, 1.5)
     assert takeovers(state.handle(Received(peer=b"x", message=Promote()), 2.0))[0].number == 2
 
@@ -569,26 +569,7 @@ ANSWERS = [
     (Ping(), Eviction(reason=FOLLOWS)),
     (
         StatusRequest(),
-        Status(
-            run="r",
-            model="",
-            phase="standby of tcp://h:1",
-            epoch=0,
-            epochs=0,
-            step=3,
-            steps=9,
-            loss=0.0,
-            images_per_s=0.0,
-            elapsed_s=0.0,
-            eta_s=0.0,
-            min_workers=0,
-            workers=[],
-            history=[],
-            failure="",
-            term=4,
-            is_standby=True,
-            leader=SERVER,
-        ),
+        Status(run="r", phase="standby of tcp://h:1", step=3, steps=9, term=4, is_standby=True, leader=SERVER),
     ),
     (MESSAGES[1], NotLeading(state="following", reason="it is a standby, and hears tcp://h:1", leader=SERVER)),
     (MESSAGES[2], NotLeading(state="following", reason="it is a standby, and hears tcp://h:1", leader=SERVER)),

@@ -3,21 +3,18 @@
 import errno
 import os
 import re
-from itertools import permutations, product
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from lockstep.common.errors import FileFormatError
-from lockstep.common.protocol.messages import NO_TERM, STANDBYS_LIMIT, StandbyAddress, Term
+from lockstep.common.protocol.messages import NO_TERM, StandbyAddress, Term
 from lockstep.ps.standby.terms import (
     MOST_TERMS,
-    PLACES,
-    SHARE,
     TERMS,
     LedTerm,
     TermHistory,
-    next_number,
     read_terms,
     write_terms,
 )
@@ -25,15 +22,15 @@ from lockstep.ps.standby.terms import (
 
 def test_of_two_terms_of_a_run_one_is_the_higher_and_those_of_other_runs_are_not_compared() -> None:
     terms = [
-        Term(run="r", number=number, resumed=resumed, server=server)
+        Term(run="r", number=number, server=server, resumed=resumed)
         for number in (1, 2)
-        for resumed in (0, 1)
         for server in ("a", "b")
+        for resumed in (0, 1)
     ]
     for one, other in permutations(terms, 2):
-        assert one.is_above(other) is not other.is_above(one)
+        assert one.is_above(other) is (terms.index(one) > terms.index(other))
     # However often a server resumes its run, it does not outbid one that has taken it over.
-    assert terms[-1].is_above(Term(run="r", number=1, resumed=9, server="z"))
+    assert terms[-1].is_above(Term(run="r", number=2, server="a", resumed=9))
     assert not terms[0].is_above(terms[0])
     assert not Term(run="other", number=9, server="z").is_above(terms[0])
     assert not terms[0].is_above(NO_TERM)
@@ -43,61 +40,29 @@ def test_a_server_that_resumes_its_run_stays_in_its_term_and_one_that_takes_it_o
     history = TermHistory().begin("a", number=None, step=0)
     assert history.last == Term(run="a", number=1, server="a")
     history = history.begin("b", number=None, step=3)
-    assert history.last == Term(run="a", number=1, resumed=1, server="b")
+    assert history.last == Term(run="a", number=1, resumed=1, server="a")
     history = history.begin("c", number=7, step=3)
     assert history.last == Term(run="a", number=7, server="c")
-    assert history.begin("d", number=None, step=3).last == Term(run="a", number=7, resumed=1, server="d")
+    assert history.begin("d", number=None, step=3).last == Term(run="a", number=7, resumed=1, server="c")
 
 
-def test_no_two_servers_take_the_same_number() -> None:
-    history = TermHistory().begin("a", number=None, step=0, address="tcp://a:1")
-    for address in ("tcp://b:1", "tcp://c:1", "tcp://b:1"):
-        history = history.with_place(address)
-    assert history.places == {"tcp://a:1": 1, "tcp://b:1": 2, "tcp://c:1": 3}
-    assert history.begin("b", number=2, step=0, address="tcp://x:1").places == history.places
-    taken = {place: next_number(place, 0) for place in history.places.values()}
-    assert taken == {1: 1, 2: 2, 3: 3}
-    for place, seen in product(taken, (*range(9), *range(PLACES - 2, PLACES + 9), 3 * PLACES)):
-        number = next_number(place, seen)
-        assert seen < number <= seen + PLACES
-        assert number % PLACES == place
-
-
-def led_by(*addresses: str) -> list[TermHistory]:
-    """Return the histories of servers that have led a run, each a standby of the one before."""
-    histories = [TermHistory().begin("0", number=None, step=0, address=addresses[0])]
-    for address in addresses[1:]:
-        histories[-1] = history = histories[-1].with_place(address)
-        number = next_number(history.places[address], history.last.number)
-        histories.append(history.begin(address, number=number, step=0, address=address))
-    return histories
-
-
-def test_servers_that_lead_at_the_same_time_give_different_places_to_new_standbys() -> None:
-    """The first one was cut off, and its standbys lead, one after the other: each has standbys that came to it."""
-    given, histories = list[int](), led_by("a", "b", "c")
-    for number, history in enumerate(histories):
-        for standby in range(STANDBYS_LIMIT):
-            history = history.with_place(f"{number}-{standby}")
-        given += [place for address, place in history.places.items() if "-" in address]
-    assert len(set(given)) == 3 * STANDBYS_LIMIT
-    assert not set(given) & set(histories[-1].places.values())
-    assert max(given) < PLACES
-
-
-def test_a_leader_that_has_given_all_of_its_places_gives_the_lowest_that_is_not_taken() -> None:
-    history = led_by("a", "b")[-1]
-    for number in range(SHARE + 2):
-        history = history.with_place(f"{number}")
-    places = [*history.places.values()]
-    assert places == [1, 2, *range(2 * SHARE, 3 * SHARE), 3, 4]
+def test_a_standby_that_was_killed_while_it_took_over_begins_a_term_of_its_own() -> None:
+    standbys = [StandbyAddress(address="tcp://b:1")]
+    history = TermHistory(standbys=standbys).begin("a", number=None, step=0, address="tcp://a:1")
+    taken = history.begin("b", number=None, step=0, address="tcp://b:1")
+    assert taken.last == Term(run="a", number=2, server="b")
+    assert taken.begin("c", number=None, step=0, address="tcp://b:1").last == Term(
+        run="a", number=2, resumed=1, server="b"
+    )
+    # A server that is somewhere else by now is no standby.
+    assert history.begin("c", number=None, step=0, address="tcp://c:1").last.number == 1
 
 
 def test_a_term_begins_with_its_server() -> None:
     standbys = [StandbyAddress(address="tcp://b:1")]
     first = LedTerm(number=1, server="a", step=0, address="tcp://a:1")
     history = TermHistory(standbys=standbys).begin("a", number=None, step=0, address="tcp://a:1")
-    assert history == TermHistory(run="a", terms=[first], standbys=standbys, places={"tcp://a:1": 1})
+    assert history == TermHistory(run="a", terms=[first], standbys=standbys)
     second = LedTerm(number=2, server="b", step=3, address="tcp://b:1")
     assert history.begin("b", number=2, step=3, address="tcp://b:1").terms == [first, second]
 
