@@ -16,7 +16,6 @@ from lockstep.common.errors import FailureKind, LedElsewhereError, RunError, Sha
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.standby_messages import LeaderRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import machine_id
 from lockstep.common.runtime.interrupts import held_back
@@ -25,7 +24,7 @@ from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.port import ClientPort, Dial, Limits, ServerPort
+from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, Limits, ServerPort
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.transports import TRANSPORTS, MemorySharing, Transport
 from lockstep.common.transport.zeromq.ports import dial, serve
@@ -39,7 +38,7 @@ from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.info import RunInfo
-from lockstep.ps.server.factory import ServerContext, build_server, no_keys
+from lockstep.ps.server.factory import ServerContext, build_server
 from lockstep.ps.server.server import Server
 from lockstep.ps.server.shared_memory import ServerSharedMemory, share
 from lockstep.ps.setup import RunSetup
@@ -74,9 +73,6 @@ class Service(msgspec.Struct, frozen=True):
 #: Messages that may wait for a peer of a standby, or of a server with shards: enough for the vectors of 100 million
 #: values, and for as many commands. For more, its port is opened again, and all have to dial again.
 MOST_QUEUE = 2048
-
-#: Seconds for which the last messages may still go out.
-LINGER_S = 1.0
 
 
 class Listening(msgspec.Struct, frozen=True):
@@ -216,7 +212,7 @@ def check_leader(service: Service, own: str, clock: Clock) -> None:
     history = read_terms(folder)
     search = LeaderSearch(history.other_servers(own, service.standbys), own, term=history.last)
     inquiry = LeaderInquiry(search, service.dial)
-    found = inquiry.find(LeaderRequest(), clock, lambda answer: answer.term.is_above(history.last))
+    found = inquiry.find(clock, lambda answer: answer.term.is_above(history.last))
     if found is not None:
         _, answer = found
         leader = next((one for one in search.servers() if one.address == answer.address), None)
@@ -251,7 +247,7 @@ def serve_once(
             sharing=offer.memory,
             rejections=listening.rejections,
             recompute=recompute_micro_batch,
-            signers=lock.signers if isinstance(lock, ServerKeys) else no_keys,
+            signers=lock.signers if isinstance(lock, ServerKeys) else dict,
             allowed=lock.allowed if isinstance(lock, ServerKeys) else None,
             dial=service.dial,
             others=service.standbys,
@@ -285,7 +281,7 @@ def open_server(
     try:
         setup = replace(setup, info=replace(setup.info, term=session.term))
         coordinator = coordinator_at(setup.info, session.start)
-        server = build_server(coordinator, setup, session.recorder, context, session.checkpointer)
+        server = build_server(coordinator, setup, session.checkpointer, context)
     except BaseException:
         session.recorder.close()
         raise

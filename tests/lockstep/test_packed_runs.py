@@ -17,7 +17,7 @@ from lockstep.cli.results.export import write_model
 from lockstep.common.errors import DataError, JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.protocol.messages import StandbyAddress
-from lockstep.launch.remote.standby import StandbyRequest, service_of
+from lockstep.launch.remote.standby import StandbyRequest, StartFlags, service_of
 from lockstep.launch.serve import Service
 from lockstep.launch.supervision.channel import ParentLink
 from lockstep.runs.own_command import with_own_commands
@@ -468,10 +468,11 @@ def test_a_run_has_its_data_and_takes_no_other_when_it_goes_on(place: Path, caps
 
 def as_a_standby(folder: str) -> Service:
     """Return what a standby serves that has led the run in a folder, and is started again."""
-    request = StandbyRequest(
-        server=StandbyAddress(address="tcp://127.0.0.1:1"), bind="tcp://127.0.0.1:0", folder=Path(folder), key=None,
-        keys=None, supervised=None, link=ParentLink(), is_insecure=False,
-    )  # fmt: skip
+    flags = StartFlags(
+        bind="tcp://127.0.0.1:0", keys=None, key=None, insecure=False, supervised=None, link=ParentLink(), picture=True
+    )
+    server = StandbyAddress(address="tcp://127.0.0.1:1")
+    request = StandbyRequest(flags=flags, server=server, folder=Path(folder), given={})
     return service_of(request, None, print, is_signed=False)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from msgspec import Struct
 from rich.console import Console
 
 from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
@@ -40,6 +39,7 @@ from lockstep.launch.remote.standby import (
     HANDED_OVER,
     FolderHolds,
     StandbyRequest,
+    StartFlags,
     follow,
     found_in,
     server_with_more,
@@ -127,21 +127,14 @@ def server(link: ParentLink, /, **flags: Any) -> int:
     return serve_as(ServerFlags(link=link, **flags))
 
 
-class ServerFlags(Struct, frozen=True, kw_only=True):
+class ServerFlags(StartFlags, frozen=True, kw_only=True):
     """A server, as its flags ask for it."""
 
-    link: ParentLink
     job: JobRequest
-    bind: str
     standby_of: str | None
     standbys: tuple[StandbyAddress, ...]
     run_dir: Path | None
     resume: Path | None
-    keys: Path | None
-    key: Path | None
-    insecure: bool
-    supervised: Path | None
-    picture: bool
     is_watched: bool
     prometheus: str | None
 
@@ -152,18 +145,8 @@ class ServerFlags(Struct, frozen=True, kw_only=True):
 
     def standby(self, server: StandbyAddress, folder: Path) -> StandbyRequest:
         """Return a standby of a server, which mirrors its run into a folder."""
-        return StandbyRequest(
-            server=server,
-            bind=self.bind,
-            folder=folder,
-            key=self.key,
-            keys=self.keys,
-            supervised=self.supervised,
-            link=self.link,
-            is_insecure=self.insecure,
-            given={name: value for name, value in self.job.given.items() if name in OF_A_SERVER},
-            has_picture=self.picture,
-        )
+        given = {name: value for name, value in self.job.given.items() if name in OF_A_SERVER}
+        return StandbyRequest(flags=self, server=server, folder=folder, given=given)
 
 
 def serve_as(flags: ServerFlags) -> int:

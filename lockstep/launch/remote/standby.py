@@ -22,14 +22,14 @@ from lockstep.common.model.source import names_files, read_model_source
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.fingerprint import fingerprint_of
 from lockstep.common.protocol.messages import NAME_LIMIT, PROTOCOL_VERSION, StandbyAddress
-from lockstep.common.protocol.standby_messages import LeaderRequest, MirrorRequest
+from lockstep.common.protocol.standby_messages import MirrorRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.notice import notice
 from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import SERVER_NAME, ClientKeys, Credential, Lock, ServerKeys
 from lockstep.common.transport.auth.keys import SERVER, STANDBY, AllowList, SecretKey, read_key
-from lockstep.common.transport.port import Dial, ServerPort
+from lockstep.common.transport.port import LINGER_S, Dial, ServerPort
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import PortPoller
 from lockstep.launch.endpoints import WARNING, credential_of, dial_with, dialled, keyed, lock_of, nearby
@@ -41,7 +41,7 @@ from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, read_ledger, read_receipt, read_result
 from lockstep.ps.standby.mirror import CONTENTS, MIRROR, Mirror
-from lockstep.ps.standby.shell import LINGER_S, StandbyShell
+from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.state import StandbyState, TakeOver
 from lockstep.ps.standby.terms import read_terms
@@ -65,33 +65,39 @@ from lockstep.runs.session import Destination
 HANDED_OVER = 130
 
 
-class StandbyRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A standby, as flags ask for it."""
+class StartFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """The flags by which a server or a standby is started."""
 
-    #: The server that is mirrored.
-    server: StandbyAddress
     bind: str
-    folder: Path
-    #: A key of its own kind, or the server's own folder of keys; neither if the run has none.
-    key: Path | None
+    #: The server's folder of keys, or the key of a standby; neither if the run has none.
     keys: Path | None
+    key: Path | None
+    insecure: bool
+    #: The private folder of the process that has started this one, None without one; and the link to it.
     supervised: Path | None
-    #: The link to the parent of a supervised standby.
     link: ParentLink
-    is_insecure: bool
+    #: Whether the run leaves a picture.
+    picture: bool
+
+
+class StandbyRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A standby of a server, whose run it mirrors into a folder."""
+
+    flags: StartFlags
+    server: StandbyAddress
+    folder: Path
     #: Options that the run's folder does not have, for the time when it leads the run.
-    given: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    has_picture: bool = True
+    given: Mapping[str, Any]
 
 
-def own_key(request: StandbyRequest) -> Path | None:
+def own_key(flags: StartFlags) -> Path | None:
     """Return the file of the key that a standby shows: its own, or that of the server; None without keys."""
-    return request.key if request.keys is None else request.keys / SERVER
+    return flags.key if flags.keys is None else flags.keys / SERVER
 
 
-def own_public(request: StandbyRequest, credential: Credential) -> str:
+def own_public(flags: StartFlags, credential: Credential) -> str:
     """Return the public half of a standby's own key, empty if it has that of the server, or none."""
-    return credential.pair.public if request.key is not None and isinstance(credential, ClientKeys) else ""
+    return credential.pair.public if flags.key is not None and isinstance(credential, ClientKeys) else ""
 
 
 def access_of(request: StandbyRequest) -> tuple[Credential, Lock]:
@@ -99,15 +105,16 @@ def access_of(request: StandbyRequest) -> tuple[Credential, Lock]:
 
     `KeyFileError` if its key cannot be used, or is a worker's.
     """
-    if request.key is None:
-        lock = lock_of(request.keys, request.supervised, is_insecure=request.is_insecure)
-        return credential_of(own_key(request), request.supervised), lock
-    if request.keys is not None:
+    flags = request.flags
+    if flags.key is None:
+        lock = lock_of(flags.keys, flags.supervised, is_insecure=flags.insecure)
+        return credential_of(own_key(flags), flags.supervised), lock
+    if flags.keys is not None:
         raise UsageError("--key and --keys: expected a standby's own key, or the server's folder of keys; remove one")
-    key = read_key(request.key)
+    key = read_key(flags.key)
     if not key.name.startswith(STANDBY) or not key.server:
         raise UsageError(
-            f"the key {str(request.key)!r} is that of {key.name!r}: expected a standby's, as `lockstep keys add DIR "
+            f"the key {str(flags.key)!r} is that of {key.name!r}: expected a standby's, as `lockstep keys add DIR "
             "standby-1` makes"
         )
     path = request.folder / ALLOWED
@@ -228,7 +235,7 @@ def has_led_as_standby(folder: Path, own: str) -> bool:
 def server_with_more(servers: tuple[StandbyAddress, ...], dial: Dial, clock: Clock) -> StandbyAddress | None:
     """Return the first of these servers to answer that it leads the run, or has a checkpoint; None if none does."""
     search = LeaderSearch(servers)
-    found = LeaderInquiry(search, dial).find(LeaderRequest(), clock, lambda answer: answer.is_leader or answer.step > 0)
+    found = LeaderInquiry(search, dial).find(clock, lambda answer: answer.is_leader or answer.step > 0)
     return None if found is None else found[0]
 
 
@@ -246,9 +253,9 @@ def stand_by(request: StandbyRequest) -> int:
     failed.
     """
     credential, lock = access_of(request)
-    console = Console(highlight=False, stderr=request.supervised is not None)
-    listening = Listening(request.bind, lock, request.is_insecure)
-    if request.supervised is None and has_led_as_standby(request.folder, dialled(request.bind)):
+    console = Console(highlight=False, stderr=request.flags.supervised is not None)
+    listening = Listening(request.flags.bind, lock, request.flags.insecure)
+    if request.flags.supervised is None and has_led_as_standby(request.folder, dialled(request.flags.bind)):
         if found_in(request.folder) is FolderHolds.RESULT:
             print_plainly(console, f"the run that has ended here is kept in {set_aside(request.folder)}")
         else:
@@ -271,8 +278,8 @@ def mirror_and_lead(request: StandbyRequest, credential: Credential, listening: 
     """Be a standby until the run is over, and lead it to its end if that is needed."""
     prepare(request, say_of(request, console))
     with closing(listening.serve()) as port:
-        if request.supervised is not None:
-            request.link.report(ListeningReport(address=nearby(port.address)))
+        if request.flags.supervised is not None:
+            request.flags.link.report(ListeningReport(address=nearby(port.address)))
         else:
             announce(console, request, port)
         shell = shell_of(request, credential, port, console, listening)
@@ -285,7 +292,7 @@ def mirror_and_lead(request: StandbyRequest, credential: Credential, listening: 
         raise KeyboardInterrupt
     if ended.code:
         raise (UsageError if ended.code == 2 else RunError)(ended.reason)
-    if request.supervised is None and found_in(request.folder) is not FolderHolds.RESULT:
+    if request.flags.supervised is None and found_in(request.folder) is not FolderHolds.RESULT:
         raise RunError(f"the run has ended without a result; what there is of it is in {str(request.folder)!r}")
     print_plainly(console, f"the run is over; what there is of it is in {request.folder}")
     return 0
@@ -293,14 +300,14 @@ def mirror_and_lead(request: StandbyRequest, credential: Credential, listening: 
 
 def say_of(request: StandbyRequest, console: Console) -> Callable[[str], None]:
     """Return what prints a line, and reports it to the process that has started this one if there is one."""
-    return partial(print_plainly, console) if request.supervised is None else request.link.say
+    return partial(print_plainly, console) if request.flags.supervised is None else request.flags.link.say
 
 
 def announce(console: Console, request: StandbyRequest, port: ServerPort) -> None:
     """Print what a standby is, and how a person lets it lead the run."""
-    if request.is_insecure:
+    if request.flags.insecure:
         print_plainly(console, WARNING)
-    own = own_key(request)
+    own = own_key(request.flags)
     key = "" if own is None else f" --key {shlex.quote(str(own))}"
     print_plainly(
         console, f"standby of {request.server.address}, listening on {port.address}; let it lead the run with:"
@@ -318,7 +325,7 @@ def shell_of(
         host=one_line(platform.node() or "unknown", NAME_LIMIT),
         pid=os.getpid(),
         address=own,
-        public=own_public(request, credential),
+        public=own_public(request.flags, credential),
     )
     search = LeaderSearch((request.server,), own, keyed=keyed(credential, request.server.address)[:-1])
     state = StandbyState(search, mirrors, Mirror.restored(request.folder))
@@ -351,14 +358,14 @@ def lead(
     shell.upstream.close(LINGER_S)
     service = replace(service, destination=destination, standbys=(shell.state.search.server, *service.standbys))
     data = load(service.job.data)
-    if request.supervised is not None:
-        serve_run(service, shell.port, Display(Lines(request.link.say), SystemClock()), listening, data)
+    if request.flags.supervised is not None:
+        serve_run(service, shell.port, Display(Lines(request.flags.link.say), SystemClock()), listening, data)
         return 0
     with kept_on_failure(console, request.folder), display_for(console, SystemClock()) as display:
         result = serve_run(replace(service, hands_over=True), shell.port, display, listening, data)
     if result is None:
         return HANDED_OVER
-    show_end(console, result, request.folder, has_picture=request.has_picture)
+    show_end(console, result, request.folder, has_picture=request.flags.picture)
     return 0
 
 
@@ -371,7 +378,7 @@ def service_of(
     return Service(
         job,
         Destination(folder=request.folder, options=options, is_resumed=True),
-        has_picture=request.has_picture,
+        has_picture=request.flags.picture,
         dial=partial(dial_with, credential),
         standbys=(request.server,),
     )

@@ -290,15 +290,12 @@ class Crew:
     processes: dict[ProcessPlace, WatchedProcess] = field(default_factory=dict)
     #: The places whose process has not been seen to end.
     _running: set[ProcessPlace] = field(default_factory=set)
-    #: All that were ever started, and have to end with this process.
-    _started: list[WatchedProcess] = field(default_factory=list)
 
     def begin(self, place: ProcessPlace) -> WatchedProcess:
         """Start the process of a place."""
         # The ended process may hold a core of a cluster, for which the next process waits.
         self.stop(place)
         self.processes[place] = self.start(place)
-        self._started.append(self.processes[place])
         self._running.add(place)
         return self.processes[place]
 
@@ -309,6 +306,7 @@ class Crew:
 
     def move(self, place: ProcessPlace, target: ProcessPlace) -> None:
         """Let the process of a place have another place from now on, where its end is seen, even if it has ended."""
+        self.stop(target)
         self.processes[target] = self.processes.pop(place)
         self._running = self._running - {place} | {target}
 
@@ -334,10 +332,10 @@ class Crew:
         return {place: self.processes[place].process_end() for place in ended}
 
     def end_all(self) -> None:
-        """End all that were ever started: all are asked at once, share the time of grace, and are killed after it."""
+        """End all processes: all are asked at once, share the time of grace, and are killed after it."""
         clock = SystemClock()
-        for process in self._started:
+        for process in self.processes.values():
             process.send(signal.SIGTERM)
         deadline = clock.now() + GRACE_S
-        for process in self._started:
+        for process in self.processes.values():
             process.end(max(0.0, deadline - clock.now()))
