@@ -25,7 +25,7 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.launch.client import worker_join
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Send, SendWeights, UpdateWeights
+from lockstep.ps.coordinator.effects import Send, UpdateWeights
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import plan_of
@@ -127,7 +127,7 @@ class SimulatedWorkers:
         if event is arriving:
             heappop(self._pending)
         for effect in effects:
-            if isinstance(effect, Send | SendWeights) and isinstance(effect.message, Lease):
+            if isinstance(effect, Send) and isinstance(effect.message, Lease):
                 self._compute(effect.peer, effect.message)
 
     def _compute(self, peer: bytes, lease: Lease) -> None:

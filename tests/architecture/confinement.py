@@ -54,7 +54,6 @@ PURE = (
     "lockstep.ps.coordinator.parts.callbacks",
     "lockstep.ps.coordinator.parts.hand_over",
     "lockstep.ps.coordinator.parts.multi_step",
-    "lockstep.ps.coordinator.parts.room",
     "lockstep.ps.coordinator.parts.team_lease",
     "lockstep.ps.coordinator.parts.several_servers",
     "lockstep.ps.coordinator.admission",

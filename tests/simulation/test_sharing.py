@@ -40,8 +40,8 @@ def test_a_simulation_that_is_over_leaves_nothing_open(short_root: Path, is_kill
 
 def test_where_memory_is_needed_one_that_does_not_share_is_sent_away(short_root: Path) -> None:
     with simulated(short_root) as simulation:
-        coordinator = simulation.server.coordinator
-        coordinator.info = replace(coordinator.info, needs_memory=True)
+        admission = simulation.server.coordinator.admission
+        admission.info = replace(admission.info, needs_memory=True)
         odd = simulation.add_worker(shares=False)
         simulation.run(until=lambda: odd.runner.ended is not None)
         assert odd.runner.ended is not None

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -22,12 +23,12 @@ from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ClientPort, Frame, Frames
 from lockstep.common.transport.zeromq.ports import dial, serve
 from lockstep.common.transport.zeromq.server import ZeroMqServer
-from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.parts.assembly import all_parts
-from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.server.factory import ServerContext, build_server
+from lockstep.launch.serve import open_server
+from lockstep.ps.records.recorder import Setting
+from lockstep.ps.server.factory import ServerContext
 from lockstep.ps.server.server import Server
 from lockstep.ps.setup import open_run
+from lockstep.runs.session import Destination
 from tests.lockstep.common.transport.zeromq import zmtp
 from tests.simulation.small import digits, job_of
 
@@ -92,6 +93,7 @@ class Brief:
 class Gate:
     """A run that waits for workers, served over a socket with keys."""
 
+    folder: Path
     #: Public keys that are let in; whatever looking them up raises.
     allowed: Callable[[], Mapping[str, str]] = field(default=lambda: {WORKER.public: "worker-1"})
     said: list[str] = field(default_factory=list)
@@ -105,9 +107,9 @@ class Gate:
         self.port = Brief(serve("tcp://127.0.0.1:0", lock=lock, rejections=self.denials))
         opening = open_run("gate", job_of(), digits(), RunOptions(min_workers=9))
         setting = Setting(transport="tcp", started=0.0)
-        recorder = MetricsRecorder(opening.info, setting, opening.layout, None)
         context = ServerContext(self.port, self.clock, self.said.append, rejections=self.denials)
-        self.server = build_server(Coordinator(opening.info, all_parts()), opening, recorder, context)
+        destination = Destination(folder=self.folder, options=opening.info.options)
+        self.server, _ = open_server(opening, destination, setting, context)
 
     def serve_until(self, is_over: Callable[[], bool], within_s: float = PATIENCE_S) -> bool:
         """Serve until something has happened; tell whether it did within so many seconds."""
@@ -152,9 +154,9 @@ class Gate:
 
 
 @pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    with closing(gate.port), closing(dial(gate.port.address, credential=GOOD)) as first:
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path / "run")
+    with closing(gate.port), closing(gate.server.recorder), closing(dial(gate.port.address, credential=GOOD)) as first:
         welcome = gate.answer(first, JOIN)
         assert isinstance(welcome, Welcome)
         # Until it is ready, its incarnation may dial again: the welcome may have gone down with the connection before.

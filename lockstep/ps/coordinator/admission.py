@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 
 from lockstep.common.errors import RefusalKind
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import (
     NO_TERM,
     PROTOCOL_VERSION,
@@ -24,7 +22,7 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.notice import warning
-from lockstep.common.statemachine.machine import ReportKind
+from lockstep.common.statemachine.machine import Received, ReportKind
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report, Send
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState, identity_of
 from lockstep.ps.records.ledger import Account, WorkerIn, WorkerOut
@@ -40,24 +38,11 @@ def refused(kind: RefusalKind, reason: str) -> Refused:
     return Refused(reason=shortened(reason), kind=kind)
 
 
-def without_memory(peer: bytes, named: str, obstacle: str) -> list[Send | Report]:
-    """Refuse a worker that has to share memory, and does not."""
-    reason = f"it does not share the server's memory: {obstacle}"
-    return [
-        Send(peer=peer, message=refused(RefusalKind.MEMORY, reason)),
-        Report(text=f"refused {named}: {reason}"),
-    ]
-
-
-def through_its_socket(named: str, obstacle: str) -> list[Report]:
-    """Report that a worker does not share memory that it was offered, and why."""
-    text = f"{named} exchanges gradients and weights through its socket: {obstacle}"
-    return [Report(text=text)] if obstacle else []
-
-
-def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics: bool) -> Refused | None:
-    """Return why to refuse a worker or a shard of another version or with other numerics, None if it has ours."""
-    who = "worker" if isinstance(join, Join) else "shard"
+def refusal(join: Join | ShardJoin, info: RunInfo) -> Refused | None:
+    """Return why to refuse a worker or a shard of a later term, of another version, or with other numerics."""
+    who, ours = "worker" if isinstance(join, Join) else "shard", info.fingerprint
+    if join.term.is_above(info.term):
+        return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
     if join.protocol != PROTOCOL_VERSION:
         return refused(
             RefusalKind.VERSION,
@@ -68,7 +53,7 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
     # compares the other with the welcome.
     same = {"mode": ours.mode, "engine": ours.engine, "evidence": ours.evidence}
     differences = ours.differences(msgspec.structs.replace(join.fingerprint, **same))
-    if not differences or allows_mixed_numerics:
+    if not differences or info.options.allow_mixed_numerics:
         return None
     is_version = any(name in VERSIONS for name, _, _ in differences)
     if ours.mode == "portable" and not join.fingerprint.kernels and not is_version:
@@ -98,13 +83,6 @@ def convicted_text(why: str) -> str:
     return f"{why}; test the memory and the processor of its machine"
 
 
-class Admittance(NamedTuple):
-    """The name of the key with which a peer was let in, and the key of its signatures, as the server knows them."""
-
-    key: str = ""
-    signer: str = ""
-
-
 def unsigned_text(join: Join, signer: str) -> str:
     """Return why results of a worker could not be checked: it has no key for signatures, or another one."""
     if not join.signer:
@@ -131,50 +109,53 @@ class Admission:
     shards: Sequence[str] = ()
     #: The servers that workers ask if this one is gone.
     standbys: tuple[StandbyAddress, ...] = ()
-    #: Workers that came before all servers were ready, and how they were let in.
-    early: dict[bytes, tuple[Join, Admittance]] = field(default_factory=dict)
+    #: By connection, the requests of workers that came before all servers were ready.
+    early: dict[bytes, Received] = field(default_factory=dict)
 
-    def refuse(self, peer: bytes, join: Join, admitted: Admittance) -> list[Effect]:
+    def refuse(self, event: Received, join: Join) -> list[Effect]:
         """Return what refuses a worker; nothing if it may join."""
-        why = self._refusal(peer, join, admitted)
+        why = self._refusal(event, join)
         if why is None:
             return []
-        return [Send(peer=peer, message=why), Report(text=f"refused a worker: {why.reason}", kind=ReportKind.REFUSAL)]
+        return [
+            Send(peer=event.peer, message=why),
+            Report(text=f"refused a worker: {why.reason}", kind=ReportKind.REFUSAL),
+        ]
 
-    def _refusal(self, peer: bytes, join: Join, admitted: Admittance) -> Refused | None:
+    def _refusal(self, event: Received, join: Join) -> Refused | None:
         info = self.info
-        if (conviction := self.convicted.get(identity_of(join, admitted.key))) is not None:
+        if (conviction := self.convicted.get(identity_of(join, event.key))) is not None:
             return refused(RefusalKind.CONVICTED, convicted_text(conviction))
-        if info.options.signed and not (admitted.signer and join.signer == admitted.signer):
-            return refused(RefusalKind.UNSIGNED, unsigned_text(join, admitted.signer))
+        if info.options.signed and not (event.signer and join.signer == event.signer):
+            return refused(RefusalKind.UNSIGNED, unsigned_text(join, event.signer))
         if join.run not in ("", info.run):
             reason = f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
             return refused(RefusalKind.OTHER_RUN, reason)
-        if join.term.is_above(info.term):
-            return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
+        if (why := refusal(join, info)) is not None:
+            return why
         twin = self.membership.by_incarnation(join.incarnation)
         # One that has said nothing since may have dialled again, before its welcome came: see `admit`.
-        if twin is not None and twin.peer != peer and twin.state is not MemberState.PREPARING:
+        if twin is not None and twin.peer != event.peer and twin.state is not MemberState.PREPARING:
             reason = f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
             return refused(RefusalKind.DUPLICATE, reason)
-        return refusal(join, info.fingerprint, allows_mixed_numerics=info.options.allow_mixed_numerics)
+        return None
 
-    def wait(self, peer: bytes, join: Join, admitted: Admittance) -> list[Effect]:
+    def wait(self, event: Received, join: Join) -> list[Effect]:
         """Let a worker wait until all servers are ready."""
-        self.early[peer] = join, admitted
+        self.early[event.peer] = event
         if not self.standbys and join.term == NO_TERM:
             return []
         # It would look elsewhere.
         waiting = NotLeading(state="opening", reason="the server waits for its shards")
-        return [Send(peer=peer, message=waiting)]
+        return [Send(peer=event.peer, message=waiting)]
 
-    def open(self, shards: Sequence[str]) -> dict[bytes, tuple[Join, Admittance]]:
-        """Record that all servers are ready; return the workers that have waited for that."""
+    def open(self, shards: Sequence[str]) -> list[Received]:
+        """Record that all servers are ready; return the requests that have waited for that."""
         self.shards = shards
         early, self.early = self.early, {}
-        return early
+        return [*early.values()]
 
-    def admit(self, peer: bytes, join: Join, admitted: Admittance, account: Account, now: float) -> list[Effect]:
+    def admit(self, event: Received, join: Join, account: Account, now: float) -> list[Effect]:
         """Give a worker a rank, and drop its previous connection: the welcome may have been lost with that."""
         effects: list[Effect] = []
         if (twin := self.membership.by_incarnation(join.incarnation)) is not None:
@@ -184,48 +165,51 @@ class Admission:
                 Report(text=f"{twin.named()} left: it connected again"),
                 ForgetWorker(rank=twin.rank),
             ]
-        member = self.membership.admit(peer, join, now, admitted.key)
+        member = self.membership.admit(event.peer, join, now, event.key)
         entry = WorkerIn(
             rank=member.rank,
             host=join.host,
             pid=join.pid,
             processes=join.processes,
             identity=member.identity,
-            signer=admitted.signer if self.info.signed_run else "",
+            signer=event.signer if self.info.signed_run else "",
         )
         account.add(entry)
-        return [*effects, Send(peer=peer, message=self._welcome(member.rank)), Report(text=f"{member.named()} joined")]
+        return [
+            *effects,
+            Send(peer=event.peer, message=self._welcome(member.rank)),
+            Report(text=f"{member.named()} joined"),
+        ]
 
     def _welcome(self, rank: int) -> Welcome:
         return self.info.welcome(rank, shards=self.shards, standbys=self.standbys)
 
+    def prepared(self, member: Member, ready: Ready) -> list[Effect]:
+        """Activate a member that has the model and the data, or refuse it if it has to share memory and does not."""
+        membership, shares, obstacle = self.membership, bool(ready.nonce), one_line(ready.obstacle)
+        if self.info.needs_memory and not shares:
+            membership.remove(member.peer)
+            reason = f"it does not share the server's memory: {obstacle}"
+            why = Send(peer=member.peer, message=refused(RefusalKind.MEMORY, reason))
+            return [why, Report(text=f"refused {member.named()}: {reason}"), ForgetWorker(rank=member.rank)]
+        member.has_team = ready.makers > 0
+        membership.sharing.add(shares)
+        membership.obstacle = membership.obstacle or obstacle
+        through_socket = f"{member.named()} exchanges gradients and weights through its socket: {obstacle}"
+        crowding = membership.notice_crowding(member)
+        texts = [*[through_socket] * bool(obstacle), *[warning(crowding)] * bool(crowding)]
+        return [*(Report(text=text) for text in texts), *self.activate(member)]
 
-def prepared(member: Member, ready: Ready, membership: Membership, info: RunInfo) -> list[Effect]:
-    """Activate a member that has the model and the data, or refuse it if it has to share memory and does not."""
-    shares, obstacle = bool(ready.nonce), one_line(ready.obstacle)
-    if info.needs_memory and not shares:
-        membership.remove(member.peer)
-        forget = ForgetWorker(rank=member.rank)
-        return [*without_memory(member.peer, member.named(), obstacle), forget]
-    member.shares, member.has_team = shares, ready.makers > 0
-    membership.sharing.add(shares)
-    membership.obstacle = membership.obstacle or obstacle
-    crowding = membership.notice_crowding(member)
-    reports = [Report(text=warning(crowding))] if crowding else []
-    return [*through_its_socket(member.named(), obstacle), *reports, *activate(member, membership, info)]
+    def activate(self, member: Member) -> list[Effect]:
+        """Let a member have work, or put it on standby if all work has its workers."""
+        capacity = self.info.job.micro_batches
+        if self.membership.activate(member, capacity):
+            return []
+        reason = f"{capacity} micro-batches keep {capacity} workers busy: waiting to replace one that leaves"
+        standby = Standby(reason=reason)
+        return [Send(peer=member.peer, message=standby), Report(text=f"{member.named()} is on standby: {reason}")]
 
-
-def activate(member: Member, membership: Membership, info: RunInfo) -> list[Effect]:
-    """Let a member have work, or put it on standby if all work has its workers."""
-    capacity = info.job.micro_batches
-    if membership.activate(member, capacity):
-        return []
-    reason = f"{capacity} micro-batches keep {capacity} workers busy: waiting to replace one that leaves"
-    standby = Standby(reason=reason)
-    return [Send(peer=member.peer, message=standby), Report(text=f"{member.named()} is on standby: {reason}")]
-
-
-def activate_standby(membership: Membership, info: RunInfo) -> list[Effect]:
-    """Let members on standby replace those that left."""
-    activated = membership.activate_standby(info.job.micro_batches)
-    return [Report(text=f"{member.named()} is no longer on standby") for member in activated]
+    def activate_standby(self) -> list[Effect]:
+        """Let members on standby replace those that left."""
+        activated = self.membership.activate_standby(self.info.job.micro_batches)
+        return [Report(text=f"{member.named()} is no longer on standby") for member in activated]

@@ -20,12 +20,11 @@ from lockstep.common.protocol.messages import (
     Ready,
     Result,
     Status,
-    StatusRequest,
     Work,
 )
 from lockstep.common.statemachine.machine import Machine, PeerLeft, Received, Report, ReportKind, Send, kind_of, soonest
-from lockstep.ps.coordinator import admission, events, failures
-from lockstep.ps.coordinator.admission import Admission, Admittance
+from lockstep.ps.coordinator import events, failures
+from lockstep.ps.coordinator.admission import Admission
 from lockstep.ps.coordinator.effects import Effect, Finish, RecordEpoch, UpdateWeights
 from lockstep.ps.coordinator.findings import Conviction
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
@@ -201,12 +200,10 @@ class Coordinator(Machine[events.Event, Effect]):
         if (handle := self.hooks.events.get(kind_of(event))) is not None:
             return handle(event, now)
         match event:
-            case Received(peer=peer, message=Join() as message):
-                return self.join(peer, message, Admittance(event.key, event.signer), now)
+            case Received(message=Join()):
+                return self.join(event, now)
             case Received(peer=peer, message=Ping()):
                 return [Send(peer=peer, message=Ping())] if self.ended is None else self._farewell(peer)
-            case Received(peer=peer, message=StatusRequest()):
-                return [Send(peer=peer, message=self.status(now))]
             case Received(peer=peer, message=message):
                 member = self.membership.members.get(peer)
                 return [] if member is None else self._on_work(member, message, now)
@@ -243,20 +240,22 @@ class Coordinator(Machine[events.Event, Effect]):
 
     # Workers come and go
 
-    def join(self, peer: bytes, join: Join, admitted: Admittance, now: float) -> list[Effect]:
+    def join(self, event: Received, now: float) -> list[Effect]:
         """Let a worker in, or return why not."""
-        if refused := self.admission.refuse(peer, join, admitted):
+        join = event.message
+        assert isinstance(join, Join)
+        if refused := self.admission.refuse(event, join):
             return refused
         if self.is_over():
-            return self._farewell(peer)
-        if peer in self.membership.members:
+            return self._farewell(event.peer)
+        if event.peer in self.membership.members:
             return []
         if self.phase is RunPhase.AWAITING_SERVERS:
-            return self.admission.wait(peer, join, admitted)
-        return self.admission.admit(peer, join, admitted, self.state.account, now)
+            return self.admission.wait(event, join)
+        return self.admission.admit(event, join, self.state.account, now)
 
     def _prepared(self, member: Member, ready: Ready, now: float) -> list[Effect]:
-        effects = admission.prepared(member, ready, self.membership, self.info)
+        effects = self.admission.prepared(member, ready)
         is_waiting = self.phase is RunPhase.AWAITING_WORKERS
         if is_waiting and self.membership.processes_prepared() >= self.info.options.least_workers():
             self.phase = self.hooks.phase_of(self.round, now)
@@ -269,7 +268,7 @@ class Coordinator(Machine[events.Event, Effect]):
         if member is None:
             return []
         left = failures.worker_left(member, event.reason, self.state, self.stragglers, now)
-        return [*left, *admission.activate_standby(self.membership, self.info), *self.assign_leases(now)]
+        return [*left, *self.admission.activate_standby(), *self.assign_leases(now)]
 
     def _record_sign_of_life(self, event: events.Event, now: float) -> list[Effect]:
         """Record that a worker is alive; a suspect may get work again."""
@@ -278,7 +277,7 @@ class Coordinator(Machine[events.Event, Effect]):
         member = self.membership.on_message(event.peer, now)
         if member is None or not failures.is_back(member, event, self.state, self.membership, self.stragglers, now):
             return []
-        return admission.activate(member, self.membership, self.info) + self.assign_leases(now)
+        return self.admission.activate(member) + self.assign_leases(now)
 
     # Work is given out and comes back
 
@@ -393,7 +392,7 @@ class Coordinator(Machine[events.Event, Effect]):
         late = failures.expire_leases(state, membership, stragglers, now)
         evicted = failures.evict(state, membership, stragglers, now)
         probes = [Send(peer=member.peer, message=Ping()) for member in membership.to_probe(now)]
-        assigned = [*admission.activate_standby(membership, self.info), *self.assign_leases(now)]
+        assigned = [*self.admission.activate_standby(), *self.assign_leases(now)]
         return [*(failures.report_late(one, state, stragglers) for one in late), *evicted, *probes, *assigned]
 
     def status(self, now: float) -> Status:

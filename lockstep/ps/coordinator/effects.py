@@ -4,18 +4,11 @@ from msgspec import Struct
 
 from lockstep.common.errors import CONTINUED, FailureKind
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import EpochRecord, Eviction, Finished, Lease, shortened
+from lockstep.common.protocol.messages import EpochRecord, Eviction, Finished, shortened
 from lockstep.common.statemachine.machine import Report as Report
 from lockstep.common.statemachine.machine import Send as Send
 from lockstep.ps.coordinator.findings import Conviction
 from lockstep.ps.records.ledger import Account
-
-
-class SendWeights(Struct, frozen=True, kw_only=True):
-    """Send a lease, with the flat vector as it is after as many steps."""
-
-    peer: bytes
-    message: Lease
 
 
 class ForgetWorker(Struct, frozen=True, kw_only=True):
@@ -59,4 +52,4 @@ class Finish(Struct, frozen=True, kw_only=True):
         return None if self.kind in CONTINUED else Finished(reason=shortened(self.failure), kind=self.kind)
 
 
-Effect = Send | SendWeights | ForgetWorker | UpdateWeights | RecordEpoch | Report | Finish
+Effect = Send | ForgetWorker | UpdateWeights | RecordEpoch | Report | Finish

@@ -21,7 +21,6 @@ from lockstep.common.protocol.messages import (
     Ping,
     Quantity,
     Result,
-    StatusRequest,
     Work,
 )
 from lockstep.common.statemachine.machine import Received
@@ -189,7 +188,7 @@ def is_back(
 ) -> bool:
     """Record that a worker is alive: progress extends its leases. Tell whether it is a suspect that gets work again.
 
-    A suspect that says something again and again, but brings nothing, does not; nor one that asks for the status.
+    A suspect that says something again and again, but brings nothing, does not.
     """
     message, rank, leases = event.message, member.rank, state.leases
     stragglers.evictions.drop(rank)
@@ -199,7 +198,7 @@ def is_back(
         own_s = stragglers.timeout_s(rank, state.round.work, leases.held_by(rank))
         leases.extend(rank, now + (stragglers.timeouts.limit_s if is_pending else own_s))
     is_needed = not membership.count(MemberState.READY)
-    brings = is_needed or not isinstance(message, Ping | StatusRequest) or not stragglers.is_on_probation(rank, now)
+    brings = is_needed or not isinstance(message, Ping) or not stragglers.is_on_probation(rank, now)
     return member.state is MemberState.SUSPECT and brings
 
 

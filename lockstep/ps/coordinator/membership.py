@@ -69,12 +69,8 @@ class Member:
     rank: int
     join: Join
     state: MemberState = MemberState.PREPARING
-    #: Whether it reads the weights in the server's memory, so that they are not sent.
-    shares: bool = False
-    #: Whether its processes share memory with one another as well, so that it may make several steps by itself.
+    #: Whether its processes share memory, with one another and with the server, so that it may make steps by itself.
     has_team: bool = False
-    #: The step whose weights it was last sent, or let read; None before the first.
-    weights_step: int | None = None
     #: Samples whose gradients were accepted from it, and the seconds that these took it.
     samples: int = 0
     compute_s: float = 0.0

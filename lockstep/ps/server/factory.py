@@ -21,12 +21,11 @@ from lockstep.ps.coordinator.parts.assembly import part_of
 from lockstep.ps.coordinator.parts.audit import Audit
 from lockstep.ps.coordinator.parts.multi_step import MultiStep
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
-from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.progress import Traffic
 from lockstep.ps.server.inbox import ServerInbox
 from lockstep.ps.server.limits import PeerBlocklist, StatusAnswers
-from lockstep.ps.server.room_watch import RoomWatch
+from lockstep.ps.server.room import RoomWatch
 from lockstep.ps.server.samples import SampleSender
 from lockstep.ps.server.server import Server
 from lockstep.ps.server.shared_memory import ServerSharedMemory
@@ -47,9 +46,9 @@ from lockstep.ps.standby.terms import read_terms
 QUEUE = 16
 
 
-def no_keys() -> Mapping[str, str]:
-    """Return the public keys of signatures in a run without any."""
-    return {}
+def no_dial(address: str, public: str = "") -> ClientPort:
+    """Raise `AddressError`: this server does not reach others."""
+    raise AddressError(f"{address} is not dialled")
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,11 @@ class ServerContext:
     #: Returns what an honest worker finds for a micro-batch, given the weights and the step.
     recompute: Callable[[RunSetup, Vector, int, int], MicroBatchOutcome | None] | None = None
     #: Returns, by the names of keys, the public keys of signatures.
-    signers: Callable[[], Mapping[str, str]] = no_keys
+    signers: Callable[[], Mapping[str, str]] = dict
     #: Returns, by public key, the names of all that are admitted; None if the run has no keys.
     allowed: Callable[[], Mapping[str, str]] | None = None
-    #: How other servers are reached, None if there can be none; and those that may lead the run, besides its standbys.
-    dial: Dial | None = None
+    #: How other servers are reached; and those that may lead the run, besides its standbys.
+    dial: Dial = no_dial
     others: tuple[StandbyAddress, ...] = ()
     #: The address of this server for others; by default, the one at which it listens.
     address: str = ""
@@ -93,32 +92,30 @@ class ServerContext:
 def build_server(
     coordinator: Coordinator,
     setup: RunSetup,
-    recorder: MetricsRecorder,
+    checkpointer: Checkpointer,
     context: ServerContext,
-    checkpointer: Checkpointer | None = None,
 ) -> Server:
     """Build the server of a run; the memory of the setup's shard may be the one that workers share."""
     info, membership, port = coordinator.info, coordinator.membership, context.port
     outbox = Outbox(port, Traffic())
     blocklist = PeerBlocklist(port, context.clock, context.say, context.rejections)
     group = _slices(coordinator, setup, outbox, blocklist, context)
-    committer = StepCommitter(coordinator, group, recorder, checkpointer, context.say, outbox.traffic, context.sharing)
-    succession = _succession(coordinator, group, recorder, context)
-    signers = context.signers if info.options.signed else no_keys
+    committer = StepCommitter(coordinator, group, checkpointer, context.say, outbox.traffic, context.sharing)
+    succession = _succession(coordinator, group, checkpointer.run.path, context)
+    signers = context.signers if info.options.signed else dict
     workers = WorkerMessages(info, membership, group, outbox, context.sharing, _signature_checks(info), signers)
     part_of(coordinator, MultiStep).serve(committer)
     part_of(coordinator, Audit).serve(partial(_recompute, context, setup, group))
     samples = SampleSender(setup.data, info.manifest, membership, outbox)
-    status = StatusAnswers(blocklist, context.clock, succession.registry.statuses)
-    coordinator.hooks.statuses.append(status.completed)
-    room = [] if recorder.room is None else [RoomWatch(recorder.room, committer.write_again, context.say)]
+    status = StatusAnswers(coordinator, outbox, blocklist, context.clock, succession.registry.statuses)
+    room = RoomWatch(coordinator, checkpointer.run.room, committer.write_again, context.say)
     # Now that the model is known, and before any worker takes part.
     port.make_room(max(QUEUE + WINDOW * len(group.own.shard.frames), group.initial.most_waiting()))
     return Server(
         coordinator,
         ServerInbox(outbox, blocklist, (succession, group), (samples, status, workers)),
         outbox,
-        (*room, status, group, succession, coordinator),
+        (room, group, succession, coordinator),
         workers=workers,
         group=group,
         committer=committer,
@@ -132,7 +129,7 @@ def _slices(
     coordinator: Coordinator, setup: RunSetup, outbox: Outbox, blocklist: PeerBlocklist, context: ServerContext
 ) -> SliceGroup:
     info = coordinator.info
-    initial = InitialSlices(info, setup.shard, (len(setup.data.train), len(setup.data.test)))
+    initial = InitialSlices(info, setup.shard)
     own = setup.shard if info.options.servers == 1 else own_part(setup.shard, initial.slices[0])
     return SliceGroup(
         initial,
@@ -157,13 +154,10 @@ def _recompute(
     return context.recompute(setup, weights, step, micro_batch)
 
 
-def _succession(
-    coordinator: Coordinator, group: SliceGroup, recorder: MetricsRecorder, context: ServerContext
-) -> Succession:
-    folder = Path() if recorder.folder is None else recorder.folder.path
+def _succession(coordinator: Coordinator, group: SliceGroup, folder: Path, context: ServerContext) -> Succession:
     own, term, history = context.address or context.port.address, coordinator.info.term, read_terms(folder)
     # This server may have been restarted while it was cut off from these, and one of them has taken over.
-    others = () if context.dial is None else history.other_servers(own, context.others)
+    others = history.other_servers(own, context.others)
     return Succession(
         coordinator,
         group,
@@ -173,13 +167,8 @@ def _succession(
         context.say,
         address=own,
         history=history,
-        rivals=Rivals(LeaderInquiry(LeaderSearch(others, own, term=term), context.dial or no_dial)),
+        rivals=Rivals(LeaderInquiry(LeaderSearch(others, own, term=term), context.dial)),
     )
-
-
-def no_dial(address: str, public: str = "") -> ClientPort:
-    """Raise `AddressError`: this server does not reach others."""
-    raise AddressError(f"{address} is not dialled")
 
 
 def _signature_checks(info: RunInfo) -> list[ResultCheck]:

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
 from lockstep.common.errors import RESUMED_HERE, FailureKind
-from lockstep.common.protocol.messages import Lease, Message
+from lockstep.common.protocol.messages import Lease
 from lockstep.common.runtime.interrupts import Terminated, held_back
 from lockstep.common.statemachine.loop import EventLoop, TimedPart
 from lockstep.common.statemachine.machine import Report, carry_out
@@ -174,12 +174,10 @@ class Server:
 
     def _perform(self, effect: effects.Effect) -> Sequence[events.Event]:
         match effect:
-            case effects.Send():
-                return self._send(effect.peer, effect.message)
-            case effects.SendWeights():
-                member = self.coordinator.membership.members.get(effect.peer)
-                lease = self.workers.in_memory(effect.peer, effect.message)
-                return [] if member is None else self.group.send_weights(member.rank, lease)
+            case effects.Send(peer=peer, message=Lease() as lease):
+                return self.workers.send_lease(peer, lease)
+            case effects.Send(peer=peer, message=message):
+                return self.outbox.send(peer, message)
             case effects.ForgetWorker():
                 return self.workers.forget(effect.rank)
             case effects.UpdateWeights():
@@ -193,8 +191,3 @@ class Server:
             case _:
                 assert_never(effect)
         return []
-
-    def _send(self, peer: bytes, message: Message) -> Sequence[events.Event]:
-        if isinstance(message, Lease):
-            message = self.workers.in_memory(peer, message)
-        return self.outbox.send(peer, message)

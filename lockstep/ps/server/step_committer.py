@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from lockstep.common.errors import FailureKind, FileFormatError
 from lockstep.common.optim.rules import averaged
@@ -30,8 +31,7 @@ class StepCommitter:
 
     coordinator: Coordinator
     group: SliceGroup
-    recorder: MetricsRecorder
-    checkpointer: Checkpointer | None
+    checkpointer: Checkpointer
     #: Reports the quarantine.
     say: Callable[[str], None]
     #: The server's: bytes that crossed the sockets of all servers since the last step was recorded.
@@ -50,6 +50,11 @@ class StepCommitter:
     def __post_init__(self) -> None:
         self.guard = NonFiniteGuard(self.recorder.layout)
 
+    @property
+    def recorder(self) -> MetricsRecorder:
+        """The records of the run."""
+        return self.checkpointer.recorder
+
     def update(self, effect: effects.UpdateWeights) -> Sequence[events.Event]:
         """Let all servers begin an update; return what that leads to at once."""
         if self.guard.text:
@@ -61,7 +66,7 @@ class StepCommitter:
         """Return the vectors to gather from all servers with the update of a step."""
         step, checkpointer = effect.step, self.checkpointer
         ends_epoch = self.coordinator.info.plan.closes_epoch(step)
-        if checkpointer is None or not checkpointer.folder.keep:
+        if not checkpointer.folder.keep:
             # The moving average of the weights is one of the optimizer's slots, and is kept at the end of the run.
             has_average = self.coordinator.info.job.ema_decay is not None
             return ("all" if has_average else "weights") if ends_epoch else "nothing"
@@ -102,10 +107,7 @@ class StepCommitter:
         self.recorder.account(made.step, account, made.checksum)
 
     def bounds(self) -> tuple[int | None, float | None]:
-        checkpointer = self.checkpointer
-        return (
-            (None, None) if checkpointer is None or not checkpointer.folder.keep else checkpointer.schedule.next_due()
-        )
+        return self.checkpointer.schedule.next_due() if self.checkpointer.folder.keep else (None, None)
 
     # Epochs, checkpoints and the end
 
@@ -118,17 +120,15 @@ class StepCommitter:
     def take_due_checkpoint(self) -> None:
         """Take a checkpoint if one is due."""
         # Never while a team makes steps, and so writes the weights: a multi-step lease ends when a checkpoint is due.
-        if self.checkpointer is not None and not (self.guard.text or self.coordinator.phase is RunPhase.MULTI_STEP):
+        if not (self.guard.text or self.coordinator.phase is RunPhase.MULTI_STEP):
             self.checkpointer.take_if_due(self.group.holder, self.coordinator.progress)
 
     def write_again(self) -> None:
         """Write what the disk had no room for: lines, and a checkpoint that was due."""
         self.recorder.flush()
-        checkpointer = self.checkpointer
-        if checkpointer is not None and checkpointer.is_owed:
-            checkpointer.take(self.group.holder, self.coordinator.progress)
-
-        if self.ending is not None and self.recorder.room is not None and not self.recorder.room.is_lacking:
+        if self.checkpointer.is_owed:
+            self.checkpointer.take(self.group.holder, self.coordinator.progress)
+        if self.ending is not None and not self.checkpointer.run.room.is_lacking:
             self.end(self.ending)
 
     def end(self, finish: effects.Finish) -> None:
@@ -137,7 +137,7 @@ class StepCommitter:
         try:
             self.ended = self.finish(finish)
         except OSError as error:
-            if self.recorder.room is None or not self.recorder.room.refuse(error, self.group.holder.weights.nbytes):
+            if not self.checkpointer.run.room.refuse(error, self.group.holder.weights.nbytes):
                 raise
 
     def finish(self, finish: effects.Finish) -> effects.Finish:
@@ -147,7 +147,7 @@ class StepCommitter:
         progress, membership = coordinator.progress, coordinator.membership
         if finish.conviction is not None:
             finish = self._convict(finish, finish.conviction)
-        elif self.checkpointer is not None:
+        else:
             self.checkpointer.keep_best()
         if self.guard.text and finish.kind in (None, FailureKind.SPREAD):
             finish = effects.Finish(failure=self.guard.text, kind=FailureKind.DIVERGED)
@@ -168,7 +168,7 @@ class StepCommitter:
                 recorder.record_failure(finish.failure, FailureKind.AUDIT, progress.steps)
         else:
             is_diverged = finish.kind is FailureKind.DIVERGED
-            if self.checkpointer is not None and not is_diverged:
+            if not is_diverged:
                 self.checkpointer.take(group.holder, progress)
             if finish.kind is not FailureKind.SPREAD:
                 recorder.fail(finish.failure, finish.kind, *group.final_weights(is_diverged=is_diverged))
@@ -177,11 +177,10 @@ class StepCommitter:
 
     def _convict(self, finish: effects.Finish, conviction: Conviction) -> effects.Finish:
         """Quarantine checkpoints in doubt, and report that; return the end of this part of the run."""
-        folder, checkpointer = self.recorder.folder, self.checkpointer
-        if folder is None or checkpointer is None:
-            return effects.Finish(failure=finish.failure, kind=FailureKind.AUDIT, conviction=conviction)
+        checkpointer = self.checkpointer
+        take = partial(checkpointer.take, self.group.holder, self.coordinator.progress)
         try:
-            back_to, lines = quarantine_checkpoints(conviction, folder, checkpointer.folder, self._take_checkpoint)
+            back_to, lines = quarantine_checkpoints(conviction, checkpointer.run, checkpointer.folder, take)
         except (OSError, FileFormatError) as error:
             text = f"{finish.failure}; the run ends, as that cannot be recorded: {error}"
             return effects.Finish(failure=text, kind=FailureKind.AUDIT, conviction=conviction)
@@ -193,7 +192,3 @@ class StepCommitter:
             return finish
         text = f"{finish.failure}; {'; '.join(lines)}; if it is resumed, the run goes back to {where}"
         return effects.Finish(failure=text, kind=finish.kind, conviction=conviction)
-
-    def _take_checkpoint(self) -> bool:
-        checkpointer = self.checkpointer
-        return checkpointer is not None and checkpointer.take(self.group.holder, self.coordinator.progress)

@@ -129,12 +129,12 @@ class WorkerMessages:
             metrics=self.info.metric_sums,
         )
 
-    def in_memory(self, peer: bytes, lease: Lease) -> Lease:
-        """Return a lease with the memory of the weights, if its worker shares that."""
-        member, sharing = self.membership.members.get(peer), self.sharing
-        if member is None or not member.shares or sharing is None or not sharing.generation:
-            return lease
-        return msgspec.structs.replace(lease, memory=sharing.generation)
+    def send_lease(self, peer: bytes, lease: Lease) -> Sequence[Event]:
+        """Send a lease to a worker, with the weights of its step or the memory that they are in."""
+        member = self.membership.members.get(peer)
+        if self.sharing is not None and self.sharing.generation:
+            lease = msgspec.structs.replace(lease, memory=self.sharing.generation)
+        return [] if member is None else self.group.send_lease(member.rank, lease)
 
     def forget(self, rank: int) -> Sequence[Event]:
         """Release all that is kept for a worker that is gone."""

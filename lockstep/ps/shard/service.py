@@ -164,6 +164,10 @@ class SliceService:
         worker.wanted = step
         return self._serve(worker)
 
+    def lacks_weights(self, rank: int, step: int) -> bool:
+        """Tell whether a worker has not been sent the weights of a step, and is not about to be."""
+        return rank in self.workers and self.workers[rank].wanted != step
+
     def send_lease(self, rank: int, lease: Lease) -> Sequence[PeerLeft]:
         """Send a lease to a worker, with the weights of its step if they are due; it carries the last frame.
 

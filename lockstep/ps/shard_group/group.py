@@ -254,11 +254,16 @@ class SliceGroup:
         self.own.forget(rank)
         return self.send_all(Forget(rank=rank))
 
-    def send_weights(self, rank: int, lease: Lease) -> Sequence[Event]:
-        """Send a lease to a worker, with all weights of its step; the update's message may have told the shards to."""
+    def send_lease(self, rank: int, lease: Lease) -> Sequence[Event]:
+        """Send a lease to a worker, with all weights of its step if it lacks them.
+
+        The update's message may have told the shards to send theirs.
+        """
+        lacks_weights = self.own.lacks_weights(rank, lease.step)
         if failed := self.own.send_lease(rank, lease):
             return failed
-        return [] if rank in self.update.pushed else self.send_all(SendWeightsTo(rank=rank, step=lease.step))
+        is_told = rank in self.update.pushed or not lacks_weights
+        return [] if is_told else self.send_all(SendWeightsTo(rank=rank, step=lease.step))
 
     # Updates
 

@@ -40,7 +40,7 @@ from lockstep.common.statemachine.machine import (
     stays,
     table_of,
 )
-from lockstep.ps.coordinator.admission import refusal, refused, superseded_text
+from lockstep.ps.coordinator.admission import refusal, refused
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import PartFailed, ServersAvailable, ServersReady
 from lockstep.ps.coordinator.status import Reminder
@@ -246,9 +246,7 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
         if not (self.others or self.is_spread):
             text = "this run has one server: start that with --servers 2 or more, or with --spread auto"
             return refused(RefusalKind.FULL, text)
-        if join.term.is_above(info.term):
-            return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
-        return refusal(join, info.fingerprint, allows_mixed_numerics=info.options.allow_mixed_numerics)
+        return refusal(join, info)
 
     def _prepared(self, peer: bytes, now: float) -> list[MembersEffect]:
         member = self.members.get(peer)

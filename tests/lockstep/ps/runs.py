@@ -25,7 +25,7 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Effect, Finish, Report, Send, SendWeights, UpdateWeights
+from lockstep.ps.coordinator.effects import Effect, Finish, Report, Send, UpdateWeights
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import plan_of
@@ -131,7 +131,7 @@ class Drive:
         if isinstance(event, events.TimePassed):
             assert deadline is None or deadline > self.now, "time would not go on"
         for effect in effects:
-            if isinstance(effect, Send | SendWeights) and isinstance(effect.message, Lease):
+            if isinstance(effect, Send) and isinstance(effect.message, Lease):
                 self.leases.setdefault(int.from_bytes(effect.peer, "big"), []).append(effect.message)
         self.effects += effects
         return effects
@@ -217,7 +217,7 @@ def messages(effects: list[Effect], worker: int | None = None) -> list[Message]:
     return [
         effect.message
         for effect in effects
-        if isinstance(effect, Send | SendWeights) and (worker is None or effect.peer == peer_of(worker))
+        if isinstance(effect, Send) and (worker is None or effect.peer == peer_of(worker))
     ]
 
 

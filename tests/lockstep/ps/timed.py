@@ -13,7 +13,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import NO_TERM, Dropped, Lease, Ready, Withdrawal
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Effect, Send, SendWeights, UpdateWeights
+from lockstep.ps.coordinator.effects import Effect, Send, UpdateWeights
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.records.ledger import UnusedWork
 from lockstep.ps.run.plan import plan_of
@@ -110,7 +110,7 @@ class TimedRun:
         if isinstance(effect, UpdateWeights):
             self.updated.append(self.now)
             self._handle(events.StepUpdated(step=effect.step))
-        elif isinstance(effect, Send | SendWeights) and isinstance(effect.message, Lease | Withdrawal):
+        elif isinstance(effect, Send) and isinstance(effect.message, Lease | Withdrawal):
             worker, message = self.workers[int.from_bytes(effect.peer, "big")], effect.message
             if isinstance(message, Lease):
                 self.sent.append((worker.number, message))

@@ -9,7 +9,6 @@ from lockstep.ps.coordinator.parts.audit import Audit
 from lockstep.ps.coordinator.parts.callbacks import Callbacks
 from lockstep.ps.coordinator.parts.hand_over import HandOver
 from lockstep.ps.coordinator.parts.multi_step import FIRST_STEPS, MultiStep
-from lockstep.ps.coordinator.parts.room import Room
 from lockstep.ps.coordinator.parts.several_servers import SeveralServers
 from lockstep.ps.coordinator.parts.spread import SETTLE_S, SpreadServers
 
@@ -29,7 +28,6 @@ def all_parts(*, first_steps: int = FIRST_STEPS, settle_s: float = SETTLE_S) -> 
     """
     return (
         SeveralServers,
-        Room,
         # Before those that wait for the end of a lease, so that all act on the same event.
         partial(MultiStep, first_steps=first_steps),
         # Before that which carries out what it asks for, so that both act on the same event.

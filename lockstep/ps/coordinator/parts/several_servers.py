@@ -27,7 +27,7 @@ class SeveralServers:
         core.phase = RunPhase.AWAITING_WORKERS
         self._shards = [*event.shards]
         early = core.admission.open(tuple(shard.address for shard in event.shards))
-        return [effect for peer, (join, admitted) in early.items() for effect in core.join(peer, join, admitted, now)]
+        return [effect for joining in early for effect in core.join(joining, now)]
 
     def _on_sums_acknowledged(self, event: events.SumsAcknowledged, now: float) -> list[Effect]:
         """Count a result of which all servers have the sums, unless another worker was faster."""

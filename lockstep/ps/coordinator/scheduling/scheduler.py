@@ -11,7 +11,7 @@ from lockstep.common.aggregation.finishing_time import finishing_time_s, whole
 from lockstep.common.aggregation.tree import Node, largest_node_at
 from lockstep.common.protocol.messages import OF_A_STEP, Dropped, Lease, LeaseKey, Result, Withdrawal
 from lockstep.common.statemachine.machine import soonest
-from lockstep.ps.coordinator.effects import Effect, Send, SendWeights
+from lockstep.ps.coordinator.effects import Effect, Send
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState, SlowWorkerTrial
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, Withdrawals, WithdrawnLease
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW, RoundState
@@ -338,7 +338,7 @@ class Scheduler:
         return self.timeouts.timeout_s(rank, state.round.work, held + more)
 
     def _send(self, state: RoundState, member: Member, lease: HeldLease, now: float) -> list[Effect]:
-        """Send a lease, with the weights if its worker lacks them."""
+        """Send a lease, which the server sends with the weights if its worker lacks them."""
         work, step, rank, node = state.round.work, state.round.step, member.rank, lease.node
         is_known = self.timeouts.is_known(work)
         if len(state.leases.held_by(rank)) == 1:
@@ -355,7 +355,4 @@ class Scheduler:
             number=lease.number,
             is_digested=node.lo in state.leases.single or (self.digests_all and work in OF_A_STEP),
         )
-        if member.weights_step == step:
-            return [Send(peer=member.peer, message=message)]
-        member.weights_step = step
-        return [SendWeights(peer=member.peer, message=message)]
+        return [Send(peer=member.peer, message=message)]

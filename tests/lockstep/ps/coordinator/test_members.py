@@ -21,8 +21,6 @@ from lockstep.common.protocol.messages import (
     Refused,
     Result,
     Standby,
-    Status,
-    StatusRequest,
     Weights,
     Welcome,
 )
@@ -30,7 +28,7 @@ from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.statemachine.machine import ReportKind
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import STRANGER
-from lockstep.ps.coordinator.effects import Report, Send, SendWeights
+from lockstep.ps.coordinator.effects import Report, Send
 from lockstep.ps.coordinator.membership import PROBE_S
 from lockstep.ps.coordinator.status import REMINDER_S
 from lockstep.ps.coordinator.transitions import RunPhase
@@ -46,9 +44,6 @@ from tests.lockstep.ps.runs import (
     peer_of,
     said,
 )
-
-#: A request for the status, of a process that is no worker.
-OBSERVED = events.Received(peer=b"observer", message=StatusRequest())
 
 
 def test_a_join_of_another_run_is_refused_and_told_of() -> None:
@@ -268,10 +263,10 @@ def test_a_worker_that_comes_in_the_middle_gets_the_weights_and_then_work() -> N
     (lease,) = messages(effects, 2)
     assert isinstance(lease, Lease)
     assert lease.step == 1
-    assert effects[0] == SendWeights(peer=peer_of(2), message=lease)
+    assert effects[0] == Send(peer=peer_of(2), message=lease)
 
 
-def test_a_worker_that_comes_during_the_evaluation_gets_its_weights() -> None:
+def test_a_worker_that_comes_during_the_evaluation_helps_with_it() -> None:
     drive = Drive(facts_of(test_samples=2000))
     drive.enter(1, 2)
     for _ in range(3):
@@ -281,9 +276,6 @@ def test_a_worker_that_comes_during_the_evaluation_gets_its_weights() -> None:
     effects = drive.enter(3)
     (lease, *_) = [message for message in messages(effects, 3) if isinstance(message, Lease)]
     assert (lease.work, lease.step) == ("evaluate", 3)
-    assert SendWeights(peer=peer_of(3), message=lease) in effects
-    # The next step has the weights of the evaluation: they are not sent again.
-    assert not [effect for effect in drive.finish_round() if isinstance(effect, SendWeights)]
 
 
 def test_more_workers_than_micro_batches_stand_by_and_are_told() -> None:
@@ -344,11 +336,10 @@ def test_a_member_that_asks_is_answered_and_a_stranger_is_told_to_join() -> None
     assert messages(drive.ask(9)) == [Eviction(reason=STRANGER)]
 
 
-def test_whoever_asks_is_told_the_status() -> None:
+def test_a_status_says_how_far_the_run_is() -> None:
     drive = Drive()
     drive.enter(1)
-    (status,) = messages(drive.happen(OBSERVED))
-    assert isinstance(status, Status)
+    status = drive.coordinator.status(drive.now)
     assert (status.phase, status.step, status.steps, status.epochs) == ("training", 0, 6, 2)
     assert [worker.state for worker in status.workers] == ["computing"]
 
@@ -388,7 +379,6 @@ def test_after_the_end_late_comers_are_told(is_failed: bool) -> None:
     told = [failed if is_failed else Finished(reason="")]
     assert drive.join(2) == [Send(peer=peer_of(2), message=message) for message in told]
     assert drive.ask(3) == [Send(peer=peer_of(3), message=message) for message in told]
-    assert kinds(drive.happen(OBSERVED)) == [Status]
     assert drive.coordinator.deadline() is None
 
 

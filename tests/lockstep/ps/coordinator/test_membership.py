@@ -124,12 +124,7 @@ def test_whoever_prepares_is_not_among_those_that_are_prepared_and_gets_a_rank_o
     made = roster()
     made.remove(peer_of(2))
     newcomer = made.admit(peer_of(3), join_of(3), 5.0)
-    assert (newcomer.rank, newcomer.state, newcomer.weights_step, newcomer.shares) == (
-        3,
-        MemberState.PREPARING,
-        None,
-        False,
-    )
+    assert (newcomer.rank, newcomer.state) == (3, MemberState.PREPARING)
     assert (made.count_prepared(), made.count(MemberState.PREPARING)) == (2, 1)
     assert made.activate(newcomer, capacity=2) is False
     assert made.activate(newcomer, capacity=3) is True

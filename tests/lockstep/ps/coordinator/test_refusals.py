@@ -10,7 +10,9 @@ from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.common.transport.limits import WINDOW_S, RejectionLog
+from lockstep.ps.run.progress import Traffic
 from lockstep.ps.server.limits import PeerBlocklist, StatusAnswers
+from lockstep.ps.shard.outbox import Outbox
 from tests.lockstep.ps.runs import Drive, join_of
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS
@@ -44,10 +46,12 @@ def test_who_asks_for_ever_is_answered_and_seldom_told_of(join: Join | ShardJoin
 
 
 def test_a_status_has_the_numbers_of_those_that_were_rejected() -> None:
-    blocklist = PeerBlocklist(MemoryNetwork(0).server(), ManualClock(), list[str]().append, RejectionLog())
+    port, coordinator = MemoryNetwork(0).server(), Drive().coordinator
+    blocklist = PeerBlocklist(port, ManualClock(), list[str]().append, RejectionLog())
+    StatusAnswers(coordinator, Outbox(port, Traffic()), blocklist, ManualClock(), list)
     blocklist.rejections.record("a connection")
     blocklist.add(b"bad", "it lies")
-    status = StatusAnswers(blocklist, ManualClock(), list).completed(Drive().coordinator.status(0.0))
+    status = coordinator.status(0.0)
     assert (status.refused, status.broken, status.standbys) == (1, 1, [])
 
 

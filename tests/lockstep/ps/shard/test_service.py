@@ -180,7 +180,8 @@ def test_the_first_lease_of_a_step_carries_the_last_frame_and_other_leases_none(
     served.join(4, OTHER)
     served.sent.clear()
     lease = Lease(work="train", step=0, lo=0, hi=2, number=7)
-    for _ in range(2):
+    for lacks in (True, False):
+        assert served.service.lacks_weights(4, 0) is lacks
         assert served.service.send_lease(4, lease) == []
     *before, (_, first, _), (_, second, nothing) = served.sent
     assert [type(message) for _, message, _ in before] == [Weights, Weights]

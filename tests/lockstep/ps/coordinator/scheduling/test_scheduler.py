@@ -6,7 +6,7 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Dropped, Lease, Work
-from lockstep.ps.coordinator.effects import Effect, Send, SendWeights
+from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.membership import FREE_PATIENCE, MOST_PATIENCE, Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW, RoundState
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
@@ -29,17 +29,15 @@ class Desk:
         at: Round = ROUND,
         chosen: frozenset[int] = frozenset(),
         cores: int = 0,
-        shares: bool = True,
     ) -> None:
         self.state = RoundState(at, chosen)
         self.scheduler = Scheduler(LeaseTimeouts(LIMIT_S))
         self.membership = Membership()
-        self.members = [self.add(number, cores, shares=shares) for number in range(workers)]
+        self.members = [self.add(number, cores) for number in range(workers)]
 
-    def add(self, number: int, cores: int = 0, *, shares: bool = True) -> Member:
+    def add(self, number: int, cores: int = 0) -> Member:
         join = msgspec.structs.replace(join_of(number), machine="one", cores=list(range(cores)))
         member = self.membership.admit(peer_of(number), join, NOW)
-        member.shares = shares
         self.membership.activate(member, 100)
         return member
 
@@ -115,15 +113,6 @@ def test_the_time_for_a_lease_counts_what_is_held_before_it() -> None:
 def test_a_micro_batch_that_is_audited_asks_for_a_digest_and_others_do_not() -> None:
     desk = Desk(2, chosen=frozenset({0}))
     assert [(lease.lo, lease.is_digested) for lease in desk.assign(desk.members[0])] == [(0, True), (1, False)]
-
-
-def test_a_worker_that_shares_no_memory_is_sent_the_weights_of_a_step_once() -> None:
-    desk = Desk(2, shares=False)
-    effects = desk.effects(desk.members[0])
-    first, second = messages(effects)
-    assert isinstance(first, Lease)
-    assert effects == [SendWeights(peer=peer_of(0), message=first), Send(peer=peer_of(0), message=second)]
-    assert desk.members[0].weights_step == ROUND.step
 
 
 # Where nothing is known

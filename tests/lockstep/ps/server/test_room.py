@@ -1,27 +1,62 @@
 """While the disk has no room for the records, no work is given out, and what was given out is still accepted."""
 
+import errno
+from dataclasses import dataclass, field
+from pathlib import Path
+
 from lockstep.common.protocol.messages import Lease, MultiStepWithdrawal
-from lockstep.ps.coordinator import events
-from lockstep.ps.coordinator.effects import UpdateWeights
+from lockstep.ps.coordinator.effects import Effect, UpdateWeights
 from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.records.run_folder import DiskRoom
+from lockstep.ps.server.room import RoomWatch
 from tests.lockstep.ps.coordinator.parts.test_multi_step import Team, begun
 from tests.lockstep.ps.runs import Drive, finished, kinds, said
 
-MISSING = events.RoomChanged(missing="the run pauses: the disk is full")
-FREE = events.RoomChanged(missing="")
+
+@dataclass
+class Disk:
+    """The disk of a run that is driven by hand."""
+
+    drive: Drive
+    free_bytes: int = 2**20
+    watch: RoomWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        room = DiskRoom(Path("run"), lambda path: self.free_bytes)
+        self.watch = RoomWatch(self.drive.coordinator, room, lambda: None, lambda text: None)
+
+    def fill(self) -> list[Effect]:
+        """Let a write fail."""
+        self.free_bytes = 0
+        assert self.watch.deadline() is None
+        assert self.watch.room.refuse(OSError(errno.ENOSPC, ""), 1)
+        return self._look()
+
+    def free(self) -> list[Effect]:
+        """Let there be room again, after a look that finds none."""
+        assert self._look() == []
+        self.free_bytes = 2**20
+        found = self._look()
+        assert self.watch.deadline() is None
+        return found
+
+    def _look(self) -> list[Effect]:
+        assert self.watch.deadline() is not None
+        return [effect for event in self.watch.on_time(self.drive.now) for effect in self.drive.happen(event)]
 
 
 def test_no_work_is_given_out_and_what_was_is_taken() -> None:
     drive = Drive()
+    disk = Disk(drive)
     drive.enter(1, 2)
     assert drive.leased()
-    drive.happen(MISSING)
+    disk.fill()
     for worker in (1, 2):
         while drive.leases.get(worker):
             assert Lease not in kinds(drive.answer(worker))
     assert Lease not in kinds(drive.enter(3) + drive.leave(1) + drive.pass_time(1.0))
     assert drive.coordinator.status(drive.now).phase == "waiting for room on the disk"
-    assert Lease in kinds(drive.happen(FREE))
+    assert Lease in kinds(disk.free())
     assert drive.coordinator.status(drive.now).phase == "training"
     drive.finish()
     assert [finish.failure for finish in finished(drive.effects)] == [""]
@@ -29,42 +64,46 @@ def test_no_work_is_given_out_and_what_was_is_taken() -> None:
 
 def test_a_person_is_reminded_of_what_is_missing() -> None:
     drive = Drive()
+    disk = Disk(drive)
     drive.enter(1)
-    assert "the disk is full" in said(drive.happen(MISSING))
+    assert "the run pauses" in said(disk.fill())
     assert said(drive.pass_time(4.0)) == ""
-    assert "the disk is full" in said(drive.pass_time(2.0))
-    assert "the disk is full" not in said(drive.happen(FREE))
+    assert "the run pauses" in said(drive.pass_time(2.0))
+    assert "the run pauses" not in said(disk.free())
 
 
 def test_waiting_for_room_is_no_time_of_training() -> None:
     drive = Drive()
+    disk = Disk(drive)
     drive.enter(1)
-    drive.happen(MISSING)
+    disk.fill()
     while drive.leases[1]:
         drive.answer(1)
     before = drive.coordinator.progress.train_s
     drive.pass_time(1.0)
-    drive.happen(FREE)
+    disk.free()
     drive.finish_round()
     assert drive.coordinator.progress.train_s == before
 
 
 def test_a_team_makes_no_more_steps_by_itself_and_begins_again() -> None:
     drive = Team()
+    disk = Disk(drive)
     drive.begin()
     drive.team.is_inside = True
-    assert kinds(drive.happen(MISSING)) == [MultiStepWithdrawal]
+    assert kinds(disk.fill()) == [MultiStepWithdrawal]
     drive.team.made = 2
     drive.team.is_inside = False
     assert Lease not in kinds(drive.pass_time(0.01))
     assert drive.coordinator.phase is RunPhase.TRAINING
-    assert Lease in kinds(drive.happen(FREE))
+    assert Lease in kinds(disk.free())
 
 
 def test_no_team_begins_to_make_steps_by_itself_meanwhile() -> None:
     drive = Team()
+    disk = Disk(drive)
     drive.enter_team(1)
-    drive.happen(MISSING)
+    disk.fill()
     effects = []
     while drive.leases[1]:
         effects += drive.answer(1)
