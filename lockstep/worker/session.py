@@ -18,6 +18,7 @@ from lockstep.common.protocol.messages import (
     Diverged,
     Lease,
     MultiStepLease,
+    MultiStepResult,
     MultiStepWithdrawal,
     Ready,
     Result,
@@ -179,6 +180,7 @@ class LeaseRun:
 class StepsRun:
     """A multi-step lease, whose steps the team makes without the server."""
 
+    number: int
     leader: Leader
     say: Callable[[str], None]
     #: The server sends few, and they are handled between two steps.
@@ -193,13 +195,13 @@ class StepsRun:
         return isinstance(message, MultiStepWithdrawal | Lease)
 
     def stopped(self) -> machine.Event:
-        return machine.StepsEnded(is_done=False)
+        return MultiStepResult(number=self.number, is_done=False)
 
     def ended(self, leader: Leader, order: Order, outcome: OrderOutcome) -> machine.Event:
         if outcome is OrderOutcome.FAILED:
             error = leader.member.error or "another process of the team says why"
             self.say(f"the team leaves steps to the server: {one_line(error)}")
-        return machine.StepsEnded(is_done=outcome is OrderOutcome.DONE)
+        return MultiStepResult(number=self.number, is_done=outcome is OrderOutcome.DONE)
 
 
 @dataclass
@@ -358,8 +360,8 @@ class WorkerSession:
     def begin_steps(self, lease: MultiStepLease) -> list[machine.Event]:
         """Let the team make steps; return that it does not if its memory is gone."""
         if self.leader is None:
-            return [machine.StepsEnded(is_done=False)]
-        work = self.work = StepsRun(self.leader, self.context.say)
+            return [MultiStepResult(number=lease.number, is_done=False)]
+        work = self.work = StepsRun(lease.number, self.leader, self.context.say)
         self.early.begin()
         try:
             self.leader.begin_steps(lease)

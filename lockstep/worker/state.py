@@ -100,12 +100,6 @@ class SamplesNotStored(Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class StepsEnded(Struct, frozen=True, kw_only=True):
-    """The team makes nothing more of its multi-step lease; whether it has made the last step."""
-
-    is_done: bool
-
-
 #: The messages of the server for a worker that is in the run.
 Request = Standby | Lease | Withdrawal | Samples | MultiStepLease | MultiStepWithdrawal | Ping
 WorkEvent = (
@@ -119,12 +113,12 @@ WorkEvent = (
     | MemoryLost
     | SamplesMissing
     | SamplesNotStored
-    | StepsEnded
+    | MultiStepResult
 )
 Event = WorkEvent | ClientEvent
 
 #: Compute a lease, answered by its result, `LeaseStopped` or `SamplesMissing`. Begin with a multi-step lease, or make
-#: nothing more of it, both answered by `StepsEnded`. After a ping, introduce this worker to the run's other servers.
+#: nothing more of it, both answered by its result. After a ping, introduce this worker to the run's other servers.
 WorkEffect = Lease | MultiStepLease | MultiStepWithdrawal | Ping
 Effect = WorkEffect | ClientEffect
 
@@ -156,13 +150,13 @@ TRANSITIONS = table_of(
         MemoryLost: _OUT | {_WAITING: {_OUTSIDE}},
         SamplesMissing: _OUT | {_COMPUTING: {_WAITING}},
         SamplesNotStored: _LATE | {_WAITING: {_OUTSIDE}},
-        StepsEnded: _OUT | stays(_WAITING) | {_MULTI_STEP: {_WAITING}},
+        MultiStepResult: _OUT | stays(_WAITING) | {_MULTI_STEP: {_WAITING}},
     },
 )
 
 
 #: Events that a worker notices by itself, without a message.
-NOT_FROM_SERVER = SamplesMissing | InboxEmptied | StepsEnded
+NOT_FROM_SERVER = SamplesMissing | InboxEmptied | MultiStepResult
 
 
 @dataclass
@@ -248,8 +242,8 @@ class WorkerState(Machine[Event, Effect]):
             case MultiStepWithdrawal(number=number):
                 is_at_hand = self.steps is not None and self.steps.number == number
                 return [event] if is_at_hand else []
-            case StepsEnded(is_done=is_done):
-                return self._end_steps(is_done=is_done)
+            case MultiStepResult():
+                return self._end_steps(event)
             case InboxEmptied():
                 return self._compute_next()
             case Result() | Diverged() | ComputeFailed() | LeaseStopped() | SamplesMissing():
@@ -285,13 +279,12 @@ class WorkerState(Machine[Event, Effect]):
         self.phase, self.steps = WorkerPhase.MULTI_STEP, lease
         return [lease]
 
-    def _end_steps(self, *, is_done: bool) -> list[Effect]:
-        """Answer the current multi-step lease; the server knows how many steps were made."""
-        steps = self.steps
-        if steps is None:
+    def _end_steps(self, end: MultiStepResult) -> list[Effect]:
+        """Answer the current multi-step lease, of which the team makes nothing more."""
+        if self.steps is None:
             return []  # it was over before it was withdrawn
         self.phase, self.steps = WorkerPhase.WAITING, None
-        return [SendToServer(message=MultiStepResult(number=steps.number, is_done=is_done))]
+        return [SendToServer(message=end)]
 
     def _add_lease(self, lease: Lease) -> None:
         if self.shares and (self.weights_step is None or lease.step > self.weights_step):

@@ -28,6 +28,7 @@ from lockstep.common.protocol.messages import (
     Leave,
     Message,
     MultiStepLease,
+    MultiStepResult,
     Ping,
     Ready,
     Result,
@@ -501,7 +502,7 @@ def test_with_messages_read_on_the_way_there_is_something_to_do_at_once() -> Non
 
 def test_a_lease_tells_that_the_server_has_seen_the_last_of_several_steps() -> None:
     """Dropped, it would be missed for seconds: the server sends no other."""
-    steps = StepsRun(cast(Any, None), print)
+    steps = StepsRun(1, cast(Any, None), print)
     assert [steps.is_ended_by(message) for message in (leased(1), Ping(), None)] == [True, False, False]
     assert not lease_run(leased(2)).is_ended_by(leased(1))
 
@@ -671,16 +672,18 @@ def test_how_an_order_of_a_lease_has_ended() -> None:
 def test_how_an_order_of_several_steps_has_ended() -> None:
     said: list[str] = []
     leader: Any = SimpleNamespace(member=SimpleNamespace(error="RuntimeError: two\nlines"))
-    run, order = StepsRun(leader, said.append), cast(Any, None)
+    run, order = StepsRun(7, leader, said.append), cast(Any, None)
     ends = {outcome: run.ended(leader, order, outcome) for outcome in OrderOutcome}
-    assert ends == {outcome: machine.StepsEnded(is_done=outcome is OrderOutcome.DONE) for outcome in OrderOutcome}
+    assert ends == {
+        outcome: MultiStepResult(number=7, is_done=outcome is OrderOutcome.DONE) for outcome in OrderOutcome
+    }
     leader.member.error = ""
     run.ended(leader, order, OrderOutcome.FAILED)
     assert said == [
         "the team leaves steps to the server: RuntimeError: two\\nlines",
         "the team leaves steps to the server: another process of the team says why",
     ]
-    assert run.stopped() == machine.StepsEnded(is_done=False)
+    assert run.stopped() == MultiStepResult(number=7, is_done=False)
 
 
 def test_samples_that_were_not_requested_or_that_cannot_be_stored() -> None:
@@ -800,7 +803,7 @@ def test_several_steps_are_begun_and_stopped_by_the_team() -> None:
     leader = SimpleNamespace(begin_steps=begun.append, stop=lambda: begun.append("stopped"))
     session = session_of(leader=leader, context=SimpleNamespace(say=print), work=None)
     assert WorkerSession.begin_steps(session, STEPS) == []
-    ended = [machine.StepsEnded(is_done=False)]
+    ended = [MultiStepResult(number=STEPS.number, is_done=False)]
     assert WorkerSession.stop(session) == ended
     assert begun == [STEPS, "stopped"]
 

@@ -48,6 +48,9 @@ from tests.lockstep.worker.states import (
 
 REQUEST = SamplesRequest(part="train", places=b"\7\0\0\0")
 
+#: The answers to a multi-step lease.
+ANSWER, UNDONE = (MultiStepResult(number=MULTI_STEP.number, is_done=is_done) for is_done in (True, False))
+
 #: The other answers to a lease.
 NO_RESULTS = (
     Diverged(work="train", step=3, micro_batch=0, layer="0.weight", quantity="gradient"),
@@ -72,7 +75,7 @@ EVENTS: dict[type[events.WorkEvent], events.WorkEvent] = {
         events.SamplesNotStored(reason="no room"),
         MULTI_STEP,
         MultiStepWithdrawal(number=MULTI_STEP.number),
-        events.StepsEnded(is_done=True),
+        ANSWER,
         Ping(),
     )
 }
@@ -110,20 +113,16 @@ def test_while_it_computes_nothing_but_an_interrupt_reaches_it() -> None:
 # Several steps
 
 
-ANSWER = MultiStepResult(number=MULTI_STEP.number, is_done=True)
-
-
 def withdraw_steps(drive: Drive, number: int = MULTI_STEP.number) -> list[events.Effect]:
     return drive.dispatch(MultiStepWithdrawal(number=number))
 
 
-@pytest.mark.parametrize("is_done", [True, False])
-def test_a_multi_step_lease_is_begun_once_and_answered_once(is_done: bool) -> None:
+@pytest.mark.parametrize("answer", [ANSWER, UNDONE])
+def test_a_multi_step_lease_is_begun_once_and_answered_once(answer: MultiStepResult) -> None:
     drive = drive_in(WorkerPhase.WAITING)
     assert drive.dispatch(MULTI_STEP) == [MULTI_STEP]
     assert (drive.state.deadline(), drive.state.is_busy()) == (None, True)
-    answer = msgspec.structs.replace(ANSWER, is_done=is_done)
-    assert sent(drive.dispatch(events.StepsEnded(is_done=is_done))) == [answer]
+    assert sent(drive.dispatch(answer)) == [answer]
     assert (drive.state.phase, drive.state.steps, drive.state.is_busy()) == (WorkerPhase.WAITING, None, False)
 
 
@@ -131,7 +130,7 @@ def test_a_multi_step_lease_that_is_withdrawn_is_stopped_and_then_answered() -> 
     drive = drive_in(WorkerPhase.MULTI_STEP)
     assert withdraw_steps(drive) == [MultiStepWithdrawal(number=MULTI_STEP.number)]
     assert drive.state.phase is WorkerPhase.MULTI_STEP
-    assert sent(drive.dispatch(events.StepsEnded(is_done=False))) == [msgspec.structs.replace(ANSWER, is_done=False)]
+    assert sent(drive.dispatch(UNDONE)) == [UNDONE]
 
 
 @pytest.mark.parametrize("phase", [WorkerPhase.WAITING, WorkerPhase.MULTI_STEP])
@@ -143,9 +142,9 @@ def test_another_multi_step_lease_than_the_one_at_hand_is_not_withdrawn(phase: W
 
 def test_a_withdrawal_after_the_last_step_is_not_answered_again() -> None:
     drive = drive_in(WorkerPhase.MULTI_STEP)
-    drive.dispatch(events.StepsEnded(is_done=True))
+    drive.dispatch(ANSWER)
     assert withdraw_steps(drive) == []
-    assert drive.dispatch(events.StepsEnded(is_done=False)) == []
+    assert drive.dispatch(UNDONE) == []
 
 
 def test_leases_that_wait_are_over_once_the_worker_makes_steps_by_itself() -> None:
@@ -154,7 +153,7 @@ def test_leases_that_wait_are_over_once_the_worker_makes_steps_by_itself() -> No
     drive.lease(LEASE)
     drive.dispatch(MULTI_STEP)
     assert not drive.state.leases
-    drive.dispatch(events.StepsEnded(is_done=True))
+    drive.dispatch(ANSWER)
     assert not drive.state.has_work()
 
 
@@ -162,7 +161,7 @@ def test_one_that_is_evicted_while_it_makes_steps_answers_nothing() -> None:
     drive = drive_in(WorkerPhase.MULTI_STEP)
     drive.dispatch(Eviction(reason="silent for 9 s"))
     assert (drive.state.phase, drive.state.steps) == (WorkerPhase.OUTSIDE, None)
-    assert drive.dispatch(events.StepsEnded(is_done=False)) == []
+    assert drive.dispatch(UNDONE) == []
 
 
 def test_one_that_cannot_follow_the_weights_into_other_memory_joins_again() -> None:
