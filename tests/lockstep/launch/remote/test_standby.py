@@ -4,7 +4,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -127,8 +126,8 @@ def test_another_server_is_found_that_leads_the_run_or_has_a_checkpoint(
 def test_a_standby_prints_the_command_that_promotes_it_with_the_key_that_it_takes(
     values: dict[str, Path], ending: str
 ) -> None:
-    own: dict[str, Any] = {"is_insecure": False, "server": StandbyAddress(address=FIRST), "key": None, "keys": None}
-    request, port = SimpleNamespace(**{**own, **values}), SimpleNamespace(address=SECOND)
+    flags = SimpleNamespace(**{"insecure": False, "key": None, "keys": None, **values})
+    request, port = SimpleNamespace(flags=flags, server=StandbyAddress(address=FIRST)), SimpleNamespace(address=SECOND)
     console = Console(file=io.StringIO(), record=True, width=200)
     announce(console, request, port)  # type: ignore[arg-type]  # no more of both is asked for
     assert console.export_text().splitlines() == [
