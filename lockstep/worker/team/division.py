@@ -23,6 +23,9 @@ DIFFERENT = 0.1
 #: not: some milliseconds pass until it has its core. They are not cut otherwise, because more of them take longer.
 LONGEST_S, WAITS = 0.0008, 0.2
 
+#: A process that takes so many times as long as the fastest would delay all others with a slice.
+SLOW = 2.0
+
 #: As many processes compute as could, up to this factor.
 ROOM = 1.4
 
@@ -82,14 +85,15 @@ def plan_for(
 
     Each of at least one gets as many micro-batches as it can compute until all are done, in at most `OWN_PARTS` nodes.
     Those with more than `longest` micro-batches are cut, so that the others can take over most of what a process that
-    waits for a core was given. At most so many `makers` get slices: the last ones, since the first has to listen to the
-    server.
+    waits for a core was given. At most so many `makers` get slices, which are equally long and so not for the slow: the
+    last ones, since the first has to listen to the server.
     """
     grain = 1
     while (parts := _share_out(what, seconds, grain)) is None:
         grain *= 2
     cut = _cut(parts, longest) if len(seconds) > 1 else parts
-    return OrderPlan(tuple(cut), tuple(sorted(seconds)[-makers:]))
+    slow = SLOW * min(seconds.values())
+    return OrderPlan(tuple(cut), tuple(sorted(process for process in seconds if seconds[process] < slow)[-makers:]))
 
 
 def _cut(parts: Sequence[TeamPart], longest: float) -> list[TeamPart]:

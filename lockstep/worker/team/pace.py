@@ -104,8 +104,9 @@ class Pace:
         known, process = self.memory.marks.seconds, self.memory.process
         before = float(known[process])
         # The first ones, in which the model's calls are recorded, take much longer; and so does one in which the
-        # process waits for a core, which says little of the next.
-        is_known = before > 0.0 and seconds > before / 2
+        # process waits for a core, which says little of the next. Later, a fast one says as little: a process that is
+        # paused again and again is not as fast as it is between two pauses.
+        is_known = before > 0.0 and (seconds > before / 2 or self._measured >= FIRST)
         known[process] = before + NEW * (min(seconds, MOST * before) - before) if is_known else seconds
         self._measured += 1
 

@@ -266,7 +266,9 @@ class OrderProgress:
             self.todo.extend(ComputeNode(node, 0) for node in view.plan.of(view.process)[:1])
         else:
             self.todo.extend(MakeSlice(self.stage, slice_) for slice_ in view.plan.slices_of(view.process, slices))
-            if self.stage is not OrderStage.UPDATE:
+            if view.process not in view.plan.owners:
+                self.late = now + CROWDED.slack_s
+            elif self.stage is not OrderStage.UPDATE:
                 self.late = now + view.patience.slack_s
 
     def _choose(self, missing: Sequence[OpenPart] | Sequence[int], now: float) -> ComputeNode | MakeSlice | None:

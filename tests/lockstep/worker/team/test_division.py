@@ -10,6 +10,7 @@ from lockstep.common.protocol.team_memory import OWN_PARTS
 from lockstep.worker.team.division import (
     DIFFERENT,
     LONGEST_S,
+    SLOW,
     WAITS,
     OrderPlan,
     OrderWork,
@@ -43,7 +44,8 @@ def test_every_micro_batch_is_given_once_in_few_nodes(what: OrderWork, seconds: 
     assert all(is_node(part.node.lo, part.node.hi, what.micro_batches) for part in plan.parts)
     assert {part.process for part in plan.parts} <= set(seconds)
     assert all(len(plan.of(process)) <= OWN_PARTS for process in seconds)
-    assert plan.owners == tuple(sorted(seconds))
+    fast = [process for process in sorted(seconds) if seconds[process] < SLOW * min(seconds.values())]
+    assert plan.owners == tuple(fast)
 
 
 @pytest.mark.parametrize(
@@ -78,10 +80,16 @@ def test_the_largest_part_that_is_still_to_be_given_comes_first() -> None:
     assert plan.parts == (TeamPart(Node(0, 4), 0), TeamPart(Node(4, 6), 0), TeamPart(Node(6, 8), 1))
 
 
-def test_one_that_is_much_too_slow_gets_nothing_and_still_makes_slices() -> None:
+def test_one_that_is_much_too_slow_gets_nothing() -> None:
     plan = plan_for(OrderWork(Node(0, 4), 4), {0: 1.0, 1: 100.0})
     assert (plan.of(0), plan.of(1)) == ([Node(0, 4)], [])
-    assert plan.slices_of(1, 5) == [1, 3]
+    assert (plan.slices_of(0, 5), plan.slices_of(1, 5)) == ([0, 1, 2, 3, 4], [])
+
+
+def test_a_slow_one_computes_what_it_can_and_makes_no_slices_on_which_all_would_wait() -> None:
+    plan = plan_for(OrderWork(Node(0, 8), 8), {0: 1.0, 1: 1.9, 2: 2.0})
+    assert len(plan.of(2)) == 1
+    assert plan.owners == (0, 1)
 
 
 def test_slices_are_made_in_turn_by_the_processes_of_the_plan() -> None:

@@ -414,6 +414,9 @@ def test_a_process_measures_its_speed_as_a_mean_that_forgets(team: list[TeamMemo
     pace.record_speed(200.0)  # it waited for a core
     before = float(seconds[1])
     assert before < 3.0
+    pace.record_speed(0.1)  # it was not paused for once
+    assert 0.6 * before < seconds[1] < before
+    before = float(seconds[1])
     pace.forget_speed([])
     assert 0.9 * before < seconds[1] < before
 

@@ -255,6 +255,15 @@ def test_a_slice_of_an_update_is_tried_at_once_since_it_has_a_lock() -> None:
     assert progress.action() == MakeSlice(OrderStage.UPDATE, 1)
 
 
+def test_one_without_slices_makes_none_unless_others_are_away_for_long() -> None:
+    progress = begun(process=2, plan=OrderPlan(PLAN.parts, (0, 1)), stages=((OrderStage.UPDATE, 3),))
+    assert progress.action() == OrderStage.UPDATE
+    progress.on_seen([1, 2], 10.0)
+    assert progress.action() == OrderStage.UPDATE
+    progress.on_seen([1, 2], 10.0 + CROWDED.slack_s)
+    assert progress.action() == MakeSlice(OrderStage.UPDATE, 1)
+
+
 def test_a_slice_that_somebody_else_makes_is_left_to_it_for_a_while() -> None:
     progress = begun(stages=((OrderStage.UPDATE, 1),))
     assert progress.action() == MakeSlice(OrderStage.UPDATE, 0)
