@@ -245,8 +245,7 @@ class Child(WatchedProcess):
         return True
 
     def send(self, number: signal.Signals) -> None:
-        if not self.has_ended():
-            os.kill(self.pid, number)
+        self.process.send_signal(number)
 
     def end(self, grace_s: float) -> None:
         if not self.wait(grace_s):

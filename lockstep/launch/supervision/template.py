@@ -70,10 +70,15 @@ class ForkedProcess:
             self.returncode = self.template.code_of(self.pid)
         return self.returncode
 
+    def send_signal(self, number: int) -> None:
+        """Send the process a signal if it still runs: its template may have seen its end before we do."""
+        if self.returncode is None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.descriptor, number)
+
     def kill(self) -> None:
         """Kill the process if it still runs."""
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.descriptor, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
 
 
 @dataclass

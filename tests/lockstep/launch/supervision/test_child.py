@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def ended(folder: Path, arguments: list[str], template: ProcessTemplate | None) 
 def shown(pid: int, name: str) -> list[str]:
     """Return words that the system shows of a process: its command, or its environment."""
     return Path(f"/proc/{pid}/{name}").read_text().rstrip("\0").split("\0")
+
+
+def test_a_process_whose_end_only_the_template_has_seen_gets_no_signal(
+    forking: ProcessTemplate, tmp_path: Path
+) -> None:
+    child = Child.start("a worker", PATIENT, tmp_path / "child.log", template=forking)
+    os.kill(child.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        while True:  # until the template has asked for its exit code
+            os.kill(child.pid, 0)
+    child.send(signal.SIGCONT)
+    child.end(GONE_S)
+    assert child.code == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("text", "tail"), TAILS.values(), ids=TAILS)
