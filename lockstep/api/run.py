@@ -200,12 +200,9 @@ class Run(msgspec.Struct, frozen=True, dict=True):
         if path.suffix.lower() in ARRAYS:
             return rows_in(path)
         demand("pillow", "predict", f"predicting {one_line(str(path))}")
-        # Here, because the extra may be missing if no picture is read.
-        from lockstep.packing.pictures import read_image
-
         recognizer = Recognizer.of(self._predictor, centres=True)
         pictures = pictures_below(path)[0] if path.is_dir() else [path]
-        return np.concatenate([recognizer.stored(read_image(picture)) for picture in pictures])
+        return np.concatenate([recognizer.read(picture) for picture in pictures])
 
     @cached_property
     def _predictor(self) -> Predictor:

@@ -287,6 +287,11 @@ class PictureReader:
                         self._check_size(each.shape[1:])
                 yield np.stack(decoded) if len(decoded) > 1 else decoded[0][np.newaxis]
 
+    def sample(self, path: Path) -> NDArray[np.uint8]:
+        """Return a picture alone, of the size in the options. DataError if it cannot be read."""
+        with open_picture(path, self._mode, self.options.size) as opened:
+            return _array(opened, self._mode, self.options.size)
+
     def _sample_bytes(self, path: Path) -> int:
         """Return how many bytes a sample will have, from what the first picture's file says of it."""
         if self._first is None:

@@ -96,20 +96,13 @@ def predict(
         predict_arrays(predictor, inputs, as_json=as_json)
         return
     demand("pillow", "predict", "lockstep predict")
-    # Here, as the extra may be missing for other commands.
-    from lockstep.packing.pictures import read_image
-
     recognizer = Recognizer.of(predictor, centres=not no_center)
     pictures = files_of(inputs)
     width = min(MOST_NAME, max(map(len, map(str, pictures))))
     console = Console(highlight=False)
     for path in pictures:
         check_picture(path)
-        picture = read_image(path)
-        try:
-            probabilities = recognizer.probabilities(picture)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
+        probabilities = predictor.probabilities(recognizer.read(path))[0]
         if as_json:
             found = by_class(predictor.class_names, probabilities.tolist())
             click.echo(msgspec.json.encode({"picture": str(path), **found}).decode())

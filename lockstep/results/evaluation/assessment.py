@@ -26,10 +26,10 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.job.tally import Tally
 from lockstep.packing.cache import is_to_be_packed
 from lockstep.packing.files import has_pictures
-from lockstep.packing.options import PackOptions
 from lockstep.packing.pack import as_dtype
 from lockstep.ps.run.description import DataDescription
 from lockstep.results.evaluation.figures import Integers, TargetFigures, confusion_of, in_units, target_figures
+from lockstep.results.evaluation.pictures import options_like
 from lockstep.results.evaluation.predictor import arrays_called, records_like
 from lockstep.runs.own_command import demand
 from lockstep.runs.trained_model import Trained, dataset_of
@@ -204,15 +204,12 @@ def _pictures(described: DataDescription, data: str, path: Path) -> TrainTest:
     demand("pillow", "data", "lockstep evaluate")
     from lockstep.packing.pictures import pictures_to_test
 
-    form = described.inputs[0]
-    channels, height, width = form.shape
-    options = PackOptions(size=(height, width), grayscale=channels == 1)
+    options = options_like(described.inputs[0])
     batches = list(pictures_to_test(path, described.class_names, options).batches())
     if not batches:
         raise DataError(f"{data}: has no pictures: expected some to test with")
     samples, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    dtype = "float32" if form.dtype == "<f4" else None
-    return _alone(data, as_dtype(samples, dtype), labels, described.classes)
+    return _alone(data, as_dtype(samples, options.dtype), labels, described.classes)
 
 
 def _alone(data: str, samples: NDArray[Any], labels: NDArray[Any], classes: int) -> TrainTest:

@@ -1,4 +1,6 @@
-"""Pictures that become samples as those of the training set did; knows no image files."""
+"""Pictures that become samples as those of the training set did."""
+
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -6,6 +8,9 @@ import numpy as np
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import DataError
 from lockstep.common.job.losses import LossKind
+from lockstep.packing.options import PackOptions
+from lockstep.packing.pack import as_dtype
+from lockstep.ps.run.description import ArrayForm
 from lockstep.results.evaluation.predictor import Predictor
 
 #: The weights of red, green and blue in brightness (ITU-R BT.601).
@@ -62,6 +67,22 @@ class Recognizer(msgspec.Struct, frozen=True):
         """Return the probability of each class, (classes,), for an image (3, height, width) from 0 to 1."""
         return np.asarray(self.predictor.probabilities(self.stored(image))[0])
 
+    def read(self, path: Path) -> Array:
+        """Return the picture in a file as the training set has its samples, (1, channels, height, width).
+
+        If that was packed from pictures, it is read as these were. DataError names a file that is not a picture.
+        """
+        # Imported here, since the extra may not be installed.
+        from lockstep.packing.pictures import PictureReader, named_faults, read_image
+
+        data = self.predictor.trained.data
+        if data.kind == "pictures":
+            options = options_like(data.inputs[0])
+            return as_dtype(PictureReader(options).sample(path)[np.newaxis], options.dtype)
+        image = read_image(path)
+        with named_faults(path):
+            return self.stored(image)
+
     def stored(self, image: Array) -> Array:
         """Return an image as the training set has its samples, (1, channels, height, width)."""
         sample = self.sample(image)[np.newaxis] * self.white
@@ -73,6 +94,13 @@ class Recognizer(msgspec.Struct, frozen=True):
         if self.centres:
             return as_digit(gray)[np.newaxis]
         return resized(gray[np.newaxis] if self.shape[0] == 1 else image, *self.shape[1:])
+
+
+def options_like(form: ArrayForm) -> PackOptions:
+    """Return the options by which pictures become samples of a form, as those of a packed training set have it."""
+    channels, height, width = form.shape
+    is_real = form.dtype == "<f4"
+    return PackOptions(size=(height, width), grayscale=channels == 1, dtype="float32" if is_real else None)
 
 
 #: Pixels on each side of MNIST's images, and of the box that a digit fits into.

@@ -17,6 +17,8 @@ from lockstep.cli.results.predict import line, spelled
 from lockstep.common.autograd import functional as F
 from lockstep.common.errors import DataError
 from lockstep.common.runtime.environment import child_environment
+from lockstep.results.evaluation.assessment import assess, probabilities_of
+from lockstep.runs.trained_model import open_trained
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import tiny_arrays
 
@@ -368,6 +370,22 @@ def test_a_folder_of_pictures_is_predicted_by_its_path(folder: Path) -> None:
     (folder / "none").mkdir()
     with pytest.raises(DataError, match="none: is an empty folder: expected pictures in it"):
         done.predict(folder / "none")
+
+
+def test_a_picture_becomes_the_sample_that_packing_makes_of_it(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0)
+    for number in range(20):
+        path = tmp_path / "pictures" / "ab"[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Light parts on nothing, of which only a person knows whether they lie on white or on black.
+        picture = drawn.integers(128, 256, (9, 12, 4)).astype(np.uint8)
+        picture[..., 3] = 255 * (drawn.random((9, 12)) < 0.3)
+        Image.fromarray(picture).save(path)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 5 * 7, 2))
+    small: dict[str, Any] = {"size": (5, 7), "epochs": 1, "global_batch": 8, "workers": 0, "verbose": False}
+    done = fit(model, tmp_path / "pictures", run_dir=tmp_path / "run", **small)
+    tested = assess(open_trained(done.folder), str(tmp_path / "pictures"))
+    np.testing.assert_allclose(done.predict_proba(tmp_path / "pictures"), probabilities_of(tested.outputs), rtol=1e-6)
 
 
 def test_no_digit_in_front_of_the_point_is_lost() -> None:
