@@ -142,7 +142,7 @@ class WatchedRuns:
     def decide(self) -> None:
         """Find out whether the folder holds many runs: one that was empty may hold some by now."""
         if not self.is_many and not (self.folder / JOB).exists():
-            self.is_many = bool(self._names())
+            self.is_many = bool(self._inside())
 
     def take(self, status: Status, now: float) -> None:
         """Take the last answer of the server of the only run: if that has no folder, nothing else keeps its steps."""
@@ -153,7 +153,8 @@ class WatchedRuns:
         """Return a run that a browser shows, with all that is new in its files; None if no run has this name."""
         with self._lock:
             if name not in self._views:
-                folder = self._folder_of(name)
+                # A name comes from the address line of a browser: it must be one of those that there are.
+                folder = (self._places() if self.is_many else {ONLY: self.folder}).get(name)
                 if folder is None:
                     return None
                 self._views[name] = RunView(WatchedFiles(folder), file_time=self.file_time)
@@ -166,41 +167,33 @@ class WatchedRuns:
             parts -= 1
         return view
 
-    def _folder_of(self, name: str) -> Path | None:
-        if not self.is_many:
-            return self.folder if name == ONLY else None
-        # A name comes from the address line of a browser: it must be one of those that the folder has.
-        return self._place(name) if name in self._names() else None
+    def _places(self) -> dict[str, Path]:
+        """Return the folders of many runs by their names."""
+        return self.chosen or self._inside()
 
-    def _place(self, name: str) -> Path:
-        return self.chosen.get(name) or self.folder / name
-
-    def _names(self) -> list[str]:
-        if self.chosen:
-            return list(self.chosen)
+    def _inside(self) -> dict[str, Path]:
         try:
             with os.scandir(self.folder) as entries:
-                return [entry.name for entry in entries if os.path.exists(os.path.join(entry.path, JOB))]
+                return {one.name: Path(one.path) for one in entries if os.path.exists(os.path.join(one.path, JOB))}
         except OSError:
-            return []
+            return {}
 
     def listing(self) -> RunList:
         """Return the list of runs, the newest first."""
         if not self.is_many:
             return RunList(runs=[], total=0, differing=[])
-        found = [(written_at(self._place(name)), name) for name in self._names()]
-        found.sort(reverse=True)
-        briefs = [self._brief(name, written) for written, name in found[:MOST_RUNS]]
+        found = sorted(((written_at(place), name, place) for name, place in self._places().items()), reverse=True)
+        briefs = [self._brief(name, place, written) for written, name, place in found[:MOST_RUNS]]
         differing = _differing(briefs)
         shown = [
             replace(one, values={name: one.values[name] for name in differing if name in one.values}) for one in briefs
         ]
         return RunList(runs=shown, total=len(found), differing=differing)
 
-    def _brief(self, name: str, written: float) -> RunBrief:
+    def _brief(self, name: str, place: Path, written: float) -> RunBrief:
         known = self._briefs.get(name)
         if known is None or known[0] != written:
-            known = self._briefs[name] = written, brief_of(self._place(name), written)
+            known = self._briefs[name] = written, brief_of(place, written)
         brief = known[1]
         is_old = self.file_time() >= written + STOPPED_S
         return replace(brief, state=RunState.STOPPED) if brief.state is RunState.RUNNING and is_old else brief

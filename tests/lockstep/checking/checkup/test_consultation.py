@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lockstep import doctor, load, nn
+from lockstep import doctor, nn
 from lockstep.checking.checkup.consultation import Examination, _label_findings, is_tried
-from lockstep.checking.checkup.first_steps import check_workers
-from lockstep.checking.checkup.target import ExaminationTarget
 from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job
 from tests.lockstep.checking.checkup import plants
@@ -149,21 +147,6 @@ def test_a_planted_mistake_is_named(model: nn.Module, call: dict[str, Any], kind
     assert kind in found.kinds, found
     named = " ".join(str(finding) for finding in found.findings if finding.kind == kind)
     assert re.search(text, named), named
-
-
-@pytest.mark.parametrize(
-    ("workers", "step_s", "text"),
-    [
-        (5, 1.0, "5 workers are more than 4 micro-batches"),
-        (4, 1.0, "4 workers share 3 cores"),
-        (2, 1e-4, "the model is too small for 2 workers: .* in 0.1 ms; with 2 workers it takes about 0.5"),
-        (2, 1.0, ""),
-    ],
-)
-def test_workers_that_do_not_pay_are_named(workers: int, step_s: float, text: str) -> None:
-    target = ExaminationTarget(Job(**BRIEF), load("mnist"), plants.net(nn.ReLU(), inputs=8), workers)
-    named = " ".join(map(str, check_workers(target, step_s, cores=3)))
-    assert re.match(text, named) if text else not named
 
 
 @pytest.mark.parametrize(
