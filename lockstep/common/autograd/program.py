@@ -354,11 +354,11 @@ class _Emitter(msgspec.Struct, frozen=True):
             *arrays, axes, keepdims = call.operands
             stacks = [self._stack(each, len(each.shape)) for each in arrays]
             return call.function.bind(*stacks, tuple(each + 1 for each in axes), keepdims)
-        array, axis, dtype, target, *options = call.operands
+        array, axis, dtype, target, keepdims = call.operands
         axes = range(len(array.shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
         behind = tuple(each + 1 if each >= 0 else each for each in axes)
         stacked = [self._stack(each, len(each.shape)) for each in (array, target)]
-        return partial(call.function, stacked[0], behind, dtype, stacked[1], *options)
+        return partial(call.function, stacked[0], behind, dtype, stacked[1], keepdims)
 
     def _stack(self, operand: Any, dimensions: int) -> Any:
         if not isinstance(operand, View):
@@ -382,8 +382,6 @@ def _instruction(call: Call, operands: list[Any]) -> Instruction:
         return call.function.bind(*operands)
     if isinstance(call.function, np.ufunc):
         return partial(call.function, *_as_arrays(call.function, operands[:-1]), out=operands[-1])
-    if call.function is np.take:
-        return partial(operands[0].take, *operands[1:])
     if call.function is np.copyto and not isinstance(operands[1], np.ndarray):
         return partial(np.copyto, operands[0], np.array(operands[1], operands[0].dtype))
     return partial(call.function, *operands)

@@ -140,9 +140,6 @@ class TapedArray(np.ndarray[Any, np.dtype[Any]]):
     def copy(self, order: Any = "C") -> Any:
         return _tape_of([self]).copied(self, order)
 
-    def fill(self, value: Any) -> None:
-        np.copyto(self, value)
-
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
         return _tape_of([*inputs, *out])._apply(ufunc, method, inputs, out[0] if out else None, options)
 
@@ -252,23 +249,16 @@ class Tape:
         return operand
 
     def _apply(self, ufunc: np.ufunc, method: str, inputs: Any, out: Any, options: dict[str, Any]) -> Any:
-        options.pop("subok", None)
-        if ufunc.nout != 1 or method not in ("__call__", "reduce", "at"):
+        # Products of matrices are leaves.
+        if ufunc.nout != 1 or ufunc.signature is not None or method not in ("__call__", "reduce"):
             raise UntapeableError(f"{ufunc.__name__} is called by {method}")
         operands = tuple(self._operand(each) for each in inputs)
-        if method == "at":
-            ufunc.at(*map(plain, inputs))
-            self.calls.append(Call(ufunc.at, operands, (0,), CallKind.ALONE))
-            return None
         if method == "reduce":
             return self._reduce(ufunc, plain(inputs[0]), operands[0], out, options)
-        if options.get("casting") == "unsafe":  # as np.mean has it; the types decide, and they stay what they are
-            options.pop("casting")
         if any(value is not None and value is not True for value in options.values()):
             raise UntapeableError(f"{ufunc.__name__} is called with {options!r}")
         result, target = self._target(ufunc, tuple(map(plain, inputs)), out)
-        kind = CallKind.ELEMENTWISE if ufunc.signature is None else CallKind.PRODUCT
-        self.calls.append(Call(ufunc, (*operands, target), (len(operands),), kind))
+        self.calls.append(Call(ufunc, (*operands, target), (len(operands),), CallKind.ELEMENTWISE))
         return result
 
     def _apply_leaf(self, leaf: LeafFunction, arrays: Any, *, out: Any, options: tuple[Any, ...]) -> Any:
@@ -285,13 +275,11 @@ class Tape:
 
     def _reduce(self, ufunc: np.ufunc, array: Array, operand: Any, out: Any, options: dict[str, Any]) -> Any:
         axis, keepdims = options.pop("axis", 0), bool(options.pop("keepdims", False))
-        fixed = {"initial": options.pop("initial")} if type(options.get("initial")) is float else {}
         if any(value is not None and value is not True for value in options.values()):
             raise UntapeableError(f"{ufunc.__name__}.reduce is called with {options!r}")
-        reduced: Any = partial(ufunc.reduce, axis=axis, keepdims=keepdims, **fixed)
+        reduced: Any = partial(ufunc.reduce, axis=axis, keepdims=keepdims)
         result, target = self._target(reduced, (array,), out)
-        operands = (operand, axis, None, target, keepdims, *fixed.values())
-        self.calls.append(Call(ufunc.reduce, operands, (3,), CallKind.REDUCTION))
+        self.calls.append(Call(ufunc.reduce, (operand, axis, None, target, keepdims), (3,), CallKind.REDUCTION))
         return result
 
     def _target(self, function: Callable[..., Any], inputs: tuple[Any, ...], out: Any) -> tuple[Any, Any]:
@@ -326,14 +314,6 @@ class Tape:
         self.copy(made, 0)
         return made
 
-    def take(self, array: Any, indices: Any) -> Any:
-        """Stand for `np.take` of the flattened array."""
-        operands = self._operand(array), self._operand(indices)
-        result, target = self._new(np.take(plain(array), plain(indices)))
-        # The caller has checked the indices; if NumPy did it, it would have to make room for the result first.
-        self.calls.append(Call(np.take, (*operands, None, target, "clip"), (3,), CallKind.ALONE))
-        return result
-
 
 def _fill(function: Callable[..., Any], target: Array, *arrays: Any) -> None:
     np.copyto(target, function(*(each.value if isinstance(each, Saved) else each for each in arrays)))
@@ -349,5 +329,4 @@ _RECORDERS: dict[Any, Callable[..., Any]] = {
     np.copyto: Tape.copy,
     np.empty_like: Tape.empty,
     np.zeros_like: Tape.zeros,
-    np.take: Tape.take,
 }

@@ -36,9 +36,10 @@ class Primitive:
     which it fills and returns: a parameter's gradient then lands in its buffer without a copy.
 
     The forward and the derivatives make the same calls of NumPy for all arrays of the same shapes, which a tape can
-    record: they are ufuncs (`np.asanyarray`, not `np.asarray`, between them), `np.empty_like`, `np.zeros_like`,
-    `np.copyto` and `np.take` of what they were given, and views of it. Then several micro-batches are computed at once,
-    call by call. Those of an `is_opaque` primitive may be any calls: it is called for one micro-batch after the other.
+    record: they are leaves, ufuncs of elements and their `reduce` (`np.asanyarray`, not `np.asarray`, between them),
+    `np.empty_like`, `np.zeros_like` and `np.copyto` of what they were given, and views of it. Then several
+    micro-batches are computed at once, call by call. Those of an `is_opaque` primitive may be any calls: it is called
+    for one micro-batch after the other.
     """
 
     name: str

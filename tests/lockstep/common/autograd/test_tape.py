@@ -40,6 +40,8 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
     "two results": (lambda x: np.modf(x), "is called by __call__"),
     "every pair": (lambda x: np.multiply.outer(x, x), "is called by outer"),
     "sums on the way": (lambda x: np.add.accumulate(x), "is called by accumulate"),
+    "some elements, perhaps twice": (lambda x: np.add.at(x, [0, 0], 1.0), "add is called by at"),
+    "a product of matrices, which is a leaf": (lambda x: np.matmul(x, x.T), "matmul is called by"),
     "some elements": (lambda x: np.add(x, 1, where=BEFORE > 2), "add is called with"),
     "another type": (lambda x: np.add(x, 1, dtype=np.float64), "add is called with"),
     "another rule of types": (lambda x: np.add(x, 1, casting="safe"), "add is called with"),
