@@ -61,12 +61,12 @@ class Dataset(msgspec.Struct, frozen=True, eq=False):
     @property
     def values(self) -> NDArray[Any]:
         """The labels without weights; records if a sample has several targets."""
-        return self.labels if self.labels.dtype.names is None else parts_of(self.labels)[0]
+        return parts_of(self.labels)[0]
 
     @property
     def weights(self) -> NDArray[Any] | None:
         """The weight of each sample, (n,); None if each weighs 1."""
-        return None if self.labels.dtype.names is None else parts_of(self.labels)[1]
+        return parts_of(self.labels)[1]
 
     @property
     def targets(self) -> int:

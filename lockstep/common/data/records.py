@@ -43,11 +43,13 @@ def are_numbered(names: Sequence[str]) -> bool:
     return list(names) == [str(place) for place in range(len(names))]
 
 
-def parts_of(records: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+def parts_of(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return labels without the weights of samples, and these, (n,), or None."""
-    names = [name for name in records.dtype.names or () if name != WEIGHT]
-    weights = records[WEIGHT] if len(names) < len(records.dtype.names or ()) else None
-    return (records[names[0]] if len(names) == 1 else records), weights
+    if labels.dtype.names is None:
+        return labels, None
+    names = [name for name in labels.dtype.names if name != WEIGHT]
+    weights = labels[WEIGHT] if len(names) < len(labels.dtype.names) else None
+    return (labels[names[0]] if len(names) == 1 else labels), weights
 
 
 def as_input(named: str, array: NDArray[Any]) -> NDArray[Any]:

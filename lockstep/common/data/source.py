@@ -200,7 +200,7 @@ def _records(name: str, train: Arrays, test: Arrays) -> TrainTest:
         labels = {field: as_labels(f"'y_{part}'", array) for field, array in targets.items()}
         sets[part] = samples, labels_with(labels, arrays.get(f"w_{part}"))
     classes = 0
-    values = [parts_of(labels)[0] if labels.dtype.names else labels for _, labels in sets.values()]
+    values = [parts_of(labels)[0] for _, labels in sets.values()]
     if all(each.dtype == np.int64 for each in values):
         classes = 1 + max(int(each.max(initial=0)) for each in values)
     first, second = (_dataset(part, *pair, classes) for part, pair in sets.items())

@@ -121,8 +121,6 @@ class Objective:
         """
         if self.kind is LossKind.OWN:
             return labels
-        if labels.dtype.names is None:
-            return self._plain(labels)
         values, weights = parts_of(labels)
         plain = self._plain(values)
         if weights is None:
@@ -162,7 +160,7 @@ class Objective:
 
     def compared(self, targets: Array) -> Array:
         """Return targets without their weights, one for each row of the outputs, as `rows` has them."""
-        values = targets if targets.dtype.names is None else parts_of(targets)[0]
+        values = parts_of(targets)[0]
         return values.reshape(-1) if self.kind is LossKind.CLASSES else values.reshape(len(values), -1)
 
     # The loss
@@ -185,7 +183,7 @@ class Objective:
     def _loss(self, outputs: Any, targets: Array, smoothing: float, library: LossLibrary) -> LossSum:
         if self.kind is LossKind.OWN:
             return self._own_loss(outputs, targets, library)
-        values, weights = (targets, None) if targets.dtype.names is None else parts_of(targets)
+        values, weights = parts_of(targets)
         reduction = "sum" if weights is None else "none"
         if self.kind is LossKind.CLASSES:
             losses = self._class_losses(outputs, values, smoothing, library, reduction)
@@ -224,8 +222,7 @@ class Objective:
 
     def _own_loss(self, outputs: Any, targets: Array, library: LossLibrary) -> LossSum:
         assert self.own is not None  # every process that computes has it
-        named = targets.dtype.names
-        given: Any = library.constant(targets) if named is None else _own_targets(targets, library)
+        given = _own_targets(targets, library)
         try:
             total, count = self.own(outputs, given)
         except Exception as error:
@@ -255,7 +252,7 @@ class Objective:
 
         Added in float64: those of an own loss are not known here.
         """
-        values, weights = (targets, None) if targets.dtype.names is None else parts_of(targets)
+        values, weights = parts_of(targets)
         weighs_classes = bool(self.class_weights) and self.kind is LossKind.CLASSES
         if weights is None and not weighs_classes:
             return None
@@ -275,8 +272,7 @@ class Objective:
         """Return how many targets are none."""
         if self.ignore_index is None or self.kind is not LossKind.CLASSES:
             return 0
-        values = targets if targets.dtype.names is None else parts_of(targets)[0]
-        return int(np.count_nonzero(values == self.ignore_index))
+        return int(np.count_nonzero(parts_of(targets)[0] == self.ignore_index))
 
     def tally(self, loss: SupportsFloat, outputs: Array, targets: Array, weight: float | None = None) -> Tally:
         """Return the tally of samples with that sum of losses, and of weights."""
@@ -285,9 +281,8 @@ class Objective:
 
     def count(self, targets: Array) -> int:
         """Return the number of targets, ignored ones too: it follows from the number of samples."""
-        if targets.dtype.names is None:
-            return targets.size
-        return len(targets) if self.kind is LossKind.OWN else parts_of(targets)[0].size
+        is_own = self.kind is LossKind.OWN and targets.dtype.names is not None
+        return len(targets) if is_own else parts_of(targets)[0].size
 
     def correct(self, outputs: Array, targets: Array) -> int:
         """Return how many targets are predicted correctly; 0 if there is nothing right or wrong."""
@@ -317,7 +312,7 @@ class Objective:
 
     def _rows_for_own(self, name: str, metric: Metric, outputs: Array, targets: Array) -> ComparedRows:
         """Return the rows that a metric compares with a user's loss: as one with a name would."""
-        values, _ = (targets, None) if targets.dtype.names is None else parts_of(targets)
+        values, _ = parts_of(targets)
         if LossKind.NUMBERS in metric.kinds:
             loss = "mse"
         else:
@@ -335,7 +330,7 @@ class Objective:
         return rows
 
     def _compared_rows(self, outputs: Array, targets: Array) -> ComparedRows:
-        values, weights = self.compared(targets), None if targets.dtype.names is None else parts_of(targets)[1]
+        values, weights = self.compared(targets), parts_of(targets)[1]
         if self.kind is not LossKind.CLASSES:
             deviations = self._scale[1] if self.target_scale else None
             return ComparedRows(self.rows(outputs), values, self.kind, weights, deviations)
@@ -346,7 +341,7 @@ class Objective:
         return ComparedRows(rows[is_counted], values[is_counted], self.kind)
 
     def _own_sums(self, name: str, outputs: Array, targets: Array) -> tuple[float, float]:
-        given: Any = _own_targets(targets, AUTOGRAD) if targets.dtype.names else targets
+        given = _own_targets(targets, AUTOGRAD)
         if self.kind is not LossKind.OWN:
             rows = self._compared_rows(outputs, targets)
             outputs, given = self.in_units(rows.outputs), self.in_units(rows.targets)
@@ -505,7 +500,8 @@ def _misfit(rows: ComparedRows) -> str:
 
 
 def _own_targets(targets: Array, library: LossLibrary) -> Any:
-    """Return records of labels as a dictionary of what the library takes, by their names."""
+    """Return labels as the library takes them, records as a dictionary by their names."""
     names = targets.dtype.names
-    assert names is not None
+    if names is None:
+        return library.constant(targets)
     return {name: library.constant(np.ascontiguousarray(targets[name])) for name in names}

@@ -45,8 +45,6 @@ from lockstep.common.nn.module import Module, Stochastic, first_unrepeatable
 
 def apply(module: Module, images: Array) -> Any:
     """Return what a module makes of samples."""
-    if images.dtype.names is None:
-        return module(Tensor(images))
     inputs, by_name = arguments(images)
     return module(*inputs, **by_name)
 
@@ -71,30 +69,26 @@ class AutogradModel:
     warm_up: int = WARM_UP
     layout: ParameterLayout = field(init=False)
     taken: str = field(default="", init=False)
-    #: Values that are the same for any seed, by name: those that the model's builder has set, or a file has.
-    _own_values: dict[str, Array] = field(init=False)
+    #: Values that are the same for any seed, although a module would draw them, by name: those that the model's builder
+    #: has set, or a file has.
+    own_values: dict[str, Array] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._own_values = {name: each.data.copy() for name, each in self.module.own_initial_values()}
+        self.own_values = {name: each.data.copy() for name, each in self.module.own_initial_values()}
         self.layout = layout_of(self.module)
-
-    @property
-    def own_values(self) -> Mapping[str, Array]:
-        """The values that are the same for any seed, although a module would draw them, by name."""
-        return self._own_values
 
     def initialize(self, seed: int) -> None:
         """Draw all parameters from the seed, frozen ones too, but for those that have values of their own."""
         self.module.initialize(seed)
         for name, parameter in self.module.named_parameters():
-            if name in self._own_values:
-                parameter.data[...] = self._own_values[name]
+            if name in self.own_values:
+                parameter.data[...] = self.own_values[name]
         self.layout = layout_of(self.module)
 
     def adopt(self, state: Mapping[str, Array]) -> None:
         parameters = dict(self.module.named_parameters())
         for name, array in adopted(self.layout, state).items():
-            self._own_values[name] = array
+            self.own_values[name] = array
             parameters[name].data[...] = array
         self.layout = layout_of(self.module)
 
