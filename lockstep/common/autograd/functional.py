@@ -286,7 +286,10 @@ def causal_softmax(x: Any) -> Tensor:
 
     Differs from PyTorch: PyTorch has no such function.
     """
-    return apply(softmax_primitives.causal_softmax, x)
+    x = _tensor(x)
+    if x.ndim < 2:
+        raise ValueError(f"causal_softmax got shape {x.shape!r}, expected (..., t, s)")
+    return softmax(x + softmax_primitives.later(x.shape[-2], x.shape[-1], x.dtype.str))
 
 
 def log_softmax(x: Any, dim: int = -1) -> Tensor:

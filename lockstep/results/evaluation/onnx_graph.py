@@ -425,13 +425,6 @@ def _softplus(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) ->
     graph.add("Div", [curve, factor], out)
 
 
-def _causal_softmax(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
-    rows, columns = step.before[-2:]
-    # The standard has no causal mask: adding -inf removes later positions.
-    later = np.where(np.tri(rows, columns, dtype=np.bool_), 0, -np.inf).astype(np.float32)
-    graph.add("Softmax", [graph.add("Add", [names[0], graph.constant(later)])], out, axis=-1)
-
-
 def _index(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     index = step.options["index"]
     parts = index if isinstance(index, tuple) else (index,)
@@ -540,7 +533,6 @@ _WRITERS: dict[str, Writer] = {
     "adaptive_avg_pool2d": _adaptive_average,
     "batch_norm_inference": _batch_norm,
     "layer_norm": _layer_norm,
-    "causal_softmax": _causal_softmax,
     "embedding": _embedding,
     "index": _index,
     "reshape": _reshape,

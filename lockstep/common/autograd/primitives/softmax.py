@@ -34,28 +34,16 @@ def _softmax_x(gradient: Array, result: Array, _: None, *, axis: int = -1) -> Ar
 softmax = Primitive("softmax", _softmax, (_softmax_x,), reads=((RESULT,),))
 
 
-def _causal_softmax(x: Array) -> Array:
-    """Return the softmax of each row over the columns up to its own: row i of (..., t, s) sees the first i + 1.
-
-    Others come out as 0, so that the derivative is that of softmax.
-    """
-    if x.ndim < 2:
-        raise ValueError(f"causal_softmax got shape {x.shape!r}, expected (..., t, s)")
-    return _softmax(x + _later(x.shape[-2], x.shape[-1], x.dtype.str))
-
-
 @lru_cache(maxsize=8)
-def _later(rows: int, columns: int, dtype: str) -> Array:
-    """Return -inf where a column is later than its row, 0 elsewhere, to be read only."""
+def later(rows: int, columns: int, dtype: str) -> Array:
+    """Return -inf where a column is later than its row, 0 elsewhere, to be read only.
+
+    The softmax of scores (..., rows, columns) to which it is added is 0 there.
+    """
     mask = np.zeros((rows, columns), dtype)
     mask[~np.tri(rows, columns, dtype=np.bool_)] = -np.inf
     mask.flags.writeable = False
     return mask
-
-
-causal_softmax = Primitive(
-    "causal_softmax", _causal_softmax, (lambda g, result, _: _softmax_x(g, result, None),), reads=((RESULT,),)
-)
 
 
 def _log_softmax(x: Array, *, axis: int = -1) -> Array:

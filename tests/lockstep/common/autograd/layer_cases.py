@@ -129,12 +129,6 @@ def _along_axis(draw: st.DrawFn) -> Call:
     return [x], {"axis": draw(st.integers(-x.ndim, x.ndim - 1))}
 
 
-@st.composite
-def _scores(draw: st.DrawFn) -> Call:
-    rows, later = draw(st.integers(0, 3)), draw(st.integers(0, 2))
-    return [draw(arrays((*draw(shapes(max_dims=2, max_side=2)), rows, max(1, rows + later))))], {}
-
-
 _reductions = st.sampled_from(["mean", "sum", "none"])
 
 
@@ -201,7 +195,6 @@ LAYER_CASES = [
     Case(recurrent.recurrent, _sequences()),
     Case(softmax.softmax, _along_axis()),
     Case(softmax.log_softmax, _along_axis()),
-    Case(softmax.causal_softmax, _scores()),
     Case(losses.cross_entropy, _classified(smoothing=True)),
     Case(losses.nll, _classified(smoothing=False)),
     Case(losses.weighted_cross_entropy, _weighted(smoothing=True)),
