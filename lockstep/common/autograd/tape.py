@@ -71,10 +71,6 @@ class View(msgspec.Struct, frozen=True):
         low = sum(each for each in reach if each < 0)
         return self.offset + low, self.offset + sum(each for each in reach if each > 0) + self.dtype.itemsize
 
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
 
 @dataclass(slots=True, eq=False)
 class Saved:

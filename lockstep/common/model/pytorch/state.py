@@ -122,11 +122,6 @@ _PARTS: tuple[tuple[Any, Callable[[str, Any], Iterator[Part]]], ...] = (
 )
 
 
-def state_of(module: Any) -> State:
-    """Return all that a module keeps."""
-    return StateSearch.of(module).found
-
-
 def views_of(module: Any, memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield where a module keeps a tensor in the memory of one of these tensors, and that one's name."""
     kept = StateSearch.of(module).tensors

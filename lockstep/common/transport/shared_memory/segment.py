@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import SharingError
@@ -23,9 +22,6 @@ PAGE_BYTES = 16_384
 
 #: Bytes at the head by which a process proves that it sees this very memory.
 NONCE_BYTES = 16
-
-#: The begin of the rest of the head, on a cache line of its own.
-HEAD_AT = 128
 
 #: Errors of a file system that cannot reserve space, if the C library does not write zeros by itself.
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
@@ -59,8 +55,6 @@ class Segment(msgspec.Struct, frozen=True):
 
     nonce: bytes
     vectors: tuple[Vector, ...]
-    #: The rest of the head, all zeros at first: bytes for whatever its processes tell each other.
-    head: NDArray[np.uint8]
 
 
 def reserve(descriptor: int, size: int, start: int = 0) -> None:
@@ -112,8 +106,7 @@ def mapped(descriptor: int, shape: Shape, *, is_writable: bool) -> Segment:
     mapping = mmap.mmap(descriptor, shape.total, access=access)
     starts = (PAGE_BYTES + number * shape.stride for number in range(shape.vectors))
     vectors = tuple(np.frombuffer(mapping, dtype=np.float32, count=shape.size, offset=start) for start in starts)
-    head = np.frombuffer(mapping, dtype=np.uint8, count=PAGE_BYTES - HEAD_AT, offset=HEAD_AT)
-    return Segment(mapping[:NONCE_BYTES], vectors, head)
+    return Segment(mapping[:NONCE_BYTES], vectors)
 
 
 def refusal(path: Path, shape: Shape, error: OSError) -> str:

@@ -33,12 +33,12 @@ def module_with(**values: Any) -> Any:
 
 
 #: What PyTorch itself keeps in a layer.
-PLAIN = set(state.state_of(module_with()))
+PLAIN = set(state.StateSearch.of(module_with()).found)
 
 
 def found_in(**values: Any) -> dict[str, object]:
     """Return what is found in a layer with these attributes, besides what is in each."""
-    found: dict[str, object] = state.state_of(module_with(**values))
+    found: dict[str, object] = state.StateSearch.of(module_with(**values)).found
     return {place: each for place, each in found.items() if place not in PLAIN and not place.startswith("Kept.")}
 
 
@@ -261,7 +261,7 @@ def test_parameters_and_buffers_are_no_state_and_their_attributes_are() -> None:
     module.weight.note = "own"
     module.running_mean.note = "buffer"
     module.listed = [module.weight, module.running_mean]
-    found = state.state_of(torch.nn.Sequential(module))
+    found = state.StateSearch.of(torch.nn.Sequential(module)).found
     assert found["0.weight.note"] == "'own'"
     assert found["0.listed"] == 2
     assert not [place for place, value in found.items() if isinstance(value, tuple) and "torch.float32" in value]
@@ -270,9 +270,9 @@ def test_parameters_and_buffers_are_no_state_and_their_attributes_are() -> None:
 
 def test_modes_and_shared_generators() -> None:
     module = torch.nn.Linear(2, 2)
-    before = state.state_of(module)
+    before = state.StateSearch.of(module).found
     assert before.keys() >= SHARED
-    assert state.state_of(module.eval()) == before
+    assert state.StateSearch.of(module.eval()).found == before
 
 
 def test_a_module_in_a_list_is_recorded_with_its_tensors() -> None:
@@ -288,7 +288,7 @@ def test_hooks_are_recorded_with_their_place() -> None:
     module.register_forward_hook(closing_over("whole"))
     module[0].register_forward_pre_hook(partial(max, "inner"))
     module[0].weight.register_hook(partial(max, "gradient"))
-    found = state.state_of(module)
+    found = state.StateSearch.of(module).found
     assert found["read, value"] == "'whole'"
     assert found["a hook of 0[0]"] == "'inner'"
     assert [place.partition("[")[0] for place, value in found.items() if value == "'gradient'"] == [
@@ -296,7 +296,7 @@ def test_hooks_are_recorded_with_their_place() -> None:
     ]
     named = torch.nn.Linear(2, 2)
     named.register_forward_hook(partial(max, "alone"))
-    assert state.state_of(named)["a hook of the model[0]"] == "'alone'"
+    assert state.StateSearch.of(named).found["a hook of the model[0]"] == "'alone'"
 
 
 # Memory
