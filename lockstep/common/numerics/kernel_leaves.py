@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.numerics.kernels.library import load
 from lockstep.common.numerics.numpy_leaves import NUMPY
-from lockstep.common.numerics.operands import GATES, Geometry, Mean, Windows
+from lockstep.common.numerics.operands import GATES, Mean, Windows
 
 Array = NDArray[Any]
 Instruction = Callable[..., Any]
@@ -354,42 +354,41 @@ def _is_dense(array: Array) -> bool:
 
 def _convolution(x: Array, kernels: Array, *rest: Any) -> Instruction:
     """Bind a convolution, with a bias (G·O,) or without."""
-    *biases, out, geometry = rest
-    return _convolve("convolution", x, kernels, out, geometry, *biases)
+    *biases, out, windows, groups = rest
+    return _convolve("convolution", x, kernels, out, windows, groups, *biases)
 
 
-def _convolution_to_input(gradient: Array, kernels: Array, out: Array, geometry: Geometry) -> Instruction:
-    return _convolve("convolution_to_input", out, kernels, gradient, geometry)
+def _convolution_to_input(gradient: Array, kernels: Array, out: Array, windows: Windows, groups: int) -> Instruction:
+    return _convolve("convolution_to_input", out, kernels, gradient, windows, groups)
 
 
-def _convolution_to_kernels(gradient: Array, x: Array, out: Array, geometry: Geometry) -> Instruction:
-    return _convolve("convolution_to_kernels", x, out, gradient, geometry)
+def _convolution_to_kernels(gradient: Array, x: Array, out: Array, windows: Windows, groups: int) -> Instruction:
+    return _convolve("convolution_to_kernels", x, out, gradient, windows, groups)
 
 
 def _convolve(
-    name: str, x: Array, kernels: Array, y: Array, geometry: Geometry, bias: Array | None = None
+    name: str, x: Array, kernels: Array, y: Array, windows: Windows, groups: int, bias: Array | None = None
 ) -> Instruction:
     """Bind a convolution of images (G·C, height, width, N) with kernels (G·O, C, kh, kw), or one of its gradients."""
-    (channels, height, width, images), (outputs, depth, *kernel) = x.shape, kernels.shape
-    groups, stride, dilation, padding = geometry
-    if name == "convolution_to_input":
-        height, width = height + 2 * padding[0], width + 2 * padding[1]
-    fits = min(groups, *kernel, *stride, *dilation) >= 1 and min(padding) >= 0
-    fits = fits and channels == groups * depth and outputs % groups == 0
-    fits = fits and math.prod((channels, height, width, images)) <= MOST_ELEMENTS
-    _check(fits, name, x, kernels, y)
-    along = zip((height, width), kernel, stride, dilation, strict=True)
-    windows = tuple((size - reach * (length - 1) - 1) // step + 1 for size, length, step, reach in along)
-    _check(min(windows) >= 1 and y.shape == (outputs, *windows, images), name, x, kernels, y)
+    (channels, *size, images), (outputs, depth, *kernel) = x.shape, kernels.shape
+    fits = all(min(each.kernel, each.stride, each.dilation) >= 1 and each.padding >= 0 for each in windows)
+    fits = fits and groups >= 1 and channels == groups * depth and outputs % groups == 0
+    padded = [each.padded for each in windows]
+    fits = fits and size == ([each.size for each in windows] if name == "convolution_to_input" else padded)
+    fits = fits and kernel == [each.kernel for each in windows] and not any(each.is_ceil for each in windows)
+    _check(fits and math.prod((channels, *padded, images)) <= MOST_ELEMENTS, name, x, kernels, y)
+    counts = [each.count for each in windows]
+    _check(min(counts) >= 1 and y.shape == (outputs, *counts, images), name, x, kernels, y)
     _check(bias is None or bias.shape == (outputs,), name, x, kernels, y)
     # If there is one window, all strides from the size on are alike, and the columns are sorted by them.
-    stride = min(stride[0], max(height, 1)), min(stride[1], max(width, 1))
+    stride = [min(each.stride, max(each.padded, 1)) for each in windows]
     written = {"convolution": 2, "convolution_to_input": 0, "convolution_to_kernels": 1}[name]
     arrays = [x, kernels, y] if bias is None else [x, kernels, y, bias]
     if not arrays[written].size:
         return _in_order()
     lying, addresses, before, after = _flat(arrays, written)
-    sizes = (depth, height, width, images, outputs // groups, *kernel, *stride, *dilation)
+    dilation, padding = ([getattr(each, name) for each in windows] for name in ("dilation", "padding"))
+    sizes = (depth, *padded, images, outputs // groups, *kernel, *stride, *dilation)
     scratch = _scratch.of(load().functions.ls_convolution_scratch(np.array(sizes, np.int64).ctypes.data))
     added = 0 if bias is None else addresses[3]
     row = (_NUMBER[name], *sizes, groups, *addresses[:3], _address(scratch), added, *padding)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lockstep.common.numerics.choice import kernels_here, prefer_numerics
 from lockstep.common.numerics.kernel_leaves import KERNELS, KernelCalls
 from lockstep.common.numerics.numpy_leaves import NUMPY
-from lockstep.common.numerics.operands import Geometry, Mean, Windows
+from lockstep.common.numerics.operands import Mean
 from lockstep.common.runtime.numerics import own_numerics
 
 # Native ones if there are no kernels here: a process may compute before it knows of any job.
@@ -205,42 +205,19 @@ def _no_memory(*_: Any) -> Array:
 #: (count, k, n), written to (m, n) or added to its values.
 product_sum = LeafFunction("product_sum", CallKind.ALONE, _no_memory)
 
-_convolution = LeafFunction("convolution", CallKind.ALONE, _no_memory)
-_convolution_to_input = LeafFunction("convolution_to_input", CallKind.ALONE, _no_memory)
-_convolution_to_kernels = LeafFunction("convolution_to_kernels", CallKind.ALONE, _no_memory)
+#: `convolution(x, kernels, out=result, options=(windows, groups))`: images (G·C, height, width, N), with their padding,
+#: correlated with kernels (G·O, C, kh, kw) to (G·O, oh, ow, N); a third array (G·O,) is added to each kernel's result.
+#: `convolution_to_input(gradient, kernels, …)` is the gradient of the images without their padding, from that of the
+#: result, and `convolution_to_kernels(gradient, x, …)` that of the kernels.
+convolution = LeafFunction("convolution", CallKind.ALONE, _no_memory)
+convolution_to_input = LeafFunction("convolution_to_input", CallKind.ALONE, _no_memory)
+convolution_to_kernels = LeafFunction("convolution_to_kernels", CallKind.ALONE, _no_memory)
 
-
-def convolution(x: Array, kernels: Array, bias: Array | None, geometry: Geometry, out: Array) -> Array:
-    """Correlate padded images (G·C, height, width, N) with kernels (G·O, C, kh, kw), to `out` (G·O, oh, ow, N).
-
-    A bias (G·O,) is added to what each kernel gives.
-    """
-    arrays = (x, kernels) if bias is None else (x, kernels, bias)
-    return _convolution(*arrays, out=out, options=(geometry,))
-
-
-def convolution_to_input(gradient: Array, kernels: Array, geometry: Geometry, out: Array) -> Array:
-    """Write the gradient of the images, from that of the result (G·O, oh, ow, N), to `out` (G·C, height, width, N)."""
-    return _convolution_to_input(gradient, kernels, out=out, options=(geometry,))
-
-
-def convolution_to_kernels(gradient: Array, x: Array, geometry: Geometry, out: Array) -> Array:
-    """Write the gradient of the kernels to `out` (G·O, C, kh, kw)."""
-    return _convolution_to_kernels(gradient, x, out=out, options=(geometry,))
-
-
-_max_pool = LeafFunction("max_pool", CallKind.ALONE, _no_memory)
-_max_pool_gradient = LeafFunction("max_pool_gradient", CallKind.ALONE, _no_memory)
-
-
-def max_pool(x: Array, windows: Windows, out: Array) -> Array:
-    """Write the largest element of each window of images (channels, height, width, N) to (channels, oh, ow, N)."""
-    return _max_pool(x, out=out, options=(windows,))
-
-
-def max_pool_gradient(gradient: Array, x: Array, pooled: Array, windows: Windows, out: Array) -> Array:
-    """Write each window's gradient to the first of its largest elements in row-major order, summed where they meet."""
-    return _max_pool_gradient(gradient, x, pooled, out=out, options=(windows,))
+#: `max_pool(x, out=pooled, options=(windows,))`: the largest element of each window of images (channels, height, width,
+#: N), (channels, oh, ow, N). `max_pool_gradient(gradient, x, pooled, …)` is the gradient of the images: that of each
+#: window goes to the first of its largest elements in row-major order, summed where they meet.
+max_pool = LeafFunction("max_pool", CallKind.ALONE, _no_memory)
+max_pool_gradient = LeafFunction("max_pool_gradient", CallKind.ALONE, _no_memory)
 
 
 #: -log softmax(scores)[target] of each sample, of scores (classes, samples): `cross_entropy(scores, targets,

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
-from lockstep.common.numerics.operands import Geometry, Mean, Windows, taps
+from lockstep.common.numerics.operands import Mean, Windows, taps
 from lockstep.common.numerics.sums import first_not_finite
 
 Array = NDArray[Any]
@@ -85,70 +85,59 @@ def _tree_sum(lefts: Array, rights: Array) -> Array:
     return np.add(left, right, out=left)
 
 
-def _windows(x: Array, kernels: Array, geometry: Geometry) -> Array:
-    """View images (G·C, height, width, N) as their windows (G, C, kh, kw, oh, ow, N), without a copy."""
-    groups, stride, dilation, _ = geometry
-    sizes = [(size - reach * (kernel - 1) - 1) // step + 1 for size, kernel, step, reach in zip(
-        x.shape[1:3], kernels.shape[2:], stride, dilation, strict=True)]  # fmt: skip
+def _windows(x: Array, windows: Windows, groups: int) -> Array:
+    """View padded images (G·C, height, width, N) as their windows (G, C, kh, kw, oh, ow, N), without a copy."""
+    rows, columns = windows
     depth = len(x) // groups
     of_channel, of_row, of_column, of_image = x.strides
+    within = (rows.dilation * of_row, columns.dilation * of_column)
+    between = (rows.stride * of_row, columns.stride * of_column)
     return as_strided(
         x,
-        (groups, depth, *kernels.shape[2:], *sizes, x.shape[3]),
-        (
-            depth * of_channel,
-            of_channel,
-            dilation[0] * of_row,
-            dilation[1] * of_column,
-            stride[0] * of_row,
-            stride[1] * of_column,
-            of_image,
-        ),
+        (groups, depth, rows.kernel, columns.kernel, rows.count, columns.count, x.shape[3]),
+        (depth * of_channel, of_channel, *within, *between, of_image),
     )
 
 
 def _convolution(x: Array, kernels: Array, *rest: Any) -> None:
     """Multiply kernels (G·O, C, kh, kw) with each window, and add a bias (G·O,), if there is one."""
-    *biases, out, geometry = rest
-    windows = _windows(x, kernels, geometry)
-    matrices, result = _by_group(kernels, geometry), _by_group(out, geometry)
-    for block, columns in _gathered(windows):
+    *biases, out, windows, groups = rest
+    matrices, result = _by_group(kernels, groups), _by_group(out, groups)
+    for block, columns in _gathered(_windows(x, windows, groups)):
         part = result[(..., *block)]
         np.copyto(part, np.matmul(matrices.reshape(*matrices.shape[:2], -1), columns).reshape(part.shape))
     for bias in biases:
         np.add(out, bias[:, np.newaxis, np.newaxis, np.newaxis], out=out)
 
 
-def _convolution_to_kernels(gradient: Array, x: Array, out: Array, geometry: Geometry) -> None:
+def _convolution_to_kernels(gradient: Array, x: Array, out: Array, windows: Windows, groups: int) -> None:
     """Add what each window adds to the gradient of the kernels, from that of the result (G·O, oh, ow, N)."""
-    windows, gradients = _windows(x, out, geometry), _by_group(gradient, geometry)
-    total = np.zeros((geometry.groups, len(out) // geometry.groups, math.prod(out.shape[1:])), out.dtype)
-    for block, columns in _gathered(windows):
+    gradients = _by_group(gradient, groups)
+    total = np.zeros((groups, len(out) // groups, math.prod(out.shape[1:])), out.dtype)
+    for block, columns in _gathered(_windows(x, windows, groups)):
         part = gradients[(..., *block)]
         total += np.matmul(part.reshape(*part.shape[:2], -1), columns.transpose(0, 2, 1))
     np.copyto(out, total.reshape(out.shape))
 
 
-def _convolution_to_input(gradient: Array, kernels: Array, out: Array, geometry: Geometry) -> None:
+def _convolution_to_input(gradient: Array, kernels: Array, out: Array, windows: Windows, groups: int) -> None:
     """Add to each element what the windows that see it get."""
-    above, beside = geometry.padding
-    channels, height, width, images = out.shape
-    padded = np.zeros((channels, height + 2 * above, width + 2 * beside, images), out.dtype)
-    windows, gradients = _windows(padded, kernels, geometry), _by_group(gradient, geometry)
-    matrices = _by_group(kernels, geometry)
+    padded = np.zeros((len(out), *(each.padded for each in windows), out.shape[3]), out.dtype)
+    viewed, gradients = _windows(padded, windows, groups), _by_group(gradient, groups)
+    matrices = _by_group(kernels, groups)
     transposed = matrices.reshape(*matrices.shape[:2], -1).transpose(0, 2, 1)
-    for block in _blocks(windows.shape, windows.itemsize):
-        target, part = windows[(..., *block)], gradients[(..., *block)]
+    for block in _blocks(viewed.shape, viewed.itemsize):
+        target, part = viewed[(..., *block)], gradients[(..., *block)]
         columns = np.matmul(transposed, part.reshape(*part.shape[:2], -1)).reshape(target.shape)
         # At one offset no two windows meet, so each of these additions writes an element once.
         for y in range(target.shape[2]):
             for column in range(target.shape[3]):
                 target[:, :, y, column] += columns[:, :, y, column]
-    np.copyto(out, padded[:, above : above + height, beside : beside + width])
+    np.copyto(out, padded[:, *(each.inside for each in windows)])
 
 
-def _by_group(x: Array, geometry: Geometry) -> Array:
-    return x.reshape(geometry.groups, len(x) // geometry.groups, *x.shape[1:], copy=False)
+def _by_group(x: Array, groups: int) -> Array:
+    return x.reshape(groups, len(x) // groups, *x.shape[1:], copy=False)
 
 
 def _gathered(windows: Array) -> Iterator[tuple[Block, Array]]:

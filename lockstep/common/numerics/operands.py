@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -42,16 +42,6 @@ class Mean(Struct, frozen=True):
         return out if self.scale is None else np.multiply(out, kind(self.scale), out=out)
 
 
-class Geometry(NamedTuple):
-    """The windows of a convolution over padded images, along (height, width)."""
-
-    groups: int
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    #: The padding of images at each side, which has no gradient.
-    padding: tuple[int, int] = (0, 0)
-
-
 #: One offset of all windows: an index of the elements there, and one of the windows that see an element there.
 Tap = tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]
 
@@ -73,17 +63,26 @@ class Window(Struct, frozen=True):
         return self.dilation * (self.kernel - 1) + 1
 
     @property
+    def padded(self) -> int:
+        """The number of elements with the padding at both sides."""
+        return self.size + 2 * self.padding
+
+    @property
+    def inside(self) -> slice:
+        """The elements that the padding surrounds, as a part of the padded ones."""
+        return slice(self.padding, self.padding + self.size)
+
+    @property
     def count(self) -> int:
         """The number of windows; the last elements are skipped if the stride does not divide (PyTorch's floor)."""
-        steps, rest = divmod(self.size + 2 * self.padding - self.reach, self.stride)
+        steps, rest = divmod(self.padded - self.reach, self.stride)
         is_cut_off = self.is_ceil and rest > 0 and (steps + 1) * self.stride < self.size + self.padding
         return steps + 1 + is_cut_off
 
     def lengths(self, *, with_padding: bool) -> list[int]:
         """Return how many elements each window has in the input, or there and in the padding, but not beyond it."""
         if with_padding:
-            ends = self.size + 2 * self.padding
-            return [min(self.kernel, ends - first * self.stride) for first in range(self.count)]
+            return [min(self.kernel, self.padded - first * self.stride) for first in range(self.count)]
         seen = [range(*self.tap(offset)[1].indices(self.count)) for offset in range(self.kernel)]
         return [sum(window in each for each in seen) for window in range(self.count)]
 

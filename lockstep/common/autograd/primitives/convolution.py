@@ -17,7 +17,7 @@ from lockstep.common.autograd.primitives.windows import (
     windows_over,
 )
 from lockstep.common.numerics.leaves import convolution, convolution_to_input, convolution_to_kernels, total
-from lockstep.common.numerics.operands import Geometry, Window
+from lockstep.common.numerics.operands import Windows
 
 
 class _Seen(msgspec.Struct, frozen=True):
@@ -25,7 +25,7 @@ class _Seen(msgspec.Struct, frozen=True):
 
     padded: Array  # (in, height, width, batch)
     kernels: tuple[int, ...]  # the shape of the weight
-    geometry: Geometry
+    options: tuple[Windows, int]  # those of the leaves: the windows, and the number of groups
 
 
 def _conv2d(
@@ -44,25 +44,26 @@ def _conv2d(
     """
     check_images(x, "conv2d")
     _check_weight(x, weight, bias, groups)
-    geometry = Geometry(groups, pair(stride, "stride"), pair(dilation, "dilation"), pair(padding, "padding"))
-    along = (weight.shape[2:], geometry.stride, geometry.padding, geometry.dilation)
-    rows, columns = windows_over("a convolution", x.shape[2:], *along)
-    padded = _padded(x, rows, columns, np.result_type(x, weight))
-    result = empty((len(weight), rows.count, columns.count, padded.shape[3]), padded)
-    convolution(padded, contiguous(weight, padded.dtype), bias, geometry, result)
-    return batch_first(result), _Seen(padded, weight.shape, geometry)
+    along = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
+    windows = windows_over("a convolution", x.shape[2:], weight.shape[2:], *along)
+    padded = _padded(x, windows, np.result_type(x, weight))
+    seen = _Seen(padded, weight.shape, (windows, groups))
+    result = empty((len(weight), *(each.count for each in windows), padded.shape[3]), padded)
+    biases = () if bias is None else (bias,)
+    convolution(padded, contiguous(weight, padded.dtype), *biases, out=result, options=seen.options)
+    return batch_first(result), seen
 
 
 def _conv2d_x(gradient: Array, seen: _Seen, x: Array | None, weight: Array, *_: object, **__: object) -> Array:
-    (channels, height, width, images), (above, beside) = seen.padded.shape, seen.geometry.padding
-    result = empty((channels, height - 2 * above, width - 2 * beside, images), gradient)
-    convolution_to_input(batch_innermost(gradient), contiguous(weight, gradient.dtype), seen.geometry, result)
-    return batch_first(result)
+    sizes = (each.size for each in seen.options[0])
+    result = empty((len(seen.padded), *sizes, seen.padded.shape[3]), gradient)
+    kernels = contiguous(weight, gradient.dtype)
+    return batch_first(convolution_to_input(batch_innermost(gradient), kernels, out=result, options=seen.options))
 
 
 def _conv2d_weight(gradient: Array, seen: _Seen, *_: object, out: Array | None = None, **__: object) -> Array:
     result = empty(seen.kernels, gradient) if out is None else out
-    return convolution_to_kernels(batch_innermost(gradient), seen.padded, seen.geometry, result)
+    return convolution_to_kernels(batch_innermost(gradient), seen.padded, out=result, options=seen.options)
 
 
 def _conv2d_bias(gradient: Array, *_: object, out: Array | None = None, **__: object) -> Array:
@@ -83,21 +84,14 @@ def _check_kernel(weight: Array, bias: Array | None = None) -> None:
 conv1d = over_signals("conv1d", conv2d, _check_kernel)
 
 
-def _padded(x: Array, rows: Window, columns: Window, dtype: np.dtype[np.generic]) -> Array:
+def _padded(x: Array, windows: Windows, dtype: np.dtype[np.generic]) -> Array:
     """Return `x` with zeros around it, as (channels, height, width, batch); a view if nothing has to be copied."""
-    if rows.padding == columns.padding == 0:
+    if not any(each.padding for each in windows):
         return batch_innermost(x).astype(dtype, copy=False)
     batch, channels = x.shape[:2]
-    sizes = (each.size + 2 * each.padding for each in (rows, columns))
-    padded = zeros((channels, *sizes, batch), x, dtype)
-    np.copyto(_inside(padded, rows, columns), x.transpose(1, 2, 3, 0))
+    padded = zeros((channels, *(each.padded for each in windows), batch), x, dtype)
+    np.copyto(padded[:, *(each.inside for each in windows)], x.transpose(1, 2, 3, 0))
     return padded
-
-
-def _inside(padded: Array, rows: Window, columns: Window) -> Array:
-    """View what the padding surrounds."""
-    top, left = rows.padding, columns.padding
-    return padded[:, top : top + rows.size, left : left + columns.size]
 
 
 def _check_weight(x: Array, weight: Array, bias: Array | None, groups: int) -> None:

@@ -34,7 +34,7 @@ def _max_pool2d(x: Array, **options: Any) -> Array:
     check_images(x, "max_pool2d")
     windows, images = pooling_windows(x.shape[2:], **options), batch_innermost(x)
     pooled = empty((images.shape[0], *(each.count for each in windows), images.shape[3]), x)
-    return batch_first(leaves.max_pool(images, windows, pooled))
+    return batch_first(leaves.max_pool(images, out=pooled, options=(windows,)))
 
 
 def _max_pool2d_x(gradient: Array, pooled: Array, x: Array, **options: Any) -> Array:
@@ -44,7 +44,7 @@ def _max_pool2d_x(gradient: Array, pooled: Array, x: Array, **options: Any) -> A
     """
     images, largest, upstream = batch_innermost(x), batch_innermost(pooled), batch_innermost(gradient)
     windows, result = pooling_windows(x.shape[2:], **options), empty(images.shape, gradient)
-    return batch_first(leaves.max_pool_gradient(upstream, images, largest, windows, result))
+    return batch_first(leaves.max_pool_gradient(upstream, images, largest, out=result, options=(windows,)))
 
 
 max_pool2d = Primitive("max_pool2d", _max_pool2d, (_max_pool2d_x,), reads=((0, RESULT),))

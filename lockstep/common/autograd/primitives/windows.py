@@ -42,7 +42,7 @@ def check_window(window: Window, name: str) -> Window:
             f"{name} has kernel {window.kernel}, stride {window.stride}, dilation {window.dilation} and padding "
             f"{window.padding}, expected the first three to be at least 1 and the last at least 0"
         )
-    if window.reach > window.size + 2 * window.padding:
+    if window.reach > window.padded:
         raise ValueError(
             f"{name} has windows of {window.reach} elements over an axis of {window.size} with padding "
             f"{window.padding}, expected them to fit: use a smaller kernel or more padding"

@@ -9,7 +9,7 @@ import pytest
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tape import Memory, MemoryKind, Tape, TapedArray, UntapeableError
 from lockstep.common.numerics import leaves
-from lockstep.common.numerics.operands import Geometry, Window
+from lockstep.common.numerics.operands import Window
 
 BEFORE = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
 
@@ -122,12 +122,12 @@ def test_leaves_that_fill_given_memory_are_recorded_with_what_they_read_and_writ
     shapes = {"x": (2, 4, 4, 3), "kernels": (2, 2, 2, 2), "y": (2, 3, 3, 3), "bias": (2,), "pooled": (2, 2, 2, 3)}
     arrays = {name: tape.know(np.ones(shape, np.float32), MemoryKind.INPUT) for name, shape in shapes.items()}
     x, kernels, y, bias, pooled = arrays.values()
-    geometry, windows = Geometry(1, (1, 1), (1, 1)), (Window(4, 2, 2), Window(4, 2, 2))
-    leaves.convolution(x, kernels, bias, geometry, y)
-    leaves.convolution_to_input(y, kernels, geometry, x)
-    leaves.convolution_to_kernels(y, x, geometry, kernels)
-    leaves.max_pool(x, windows, pooled)
-    leaves.max_pool_gradient(pooled, x, pooled, windows, x)
+    convolved, pools = ((Window(4, 2, 1),) * 2, 1), ((Window(4, 2, 2),) * 2,)
+    leaves.convolution(x, kernels, bias, out=y, options=convolved)
+    leaves.convolution_to_input(y, kernels, out=x, options=convolved)
+    leaves.convolution_to_kernels(y, x, out=kernels, options=convolved)
+    leaves.max_pool(x, out=pooled, options=pools)
+    leaves.max_pool_gradient(pooled, x, pooled, out=x, options=pools)
     leaves.total(x, (1, 2, 3), out=bias)
     written = [
         (each.function.name, [memory.number for memory in each.written() if isinstance(memory, Memory)])

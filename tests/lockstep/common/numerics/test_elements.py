@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lockstep.common.numerics import leaves
 from lockstep.common.numerics.kernel_leaves import KERNELS
 from lockstep.common.numerics.numpy_leaves import NUMPY
-from lockstep.common.numerics.operands import Geometry, Mean, Window, Windows
+from lockstep.common.numerics.operands import Mean, Window, Windows
 from tests.lockstep.common.numerics import reference
 from tests.lockstep.common.numerics.reference import Floats
 
@@ -71,9 +71,9 @@ def test_a_pool_has_the_bits_of_the_contract(pool: tuple[tuple[int, ...], Window
     x = _special(*shape) if is_special else np.round(_usual(*shape))
     expected = reference.max_pool(x, *_options(windows))
     pooled = np.full_like(expected, 7.0)
-    assert _same(leaves.max_pool(x, windows, pooled), expected)
+    assert _same(leaves.max_pool(x, out=pooled, options=(windows,)), expected)
     gradient, result = _usual(*pooled.shape, seed=1), np.full_like(x, 7.0)
-    leaves.max_pool_gradient(gradient, x, pooled, windows, result)
+    leaves.max_pool_gradient(gradient, x, pooled, out=result, options=(windows,))
     assert _same(result, reference.max_pool_gradient(gradient, x, pooled, *_options(windows)))
 
 
@@ -98,8 +98,8 @@ def test_the_first_of_the_largest_takes_the_gradient(
     values: tuple[float, ...], largest: float, takes: tuple[float, ...]
 ) -> None:
     x, pooled, result = _row_of(*values), _row_of(0.0), _row_of(7.0, 7.0)
-    leaves.max_pool(x, _NEXT, pooled)
-    leaves.max_pool_gradient(_row_of(1.0), x, pooled, _NEXT, result)
+    leaves.max_pool(x, out=pooled, options=(_NEXT,))
+    leaves.max_pool_gradient(_row_of(1.0), x, pooled, out=result, options=(_NEXT,))
     assert _same(pooled, _row_of(largest))
     assert _same(result, _row_of(*takes))
 
@@ -108,7 +108,7 @@ def test_a_pool_may_be_written_over_what_it_reads() -> None:
     x, windows = _usual(2, 4, 4, 3), (Window(4, 1, 1), Window(4, 1, 1))
     gradient = _usual(2, 4, 4, 3, seed=1)
     expected = reference.max_pool_gradient(gradient, x, x.copy(), *_options(windows))
-    leaves.max_pool_gradient(gradient, x, x.copy(), windows, gradient)
+    leaves.max_pool_gradient(gradient, x, x.copy(), out=gradient, options=(windows,))
     assert _same(gradient, expected)
 
 
@@ -124,7 +124,7 @@ def test_a_pool_may_be_written_over_what_it_reads() -> None:
 )
 def test_windows_that_see_nothing_are_refused(windows: Windows) -> None:
     with pytest.raises((ValueError, ZeroDivisionError)):
-        leaves.max_pool(_usual(1, 4, 4, 1), windows, np.empty((1, 3, 3, 1), np.float32))
+        leaves.max_pool(_usual(1, 4, 4, 1), out=np.empty((1, 3, 3, 1), np.float32), options=(windows,))
 
 
 #: Lengths, distances of two values, decays, and divisors of the mean with its scale.
@@ -265,7 +265,7 @@ def _doubles(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
 
 
 def _convolved(x: leaves.Array, kernels: leaves.Array) -> leaves.Array:
-    return leaves.convolution(x, kernels, None, Geometry(1, (1, 1), (1, 1)), np.empty((1, 2, 2, 1)))
+    return leaves.convolution(x, kernels, out=np.empty((1, 2, 2, 1)), options=((Window(2, 1, 1),) * 2, 1))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.common.numerics import leaves
-from lockstep.common.numerics.operands import Geometry
+from lockstep.common.numerics.operands import Window, Windows
 from tests.lockstep.common.numerics import reference
 from tests.lockstep.common.numerics.reference import Floats, Pair
 
@@ -200,8 +200,12 @@ class _Case:
     padding: Pair = (0, 0)
 
     @property
-    def geometry(self) -> Geometry:
-        return Geometry(self.groups, self.stride, self.dilation, self.padding)
+    def options(self) -> tuple[Windows, int]:
+        along = zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        rows, columns = (
+            Window(size - 2 * padding, kernel, step, padding, reach) for size, kernel, step, padding, reach in along
+        )
+        return (rows, columns), self.groups
 
     def x(self) -> Floats:
         return _drawn(self.groups * self.channels, *self.size, self.images)
@@ -243,10 +247,10 @@ _SHAPES = [
 def _check_forward(case: _Case) -> None:
     x, kernels, out = case.x(), case.kernels(), np.empty_like(case.gradient())
     expected = reference.convolution(x, kernels, case.stride, case.dilation, case.groups)
-    leaves.convolution(x, kernels, None, case.geometry, out)
+    leaves.convolution(x, kernels, out=out, options=case.options)
     assert _same(out, expected)
     bias = _drawn(len(kernels), seed=3)
-    leaves.convolution(x, kernels, bias, case.geometry, out)
+    leaves.convolution(x, kernels, bias, out=out, options=case.options)
     assert _same(out, expected + bias[:, None, None, None])
 
 
@@ -256,13 +260,13 @@ def _check_to_input(case: _Case) -> None:
     (above, beside), (height, width) = case.padding, case.size
     unpadded = np.ascontiguousarray(expected[:, above : height - above, beside : width - beside])
     out = np.full_like(unpadded, 7.0)
-    leaves.convolution_to_input(gradient, kernels, case.geometry, out)
+    leaves.convolution_to_input(gradient, kernels, out=out, options=case.options)
     assert _same(out, unpadded)
 
 
 def _check_to_kernels(case: _Case) -> None:
     gradient, x, out = case.gradient(), case.x(), np.full_like(case.kernels(), 7.0)
-    leaves.convolution_to_kernels(gradient, x, case.geometry, out)
+    leaves.convolution_to_kernels(gradient, x, out=out, options=case.options)
     expected = reference.gradient_to_kernels(gradient, x, case.kernel, case.stride, case.dilation, case.groups)
     assert _same(out, expected)
 
@@ -287,24 +291,36 @@ def test_operands_of_a_convolution_may_lie_anywhere() -> None:
     case = _Case((7, 7), (3, 3))
     x = np.ascontiguousarray(case.x().transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)
     out = np.empty_like(np.empty(case.gradient().shape[::-1], np.float32).T)
-    leaves.convolution(x, np.asfortranarray(case.kernels()), None, case.geometry, out)
+    leaves.convolution(x, np.asfortranarray(case.kernels()), out=out, options=case.options)
     assert _same(np.ascontiguousarray(out), reference.convolution(case.x(), case.kernels()))
 
 
 @pytest.mark.parametrize(
-    "geometry",
+    ("columns", "groups"),
     [
-        Geometry(1, (0, 1), (1, 1)),
-        Geometry(1, (1, 1), (1, 0)),
-        Geometry(0, (1, 1), (1, 1)),
-        Geometry(-1, (1, 1), (1, 1)),
-        Geometry(1, (1, 1), (1, 1), (0, -1)),
-        Geometry(1, (1, 1), (1, 1), (1 << 40, 0)),
+        (Window(7, 3, 0), 1),
+        (Window(7, 3, 1, dilation=0), 1),
+        (Window(7, 3, 1), 0),
+        (Window(7, 3, 1), -1),
+        (Window(7, 3, 1, -1), 1),
+        (Window(7, 3, 1, 1 << 40), 1),
+        (Window(7, 0, 1), 1),
+        (Window(7, 2, 1), 1),
+        (Window(8, 3, 1), 1),
+        (Window(7, 3, 1, is_ceil=True), 1),
+        (Window(7, 3, 2), 1),
     ],
 )
-@pytest.mark.parametrize("kernel_width", [0, 3])
-def test_windows_that_cannot_be_are_refused(geometry: Geometry, kernel_width: int) -> None:
+def test_windows_that_cannot_be_are_refused(columns: Window, groups: int) -> None:
     case = _Case((7, 7), (3, 3))
-    for each in (geometry, case.geometry) if not kernel_width else (geometry,):
-        with pytest.raises(ValueError, match=r"convolution_to_input got arrays of shapes .*: expected shapes that fit"):
-            leaves.convolution_to_input(case.gradient(), case.kernels()[..., :kernel_width], each, case.x())
+    with pytest.raises(ValueError, match=r"convolution_to_input got arrays of shapes .*: expected shapes that fit"):
+        leaves.convolution_to_input(
+            case.gradient(), case.kernels(), out=case.x(), options=((Window(7, 3, 1), columns), groups)
+        )
+    with pytest.raises(ValueError, match=r"convolution_to_input got arrays of shapes .*: expected shapes that fit"):
+        leaves.convolution_to_input(
+            case.gradient(),
+            case.kernels()[..., : columns.kernel],
+            out=case.x(),
+            options=((Window(7, 3, 1), columns), groups),
+        )

@@ -39,7 +39,7 @@ from lockstep.common.numerics.kernels.library import (
     targets_of,
     this_machine,
 )
-from lockstep.common.numerics.operands import GATES, Geometry, Mean, Window
+from lockstep.common.numerics.operands import GATES, Mean, Window
 from lockstep.common.runtime.environment import child_environment, kernels_target
 
 #: Of the targets of this machine, the one that most processors support.
@@ -221,7 +221,7 @@ def _of_vectors(name: str, count: int) -> _Call:
     return name, [(203,)] * count, (203,), ()
 
 
-_GEOMETRY = Geometry(2, (2, 2), (1, 2), (1, 1))
+_CONVOLVED = ((Window(7, 3, 2, 1), Window(6, 2, 2, 1, 2)), 2)
 _POOLS = [(Window(6, 2, 2), Window(8, 2, 2)), (Window(6, 3, 2, 1), Window(8, 3, 1, 1))]
 #: Of widths that are multiples of no vector's.
 _CALLS: list[_Call] = [
@@ -234,9 +234,9 @@ _CALLS: list[_Call] = [
     ("sum", [(5, 77)], (5,), ((1,), False)),
     *[_of_vectors(name, 1) for name in ("exp", "log", "log1p", "tanh", "sigmoid", "erf", "relu")],
     *[_of_vectors(name, 2) for name in ("power", "relu_gradient")],
-    ("convolution", [(4, 9, 8, 5), (6, 2, 3, 2), (6,)], (6, 4, 3, 5), (_GEOMETRY,)),
-    ("convolution_to_input", [(6, 4, 3, 5), (6, 2, 3, 2)], (4, 7, 6, 5), (_GEOMETRY,)),
-    ("convolution_to_kernels", [(6, 4, 3, 5), (4, 9, 8, 5)], (6, 2, 3, 2), (_GEOMETRY,)),
+    ("convolution", [(4, 9, 8, 5), (6, 2, 3, 2), (6,)], (6, 4, 3, 5), _CONVOLVED),
+    ("convolution_to_input", [(6, 4, 3, 5), (6, 2, 3, 2)], (4, 7, 6, 5), _CONVOLVED),
+    ("convolution_to_kernels", [(6, 4, 3, 5), (4, 9, 8, 5)], (6, 2, 3, 2), _CONVOLVED),
     ("max_pool", [(2, 6, 8, 19)], (2, 3, 4, 19), (_POOLS[0],)),
     ("max_pool", [(2, 6, 8, 19)], (2, 3, 8, 19), (_POOLS[1],)),
     ("max_pool_gradient", [(2, 3, 4, 19), (2, 6, 8, 19), (2, 3, 4, 19)], (2, 6, 8, 19), (_POOLS[0],)),
