@@ -102,7 +102,7 @@ class TreeSum(Generic[T]):
     micro_batches: int
     merge: Callable[[T, T], T]
     drop: Callable[[T], None] = lambda value: None
-    #: Whether the two halves of the whole are added as soon as both are there, and not when their sum is asked for.
+    #: Whether the two halves of the whole are added too: otherwise that is left to the reader of the terms.
     joins_halves: bool = True
     #: Sums of nodes whose sibling has not arrived, or of the two halves of the whole; no two overlap.
     held: dict[Node, T] = field(default_factory=dict)
@@ -143,12 +143,8 @@ class TreeSum(Generic[T]):
         return 0 not in self._known
 
     def total(self) -> T:
-        """Return the sum over all micro-batches; `KeyError` before it is whole."""
-        whole = Node(0, self.micro_batches)
-        if whole not in self.held and self.is_whole():
-            left, right = (self.held.pop(half) for half in whole.halves())
-            self.held[whole] = self.merge(left, right)
-        return self.held[whole]
+        """Return the sum over all micro-batches of a tree that joins the halves; `KeyError` before it is whole."""
+        return self.held[Node(0, self.micro_batches)]
 
     def terms(self) -> list[T]:
         """Return the terms of the whole sum, in order: the sum itself, or those of its two halves."""
@@ -222,7 +218,7 @@ class VectorTree:
     tree: TreeSum[Summand] = field(init=False)
 
     def __post_init__(self) -> None:
-        # A plain last addition is left to the reader of the total: it saves a pass over memory.
+        # A plain last addition is left to the reader of the terms: it saves a pass over memory.
         self.tree = TreeSum(self.micro_batches, self._merge, self._drop, joins_halves=self.addition is not None)
 
     def _merge(self, left: Summand, right: Summand) -> Summand:
@@ -250,10 +246,6 @@ class VectorTree:
         if not is_new:
             self.pool.give(vector)
         return is_new
-
-    def total(self) -> Vector:
-        """Return the whole sum, to be read until `reset`."""
-        return self.tree.total().vector
 
     def terms(self) -> list[Vector]:
         """Return the one or two vectors whose sum is the whole, in this order, to be read until `reset`."""

@@ -1,4 +1,4 @@
-"""exp, log, cos and powers of single floats, each the float that is nearest to the exact value.
+"""exp, cos and powers of single floats, each the float that is nearest to the exact value.
 
 The mathematics library of a system may round its own either way, so that a learning rate would depend on it. These are
 computed with whole numbers, which Python adds and multiplies exactly: fixed-point numbers of 256 bits behind the point.
@@ -23,12 +23,6 @@ def exp(x: float) -> float:
     if x < -1000.0:
         return 0.0
     return _exp(_fixed(min(x, 1000.0)))
-
-
-def log(x: float) -> float:
-    """Return the natural logarithm. Raises ValueError unless `x` is finite and above 0."""
-    _check(0.0 < x < math.inf, "log", x)
-    return _nearest(_log(x), -_POINT)
 
 
 def cos(x: float) -> float:

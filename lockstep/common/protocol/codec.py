@@ -6,7 +6,7 @@ message.
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import msgpack
 import msgspec
@@ -34,8 +34,6 @@ WITH_AN_ARRAY = (Echo, SumsFrame, Samples, Weights, InitialFrame, CollectedFrame
 
 #: Messages that carry a frame of a vector if they name its first element.
 MAY_CARRY_A_FRAME = (Lease, Result)
-
-M = TypeVar("M", bound=Message)
 
 
 def arrays_of(message: Message) -> int:

@@ -51,6 +51,12 @@ def nodes_of(micro_batches: int) -> list[Node]:
     return found
 
 
+def sum_of(tree: VectorTree) -> Vector:
+    """Add the one or two terms of the whole sum."""
+    first, *others = tree.terms()
+    return first + others[0] if others else first
+
+
 class PoisoningPool(VectorPool):
     """Whoever still reads what was given back, or what was not yet written, reads NaN."""
 
@@ -99,7 +105,7 @@ def test_any_tiling_order_and_duplicates_give_the_same_bits(arriving: tuple[int,
         if how != "kept":
             value.fill(np.nan)
     assert tree.tree.is_whole()
-    assert tree.total().tobytes() == reference(vectors, 0, micro_batches).tobytes()
+    assert sum_of(tree).tobytes() == reference(vectors, 0, micro_batches).tobytes()
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
@@ -134,7 +140,7 @@ def test_a_pool_serves_many_rounds_with_the_vectors_of_the_first() -> None:
         order = generator(step, Purpose.CANARY).permutation(16)
         for piece in sorted(order[:12]) + list(order[12:]):
             add_owned(tree, Node(int(piece), int(piece) + 1), vectors[piece])
-        assert tree.total().tobytes() == reference(vectors, 0, 16).tobytes()
+        assert sum_of(tree).tobytes() == reference(vectors, 0, 16).tobytes()
         tree.reset()
         counts.append(len(pool.free))
     in_order = [Node(piece, piece + 1) for piece in range(16)]
@@ -161,7 +167,7 @@ def test_the_sum_of_a_node_can_be_read_before_its_sibling_is_there() -> None:
     add_owned(tree, Node(4, 5), vectors[4])
     assert tree.tree.held[Node(4, 6)].vector.tobytes() == reference(vectors, 4, 6).tobytes()
     with pytest.raises(KeyError):
-        tree.total()
+        tree.terms()
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 5, 8, 11, 64])
@@ -244,9 +250,8 @@ def test_a_sum_of_vectors_of_the_pool_stays_in_one_of_them_and_gives_the_others_
     assert third is second
     assert tree.tree.held[Node(2, 4)].vector is third
     assert free() == []
-    assert tree.total() is first
-    assert free() == [id(third)]
-    assert first.tobytes() == reference(vectors, 0, 4).tobytes()
+    assert [id(term) for term in tree.terms()] == [id(first), id(third)]
+    assert sum_of(tree).tobytes() == reference(vectors, 0, 4).tobytes()
     tree.reset()
     tree.add(Node(0, 1), vectors[0])
     assert tree.add_own(Node(1, 2), second := owned(1))
@@ -275,12 +280,13 @@ def test_nodes_are_told_as_the_pieces_that_they_hold() -> None:
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 8])
-def test_the_terms_add_up_to_the_total(micro_batches: int) -> None:
-    tree = VectorTree(micro_batches, VectorPool(4))
-    for piece in range(micro_batches):
-        tree.add(Node(piece, piece + 1), np.full(4, 0.1 * (piece + 1), np.float32))
-    terms = tree.terms()
-    assert len(terms) == min(2, micro_batches)
-    added = terms[0] if micro_batches == 1 else terms[0] + terms[1]
-    assert added.tobytes() == tree.total().tobytes()
-    assert tree.total().tobytes() == tree.terms()[0].tobytes()
+@pytest.mark.parametrize("joins", [False, True])
+def test_the_terms_add_up_to_the_whole_sum(micro_batches: int, joins: bool) -> None:
+    def add(_: Node, left: Vector, right: Vector, out: Vector) -> None:
+        np.add(left, right, out=out)
+
+    tree, vectors = VectorTree(micro_batches, VectorPool(SIZE), add if joins else None), pieces_of(micro_batches)
+    for piece, vector in enumerate(vectors):
+        tree.add(Node(piece, piece + 1), vector)
+    assert len(tree.terms()) == (1 if joins else min(2, micro_batches))
+    assert sum_of(tree).tobytes() == reference(vectors, 0, micro_batches).tobytes()
