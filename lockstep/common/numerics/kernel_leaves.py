@@ -122,10 +122,10 @@ def _strides(array: Array) -> tuple[int, ...]:
     return tuple(stride // 4 if size > 1 else 1 for size, stride in zip(array.shape, array.strides, strict=True))
 
 
-def _has_row(array: Array) -> bool:
-    """Tell whether a matrix lies row after row, or column after column."""
+def _has_rows(array: Array) -> bool:
+    """Tell whether the elements of each row of a matrix are neighbours."""
     # An aligned array has all elements at multiples of four bytes.
-    return array.flags.aligned and 1 in _strides(array)[-2:]
+    return array.flags.aligned and _strides(array)[-1] == 1
 
 
 def _is_flat(array: Array) -> bool:
@@ -150,7 +150,7 @@ def _flat(arrays: Sequence[Array], written: int) -> tuple[list[Array], list[int]
 
 def _prepared(array: Array) -> tuple[Array, list[Instruction]]:
     """Return an array that lies as a product reads it, and what fills it."""
-    if _has_row(array):
+    if _has_rows(array) or _has_rows(array.swapaxes(-1, -2)):
         return array, []
     copy = np.empty(array.shape, array.dtype)
     return copy, [partial(np.copyto, copy, array)]
@@ -167,16 +167,11 @@ def _product(left: Array, right: Array, *rest: Array) -> Instruction:
     left, before = _prepared(np.broadcast_to(left, (*stack, rows, terms)))
     right, also_before = _prepared(np.broadcast_to(right, (*stack, terms, columns)))
     target, after = out, list[Instruction]()
-    if not _has_row(out) or any(_shares(out, each) for each in (left, right, *biases)):
+    if not _has_rows(out) or any(_shares(out, each) for each in (left, right, *biases)):
         target = np.empty(out.shape, out.dtype)
         after = [partial(np.copyto, out, target)]
     if not out.size:
         return _in_order()
-    if _strides(target)[-1] != 1:
-        if bias is not None:  # which a kernel adds to rows alone
-            after = [partial(np.add, target, bias[:, np.newaxis], out=target), *after]
-        left, right, target = right.swapaxes(-1, -2), left.swapaxes(-1, -2), target.swapaxes(-1, -2)
-        return _in_order(*before, *also_before, _stack(left, right, target, None), *after)
     if bias is not None and not _is_flat(bias):
         bias = np.empty(bias.shape, bias.dtype)
         also_before.append(partial(np.copyto, bias, biases[0]))
@@ -244,10 +239,7 @@ def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> Instruc
     )  # fmt: skip
     lefts, before = _prepared(lefts)
     rights, also_before = _prepared(rights)
-    assert _has_row(out)
-    if _strides(out)[-1] != 1:
-        lefts, rights, out = rights.swapaxes(1, 2), lefts.swapaxes(1, 2), out.T
-        rows, columns = out.shape
+    assert _has_rows(out)
     (a_row, a_column), (b_row, b_column) = _row_and_column(lefts), _row_and_column(rights)
     scratch = _scratch.of(load().functions.ls_product_scratch(count, 0, columns, terms, b_column))
     a_step, b_step = (each.strides[0] // 4 if count > 1 else 0 for each in (lefts, rights))
