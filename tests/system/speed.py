@@ -2,11 +2,13 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.transport.zeromq.ports import dial
+from lockstep.launch.client import StatusClient
 from tests.system.jobs import ENDLESS
-from tests.system.processes import GONE_S, Place, Process
+from tests.system.processes import GONE_S, PATIENCE_S, Place, Process
 
 
 @contextmanager
@@ -21,12 +23,13 @@ def training(place: Place, *flags: str) -> Iterator[tuple[Process, str]]:
     assert server.end(GONE_S)[0] == 130
 
 
-def epochs_in(server: Process, seconds: float) -> int:
-    """Return how many epochs are told of within so many seconds."""
-    clock, count = SystemClock(), 0
-    end = clock.now() + seconds
-    for line in server.lines():
-        count += line.startswith("epoch ")
-        if clock.now() >= end:
-            break
-    return count
+def speed_of(server: Process, address: str, seconds: float) -> float:
+    """Return how many steps a run makes per second, over so many seconds; lines leave out more and more epochs."""
+    clock = SystemClock()
+    with closing(StatusClient(dial(address))) as client:
+        before, began = client.ask(PATIENCE_S), clock.now()
+        assert not server.ends_within(seconds)
+        after, took_s = client.ask(PATIENCE_S), clock.now() - began
+    assert before is not None
+    assert after is not None
+    return (after.step - before.step) / took_s

@@ -12,7 +12,7 @@ import pytest
 from tests.lockstep.common.transport.zeromq import zmtp
 from tests.system.jobs import AT_FULL_SPEED
 from tests.system.processes import Place, Process
-from tests.system.speed import epochs_in, training
+from tests.system.speed import speed_of, training
 
 #: Memory that strangers may cost, beside a steady run: with one whose message has no end what it is allowed, and what
 #: a connection within one machine brings until the next look at it. Not cut off, that one would send 3 GiB.
@@ -135,7 +135,7 @@ def test_floods_cost_little_memory_and_the_run_goes_on(place: Place, floods: lis
         steady = peak(server)
         with flooded(address, floods):
             # Longer than a handshake may take.
-            assert epochs_in(server, 5.0) > 0
+            assert speed_of(server, address, 5.0) > 0
         assert peak(server) <= steady + allowed(*floods)
         # Whoever is honest still gets in.
         second = place.start("worker", address, "--workers", "1", "--apart")
@@ -147,12 +147,13 @@ def test_floods_cost_little_memory_and_the_run_goes_on(place: Place, floods: lis
 def test_a_run_keeps_most_of_its_speed(place: Place, flood: Flood) -> None:
     """For a machine with nothing else to do: strangers, server and worker share its cores."""
     with training(place, *AT_FULL_SPEED) as (server, address):
-        steady, alone, beside = peak(server), 0, 0
+        steady, alone, beside = peak(server), 0.0, 0.0
         for _ in range(TURNS):
-            alone += epochs_in(server, MEASURED_S)
+            alone += speed_of(server, address, MEASURED_S) / TURNS
             with flooded(address, [flood]):
-                beside += epochs_in(server, MEASURED_S)
+                beside += speed_of(server, address, MEASURED_S) / TURNS
         cost = (peak(server) - steady) / 2**20
-        print(f"{beside} epochs beside it, {alone} without: {beside / alone:.2f}; it cost {cost:.1f} MiB")
+        text = f"{beside:.0f} steps per second beside it, {alone:.0f} without: {beside / alone:.2f}"
+        print(f"{text}; it cost {cost:.1f} MiB")
         assert beside >= KEPT * alone
         assert peak(server) <= steady + allowed(flood)
