@@ -317,7 +317,7 @@ class AutogradEngine:
         self._passes = StackedPasses(module, layout, self._compute_repeatedly, warm_up)
 
     def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
-        self._weights = weights
+        self._weights, self._sums = weights, sums
         self._binding = Binding(self._module, self._layout, weights, sums)
         self._reads = self._writes = 0
         #: The vectors that the module's arrays are in, by their indices; None if they are in others.
@@ -375,7 +375,7 @@ class AutogradEngine:
             self._put(is_training=True)
             weights = self._layout.new_vector()
             np.copyto(weights, self._weights[self._reads])
-            Binding(self._module, self._layout, [weights], [self._layout.new_vector()])
+            Binding(self._module, self._layout, [weights], [self._sums[self._writes]])
             self._bound = None
             return batches()
 
