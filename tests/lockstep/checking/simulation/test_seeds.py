@@ -1,9 +1,14 @@
 """Simulated runs in which all goes wrong that can come to the bits of one process; planted bugs are found."""
 
+import subprocess
+import sys
+
 import pytest
 
 from lockstep.checking.simulation.oracle import simulate
 from lockstep.checking.simulation.scenario import FaultKind, scenario_of
+from lockstep.common.runtime.environment import child_environment
+from tests.architecture.source import ROOT
 from tests.lockstep.checking.simulation.planted import PLANTED
 from tests.lockstep.checking.simulation.planted_in_teams import OF_TEAMS
 
@@ -15,6 +20,9 @@ SEEDS, EACH = 12, 6
 
 #: Seeds within which a planted bug is found, and every fault occurs.
 SEARCHED = 500
+
+#: Seeds of runs with many processes: in these, the order of a set of addresses would show.
+OF_MANY = (2, 6, 13)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, EACH))
@@ -63,6 +71,25 @@ def test_a_planted_bug_is_found_as_what_it_is(bug: str) -> None:
 def test_a_seed_replays_identically(seed: int) -> None:
     traces = [simulate(scenario_of(seed), is_traced=number == 1).world.digest() for number in range(3)]
     assert len(set(traces)) == 1
+
+
+def digests(*seeds: int) -> list[str]:
+    """Return the digests of runs of many processes."""
+    return [simulate(scenario_of(seed, servers=3, standbys=3, workers=4)).world.digest() for seed in seeds]
+
+
+def test_a_seed_replays_identically_in_a_process_with_other_hashes() -> None:
+    """The order of a set of texts or bytes differs from process to process: no decision may depend on it."""
+    program = f"from {__name__} import digests; print(digests(*{OF_MANY}))"
+    other = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**child_environment(), "PYTHONHASHSEED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert other.stdout == f"{digests(*OF_MANY)}\n"
 
 
 def test_the_seeds_give_different_scenarios() -> None:

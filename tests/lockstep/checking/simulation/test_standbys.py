@@ -107,7 +107,9 @@ def nameless(info: RunInfo, start: Resumption) -> Coordinator:
 
 PLANTED = {
     "a mirror is ahead of its digest": Planted(Parts(standby=BoastfulStandby), "the mirror counts "),
-    "two servers take over at once": Planted(Parts(standby=Rash, coordinator=nameless), " lead the run in term "),
+    "two servers take over at once": Planted(
+        Parts(standby=Rash, coordinator=nameless), " lead the run in term ", first=7
+    ),
 }
 
 

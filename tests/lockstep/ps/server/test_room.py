@@ -90,10 +90,10 @@ def test_a_team_makes_no_more_steps_by_itself_and_begins_again() -> None:
     drive = Team()
     disk = Disk(drive)
     drive.begin()
-    drive.team.is_inside = True
+    drive.team.inside = {1}
     assert kinds(disk.fill()) == [MultiStepWithdrawal]
     drive.team.made = 2
-    drive.team.is_inside = False
+    drive.team.inside = set()
     assert Lease not in kinds(drive.pass_time(0.01))
     assert drive.coordinator.phase is RunPhase.TRAINING
     assert Lease in kinds(disk.free())

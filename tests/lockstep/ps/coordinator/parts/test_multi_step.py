@@ -1,6 +1,5 @@
 """When the coordinator lets a team make steps by itself, how it counts these, and when it ends them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,11 +7,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.manifest import manifest_of
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.job import Job
-from lockstep.common.job.tally import Tally, pack_losses
 from lockstep.common.protocol.messages import (
     Dropped,
     Lease,
@@ -38,7 +35,6 @@ from lockstep.ps.coordinator.parts.team_lease import (
     BETWEEN_S,
     LATE_S,
     LeaseMemory,
-    PartMade,
     StepMade,
     StepsRefusal,
     TeamLease,
@@ -47,6 +43,7 @@ from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
+from tests.lockstep.ps.coordinator.parts.lease_memory import MemoryByHand
 from tests.lockstep.ps.runs import TRAIN, Drive, facts_of, finished, kinds, messages, peer_of, said, with_options
 from tests.simulation.small import digits
 
@@ -57,50 +54,6 @@ STEPS = -(-TRAIN // JOB.global_batch)
 
 def info_of(**values: Any) -> RunInfo:
     return replace(facts_of(msgspec.structs.replace(JOB, **values)), needs_memory=False)
-
-
-def step_made(step: int) -> StepMade:
-    parts = (
-        PartMade(node=Node(0, 2), process=1, began_s=0.0, ended_s=0.02, compute_s=0.015),
-        PartMade(node=Node(2, 3), process=0, began_s=0.0, ended_s=0.01, compute_s=0.009),
-    )
-    return StepMade(
-        step=step,
-        rank=0,
-        tally=Tally(2.5, 3, metrics=(1, 3)),
-        losses=pack_losses([1.0, 0.5, 1.0]),
-        parts=parts,
-        round_s=0.03,
-        update_s=0.001,
-        checksum=7,
-        rate=0.1,
-    )
-
-
-@dataclass
-class MemoryByHand:
-    """The memory of a lease, in which a test makes the steps."""
-
-    lease: MultiStepLease
-    made: int
-    #: Whether a process is in the middle of a slice.
-    is_inside: bool = False
-    taken_over: int | None = None
-
-    def read(self) -> tuple[int, int]:
-        return self.made, self.made
-
-    def record(self, first: int, last: int) -> Sequence[StepMade]:
-        return [step_made(step) for step in range(first, last)]
-
-    def end(self, *, waits: bool = True) -> bool:
-        return not (waits and self.is_inside)
-
-    def leave(self) -> int | None:
-        return None
-
-    def take_over(self, steps: int) -> None:
-        self.taken_over = steps
 
 
 @dataclass
@@ -120,7 +73,7 @@ class StepsByHand:
     def open(self, rank: int, lease: MultiStepLease) -> LeaseMemory | StepsRefusal:
         if self.refusal is not None:
             return self.refusal
-        self.opened.append(MemoryByHand(lease, lease.first))
+        self.opened.append(MemoryByHand(lease))
         return self.opened[-1]
 
     def record(self, account: Account, made: StepMade) -> None:
@@ -208,7 +161,7 @@ def test_a_step_that_a_team_made_counts_like_any_other() -> None:
     assert drive.coordinator.status(drive.now).step == 2
     drive.make(2)
     assert kinds(drive.answer_steps()) == [Lease]
-    assert (drive.coordinator.round.step, drive.team.taken_over) == (3, 3)
+    assert (drive.coordinator.round.step, drive.team.taken_over) == (3, [3])
 
 
 def test_the_ledger_names_no_process_of_a_team_of_one() -> None:
@@ -257,17 +210,17 @@ def test_who_is_not_alone_or_no_team_is_leased_each_step(change: str) -> None:
 def test_a_worker_that_comes_ends_the_multi_step_lease_once(is_inside: bool) -> None:
     drive = Team()
     drive.begin()
-    drive.team.is_inside = is_inside
+    drive.team.inside = {1} if is_inside else set()
     assert MultiStepWithdrawal not in kinds(drive.join(2))
     effects = drive.prepare(2)
     # Without having answered: it stops within a micro-batch.
     assert kinds(effects, 1) == ([MultiStepWithdrawal] if is_inside else [MultiStepWithdrawal, Lease])
     assert set(kinds(effects, 2)) == (set() if is_inside else {Lease})
-    drive.team.is_inside = False
+    drive.team.inside.clear()
     later = drive.pass_time(0.01)
     assert set(kinds(later, 2)) == ({Lease} if is_inside else set())
     assert MultiStepWithdrawal not in kinds(later)
-    assert drive.team.taken_over == 1
+    assert drive.team.taken_over == [1]
 
 
 def test_a_lease_ends_if_its_team_is_gone() -> None:
@@ -276,7 +229,7 @@ def test_a_lease_ends_if_its_team_is_gone() -> None:
     drive.team.made = 4
     assert kinds(drive.leave(1)) == []
     assert [made.step for _, made in drive.server.recorded] == [1, 2, 3]
-    assert (drive.team.taken_over, drive.coordinator.phase) == (4, RunPhase.TRAINING)
+    assert (drive.team.taken_over, drive.coordinator.phase) == ([4], RunPhase.TRAINING)
     assert set(kinds(drive.enter(2))) == {Welcome, Lease}
 
 
@@ -331,12 +284,12 @@ def test_a_multi_step_lease_ends_when_a_checkpoint_is_due() -> None:
     drive.server.until = drive.now + 0.05
     drive.begin()
     drive.team.made = 2
-    drive.team.is_inside = True
+    drive.team.inside.add(1)
     assert MultiStepWithdrawal not in kinds(drive.pass_time(0.015))
     assert MultiStepWithdrawal in kinds(drive.pass_time(0.01))
-    drive.team.is_inside = False
+    drive.team.inside.clear()
     drive.pass_time(0.01)
-    assert drive.team.taken_over == 2
+    assert drive.team.taken_over == [2]
 
 
 @pytest.mark.parametrize(
@@ -349,11 +302,11 @@ def test_a_multi_step_lease_ends_when_a_checkpoint_is_due() -> None:
 def test_a_run_that_ends_keeps_what_its_team_has_made(event: events.Event, kind: FailureKind) -> None:
     drive = Team()
     drive.begin()
-    drive.team.made, drive.team.is_inside = 4, True
+    drive.team.made, drive.team.inside = 4, {1}
     (finish,) = finished(drive.happen(event))
     assert finish.kind is kind
     assert [made.step for _, made in drive.server.recorded] == [1, 2, 3]
-    assert drive.team.taken_over == drive.coordinator.progress.steps == 4
+    assert (drive.team.taken_over, drive.coordinator.progress.steps) == ([4], 4)
 
 
 def test_after_a_cut_it_waits_twice_as_long_each_time_until_one_has_lasted() -> None:

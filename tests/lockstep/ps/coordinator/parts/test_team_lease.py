@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import MultiStepLease
 from lockstep.ps.coordinator.effects import Effect, Report
 from lockstep.ps.coordinator.parts.team_lease import (
@@ -17,11 +16,12 @@ from lockstep.ps.coordinator.parts.team_lease import (
     LATE_S,
     MOVE_S,
     REPORT_S,
-    StepMade,
     TeamLease,
 )
+from tests.lockstep.ps.coordinator.parts.lease_memory import SLICES, MemoryByHand
 
-FIRST, LAST, STEP_S, SLICES = 10, 20, 0.01, 3
+FIRST, LAST, STEP_S = 10, 20, 0.01
+LEASE = MultiStepLease(number=1, incarnation="", first=FIRST, last=LAST, reads=0)
 
 
 class Ended(NamedTuple):
@@ -39,25 +39,14 @@ class Drive:
     kind: type[TeamLease] = TeamLease
     step_s: float = STEP_S
     now: float = 100.0
-    made: int = FIRST
-    #: The slices in the middle of which one of its processes is, and so has the lock.
-    inside: set[int] = field(default_factory=set)
-    has_room: bool = True
-    #: Whether updates of the lease may be made, and the slices whose locks the server has.
-    may_begin: bool = True
-    locked: set[int] = field(default_factory=set)
+    memory: MemoryByHand = field(default_factory=lambda: MemoryByHand(LEASE, unread=1, has_room=True))
     recorded: list[int] = field(default_factory=list)
-    completed: list[Ended] = field(default_factory=list)
     withdrawals: int = 0
-    moves: int = 0
     reports: list[Report] = field(default_factory=list)
-    lease: MultiStepLease = field(
-        default_factory=lambda: MultiStepLease(number=1, incarnation="", first=FIRST, last=LAST, reads=0)
-    )
 
     def __post_init__(self) -> None:
         self.of_team = self.kind(
-            memory=self,
+            memory=self.memory,
             count=lambda made: self.recorded.append(made.step),
             withdraw=self._withdraw,
             rank=2,
@@ -69,41 +58,15 @@ class Drive:
         self.withdrawals += 1
         return []
 
-    # The memory of the lease
-
-    def read(self) -> tuple[int, int]:
-        return self.made, max(FIRST, self.made - 1)
-
-    def record(self, first: int, last: int) -> Sequence[StepMade]:
-        return [step_made(step) for step in range(first, last)]
-
-    def end(self, *, waits: bool = True) -> bool:
-        self.locked = set(range(SLICES)) - self.inside
-        if waits and self.inside:
-            return False
-        self.may_begin = False
-        self.locked.clear()
-        return True
-
-    def leave(self) -> int | None:
-        self.moves += 1
-        if not self.has_room:
-            return None
-        self.may_begin = False
-        self.locked.clear()
-        self.inside.clear()
-        return self.made
-
-    def take_over(self, steps: int) -> None:
-        self.completed.append(Ended(steps, self.of_team.is_cut, not self.of_team.has_answered))
-
-    # What happens
+    @property
+    def completed(self) -> list[Ended]:
+        return [Ended(steps, self.of_team.is_cut, not self.of_team.has_answered) for steps in self.memory.taken_over]
 
     def handle(self, effects: Sequence[Effect]) -> None:
         assert self.of_team.is_over == bool(self.completed)
         if self.completed:
-            assert not self.may_begin, "it ended while updates may begin"
-            assert not self.inside, "it ended while a process may write"
+            assert not self.memory.may_begin, "it ended while updates may begin"
+            assert not self.memory.inside, "it ended while a process may write"
         self.reports += [effect for effect in effects if isinstance(effect, Report)]
 
     def wait(self, seconds: float) -> None:
@@ -122,20 +85,18 @@ class Drive:
         self.handle(self.of_team.on_time(self.now))
 
 
-def step_made(step: int) -> StepMade:
-    tally = Tally(0.0, 1)
-    return StepMade(
-        step=step, rank=2, tally=tally, losses=b"", parts=(), round_s=0.0, update_s=0.0, checksum=0, rate=0.0
-    )
+def within(*inside: int, has_room: bool = True) -> Drive:
+    """Return a lease of a team whose processes are in the middle of these slices."""
+    return Drive(memory=MemoryByHand(LEASE, unread=1, has_room=has_room, inside={*inside}))
 
 
 def test_steps_are_recorded_now_and_then_but_for_the_newest_until_the_lease_ends_with_the_last() -> None:
     drive = Drive()
-    drive.made += 5
+    drive.memory.made += 5
     assert drive.recorded == []
     drive.wait(BETWEEN_S[1])
     assert drive.recorded == [10, 11, 12, 13]
-    drive.made = LAST
+    drive.memory.made = LAST
     drive.wait(BETWEEN_S[1])
     assert drive.recorded == list(range(FIRST, LAST))
     assert drive.completed == [Ended(steps=LAST)]
@@ -145,7 +106,7 @@ def test_steps_are_recorded_now_and_then_but_for_the_newest_until_the_lease_ends
 @pytest.mark.parametrize("made", [FIRST + 1, LAST])
 def test_an_answer_ends_it_at_once_and_counts_as_cut_before_the_last_step(made: int) -> None:
     drive = Drive()
-    drive.made = made
+    drive.memory.made = made
     drive.answer()
     assert drive.completed == [Ended(steps=made, is_cut=made < LAST, is_silent=False)]
     assert drive.withdrawals == 0
@@ -153,7 +114,7 @@ def test_an_answer_ends_it_at_once_and_counts_as_cut_before_the_last_step(made: 
 
 def test_the_lease_ends_with_what_is_made_if_no_step_is_made_for_long() -> None:
     drive = Drive()
-    drive.made += 2
+    drive.memory.made += 2
     drive.wait(LATE_S)
     assert drive.completed == []
     drive.wait(BETWEEN_S[1] * 3)
@@ -167,59 +128,59 @@ def test_slow_steps_are_not_late() -> None:
     drive = Drive(step_s=step_s)
     for _ in range(5):
         drive.wait(0.9 * LATE * step_s)
-        drive.made += 1
+        drive.memory.made += 1
     assert drive.completed == []
     drive.wait(1.1 * LATE * step_s)
     assert drive.completed == [Ended(steps=FIRST + 5, is_cut=True)]
 
 
 def test_a_process_in_the_middle_of_a_slice_is_waited_for() -> None:
-    drive = Drive(inside={1})
+    drive = within(1)
     drive.withdraw()
-    assert (drive.completed, drive.locked) == ([], {0, 2})
-    drive.made += 1
-    drive.inside.clear()
+    assert (drive.completed, drive.memory.locked) == ([], {0, 2})
+    drive.memory.made += 1
+    drive.memory.inside.clear()
     drive.wait(0.01)
     assert drive.recorded == [FIRST]
     assert drive.completed == [Ended(steps=FIRST + 1)]
 
 
 def test_memory_is_left_to_a_process_that_stands_still_within_a_slice() -> None:
-    drive = Drive(inside={1})
+    drive = within(1)
     drive.withdraw()
     drive.wait(MOVE_S * 0.9)
-    assert (drive.moves, drive.completed) == (0, [])
+    assert (drive.memory.moves, drive.completed) == (0, [])
     drive.wait(MOVE_S * 0.2)
-    assert (drive.moves, drive.completed) == (1, [Ended(steps=FIRST)])
+    assert (drive.memory.moves, drive.completed) == (1, [Ended(steps=FIRST)])
 
 
 def test_without_room_it_waits_for_longer_and_says_so_now_and_then() -> None:
-    drive = Drive(has_room=False, inside={1})
+    drive = within(1, has_room=False)
     drive.withdraw()
     drive.wait(3.5 * MOVE_S)
-    assert (drive.moves, len(drive.reports)) == (3, 1)
+    assert (drive.memory.moves, len(drive.reports)) == (3, 1)
     drive.wait(REPORT_S)
     assert len(drive.reports) == 2
-    drive.inside.clear()
+    drive.memory.inside.clear()
     drive.wait(0.01)
     assert drive.completed == [Ended(steps=FIRST)]
 
 
 def test_an_interrupted_run_waits_for_no_process() -> None:
     drive = Drive()
-    drive.made += 3
-    drive.inside.add(1)
+    drive.memory.made += 3
+    drive.memory.inside.add(1)
     drive.withdraw()
     drive.of_team.interrupt()
     assert drive.recorded == list(range(FIRST, FIRST + 3))
-    assert (drive.completed, drive.may_begin, drive.locked) == ([Ended(FIRST + 3)], False, set())
+    assert (drive.completed, drive.memory.may_begin, drive.memory.locked) == ([Ended(FIRST + 3)], False, set())
 
 
 def test_an_answer_while_it_ends_is_remembered() -> None:
-    drive = Drive(inside={0})
+    drive = within(0)
     drive.withdraw()
     drive.answer()
-    drive.inside.clear()
+    drive.memory.inside.clear()
     drive.wait(0.01)
     assert drive.completed == [Ended(steps=FIRST, is_silent=False)]
 
@@ -231,24 +192,24 @@ def whatever_happens(drive: Drive, data: st.DataObject) -> None:
             break
         slice_ = data.draw(st.integers(0, SLICES - 1))
         match data.draw(st.sampled_from(["make", "in", "out", "wait", "end", "answer"])):
-            case "make" if drive.may_begin and drive.made < LAST:
-                drive.made += 1
-            case "in" if drive.may_begin and slice_ not in drive.locked:
-                drive.inside.add(slice_)
+            case "make" if drive.memory.may_begin and drive.memory.made < LAST:
+                drive.memory.made += 1
+            case "in" if drive.memory.may_begin and slice_ not in drive.memory.locked:
+                drive.memory.inside.add(slice_)
             case "out":
-                drive.inside.discard(slice_)
+                drive.memory.inside.discard(slice_)
             case "wait":
                 drive.wait(data.draw(st.floats(0.0, 0.1)))
             case "end":
                 drive.withdraw()
             case "answer":
                 drive.answer()
-    drive.inside.clear()
+    drive.memory.inside.clear()
     if not drive.completed:
         drive.withdraw()
     assert len(drive.completed) == 1
     assert drive.recorded == list(range(FIRST, drive.completed[0].steps))
-    assert drive.completed[0].steps == drive.made, "steps that were made are lost"
+    assert drive.completed[0].steps == drive.memory.made, "steps that were made are lost"
 
 
 @settings(max_examples=200, deadline=None)
