@@ -1,5 +1,6 @@
 """Whatever a peer says that the codec lets through: nobody raises, nobody else is dropped, and the run has its bits."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -53,6 +54,19 @@ OPENING: RunSetup = open_run("fuzz", jobs()["plain"], data(), RunOptions())
 FRAME = OPENING.layout.size
 
 
+def anywhere(network: MemoryNetwork) -> Callable[..., MemoryClient]:
+    """Return what finds the same server at any address."""
+    return lambda address, public="": network.client()
+
+
+def send_all(network: MemoryNetwork, port: MemoryServer, messages: Iterable[list[Buffer]]) -> None:
+    """Send messages to the only client of a network, as long as it is connected."""
+    (client,) = network.clients
+    for frames in messages:
+        if client.peer is not None:
+            port.send(client.peer, frames)
+
+
 @dataclass
 class Employer:
     """A server that lies to a worker."""
@@ -68,19 +82,12 @@ class Employer:
         join = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
         state = WorkerState(ClientConfig(address="memory://", join=join, silence_s=600.0))
         client = self.network.client()
-        self.runner = worker_at(client, state, self.clock, load, self.said.append, dial=self.dial)
+        self.runner = worker_at(client, state, self.clock, load, self.said.append, dial=anywhere(self.network))
         self.runner.begin()
-
-    def dial(self, address: str, public: str = "") -> MemoryClient:
-        """Find the same server at any address."""
-        return self.network.client()
 
     def tell(self, *messages: list[Buffer]) -> None:
         """Send the worker messages, and let it act until it waits."""
-        (client,) = self.network.clients
-        for frames in messages:
-            if client.peer is not None:
-                self.port.send(client.peer, frames)
+        send_all(self.network, self.port, messages)
         for _ in range(50):
             if self.runner.ended is not None or not self.runner.step():
                 break
@@ -168,20 +175,15 @@ class Employed:
         )
         state = ShardState(ClientConfig(address="memory://", join=join, silence_s=SILENCE_S))
         upstream, port = self.network.client(), self.visited.server()
-        self.shard = ShardShell(state, port, upstream, self.dial, self.clock, lambda text: None, wait_for_nothing)
+        self.shard = ShardShell(
+            state, port, upstream, anywhere(self.network), self.clock, lambda text: None, wait_for_nothing
+        )
         self.shard.begin()
         self.visitor = self.visited.client()
 
-    def dial(self, address: str, public: str = "") -> MemoryClient:
-        """Find the same server at any address."""
-        return self.network.client()
-
     def tell(self, *messages: list[Buffer]) -> None:
         """Let the server say something."""
-        (client,) = self.network.clients
-        for frames in messages:
-            if client.peer is not None:
-                self.port.send(client.peer, frames)
+        send_all(self.network, self.port, messages)
         self.act()
 
     def visit(self, frames: list[Buffer]) -> None:

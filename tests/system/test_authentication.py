@@ -20,15 +20,15 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, ServerKeys, Token
 from lockstep.common.transport.auth.curve import new_pair
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.port import ClientPort, Frame, Frames
+from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.zeromq.ports import dial, serve
-from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.serve import open_server
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.server.factory import ServerContext
 from lockstep.ps.server.server import Server
 from lockstep.ps.setup import open_run
 from lockstep.runs.session import Destination
+from tests.lockstep.common.transport.passing import PassingPort
 from tests.lockstep.common.transport.zeromq import zmtp
 from tests.simulation.small import digits, job_of
 
@@ -54,39 +54,9 @@ def changed(**fields: object) -> Join:
 Attempt = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Brief:
-    """A port at which the server never waits for long, so that we see at once what it did."""
-
-    port: ZeroMqServer
-
-    @property
-    def address(self) -> str:
-        return self.port.address
-
-    def receive(self, timeout_s: float | None) -> tuple[bytes, list[memoryview]] | None:
-        return self.port.receive(0.01 if timeout_s is None else min(timeout_s, 0.01))
-
-    def send(self, peer: bytes, frames: Frames) -> None:
-        self.port.send(peer, frames)
-
-    def lost(self) -> list[bytes]:
-        return self.port.lost()
-
-    def key_name(self, peer: bytes) -> str:
-        return self.port.key_name(peer)
-
-    def cut(self, peer: bytes) -> None:
-        self.port.cut(peer)
-
-    def shared(self, frame: Frame) -> Frame:
-        return self.port.shared(frame)
-
-    def make_room(self, queue: int) -> None:
-        self.port.make_room(queue)
-
-    def close(self, linger_s: float = 0.0) -> None:
-        self.port.close(linger_s)
+def briefly(timeout_s: float | None) -> float:
+    """Let the server never wait for long, so that we see at once what it did."""
+    return 0.01 if timeout_s is None else min(timeout_s, 0.01)
 
 
 @dataclass
@@ -99,12 +69,12 @@ class Gate:
     said: list[str] = field(default_factory=list)
     denials: RejectionLog = field(default_factory=RejectionLog)
     clock: SystemClock = field(default_factory=SystemClock)
-    port: Brief = field(init=False)
+    port: PassingPort = field(init=False)
     server: Server = field(init=False)
 
     def __post_init__(self) -> None:
         lock = ServerKeys(SERVER, lambda: self.allowed())
-        self.port = Brief(serve("tcp://127.0.0.1:0", lock=lock, rejections=self.denials))
+        self.port = PassingPort(serve("tcp://127.0.0.1:0", lock=lock, rejections=self.denials), briefly)
         opening = open_run("gate", job_of(), digits(), RunOptions(min_workers=9))
         setting = Setting(transport="tcp", started=0.0)
         context = ServerContext(self.port, self.clock, self.said.append, rejections=self.denials)

@@ -10,6 +10,7 @@ from lockstep.common.protocol.messages import WorkerMessage
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.transitions import MESSAGES, TRANSITIONS, RunPhase
+from tests.lockstep.common.statemachine.laws import reachable
 from tests.lockstep.ps.runs import Drive, facts_of
 
 
@@ -20,13 +21,7 @@ def test_every_phase_has_an_entry_for_every_event() -> None:
 
 
 def test_every_phase_can_be_reached() -> None:
-    reached, pending = {RunPhase.AWAITING_SERVERS}, [RunPhase.AWAITING_SERVERS]
-    while pending:
-        here = pending.pop()
-        onward = {target for (phase, _), targets in TRANSITIONS.items() if phase is here for target in targets or ()}
-        pending += onward - reached
-        reached |= onward
-    assert reached == set(RunPhase)
+    assert reachable(TRANSITIONS, RunPhase.AWAITING_SERVERS) == set(RunPhase)
 
 
 @pytest.mark.parametrize("phase", [RunPhase.FINISHED, RunPhase.FAILED])

@@ -1,6 +1,5 @@
 """The server's shell: garbage does not stop it, time passes whatever comes, and everybody is answered."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,14 +35,13 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import CollectedFrame, ShardReady, ShardWelcome, ToShardMessage
 from lockstep.common.transport.in_memory import MemoryClient
-from lockstep.common.transport.port import Frame, Frames, ServerPort
 from lockstep.launch.client import shard_join
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.server.limits import KEPT_S
 from lockstep.ps.server.server import WATCH_S
-from lockstep.worker.shell import WorkerShell
 from tests.lockstep.common.protocol.test_codec import header
-from tests.simulation.cluster import Member, Simulation
+from tests.lockstep.common.transport.passing import PassingPort
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS, job_of
 
 JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
@@ -268,49 +266,17 @@ def test_the_weights_that_are_sent_are_those_of_the_step() -> None:
     assert arrays == {0: simulation.server.shard.digest()}
 
 
-@dataclass
-class WorkingPort:
-    """A port at which time passes, and a worker works, while the server waits."""
-
-    port: ServerPort
-    worker: Member[WorkerShell]
-    simulation: Simulation
-
-    @property
-    def address(self) -> str:
-        return self.port.address
-
-    def receive(self, timeout_s: float | None) -> tuple[bytes, list[memoryview]] | None:
-        self.simulation.advance(0.03)
-        self.worker.runner.step()
-        return self.port.receive(timeout_s)
-
-    def send(self, peer: bytes, frames: Frames) -> None:
-        self.port.send(peer, frames)
-
-    def lost(self) -> list[bytes]:
-        return self.port.lost()
-
-    def key_name(self, peer: bytes) -> str:
-        return self.port.key_name(peer)
-
-    def cut(self, peer: bytes) -> None:
-        self.port.cut(peer)
-
-    def shared(self, frame: Frame) -> Frame:
-        return self.port.shared(frame)
-
-    def make_room(self, queue: int) -> None:
-        self.port.make_room(queue)
-
-    def close(self, linger_s: float = 0.0) -> None:
-        self.port.close(linger_s)
-
-
 def test_the_progress_is_looked_at_now_and_then_and_at_the_end() -> None:
     simulation = Simulation(job_of())
     server = simulation.server
-    server.outbox.port = WorkingPort(server.outbox.port, simulation.add_worker(), simulation)
+    worker = simulation.add_worker()
+
+    def work(timeout_s: float | None) -> float | None:
+        simulation.advance(0.03)
+        worker.runner.step()
+        return timeout_s
+
+    server.outbox.port = PassingPort(server.outbox.port, work)
     looks: list[float] = []
     assert server.run(watch=lambda: looks.append(simulation.world.now)) == Finish()
     assert looks[-1] == simulation.world.now
