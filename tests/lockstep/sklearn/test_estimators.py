@@ -407,8 +407,8 @@ def test_the_first_part_decides_how_images_are_scaled() -> None:
 def test_columns_of_unequal_scale_are_learned_from() -> None:
     x, y = load_wine(return_X_y=True)
     train, test, y_train, y_test = train_test_split(x, y, random_state=0, stratify=y)
-    ours = np.mean([LockstepClassifier(random_state=n).fit(train, y_train).score(test, y_test) for n in range(10)])
-    theirs = [MLPClassifier(random_state=n) for n in range(10)]
+    ours = np.mean([LockstepClassifier(random_state=n).fit(train, y_train).score(test, y_test) for n in range(4)])
+    theirs = [MLPClassifier(random_state=n) for n in range(4)]
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         assert ours > np.mean([each.fit(train, y_train).score(test, y_test) for each in theirs])
     assert ours > 0.95
@@ -512,9 +512,9 @@ def searched(search: type, workers: int, **values: Any) -> Any:
     ("search", "values"), [(GridSearchCV, {}), (HalvingGridSearchCV, {"random_state": 0, "min_resources": 40})]
 )
 def test_a_search_finds_the_same_for_any_number_of_workers(search: type, values: dict[str, Any]) -> None:
-    first, *others = (searched(search, workers, **values) for workers in (0, 1, 2, 4))
-    assert all(other == first for other in others)
-    assert len(set(first[0]["mean_test_score"])) > 1
+    alone, three = (searched(search, workers, **values) for workers in (0, 3))
+    assert alone == three
+    assert len(set(alone[0]["mean_test_score"])) > 1
 
 
 @pytest.mark.slow

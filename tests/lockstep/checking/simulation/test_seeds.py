@@ -69,7 +69,7 @@ def test_a_planted_bug_is_found_as_what_it_is(bug: str) -> None:
 
 @pytest.mark.parametrize("seed", [3, 145])
 def test_a_seed_replays_identically(seed: int) -> None:
-    traces = [simulate(scenario_of(seed), is_traced=number == 1).world.digest() for number in range(3)]
+    traces = [simulate(scenario_of(seed), is_traced=number == 1).world.digest() for number in range(2)]
     assert len(set(traces)) == 1
 
 
@@ -89,11 +89,9 @@ def test_a_seed_replays_identically_in_a_process_with_other_hashes() -> None:
         text=True,
         check=True,
     )
-    assert other.stdout == f"{digests(*OF_MANY)}\n"
-
-
-def test_the_seeds_give_different_scenarios() -> None:
-    assert len({simulate(scenario_of(seed)).world.digest() for seed in range(5)}) == 5
+    found = digests(*OF_MANY)
+    assert other.stdout == f"{found}\n"
+    assert len(set(found)) == len(OF_MANY)
 
 
 def test_all_that_can_happen_does() -> None:

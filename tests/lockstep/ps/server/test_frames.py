@@ -1,5 +1,6 @@
 """The server takes in the frames that its leases ask for, and of nobody more than that."""
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -35,9 +36,16 @@ class Hand:
 
     def __init__(self) -> None:
         self.simulation = Simulation(JOB)
+        self.ranks = 0
+        self.enter()
+
+    def enter(self) -> None:
+        """Let the worker, or one more, join and be ready."""
         self.client: MemoryClient = self.simulation.network.client()
-        self.client.send(encode(JOIN))
-        self.client.send(encode(Ready(rank=0, term=self.simulation.server.coordinator.info.term)))
+        join = msgspec.structs.replace(JOIN, incarnation=f"{JOIN.incarnation}.{self.ranks}")
+        self.client.send(encode(join))
+        self.client.send(encode(Ready(rank=self.ranks, term=self.simulation.server.coordinator.info.term)))
+        self.ranks += 1
         self.simulation.run_until_quiet()
 
     def send(self, *parts: SumsFrame, size: int = FRAME) -> None:
@@ -71,22 +79,24 @@ def test_weights_are_sent_in_frames_the_last_of_which_the_lease_carries() -> Non
     assert vector.tobytes() == hand.simulation.server.shard.weights.tobytes()
 
 
-@pytest.mark.parametrize(
-    ("bad", "size", "text"),
-    [
-        (part(5), FRAME, "sums over 0-3 from 5 on: not a frame of this slice"),
-        (part(3 * FRAME), FRAME, "not a frame of this slice"),
-        (part(lo=1, hi=3), FRAME, "sums over 1-2 from 0 on: not a frame of this slice"),
-        (part(hi=2**31), FRAME, "not a frame of this slice"),
-        (part(), FRAME - 1, f"sums of {FRAME - 1} values: expected {FRAME}"),
-        (part(2 * FRAME), FRAME, f"sums of {FRAME} values: expected {SIZE - 2 * FRAME}"),
-    ],
+#: Frames that no lease asks for, their size, and the reason that they are refused.
+BAD = (
+    (part(5), FRAME, "sums over 0-3 from 5 on: not a frame of this slice"),
+    (part(3 * FRAME), FRAME, "not a frame of this slice"),
+    (part(lo=1, hi=3), FRAME, "sums over 1-2 from 0 on: not a frame of this slice"),
+    (part(hi=2**31), FRAME, "not a frame of this slice"),
+    (part(), FRAME - 1, f"sums of {FRAME - 1} values: expected {FRAME}"),
+    (part(2 * FRAME), FRAME, f"sums of {FRAME} values: expected {SIZE - 2 * FRAME}"),
 )
-def test_what_is_no_frame_costs_the_worker_its_place(bad: SumsFrame, size: int, text: str) -> None:
+
+
+def test_what_is_no_frame_costs_the_worker_its_place_and_leaves_no_trace() -> None:
     hand = Hand()
-    hand.send(bad, size=size)
-    (reason,) = hand.refusals()
-    assert text in reason
+    for bad, size, text in BAD:
+        hand.send(bad, size=size)
+        (reason,) = hand.refusals()
+        assert text in reason
+        hand.enter()
     assert hand.finish() == digest_of(JOB)
 
 
