@@ -1,87 +1,60 @@
-"""When leases should end: the next that is delayed, once each, and the one that ends last, of those that have not."""
+"""When leases should end: against a search of all of them, whatever happens in whatever order."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from lockstep.ps.coordinator.scheduling.round_state import ExpectedEnds
 
-
-def leased(ends: ExpectedEnds, *expected: tuple[float, float]) -> tuple[LeaseTable, list[HeldLease]]:
-    """Return a table, and the leases of ranks from 0 on that are expected to end at these times, with this slack."""
-    table, leases = LeaseTable(16), list[HeldLease]()
-    for rank, (end, slack_s) in enumerate(expected):
-        lease = table.lease(rank, 2, 99.0, is_alone=False)
-        assert lease is not None
-        ends.add(lease, end, slack_s)
-        leases.append(lease)
-    return table, leases
+RANKS, TIMES = st.integers(0, 3), st.integers(0, 9).map(float)
+WHAT = st.sampled_from(["lease", "lease", "lease", "end", "extend", "look", "put off", "copy"])
 
 
-def test_of_nothing_nothing_is_known() -> None:
-    ends, table = ExpectedEnds(), LeaseTable(4)
-    assert (ends.next_delay(table), ends.pop_delayed(table, 1e9), ends.latest(table)) == (None, None, None)
+@settings(max_examples=400)
+@given(st.lists(st.tuples(WHAT, RANKS, TIMES, TIMES), max_size=40))
+def test_they_agree_with_a_search_of_all_leases(acts: list[tuple[str, int, float, float]]) -> None:
+    table, ends = LeaseTable(64), ExpectedEnds()
+    # By the number of a lease: its expected end, if it has no second copy, and when it is delayed, unless it was found.
+    end_of, delay_of = dict[int, float](), dict[int, float]()
+    leases, found = dict[int, HeldLease](), list[HeldLease]()
+    for what, rank, at, slack_s in acts:
+        match what:
+            case "lease":
+                lease = table.lease(rank, 2, 99.0, is_alone=False)
+                if lease is not None:
+                    ends.add(lease, at, slack_s)
+                    leases[lease.number], end_of[lease.number], delay_of[lease.number] = lease, at, at + slack_s
+            case "end":
+                table.release(rank)
+                continue  # so that what follows finds leases that have ended
+            case "extend":
+                table.extend(rank, 1000.0 + at)
+            case "look":
+                due = sorted((time, number) for number, time in held(table, leases, delay_of).items() if time <= at)
+                delayed = ends.pop_delayed(table, at)
+                assert delayed == (leases[due[0][1]] if due else None)
+                if delayed is not None:
+                    del delay_of[delayed.number]
+                    found.append(delayed)
+            case "put off" if found:
+                lease = found.pop()
+                ends.put_off(lease, at)
+                delay_of[lease.number] = at
+            case "copy" if ends.latest(table) is not None:
+                del end_of[last(held(table, leases, end_of))]
+                ends.drop_latest()
+        assert ends.next_delay(table) == min(held(table, leases, delay_of).values(), default=None)
+        open_ends = held(table, leases, end_of)
+        number = last(open_ends) if open_ends else 0
+        assert ends.latest(table) == ((leases[number], open_ends[number]) if open_ends else None)
 
 
-def test_the_next_delay_is_that_of_the_first_lease_to_be_late_by_its_own_slack() -> None:
-    ends = ExpectedEnds()
-    table, _ = leased(ends, (5.0, 4.0), (7.0, 1.0), (6.0, 10.0))
-    assert ends.next_delay(table) == 8.0
+def held(table: LeaseTable, leases: dict[int, HeldLease], times: dict[int, float]) -> dict[int, float]:
+    """Return the times of leases that have not ended."""
+    numbers = {lease.number for rank in range(4) for lease in table.held_by(rank)}
+    return {number: time for number, time in times.items() if number in numbers}
 
 
-def test_a_lease_is_returned_once_when_it_is_delayed_and_not_before() -> None:
-    ends = ExpectedEnds()
-    table, (first, second) = leased(ends, (5.0, 4.0), (7.0, 1.0))
-    assert ends.pop_delayed(table, 7.9) is None
-    assert ends.pop_delayed(table, 8.0) is second
-    assert ends.pop_delayed(table, 8.0) is None
-    assert ends.next_delay(table) == 9.0
-    assert ends.pop_delayed(table, 20.0) is first
-    assert ends.pop_delayed(table, 20.0) is None
-    assert ends.next_delay(table) is None
-
-
-def test_a_lease_that_has_ended_is_never_delayed() -> None:
-    ends = ExpectedEnds()
-    table, (first, second, third) = leased(ends, (1.0, 1.0), (2.0, 1.0), (3.0, 1.0))
-    table.accept(first.node)
-    table.release(second.rank)
-    assert ends.next_delay(table) == 4.0
-    assert ends.pop_delayed(table, 9.0) is third
-    assert ends.pop_delayed(table, 9.0) is None
-
-
-def test_one_that_was_begun_later_is_put_off() -> None:
-    ends = ExpectedEnds()
-    table, (first, second) = leased(ends, (1.0, 1.0), (2.0, 1.0))
-    assert ends.pop_delayed(table, 2.5) is first
-    ends.put_off(first, 6.0)
-    assert ends.next_delay(table) == 3.0
-    assert [ends.pop_delayed(table, 6.0) for _ in range(3)] == [second, first, None]
-    table.accept(first.node)
-    ends.put_off(first, 7.0)
-    assert ends.next_delay(table) is None
-
-
-def test_the_latest_is_that_which_ends_last_of_those_that_are_held_and_not_copied() -> None:
-    ends = ExpectedEnds()
-    table, (first, second, third) = leased(ends, (5.0, 99.0), (9.0, 0.0), (7.0, 0.0))
-    assert ends.latest(table) == (second, 9.0)
-    table.accept(second.node)
-    assert ends.latest(table) == ends.latest(table) == (third, 7.0)
-    ends.drop_latest()
-    assert ends.latest(table) == (first, 5.0)
-    table.release(first.rank)
-    assert ends.latest(table) is None
-
-
-def test_leases_of_the_same_end_are_returned_in_the_order_of_granting() -> None:
-    ends = ExpectedEnds()
-    table, leases = leased(ends, (5.0, 1.0), (5.0, 1.0), (5.0, 1.0))
-    assert [ends.pop_delayed(table, 6.0) for _ in leases] == leases
-    assert ends.latest(table) == (leases[0], 5.0)
-
-
-def test_a_lease_whose_deadline_was_moved_is_the_same_lease() -> None:
-    ends = ExpectedEnds()
-    table, (first,) = leased(ends, (5.0, 1.0))
-    table.extend(first.rank, 1000.0)
-    assert ends.latest(table) == (first, 5.0)
-    assert ends.pop_delayed(table, 6.0) is first
+def last(ends: dict[int, float]) -> int:
+    """Return the number of the lease that ends last; of several, that of the first one granted."""
+    return min(ends, key=lambda number: (-ends[number], number))
