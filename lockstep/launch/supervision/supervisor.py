@@ -164,13 +164,13 @@ class RunSupervisor:
     def on_listening(self, now: float, *, is_elsewhere: bool) -> None:
         """Start what belongs to a server that can be reached now, perhaps where no worker knows it."""
         self.is_served = True
-        self._start(self._shards(), now)
         if not is_elsewhere:
-            return
+            return self._start(self._shards(), now)
         for place in self._workers():
             if self.places.state(place) is not None:
                 self.processes.stop(place)
-        self._start([*self._workers(), *([STANDBY] if self.options.standby else [])], now)
+        # First the standby, so that the others know its address if the server is lost before they have joined it.
+        return self._start([*([STANDBY] if self.options.standby else []), *self._shards(), *self._workers()], now)
 
     def on_ends(self, ends: Mapping[ProcessPlace, ProcessEnd], now: float) -> None:
         """Decide what follows the ends of processes, as one look at all of them has shown."""
