@@ -179,24 +179,6 @@ def test_a_micro_batch_that_failed_goes_to_the_same_worker_if_that_is_alone() ->
     assert table.record_failure(Node(0, 1), 0) is True
 
 
-def test_a_failure_of_a_micro_batch_that_others_have_done_does_not_count() -> None:
-    table = LeaseTable(2)
-    table.lease(0, 1, 9.0, is_alone=False)
-    table.accept(Node(0, 1))
-    assert table.record_failure(Node(0, 1), 0) is None
-    assert table.record_failure(Node(0, 2**31), 0) is None
-    assert not table.failed_on
-
-
-def test_a_late_result_ends_the_lease_that_shares_micro_batches_with_it() -> None:
-    table = LeaseTable(4)
-    lease = table.lease(0, 4, 9.0, is_alone=True)
-    assert taken(lease) == Node(0, 4)
-    assert table.accept(Node(0, 2)) == [lease]
-    assert table.held_by(0) == []
-    assert table.free() == 2
-
-
 def planted(what: str) -> LeaseTable:
     """Return a table of which a micro-batch is held, with a contradiction."""
     table = LeaseTable(4)
@@ -272,21 +254,6 @@ def test_what_is_accepted_by_itself_is_not_accepted_as_part_of_a_node() -> None:
     assert table.free() == 4
 
 
-def test_all_that_hold_a_part_of_a_node_lose_it_and_who_has_done_its_part_holds_nothing() -> None:
-    table = LeaseTable(4)
-    for rank in range(4):
-        table.lease(rank, 1, 9.0, is_alone=False)
-    table.accept(Node(0, 1))
-    assert table.holders(Node(0, 4)) == [1, 2, 3]
-    table = LeaseTable(4)
-    for rank in range(4):
-        table.lease(rank, 1, 9.0, is_alone=False)
-    ended = table.accept(Node(0, 4))
-    assert [lease.rank for lease in ended or []] == [0, 1, 2, 3]
-    assert not table.held
-    table.validate()
-
-
 @pytest.mark.parametrize("other", [Node(0, 2), Node(4, 6)])
 def test_nodes_that_are_neighbours_do_not_overlap(other: Node) -> None:
     node = Node(2, 4)
@@ -304,15 +271,6 @@ def test_parts_of_a_lease_are_granted_to_its_worker_alone_even_when_it_has_ended
     nodes = [Node(0, 2), Node(0, 1), Node(1, 2), Node(0, 4), Node(1, 3), Node(2, 3), Node(4, 5)]
     assert [node for node in nodes if table.was_granted(0, node)] == [Node(0, 2), Node(0, 1), Node(1, 2)]
     assert [node for node in nodes if table.was_granted(1, node)] == [Node(2, 3)]
-
-
-def test_a_failure_and_a_result_concern_the_holders_of_their_own_micro_batches_only() -> None:
-    table = LeaseTable(4)
-    for rank in range(3):
-        table.lease(rank, 1, 9.0, is_alone=False)
-    assert table.holders(Node(2, 4)) == [2]
-    assert table.record_failure(Node(2, 3), 2) is False
-    assert table.failed_on == {2: [2]}
 
 
 def test_a_worker_alone_gets_a_node_whole_although_it_failed_on_a_part_of_it() -> None:
@@ -349,33 +307,6 @@ def copied() -> LeaseTable:
     return table
 
 
-def test_a_copy_is_a_lease_as_any_other_and_frees_nothing_and_takes_nothing() -> None:
-    table = copied()
-    assert table.held_by(1) == [HeldLease(Node(0, 2), 1, 8.0, number=2, began=3.0)]
-    assert (table.holders(Node(0, 2)), table.free(), table.deadlines.soonest()) == ([0, 1], 4, 8.0)
-    assert table.was_granted(1, Node(0, 2))
-    table.validate()
-
-
-@pytest.mark.parametrize(
-    ("rank", "node", "may"),
-    [
-        (3, Node(0, 2), True),
-        (3, Node(0, 4), True),
-        (3, Node(3, 4), True),
-        # It holds them, or some of them, itself.
-        (0, Node(0, 2), False),
-        (1, Node(0, 1), False),
-        (2, Node(0, 4), False),
-        # Nobody holds the last of them.
-        (3, Node(0, 8), False),
-        (3, Node(4, 5), False),
-    ],
-)
-def test_what_others_hold_all_of_may_be_leased_to_whoever_holds_none_of_it(rank: int, node: Node, may: bool) -> None:
-    assert copied().may_copy(rank, node) is may
-
-
 def test_what_is_done_or_has_failed_is_not_leased_twice() -> None:
     table = copied()
     table.accept(Node(2, 3))
@@ -389,26 +320,6 @@ def test_an_audit_is_not_copied_to_whoever_computed_it() -> None:
     table = LeaseTable.for_audit(4, {1: frozenset({0}), 2: frozenset({1})}, count=7)
     assert table.lease(1, 4, 9.0, is_alone=False) == HeldLease(Node(1, 2), 1, 9.0, number=8)
     assert [table.may_copy(rank, Node(1, 2)) for rank in range(3)] == [False, False, True]
-
-
-@pytest.mark.parametrize("first", [0, 1])
-def test_the_first_answer_ends_the_leases_of_all_others(first: int) -> None:
-    table = copied()
-    ended = table.accept(Node(0, 2))
-    assert [lease.rank for lease in ended or []] == [0, 1]
-    assert table.accept(Node(0, 2)) is None
-    assert (table.held_by(first), table.free()) == ([], 4)
-
-
-def test_of_a_lease_that_ends_what_nobody_else_holds_is_free_again() -> None:
-    table = LeaseTable(8)
-    lease = table.lease(0, 4, 9.0, is_alone=False)
-    assert taken(lease) == Node(0, 4)
-    table.copy(1, Node(2, 4), 9.0, 0.0)
-    assert table.release(0) == [Node(0, 4)]
-    assert (table.free(), table.holders(Node(0, 4))) == (6, [1])
-    assert table.release(1) == [Node(2, 4)]
-    assert table.free() == 8
 
 
 def test_a_part_that_is_done_ends_the_larger_lease_of_which_the_rest_is_free_unless_others_hold_it() -> None:
