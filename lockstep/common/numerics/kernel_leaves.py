@@ -419,17 +419,21 @@ def _momentum(
     """Bind an update to its vectors."""
     by_numpy: Callable[[Mean, float], bool] = NUMPY["momentum"](weights, old, out, new, momentum, decay, is_nesterov)
     arrays = [each for each in (weights, old, out, new) if each is not None]
-    fits = len(arrays) != 3 and all(each.shape == out.shape and _is_flat(each) for each in arrays)
-    _check(fits, "momentum", *arrays)
+    _check(len(arrays) != 3 and all(each.shape == out.shape for each in arrays), "momentum", *arrays)
+    if not all(map(_is_flat, arrays)):
+        # The same operations, each of which is rounded in the same way.
+        return by_numpy
     addresses = [None if each is None else _address(each) for each in (weights, old)]
     addresses += [None if each is None else _result_address(each) for each in (out, new)]
     run = partial(load().functions.ls_momentum, out.size, *addresses, momentum, decay, is_nesterov)
 
     def update(mean: Mean, rate: float) -> bool:
         terms, factor = mean.terms, mean.factor
+        is_flat = mean.divisor != 0.0
         for each in terms:
-            _check(each.shape == out.shape and each.dtype == np.float32 and _is_flat(each), "momentum", out, *terms)
-        if mean.divisor == 0.0:
+            _check(each.shape == out.shape, "momentum", out, *terms)
+            is_flat = is_flat and _is_flat(each) and each.dtype == np.float32
+        if not is_flat:
             return by_numpy(mean, rate)
         first, second = _address(terms[0]), _address(terms[1]) if len(terms) > 1 else None
         divisor, scale = factor or mean.divisor, mean.scale
