@@ -13,6 +13,7 @@ from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.events import Event
+from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.shard.outbox import Outbox
 
 #: Peers that were sent away and are remembered.
@@ -21,7 +22,8 @@ REMEMBERED = 1024
 #: Messages of a peer that was sent away before it is cut off: as many may be on their way when it is refused.
 TOLERATED = 64
 
-#: Seconds for which a status is the answer to all requests: for a long run, it takes a millisecond to compose one.
+#: Seconds for which a status is the answer to all requests, while the same workers are there and the run has the same
+#: phase: for a long run, it takes a millisecond to compose one.
 KEPT_S = 0.02
 
 
@@ -81,9 +83,10 @@ class StatusAnswers:
     clock: Clock
     #: Returns the statuses of the standbys.
     standbys: Callable[[], Sequence[StandbyStatus]]
-    #: The last answer, None before the first; and when it was composed.
+    #: The last answer, None before the first; when it was composed, and for which phase and workers.
     _answer: tuple[Status, list[Buffer]] | None = None
     _composed: float = 0.0
+    _composed_for: tuple[RunPhase, list[bytes]] | None = None
 
     def __post_init__(self) -> None:
         self.coordinator.hooks.statuses.append(self.completed)
@@ -92,10 +95,11 @@ class StatusAnswers:
         return isinstance(message, StatusRequest)
 
     def on_message(self, peer: bytes, message: Message, arrays: Sequence[Vector]) -> Sequence[Event]:
-        now = self.clock.now()
-        if self._answer is None or now >= self._composed + KEPT_S:
-            status = self.coordinator.status(now)
-            self._answer, self._composed = (status, encode(status)), now
+        now, coordinator = self.clock.now(), self.coordinator
+        wanted_for = coordinator.phase, list(coordinator.membership.members)
+        if self._answer is None or now >= self._composed + KEPT_S or wanted_for != self._composed_for:
+            status = coordinator.status(now)
+            self._answer, self._composed, self._composed_for = (status, encode(status)), now, wanted_for
         return self.outbox.send_frames(peer, *self._answer)
 
     def completed(self, status: Status) -> Status:

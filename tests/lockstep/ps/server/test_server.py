@@ -293,19 +293,26 @@ def test_peers_that_are_gone_at_the_end_are_no_trouble() -> None:
     simulation.finish()
 
 
-def test_all_that_ask_within_a_moment_get_the_same_status() -> None:
+def test_all_that_ask_within_a_moment_get_the_same_status_unless_a_worker_has_come_or_left() -> None:
     simulation = Simulation(job_of())
-    found = list[int]()
-    for passed_s in (0.0, KEPT_S / 2, KEPT_S / 2):
+    composed, counts = list[Status](), list[int]()
+
+    def count(status: Status) -> Status:
+        composed.append(status)
+        return status
+
+    simulation.server.coordinator.hooks.statuses.append(count)
+    for passed_s, joins in ((0.0, False), (KEPT_S / 2, False), (0.0, True), (KEPT_S / 2, False), (KEPT_S / 2, False)):
         simulation.advance(passed_s)
         curious = simulation.network.client()
-        for message in (StatusRequest(), msgspec.structs.replace(JOIN, incarnation=f"{len(found)}")):
+        for message in (JOIN, StatusRequest()) if joins else (StatusRequest(),):
             curious.send(encode(message))
             while simulation.server.step():
                 pass
         (status,) = [message for message in heard(curious) if isinstance(message, Status)]
-        found.append(len(status.workers))
-    assert found == [0, 0, 2]
+        counts.append(len(status.workers))
+    assert counts == [0, 0, 1, 1, 1]
+    assert [len(status.workers) for status in composed] == [0, 1, 1]
 
 
 def test_a_peer_that_does_not_read_loses_its_place() -> None:
