@@ -25,9 +25,10 @@ DEADLINE_S = 180.0
 #: Without it vectors would go through memory, which these hosts share though they are not to.
 OVER_SOCKETS = ("--transport", "tcp")
 
-LONG = (*BRIEF[:-2], "--epochs", "120")
+#: One that a single worker does not come to the end of within a second.
+LONG = (*BRIEF[:-2], "--epochs", "600")
 
-#: The same, and one that a single worker does not come to the end of while the other's cable is out: who is not told of
+#: One that a single worker does not come to the end of while the other's cable is out for long: who is not told of
 #: the end waits for a server to come back.
 LONGER = (*BRIEF[:-2], "--epochs", "5000")
 
