@@ -370,8 +370,8 @@ class AutogradEngine:
 
     def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> StackedPass | None:
         def on_copies() -> Sequence[Batch]:
-            # A pass is compared with what the model computes after it. Other processes of a team that wait for neither
-            # may have written the weights of a later step by then, so both read a copy.
+            # A pass is compared with what the model computes after it. Both read a copy of the weights, since the other
+            # processes of a team do not wait, and may write those of a later step in between.
             self._put(is_training=True)
             weights = self._layout.new_vector()
             np.copyto(weights, self._weights[self._reads])

@@ -115,7 +115,7 @@ def build_server(
         coordinator,
         ServerInbox(outbox, blocklist, (succession, group), (samples, status, workers)),
         outbox,
-        (room, group, succession, coordinator),
+        (status, room, group, succession, coordinator),
         workers=workers,
         group=group,
         committer=committer,

@@ -22,8 +22,8 @@ REMEMBERED = 1024
 #: Messages of a peer that was sent away before it is cut off: as many may be on their way when it is refused.
 TOLERATED = 64
 
-#: Seconds for which a status is the answer to all requests, while the same workers are there and the run has the same
-#: phase: for a long run, it takes a millisecond to compose one.
+#: Seconds for which a status is the answer to all requests, one to each peer, while the same workers are there and the
+#: run has the same phase: for a long run, it takes a millisecond to compose one.
 KEPT_S = 0.02
 
 
@@ -87,6 +87,9 @@ class StatusAnswers:
     _answer: tuple[Status, list[Buffer]] | None = None
     _composed: float = 0.0
     _composed_for: tuple[RunPhase, list[bytes]] | None = None
+    #: The peers that have got it, and those of them that have asked again: they get the next one.
+    _answered: set[bytes] = field(default_factory=set)
+    _waiting: dict[bytes, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.coordinator.hooks.statuses.append(self.completed)
@@ -95,12 +98,30 @@ class StatusAnswers:
         return isinstance(message, StatusRequest)
 
     def on_message(self, peer: bytes, message: Message, arrays: Sequence[Vector]) -> Sequence[Event]:
-        now, coordinator = self.clock.now(), self.coordinator
-        wanted_for = coordinator.phase, list(coordinator.membership.members)
+        answer = self._current(self.clock.now())
+        if peer in self._answered:
+            self._waiting[peer] = None
+            return []
+        self._answered.add(peer)
+        return self.outbox.send_frames(peer, *answer)
+
+    def deadline(self) -> float | None:
+        return self._composed + KEPT_S if self._waiting else None
+
+    def on_time(self, now: float) -> Sequence[Event]:
+        answer, waiting = self._current(now), [*self._waiting]
+        self._waiting.clear()
+        self._answered.update(waiting)
+        return [event for peer in waiting for event in self.outbox.send_frames(peer, *answer)]
+
+    def _current(self, now: float) -> tuple[Status, list[Buffer]]:
+        """Return the answer to a request that comes now."""
+        wanted_for = self.coordinator.phase, list(self.coordinator.membership.members)
         if self._answer is None or now >= self._composed + KEPT_S or wanted_for != self._composed_for:
-            status = coordinator.status(now)
+            status = self.coordinator.status(now)
             self._answer, self._composed, self._composed_for = (status, encode(status)), now, wanted_for
-        return self.outbox.send_frames(peer, *self._answer)
+            self._answered.clear()
+        return self._answer
 
     def completed(self, status: Status) -> Status:
         """Return a status with what the coordinator does not know: rejected connections, broken rules and standbys."""

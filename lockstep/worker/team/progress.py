@@ -267,6 +267,7 @@ class OrderProgress:
         else:
             self.todo.extend(MakeSlice(self.stage, slice_) for slice_ in view.plan.slices_of(view.process, slices))
             if view.process not in view.plan.owners:
+                # A slow process would hold up those that have slices, unless they are away.
                 self.late = now + CROWDED.slack_s
             elif self.stage is not OrderStage.UPDATE:
                 self.late = now + view.patience.slack_s

@@ -315,6 +315,21 @@ def test_all_that_ask_within_a_moment_get_the_same_status_unless_a_worker_has_co
     assert [len(status.workers) for status in composed] == [0, 1, 1]
 
 
+def test_a_peer_that_asks_without_end_gets_one_answer_for_all_that_it_asks_within_a_moment() -> None:
+    simulation = Simulation(job_of())
+    greedy, modest = simulation.network.client(), simulation.network.client()
+    counts = list[int]()
+    for passed_s in (0.0, KEPT_S / 2, KEPT_S / 2, KEPT_S):
+        simulation.advance(passed_s)
+        for curious in (*[greedy] * (5 if passed_s < KEPT_S else 0), modest):
+            curious.send(encode(StatusRequest()))
+        while simulation.server.step():
+            pass
+        counts.append(len([message for message in heard(greedy) if isinstance(message, Status)]))
+    assert counts == [1, 0, 1, 1], "what was asked meanwhile is answered with the next status"
+    assert len([message for message in heard(modest) if isinstance(message, Status)]) == 3
+
+
 def test_a_peer_that_does_not_read_loses_its_place() -> None:
     simulation = Simulation(job_of())
     silent = simulation.network.client()
