@@ -101,7 +101,7 @@ def build_server(
     blocklist = PeerBlocklist(port, context.clock, context.say, context.rejections)
     group = _slices(coordinator, setup, outbox, blocklist, context)
     committer = StepCommitter(coordinator, group, checkpointer, context.say, outbox.traffic, context.sharing)
-    succession = _succession(coordinator, group, checkpointer.run.path, context)
+    succession = _succession(coordinator, group, outbox, checkpointer.run.path, context)
     signers = context.signers if info.options.signed else dict
     workers = WorkerMessages(info, membership, group, outbox, context.sharing, _signature_checks(info), signers)
     part_of(coordinator, MultiStep).serve(committer)
@@ -135,7 +135,6 @@ def _slices(
         initial,
         SliceService(own, outbox, lambda rank, node: coordinator.state.was_leased(rank, node)),
         coordinator.membership,
-        port=context.port,
         clock=context.clock,
         report=partial(context.report, blocklist),
     )
@@ -154,7 +153,9 @@ def _recompute(
     return context.recompute(setup, weights, step, micro_batch)
 
 
-def _succession(coordinator: Coordinator, group: SliceGroup, folder: Path, context: ServerContext) -> Succession:
+def _succession(
+    coordinator: Coordinator, group: SliceGroup, outbox: Outbox, folder: Path, context: ServerContext
+) -> Succession:
     own, term, history = context.address or context.port.address, coordinator.info.term, read_terms(folder)
     # This server may have been restarted while it was cut off from these, and one of them has taken over.
     others = history.other_servers(own, context.others)
@@ -162,7 +163,7 @@ def _succession(coordinator: Coordinator, group: SliceGroup, folder: Path, conte
         coordinator,
         group,
         MirrorSource(folder, context.allowed, context.signers),
-        context.port,
+        outbox,
         context.clock,
         context.say,
         address=own,

@@ -13,7 +13,6 @@ import msgspec
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import CONTINUED, FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import (
     PROTOCOL_VERSION,
     STANDBYS_LIMIT,
@@ -40,13 +39,12 @@ from lockstep.common.protocol.standby_messages import (
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.notice import warning
 from lockstep.common.statemachine.leader_inquiry import LOOK_S, LeaderInquiry
-from lockstep.common.statemachine.loop import deliver
 from lockstep.common.statemachine.machine import soonest
 from lockstep.common.transport.auth.keys import is_standbys
-from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.admission import superseded_text
 from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard_group.group import SliceGroup
 from lockstep.ps.standby.source import MirrorSource
 from lockstep.ps.standby.terms import TermHistory, write_terms
@@ -207,7 +205,7 @@ class Succession:
     group: SliceGroup
     #: The folder of the run, and the list of processes that are admitted.
     source: MirrorSource
-    port: ServerPort
+    outbox: Outbox
     clock: Clock
     say: Callable[[str], None]
     _: KW_ONLY
@@ -251,24 +249,21 @@ class Succession:
             case FilePartRequest():
                 return self._send_part(peer, message)
             case LeaderRequest():
-                return self._send(peer, self._notice())
+                return self.outbox.send(peer, self._notice())
             case LeaderNotice() if not self._may_command(peer):
                 return []  # a worker does not decide which server leads
             case LeaderNotice(term=term):
                 # The higher one of both is the answer: so its sender knows that it was read.
                 if not term.is_above(self.term) and not self._gives_way(message):
-                    return self._send(peer, self._notice())
-                return [*self._send(peer, message), self._superseded(term)]
+                    return self.outbox.send(peer, self._notice())
+                return [*self.outbox.send(peer, message), self._superseded(term)]
             case Drain():
                 return self._on_drain(peer)
             case Promote():
                 text = f"the server at {self.address} leads the run already: promote a standby"
-                return self._send(peer, CommandOutcome(is_accepted=False, text=text))
+                return self.outbox.send(peer, CommandOutcome(is_accepted=False, text=text))
             case _:
                 raise AssertionError(message)  # `handles` lets nothing else come here
-
-    def _send(self, peer: bytes, message: Message) -> Sequence[events.Event]:
-        return deliver(self.port, peer, encode(message))
 
     def _notice(self) -> LeaderNotice:
         steps = self.coordinator.progress.steps
@@ -283,21 +278,21 @@ class Succession:
 
     def _may_command(self, peer: bytes) -> bool:
         """Tell whether a peer has a key with which it may mirror the run, or hand it over."""
-        return is_standbys(self.port.key_name(peer))
+        return is_standbys(self.outbox.port.key_name(peer))
 
     def _on_request(self, peer: bytes, request: MirrorRequest) -> Sequence[events.Event]:
         refused = self._refusal(peer, request)
         if refused is not None:
             self.say(f"refused a standby of host {request.host!r}: {refused.reason}")
-            return self._send(peer, refused)
+            return self.outbox.send(peer, refused)
         if request.term.is_above(self.term):
             return [self._superseded(request.term)]
         is_new = self.registry.on_request(peer, request, self.clock.now())
         if is_new is None:
             reason = f"{len(self.registry.members)} standbys mirror this run: expected no more"
-            return self._send(peer, Refused(reason=reason, kind=RefusalKind.FULL))
+            return self.outbox.send(peer, Refused(reason=reason, kind=RefusalKind.FULL))
         happened = self._on_change(f"standby {request.address} mirrors the run") if is_new else []
-        return [*happened, *self._send(peer, self._files())]
+        return [*happened, *self.outbox.send(peer, self._files())]
 
     def _refusal(self, peer: bytes, request: MirrorRequest) -> Refused | None:
         """Return why a standby is refused, None if it is not."""
@@ -309,8 +304,8 @@ class Succession:
             return Refused(reason=reason, kind=RefusalKind.VERSION)
         if not self._may_command(peer):
             reason = (
-                f"its key {self.port.key_name(peer)!r} is that of a worker: make one for it with `lockstep keys add "
-                "DIR standby-1`, and start it with --key standby-1.key"
+                f"its key {self.outbox.port.key_name(peer)!r} is that of a worker: make one for it with `lockstep keys "
+                "add DIR standby-1`, and start it with --key standby-1.key"
             )
             return Refused(reason=reason, kind=RefusalKind.NOT_ALLOWED)
         return None
@@ -347,9 +342,9 @@ class Succession:
         member.heard = self.clock.now()
         found = self.source.part(asked)
         if found is None:
-            return self._send(peer, self._files())
+            return self.outbox.send(peer, self._files())
         part, data = found
-        return deliver(self.port, peer, encode(part, [data]))
+        return self.outbox.send(peer, part, data)
 
     # Standbys come and go
 
@@ -365,7 +360,10 @@ class Succession:
             self.say(warning(f"cannot write to {str(self.source.folder)!r}: {error.strerror}: the run continues"))
         changed, workers = StandbysChanged(standbys=standbys), self.coordinator.membership.members
         self.group.initial.standbys = self.coordinator.admission.standbys = standbys
-        return [*self.group.send_all(changed), *(event for peer in workers for event in self._send(peer, changed))]
+        return [
+            *self.group.send_all(changed),
+            *(event for peer in workers for event in self.outbox.send(peer, changed)),
+        ]
 
     def has(self, peer: bytes) -> bool:
         """Tell whether a standby is behind a connection."""
@@ -391,14 +389,14 @@ class Succession:
     def _on_drain(self, peer: bytes) -> Sequence[events.Event]:
         if not self._may_command(peer):
             text = "this takes the key of the server, or of a standby"
-            return self._send(peer, CommandOutcome(is_accepted=False, text=text))
+            return self.outbox.send(peer, CommandOutcome(is_accepted=False, text=text))
         obstacle = self.obstacle()
         if obstacle:
-            return self._send(peer, CommandOutcome(is_accepted=False, text=obstacle))
+            return self.outbox.send(peer, CommandOutcome(is_accepted=False, text=obstacle))
         drained = self.hand_over()
         assert self.successor is not None  # it was chosen
         text = f"the run goes on at {self.successor.address}, after the current step"
-        return [*self._send(peer, CommandOutcome(is_accepted=True, text=text)), drained]
+        return [*self.outbox.send(peer, CommandOutcome(is_accepted=True, text=text)), drained]
 
     def obstacle(self) -> str:
         """Return why the run cannot be handed over now; empty if it can."""

@@ -9,7 +9,6 @@ refuses results that no lease asks for.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -19,6 +18,7 @@ from lockstep.common.protocol.codec import Buffer, encode_header
 from lockstep.common.protocol.messages import Lease, Result, SumsFrame, Weights
 from lockstep.common.protocol.shard_messages import Admit, Hello
 from lockstep.common.statemachine.machine import PeerLeft
+from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.shard import Shard
 
 #: How many times a worker may send a frame that it owes: it is leased again while it is late, or not acknowledged.
@@ -32,16 +32,6 @@ EncodedMessage = tuple[Weights | Lease, list[Buffer]]
 
 #: Returns whether a node was leased to the worker with this rank.
 WasLeased = Callable[[int, Node], bool]
-
-
-class WeightsOutbox(Protocol):
-    """The way of weights to workers."""
-
-    def shared(self, message: Weights, words: Vector) -> list[Buffer]:
-        """Encode a message for many peers; the vector may change afterwards."""
-
-    def send_frames(self, peer: bytes, message: Weights | Lease, frames: list[Buffer]) -> Sequence[PeerLeft]:
-        """Send an encoded message; return that the peer has left if it cannot be sent to."""
 
 
 @dataclass
@@ -94,7 +84,7 @@ class SliceService:
     """The workers of one slice, and what passes between them and the slice."""
 
     shard: Shard
-    outbox: WeightsOutbox
+    outbox: Outbox
     #: None if the leases are unknown, as in a shard's process.
     was_leased: WasLeased | None = None
     #: By rank.

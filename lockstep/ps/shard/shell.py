@@ -61,7 +61,7 @@ from lockstep.ps.run.progress import Traffic
 from lockstep.ps.shard import state as machine
 from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.partition import checksum_in, held_frames
-from lockstep.ps.shard.service import SliceService, WeightsOutbox
+from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard.state import Acknowledgements, ShardPhase, ShardState
 
@@ -111,7 +111,7 @@ class ShardStorage:
         return [(self.shard.state[name], self.shard.start)]
 
 
-def storage_of(welcome: ShardWelcome, outbox: WeightsOutbox) -> ShardStorage:
+def storage_of(welcome: ShardWelcome, outbox: Outbox) -> ShardStorage:
     """Return the storage of a shard, by which it sends workers weights; a `UsageError` if it cannot do the job."""
     job, size = welcome.job, welcome.size
     owned = slices_for(size, welcome.options.servers)[welcome.index]

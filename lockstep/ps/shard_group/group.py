@@ -13,7 +13,7 @@ from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.codec import decode
 from lockstep.common.protocol.messages import Eviction, Lease, Leave, Message, Ping
 from lockstep.common.protocol.shard_messages import (
     Admit,
@@ -37,7 +37,6 @@ from lockstep.common.protocol.shard_messages import (
     WorkerLost,
 )
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.statemachine.loop import deliver
 from lockstep.common.statemachine.machine import (
     PeerLeft,
     Received,
@@ -46,7 +45,6 @@ from lockstep.common.statemachine.machine import (
     TimePassed,
     carry_out,
 )
-from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import (
     Event,
@@ -87,7 +85,6 @@ class SliceGroup:
     own: SliceService
     membership: Membership
     _: KW_ONLY
-    port: ServerPort
     clock: Clock
     report: Callable[[Report], None]
     shards: ShardMembers = field(init=False)
@@ -212,7 +209,7 @@ class SliceGroup:
     def _perform(self, effect: MembersEffect) -> Iterable[PeerLeft]:
         match effect:
             case Send():
-                return self._send(effect.peer, effect.message)
+                return self.own.outbox.send(effect.peer, effect.message)
             case FillShard():
                 return self._fill(effect)
             case ServersReady() | ServersAvailable() | PartFailed():
@@ -225,15 +222,12 @@ class SliceGroup:
 
     def _fill(self, effect: FillShard) -> Sequence[PeerLeft]:
         for name, part, values in self.initial.frames(effect.index):
-            if failed := self._send(effect.peer, InitialFrame(name=name, start=part.start), values):
+            if failed := self.own.outbox.send(effect.peer, InitialFrame(name=name, start=part.start), values):
                 return failed
-        return self._send(effect.peer, Begin(steps=self.initial.whole.updates))
-
-    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> list[PeerLeft]:
-        return deliver(self.port, peer, encode(message, arrays))
+        return self.own.outbox.send(effect.peer, Begin(steps=self.initial.whole.updates))
 
     def _send_to(self, peers: Iterable[bytes], message: Message) -> list[Event]:
-        gone = [event for peer in peers for event in self._send(peer, message)]
+        gone = [event for peer in peers for event in self.own.outbox.send(peer, message)]
         return [following for event in gone for following in self._dispatch(event)]
 
     def send_all(self, message: Message) -> list[Event]:
@@ -346,7 +340,7 @@ class SliceGroup:
         before = gathered.weights.copy()
         gathered.begin()
         gathered.put_held(own, updates, has_state=False)
-        if not any(self._send(peer, Collect(steps=updates)) for peer in self.shards.members):
+        if not any(self.own.outbox.send(peer, Collect(steps=updates)) for peer in self.shards.members):
             self._receive_weights(gathered, updates)
         if not gathered.end(updates):
             gathered.weights[:] = before
@@ -354,11 +348,11 @@ class SliceGroup:
 
     def _receive_weights(self, gathered: GatheredWeights, updates: int) -> None:
         """Gather what the shards send, until all of that is here, or it is late."""
-        deadline = self.clock.now() + FINAL_WEIGHTS_S
+        port, deadline = self.own.outbox.port, self.clock.now() + FINAL_WEIGHTS_S
         while not gathered.is_whole() and self.clock.now() < deadline:
-            received = self.port.receive(deadline - self.clock.now())
+            received = port.receive(deadline - self.clock.now())
             if received is None:
-                if not self.port.lost():
+                if not port.lost():
                     return
                 continue
             peer, frames = received

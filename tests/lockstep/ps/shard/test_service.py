@@ -10,11 +10,15 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import Buffer
-from lockstep.common.protocol.messages import Lease, Result, SumsFrame, Weights
+from lockstep.common.protocol.messages import Lease, Message, Result, SumsFrame, Weights
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import Admit, Hello
 from lockstep.common.statemachine.machine import PeerLeft
+from lockstep.common.transport.in_memory import MemoryNetwork
+from lockstep.common.transport.port import ServerPort
+from lockstep.ps.run.progress import Traffic
 from lockstep.ps.setup import open_run
+from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.service import COPIES, MOST_UNIDENTIFIED, SliceService
 from tests.simulation.small import digits, job_of, wide_net
 
@@ -36,27 +40,38 @@ def part_of(lo: int, hi: int, *, step: int = 0, start: int = 0) -> SumsFrame:
 
 
 @dataclass
-class Served:
-    """A service with worker 3 behind `PEER`, which was sent the weights."""
+class KeptOutbox(Outbox):
+    """Keeps what it is to send."""
 
-    job: Job = field(default_factory=lambda: SMALL)
+    port: ServerPort = field(default_factory=lambda: MemoryNetwork(0).server())
+    traffic: Traffic = field(default_factory=Traffic)
     sent: list[tuple[bytes, Weights | Lease, Vector]] = field(default_factory=list)
     unreachable: set[bytes] = field(default_factory=set)
     encoded: int = 0
 
-    def __post_init__(self) -> None:
-        self.shard = open_run("run", self.job, digits(), RunOptions()).shard
-        self.service = SliceService(self.shard, self)
-        self.join(3, PEER)
-        assert self.service.send_weights(3, 0) == []
-
-    def shared(self, message: Weights, words: Vector) -> list[Buffer]:
+    def shared(self, message: Message, words: Vector) -> list[Buffer]:
         self.encoded += 1
-        return [b"", words.tobytes()]
+        return super().shared(message, words)
 
-    def send_frames(self, peer: bytes, message: Weights | Lease, frames: list[Buffer]) -> list[PeerLeft]:
+    def send_frames(self, peer: bytes, message: Message, frames: list[Buffer]) -> list[PeerLeft]:
+        assert isinstance(message, Weights | Lease)
         self.sent.append((peer, message, np.frombuffer(b"".join(frames[1:]), np.float32)))
         return [PeerLeft(peer=peer, reason="gone")] if peer in self.unreachable else []
+
+
+@dataclass
+class Served:
+    """A service with worker 3 behind `PEER`, which was sent the weights."""
+
+    job: Job = field(default_factory=lambda: SMALL)
+    outbox: KeptOutbox = field(default_factory=KeptOutbox)
+
+    def __post_init__(self) -> None:
+        self.shard = open_run("run", self.job, digits(), RunOptions()).shard
+        self.service = SliceService(self.shard, self.outbox)
+        self.join(3, PEER)
+        assert self.service.send_weights(3, 0) == []
+        self.sent = self.outbox.sent
 
     def join(self, rank: int, peer: bytes) -> None:
         self.service.admit(admit_of(rank))
@@ -172,7 +187,7 @@ def test_weights_go_out_once_a_step_in_frames_as_soon_as_the_worker_is_known() -
     served.service.identify(OTHER, hello_of(4))
     assert {peer for peer, _, _ in served.sent} == {OTHER}
     # Encoded once for both.
-    assert (len(served.sent), served.encoded) == (3, 3)
+    assert (len(served.sent), served.outbox.encoded) == (3, 3)
 
 
 def test_the_first_lease_of_a_step_carries_the_last_frame_and_other_leases_none() -> None:
@@ -203,13 +218,13 @@ def test_weights_are_encoded_again_after_an_update() -> None:
     served.frames(0, 4)
     served.shard.update(0, 4.0)
     served.service.send_weights(3, 1)
-    assert (served.encoded, len(served.sent)) == (2, 2)
+    assert (served.outbox.encoded, len(served.sent)) == (2, 2)
     assert [weights.step for _, weights, _ in served.sent] == [0, 1]
     assert served.sent[1][2].tobytes() == served.shard.weights.tobytes() != served.sent[0][2].tobytes()
 
 
 def test_a_worker_that_cannot_be_reached_has_left() -> None:
-    served = Served(LARGE, unreachable={OTHER})
+    served = Served(LARGE, KeptOutbox(unreachable={OTHER}))
     served.join(4, OTHER)
     served.sent.clear()
     assert served.service.send_weights(4, 0) == [PeerLeft(peer=OTHER, reason="gone")]
