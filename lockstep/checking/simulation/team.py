@@ -11,7 +11,6 @@ import numpy as np
 from msgspec.structs import replace
 
 from lockstep.checking.simulation.world import Process
-from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP
@@ -202,7 +201,6 @@ def spoil_update(updates: UpdateMaker, slice_: int, order: Order) -> None:
     written: list[Vector] = [vectors.weights[writes], vectors.served[writes]]
     for vector in written:
         whole.of(vector).fill(np.nan)
-    trained = Slice(whole.start, min(whole.stop, updates.policy.parameter_size))
-    if len(trained) > 0:
-        for slot in vectors.slots[sets].values():
-            trained.of(slot).fill(np.nan)
+    trained = whole.until(updates.policy.parameter_size)
+    for slot in vectors.slots[sets].values():
+        trained.of(slot).fill(np.nan)

@@ -21,7 +21,7 @@ FRAME = 786_432
 
 
 class Slice(msgspec.Struct, frozen=True, order=True):
-    """The elements `[start, stop)`, 0 ≤ start < stop."""
+    """The elements `[start, stop)`, 0 ≤ start ≤ stop."""
 
     start: int
     stop: int
@@ -32,6 +32,10 @@ class Slice(msgspec.Struct, frozen=True, order=True):
     def of(self, vector: Vector) -> Vector:
         """Return this part of the whole vector, as a view."""
         return vector[self.start : self.stop]
+
+    def until(self, stop: int) -> "Slice":
+        """Return the part before an element, which may be empty."""
+        return Slice(self.start, max(self.start, min(self.stop, stop)))
 
     def cut(self, size: int) -> Iterator["Slice"]:
         """Yield slices of `size` elements from the start on, the last one perhaps shorter."""

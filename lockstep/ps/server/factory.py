@@ -5,6 +5,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
 
+from lockstep.common.aggregation.slices import slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import AddressError
 from lockstep.common.protocol.messages import StandbyAddress
@@ -37,7 +38,6 @@ from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.partition import own_part
 from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard_group.group import SliceGroup
-from lockstep.ps.shard_group.initial import InitialSlices
 from lockstep.ps.standby.source import MirrorSource
 from lockstep.ps.standby.terms import read_terms
 
@@ -110,7 +110,7 @@ def build_server(
     status = StatusAnswers(coordinator, outbox, blocklist, context.clock, succession.registry.statuses)
     room = RoomWatch(coordinator, checkpointer.run.room, committer.write_again, context.say)
     # Now that the model is known, and before any worker takes part.
-    port.make_room(max(QUEUE + WINDOW * len(group.own.shard.frames), group.initial.most_waiting()))
+    port.make_room(max(QUEUE + WINDOW * len(group.own.shard.frames), group.most_waiting()))
     return Server(
         coordinator,
         ServerInbox(outbox, blocklist, (succession, group), (samples, status, workers)),
@@ -128,11 +128,12 @@ def build_server(
 def _slices(
     coordinator: Coordinator, setup: RunSetup, outbox: Outbox, blocklist: PeerBlocklist, context: ServerContext
 ) -> SliceGroup:
-    info = coordinator.info
-    initial = InitialSlices(info, setup.shard)
-    own = setup.shard if info.options.servers == 1 else own_part(setup.shard, initial.slices[0])
+    info, whole = coordinator.info, setup.shard
+    servers = info.options.servers
+    own = whole if servers == 1 else own_part(whole, slices_for(whole.weights.size, servers)[0])
     return SliceGroup(
-        initial,
+        info,
+        whole,
         SliceService(own, outbox, lambda rank, node: coordinator.state.was_leased(rank, node)),
         coordinator.membership,
         clock=context.clock,

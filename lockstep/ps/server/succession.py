@@ -227,7 +227,7 @@ class Succession:
         absent = {one.address: one for one in self.history.standbys if one.address != self.address}
         self.registry.absent = absent
         # One of them may lead the run if this server is lost again before any of them is back.
-        self.group.initial.standbys = self.coordinator.admission.standbys = tuple(absent.values())
+        self.group.shards.standbys = self.coordinator.admission.standbys = tuple(absent.values())
 
     @property
     def term(self) -> Term:
@@ -359,7 +359,7 @@ class Succession:
         except OSError as error:
             self.say(warning(f"cannot write to {str(self.source.folder)!r}: {error.strerror}: the run continues"))
         changed, workers = StandbysChanged(standbys=standbys), self.coordinator.membership.members
-        self.group.initial.standbys = self.coordinator.admission.standbys = standbys
+        self.group.shards.standbys = self.coordinator.admission.standbys = standbys
         return [
             *self.group.send_all(changed),
             *(event for peer in workers for event in self.outbox.send(peer, changed)),

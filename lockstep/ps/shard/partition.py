@@ -32,17 +32,11 @@ def initial_frames(whole: Shard, owned: Slice) -> Iterator[NamedFrame]:
         yield MOMENTA, frame, frame.of(momenta)
 
 
-def trained_frames(owned: Slice, parameter_size: int) -> list[Slice]:
-    """Return the frames of a slice's part of the trained values: none if it has no such part."""
-    stop = min(owned.stop, parameter_size)
-    return Slice(owned.start, stop).frames() if owned.start < stop else []
-
-
 def held_frames(shard: Shard, owned: Slice, updates: int, *, has_state: bool) -> Iterator[NamedFrame]:
     """Yield what a shard holds of a slice after its last update, or the weights after the one before."""
     vectors = [(WEIGHTS, shard.slots[updates % 2], owned.frames())]
     if has_state:
-        trained = trained_frames(owned, shard.policy.parameter_size)
+        trained = owned.until(shard.policy.parameter_size).frames()
         vectors += [(name, slot, trained) for name, slot in shard.state.items()]
     for name, vector, frames in vectors:
         for frame in frames:

@@ -54,7 +54,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         self.frames = self.owned.frames()
-        self.state = self.policy.init(max(0, min(self.owned.stop, self.policy.parameter_size) - self.start))
+        self.state = self.policy.init(len(self.owned.until(self.policy.parameter_size)))
         self._sets = self.state, self.state
         self.served = self.slots
         if not self.policy.wire_weights.is_exact:

@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
 from lockstep.common.aggregation.checksum import MODULUS
+from lockstep.common.aggregation.slices import FRAME, Slice, slices_for
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
@@ -55,11 +56,11 @@ from lockstep.ps.coordinator.events import (
     SumsAcknowledged,
 )
 from lockstep.ps.coordinator.membership import Member, Membership
-from lockstep.ps.shard.partition import checksum_in
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.shard.partition import checksum_in, initial_frames
 from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard.shard import Shard, WeightsAfter
 from lockstep.ps.shard_group.distributed_update import DistributedUpdate, GatheredWeights, UpdatePhase
-from lockstep.ps.shard_group.initial import InitialSlices
 from lockstep.ps.shard_group.members import (
     FillShard,
     GroupPhase,
@@ -72,6 +73,9 @@ from lockstep.ps.shard_group.members import (
 #: The reason to evict a peer that is not a shard of this run, and sends what only a shard does.
 STRANGER = "its connection broke, or the server was started again, and its slice is lost"
 
+#: Messages without arrays that may wait for a shard.
+QUEUE = 1024
+
 #: Seconds in which the shards of a run that fails are to bring their weights.
 FINAL_WEIGHTS_S = 1.0
 
@@ -80,7 +84,9 @@ FINAL_WEIGHTS_S = 1.0
 class SliceGroup:
     """All slices of a run's weights."""
 
-    initial: InitialSlices
+    info: RunInfo
+    #: The whole vector as the run begins. Its memory may be the one that workers share.
+    whole: Shard
     #: The coordinator's own slice.
     own: SliceService
     membership: Membership
@@ -88,6 +94,8 @@ class SliceGroup:
     clock: Clock
     report: Callable[[Report], None]
     shards: ShardMembers = field(init=False)
+    #: The slices of all servers.
+    slices: list[Slice] = field(init=False)
     #: The weights of all servers, None if there is one server.
     gathered: GatheredWeights | None = None
     #: The update that the servers make, or made last.
@@ -100,8 +108,9 @@ class SliceGroup:
     _happened: list[Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        whole = self.initial.whole
-        self.shards = ShardMembers(self.initial.info, self.initial.welcome)
+        whole = self.whole
+        self.shards = ShardMembers(self.info, whole.policy)
+        self.slices = slices_for(whole.weights.size, self.info.options.servers)
         self.update = DistributedUpdate(
             step=whole.updates - 1, others=self.shards.others, phase=UpdatePhase.DONE, divisor=1.0
         )
@@ -111,6 +120,14 @@ class SliceGroup:
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do although no message comes."""
         return self.shards.deadline()
+
+    def most_waiting(self) -> int:
+        """Return how many messages may have to wait for a shard: its slice, and commands; 0 if no shards exist."""
+        if not self.shards.others:
+            return 0
+        vectors = 1 + len(self.whole.state)
+        momenta = -(-len(self.whole.policy.momenta) // FRAME)
+        return QUEUE + momenta + vectors * max(len(owned.frames()) for owned in self.slices[1:])
 
     @property
     def updates(self) -> int:
@@ -131,12 +148,12 @@ class SliceGroup:
         """Handle a message of a shard; return what it means to the coordinator."""
         if not isinstance(message, ShardMessage):
             raise RemoteProtocolError(f"a {type(message).__name__} is not a message of a shard")
+        self.shards.heard(peer, self.clock.now())
         member = self.shards.members.get(peer)
         if isinstance(message, ShardJoin):
             return self._dispatch(Received(peer=peer, message=message))
         if member is None:
             return self._send_to([peer], Eviction(reason=STRANGER))
-        self.shards.heard(peer, self.clock.now())
         match message:
             case Leave():
                 return self.on_left(peer, one_line(message.reason))
@@ -150,7 +167,7 @@ class SliceGroup:
                 return self._on_answer(member, message, arrays) if is_expected else []
 
     def _on_ready(self, member: ShardMember, ready: ShardReady) -> list[Event]:
-        place = member.index, self.initial.info.term
+        place = member.index, self.info.term
         if ready.index is not None and (ready.index, ready.term) != place:
             # It answers a welcome before the last one, as it asked twice: that place is gone.
             happened = self.on_left(member.peer, "it is ready for another place")
@@ -163,12 +180,12 @@ class SliceGroup:
             case SumsAck():
                 return self._on_ack(member, answer)
             case Squares():
-                trained = self.initial.trained(member.index)
-                is_last = self.update.on_squares(member.index, answer.step, trained, arrays[0])
+                trained = self.slices[member.index].until(self.whole.policy.parameter_size)
+                is_last = self.update.on_squares(member.index, answer.step, len(trained), arrays[0])
                 return self._make_update() if is_last else []
             case CollectedFrame():
                 if self.gathered is not None:
-                    self.gathered.put_sent(answer, arrays[0], self.initial.slices[member.index])
+                    self.gathered.put_sent(answer, arrays[0], self.slices[member.index])
                 return []
             case UpdateDone():
                 self.update.on_done(member.index, answer)
@@ -221,10 +238,10 @@ class SliceGroup:
         return []
 
     def _fill(self, effect: FillShard) -> Sequence[PeerLeft]:
-        for name, part, values in self.initial.frames(effect.index):
+        for name, part, values in initial_frames(self.whole, self.slices[effect.index]):
             if failed := self.own.outbox.send(effect.peer, InitialFrame(name=name, start=part.start), values):
                 return failed
-        return self.own.outbox.send(effect.peer, Begin(steps=self.initial.whole.updates))
+        return self.own.outbox.send(effect.peer, Begin(steps=self.whole.updates))
 
     def _send_to(self, peers: Iterable[bytes], message: Message) -> list[Event]:
         gone = [event for peer in peers for event in self.own.outbox.send(peer, message)]
@@ -314,7 +331,7 @@ class SliceGroup:
 
     def checksum(self, done: DistributedUpdate) -> int:
         """Return the checksum of the weights in all slices after an update that was just made."""
-        return (done.checksum + checksum_in(self.own.shard, done.step, self.initial.whole.weights.size)) % MODULUS
+        return (done.checksum + checksum_in(self.own.shard, done.step, self.whole.weights.size)) % MODULUS
 
     # Weights are gathered
 
@@ -360,7 +377,7 @@ class SliceGroup:
                 message, arrays = decode(frames, ShardMessage)
                 member = self.shards.members.get(peer)
                 if member is not None and isinstance(message, CollectedFrame) and message.steps == updates:
-                    gathered.put_sent(message, arrays[0], self.initial.slices[member.index])
+                    gathered.put_sent(message, arrays[0], self.slices[member.index])
 
     def end(self, finish: Finish) -> None:
         """Inform all shards that the run is over."""

@@ -3,16 +3,18 @@
 The coordinator's own slice is the first, and has no member: a run of one server has no members, and waits for none.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import assert_never
+from typing import Any, assert_never
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.slices import most_servers
 from lockstep.common.errors import CONTINUED, FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
+from lockstep.common.job.optimizer import UpdatePolicy
+from lockstep.common.job.own_code import needs_code
 from lockstep.common.protocol.messages import (
     NAME_LIMIT,
     Eviction,
@@ -22,6 +24,7 @@ from lockstep.common.protocol.messages import (
     Ping,
     Refused,
     ShardStatus,
+    StandbyAddress,
     shortened,
 )
 from lockstep.common.protocol.run_options import SERVERS_LIMIT
@@ -49,6 +52,9 @@ from lockstep.ps.run.info import RunInfo
 #: Seconds between two pings of a shard: sending to a process that is gone fails, and so is its death noticed.
 PING_S = 1.0
 
+#: Seconds of the server's silence after which a shard goes to a standby, at least: it is pinged once a second.
+LEAST_TAKEOVER_S = 3.0 * PING_S
+
 #: Seconds within which all shards join a run that is spread; otherwise it continues without them.
 SPREAD_S = 10.0
 
@@ -64,7 +70,7 @@ class GroupPhase(Enum):
     ENDED = "ended"
 
 
-#: Any other message of a shard shows that it is alive, as `Ping` does. `Finish` is the coordinator's effect as it is.
+#: Of messages, those of a shard that joins. `Finish` is the coordinator's effect as it is.
 MembersEvent = Received | PeerLeft | TimePassed | Finish
 
 
@@ -85,7 +91,6 @@ TRANSITIONS = table_of(
     {
         ShardJoin: stays(_WAITING, _ENDED) | {_SERVING: {_SERVING, _ENDED}},
         ShardReady: {_WAITING: {_WAITING, _SERVING}},
-        Ping: stays(_WAITING, _SERVING),
         PeerLeft: stays(_WAITING) | {_SERVING: {_SERVING, _ENDED}},
         TimePassed: {_WAITING: {_WAITING, _ENDED}, _SERVING: {_SERVING, _ENDED}},
         Finish: leads({_ENDED}, _WAITING, _SERVING),
@@ -117,8 +122,9 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
 
     transitions = TRANSITIONS
     info: RunInfo
-    #: Returns the welcome of the shard with the slice of that index.
-    welcome: Callable[[int], ShardWelcome]
+    policy: UpdatePolicy
+    #: The standbys to which shards go if this server is gone.
+    standbys: tuple[StandbyAddress, ...] = ()
     phase: GroupPhase = field(init=False)
     members: dict[bytes, ShardMember] = field(default_factory=dict)
     #: By connection, shards that wait for a slice: each is told of the end of the run.
@@ -168,14 +174,7 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
                 assert_never(event)
 
     def _on_message(self, peer: bytes, message: Message, now: float) -> list[MembersEffect]:
-        self.heard(peer, now)
-        match message:
-            case ShardJoin():
-                return self._join(peer, message, now)
-            case ShardReady():
-                return self._prepared(peer, now)
-            case _:
-                return []
+        return self._join(peer, message, now) if isinstance(message, ShardJoin) else self._prepared(peer, now)
 
     def heard(self, peer: bytes, now: float) -> None:
         """Record that a message of a shard came."""
@@ -210,6 +209,28 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
         member = self.members[peer] = ShardMember(peer, index, join, heard=now)
         again = "" if before is None else " again"
         return [Send(peer=peer, message=self.welcome(index)), Report(text=f"{member.named()} joined{again}")]
+
+    def welcome(self, index: int) -> ShardWelcome:
+        """Return the welcome of the shard with the slice of that index."""
+        info, options = self.info, self.info.options
+        return ShardWelcome(
+            index=index,
+            run=info.run,
+            job=info.job,
+            training_samples=info.training_samples,
+            size=info.size,
+            parameter_size=self.policy.parameter_size,
+            spans=tuple(self.policy.spans),
+            term=info.term,
+            standbys=self.standbys,
+            options=replace(options, takeover_seconds=max(options.takeover_seconds, LEAST_TAKEOVER_S)),
+            **(self._own_source() if needs_code(info.job) else {}),
+        )
+
+    def _own_source(self) -> dict[str, Any]:
+        """Return the fields of a welcome that a shard needs to call the user's functions."""
+        info = self.info
+        return {"source": info.source, "model_files": tuple(info.model_files), "model_folder": info.model_folder}
 
     def _spare(self, peer: bytes, join: ShardJoin) -> list[MembersEffect]:
         """Let a shard wait for a slice."""

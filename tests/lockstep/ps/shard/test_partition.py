@@ -23,7 +23,6 @@ from lockstep.ps.shard.partition import (
     held_frames,
     initial_frames,
     own_part,
-    trained_frames,
 )
 from lockstep.ps.shard.shard import Shard
 
@@ -116,7 +115,7 @@ def test_a_model_without_statistics_has_no_momenta_to_send() -> None:
     ],
 )
 def test_the_optimizers_state_is_of_trained_values_alone(owned: Slice, frames: list[Slice]) -> None:
-    assert trained_frames(owned, TRAINED) == frames
+    assert owned.until(TRAINED).frames() == frames
 
 
 @pytest.mark.parametrize("updates", [0, 1, 2])

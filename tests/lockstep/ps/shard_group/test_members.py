@@ -18,7 +18,6 @@ from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import PartFailed, ServersAvailable, ServersReady
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.setup import open_run
-from lockstep.ps.shard_group.initial import InitialSlices
 from lockstep.ps.shard_group.members import (
     SPREAD_S,
     TRANSITIONS,
@@ -31,7 +30,7 @@ from lockstep.ps.shard_group.members import (
 from tests.simulation.small import digits, job_of
 
 #: Messages of shards that the members decide on.
-MESSAGES = {ShardJoin, ShardReady, Ping}
+MESSAGES = {ShardJoin, ShardReady}
 
 SETUP = open_run("run", job_of(model="mlp"), digits(), RunOptions(servers=3, lease_timeout=20.0))
 
@@ -67,7 +66,7 @@ class Group:
     members: ShardMembers = field(init=False)
 
     def __post_init__(self) -> None:
-        self.members = ShardMembers(self.info, InitialSlices(SETUP.info, SETUP.shard).welcome)
+        self.members = ShardMembers(self.info, SETUP.shard.policy)
 
     def handle(self, event: MembersEvent) -> list[MembersEffect]:
         effects = self.members.handle(event, self.now)
@@ -178,9 +177,9 @@ def test_a_silent_shard_is_lost_after_its_time_and_one_that_answers_is_not() -> 
     for _ in range(30):
         assert set(kinds(group.wait(1.0))) == {Ping}
         for peer in (b"1", b"2"):
-            group.handle(Received(peer=peer, message=Ping()))
+            group.members.heard(peer, group.now)
     group.wait(10.0)
-    group.handle(Received(peer=b"1", message=Ping()))
+    group.members.heard(b"1", group.now)
     assert PartFailed in kinds(group.wait(11.0))
     assert group.members.deadline() is None
 
@@ -193,7 +192,7 @@ def test_shards_that_come_too_late_hear_of_the_end_unless_the_run_is_continued()
 
 def test_a_run_of_one_server_waits_for_no_shards() -> None:
     info = open_run("run", job_of(), digits(), RunOptions()).info
-    members = ShardMembers(info, InitialSlices(info, SETUP.shard).welcome)
+    members = ShardMembers(info, SETUP.shard.policy)
     assert (members.phase, members.deadline()) == (GroupPhase.SERVING, None)
 
 

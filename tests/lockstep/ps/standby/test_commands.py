@@ -255,7 +255,7 @@ def test_a_standby_that_goes_without_a_word_may_lead_the_run(says_so: bool, reme
     simulation.process.end(is_killed=True)
     again = Simulation(job_of(), folder=simulation.folder)
     assert [standby.address for standby in again.server.coordinator.admission.standbys] == remembered
-    assert [standby.address for standby in again.server.group.initial.standbys] == remembered
+    assert [standby.address for standby in again.server.group.shards.standbys] == remembered
 
 
 def test_a_standby_gets_to_know_those_that_have_gone_without_a_word() -> None:
