@@ -42,7 +42,7 @@ class StepCommitter:
     #: The end of the run that is to be written, and the one that is written.
     ending: effects.Finish | None = None
     ended: effects.Finish | None = None
-    #: The update that the servers are making, or made last.
+    #: The update that the servers are making, or have made; None once it is recorded.
     _update: effects.UpdateWeights | None = None
     #: Whether it was reported that there is no room for what teams need.
     _is_reported: bool = False
@@ -76,11 +76,10 @@ class StepCommitter:
 
     def record_completed(self) -> None:
         """Record the update that all servers have just made, if it is not recorded yet."""
-        done = self.group.take_completed()
-        if done is None:
+        update, done, coordinator = self._update, self.group.update, self.coordinator
+        if update is None or update.step >= self.group.updates:
             return
-        update, coordinator = self._update, self.coordinator
-        assert update is not None  # that update is done
+        self._update = None
         self.traffic.add(done.moved)
         time, moved = coordinator.progress.last_step, self.traffic.drain()
         coordinator.progress.end_update(done.seconds)

@@ -100,8 +100,6 @@ class SliceGroup:
     gathered: GatheredWeights | None = None
     #: The update that the servers make, or made last.
     update: DistributedUpdate = field(init=False)
-    #: The update that all have made, until it is recorded.
-    completed: DistributedUpdate | None = None
     #: By worker and node, the shards that have the sums of the current step.
     confirmed: dict[tuple[int, Node], set[int]] = field(default_factory=dict)
     #: Events that the coordinator is to handle, until `_dispatch` returns them.
@@ -316,18 +314,12 @@ class SliceGroup:
         if update.phase is not UpdatePhase.UPDATING or not update.is_made(self.own.shard):
             return []
         update.phase, update.seconds = UpdatePhase.DONE, self.clock.now() - update.began
-        self.completed = update
         self.confirmed.clear()
         if self.gathered is not None and update.collected != "nothing":
             self.gathered.put_held(self.own.shard, update.step + 1, has_state=update.collected == "all")
             if not self.gathered.end(update.step + 1):
                 raise RemoteProtocolError("not all shards have sent their slices")
         return [StepUpdated(step=update.step)]
-
-    def take_completed(self) -> DistributedUpdate | None:
-        """Return the update that all servers have made, once."""
-        completed, self.completed = self.completed, None
-        return completed
 
     def checksum(self, done: DistributedUpdate) -> int:
         """Return the checksum of the weights in all slices after an update that was just made."""
