@@ -177,6 +177,6 @@ def _signature_checks(info: RunInfo) -> list[ResultCheck]:
     if not info.options.signed:
         return []
     # Only where it is needed: its library is not part of the core.
-    from lockstep.ps.server.signatures import SignatureCheck
+    from lockstep.ps.server.signatures import check_signature
 
-    return [SignatureCheck(info.signed_run, info.job.digest()).check]
+    return [partial(check_signature, info.signed_run, info.job.digest())]

@@ -71,16 +71,12 @@ class WorkerMessages:
                 return [received] if self.group.own.on_frame(peer, message, arrays[0]) else []
             case Result():
                 check_result(message, self.info)
-                if member is not None:
-                    self._check(member, message)
+                for check in [] if member is None else self.checks:
+                    check(member, message)
                 for words in arrays:
                     self.group.own.on_frame(peer, message, words)
                 return [received] if self.group.own.on_result(peer, message) else []
         return [received]
-
-    def _check(self, member: Member, result: Result) -> None:
-        for check in self.checks:
-            check(member, result)
 
     def _send_back(self, peer: bytes, echo: Echo, array: Vector) -> Sequence[Event]:
         """Answer a worker that measures the link with the array that it has sent."""

@@ -85,10 +85,9 @@ def signed_result(**values: object) -> Result:
 
 
 def test_a_result_that_its_worker_has_signed_is_accepted() -> None:
-    check = signatures.SignatureCheck(RUN, JOB).check
-    check(member_of(SIGNER), signed_result())
+    signatures.check_signature(RUN, JOB, member_of(SIGNER), signed_result())
     # Figures of an evaluation decide no bit of a step.
-    check(member_of(SIGNER), signed_result(work="evaluate", signature=b""))
+    signatures.check_signature(RUN, JOB, member_of(SIGNER), signed_result(work="evaluate", signature=b""))
 
 
 @pytest.mark.parametrize(
@@ -97,14 +96,10 @@ def test_a_result_that_its_worker_has_signed_is_accepted() -> None:
 )
 def test_a_signature_of_anything_else_breaks_the_protocol(values: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError, match="without a signature of its worker's key"):
-        signatures.SignatureCheck(RUN, JOB).check(member_of(SIGNER), signed_result(**values))
+        signatures.check_signature(RUN, JOB, member_of(SIGNER), signed_result(**values))
 
 
 def test_a_signature_for_another_run_or_by_another_key_breaks_the_protocol() -> None:
-    for check, signer in (
-        (signatures.SignatureCheck("e" * 64, JOB), SIGNER),
-        (signatures.SignatureCheck(RUN, "e" * 64), SIGNER),
-        (signatures.SignatureCheck(RUN, JOB), signing.Signer.new()),
-    ):
+    for run, job, signer in (("e" * 64, JOB, SIGNER), (RUN, "e" * 64, SIGNER), (RUN, JOB, signing.Signer.new())):
         with pytest.raises(RemoteProtocolError, match="of micro-batches 0-1 of step 3"):
-            check.check(member_of(signer), signed_result())
+            signatures.check_signature(run, job, member_of(signer), signed_result())
