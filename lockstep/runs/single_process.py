@@ -137,7 +137,7 @@ class SerialRun:
                 at = None if then is not None and self._stops_before(then, progress) else then
         except KeyboardInterrupt:
             self._keep(progress)
-            self.recorder.fail("interrupted", FailureKind.INTERRUPTED, *setup.shard.current_weights())
+            self.recorder.fail("interrupted", FailureKind.INTERRUPTED, *setup.shard.kept_weights())
             raise
         except (LockstepError, OSError):
             raise
@@ -247,8 +247,8 @@ class SerialRun:
             failure = str(error)
             if isinstance(error, NotFiniteError):
                 failure = diverged_text(at.work, at.step, error.micro_batch, error.layer, error.quantity)
-            self.recorder.fail(failure, FailureKind.DIVERGED, *shard.previous_weights())
+            self.recorder.fail(failure, FailureKind.DIVERGED, *shard.kept_weights(is_diverged=True))
             return DivergedError(failure)
         failure = f"step {at.step} raised:\n{traceback.format_exc()}"
-        self.recorder.fail(failure, FailureKind.COMPUTE, *shard.current_weights())
+        self.recorder.fail(failure, FailureKind.COMPUTE, *shard.kept_weights())
         return ComputeError(failure.rstrip())

@@ -61,8 +61,8 @@ class ShardJoin(Message, frozen=True, kw_only=True):
 class ShardReady(Message, frozen=True, kw_only=True):
     """There is room for the slice; as `Ready`."""
 
-    index: Count | None = None
-    term: Term = NO_TERM
+    index: Count
+    term: Term
 
 
 class SumsAck(Message, frozen=True, kw_only=True):

@@ -206,13 +206,9 @@ class Shard:
         self.slots, self.served, self._sets, self.state = slots, served, sets, sets[0]
         self._begin_in_memory()
 
-    def current_weights(self) -> WeightsAfter:
-        """Return the weights after the last complete update."""
-        return self.weights, self.updates
-
-    def previous_weights(self) -> WeightsAfter:
-        """Return the weights that the last update began with, for a run whose current ones are not finite."""
-        updates = max(0, self.updates - 1)
+    def kept_weights(self, *, is_diverged: bool = False) -> WeightsAfter:
+        """Return the weights after the last complete update, or of a run that has diverged, those it began with."""
+        updates = max(0, self.updates - is_diverged)
         return self.slots[updates % 2], updates
 
     def digest(self) -> str:

@@ -165,8 +165,7 @@ class SliceGroup:
                 return self._on_answer(member, message, arrays) if is_expected else []
 
     def _on_ready(self, member: ShardMember, ready: ShardReady) -> list[Event]:
-        place = member.index, self.info.term
-        if ready.index is not None and (ready.index, ready.term) != place:
+        if (ready.index, ready.term) != (member.index, self.info.term):
             # It answers a welcome before the last one, as it asked twice: that place is gone.
             happened = self.on_left(member.peer, "it is ready for another place")
             return [*self._send_to([member.peer], Eviction(reason=STRANGER)), *happened]
@@ -342,7 +341,7 @@ class SliceGroup:
         """
         gathered, own = self.gathered, self.own.shard
         if gathered is None:
-            return own.previous_weights() if is_diverged else own.current_weights()
+            return own.kept_weights(is_diverged=is_diverged)
         updates = max(0, self.updates - is_diverged)
         if updates == gathered.updates:
             return gathered.weights, updates

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from lockstep.common.errors import Diagnosis, FailureKind, RefusalKind, Stage
 from lockstep.common.protocol.messages import (
+    NO_TERM,
     Eviction,
     Finished,
     HandedOver,
@@ -65,7 +66,7 @@ EVENTS: dict[type[ClientEvent], ClientEvent] = {
         Refused(reason="no"),
         Eviction(reason="silent for 9 s"),
         PREPARED,
-        ShardReady(),
+        ShardReady(index=1, term=NO_TERM),
         PreparationFailed(reason="no data"),
         StandbysChanged(standbys=(STANDBY,)),
         HandedOver(standby=STANDBY),

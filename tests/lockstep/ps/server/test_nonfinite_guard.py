@@ -78,7 +78,7 @@ def test_the_weights_that_are_kept_are_those_before(tmp_path: Path) -> None:
     simulation.run_to(1)
     before = simulation.server.shard.weights.copy()
     simulation.run()
-    kept, updates = simulation.server.shard.previous_weights()
+    kept, updates = simulation.server.shard.kept_weights(is_diverged=True)
     assert updates == 1
     assert kept.tobytes() == before.tobytes()
     assert (tmp_path / WEIGHTS).exists()

@@ -79,7 +79,7 @@ def test_sums_that_nobody_else_reads_give_the_same_bits(rule: Rule, clip_norm: f
         made = shard.update(step, divisor)
         assert other.update_by(sums, step, divisor) == made
         assert other.weights.tobytes() == shard.weights.tobytes()
-        assert other.previous_weights()[0].tobytes() == shard.previous_weights()[0].tobytes()
+        assert other.kept_weights(is_diverged=True)[0].tobytes() == shard.kept_weights(is_diverged=True)[0].tobytes()
         assert {name: slot.tobytes() for name, slot in other.state.items()} == {
             name: slot.tobytes() for name, slot in shard.state.items()
         }
@@ -156,21 +156,21 @@ def test_a_sum_that_is_known_is_not_added_again() -> None:
 
 def test_the_weights_before_the_last_update_are_kept() -> None:
     shard = shard_of(SGDRule())
-    assert shard.previous_weights()[1] == 0
-    assert shard.previous_weights()[0].tobytes() == shard.weights.tobytes()
+    assert shard.kept_weights(is_diverged=True)[1] == 0
+    assert shard.kept_weights(is_diverged=True)[0].tobytes() == shard.weights.tobytes()
     add(shard, vectors(4))
     shard.update(0, 4)
     first = shard.weights.copy()
     add(shard, vectors(4))
     shard.update(1, 4)
-    kept, updates = shard.previous_weights()
+    kept, updates = shard.kept_weights(is_diverged=True)
     assert (kept.tobytes(), updates) == (first.tobytes(), 1)
-    kept, updates = shard.current_weights()
+    kept, updates = shard.kept_weights()
     assert (kept.tobytes(), updates) == (shard.weights.tobytes(), 2)
     second = shard.weights.copy()
     add(shard, vectors(4))
     shard.update(2, 4)
-    kept, updates = shard.previous_weights()
+    kept, updates = shard.kept_weights(is_diverged=True)
     assert (kept.tobytes(), updates) == (second.tobytes(), 2)
 
 
@@ -188,7 +188,7 @@ def test_an_interrupt_in_the_middle_of_an_update_leaves_whole_weights_to_keep() 
     add(shard, vectors(4))
     with pytest.raises(KeyboardInterrupt):
         shard.update(0, 4)
-    kept, updates = shard.current_weights()
+    kept, updates = shard.kept_weights()
     assert (kept.tobytes(), updates) == (before, 0)
 
 
@@ -198,7 +198,7 @@ def test_what_overflows_is_left_for_the_next_loss_to_show() -> None:
     add(shard, [huge] * 4)
     shard.update(0, 1)
     assert not np.isfinite(shard.weights).all()
-    assert np.isfinite(shard.previous_weights()[0]).all()
+    assert np.isfinite(shard.kept_weights(is_diverged=True)[0]).all()
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])  # whose sums overflow in the update, and as they come

@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Eviction, Ping, SumsFrame
+from lockstep.common.protocol.messages import NO_TERM, PROTOCOL_VERSION, Eviction, Ping, SumsFrame
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import (
     Admit,
@@ -85,7 +85,8 @@ def shard_in(phase: ShardPhase) -> ShardState:
     state.handle(Started(), 0.0)
     if phase is not ShardPhase.OUTSIDE:
         state.handle(WELCOME, 0.0)
-        assert state.handle(ShardReady(), 0.0) == [SendToServer(message=ShardReady())]
+        ready = ShardReady(index=1, term=NO_TERM)
+        assert state.handle(ready, 0.0) == [SendToServer(message=ready)]
     if phase is ShardPhase.SERVING:
         state.handle(Begin(steps=5), 0.0)
     assert state.phase is phase

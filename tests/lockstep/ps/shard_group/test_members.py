@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from lockstep.common.errors import FailureKind
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Eviction, NotLeading, Ping
+from lockstep.common.protocol.messages import NO_TERM, PROTOCOL_VERSION, Eviction, NotLeading, Ping
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.statemachine.machine import PeerLeft, Received, Report, Send, TimePassed
@@ -28,6 +28,9 @@ from lockstep.ps.shard_group.members import (
     ShardMembers,
 )
 from tests.simulation.small import digits, job_of
+
+#: Its place is checked before it comes here.
+READY = ShardReady(index=1, term=NO_TERM)
 
 #: Messages of shards that the members decide on.
 MESSAGES = {ShardJoin, ShardReady}
@@ -77,7 +80,7 @@ class Group:
         return self.handle(Received(peer=peer, message=join))
 
     def ready(self, peer: bytes) -> list[MembersEffect]:
-        return self.handle(Received(peer=peer, message=ShardReady()))
+        return self.handle(Received(peer=peer, message=READY))
 
     def wait(self, seconds: float) -> list[MembersEffect]:
         effects, end = list[MembersEffect](), self.now + seconds
