@@ -216,8 +216,8 @@ def _find_seal(path: Path, header: bytes) -> tuple[int, bytes]:
     return start, seal
 
 
-def check_seal(path: Path) -> None:
-    """Raise `FileFormatError` if a checkpoint cannot be read, or differs from its seal in any bit."""
+def check_seal(path: Path) -> str:
+    """Return the seal of a checkpoint; `FileFormatError` if it cannot be read, or differs from its seal in any bit."""
     try:
         data = memoryview(read_regular(path, MAX_FILE_BYTES))
     except OSError as error:
@@ -232,6 +232,7 @@ def check_seal(path: Path) -> None:
             f"{path}: is damaged: its SHA-256 is {digest.hexdigest()[:12]}…, and its seal records "
             f"{seal.decode('ascii', 'replace')[:12]}…"
         )
+    return digest.hexdigest()
 
 
 #: Writes a file whole or not at all, as `write_atomically`: an argument so that a full disk can be tried.

@@ -29,8 +29,7 @@ class TeamUpdates:
     lease: MultiStepLease
     #: The team's progress; also after the run has left the memory that this is in.
     marks: UpdateMarks
-    #: Slices in which the team makes updates, and those whose locks the server has: none unless the lease is to end.
-    slices: int
+    #: Slices whose locks the server has: none unless the lease is to end.
     held: set[int] = field(default_factory=set)
     #: Steps whose figures are all in their entries, as of the last `read`.
     entered: int = 0
@@ -75,8 +74,9 @@ class TeamUpdates:
     def end(self, *, waits: bool = True) -> bool:
         locks = self.sharing.locks
         if waits:
-            self.held.update(one for one in range(self.slices) if one not in self.held and locks[one].acquire())
-            if len(self.held) < self.slices:
+            slices = self.marks.slices
+            self.held.update(one for one in range(slices) if one not in self.held and locks[one].acquire())
+            if len(self.held) < slices:
                 return False
         # Before the locks are released: a process that takes one after this writes nothing.
         self.marks.end()
@@ -132,7 +132,6 @@ def open_updates(
     # If the weights are not finite, the next step shows where, and those before them are kept.
     if shard.not_finite is not None:
         return StepsRefusal.NOT_NOW
-    slices = len(sharing.teams[rank].slices)
-    marks.begin(lease.number, lease.first, slices)
+    marks.begin(lease.number, lease.first, len(sharing.teams[rank].slices))
     lease = replace(lease, reads=shard.reads, memory=sharing.generation)
-    return TeamUpdates(sharing, shard, rank, lease, marks, slices)
+    return TeamUpdates(sharing, shard, rank, lease, marks)

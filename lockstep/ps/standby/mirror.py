@@ -21,7 +21,7 @@ from lockstep.common.files.atomic import Sync, sync_folder, write_atomically
 from lockstep.common.files.reading import decode, read_regular
 from lockstep.common.protocol.messages import NO_TERM, Term
 from lockstep.common.protocol.standby_messages import FilePart, FilePartRequest, MirrorRequest, RunFile, RunFiles
-from lockstep.ps.checkpoint.checkpoint import check_seal, head_of
+from lockstep.ps.checkpoint.checkpoint import check_seal
 from lockstep.ps.records.run_folder import CHECKPOINTS, CONVICTIONS, MOST_BYTES
 from lockstep.ps.standby.source import LINES
 from lockstep.ps.standby.terms import read_terms
@@ -155,10 +155,7 @@ class Mirror:
 
     def expects(self, part: FilePart) -> bool:
         """Tell whether a part is the next one."""
-        return (part.name, part.digest, part.start) == self._next()
-
-    def _next(self) -> tuple[str, str, int] | None:
-        return (self._wanted[0].name, self._wanted[0].digest, self._received) if self._wanted else None
+        return FilePartRequest(name=part.name, digest=part.digest, start=part.start) == self.request()
 
     def add(self, part: FilePart, data: bytes) -> str:
         """Write the part that is expected; return why a file is not what the server said, empty if all is well."""
@@ -262,8 +259,7 @@ def fault_in(path: Path, file: RunFile) -> str:
     """Return how a file differs from what its server has; empty if it does not."""
     try:
         if file.name.startswith(f"{CHECKPOINTS}/"):
-            check_seal(path)
-            return "" if head_of(path).seal == file.digest else "it has another seal"
+            return "" if check_seal(path) == file.digest else "it has another seal"
         with path.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         return "" if digest == file.digest else f"its SHA-256 is {digest[:12]}…"
