@@ -51,8 +51,6 @@ class ServerSharedMemory:
     allocate: Allocate = reserve
     #: Called between two writes to a team's marks, or two reads, whose order matters.
     keep_order: Callable[[], None] = keep_order
-    #: Why what updates by others need could not be shared last, empty if it could.
-    obstacle: str = ""
 
     def admit(self, rank: int, nonce: str, team: TeamShape | None = None) -> None:
         """Let a worker share that claims to have read the nonce; `RemoteProtocolError` if it has not.
@@ -73,25 +71,19 @@ class ServerSharedMemory:
     def share_update(self, shard: Shard, rank: int) -> UpdateMarks | None:
         """Share all that an update of the whole vector reads and writes with a team; return its marks.
 
-        There are two sets of the optimizer's slots then. None if it is not a team, or if there is no room: then
-        `obstacle` says so.
+        There are two sets of the optimizer's slots then. None if it is not a team; `SharingError` without room.
         """
         team = self.teams.get(rank)
-        self.obstacle = ""
         if team is None:
             return None
         slices = len(team.slices)
-        try:
-            if not self.locks:
-                self.locks = self._share(shard, shard.served, "", slices)
-            # Another team may cut a vector more often.
-            self._add_locks(self.locks, "", slices)
-            if rank not in self.marks:
-                segment = self._make(update_file(rank), file_of(team.of_update()))
-                self.marks[rank] = msgspec.structs.replace(UpdateMarks.of(segment, team), keep_order=self.keep_order)
-        except SharingError as error:
-            self.obstacle = str(error)
-            return None
+        if not self.locks:
+            self.locks = self._share(shard, shard.served, "", slices)
+        # Another team may cut a vector more often.
+        self._add_locks(self.locks, "", slices)
+        if rank not in self.marks:
+            segment = self._make(update_file(rank), file_of(team.of_update()))
+            self.marks[rank] = msgspec.structs.replace(UpdateMarks.of(segment, team), keep_order=self.keep_order)
         return self.marks[rank]
 
     def _share(self, shard: Shard, served: Pair, suffix: str, slices: int) -> list[FileLock]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from lockstep.common.errors import FailureKind, FileFormatError
+from lockstep.common.errors import FailureKind, FileFormatError, SharingError
 from lockstep.common.optim.rules import averaged
 from lockstep.common.protocol.messages import MultiStepLease
 from lockstep.common.protocol.shard_messages import Collected
@@ -92,12 +92,13 @@ class StepCommitter:
     def open(self, rank: int, lease: MultiStepLease) -> LeaseMemory | StepsRefusal:
         # The checksum of the last step's weights is taken before a team may write over them.
         self.record_completed()
-        opened = open_updates(self.sharing, self.group.own.shard, rank, lease)
-        if opened is StepsRefusal.NO_ROOM and self.sharing is not None and not self._is_reported:
-            self._is_reported = True
-            obstacle = self.sharing.obstacle
-            self.say(warning(f"a team waits for the server at each step, which is slower: {obstacle}"))
-        return opened
+        try:
+            return open_updates(self.sharing, self.group.own.shard, rank, lease)
+        except SharingError as error:
+            if not self._is_reported:
+                self._is_reported = True
+                self.say(warning(f"a team waits for the server at each step, which is slower: {error}"))
+            return StepsRefusal.NO_ROOM
 
     def record(self, account: Account, made: StepMade) -> None:
         time = self.coordinator.progress.last_step

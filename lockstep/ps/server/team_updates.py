@@ -123,10 +123,11 @@ def _parts(entry: np.void) -> Iterator[PartMade]:
 def open_updates(
     sharing: ServerSharedMemory | None, shard: Shard, rank: int, lease: MultiStepLease
 ) -> TeamUpdates | StepsRefusal:
-    """Let a team make the updates of a lease, which is completed with the place of the memory."""
+    """Let a team make the updates of a lease, which is completed with the place of the memory.
+
+    `SharingError` if there is no room for what an update reads and writes.
+    """
     marks = None if sharing is None else sharing.share_update(shard, rank)
-    if sharing is not None and sharing.obstacle:
-        return StepsRefusal.NO_ROOM
     if sharing is None or marks is None:
         return StepsRefusal.NEVER
     # If the weights are not finite, the next step shows where, and those before them are kept.
