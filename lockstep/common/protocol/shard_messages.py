@@ -79,14 +79,6 @@ class Squares(Message, frozen=True, kw_only=True):
     step: Count
 
 
-class CollectedFrame(Message, frozen=True, kw_only=True):
-    """A frame of a vector of the shard's slice, after `steps` updates: one array, from element `start` on."""
-
-    name: ShortText
-    steps: Count
-    start: Count
-
-
 class UpdateDone(Message, frozen=True, kw_only=True):
     """The slice has its new weights; frames to be collected of it came before this."""
 
@@ -132,13 +124,6 @@ class ShardWelcome(Message, frozen=True, kw_only=True):
     term: Term = NO_TERM
     standbys: Standbys = ()
     options: RunOptions
-
-
-class InitialFrame(Message, frozen=True, kw_only=True):
-    """A frame of a vector that the shard begins with: one array, from element `start` of the vector on."""
-
-    name: ShortText
-    start: Count
 
 
 class Begin(Message, frozen=True, kw_only=True):
@@ -194,6 +179,17 @@ class Collect(Message, frozen=True, kw_only=True):
     steps: Count
 
 
+# From the server to a shard that begins, and from a shard to a server that collects slices
+
+
+class SliceFrame(Message, frozen=True, kw_only=True):
+    """A frame of a vector of the shard's slice, after `steps` updates: one array, from element `start` on."""
+
+    name: ShortText
+    steps: Count
+    start: Count
+
+
 # From a worker to a shard
 
 
@@ -205,13 +201,13 @@ class Hello(Message, frozen=True, kw_only=True):
 
 
 #: Messages that only a shard sends that has a slice of the run.
-SliceMessage = ShardReady | SumsAck | Squares | CollectedFrame | UpdateDone | WorkerLost
+SliceMessage = ShardReady | SumsAck | Squares | SliceFrame | UpdateDone | WorkerLost
 ShardMessage = ShardJoin | SliceMessage | Leave | Ping
 ToShardMessage = (
     ShardWelcome
     | Refused
     | Eviction
-    | InitialFrame
+    | SliceFrame
     | Begin
     | Admit
     | Forget

@@ -33,13 +33,12 @@ from lockstep.common.protocol.shard_messages import (
     Admit,
     Begin,
     Collect,
-    CollectedFrame,
     Forget,
     Hello,
-    InitialFrame,
     SendWeightsTo,
     ShardReady,
     ShardWelcome,
+    SliceFrame,
     Squares,
     SquaresRequest,
     ToShardMessage,
@@ -208,7 +207,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
 
     def events_of(self, message: Message) -> Sequence[machine.ShardEvent]:
         match message:
-            case InitialFrame():
+            case SliceFrame():
                 self._demand_slice().fill(message.name, message.start, self.arrays[0])
             case Begin():
                 self._demand_slice().begin(message.steps)
@@ -261,7 +260,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
                 self._send_held(storage, effect.steps, has_state=False)
             case Ping():
                 self.send_to_server(Ping())
-            case InitialFrame() | Begin():
+            case SliceFrame() | Begin():
                 return  # carried out when it came
             case _:
                 assert_never(effect)
@@ -310,7 +309,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         """Send the server what it collects of the slice."""
         shard = storage.shard
         for name, part, values in held_frames(shard, shard.owned, updates, has_state=has_state):
-            self.send_to_server(CollectedFrame(name=name, steps=updates, start=part.start), values)
+            self.send_to_server(SliceFrame(name=name, steps=updates, start=part.start), values)
 
     def send_to_server(self, message: Message, *arrays: Vector) -> None:
         try:

@@ -14,9 +14,9 @@ from lockstep.common.protocol.shard_messages import (
     Collect,
     Forget,
     Hello,
-    InitialFrame,
     SendWeightsTo,
     ShardReady,
+    SliceFrame,
     SquaresRequest,
     SumsAck,
     Update,
@@ -46,7 +46,7 @@ class ShardPhase(Enum):
 
 
 #: Messages that the server sends a shard that is in the run.
-Request = InitialFrame | Begin | Admit | Forget | SendWeightsTo | SquaresRequest | Update | Collect | Ping
+Request = SliceFrame | Begin | Admit | Forget | SendWeightsTo | SquaresRequest | Update | Collect | Ping
 SliceEvent = Request | Received | PeerLeft
 ShardEvent = SliceEvent | ClientEvent
 
@@ -62,7 +62,7 @@ _OUTSIDE, _FILLING, _SERVING = ShardPhase
 TRANSITIONS = table_of(
     ShardPhase,
     {
-        InitialFrame: stays(_FILLING, _SERVING),
+        SliceFrame: stays(_FILLING, _SERVING),
         Begin: {_FILLING: {_SERVING}},
         Admit: stays(_SERVING),
         Forget: stays(_SERVING),

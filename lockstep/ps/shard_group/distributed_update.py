@@ -10,7 +10,7 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.optim.clipping import BLOCK, add_blocks, scale_for
-from lockstep.common.protocol.shard_messages import WEIGHTS, Collected, CollectedFrame, UpdateDone
+from lockstep.common.protocol.shard_messages import WEIGHTS, Collected, SliceFrame, UpdateDone
 from lockstep.ps.run.progress import Moved
 from lockstep.ps.shard.partition import held_frames
 from lockstep.ps.shard.shard import Shard
@@ -131,7 +131,7 @@ class GatheredWeights:
         if name == WEIGHTS:
             self.received += len(part)
 
-    def put_sent(self, frame: CollectedFrame, values: Vector, owned: Slice) -> None:
+    def put_sent(self, frame: SliceFrame, values: Vector, owned: Slice) -> None:
         """Write what a shard has sent of its slice; `RemoteProtocolError` if it is of another one."""
         part = Slice(frame.start, frame.start + len(values))
         if not owned.start <= part.start < part.stop <= owned.stop:

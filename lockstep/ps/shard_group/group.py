@@ -21,14 +21,13 @@ from lockstep.common.protocol.shard_messages import (
     Begin,
     Collect,
     Collected,
-    CollectedFrame,
     Forget,
     Hello,
-    InitialFrame,
     SendWeightsTo,
     ShardJoin,
     ShardMessage,
     ShardReady,
+    SliceFrame,
     SliceMessage,
     Squares,
     SquaresRequest,
@@ -180,7 +179,7 @@ class SliceGroup:
                 trained = self.slices[member.index].until(self.whole.policy.parameter_size)
                 is_last = self.update.on_squares(member.index, answer.step, len(trained), arrays[0])
                 return self._make_update() if is_last else []
-            case CollectedFrame():
+            case SliceFrame():
                 if self.gathered is not None:
                     self.gathered.put_sent(answer, arrays[0], self.slices[member.index])
                 return []
@@ -235,10 +234,11 @@ class SliceGroup:
         return []
 
     def _fill(self, effect: FillShard) -> Sequence[PeerLeft]:
+        outbox, steps = self.own.outbox, self.whole.updates
         for name, part, values in initial_frames(self.whole, self.slices[effect.index]):
-            if failed := self.own.outbox.send(effect.peer, InitialFrame(name=name, start=part.start), values):
+            if failed := outbox.send(effect.peer, SliceFrame(name=name, steps=steps, start=part.start), values):
                 return failed
-        return self.own.outbox.send(effect.peer, Begin(steps=self.whole.updates))
+        return outbox.send(effect.peer, Begin(steps=steps))
 
     def _send_to(self, peers: Iterable[bytes], message: Message) -> list[Event]:
         gone = [event for peer in peers for event in self.own.outbox.send(peer, message)]
@@ -367,7 +367,7 @@ class SliceGroup:
             with suppress(RemoteProtocolError):
                 message, arrays = decode(frames, ShardMessage)
                 member = self.shards.members.get(peer)
-                if member is not None and isinstance(message, CollectedFrame) and message.steps == updates:
+                if member is not None and isinstance(message, SliceFrame) and message.steps == updates:
                     gathered.put_sent(message, arrays[0], self.slices[member.index])
 
     def end(self, finish: Finish) -> None:

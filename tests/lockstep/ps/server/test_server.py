@@ -33,7 +33,7 @@ from lockstep.common.protocol.messages import (
     Welcome,
 )
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.shard_messages import CollectedFrame, ShardReady, ShardWelcome, ToShardMessage
+from lockstep.common.protocol.shard_messages import ShardReady, ShardWelcome, SliceFrame, ToShardMessage
 from lockstep.common.transport.in_memory import MemoryClient
 from lockstep.launch.client import shard_join
 from lockstep.ps.coordinator.effects import Finish
@@ -170,7 +170,7 @@ def test_what_a_shard_sends_for_a_server_of_before_counts_for_nothing() -> None:
     late = simulation.network.client()
     # Both waited while nobody was at this address.
     late.send(encode(shard_join(JOIN, "memory://late")))
-    late.send(encode(CollectedFrame(name="weights", steps=1, start=0), [np.full(4096, 7.0, np.float32)]))
+    late.send(encode(SliceFrame(name="weights", steps=1, start=0), [np.full(4096, 7.0, np.float32)]))
     simulation.run_until_quiet()
     assert [type(message) for message in told_shard(late)] == [ShardWelcome]
     late.close()

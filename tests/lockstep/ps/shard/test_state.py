@@ -15,11 +15,11 @@ from lockstep.common.protocol.shard_messages import (
     Collect,
     Forget,
     Hello,
-    InitialFrame,
     SendWeightsTo,
     ShardJoin,
     ShardReady,
     ShardWelcome,
+    SliceFrame,
     SquaresRequest,
     SumsAck,
     Update,
@@ -73,7 +73,7 @@ EVENTS: dict[type, events.SliceEvent] = {
         update_of(5),
         PeerLeft(peer=PEER, reason="its connection is gone"),
         Ping(),
-        InitialFrame(name="weights", start=4096),
+        SliceFrame(name="weights", steps=5, start=4096),
         Collect(steps=5),
     )
 }
