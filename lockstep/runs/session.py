@@ -112,7 +112,7 @@ def open_session(
     folder = _opened_folder(setup, destination, say)
     convicted = read_convictions(folder.path)
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
-    checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, options.checkpoint_keep, room=folder.room)
+    checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, options.checkpoint_keep)
     try:
         start = _start(setup, recorder, folder, checkpoints, is_resumed=destination.is_resumed)
         history = read_terms(folder.path).begin(

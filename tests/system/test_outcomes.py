@@ -74,7 +74,7 @@ def test_a_server_whose_folder_is_deleted_fails_with_its_workers(place: Place) -
     delete(place.folder / "run")
     code, out, error = server.end()
     assert (code, error.count("\n")) == (1, 1), error
-    assert ": the run continues without a checkpoint" in out
+    assert ": the run continues without it, and there is no checkpoint yet" in out
     assert worker.end()[0] == 1
 
 

@@ -4,9 +4,7 @@ The weights are under their own names, so that everybody can read them; each slo
 `optimizer/SLOT/NAME`, and the run's progress, as JSON, is the array `lockstep/past`. The seal is the SHA-256 of
 the whole file in which its own 64 digits are zeros: no bit of the file can change without being found.
 
-The folder has the newest few checkpoints and the best one; a damaged one is named, and the one before it is used. If a
-checkpoint cannot be written, that is reported, and those before stay as they are. If that is for lack of room, the run
-waits for it; otherwise it costs the run nothing else."""
+The folder has the newest few checkpoints and the best one; a damaged one is named, and the one before it is used."""
 
 import hashlib
 import re
@@ -29,7 +27,6 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.common.runtime.notice import warning
-from lockstep.ps.records.run_folder import DiskRoom
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.progress import Count, RunTotals
 
@@ -252,43 +249,27 @@ def step_of(name: str) -> int | None:
 
 @dataclass
 class CheckpointFolder:
-    """The folder of one run's checkpoints; `say` reports what cannot be written or read."""
+    """The folder of one run's checkpoints; `say` reports what cannot be read or removed."""
 
     path: Path
     say: Callable[[str], None] = lambda text: None
     #: How many are kept next to the best one.
     keep: int = 2
     write: Writer = write_atomically
-    #: Learns that the disk is full; None if no run waits for room.
-    room: DiskRoom | None = None
 
-    def save(self, step: int, parts: Iterable[bytes | memoryview], best: int | None, size: int = 0) -> bool:
-        """Write the checkpoint of a step and remove those that are not kept; return whether it was written.
+    def save(self, step: int, parts: Iterable[bytes | memoryview], best: int | None) -> None:
+        """Write the checkpoint of a step and remove those that are not kept; those before stay if OSError is raised.
 
-        `best` is the step whose checkpoint, if there is one, stays. `size` is how many bytes it takes, about.
+        `best` is the step whose checkpoint, if there is one, stays.
         """
-        path = self.file_of(step)
-        try:
-            self.path.mkdir(exist_ok=True)
-            self.write(path, parts)
-        except OSError as error:
-            if self.room is not None and self.room.refuse(error, size):
-                return False
-            kept = self.steps()
-            stays = f"that of step {kept[-1]} stays" if kept else "there is no checkpoint yet"
-            why = f"cannot write checkpoint {str(path)!r}: {error.strerror}"
-            self.say(warning(f"{why}: the run continues without it, and {stays}"))
-            return False
-        self._prune(best)
-        return True
-
-    def _prune(self, best: int | None) -> None:
-        for step in self.steps()[: -self.keep]:
-            if step != best:
+        self.path.mkdir(exist_ok=True)
+        self.write(self.file_of(step), parts)
+        for old in self.steps()[: -self.keep]:
+            if old != best:
                 try:
-                    self.file_of(step).unlink(missing_ok=True)
+                    self.file_of(old).unlink(missing_ok=True)
                 except OSError as error:
-                    self.say(warning(f"cannot remove old checkpoint {str(self.file_of(step))!r}: {error.strerror}"))
+                    self.say(warning(f"cannot remove old checkpoint {str(self.file_of(old))!r}: {error.strerror}"))
 
     def steps(self) -> list[int]:
         """Return the steps of which there is a file, in order."""

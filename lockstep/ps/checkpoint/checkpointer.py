@@ -151,29 +151,23 @@ class Checkpointer:
         )
 
     def _save(self, snapshot: Snapshot) -> bool:
-        if not self._sync():
-            return False
-        saved, weights, state = snapshot
-        identity = CheckpointIdentity.of(self.recorder.info)
-        parts = sealed_parts(identity, saved, self.recorder.layout, weights, state)
-        return self.folder.save(saved.steps, parts, self.best(), bytes_of(weights, state) + MORE_BYTES)
-
-    def _sync(self) -> bool:
-        """Write the lines to which a checkpoint refers to the disk; return whether they are there."""
+        """Write a checkpoint, once the lines to which it refers are on the disk; return whether it was written."""
         self.run.flush()
         if not (self.run.metrics.is_written() and self.run.ledger.is_written()):
             return False  # which has been reported
+        saved, weights, state = snapshot
+        parts = sealed_parts(CheckpointIdentity.of(self.recorder.info), saved, self.recorder.layout, weights, state)
         try:
             self.run.metrics.sync()
             self.run.ledger.sync()
             self.recorder.keep_receipt()
+            self.folder.save(saved.steps, parts, self.best())
         except OSError as error:
-            if self.run.room.refuse(error, MORE_BYTES):
-                return False
-            where = repr(str(self.run.path))
-            self.folder.say(
-                warning(f"cannot write to {where}: {error.strerror}: the run continues without a checkpoint")
-            )
+            if not self.run.room.refuse(error, bytes_of(weights, state) + MORE_BYTES):
+                kept = self.folder.steps()
+                stays = f"that of step {kept[-1]} stays" if kept else "there is no checkpoint yet"
+                why = f"cannot write checkpoint {str(self.folder.file_of(saved.steps))!r}: {error.strerror}"
+                self.run.say(warning(f"{why}: the run continues without it, and {stays}"))
             return False
         return True
 

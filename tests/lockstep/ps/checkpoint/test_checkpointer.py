@@ -107,7 +107,9 @@ def test_a_disk_that_fails_costs_checkpoints_and_is_told_each_time(tmp_path: Pat
     session.checkpointer.folder.write = Disk(failures=4, error=errno.EIO).write
     assert train(opening, session, waited_s) == expected
     assert len(said) == 4
-    assert all(text.startswith("warning: cannot write checkpoint ") and os.strerror(errno.EIO) in text for text in said)
+    begin, folder = "warning: cannot write checkpoint", session.checkpointer.folder
+    assert all(text.startswith(f"{begin} '{folder.path}") and os.strerror(errno.EIO) in text for text in said)
+    assert said[-1].endswith(": the run continues without it, and there is no checkpoint yet")
     assert session.checkpointer.folder.steps()[-1] == 7
     assert (tmp_path / "run" / RESULT).exists()
     assert not waited_s
@@ -173,9 +175,8 @@ def test_lines_that_the_disk_fails_to_keep_cost_a_checkpoint_that_would_refer_to
     file: LineFile = getattr(session.checkpointer.run, name)
     file.fsync = failing_at(2)
     train(opening, session)
-    assert said == [
-        f"warning: cannot write to '{tmp_path}/run': {os.strerror(errno.EIO)}: the run continues without a checkpoint"
-    ]
+    lost = f"warning: cannot write checkpoint '{session.checkpointer.folder.file_of(2)}': {os.strerror(errno.EIO)}"
+    assert said == [f"{lost}: the run continues without it, and that of step 1 stays"]
     assert session.checkpointer.folder.steps()[-1] == 7
     assert (tmp_path / "run" / RESULT).exists()
 
