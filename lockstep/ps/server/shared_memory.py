@@ -37,8 +37,6 @@ class ServerSharedMemory:
     """A run's folder of shared memory, and what the server and workers have put there."""
 
     folder: SharedFolder
-    #: Number of values of a vector.
-    size: int
     #: By rank, the workers that may make several steps by themselves.
     teams: dict[int, TeamShape] = field(default_factory=dict)
     #: By slice; none as long as only the server has made updates. A process writes a slice only while it has the
@@ -96,7 +94,7 @@ class ServerSharedMemory:
         try:
             sets = state_sets(names, self._make(STATE + suffix, state_shape(names, size)).vectors)
             if not shard.policy.wire_weights.is_exact:
-                first, second = self._make(EXACT_WEIGHTS + suffix, weights_shape(self.size)).vectors
+                first, second = self._make(EXACT_WEIGHTS + suffix, weights_shape(shard.weights.size)).vectors
                 weights = first, second
             self._add_locks(locks, suffix, slices)
         except SharingError:
@@ -124,7 +122,7 @@ class ServerSharedMemory:
         """
         old, slices = self.locks, len(self.locks)
         try:
-            first, second = self._make(WEIGHTS + _NEXT, weights_shape(self.size)).vectors
+            first, second = self._make(WEIGHTS + _NEXT, weights_shape(shard.weights.size)).vectors
             self.locks = self._share(shard, (first, second), _NEXT, slices)
         except SharingError:
             self.folder.drop(WEIGHTS + _NEXT)
@@ -158,9 +156,9 @@ def _update_files(slices: int) -> Sequence[str]:
 
 def share(setup: RunSetup, root: Path, allocate: Allocate = reserve) -> tuple[RunSetup, ServerSharedMemory]:
     """Move the weights that workers compute with into memory that they may share; `SharingError` if that fails."""
-    folder, size = SharedFolder.create(root), setup.layout.size
+    folder = SharedFolder.create(root)
     try:
-        segment = folder.make(WEIGHTS, weights_shape(size), allocate)
+        segment = folder.make(WEIGHTS, weights_shape(setup.layout.size), allocate)
     except SharingError:
         folder.remove()
         raise
@@ -170,7 +168,7 @@ def share(setup: RunSetup, root: Path, allocate: Allocate = reserve) -> tuple[Ru
         shard = replace(setup.shard, slots=(first, second))
     else:
         shard = replace(setup.shard, rounded=(first, second))
-    sharing = ServerSharedMemory(folder, size, allocate=allocate)
+    sharing = ServerSharedMemory(folder, allocate=allocate)
     return msgspec.structs.replace(
         setup, shard=shard, info=msgspec.structs.replace(setup.info, memory=folder.name)
     ), sharing
