@@ -351,7 +351,7 @@ class StandbyProcess(SimulatedShell):
             process.tick()
 
         search = LeaderSearch((StandbyAddress(address=ADDRESS),), address)
-        request = MirrorRequest(protocol=PROTOCOL_VERSION, host="host", pid=1, address=address)
+        request = MirrorRequest(protocol=PROTOCOL_VERSION, host="host", address=address)
         runner = StandbyShell(
             run.parts.standby(search, request, Mirror.restored(run.folder, write, sync)),
             run.network.server(address, process),

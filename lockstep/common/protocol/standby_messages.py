@@ -58,7 +58,6 @@ class MirrorRequest(Message, frozen=True, kw_only=True):
 
     protocol: Count
     host: ShortText
-    pid: Count
     #: Its address for workers, and the public half of its key.
     address: ShortText
     public: PublicKey = ""

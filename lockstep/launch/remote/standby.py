@@ -1,6 +1,5 @@
 """A standby by hand, or of a `train`: it mirrors a run into a folder of its own, and serves it once that is needed."""
 
-import os
 import platform
 import shlex
 import shutil
@@ -323,7 +322,6 @@ def shell_of(
     mirrors = MirrorRequest(
         protocol=PROTOCOL_VERSION,
         host=one_line(platform.node() or "unknown", NAME_LIMIT),
-        pid=os.getpid(),
         address=own,
         public=own_public(request.flags, credential),
     )

@@ -213,8 +213,8 @@ class SliceService:
         node, frame = sums.node(), None if sums.start is None else self.frame_at.get(sums.start)
         if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):
             raise RemoteProtocolError(f"sums over {node} from {sums.start} on: not a frame of this slice")
-        if not self.shard.fits(frame, words):
-            expected = self.shard.policy.wire.words(self.shard.frames[frame])
+        expected = self.shard.policy.wire.words(self.shard.frames[frame])
+        if len(words) != expected:
             raise RemoteProtocolError(f"sums of {len(words)} values: expected {expected}")
         if worker.served is None:
             return False

@@ -130,10 +130,6 @@ class Shard:
             self.policy.wire.unpack(words, self.frames[frame].start, sums)
             self.trees[frame].add_own(node, sums)
 
-    def fits(self, frame: int, words: Vector) -> bool:
-        """Tell whether one frame of sums has as many words as it travels in."""
-        return len(words) == self.policy.wire.words(self.frames[frame])
-
     def is_finite(self, frame: int, words: Vector) -> bool:
         """Tell whether one frame of sums, as it travelled, holds finite values only."""
         part = self.frames[frame]

@@ -6,9 +6,7 @@ from lockstep.common.protocol.messages import PROTOCOL_VERSION, STANDBYS_LIMIT, 
 from lockstep.common.protocol.standby_messages import MirrorRequest
 from lockstep.ps.server.succession import GONE_S, StandbyRegistry
 
-FIRST = MirrorRequest(
-    protocol=PROTOCOL_VERSION, host="h", pid=1, address="tcp://h:1", public="k", step=3, is_whole=True
-)
+FIRST = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", address="tcp://h:1", public="k", step=3, is_whole=True)
 SECOND = msgspec.structs.replace(FIRST, address="tcp://h:2", public="", step=6, is_whole=False)
 
 

@@ -22,7 +22,7 @@ STANDBY, OTHER = b"one", b"two"
 
 def request_of(peer: bytes, *, is_whole: bool = False) -> MirrorRequest:
     address = f"memory://{peer.decode()}"
-    return MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address=address, is_whole=is_whole)
+    return MirrorRequest(protocol=PROTOCOL_VERSION, host="h", address=address, is_whole=is_whole)
 
 
 def mirrored() -> Succession:

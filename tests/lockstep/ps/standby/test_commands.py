@@ -36,7 +36,7 @@ from lockstep.ps.standby.terms import read_terms
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
 
-REQUEST = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address="memory://b")
+REQUEST = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", address="memory://b")
 
 HELD = RunFiles(
     term=Term(run="r", number=1, server="s"),
@@ -71,7 +71,7 @@ def outcomes(client: MemoryClient) -> Sequence[CommandOutcome]:
 def standby_state(mirror: Mirror) -> StandbyState:
     """Return a standby at another address than its server's."""
     search = LeaderSearch((StandbyAddress(address="memory://"),), "memory://b")
-    return StandbyState(search, MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address="memory://b"), mirror)
+    return StandbyState(search, MirrorRequest(protocol=PROTOCOL_VERSION, host="h", address="memory://b"), mirror)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def until_heard(simulation: Simulation) -> None:
 def mirror(simulation: Simulation, address: str, *, step: int, is_whole: bool) -> MemoryClient:
     """Let a standby ask for the files of a run; return its connection."""
     client = simulation.network.client()
-    request = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address=address, step=step, is_whole=is_whole)
+    request = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", address=address, step=step, is_whole=is_whole)
     ask(client, "standby-1", request)
     until_heard(simulation)
     return client

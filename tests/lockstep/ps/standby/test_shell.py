@@ -101,7 +101,7 @@ class Bench:
         self.own = self.network.server(OWN.address)
         self.upstream.__class__, self.own.__class__ = PromptClient, PromptServer
         search = LeaderSearch((StandbyAddress(address="memory://"),), OWN.address)
-        request = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address=OWN.address)
+        request = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", address=OWN.address)
         self.shell = StandbyShell(
             StandbyState(search, request, Mirror(self.folder)),
             self.own,

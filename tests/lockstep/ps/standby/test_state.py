@@ -71,7 +71,7 @@ from lockstep.ps.standby.terms import LedTerm, TermHistory, write_terms
 
 SERVER, OTHER = (StandbyAddress(address=f"tcp://h:{port}") for port in (1, 3))
 OWN = StandbyAddress(address="tcp://h:2", public="key")
-REQUEST = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address=OWN.address, public=OWN.public)
+REQUEST = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", address=OWN.address, public=OWN.public)
 TERM, NEXT = (Term(run="r", number=number, server="s") for number in (4, 5))
 DATA = b"text"
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -140,7 +140,7 @@ def answers(effects: list[StandbyEffect]) -> list[str]:
 MESSAGES = (
     join(0),
     ShardJoin(protocol=1, incarnation="s", host="h", pid=1, fingerprint=fingerprint(), address="tcp://h:8"),
-    MirrorRequest(protocol=1, host="h", pid=2, address="tcp://h:3"),
+    MirrorRequest(protocol=1, host="h", address="tcp://h:3"),
     LeaderRequest(),
     Promote(),
     Drain(),
@@ -234,7 +234,7 @@ def test_a_run_of_which_nothing_was_computed_goes_on_if_the_standby_misses_the_s
 def follows(state: StandbyState, now: float, address: str = SERVER.address, *, step: int = 0) -> list[StandbyEffect]:
     """Let the process at an address ask as a standby, while the server has been asked twice without an answer."""
     state.unanswered = 2
-    request = MirrorRequest(protocol=1, host="h", pid=2, address=address, step=step)
+    request = MirrorRequest(protocol=1, host="h", address=address, step=step)
     return state.handle(Received(peer=b"1", message=request), now)
 
 
