@@ -116,7 +116,7 @@ class ShardWelcome(Message, frozen=True, kw_only=True):
     parameter_size: Annotated[int, Meta(ge=1)]
     #: The groups of the trained values, which end where these do; none if all are updated alike.
     spans: Annotated[tuple[Span, ...], Meta(max_length=2**16)] = ()
-    #: The files of the run's own functions, as in `Welcome`; empty if no update needs one.
+    #: The model's own files, as in `Welcome`: an update may need the functions in them.
     source: ShortText = ""
     model_files: Annotated[tuple[ModelFile, ...], Meta(max_length=MOST_FILES)] = ()
     model_folder: ShortText = ""

@@ -108,9 +108,7 @@ class SliceGroup:
         whole = self.whole
         self.shards = ShardMembers(self.info, whole.policy)
         self.slices = slices_for(whole.weights.size, self.info.options.servers)
-        self.update = DistributedUpdate(
-            step=whole.updates - 1, others=self.shards.others, phase=UpdatePhase.DONE, divisor=1.0
-        )
+        self.update = DistributedUpdate(step=whole.updates - 1, others=self.shards.others, phase=UpdatePhase.DONE)
         if self.shards.others:
             self.gathered = GatheredWeights.of(whole)
 

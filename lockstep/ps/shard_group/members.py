@@ -5,7 +5,7 @@ The coordinator's own slice is the first, and has no member: a run of one server
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, assert_never
+from typing import assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -14,12 +14,10 @@ from lockstep.common.aggregation.slices import most_servers
 from lockstep.common.errors import CONTINUED, FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.optimizer import UpdatePolicy
-from lockstep.common.job.own_code import needs_code
 from lockstep.common.protocol.messages import (
     NAME_LIMIT,
     Eviction,
     Finished,
-    Message,
     NotLeading,
     Ping,
     Refused,
@@ -155,8 +153,10 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
 
     def react(self, event: MembersEvent, now: float) -> list[MembersEffect]:
         match event:
-            case Received(peer=peer, message=message):
-                return self._on_message(peer, message, now)
+            case Received(peer=peer, message=ShardJoin() as join):
+                return self._join(peer, join, now)
+            case Received(peer=peer):
+                return self._prepared(peer, now)
             case PeerLeft():
                 return self._on_left(event)
             case TimePassed():
@@ -172,9 +172,6 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
                 return [Send(peer=peer, message=self.end) for peer in peers]
             case _:
                 assert_never(event)
-
-    def _on_message(self, peer: bytes, message: Message, now: float) -> list[MembersEffect]:
-        return self._join(peer, message, now) if isinstance(message, ShardJoin) else self._prepared(peer, now)
 
     def heard(self, peer: bytes, now: float) -> None:
         """Record that a message of a shard came."""
@@ -224,13 +221,10 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
             term=info.term,
             standbys=self.standbys,
             options=replace(options, takeover_seconds=max(options.takeover_seconds, LEAST_TAKEOVER_S)),
-            **(self._own_source() if needs_code(info.job) else {}),
+            source=info.source,
+            model_files=tuple(info.model_files),
+            model_folder=info.model_folder,
         )
-
-    def _own_source(self) -> dict[str, Any]:
-        """Return the fields of a welcome that a shard needs to call the user's functions."""
-        info = self.info
-        return {"source": info.source, "model_files": tuple(info.model_files), "model_folder": info.model_folder}
 
     def _spare(self, peer: bytes, join: ShardJoin) -> list[MembersEffect]:
         """Let a shard wait for a slice."""
