@@ -1,7 +1,6 @@
 """Opens the session of a run, new or resumed: the files in its folder, its recorder, its checkpointer."""
 
 import secrets
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +21,9 @@ from lockstep.ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule
 from lockstep.ps.checkpoint.resuming import (
     Resumption,
     begin_again,
-    best_of,
     check_identity,
     first_round,
-    has_best,
+    last_to_resume,
     resume,
 )
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
@@ -174,14 +172,15 @@ def _start(
         recorder.begin(setup.shard.digest())
         return first_round(setup)
     checkpoints.sweep()
-    checkpoint = next((found for found in checkpoints.back_from(sys.maxsize) if has_best(found, checkpoints)), None)
-    if checkpoint is None:
+    found = last_to_resume(checkpoints)
+    if found is None:
         checkpoints.say(notice(f"starts over: {str(folder.path)!r} has no checkpoint to resume from"))
         return begin_again(setup, recorder, folder)
+    checkpoint, best = found
     check_identity(checkpoint, setup.info, allows_mixed_numerics=setup.info.options.allow_mixed_numerics)
     start = resume(setup, recorder, folder, checkpoint)
-    if setup.info.job.keep_best:
-        recorder.best = best_of(checkpoint, checkpoints, setup)
+    if best is not None:
+        recorder.best, _ = best.held(setup.layout, setup.shard.state)
     checkpoints.set_aside(checkpoint.progress.steps)
     total = setup.info.plan.total_steps
     checkpoints.say(notice(f"resumes after step {checkpoint.progress.steps} of {total}, from {checkpoint.path}"))

@@ -1,5 +1,6 @@
 """From a checkpoint to a run that continues as if it had never stopped."""
 
+import sys
 from collections import deque
 from collections.abc import Mapping
 
@@ -7,7 +8,6 @@ import msgspec
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.layout import weights_digest
-from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
 from lockstep.common.files.reading import known_lines
 from lockstep.common.job.tally import Tally
@@ -117,29 +117,21 @@ def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkp
     )
 
 
-def _best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> Checkpoint | None:
-    """Return the checkpoint of the best epoch in another one's history, None before the first or if it is gone."""
-    saved = checkpoint.progress
-    best = best_epoch(checkpoint.identity.job, saved.history)
-    if best is None:
-        return None
-    return next((found for found in checkpoints.back_from(saved.steps) if found.is_of(best)), None)
+def last_to_resume(checkpoints: CheckpointFolder) -> tuple[Checkpoint, Checkpoint | None] | None:
+    """Return the last checkpoint from which a run can be resumed, None without one; and that of its best epoch.
 
-
-def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:
-    """Tell whether a run can be resumed from a checkpoint: to end with the best weights it needs those so far."""
-    if not checkpoint.identity.job.keep_best or not checkpoint.progress.history:
-        return True
-    if _best(checkpoint, checkpoints) is not None:
-        return True
-    checkpoints.say(warning(f"{checkpoint.path}: the best epoch's weights are gone: using the one before it"))
-    return False
-
-
-def best_of(checkpoint: Checkpoint, checkpoints: CheckpointFolder, setup: RunSetup) -> Vector | None:
-    """Return the weights of the best epoch before a checkpoint, None before the first."""
-    best = _best(checkpoint, checkpoints)
-    return None if best is None else best.held(setup.layout, setup.shard.state)[0]
+    A run that is to end with the best weights needs those so far: otherwise, and before the first epoch, it is None.
+    """
+    for checkpoint in checkpoints.back_from(sys.maxsize):
+        job, saved = checkpoint.identity.job, checkpoint.progress
+        best = best_epoch(job, saved.history) if job.keep_best else None
+        if best is None:
+            return checkpoint, None
+        kept = next((found for found in checkpoints.back_from(saved.steps) if found.is_of(best)), None)
+        if kept is not None:
+            return checkpoint, kept
+        checkpoints.say(warning(f"{checkpoint.path}: the best epoch's weights are gone: using the one before it"))
+    return None
 
 
 def fill(shard: Shard, checkpoint: Checkpoint, setup: RunSetup) -> None:

@@ -28,12 +28,11 @@ from lockstep.ps.checkpoint.checkpoint import (
 from lockstep.ps.checkpoint.resuming import (
     Resumption,
     begin_again,
-    best_of,
     check_identity,
     coordinator_of,
     fill,
     first_round,
-    has_best,
+    last_to_resume,
     resume,
 )
 from lockstep.ps.records.ledger import RunBegun, StepDone, read_lines
@@ -361,11 +360,13 @@ EPOCHS = [
 ]
 
 
-def saved_epochs(path: Path, setup: RunSetup) -> tuple[CheckpointFolder, list[str]]:
-    """Save the checkpoints of two epochs, whose weights are all 3 and all 6: the steps."""
+def saved_epochs(
+    path: Path, setup: RunSetup, *saved_at: tuple[int, list[EpochRecord]]
+) -> tuple[CheckpointFolder, list[str]]:
+    """Save checkpoints after these steps with these epochs, by default those of two epochs."""
     said: list[str] = []
     folder = CheckpointFolder(path / "checkpoints", said.append)
-    for steps, history in ((3, EPOCHS[:1]), (6, EPOCHS)):
+    for steps, history in saved_at or ((3, EPOCHS[:1]), (6, EPOCHS)):
         saved = msgspec.structs.replace(SAVED, steps=steps, is_evaluated=True, history=history)
         weights, state = np.full(setup.layout.size, steps, np.float32), setup.shard.state
         folder.save(steps, sealed_parts(CheckpointIdentity.of(setup.info), saved, setup.layout, weights, state), None)
@@ -375,21 +376,17 @@ def saved_epochs(path: Path, setup: RunSetup) -> tuple[CheckpointFolder, list[st
 def test_a_run_that_keeps_the_best_weights_resumes_with_those_so_far(tmp_path: Path) -> None:
     setup = opened(job_of(steps=7, momentum=0.9, keep_best=True))
     folder, said = saved_epochs(tmp_path, setup)
-    last = read_checkpoint(folder.file_of(6))
-    best = best_of(last, folder, setup)
-    assert best is not None
-    assert best.tolist() == [3.0] * setup.layout.size
-    assert has_best(last, folder)
+    found = last_to_resume(folder)
+    assert found is not None
+    assert [each and each.path for each in found] == [folder.file_of(6), folder.file_of(3)]
     assert said == []
 
 
 def test_a_checkpoint_without_the_best_epochs_is_not_used_and_that_is_told(tmp_path: Path) -> None:
     setup = opened(job_of(steps=7, momentum=0.9, keep_best=True))
     folder, said = saved_epochs(tmp_path, setup)
-    last = read_checkpoint(folder.file_of(6))
     folder.file_of(3).unlink()
-    assert best_of(last, folder, setup) is None
-    assert not has_best(last, folder)
+    assert last_to_resume(folder) is None
     assert said == [f"warning: {folder.file_of(6)}: the best epoch's weights are gone: using the one before it"]
 
 
@@ -397,11 +394,11 @@ def test_a_checkpoint_without_the_best_epochs_is_not_used_and_that_is_told(tmp_p
 def test_a_run_needs_no_best_weights_before_its_first_epoch_or_if_it_does_not_keep_them(
     tmp_path: Path, keep_best: bool, history: list[EpochRecord]
 ) -> None:
-    setup, said = opened(job_of(steps=7, keep_best=keep_best)), list[str]()
-    folder = CheckpointFolder(tmp_path / "checkpoints", said.append)
-    checkpoint = checkpoint_of(setup, tmp_path / "one", msgspec.structs.replace(SAVED, history=history))
-    assert has_best(checkpoint, folder)
-    assert best_of(checkpoint, folder, setup) is None
+    setup = opened(job_of(steps=7, momentum=0.9, keep_best=keep_best))
+    folder, said = saved_epochs(tmp_path, setup, (6, history))
+    found = last_to_resume(folder)
+    assert found is not None
+    assert [each and each.path for each in found] == [folder.file_of(6), None]
     assert said == []
 
 
