@@ -179,7 +179,7 @@ class Collect(Message, frozen=True, kw_only=True):
     steps: Count
 
 
-# From the server to a shard that begins, and from a shard to a server that collects slices
+# Between the server and a shard
 
 
 class SliceFrame(Message, frozen=True, kw_only=True):
