@@ -71,7 +71,7 @@ class RunProgress(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  
     #: The sum of the weights of the others, if they have weights.
     weight: float | None = None
     #: The sums of metrics over these samples.
-    metrics: list[float] = msgspec.field(default_factory=list)
+    metrics: tuple[float, ...] = ()
     #: One record per epoch.
     history: list[EpochRecord]
     #: Seconds since the first step.

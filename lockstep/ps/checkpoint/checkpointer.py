@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec.structs import asdict
+
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.runtime.clock import Clock
@@ -134,15 +136,11 @@ class Checkpointer:
         self.pending = None
 
     def _progress(self, progress: Progress, now: float) -> RunProgress:
-        recorder, epoch = self.recorder, progress.epoch
+        recorder = self.recorder
         return RunProgress(
             **progress.totals(),
+            **asdict(progress.epoch),
             is_evaluated=bool(recorder.history) and recorder.ends_at(recorder.history[-1].epoch) == progress.steps,
-            loss_sum=epoch.loss_sum,
-            count=epoch.count,
-            ignored=epoch.ignored,
-            weight=epoch.weight,
-            metrics=list(epoch.metrics),
             history=list(recorder.history),
             elapsed_s=progress.elapsed(now),
             wall_s=now - recorder.setting.started,

@@ -153,7 +153,7 @@ def _progress(saved: RunProgress, info: RunInfo) -> Progress:
         guess=info.guess,
         metrics=info.metrics,
         before_s=saved.elapsed_s,
-        epoch=Tally(saved.loss_sum, saved.count, saved.ignored, saved.weight, tuple(saved.metrics)),
+        epoch=Tally(saved.loss_sum, saved.count, saved.ignored, saved.weight, saved.metrics),
         history=[msgspec.structs.replace(epoch, weights_sha256="") for epoch in saved.history],
         recent=deque([(saved.train_s, saved.samples)]),
     )

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.tree import Vector
@@ -98,9 +98,7 @@ class MetricsRecorder:
                 metrics=dict(score.others) or None,
                 lr=rate,
                 samples=tally.count // self.info.targets,
-                round_s=time.round_s,
-                mean_s=time.mean_s,
-                slowest_s=time.slowest_s,
+                **asdict(time),
                 update_s=update_s,
                 sums_bytes=moved.sums,
                 weights_bytes=moved.weights,
@@ -117,12 +115,12 @@ class MetricsRecorder:
     def epoch(self, figures: EpochRecord, weights: Vector) -> None:
         """Record the figures of an epoch, and keep the weights after it if callbacks or the job ask for them."""
         digest = weights_digest(weights)
-        record = msgspec.structs.replace(figures, weights_sha256=digest)
+        record = replace(figures, weights_sha256=digest)
         if self.folder is not None:
             self.folder.add_record(record)
             step = self.ends_at(figures.epoch)
             link = next_link(self.chain[-1], epoch=figures.epoch, step=step, weights_sha256=digest)
-            self.add_entries(EpochDone(**msgspec.structs.asdict(link)))
+            self.add_entries(EpochDone(**asdict(link)))
             self.chain.append(link)
             if self.info.options.pause:
                 self.folder.keep_epoch(self.layout, weights, figures.epoch, step)

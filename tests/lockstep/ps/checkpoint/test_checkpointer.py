@@ -251,7 +251,7 @@ def test_a_checkpoint_has_every_figure_of_the_run_and_the_ledger_its_weights(
         is_evaluated=is_evaluated,
         loss_sum=2.5,
         count=9,
-        metrics=[5, 9],
+        metrics=(5, 9),
         samples=56,
         history=EPOCHS[:epochs],
         elapsed_s=101.0,
