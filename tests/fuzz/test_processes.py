@@ -195,8 +195,8 @@ class Employed:
         for _ in range(50):
             if self.shard.ended is not None or not self.shard.step():
                 break
-        if self.shard.storage is not None:
-            self.shard.storage.service.validate()
+        if self.shard.service is not None:
+            self.shard.service.validate()
         while self.port.receive(0.0) is not None:
             pass
         while self.visitor.receive(0.0) is not None:

@@ -232,10 +232,10 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         (shard,) = simulation.shards
         members = simulation.server.coordinator.membership.members.values()
         (rank,) = [member.rank for member in members if member.join.pid == 0]
-        assert shard.runner.storage is not None
-        peer = shard.runner.storage.service.workers[rank].peer
+        assert shard.runner.service is not None
+        peer = shard.runner.service.workers[rank].peer
         (client,) = [it for it in simulation.network.clients if it.address == "memory://shard-0" and it.peer == peer]
-        (frame, *_) = shard.runner.storage.shard.frames
+        (frame, *_) = shard.runner.service.shard.frames
         part = encode(SumsFrame(step=7, lo=0, hi=8, start=frame.start), [np.zeros(len(frame), np.float32)])
         flooding.process.stop()
         client.up.messages.extend([(0.0, [memoryview(bytes(it)) for it in part]) for _ in range(200)])

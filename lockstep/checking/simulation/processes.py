@@ -476,8 +476,8 @@ class ShardProcess(NodeProcess):
 
     def step(self) -> bool:
         is_busy = self.runner.step()
-        if self.runner.storage is not None:
-            self.runner.storage.service.validate()
+        if self.runner.service is not None:
+            self.runner.service.validate()
         return is_busy
 
     def deadline(self) -> float | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from lockstep.common.aggregation.checksum import checksum_of, window_of
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.shard_messages import MOMENTA, WEIGHTS
 from lockstep.ps.shard.shard import Shard
 
@@ -30,6 +31,21 @@ def initial_frames(whole: Shard, owned: Slice) -> Iterator[NamedFrame]:
     momenta = whole.policy.momenta
     for frame in Slice(0, len(momenta)).frames():
         yield MOMENTA, frame, frame.of(momenta)
+
+
+def fill(shard: Shard, name: str, start: int, values: Vector) -> None:
+    """Write a frame that a shard of a slice is sent; `RemoteProtocolError` if the slice has no such place."""
+    held: dict[str, tuple[Vector, ...]] = {name: (slot,) for name, slot in shard.state.items()}
+    # Both slots, because no earlier weights exist if the current ones turn out to be useless.
+    held |= {WEIGHTS: shard.slots, MOMENTA: (shard.policy.momenta,)}
+    if name not in held:
+        raise RemoteProtocolError(f"a vector {name!r}: expected one of {sorted(held)}")
+    first = start - (0 if name == MOMENTA else shard.start)
+    part = Slice(first, first + len(values))
+    for vector in held[name]:
+        if not 0 <= part.start < part.stop <= vector.size:
+            raise RemoteProtocolError(f"values {start} to {start + len(values)} of {name!r}: not in this slice")
+        part.of(vector)[:] = values
 
 
 def held_frames(shard: Shard, owned: Slice, updates: int, *, has_state: bool) -> Iterator[NamedFrame]:

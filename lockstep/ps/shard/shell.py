@@ -9,7 +9,7 @@ from typing import assert_never
 import numpy as np
 
 from lockstep.common.aggregation.checksum import MODULUS
-from lockstep.common.aggregation.slices import Slice, Span, slices_for
+from lockstep.common.aggregation.slices import Span, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import Diagnosis, LockstepError, RefusalKind, RemoteProtocolError
 from lockstep.common.job.optimizer import policy_of
@@ -28,8 +28,6 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import (
-    MOMENTA,
-    WEIGHTS,
     Admit,
     Begin,
     Collect,
@@ -59,7 +57,7 @@ from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.run.progress import Traffic
 from lockstep.ps.shard import state as machine
 from lockstep.ps.shard.outbox import Outbox
-from lockstep.ps.shard.partition import checksum_in, held_frames
+from lockstep.ps.shard.partition import checksum_in, fill, held_frames
 from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard.state import Acknowledgements, ShardPhase, ShardState
@@ -71,47 +69,8 @@ EXPECTED = WorkerToShardMessage | Join
 QUEUE = 32
 
 
-@dataclass
-class ShardStorage:
-    """One slice, and where its vectors are."""
-
-    service: SliceService
-    #: Of the whole vector.
-    size: int
-    acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
-
-    @property
-    def shard(self) -> Shard:
-        """The arithmetic of the slice."""
-        return self.service.shard
-
-    def begin(self, steps: int) -> None:
-        """Record that the slice has been filled with what it was after so many steps."""
-        self.shard.updates = steps
-        self.shard.refresh_served()
-
-    def fill(self, name: str, start: int, values: Vector) -> None:
-        """Copy a frame of a vector that the slice begins with; `RemoteProtocolError` if there is no such place."""
-        for vector, first in self._vectors(name):
-            part = Slice(start - first, start - first + len(values))
-            if not 0 <= part.start < part.stop <= vector.size:
-                raise RemoteProtocolError(f"values {start} to {start + len(values)} of {name!r}: not in this slice")
-            vector[part.start : part.stop] = values
-
-    def _vectors(self, name: str) -> list[tuple[Vector, int]]:
-        """Return the vectors of that name, with the place of the first value of each in the whole one."""
-        if name == WEIGHTS:
-            # Both, because no earlier weights exist if the current ones turn out to be useless.
-            return [(slot, self.shard.start) for slot in self.shard.slots]
-        if name == MOMENTA:
-            return [(self.shard.policy.momenta, 0)]
-        if name not in self.shard.state:
-            raise RemoteProtocolError(f"a vector {name!r}: expected one of {sorted(self.shard.state)}")
-        return [(self.shard.state[name], self.shard.start)]
-
-
-def storage_of(welcome: ShardWelcome, outbox: Outbox) -> ShardStorage:
-    """Return the storage of a shard, by which it sends workers weights; a `UsageError` if it cannot do the job."""
+def service_of(welcome: ShardWelcome, outbox: Outbox) -> SliceService:
+    """Return the service of a shard for its slice; a `UsageError` if it cannot do the job."""
     job, size = welcome.job, welcome.size
     owned = slices_for(size, welcome.options.servers)[welcome.index]
     momenta = np.zeros(size - welcome.parameter_size, np.float32)
@@ -123,7 +82,7 @@ def storage_of(welcome: ShardWelcome, outbox: Outbox) -> ShardStorage:
         raise RemoteProtocolError(f"groups of {spans[-1].stop} values: expected {welcome.parameter_size}")
     policy = policy_of(job, welcome.training_samples, spans, momenta, own)
     slots = np.zeros(len(owned), np.float32), np.zeros(len(owned), np.float32)
-    return ShardStorage(SliceService(Shard(slots, policy, job.micro_batches, owned.start), outbox), size)
+    return SliceService(Shard(slots, policy, job.micro_batches, owned.start), outbox)
 
 
 @dataclass
@@ -146,8 +105,10 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     ended: Exit | None = None
     expected = ToShardMessage
     arrays: list[Vector] = field(default_factory=list)
-    #: The slice, None before the welcome.
-    storage: ShardStorage | None = None
+    #: For its slice, None before the welcome; and the values of the whole vector.
+    service: SliceService | None = None
+    size: int = 0
+    acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
     #: To workers, with the bytes that crossed their sockets since the last update.
     outbox: Outbox = field(init=False)
     loop: EventLoop[machine.ShardEvent] = field(init=False)
@@ -163,7 +124,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     # The loop's only part, and its inbox
 
     def deadline(self) -> float | None:
-        return soonest(self.state.deadline(), None if self.storage is None else self.storage.acknowledgements.due)
+        return soonest(self.state.deadline(), self.acknowledgements.due)
 
     def on_time(self, now: float) -> Sequence[machine.ShardEvent]:
         self._acknowledge(now)
@@ -208,9 +169,11 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     def events_of(self, message: Message) -> Sequence[machine.ShardEvent]:
         match message:
             case SliceFrame():
-                self._demand_slice().fill(message.name, message.start, self.arrays[0])
+                fill(self._demand_service().shard, message.name, message.start, self.arrays[0])
             case Begin():
-                self._demand_slice().begin(message.steps)
+                shard = self._demand_service().shard
+                shard.updates = message.steps
+                shard.refresh_served()
             case SquaresRequest() | Update() if self.state.phase is ShardPhase.SERVING:
                 self._demand_sums(message.step, message.divisor)
             case _ if not isinstance(message, machine.Request | ShardWelcome):
@@ -219,28 +182,27 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
 
     def _demand_sums(self, step: int, divisor: float) -> None:
         """Raise `RemoteProtocolError` if the server is at another step, or the sums of this one are incomplete."""
-        shard = self._demand_slice().shard
+        shard = self._demand_service().shard
         if step != shard.updates:
             raise RemoteProtocolError(f"the server is at step {step}, this shard at {shard.updates}: expected the same")
         if not 0.0 <= divisor < math.inf or not shard.is_whole():
             raise RemoteProtocolError(f"step {step} over {divisor} targets, whose sums are not all there")
 
-    def _demand_slice(self) -> ShardStorage:
-        """Return the slice; `RemoteProtocolError` before the welcome."""
-        if self.storage is None:
+    def _demand_service(self) -> SliceService:
+        """Return the service for the slice; `RemoteProtocolError` before the welcome."""
+        if self.service is None:
             raise RemoteProtocolError("a state before the welcome")
-        return self.storage
+        return self.service
 
     # From effects to actions
 
     def perform(self, effect: machine.SliceEvent) -> Iterable[machine.ShardEvent]:
-        storage = self._demand_slice()
-        service = storage.service
+        service = self._demand_service()
         match effect:
             case Received(peer=peer, message=Hello() as hello):
                 yield from service.identify(peer, hello)
             case Received(peer=peer, message=SumsFrame() as sums):
-                self._add(storage, peer, sums)
+                self._add(service, peer, sums)
             case Received():
                 raise AssertionError(effect)  # a worker sends nothing else
             case PeerLeft():
@@ -252,12 +214,12 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
             case SendWeightsTo(rank=rank, step=step):
                 yield from service.send_weights(rank, step)
             case SquaresRequest():
-                squares = storage.shard.squares(effect.divisor).view(np.float32)
+                squares = service.shard.squares(effect.divisor).view(np.float32)
                 self.send_to_server(Squares(step=effect.step), squares)
             case Update():
-                yield from self._update(storage, effect)
+                yield from self._update(service, effect)
             case Collect():
-                self._send_held(storage, effect.steps, has_state=False)
+                self._send_held(service.shard, effect.steps, has_state=False)
             case Ping():
                 self.send_to_server(Ping())
             case SliceFrame() | Begin():
@@ -265,18 +227,18 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
             case _:
                 assert_never(effect)
 
-    def _add(self, storage: ShardStorage, peer: bytes, sums: SumsFrame) -> None:
+    def _add(self, service: SliceService, peer: bytes, sums: SumsFrame) -> None:
         """Add a frame of a worker's sums; acknowledge the sums some time after they are whole."""
-        service, now = storage.service, self.clock.now()
+        now = self.clock.now()
         is_new, worker = service.on_frame(peer, sums, self.arrays[0]), service.worker_at(peer)
         if is_new and worker is not None and service.has_all(peer, sums.step, sums.node()):
-            is_whole = storage.shard.is_whole()
-            storage.acknowledgements.add(worker.admit.rank, sums, now, is_whole=is_whole)
+            is_whole = service.shard.is_whole()
+            self.acknowledgements.add(worker.admit.rank, sums, now, is_whole=is_whole)
             self._acknowledge(now)
 
     def _acknowledge(self, now: float) -> None:
         """Acknowledge the sums for which it is time, unless the shard has left the run meanwhile."""
-        for ack in [] if self.storage is None else self.storage.acknowledgements.take(now):
+        for ack in self.acknowledgements.take(now):
             if self.state.phase is ShardPhase.SERVING:
                 self.send_to_server(ack)
 
@@ -288,26 +250,25 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         if rank is not None:
             self.send_to_server(WorkerLost(rank=rank, reason=reason))
 
-    def _update(self, storage: ShardStorage, update: Update) -> Sequence[PeerLeft]:
+    def _update(self, service: SliceService, update: Update) -> Sequence[PeerLeft]:
         """Make an update, send the server what it collects of it, and workers the new weights."""
-        shard = storage.shard
+        shard = service.shard
         shard.update(update.step, update.divisor, update.scale)
         if update.collected != "nothing":
-            self._send_held(storage, update.step + 1, has_state=update.collected == "all")
+            self._send_held(shard, update.step + 1, has_state=update.collected == "all")
         moved = self.outbox.traffic.drain()
         done = UpdateDone(
             step=update.step,
-            checksum=str(checksum_in(shard, update.step, storage.size) % MODULUS),
+            checksum=str(checksum_in(shard, update.step, self.size) % MODULUS),
             sums_bytes=moved.sums,
             weights_bytes=moved.weights,
             is_finite=shard.not_finite is None,
         )
         self.send_to_server(done)
-        return [left for rank in update.ranks for left in storage.service.send_weights(rank, shard.updates)]
+        return [left for rank in update.ranks for left in service.send_weights(rank, shard.updates)]
 
-    def _send_held(self, storage: ShardStorage, updates: int, *, has_state: bool) -> None:
+    def _send_held(self, shard: Shard, updates: int, *, has_state: bool) -> None:
         """Send the server what it collects of the slice."""
-        shard = storage.shard
         for name, part, values in held_frames(shard, shard.owned, updates, has_state=has_state):
             self.send_to_server(SliceFrame(name=name, steps=updates, start=part.start), values)
 
@@ -326,12 +287,12 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         assert isinstance(welcome, ShardWelcome)
         try:
             take_numerics(welcome.job.numerics)
-            storage = storage_of(welcome, self.outbox)
+            service = service_of(welcome, self.outbox)
         except LockstepError as error:
             return PreparationFailed(reason=str(error))
         except MemoryError:
             return PreparationFailed(reason=f"a slice of {welcome.size:,} values does not fit into the memory")
-        self.storage = storage
+        self.service, self.size, self.acknowledgements = service, welcome.size, Acknowledgements()
         # Before workers are told where this shard is.
-        self.port.make_room(QUEUE + WINDOW * len(storage.shard.frames))
+        self.port.make_room(QUEUE + WINDOW * len(service.shard.frames))
         return ShardReady(index=welcome.index, term=welcome.term)
