@@ -204,15 +204,6 @@ def _unreadable(path: Path, error: OSError) -> FileFormatError:
     return FileFormatError(f"{path}: cannot be read ({error.strerror}): expected a checkpoint")
 
 
-def _find_seal(path: Path, header: bytes) -> tuple[int, bytes]:
-    """Return where the seal is, and what it is."""
-    start = header.find(_KEY) + len(_KEY)
-    seal = header[start : start + len(_BLANK)]
-    if start < len(_KEY) or len(seal) < len(_BLANK):
-        raise FileFormatError(f"{path}: has no seal: it is damaged, cut off, or not a checkpoint")
-    return start, seal
-
-
 def check_seal(path: Path) -> str:
     """Return the seal of a checkpoint; `FileFormatError` if it cannot be read, or differs from its seal in any bit."""
     try:
@@ -220,7 +211,11 @@ def check_seal(path: Path) -> str:
     except OSError as error:
         raise _unreadable(path, error) from error
     # No more than a header may have, whatever it claims.
-    start, seal = _find_seal(path, bytes(data[: 8 + min(int.from_bytes(data[:8], "little"), MAX_HEADER_BYTES)]))
+    header = bytes(data[: 8 + min(int.from_bytes(data[:8], "little"), MAX_HEADER_BYTES)])
+    start = header.find(_KEY) + len(_KEY)
+    seal = header[start : start + len(_BLANK)]
+    if start < len(_KEY) or len(seal) < len(_BLANK):
+        raise FileFormatError(f"{path}: has no seal: it is damaged, cut off, or not a checkpoint")
     digest = hashlib.sha256(data[:start])
     digest.update(_BLANK)
     digest.update(data[start + len(_BLANK) :])
