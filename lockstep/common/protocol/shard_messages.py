@@ -201,8 +201,8 @@ class Hello(Message, frozen=True, kw_only=True):
 
 
 #: Messages that only a shard sends that has a slice of the run.
-SliceMessage = ShardReady | SumsAck | Squares | SliceFrame | UpdateDone | WorkerLost
-ShardMessage = ShardJoin | SliceMessage | Leave | Ping
+SliceMessage = SumsAck | Squares | SliceFrame | UpdateDone | WorkerLost
+ShardMessage = ShardJoin | ShardReady | SliceMessage | Leave | Ping
 ToShardMessage = (
     ShardWelcome
     | Refused

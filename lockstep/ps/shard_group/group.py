@@ -137,7 +137,7 @@ class SliceGroup:
 
     def handles(self, peer: bytes, message: Message) -> bool:
         """Tell whether a message is for the group: of a shard, of one that wants to be one, or that no longer is."""
-        return isinstance(message, ShardJoin | SliceMessage) or self.has(peer)
+        return isinstance(message, ShardJoin | ShardReady | SliceMessage) or self.has(peer)
 
     def on_message(self, peer: bytes, message: Message, arrays: Sequence[Vector]) -> Sequence[Event]:
         """Handle a message of a shard; return what it means to the coordinator."""
@@ -188,8 +188,6 @@ class SliceGroup:
                 worker = self.membership.by_rank(answer.rank)
                 reason = f"shard {member.index} lost it: {one_line(answer.reason)}"
                 return [] if worker is None else [PeerLeft(peer=worker.peer, reason=reason)]
-            case ShardReady():
-                return []  # handled before
             case _:
                 assert_never(answer)
 
