@@ -71,8 +71,9 @@ class WorkerMessages:
                 return [received] if self.group.own.on_frame(peer, message, arrays[0]) else []
             case Result():
                 check_result(message, self.info)
-                for check in [] if member is None else self.checks:
-                    check(member, message)
+                if member is not None:
+                    for check in self.checks:
+                        check(member, message)
                 for words in arrays:
                     self.group.own.on_frame(peer, message, words)
                 return [received] if self.group.own.on_result(peer, message) else []
