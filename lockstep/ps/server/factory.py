@@ -22,7 +22,6 @@ from lockstep.ps.coordinator.parts.assembly import part_of
 from lockstep.ps.coordinator.parts.audit import Audit
 from lockstep.ps.coordinator.parts.multi_step import MultiStep
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
-from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.progress import Traffic
 from lockstep.ps.server.inbox import ServerInbox
 from lockstep.ps.server.limits import PeerBlocklist, StatusAnswers
@@ -32,7 +31,7 @@ from lockstep.ps.server.server import Server
 from lockstep.ps.server.shared_memory import ServerSharedMemory
 from lockstep.ps.server.step_committer import StepCommitter
 from lockstep.ps.server.succession import Rivals, Succession
-from lockstep.ps.server.workers import ResultCheck, WorkerMessages
+from lockstep.ps.server.workers import WorkerMessages, check_signature
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.partition import own_part
@@ -103,7 +102,8 @@ def build_server(
     committer = StepCommitter(coordinator, group, checkpointer, context.say, outbox.traffic, context.sharing)
     succession = _succession(coordinator, group, outbox, checkpointer.run.path, context)
     signers = context.signers if info.options.signed else dict
-    workers = WorkerMessages(info, membership, group, outbox, context.sharing, _signature_checks(info), signers)
+    checks = [partial(check_signature, info.signed_run, info.job.digest())] if info.options.signed else []
+    workers = WorkerMessages(info, membership, group, outbox, context.sharing, checks, signers)
     part_of(coordinator, MultiStep).serve(committer)
     part_of(coordinator, Audit).serve(partial(_recompute, context, setup, group))
     samples = SampleSender(setup.data, info.manifest, membership, outbox)
@@ -171,12 +171,3 @@ def _succession(
         history=history,
         rivals=Rivals(LeaderInquiry(LeaderSearch(others, own, term=term), context.dial)),
     )
-
-
-def _signature_checks(info: RunInfo) -> list[ResultCheck]:
-    if not info.options.signed:
-        return []
-    # Only where it is needed: its library is not part of the core.
-    from lockstep.ps.server.signatures import check_signature
-
-    return [partial(check_signature, info.signed_run, info.job.digest())]

@@ -10,6 +10,7 @@ from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import (
     ECHO_LIMIT,
+    OF_A_STEP,
     Echo,
     Eviction,
     Join,
@@ -26,6 +27,7 @@ from lockstep.ps.coordinator.events import Event, PeerLeft, Received
 from lockstep.ps.coordinator.failures import check_result
 from lockstep.ps.coordinator.membership import Member, Membership
 from lockstep.ps.coordinator.transitions import MESSAGES
+from lockstep.ps.records.ledger import SignedResult
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.shared_memory import ServerSharedMemory
 from lockstep.ps.shard.outbox import Outbox
@@ -33,6 +35,23 @@ from lockstep.ps.shard_group.group import SliceGroup
 
 #: Raises RemoteProtocolError if a result of a worker must not be.
 ResultCheck = Callable[[Member, Result], None]
+
+
+def check_signature(run: str, job: str, member: Member, result: Result) -> None:
+    """Raise RemoteProtocolError if a result of a step is not signed with its worker's key.
+
+    So a recorded result can be shown to be of its worker. `run` is the name of the run in signatures, `job` the digest
+    of its job.
+    """
+    # Only where it is needed: its library is not part of the core.
+    from lockstep.common.transport.auth.signing import is_signed
+
+    signer, signed = member.join.signer, SignedResult.of(run, result)
+    if result.work in OF_A_STEP and not (result.digest and is_signed(signer, signed.statement(job), result.signature)):
+        raise RemoteProtocolError(
+            f"a result of micro-batches {result.node()} of step {result.step} without a signature of its worker's "
+            f"key, {signer[:12]}…"
+        )
 
 
 @dataclass

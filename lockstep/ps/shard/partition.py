@@ -59,8 +59,9 @@ def held_frames(shard: Shard, owned: Slice, updates: int, *, has_state: bool) ->
             yield name, frame, vector[frame.start - shard.start : frame.stop - shard.start]
 
 
-def checksum_in(shard: Shard, step: int, size: int) -> int:
+def checksum_in(shard: Shard, step: int) -> int:
     """Return the checksum, after the update of `step`, of the part of the window that lies in a shard's slice."""
+    size = shard.policy.parameter_size + len(shard.policy.momenta)
     window, owned = window_of(step, size), shard.owned
     start, stop = max(window.start, owned.start), min(window.stop, owned.stop)
     return checksum_of(shard.weights[start - owned.start : stop - owned.start]) if start < stop else 0

@@ -105,9 +105,8 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     ended: Exit | None = None
     expected = ToShardMessage
     arrays: list[Vector] = field(default_factory=list)
-    #: For its slice, None before the welcome; and the values of the whole vector.
+    #: For its slice, None before the welcome.
     service: SliceService | None = None
-    size: int = 0
     acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
     #: To workers, with the bytes that crossed their sockets since the last update.
     outbox: Outbox = field(init=False)
@@ -259,7 +258,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         moved = self.outbox.traffic.drain()
         done = UpdateDone(
             step=update.step,
-            checksum=str(checksum_in(shard, update.step, self.size) % MODULUS),
+            checksum=str(checksum_in(shard, update.step) % MODULUS),
             sums_bytes=moved.sums,
             weights_bytes=moved.weights,
             is_finite=shard.not_finite is None,
@@ -292,7 +291,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
             return PreparationFailed(reason=str(error))
         except MemoryError:
             return PreparationFailed(reason=f"a slice of {welcome.size:,} values does not fit into the memory")
-        self.service, self.size, self.acknowledgements = service, welcome.size, Acknowledgements()
+        self.service, self.acknowledgements = service, Acknowledgements()
         # Before workers are told where this shard is.
         self.port.make_room(QUEUE + WINDOW * len(service.shard.frames))
         return ShardReady(index=welcome.index, term=welcome.term)

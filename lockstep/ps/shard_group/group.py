@@ -318,7 +318,7 @@ class SliceGroup:
 
     def checksum(self, done: DistributedUpdate) -> int:
         """Return the checksum of the weights in all slices after an update that was just made."""
-        return (done.checksum + checksum_in(self.own.shard, done.step, self.whole.weights.size)) % MODULUS
+        return (done.checksum + checksum_in(self.own.shard, done.step)) % MODULUS
 
     # Weights are gathered
 

@@ -15,10 +15,10 @@ from lockstep.ps.coordinator.effects import UpdateWeights
 from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.parts.multi_step import may_lease_steps
 from lockstep.ps.records.ledger import SignedResult, WorkerIn
+from lockstep.ps.server.workers import check_signature
 from tests.lockstep.ps.runs import Drive, facts_of, join_of, messages, peer_of, result_of, with_options
 
 signing = pytest.importorskip("lockstep.common.transport.auth.signing")
-signatures = pytest.importorskip("lockstep.ps.server.signatures")
 
 RUN, JOB, DIGEST = "a" * 64, "b" * 64, "c" * 64
 
@@ -85,9 +85,9 @@ def signed_result(**values: object) -> Result:
 
 
 def test_a_result_that_its_worker_has_signed_is_accepted() -> None:
-    signatures.check_signature(RUN, JOB, member_of(SIGNER), signed_result())
+    check_signature(RUN, JOB, member_of(SIGNER), signed_result())
     # Figures of an evaluation decide no bit of a step.
-    signatures.check_signature(RUN, JOB, member_of(SIGNER), signed_result(work="evaluate", signature=b""))
+    check_signature(RUN, JOB, member_of(SIGNER), signed_result(work="evaluate", signature=b""))
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,10 @@ def test_a_result_that_its_worker_has_signed_is_accepted() -> None:
 )
 def test_a_signature_of_anything_else_breaks_the_protocol(values: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError, match="without a signature of its worker's key"):
-        signatures.check_signature(RUN, JOB, member_of(SIGNER), signed_result(**values))
+        check_signature(RUN, JOB, member_of(SIGNER), signed_result(**values))
 
 
 def test_a_signature_for_another_run_or_by_another_key_breaks_the_protocol() -> None:
     for run, job, signer in (("e" * 64, JOB, SIGNER), (RUN, "e" * 64, SIGNER), (RUN, JOB, signing.Signer.new())):
         with pytest.raises(RemoteProtocolError, match="of micro-batches 0-1 of step 3"):
-            signatures.check_signature(run, job, member_of(signer), signed_result())
+            check_signature(run, job, member_of(signer), signed_result())

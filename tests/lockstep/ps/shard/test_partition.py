@@ -131,5 +131,5 @@ def test_a_server_sends_its_weights_after_any_of_the_last_two_updates_and_its_st
 def test_checksums_of_slices_add_up_to_that_of_the_whole(servers: int) -> None:
     whole, shards = shard_of(Slice(0, SIZE)), [shard_of(owned) for owned in slices_for(SIZE, servers)]
     for step in range(-(-SIZE // WINDOW) + 1):
-        marks = [checksum_in(shard, step, SIZE) for shard in shards]
+        marks = [checksum_in(shard, step) for shard in shards]
         assert sum(marks) % MODULUS == checksum_after(step, whole.weights)
