@@ -16,10 +16,9 @@ from lockstep.common.protocol.messages import (
     OF_A_STEP,
     ComputeFailed,
     Diverged,
+    Dropped,
     Lease,
     MultiStepLease,
-    MultiStepResult,
-    MultiStepWithdrawal,
     Ready,
     Result,
     Samples,
@@ -82,7 +81,7 @@ class LeaseRun:
         return True
 
     def is_ended_by(self, message: object) -> bool:
-        return isinstance(message, Withdrawal) and self.lease.key() == message.key()
+        return isinstance(message, Withdrawal) and message.number == self.lease.number
 
     def stopped(self) -> machine.Event:
         leader = self.session.leader
@@ -121,8 +120,7 @@ class LeaseRun:
             tally = self._train() if is_training else compute.evaluate(lease.node(), lease.work)
         except NotFiniteError as error:
             return Diverged(
-                work=lease.work,
-                step=lease.step,
+                number=lease.number,
                 micro_batch=error.micro_batch,
                 layer=one_line(error.layer, NAME_LIMIT),
                 quantity=error.quantity,
@@ -130,8 +128,7 @@ class LeaseRun:
         except StoppedError as error:
             return machine.LeaseStopped(lease=lease, computed=error.computed)
         except Exception:  # noqa: BLE001  # whatever a user's model raises is reported at the server
-            raised = shortened(traceback.format_exc())
-            return ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=raised)
+            return ComputeFailed(number=lease.number, traceback=shortened(traceback.format_exc()))
         losses = compute.losses if is_training else []
         digest = result_digest(compute.into, losses, tally) if lease.is_digested else ""
         compute_s = max(0.0, clock.now() - self.began - self.sending_s)
@@ -192,16 +189,16 @@ class StepsRun:
 
     def is_ended_by(self, message: object) -> bool:
         # With a lease, the server has seen the last step before us.
-        return isinstance(message, MultiStepWithdrawal | Lease)
+        return isinstance(message, Withdrawal | Lease)
 
     def stopped(self) -> machine.Event:
-        return MultiStepResult(number=self.number, is_done=False)
+        return Dropped(number=self.number)
 
     def ended(self, leader: Leader, order: Order, outcome: OrderOutcome) -> machine.Event:
         if outcome is OrderOutcome.FAILED:
             error = leader.member.error or "another process of the team says why"
             self.say(f"the team leaves steps to the server: {one_line(error)}")
-        return MultiStepResult(number=self.number, is_done=outcome is OrderOutcome.DONE)
+        return self.stopped()
 
 
 @dataclass
@@ -360,7 +357,7 @@ class WorkerSession:
     def begin_steps(self, lease: MultiStepLease) -> list[machine.Event]:
         """Let the team make steps; return that it does not if its memory is gone."""
         if self.leader is None:
-            return [MultiStepResult(number=lease.number, is_done=False)]
+            return [Dropped(number=lease.number)]
         work = self.work = StepsRun(lease.number, self.leader, self.context.say)
         self.early.begin()
         try:

@@ -12,7 +12,6 @@ from lockstep.common.protocol.messages import (
     Lease,
     Message,
     MultiStepLease,
-    MultiStepWithdrawal,
     Ping,
     Result,
     Samples,
@@ -21,6 +20,7 @@ from lockstep.common.protocol.messages import (
     Status,
     Weights,
     Welcome,
+    Withdrawal,
 )
 from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.runtime.clock import ThreadClock
@@ -170,7 +170,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
                 return self._joined().begin_lease(effect, self.state.leases)
             case MultiStepLease():
                 return self._joined().begin_steps(effect)
-            case MultiStepWithdrawal():
+            case Withdrawal():
                 return self._joined().stop()
             case _:
                 assert_never(effect)

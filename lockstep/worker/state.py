@@ -20,8 +20,6 @@ from lockstep.common.protocol.messages import (
     Lease,
     Leave,
     MultiStepLease,
-    MultiStepResult,
-    MultiStepWithdrawal,
     Ping,
     Ready,
     Result,
@@ -101,7 +99,7 @@ class SamplesNotStored(Struct, frozen=True, kw_only=True):
 
 
 #: The messages of the server for a worker that is in the run.
-Request = Standby | Lease | Withdrawal | Samples | MultiStepLease | MultiStepWithdrawal | Ping
+Request = Standby | Lease | Withdrawal | Samples | MultiStepLease | Ping
 WorkEvent = (
     Request
     | WeightsReceived
@@ -113,13 +111,13 @@ WorkEvent = (
     | MemoryLost
     | SamplesMissing
     | SamplesNotStored
-    | MultiStepResult
+    | Dropped
 )
 Event = WorkEvent | ClientEvent
 
 #: Compute a lease, answered by its result, `LeaseStopped` or `SamplesMissing`. Begin with a multi-step lease, or make
-#: nothing more of it, both answered by its result. After a ping, introduce this worker to the run's other servers.
-WorkEffect = Lease | MultiStepLease | MultiStepWithdrawal | Ping
+#: nothing more of it, both answered by `Dropped`. After a ping, introduce this worker to the run's other servers.
+WorkEffect = Lease | MultiStepLease | Withdrawal | Ping
 Effect = WorkEffect | ClientEffect
 
 _OUTSIDE, _WAITING, _COMPUTING, _MULTI_STEP = WorkerPhase
@@ -140,7 +138,6 @@ TRANSITIONS = table_of(
         Withdrawal: _OUT | stays(_WAITING, _MULTI_STEP),
         Samples: _LATE | stays(_WAITING),
         MultiStepLease: _LATE | {_WAITING: {_MULTI_STEP}},
-        MultiStepWithdrawal: _OUT | stays(_WAITING, _MULTI_STEP),
         Ping: _OUT | stays(_WAITING, _MULTI_STEP),
         InboxEmptied: _OUT | {_WAITING: {_WAITING, _COMPUTING}},
         Result: _OUT | {_COMPUTING: {_WAITING}},
@@ -150,13 +147,13 @@ TRANSITIONS = table_of(
         MemoryLost: _OUT | {_WAITING: {_OUTSIDE}},
         SamplesMissing: _OUT | {_COMPUTING: {_WAITING}},
         SamplesNotStored: _LATE | {_WAITING: {_OUTSIDE}},
-        MultiStepResult: _OUT | stays(_WAITING) | {_MULTI_STEP: {_WAITING}},
+        Dropped: _OUT | stays(_WAITING) | {_MULTI_STEP: {_WAITING}},
     },
 )
 
 
 #: Events that a worker notices by itself, without a message.
-NOT_FROM_SERVER = SamplesMissing | InboxEmptied | MultiStepResult
+NOT_FROM_SERVER = SamplesMissing | InboxEmptied | Dropped
 
 
 @dataclass
@@ -232,17 +229,15 @@ class WorkerState(Machine[Event, Effect]):
             case Lease():
                 self._add_lease(event)
                 return []
-            case Withdrawal():
-                return [SendToServer(message=self._drop(event))]
+            case Withdrawal(number=number):
+                is_current = self.steps is not None and self.steps.number == number
+                return [event if is_current else SendToServer(message=self._drop(number))]
             case Samples():
                 self.requested = None
                 return []
             case MultiStepLease():
                 return self._begin_steps(event)
-            case MultiStepWithdrawal(number=number):
-                is_at_hand = self.steps is not None and self.steps.number == number
-                return [event] if is_at_hand else []
-            case MultiStepResult():
+            case Dropped():
                 return self._end_steps(event)
             case InboxEmptied():
                 return self._compute_next()
@@ -279,7 +274,7 @@ class WorkerState(Machine[Event, Effect]):
         self.phase, self.steps = WorkerPhase.MULTI_STEP, lease
         return [lease]
 
-    def _end_steps(self, end: MultiStepResult) -> list[Effect]:
+    def _end_steps(self, end: Dropped) -> list[Effect]:
         """Answer the current multi-step lease, of which the team makes nothing more."""
         if self.steps is None:
             return []  # it was over before it was withdrawn
@@ -297,15 +292,15 @@ class WorkerState(Machine[Event, Effect]):
             self._drop_leases()
         self.leases.append(lease)
 
-    def _drop(self, withdrawal: Withdrawal) -> Dropped:
+    def _drop(self, number: int) -> Dropped:
         """Forget a lease; return the answer, which the server awaits whatever became of it."""
-        key, computed = withdrawal.key(), 0
-        if self.leases and self.leases[0].key() == key:
+        computed = 0
+        if self.leases and self.leases[0].number == number:
             self.requested = None
-        self.leases = deque((lease for lease in self.leases if lease.key() != key), MOST_LEASES)
-        if self.stopped is not None and self.stopped[0].key() == key:
+        self.leases = deque((lease for lease in self.leases if lease.number != number), MOST_LEASES)
+        if self.stopped is not None and self.stopped[0].number == number:
             (_, computed), self.stopped = self.stopped, None
-        return Dropped(work=withdrawal.work, step=withdrawal.step, number=withdrawal.number, computed=computed)
+        return Dropped(number=number, computed=computed)
 
     def _begin_step(self, step: int) -> None:
         """Record that the weights of a step are there."""

@@ -121,8 +121,12 @@ class Stage:
             message, _ = decode(frames, Result | SumsFrame | Diverged | ComputeFailed)
         except RemoteProtocolError:
             return False
-        assert isinstance(message, Result | SumsFrame | Diverged | ComputeFailed)
-        return self.is_worker and 0 <= message.step - self.simulation.server.coordinator.round.step <= 1
+        coordinator = self.simulation.server.coordinator
+        if isinstance(message, Diverged | ComputeFailed):
+            held = {lease.number for leases in coordinator.leases.held.values() for lease in leases}
+            return self.is_worker and (message.number in held or message.number > max(held, default=0))
+        assert isinstance(message, Result | SumsFrame)
+        return self.is_worker and 0 <= message.step - coordinator.round.step <= 1
 
     def end(self) -> None:
         """Let the run go on to its end: with the bits of one without lies."""
@@ -167,11 +171,9 @@ class Stage:
                 losses=bytes(4 * min(4096, tape.choose((hi - lo, 0, 1, 4096)))),
                 digest=tape.choose(("", "0" * 64)),
             ),
-            ComputeFailed(
-                work=work, step=step, lo=lo, hi=hi, traceback=tape.choose(("", "error: x\n\x1b[2J", "x" * 20_000))
-            ),
-            Diverged(work=work, step=step, micro_batch=tape.below(5), layer="\u03bb"),
-            Dropped(work=work, step=step, number=tape.below(12), computed=tape.choose((0, 1, 4, 2**31))),
+            ComputeFailed(number=tape.below(12), traceback=tape.choose(("", "error: x\n\x1b[2J", "x" * 20_000))),
+            Diverged(number=tape.below(12), micro_batch=tape.below(5), layer="\u03bb"),
+            Dropped(number=tape.below(12), computed=tape.choose((0, 1, 4, 2**31))),
             Leave(reason="\nerror: forged"),
             Ping(),
             StatusRequest(),

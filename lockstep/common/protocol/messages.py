@@ -77,15 +77,6 @@ Quantity = Literal["loss", "gradient"]
 OF_A_STEP: frozenset[Work] = frozenset({"train", "audit"})
 
 
-#: The name of a lease among all that a worker is sent: its work, its step, and its number.
-LeaseKey = tuple[Work | Literal["steps"], int, int]
-
-
-def steps_key(number: int) -> LeaseKey:
-    """Return what names a multi-step lease: it is of several steps, and so of none."""
-    return "steps", 0, number
-
-
 def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
     """Return a text that a peer accepts: one too long loses its middle, as a traceback is most useful at its ends."""
     # A file's name may be invalid Unicode, and with it a traceback.
@@ -226,40 +217,21 @@ class Result(NodeMessage, frozen=True, kw_only=True):
     #: Of the digest and what it is of, if the run asks for it: see `common.protocol.statement`. Otherwise empty.
     signature: Annotated[bytes, Meta(max_length=64)] = b""
 
-    def key(self) -> LeaseKey:
-        return self.work, self.step, self.number
-
     def tally(self) -> Tally:
         return Tally(self.loss_sum, self.count, self.ignored, self.weight, unpacked_sums(self.metrics))
 
 
-class MultiStepResult(Message, frozen=True, kw_only=True):
-    """The answer to each `MultiStepLease`: the worker has made its last step or cannot go on, or the server ended it.
-
-    How many steps were made, the memory of the weights says.
-    """
+class ComputeFailed(Message, frozen=True, kw_only=True):
+    """Computing a lease raised an exception."""
 
     number: Count
-    #: Whether the last step was made.
-    is_done: bool
-
-    def key(self) -> LeaseKey:
-        return steps_key(self.number)
-
-
-class ComputeFailed(NodeMessage, frozen=True, kw_only=True):
-    """Computing the micro-batches `[lo, hi)` raised an exception."""
-
-    work: Work
-    step: Count
     traceback: Text
 
 
 class Diverged(Message, frozen=True, kw_only=True):
-    """The loss of a micro-batch is not finite, or its gradient, which is then not sent."""
+    """The loss of a micro-batch of a lease is not finite, or its gradient, which is then not sent."""
 
-    work: Work
-    step: Count
+    number: Count
     micro_batch: MicroBatch
     #: The first layer whose output is not finite; of a gradient, the first parameter.
     layer: ShortText
@@ -267,16 +239,14 @@ class Diverged(Message, frozen=True, kw_only=True):
 
 
 class Dropped(Message, frozen=True, kw_only=True):
-    """The answer to each `Withdrawal`: the worker is past that lease, and computes nothing more of it."""
+    """The answer to each `Withdrawal`, and the end of each `MultiStepLease`: the worker makes nothing more of it.
 
-    work: Work
-    step: Count
+    How many steps were made, the memory of the weights says.
+    """
+
     number: Count
     #: Micro-batches of it that were computed in vain, and of which no result was sent.
     computed: MicroBatch = 0
-
-    def key(self) -> LeaseKey:
-        return self.work, self.step, self.number
 
 
 class Leave(Message, frozen=True, kw_only=True):
@@ -392,7 +362,7 @@ class Lease(NodeMessage, frozen=True, kw_only=True):
 
     work: Work
     step: Count
-    #: Distinguishes leases of the same micro-batches.
+    #: Different for each lease of the server.
     number: Count = 0
     #: Whether the result is to have a digest.
     is_digested: bool = False
@@ -400,9 +370,6 @@ class Lease(NodeMessage, frozen=True, kw_only=True):
     memory: Count = 0
     #: The first element of the frame that it carries, as in `Weights`; None if it carries none.
     start: Count | None = None
-
-    def key(self) -> LeaseKey:
-        return self.work, self.step, self.number
 
 
 class MultiStepLease(Message, frozen=True, kw_only=True):
@@ -413,7 +380,7 @@ class MultiStepLease(Message, frozen=True, kw_only=True):
     weights.
     """
 
-    #: Different for each lease of several steps.
+    #: As of each `Lease`.
     number: Count
     #: Of the worker that it is for: what came late to one that has joined again must not be made.
     incarnation: ShortText
@@ -424,25 +391,11 @@ class MultiStepLease(Message, frozen=True, kw_only=True):
     #: Which memory it is in, as in `Lease`.
     memory: Count = 0
 
-    def key(self) -> LeaseKey:
-        return steps_key(self.number)
-
-
-class MultiStepWithdrawal(Message, frozen=True, kw_only=True):
-    """Begin nothing more of a lease of several steps."""
-
-    number: Count
-
 
 class Withdrawal(Message, frozen=True, kw_only=True):
-    """Another worker was faster with the micro-batches of a lease: stop computing them."""
+    """Stop computing a lease: another worker was faster, or the server makes the next steps."""
 
-    work: Work
-    step: Count
     number: Count
-
-    def key(self) -> LeaseKey:
-        return self.work, self.step, self.number
 
 
 class StandbysChanged(Message, frozen=True, kw_only=True):
@@ -598,7 +551,6 @@ WorkerMessage = (
     | Ready
     | SumsFrame
     | Result
-    | MultiStepResult
     | ComputeFailed
     | Diverged
     | Dropped
@@ -618,7 +570,6 @@ ServerMessage = (
     | Weights
     | Lease
     | MultiStepLease
-    | MultiStepWithdrawal
     | Withdrawal
     | StandbysChanged
     | HandedOver

@@ -4,8 +4,10 @@ Its decisions never change the result, only the worker that computes it: the sum
 are the rounds, their leases and the members; whatever is optional plugs in through `Hooks`: see `parts/`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
+from functools import partial
+from itertools import count
 from typing import Any, Protocol
 
 from lockstep.common.errors import FailureKind
@@ -131,6 +133,8 @@ class Coordinator(Machine[events.Event, Effect]):
     ended: Finish | None = None
     hooks: Hooks = field(default_factory=Hooks)
     parts: Sequence[object] = ()
+    #: The numbers of the leases to come, by which workers and the server name them.
+    numbers: Iterator[int] = field(default_factory=partial(count, 1))
     state: RoundState = field(init=False)
     scheduler: Scheduler = field(init=False)
     stragglers: StragglerMonitor = field(init=False)
@@ -233,8 +237,7 @@ class Coordinator(Machine[events.Event, Effect]):
             case Diverged() if failures.is_asked(member, message, self.state):
                 return self._on_diverged(member, message, now)
             case Dropped():
-                is_past = self.scheduler.drop(self.state, member, message, now)
-                return self.assign_leases(now, member) if is_past else []
+                return self.drop(member, message, now)
             case _:
                 return []
 
@@ -308,6 +311,11 @@ class Coordinator(Machine[events.Event, Effect]):
             return [*withdrawn, *self.complete_round(now), *self.assign_leases(now)]
         return [*withdrawn, *self.assign_leases(now, None if is_freed else member)]
 
+    def drop(self, member: Member, dropped: Dropped, now: float) -> list[Effect]:
+        """Let a member have work again once it has answered a withdrawal."""
+        is_past = self.scheduler.drop(self.state, member, dropped, now)
+        return self.assign_leases(now, member) if is_past else []
+
     def _on_compute_failed(self, member: Member, failed: ComputeFailed, now: float) -> list[Effect]:
         found = failures.lease_failed(member, failed, self.state)
         if isinstance(found, events.PartFailed):
@@ -315,16 +323,17 @@ class Coordinator(Machine[events.Event, Effect]):
         return [] if found is None else [found, *self.assign_leases(now)]
 
     def _on_diverged(self, member: Member, found: Diverged, now: float) -> list[Effect]:
-        if (answer := self.hooks.answers.get(found.work)) is not None:
+        if (answer := self.hooks.answers.get(self.round.work)) is not None:
             return answer(member, found, now)
-        return self.fail(failures.diverged_by(member, found), FailureKind.DIVERGED)
+        return self.fail(failures.diverged_by(member, found, self.round), FailureKind.DIVERGED)
 
     # Rounds follow one another
 
     def open_round(self, following: Round) -> None:
         """Begin a round of which nothing is leased."""
         single = frozenset[int]().union(*(watch.opened(following) for watch in self.hooks.rounds))
-        self.state = RoundState(following, single, self.info.signed_run, self.progress.round_started)
+        began, numbers = self.progress.round_started, self.numbers
+        self.state = RoundState(following, single, self.info.signed_run, began, numbers)
 
     def begin_round(self, now: float) -> None:
         """Count the time of the current round from now on: there was something to wait for."""

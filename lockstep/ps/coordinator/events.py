@@ -8,7 +8,6 @@ from lockstep.common.protocol.messages import (
     ComputeFailed,
     Diverged,
     Dropped,
-    MultiStepResult,
     Ping,
     Ready,
     Result,
@@ -78,7 +77,7 @@ Event = (
 )
 
 #: Messages that only a member of the run can send.
-FROM_MEMBERS = Ready | Result | ComputeFailed | Diverged | Dropped | MultiStepResult | Ping
+FROM_MEMBERS = Ready | Result | ComputeFailed | Diverged | Dropped | Ping
 
 #: Messages that show that a worker makes progress with its leases.
 PROGRESS = SumsFrame | SamplesRequest | Result

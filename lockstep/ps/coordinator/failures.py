@@ -31,7 +31,7 @@ from lockstep.ps.coordinator.scheduling.round_state import RoundState
 from lockstep.ps.coordinator.scheduling.stragglers import StragglerMonitor
 from lockstep.ps.records.ledger import WorkerOut
 from lockstep.ps.run.info import RunInfo
-from lockstep.ps.run.plan import EVALUATIONS
+from lockstep.ps.run.plan import EVALUATIONS, Round
 
 #: Shares of a step that are named.
 MOST_SHARES = 16
@@ -42,34 +42,29 @@ MOST_SHARES = 16
 
 def lease_failed(member: Member, failed: ComputeFailed, state: RoundState) -> PartFailed | Report | None:
     """Record a lease that raised; return the run's failure or a report, None if the lease had ended."""
-    at = state.round
-    if (failed.work, failed.step) != (at.work, at.step):
+    at, lease = state.round, state.leases.numbered(member.rank, failed.number)
+    if lease is None:
         return None
-    is_second = state.leases.record_failure(failed.node(), member.rank)
-    if is_second is None:
-        return None
+    is_second = state.leases.record_failure(lease)
     raised = one_line(failed.traceback.strip().rpartition("\n")[2])
-    state.account.record_recomputed(failed.work, failed.step, [failed.node()], member.rank, f"it raised: {raised}")
-    what = f"{at.named([failed.node()])} on {member.named()}"
+    state.account.record_recomputed(at.work, at.step, [lease.node], member.rank, f"it raised: {raised}")
+    what = f"{at.named([lease.node])} on {member.named()}"
     if is_second:
         text = f"{what} raised, as it did before:\n{indented(failed.traceback)}"
         return PartFailed(text=text, kind=FailureKind.COMPUTE)
     return Report(text=f"{what} raised, and is tried once more:\n{indented(failed.traceback)}")
 
 
-def diverged_by(member: Member, found: Diverged) -> str:
+def diverged_by(member: Member, found: Diverged, at: Round) -> str:
     """Describe that a loss or gradient of a member is not finite."""
     who = member.named() if found.quantity == "gradient" else ""
-    return diverged_text(found.work, found.step, found.micro_batch, found.layer, found.quantity, who)
+    return diverged_text(at.work, at.step, found.micro_batch, found.layer, found.quantity, who)
 
 
 def is_asked(member: Member, found: Diverged, state: RoundState) -> bool:
     """Tell whether a worker was asked for a micro-batch that no other worker has computed meanwhile."""
-    at = state.round
-    if (found.work, found.step) != (at.work, at.step):
-        return False
-    held = state.leases.held_by(member.rank)
-    return any(lease.node.lo <= found.micro_batch < lease.node.hi for lease in held)
+    lease = state.leases.numbered(member.rank, found.number)
+    return lease is not None and lease.node.lo <= found.micro_batch < lease.node.hi
 
 
 def diverged_text(

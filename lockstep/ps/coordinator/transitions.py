@@ -9,7 +9,6 @@ from lockstep.common.protocol.messages import (
     Dropped,
     Join,
     Message,
-    MultiStepResult,
     Ping,
     Ready,
     Result,
@@ -97,7 +96,6 @@ TRANSITIONS = table_of(
             P.AUDITING: {P.AUDITING, P.FAILED},
         },
         Dropped: _ANY_TIME,
-        MultiStepResult: _ANY_TIME,
         events.PeerLeft: stays(*OPEN) | _ANY_TIME,
         # After the end a worker that pings is told so.
         Ping: stays(*RunPhase) | _ANY_TIME,

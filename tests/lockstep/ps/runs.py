@@ -20,7 +20,6 @@ from lockstep.common.protocol.messages import (
     Ping,
     Ready,
     Result,
-    Work,
 )
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.coordinator import events
@@ -175,12 +174,13 @@ class Drive:
     def fail(self, worker: int, traceback: str = "Traceback: boom") -> list[Effect]:
         """Let a worker raise on the first of its leases."""
         lease = self.leases[worker].pop(0)
-        failed = ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=traceback)
+        failed = ComputeFailed(number=lease.number, traceback=traceback)
         return self.happen(events.Received(peer=peer_of(worker), message=failed))
 
-    def diverge(self, worker: int, work: Work = "train") -> list[Effect]:
-        piece = 2 if work == "train" else 0
-        diverged = Diverged(work=work, step=self.coordinator.round.step, micro_batch=piece, layer="3 (Linear)")
+    def diverge(self, worker: int, micro_batch: int = 2) -> list[Effect]:
+        """Let a worker report a loss that is not finite, in the first of its leases."""
+        number = next((lease.number for lease in self.leases.get(worker, ())), 0)
+        diverged = Diverged(number=number, micro_batch=micro_batch, layer="3 (Linear)")
         return self.happen(events.Received(peer=peer_of(worker), message=diverged))
 
     def pass_time(self, seconds: float) -> list[Effect]:

@@ -130,11 +130,11 @@ class TimedRun:
                 continue
             computed = 0
             for lease in list(worker.leases):
-                if (lease.step, lease.work, lease.number) == (message.step, message.work, message.number):
+                if lease.number == message.number:
                     computed = worker.done if lease is worker.leases[0] else 0
                     worker.done = 0 if lease is worker.leases[0] else worker.done
                     worker.leases.remove(lease)
-            dropped = Dropped(work=message.work, step=message.step, number=message.number, computed=computed)
+            dropped = Dropped(number=message.number, computed=computed)
             self._reply(events.Received(peer=peer_of(worker.number), message=dropped))
         worker.inbox.clear()
 

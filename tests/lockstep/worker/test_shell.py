@@ -28,7 +28,6 @@ from lockstep.common.protocol.messages import (
     Leave,
     Message,
     MultiStepLease,
-    MultiStepResult,
     Ping,
     Ready,
     Result,
@@ -371,12 +370,12 @@ def leased(number: int, lo: int = 0, hi: int = 16) -> Lease:
     return Lease(work="train", step=0, lo=lo, hi=hi, number=number)
 
 
-def withdrawal(number: int = 1, *, step: int = 0) -> Withdrawal:
-    return Withdrawal(work="train", step=step, number=number)
+def withdrawal(number: int = 1) -> Withdrawal:
+    return Withdrawal(number=number)
 
 
 def dropped(number: int = 1, computed: int = 0) -> Dropped:
-    return Dropped(work="train", step=0, number=number, computed=computed)
+    return Dropped(number=number, computed=computed)
 
 
 def test_a_lease_that_is_withdrawn_is_stopped_at_the_next_micro_batch_and_answered_with_what_was_computed() -> None:
@@ -392,12 +391,12 @@ def test_a_lease_that_is_withdrawn_is_stopped_at_the_next_micro_batch_and_answer
     assert result.compute_s == pytest.approx(expected.compute_s)
 
 
-def test_what_is_withdrawn_is_known_by_its_number_and_step() -> None:
+def test_what_is_withdrawn_is_known_by_its_number() -> None:
     bench = Busy()
-    bench.coming = {2: [withdrawal(7)], 3: [withdrawal(step=4)]}
-    result, first, second = bench.lease()
+    bench.coming = {2: [withdrawal(7)]}
+    result, answer = bench.lease()
     assert isinstance(result, Result)
-    assert (first, second) == (dropped(7), Dropped(work="train", step=4, number=1))
+    assert answer == dropped(7)
 
 
 def test_a_withdrawal_that_comes_after_the_last_micro_batch_was_begun_is_answered_after_the_result() -> None:
@@ -589,7 +588,7 @@ def test_what_diverges_is_told_with_its_place() -> None:
     bench.enter()
     bench.send(Weights(step=0, start=0), np.full(bench.opening.layout.size, np.nan, np.float32))
     (diverged,) = bench.send(Lease(work="train", step=0, lo=2, hi=3))
-    assert diverged == Diverged(work="train", step=0, micro_batch=2, layer="1 (Linear)", quantity="loss")
+    assert diverged == Diverged(number=0, micro_batch=2, layer="1 (Linear)", quantity="loss")
 
 
 def test_the_status_that_a_worker_may_hear_changes_nothing() -> None:
@@ -674,16 +673,14 @@ def test_how_an_order_of_several_steps_has_ended() -> None:
     leader: Any = SimpleNamespace(member=SimpleNamespace(error="RuntimeError: two\nlines"))
     run, order = StepsRun(7, leader, said.append), cast(Any, None)
     ends = {outcome: run.ended(leader, order, outcome) for outcome in OrderOutcome}
-    assert ends == {
-        outcome: MultiStepResult(number=7, is_done=outcome is OrderOutcome.DONE) for outcome in OrderOutcome
-    }
+    assert ends == dict.fromkeys(OrderOutcome, Dropped(number=7))
     leader.member.error = ""
     run.ended(leader, order, OrderOutcome.FAILED)
     assert said == [
         "the team leaves steps to the server: RuntimeError: two\\nlines",
         "the team leaves steps to the server: another process of the team says why",
     ]
-    assert run.stopped() == MultiStepResult(number=7, is_done=False)
+    assert run.stopped() == Dropped(number=7)
 
 
 def test_samples_that_were_not_requested_or_that_cannot_be_stored() -> None:
@@ -803,7 +800,7 @@ def test_several_steps_are_begun_and_stopped_by_the_team() -> None:
     leader = SimpleNamespace(begin_steps=begun.append, stop=lambda: begun.append("stopped"))
     session = session_of(leader=leader, context=SimpleNamespace(say=print), work=None)
     assert WorkerSession.begin_steps(session, STEPS) == []
-    ended = [MultiStepResult(number=STEPS.number, is_done=False)]
+    ended = [Dropped(number=STEPS.number)]
     assert WorkerSession.stop(session) == ended
     assert begun == [STEPS, "stopped"]
 

@@ -16,8 +16,6 @@ from lockstep.common.protocol.messages import (
     Finished,
     Lease,
     Leave,
-    MultiStepResult,
-    MultiStepWithdrawal,
     Ping,
     Ready,
     Refused,
@@ -49,13 +47,13 @@ from tests.lockstep.worker.states import (
 
 REQUEST = SamplesRequest(part="train", places=b"\7\0\0\0")
 
-#: The answers to a multi-step lease.
-ANSWER, UNDONE = (MultiStepResult(number=MULTI_STEP.number, is_done=is_done) for is_done in (True, False))
+#: The answer to a multi-step lease.
+ANSWER = Dropped(number=MULTI_STEP.number)
 
 #: The other answers to a lease.
 NO_RESULTS = (
-    Diverged(work="train", step=3, micro_batch=0, layer="0.weight", quantity="gradient"),
-    ComputeFailed(work="train", step=3, lo=0, hi=1, traceback="Traceback"),
+    Diverged(number=LEASE.number, micro_batch=0, layer="0.weight", quantity="gradient"),
+    ComputeFailed(number=LEASE.number, traceback="Traceback"),
 )
 
 #: One event of each kind.
@@ -65,7 +63,7 @@ EVENTS: dict[type[events.WorkEvent], events.WorkEvent] = {
         Standby(reason="enough"),
         events.WeightsReceived(step=3),
         LEASE,
-        Withdrawal(work="train", step=3, number=0),
+        Withdrawal(number=MULTI_STEP.number),
         events.LeaseStopped(lease=LEASE, computed=1),
         events.MemoryLost(reason="gone"),
         events.InboxEmptied(),
@@ -75,7 +73,6 @@ EVENTS: dict[type[events.WorkEvent], events.WorkEvent] = {
         Samples(part="train", places=b""),
         events.SamplesNotStored(reason="no room"),
         MULTI_STEP,
-        MultiStepWithdrawal(number=MULTI_STEP.number),
         ANSWER,
         Ping(),
     )
@@ -105,29 +102,29 @@ def test_while_it_computes_nothing_but_an_interrupt_reaches_it() -> None:
 
 
 def withdraw_steps(drive: Drive, number: int = MULTI_STEP.number) -> list[events.Effect]:
-    return drive.dispatch(MultiStepWithdrawal(number=number))
+    return drive.dispatch(Withdrawal(number=number))
 
 
-@pytest.mark.parametrize("answer", [ANSWER, UNDONE])
-def test_a_multi_step_lease_is_begun_once_and_answered_once(answer: MultiStepResult) -> None:
+def test_a_multi_step_lease_is_begun_once_and_answered_once() -> None:
     drive = drive_in(WorkerPhase.WAITING)
     assert drive.dispatch(MULTI_STEP) == [MULTI_STEP]
     assert (drive.state.deadline(), drive.state.is_busy()) == (None, True)
-    assert sent(drive.dispatch(answer)) == [answer]
+    assert sent(drive.dispatch(ANSWER)) == [ANSWER]
     assert (drive.state.phase, drive.state.steps, drive.state.is_busy()) == (WorkerPhase.WAITING, None, False)
 
 
 def test_a_multi_step_lease_that_is_withdrawn_is_stopped_and_then_answered() -> None:
     drive = drive_in(WorkerPhase.MULTI_STEP)
-    assert withdraw_steps(drive) == [MultiStepWithdrawal(number=MULTI_STEP.number)]
+    assert withdraw_steps(drive) == [Withdrawal(number=MULTI_STEP.number)]
     assert drive.state.phase is WorkerPhase.MULTI_STEP
-    assert sent(drive.dispatch(UNDONE)) == [UNDONE]
+    assert sent(drive.dispatch(ANSWER)) == [ANSWER]
 
 
 @pytest.mark.parametrize("phase", [WorkerPhase.WAITING, WorkerPhase.MULTI_STEP])
 def test_another_multi_step_lease_than_the_one_at_hand_is_not_withdrawn(phase: WorkerPhase) -> None:
     drive = drive_in(phase)
-    assert withdraw_steps(drive, MULTI_STEP.number - 1) == []
+    assert sent(withdraw_steps(drive, MULTI_STEP.number - 1)) == [Dropped(number=MULTI_STEP.number - 1)]
+    assert drive.state.phase is phase
     assert drive.state.phase is phase
 
 
@@ -467,13 +464,13 @@ def numbered(number: int, *, step: int = 3, work: Work = "train") -> Lease:
 
 
 def withdrawal_of(lease: Lease) -> Withdrawal:
-    return Withdrawal(work=lease.work, step=lease.step, number=lease.number)
+    return Withdrawal(number=lease.number)
 
 
 def withdraw(drive: Drive, lease: Lease, *, computed: int = 0) -> None:
     """Withdraw a lease; the worker is to answer at once, and once."""
     effects = drive.dispatch(withdrawal_of(lease))
-    dropped = Dropped(work=lease.work, step=lease.step, number=lease.number, computed=computed)
+    dropped = Dropped(number=lease.number, computed=computed)
     assert effects == [SendToServer(message=dropped)]
 
 
@@ -493,10 +490,9 @@ def test_a_withdrawn_lease_that_waits_is_not_computed_and_the_others_are(number:
     assert [lease.number for lease in drive.state.leases] == [one for one in (1, 2, 3) if one != number]
 
 
-@pytest.mark.parametrize("other", [numbered(4), numbered(1, step=2), numbered(1, work="evaluate")])
-def test_a_withdrawal_of_what_it_does_not_hold_is_answered_and_changes_nothing(other: Lease) -> None:
+def test_a_withdrawal_of_what_it_does_not_hold_is_answered_and_changes_nothing() -> None:
     drive = holding(1, 2)
-    withdraw(drive, other)
+    withdraw(drive, numbered(4))
     assert list(drive.state.leases) == [numbered(1), numbered(2)]
 
 
@@ -518,12 +514,11 @@ def test_one_that_was_stopped_answers_how_much_it_had_computed_when_it_reads_the
     assert not drive.state.has_work()
 
 
-@pytest.mark.parametrize("other", [numbered(2), numbered(1, step=4), numbered(1, work="validate")])
-def test_what_was_computed_of_one_lease_is_not_told_of_another(other: Lease) -> None:
+def test_what_was_computed_of_one_lease_is_not_told_of_another() -> None:
     drive = holding(1)
     drive.empty_inbox()
     drive.dispatch(events.LeaseStopped(lease=numbered(1), computed=1))
-    withdraw(drive, other)
+    withdraw(drive, numbered(2))
 
 
 def test_one_that_was_stopped_goes_on_with_the_next_lease() -> None:
@@ -564,10 +559,3 @@ def test_a_withdrawal_is_a_sign_of_the_server() -> None:
     drive.now += 5.0
     withdraw(drive, numbered(1))
     assert drive.state.client.search.heard == drive.now
-
-
-def test_it_is_a_lease_by_its_work_its_step_and_its_number_that_is_withdrawn() -> None:
-    lease = numbered(4)
-    assert withdrawal_of(lease).key() == lease.key()
-    others = (numbered(5), numbered(4, step=2), numbered(4, work="audit"))
-    assert [withdrawal_of(other).key() == lease.key() for other in others] == [False, False, False]

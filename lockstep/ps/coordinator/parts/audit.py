@@ -159,7 +159,7 @@ class Audit:
         if core.round.work != "train" or not audit.is_due():
             return False
         micro_batches, excluded = core.round.micro_batches, audit.excluded(core.membership.members.values())
-        leases = LeaseTable.for_audit(micro_batches, excluded, core.leases.count)
+        leases = LeaseTable.for_audit(micro_batches, excluded, core.numbers)
         core.state.continue_with(replace(core.round, work="audit"), leases)
         core.phase = RunPhase.AUDITING
         return True

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from lockstep.common.protocol.messages import MultiStepLease, MultiStepResult, MultiStepWithdrawal, Status
+from lockstep.common.protocol.messages import Dropped, MultiStepLease, Status, Withdrawal
 from lockstep.common.statemachine.machine import Received, Send, soonest
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
@@ -94,10 +94,8 @@ class MultiStep:
         self.is_sent = False
         #: When a checkpoint is due, for which the lease is to end.
         self._until: float | None = None
-        #: How many leases there have been: each has its number.
-        self.count = 0
         hooks = core.hooks
-        hooks.events[MultiStepResult] = self._on_answer
+        hooks.events[Dropped] = self._on_dropped
         hooks.begins.append(self._phase_of)
         hooks.after.append(self._watch)
         hooks.deadlines.append(self._deadline)
@@ -129,23 +127,22 @@ class MultiStep:
         last = last if before is None else min(last, before)
         if last - first < LEAST_STEPS or (self._until is not None and now >= self._until):
             return StepsRefusal.NOT_NOW
-        number, incarnation = self.count + 1, team.join.incarnation
+        number, incarnation = next(core.numbers), team.join.incarnation
         asked = MultiStepLease(number=number, incarnation=incarnation, first=first, last=last, reads=0)
         memory = server.open(team.rank, asked)
         if isinstance(memory, StepsRefusal):
             return memory
-        self.count += 1
         step_s = core.round.micro_batches * core.scheduler.timeouts.expected_s(team.rank, "train")
         return TeamLease(
             memory=memory,
             count=lambda made: self._count(server, made),
-            withdraw=lambda: self._to(team.rank, MultiStepWithdrawal(number=number)),
+            withdraw=lambda: self._to(team.rank, Withdrawal(number=number)),
             rank=team.rank,
             step_s=step_s,
             advanced=now,
         )
 
-    def _to(self, rank: int, message: MultiStepLease | MultiStepWithdrawal) -> list[Effect]:
+    def _to(self, rank: int, message: MultiStepLease | Withdrawal) -> list[Effect]:
         team = self._core.membership.by_rank(rank)
         return [] if team is None else [Send(peer=team.peer, message=message)]
 
@@ -197,7 +194,7 @@ class MultiStep:
         self.plan.on_completed(lease.memory.lease.first, lease.recorded, is_cut=lease.is_cut)
         self._leave(lease.recorded, now)
         if not lease.has_answered and core.membership.by_rank(lease.rank) is not None:
-            core.scheduler.await_multi_step(lease.rank, lease.memory.lease.key(), now, is_late=lease.is_cut)
+            core.scheduler.await_multi_step(lease.rank, lease.memory.lease.number, now, is_late=lease.is_cut)
         return core.assign_leases(now)
 
     def _leave(self, steps: int, now: float) -> None:
@@ -217,17 +214,16 @@ class MultiStep:
             self.lease.interrupt()
             self.lease = None
 
-    def _on_answer(self, received: Received, now: float) -> list[Effect]:
-        """Handle that a team makes no more of a lease; let it have work again if it was to answer."""
-        core, member, answer = self._core, self._core.membership.members.get(received.peer), received.message
-        if member is None or not isinstance(answer, MultiStepResult):
+    def _on_dropped(self, received: Received, now: float) -> list[Effect]:
+        """Handle that a worker is past a lease: perhaps it is the team, which makes no more of its own."""
+        core, member, dropped = self._core, self._core.membership.members.get(received.peer), received.message
+        if member is None or not isinstance(dropped, Dropped):
             return []
         lease = self.lease
-        if lease is not None and (lease.rank, lease.memory.lease.number) == (member.rank, answer.number):
+        if lease is not None and (lease.rank, lease.memory.lease.number) == (member.rank, dropped.number):
             lease.has_answered, lease.due = True, now
             return []
-        is_expected = core.scheduler.end_multi_step(member.rank, answer.key(), now)
-        return core.assign_leases(now, member) if is_expected else []
+        return core.drop(member, dropped, now)
 
     def _shown(self, status: Status) -> Status:
         """Return the status as in a run whose steps are leased one by one: it does not matter how a step is made."""

@@ -8,14 +8,16 @@ done so within a micro-batch, and can be given work meanwhile. One that is not m
 it has answered, and if it does not answer in the time of the lease, it is late as with any other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 
 import msgspec
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node, is_node, largest_node_at
-from lockstep.common.protocol.messages import LeaseKey
+from lockstep.common.protocol.messages import Work
 from lockstep.ps.coordinator.timer_queue import TimerQueue
 
 #: The states of a micro-batch. Bytes, since a round may have thousands of them, and `bytearray` searches in C.
@@ -28,7 +30,7 @@ class HeldLease(msgspec.Struct, frozen=True):
     node: Node
     rank: int
     deadline: float
-    #: From 1 in the order of granting.
+    #: Its name among all that the server leases; in the order of granting.
     number: int = 0
     #: When it was granted.
     began: float = 0.0
@@ -41,8 +43,8 @@ class LeaseTable:
     total: int
     #: By rank, what a worker holds, in the order it was leased: none is empty, and no two of its leases overlap.
     held: dict[int, list[HeldLease]] = field(default_factory=dict)
-    #: Leases granted so far.
-    count: int = 0
+    #: The numbers of leases that are not granted yet, from 1: those of other rounds are others.
+    numbers: Iterator[int] = field(default_factory=partial(count, 1))
     #: All leases ever granted, with their ranks: results of any other micro-batches were not asked for.
     granted: set[tuple[int, Node]] = field(default_factory=set)
     #: By micro-batch, the ranks on which it raised, in order.
@@ -66,12 +68,9 @@ class LeaseTable:
         self._free = self._open = self.total
 
     @classmethod
-    def for_audit(cls, total: int, excluded: dict[int, frozenset[int]], count: int = 0) -> "LeaseTable":
-        """Return a table of the micro-batches in `excluded` alone, none of which goes to a rank given there.
-
-        Leases are numbered on from the `count` of those before.
-        """
-        table = cls(total, single=frozenset(excluded), excluded=excluded, count=count)
+    def for_audit(cls, total: int, excluded: dict[int, frozenset[int]], numbers: Iterator[int]) -> "LeaseTable":
+        """Return a table of the micro-batches in `excluded` alone, none of which goes to a rank given there."""
+        table = cls(total, single=frozenset(excluded), excluded=excluded, numbers=numbers)
         for micro_batch in set(range(total)) - table.single:
             table.skip(micro_batch)
         return table
@@ -130,9 +129,8 @@ class LeaseTable:
         return self._grant(rank, node, deadline, now)
 
     def _grant(self, rank: int, node: Node, deadline: float, now: float) -> HeldLease:
-        self.count += 1
         self.granted.add((rank, node))
-        lease = HeldLease(node, rank, deadline, self.count, now)
+        lease = HeldLease(node, rank, deadline, next(self.numbers), now)
         self._set_held(rank, [*self.held_by(rank), lease])
         return lease
 
@@ -202,9 +200,13 @@ class LeaseTable:
         """Let the leases of a worker end, and return their nodes; parts that no other worker holds are free again."""
         return [lease.node for lease in self._end_leases(rank, Node(0, self.total))]
 
+    def numbered(self, rank: int, number: int) -> HeldLease | None:
+        """Return the lease of that number which a worker holds, None if it has ended."""
+        return next((held for held in self.held_by(rank) if held.number == number), None)
+
     def is_held(self, lease: HeldLease) -> bool:
         """Tell whether a lease has not ended."""
-        return any(held.number == lease.number for held in self.held_by(lease.rank))
+        return self.numbered(lease.rank, lease.number) is not None
 
     def is_restricted(self) -> bool:
         """Tell whether not every worker may be given every micro-batch."""
@@ -224,17 +226,13 @@ class LeaseTable:
         """End a worker's lease of a micro-batch that is not done with its answer."""
         self._end_leases(rank, Node(micro_batch, micro_batch + 1))
 
-    def record_failure(self, node: Node, rank: int) -> bool | None:
-        """Record that computing a node raised on `rank`; return whether a micro-batch has now raised twice.
-
-        None, with nothing changed, if `rank` does not hold just this node: others are on it, or have done it.
-        """
-        if all(lease.node != node for lease in self.held_by(rank)):
-            return None
-        self._end_leases(rank, node)
-        for micro_batch in range(node.lo, node.hi):
-            self.failed_on.setdefault(micro_batch, []).append(rank)
-        return any(len(self.failed_on[micro_batch]) >= 2 for micro_batch in range(node.lo, node.hi))
+    def record_failure(self, lease: HeldLease) -> bool:
+        """Record that computing a lease raised; return whether a micro-batch has now raised twice."""
+        self._end_leases(lease.rank, lease.node)
+        micro_batches = range(lease.node.lo, lease.node.hi)
+        for micro_batch in micro_batches:
+            self.failed_on.setdefault(micro_batch, []).append(lease.rank)
+        return any(len(self.failed_on[micro_batch]) >= 2 for micro_batch in micro_batches)
 
     def _end_leases(self, rank: int, node: Node) -> list[HeldLease]:
         """End a worker's leases that overlap `node`, and return them."""
@@ -289,12 +287,15 @@ class WithdrawnLease(msgspec.Struct, frozen=True, kw_only=True):
     """A lease that its worker is to stop computing."""
 
     rank: int
-    key: LeaseKey
+    number: int
     #: Since when it had brought nothing, when the answer should be there, and when it is later than any lease lasts.
     began: float
     due: float
     deadline: float
-    #: The micro-batches of a lease of one round, in which several steps have none; and when its round began, and it.
+    #: The work of a lease of one round, and its micro-batches, of which several steps have none; and when its round
+    #: began, and it.
+    work: Work = "train"
+    step: int = 0
     node: Node = Node(0, 0)
     round_began: float = 0.0
     leased: float = 0.0
@@ -309,19 +310,19 @@ class Withdrawals:
     """The leases that were withdrawn and are not answered."""
 
     #: By rank: none is empty.
-    open: dict[int, dict[LeaseKey, WithdrawnLease]] = field(default_factory=dict)
+    open: dict[int, dict[int, WithdrawnLease]] = field(default_factory=dict)
     #: By rank, when the first of them expires.
     deadlines: TimerQueue[int] = field(default_factory=TimerQueue)
 
     def add(self, withdrawn: WithdrawnLease) -> None:
         """Record that a lease was withdrawn."""
-        self.open.setdefault(withdrawn.rank, {})[withdrawn.key] = withdrawn
+        self.open.setdefault(withdrawn.rank, {})[withdrawn.number] = withdrawn
         self._set_deadline(withdrawn.rank)
 
-    def answer(self, rank: int, key: LeaseKey) -> WithdrawnLease | None:
+    def answer(self, rank: int, number: int) -> WithdrawnLease | None:
         """Record that a worker is past a lease; return that, None if no answer was awaited."""
         leases = self.open.get(rank)
-        withdrawn = None if leases is None else leases.pop(key, None)
+        withdrawn = None if leases is None else leases.pop(number, None)
         if withdrawn is not None:
             self._set_deadline(rank)
         return withdrawn
@@ -347,9 +348,9 @@ class Withdrawals:
     def postpone(self, by_s: float) -> None:
         """Do not count some seconds in which the server did not run."""
         for rank, leases in self.open.items():
-            for key, one in leases.items():
+            for number, one in leases.items():
                 began, due, deadline = (at + by_s for at in (one.began, one.due, one.deadline))
-                leases[key] = replace(one, began=began, due=due, deadline=deadline)
+                leases[number] = replace(one, began=began, due=due, deadline=deadline)
             self._set_deadline(rank)
 
     def _set_deadline(self, rank: int) -> None:

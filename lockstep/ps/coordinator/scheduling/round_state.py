@@ -4,15 +4,17 @@ Results come before their sums count: with several servers, each of which adds a
 until all of them have theirs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
+from itertools import count
 
 from lockstep.common.aggregation.tree import Node, TreeSum
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import Dropped, Result
+from lockstep.common.protocol.messages import Result
 from lockstep.ps.coordinator.membership import Member
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
 from lockstep.ps.records.ledger import Account, SignedResult, UnusedCause
 from lockstep.ps.run.plan import Round
 
@@ -120,6 +122,8 @@ class RoundState:
     signed_run: str = ""
     #: When it began: the ledger's times are counted from there.
     began: float = 0.0
+    #: As of `LeaseTable`.
+    numbers: Iterator[int] = field(default_factory=partial(count, 1))
     leases: LeaseTable = field(init=False)
     pending: PendingAcknowledgements = field(default_factory=PendingAcknowledgements)
     #: When leases are expected to end.
@@ -135,7 +139,7 @@ class RoundState:
 
     def __post_init__(self) -> None:
         total = self.round.micro_batches
-        self.leases, self.account = LeaseTable(total, single=self.single), Account(total)
+        self.leases, self.account = LeaseTable(total, single=self.single, numbers=self.numbers), Account(total)
         self.tallies = TreeSum(total, lambda left, right: left + right)
 
     def was_leased(self, rank: int, node: Node) -> bool:
@@ -185,12 +189,12 @@ class RoundState:
             self.account.record_accepted(node, member.rank, result.losses, began_s, ended_s, signed=signed)
         return [lease for lease in ended if lease.rank != member.rank], leases.free() > free
 
-    def record_dropped(self, rank: int, dropped: Dropped, node: Node, times: tuple[float, float]) -> None:
+    def record_dropped(self, lease: WithdrawnLease, computed: int, now: float) -> None:
         """Record how much of a lease that was withdrawn its worker had computed by then."""
-        if dropped.computed:
-            part, (began_s, ended_s) = Node(node.lo, min(node.hi, node.lo + dropped.computed)), times
+        lo, (began_s, ended_s) = lease.node.lo, lease.times(now)
+        if done := min(computed, len(lease.node)):
             self.account.record_recomputed(
-                dropped.work, dropped.step, [part], rank, UnusedCause.FASTER, [began_s], ended_s
+                lease.work, lease.step, [Node(lo, lo + done)], lease.rank, UnusedCause.FASTER, [began_s], ended_s
             )
 
     def release(self, rank: int, why: str, now: float) -> list[Node]:

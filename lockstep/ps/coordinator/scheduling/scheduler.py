@@ -9,7 +9,7 @@ from heapq import heapify, heappop, heappush
 
 from lockstep.common.aggregation.finishing_time import finishing_time_s, whole
 from lockstep.common.aggregation.tree import Node, largest_node_at
-from lockstep.common.protocol.messages import OF_A_STEP, Dropped, Lease, LeaseKey, Result, Withdrawal
+from lockstep.common.protocol.messages import OF_A_STEP, Dropped, Lease, Result, Withdrawal
 from lockstep.common.statemachine.machine import soonest
 from lockstep.ps.coordinator.effects import Effect, Send
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState, SlowWorkerTrial
@@ -78,50 +78,47 @@ class Scheduler:
 
         Its worker stops within a micro-batch, unless it is so late already that it seems to stand still.
         """
-        work, step = state.round.work, state.round.step
+        work = state.round.work
         began, due = self.timeouts.since(lease.rank, now), now
         if self.timeouts.is_known(work):
             each_s = self.timeouts.expected_s(lease.rank, work)
             is_late = now > began + len(lease.node) * each_s + self._slack_s(state, lease)
             due = now if is_late else now + 2 * each_s
-        message = Withdrawal(work=work, step=step, number=lease.number)
         self.withdrawals.add(
             WithdrawnLease(
                 rank=lease.rank,
-                key=message.key(),
+                number=lease.number,
                 began=began,
                 due=due,
                 deadline=lease.deadline,
+                work=work,
+                step=state.round.step,
                 node=lease.node,
                 round_began=state.began,
                 leased=lease.began,
             )
         )
-        return message
+        return Withdrawal(number=lease.number)
 
-    def past(self, member: Member, answer: Result | Dropped, computed: int | None, now: float) -> WithdrawnLease | None:
-        """Record that a worker is past a lease after so many of its micro-batches, None for all of them.
-
-        None if it was not withdrawn.
-        """
-        withdrawn = self.withdrawals.answer(member.rank, answer.key())
+    def past(self, member: Member, number: int, computed: int, now: float) -> WithdrawnLease | None:
+        """Record that a worker is past a lease after so many of its micro-batches; None if it was not withdrawn."""
+        withdrawn = self.withdrawals.answer(member.rank, number)
         if withdrawn is None:
             return None
-        size = len(withdrawn.node)
-        done = size if computed is None else min(computed, size)
+        done = min(computed, len(withdrawn.node))
         if done:
             each_s = max(0.0, now - withdrawn.began) / done
-            self.timeouts.add(member.rank, answer.work, each_s, is_trial=member.trial is not None)
+            self.timeouts.add(member.rank, withdrawn.work, each_s, is_trial=member.trial is not None)
         # A lease that it was given meanwhile begins now.
         self.timeouts.begin(member.rank, now)
         return withdrawn
 
     def drop(self, state: RoundState, member: Member, dropped: Dropped, now: float) -> bool:
         """Record that a worker is past a lease which was withdrawn, and has not computed all of it; tell whether."""
-        withdrawn = self.past(member, dropped, dropped.computed, now)
+        withdrawn = self.past(member, dropped.number, dropped.computed, now)
         if withdrawn is None:
             return False
-        state.record_dropped(member.rank, dropped, withdrawn.node, withdrawn.times(now))
+        state.record_dropped(withdrawn, dropped.computed, now)
         return True
 
     def measure(self, member: Member, result: Result, held: Iterable[HeldLease], now: float) -> WithdrawnLease | None:
@@ -129,25 +126,18 @@ class Scheduler:
 
         A result of anything else measures nothing: it came twice, or too late.
         """
-        withdrawn = self.past(member, result, None, now)
+        withdrawn = self.past(member, result.number, max(0, result.hi - result.lo), now)
         if withdrawn is None and any(lease.node == result.node() for lease in held):
             is_trial, micro_batches = member.trial is not None, len(result.node())
             self.timeouts.record(member.rank, result.work, micro_batches, now, is_trial=is_trial)
         return withdrawn
 
-    def await_multi_step(self, rank: int, key: LeaseKey, now: float, *, is_late: bool) -> None:
+    def await_multi_step(self, rank: int, number: int, now: float, *, is_late: bool) -> None:
         """Expect a worker to answer a multi-step lease; one that was late seems to stand still."""
         due = now if is_late else now + 2 * self.timeouts.expected_s(rank, "train")
         deadline = now + self.timeouts.timeout_s(rank, "train", 1)
         self.timeouts.begin(rank, now)
-        self.withdrawals.add(WithdrawnLease(rank=rank, key=key, began=now, due=due, deadline=deadline))
-
-    def end_multi_step(self, rank: int, key: LeaseKey, now: float) -> bool:
-        """Record that a worker has answered that; return whether it was expected to."""
-        is_expected = self.withdrawals.answer(rank, key) is not None
-        if is_expected:
-            self.timeouts.begin(rank, now)
-        return is_expected
+        self.withdrawals.add(WithdrawnLease(rank=rank, number=number, began=now, due=due, deadline=deadline))
 
     # Free micro-batches
 

@@ -70,9 +70,9 @@ def test_a_shortened_text_is_taken_by_the_peer(text: str) -> None:
         msgspec.convert({"type": "finished", "reason": text}, Finished)
 
 
-def test_results_and_failures_name_their_node() -> None:
+def test_results_and_sums_name_their_node() -> None:
     result = Result(work="train", step=0, lo=2, hi=4, loss_sum=0.0, count=0, compute_s=0.0)
-    assert result.node() == ComputeFailed(work="train", step=0, lo=2, hi=4, traceback="").node() == Node(2, 4)
+    assert result.node() == Node(2, 4)
     assert SumsFrame(step=0, lo=2, hi=4, start=0).node() == Node(2, 4)
 
 
@@ -103,8 +103,8 @@ LEASE = {"work": "train", "step": 0, "lo": 0, "hi": 1}
 RESULT = {**LEASE, "loss_sum": 1.0, "count": 0, "compute_s": 0.0}
 READY = {"rank": 0, "term": msgspec.to_builtins(NO_TERM)}
 JOIN = msgspec.to_builtins(Join(protocol=1, incarnation="a", host="h", pid=1, fingerprint=fingerprint()))
-NUMBERED = {"work": "train", "step": 0, "number": 0}
-DIVERGED = {"work": "train", "step": 0, "micro_batch": 0, "layer": ""}
+NUMBERED = {"number": 0}
+DIVERGED = {**NUMBERED, "micro_batch": 0, "layer": ""}
 WELCOME = msgspec.to_builtins(Welcome(rank=0, run="r", job=Job(), layout="0" * 64, dataset="0" * 64, source=""))
 WORKER = {"rank": 0, "host": "h", "pid": 1, "state": "active", "samples": 0, "compute_s": 0.0}
 EPOCH = {"epoch": 1, "loss": 0.5, "test_loss": 0.5, "wall_s": 1.0}
@@ -137,9 +137,7 @@ STATUS = {
         (Join, JOIN, "processes", [1, PROCESSES_LIMIT], [0, PROCESSES_LIMIT + 1, -1, 1.5, None]),
         (Ready, READY, "rank", [0, 2**62], [-1, 1.5, None]),
         (Ready, READY, "makers", [0, PROCESSES_LIMIT], [PROCESSES_LIMIT + 1, -1, 1.5, None]),
-        (Withdrawal, NUMBERED, "work", ["train", "audit", "validate", "evaluate"], ["", "steal"]),
         (Withdrawal, NUMBERED, "number", [0, 2**62], [-1, 2**62 + 1]),
-        (Dropped, NUMBERED, "step", [0, 2**62], [-1, 2**62 + 1]),
         (Dropped, NUMBERED, "number", [0, 2**62], [-1, 2**62 + 1]),
         (Dropped, NUMBERED, "computed", [0, 2**31], [-1, 2**31 + 1, 0.5]),
         (Ready, READY, "nonce", ["", "0123456789abcdef" * 2], ["0" * 31, "0" * 33, "A" * 32, "0" * 32 + "\n", "\n"]),

@@ -56,10 +56,10 @@ def test_micro_batches_of_different_steps_may_each_raise_once() -> None:
 def test_a_failure_of_what_is_not_held_is_ignored() -> None:
     drive = Drive()
     drive.enter(1)
-    for lo, hi, step in ((0, 2**31, 0), (0, 2, 0), (0, 4, 1)):
-        failed = ComputeFailed(work="train", step=step, lo=lo, hi=hi, traceback="")
-        assert drive.happen(events.Received(peer=peer_of(1), message=failed)) == []
-    failed = ComputeFailed(work="train", step=0, lo=0, hi=4, traceback="")
+    number = drive.leases[1][0].number
+    failed = ComputeFailed(number=number + 1, traceback="")
+    assert drive.happen(events.Received(peer=peer_of(1), message=failed)) == []
+    failed = ComputeFailed(number=number, traceback="")
     assert kinds(drive.happen(events.Received(peer=peer_of(9), message=failed))) == [Eviction]
 
 
@@ -92,23 +92,25 @@ def test_divergence_in_an_evaluation_is_told_as_such() -> None:
     drive.enter(1)
     for _ in range(3):
         drive.finish_round()
-    (finish,) = finished(drive.diverge(1, "evaluate"))
+    (finish,) = finished(drive.diverge(1, micro_batch=0))
     assert "the loss of step 3, evaluation chunk 0, is not finite" in finish.failure
 
 
 def test_divergence_is_believed_of_one_who_was_asked() -> None:
     drive = Drive(facts_of(min_workers=2))
     drive.enter(1, 2)
-    (holder,) = {worker for worker, leases in drive.leases.items() if any(one.lo <= 2 < one.hi for one in leases)}
-    (other,) = {1, 2} - {holder}
-    assert drive.diverge(other) == []
-    assert finished(drive.diverge(holder))
+    theirs = drive.leases[2][0].lo
+    assert drive.diverge(1, theirs) == []
+    assert finished(drive.diverge(2, theirs))
 
 
-def test_divergence_of_another_step_or_a_strangers_is_ignored() -> None:
+def test_divergence_of_a_lease_that_has_ended_or_a_strangers_is_ignored() -> None:
     drive = Drive()
     drive.enter(1)
-    assert drive.diverge(1, "evaluate") == []
+    ended = drive.leases[1][0]
+    drive.finish_round()
+    drive.leases[1].insert(0, ended)
+    assert drive.diverge(1) == []
     assert kinds(drive.diverge(9)) == [Eviction]
 
 

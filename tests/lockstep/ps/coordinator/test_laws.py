@@ -61,7 +61,7 @@ class Story:
                 drive.pass_time(float(number))
             case "nonsense":
                 drive.send(life, nonsense(number, drive.coordinator.round.step))
-                far = Diverged(work="train", step=99, micro_batch=0, layer="")
+                far = Diverged(number=2**62, micro_batch=0, layer="")
                 drive.happen(events.Received(peer=peer_of(life), message=far))
 
     def finish(self) -> None:

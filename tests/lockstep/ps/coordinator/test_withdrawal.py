@@ -26,7 +26,7 @@ def withdrawn() -> tuple[Drive, Lease, list[Effect]]:
 
 
 def drop(drive: Drive, worker: int, lease: Lease, computed: int) -> list[Effect]:
-    dropped = Dropped(work=lease.work, step=lease.step, number=lease.number, computed=computed)
+    dropped = Dropped(number=lease.number, computed=computed)
     return drive.happen(events.Received(peer=peer_of(worker), message=dropped))
 
 
@@ -38,7 +38,7 @@ def listed(drive: Drive, worker: int) -> list[UnusedWork]:
 
 def test_a_worker_is_told_at_once_that_another_was_faster_and_gets_nothing_before_it_has_answered() -> None:
     drive, lease, effects = withdrawn()
-    assert messages(effects, 2) == [Withdrawal(work="train", step=0, number=lease.number)]
+    assert messages(effects, 2) == [Withdrawal(number=lease.number)]
     assert drive.coordinator.round.step == 1
     # There is work for both.
     assert kinds(effects, 1)[-1] is Lease

@@ -4,7 +4,7 @@ import errno
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lockstep.common.protocol.messages import Lease, MultiStepWithdrawal
+from lockstep.common.protocol.messages import Lease, Withdrawal
 from lockstep.ps.coordinator.effects import Effect, UpdateWeights
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import DiskRoom
@@ -91,7 +91,7 @@ def test_a_team_makes_no_more_steps_by_itself_and_begins_again() -> None:
     disk = Disk(drive)
     drive.begin()
     drive.team.inside = {1}
-    assert kinds(disk.fill()) == [MultiStepWithdrawal]
+    assert kinds(disk.fill()) == [Withdrawal]
     drive.team.made = 2
     drive.team.inside = set()
     assert Lease not in kinds(drive.pass_time(0.01))

@@ -60,7 +60,6 @@ def run_into_a_lease(simulation: Simulation, steps: int) -> None:
 def test_a_run_in_leases_of_several_steps_has_the_bits_and_records_of_one_process(short_root: Path, name: str) -> None:
     with simulated(short_root, JOBS[name]) as simulation:
         simulation.prove(alone(name))
-    assert part_of(simulation.server.coordinator, MultiStep).count >= 2
     # But for the first and the last of each epoch.
     assert part_of(simulation.server.coordinator, MultiStep).plan.lasted >= 30
     assert list(short_root.iterdir()) == []
@@ -97,4 +96,3 @@ def test_a_lease_ends_where_a_checkpoint_is_due(short_root: Path, tmp_path: Path
     kept = [path.stem for path in (tmp_path / "checkpoints").glob("*.safetensors")]
     # In the middle of the second epoch.
     assert 36 in [int(name.rpartition("-")[2]) for name in kept]
-    assert part_of(simulation.server.coordinator, MultiStep).count >= 4

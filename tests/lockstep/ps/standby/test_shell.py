@@ -212,7 +212,7 @@ def test_who_asks_is_answered_and_nonsense_is_refused(bench: Bench) -> None:
     client = bench.network.client(OWN.address)
     assert asked(client, bench, LeaderRequest()) == [LeaderNotice(term=TERM, address="memory://")]
     # One that takes it for the server that was here before finds the one that leads.
-    dropped = Dropped(work="train", step=1, number=1)
+    dropped = Dropped(number=1)
     assert [asked(client, bench, message) for message in (Ping(), dropped)] == [[Eviction(reason=FOLLOWS)]] * 2
     (refused,) = asked(client, bench, b"\xc1")
     assert isinstance(refused, Refused)

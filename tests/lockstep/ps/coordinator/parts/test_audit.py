@@ -277,9 +277,9 @@ def test_a_loss_that_only_the_second_one_finds_infinite_is_a_difference() -> Non
     drive.enter(1, 2)
     drive.to_audit(1, 2)
     lease = drive.leases[1][0]
-    nowhere = Diverged(work="audit", step=0, micro_batch=99, layer="fc")
+    nowhere = Diverged(number=lease.number, micro_batch=99, layer="fc")
     assert drive.happen(events.Received(peer=peer_of(1), message=nowhere)) == []
-    diverged = Diverged(work="audit", step=0, micro_batch=lease.lo, layer="fc")
+    diverged = Diverged(number=lease.number, micro_batch=lease.lo, layer="fc")
     drive.right = SAME
     drive.happen(events.Received(peer=peer_of(1), message=diverged))
     assert "found a loss that is not finite, from layer fc on; another worker" in said(drive.effects)
@@ -406,7 +406,7 @@ def test_digests_are_compared_whole(digest: str, shown: str) -> None:
 @pytest.mark.parametrize(("quantity", "where"), [("loss", "from layer fc on"), ("gradient", "first of 'fc'")])
 def test_a_value_that_the_first_worker_should_have_found_infinite_is_named(quantity: Quantity, where: str) -> None:
     audit, second, _ = recorded()
-    diverged = Diverged(work="audit", step=0, micro_batch=1, layer="fc", quantity=quantity)
+    diverged = Diverged(number=1, micro_batch=1, layer="fc", quantity=quantity)
     assert audit.add(1, finding_of(second, diverged)) is None
     conviction = audit.decide(1, MicroBatchOutcome(quantity=quantity, layer="fc"))
     assert conviction is not None

@@ -14,8 +14,7 @@ from lockstep.common.protocol.messages import (
     Dropped,
     Lease,
     MultiStepLease,
-    MultiStepResult,
-    MultiStepWithdrawal,
+    Withdrawal,
     Welcome,
 )
 from lockstep.ps.coordinator import events
@@ -115,11 +114,11 @@ class Team(Drive):
         self.team.made = step + 1
         return self.pass_time(BETWEEN_S[1])
 
-    def answer_steps(self, number: int = 1) -> list[Effect]:
+    def answer_steps(self, number: int | None = None) -> list[Effect]:
         """Let it answer that it makes no more of a lease."""
         self.leases.clear()
-        answer = MultiStepResult(number=number, is_done=False)
-        return self.happen(events.Received(peer=peer_of(1), message=answer))
+        number = self.team.lease.number if number is None else number
+        return self.happen(events.Received(peer=peer_of(1), message=Dropped(number=number)))
 
 
 def begun(effects: list[Effect]) -> list[MultiStepLease]:
@@ -211,15 +210,15 @@ def test_a_worker_that_comes_ends_the_multi_step_lease_once(is_inside: bool) -> 
     drive = Team()
     drive.begin()
     drive.team.inside = {1} if is_inside else set()
-    assert MultiStepWithdrawal not in kinds(drive.join(2))
+    assert Withdrawal not in kinds(drive.join(2))
     effects = drive.prepare(2)
     # Without having answered: it stops within a micro-batch.
-    assert kinds(effects, 1) == ([MultiStepWithdrawal] if is_inside else [MultiStepWithdrawal, Lease])
+    assert kinds(effects, 1) == ([Withdrawal] if is_inside else [Withdrawal, Lease])
     assert set(kinds(effects, 2)) == (set() if is_inside else {Lease})
     drive.team.inside.clear()
     later = drive.pass_time(0.01)
     assert set(kinds(later, 2)) == ({Lease} if is_inside else set())
-    assert MultiStepWithdrawal not in kinds(later)
+    assert Withdrawal not in kinds(later)
     assert drive.team.taken_over == [1]
 
 
@@ -236,11 +235,11 @@ def test_a_lease_ends_if_its_team_is_gone() -> None:
 def test_one_that_has_not_answered_gets_no_work_until_it_does() -> None:
     drive = Team()
     drive.begin()
-    assert kinds(drive.pass_time(2 * LATE_S)) == [MultiStepWithdrawal]
+    assert kinds(drive.pass_time(2 * LATE_S)) == [Withdrawal]
     assert drive.coordinator.scheduler.withdrawals.has_any(0)
     assert kinds(drive.answer_steps()) == [Lease]
     assert not drive.coordinator.scheduler.withdrawals.has_any(0)
-    drive.happen(events.Received(peer=peer_of(1), message=Dropped(work="train", step=0, number=1)))
+    drive.happen(events.Received(peer=peer_of(1), message=Dropped(number=1)))
 
 
 def test_one_that_never_answers_is_late_like_any_other() -> None:
@@ -285,8 +284,8 @@ def test_a_multi_step_lease_ends_when_a_checkpoint_is_due() -> None:
     drive.begin()
     drive.team.made = 2
     drive.team.inside.add(1)
-    assert MultiStepWithdrawal not in kinds(drive.pass_time(0.015))
-    assert MultiStepWithdrawal in kinds(drive.pass_time(0.01))
+    assert Withdrawal not in kinds(drive.pass_time(0.015))
+    assert Withdrawal in kinds(drive.pass_time(0.01))
     drive.team.inside.clear()
     drive.pass_time(0.01)
     assert drive.team.taken_over == [2]

@@ -191,7 +191,7 @@ def audited(state: RoundState) -> RoundState:
     """Let micro-batch 3, which rank 0 has computed, be all that is left."""
     for micro_batch in range(8):
         state.accept(member_of(0), result(Node(micro_batch, micro_batch + 1)), 9.0)
-    state.continue_with(AUDIT, LeaseTable.for_audit(8, {3: frozenset({0})}, state.leases.count))
+    state.continue_with(AUDIT, LeaseTable.for_audit(8, {3: frozenset({0})}, state.numbers))
     return state
 
 
@@ -223,7 +223,7 @@ def test_who_may_be_given_nothing_of_what_is_free_may_wait() -> None:
 
 def test_where_something_failed_all_may_wait_for_another_worker() -> None:
     state = leased(member_of(0))
-    state.leases.record_failure(NODE, 0)
+    state.leases.record_failure(state.leases.held_by(0)[0])
     state.validate([0])
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import Dropped, Lease, Work
+from lockstep.common.protocol.messages import Lease, Work
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.membership import FREE_PATIENCE, MOST_PATIENCE, Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW, RoundState
@@ -132,7 +132,7 @@ def test_what_is_known_of_training_says_nothing_of_an_evaluation() -> None:
 def test_the_one_ready_worker_is_given_again_what_failed_on_it() -> None:
     desk = Desk(1)
     desk.assign()
-    desk.state.leases.record_failure(Node(0, 16), 0)
+    desk.state.leases.record_failure(desk.state.leases.held_by(0)[0])
     assert [(lease.lo, lease.hi) for lease in desk.assign()] == [(0, 16)]
 
 
@@ -140,7 +140,7 @@ def test_one_of_several_is_not_given_again_what_failed_on_it() -> None:
     desk = Desk(2)
     desk.practise(1.0, 1.0)
     desk.assign()
-    desk.state.leases.record_failure(Node(0, 8), 0)
+    desk.state.leases.record_failure(desk.state.leases.held_by(0)[0])
     assert [(lease.lo, lease.hi) for lease in desk.assign()] == [(0, 2)]
     assert desk.shares() == [[], ["8-15", "0-1"]]
 
@@ -206,8 +206,7 @@ def test_a_worker_that_was_not_late_is_expected_to_stop_at_the_next_micro_batch(
     assert desk.state.end == NOW + 7.25 + 0.75 + 8.0
     assert desk.scheduler.timeouts.held_s(1, NOW + 9.0) == 1.0
     # What it says then tells how long it took, and when it has begun the next.
-    dropped = Dropped(work="train", step=0, number=lease.number, computed=4)
-    desk.scheduler.past(desk.members[1], dropped, 4, NOW + 8.5)
+    desk.scheduler.past(desk.members[1], lease.number, 4, NOW + 8.5)
     assert list(desk.scheduler.timeouts._own[1, "train"].recent) == [1.0, 1.0, 1.0, 8.5 / 4]
     assert desk.scheduler.timeouts.held_s(1, NOW + 9.0) == 0.5
 

@@ -109,7 +109,7 @@ def test_all_that_a_worker_holds_counts_for_its_time() -> None:
 
 def test_answers_to_what_was_withdrawn_are_awaited_put_off_and_forgotten_with_their_worker() -> None:
     made, leases = monitor_of_one(), LeaseTable(4)
-    withdrawn = WithdrawnLease(rank=0, key=("train", 0, 1), began=99.0, due=99.5, deadline=100.5)
+    withdrawn = WithdrawnLease(rank=0, number=1, began=99.0, due=99.5, deadline=100.5)
     made.withdrawals.add(withdrawn)
     assert made.deadline(leases) == 100.5
     made.check(100.0, leases)

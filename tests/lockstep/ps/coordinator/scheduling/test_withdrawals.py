@@ -5,27 +5,25 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.protocol.messages import LeaseKey
 from lockstep.ps.coordinator.scheduling.lease_table import Withdrawals, WithdrawnLease
 
 RANKS, TIMES = st.integers(0, 2), st.integers(0, 30).map(float)
-#: Leases of other rounds have the same numbers.
-KEYS = st.tuples(st.sampled_from(["train", "evaluate"]), st.integers(3, 4), st.integers(0, 1))
-LEASES = st.builds(WithdrawnLease, rank=RANKS, key=KEYS, began=TIMES, due=TIMES, deadline=TIMES)
+NUMBERS = st.integers(0, 7)
+LEASES = st.builds(WithdrawnLease, rank=RANKS, number=NUMBERS, began=TIMES, due=TIMES, deadline=TIMES)
 
 #: A lease that is withdrawn, an answer, a worker that is gone, or seconds in which the server did not run.
-ACTS = LEASES | LEASES | st.tuples(RANKS, KEYS) | RANKS | st.floats(1.0, 3.0)
+ACTS = LEASES | LEASES | st.tuples(RANKS, NUMBERS) | RANKS | st.floats(1.0, 3.0)
 
 
 @settings(max_examples=300)
 @given(st.lists(st.tuples(ACTS, TIMES), max_size=30))
-def test_they_agree_with_a_table(acts: list[tuple[WithdrawnLease | tuple[int, LeaseKey] | int | float, float]]) -> None:
-    withdrawals, table = Withdrawals(), dict[tuple[int, LeaseKey], WithdrawnLease]()
+def test_they_agree_with_a_table(acts: list[tuple[WithdrawnLease | tuple[int, int] | int | float, float]]) -> None:
+    withdrawals, table = Withdrawals(), dict[tuple[int, int], WithdrawnLease]()
     for act, now in acts:
         match act:
             case WithdrawnLease():
                 withdrawals.add(act)
-                table[act.rank, act.key] = act
+                table[act.rank, act.number] = act
             case tuple():
                 assert withdrawals.answer(*act) == table.pop(act, None)
             case int():
@@ -51,6 +49,6 @@ def postponed(one: WithdrawnLease, by_s: float) -> WithdrawnLease:
 
 def test_the_times_of_a_lease_are_counted_from_the_begin_of_its_round() -> None:
     times = {"began": 14.0, "due": 20.0, "deadline": 60.0, "leased": 12.0, "round_began": 10.0}
-    one = WithdrawnLease(rank=1, key=("train", 3, 5), node=Node(0, 4), **times)
+    one = WithdrawnLease(rank=1, number=5, node=Node(0, 4), **times)
     assert one.times(17.5) == (2.0, 7.5)
     assert postponed(one, 100.0).times(117.5) == (2.0, 107.5)
