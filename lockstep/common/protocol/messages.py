@@ -139,6 +139,37 @@ class StandbyAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 Standbys = Annotated[tuple[StandbyAddress, ...], Meta(max_length=STANDBYS_LIMIT)]
 
 
+class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts of a run that hold from its start to its end, as far as workers must know them."""
+
+    run: ShortText
+    job: Job
+    layout: HexDigest
+    dataset: HexDigest
+    #: Of the model's own files, empty for a model of the library.
+    source: OptionalHex
+    #: These files, the one that the job names first, and the folder at the server in which the run has a copy of them;
+    #: empty if workers do not learn it.
+    model_files: Annotated[list[ModelFile], Meta(max_length=MOST_FILES)] = []
+    model_folder: ShortText = ""
+    #: The name of a folder of memory that workers on this machine may share, empty where none is offered.
+    memory: ShortText = ""
+    #: Of the data, where samples are sent to a worker that does not have it.
+    manifest: Manifest | None = None
+    #: Mean and deviation of the training set, where the server had to read all of it for them.
+    moments: tuple[float, float] | None = None
+    #: Values of the vectors that are sent: those that are trained, and running statistics.
+    size: Count = 0
+    #: Sums of metrics in each tally.
+    metric_sums: Annotated[int, Meta(ge=0, le=MOST_SUMS)] = 0
+    #: The name of the run in signatures of results, empty if results are not to be signed.
+    signed_run: OptionalHex = ""
+    #: In which the server leads the run.
+    term: Term = NO_TERM
+    #: The options of the run, with those that the server alone uses.
+    options: RunOptions = RunOptions()
+
+
 # From a worker to the server
 
 
@@ -279,42 +310,18 @@ class Ping(Message, frozen=True, kw_only=True):
 # From the server to a worker
 
 
-class Welcome(Message, frozen=True, kw_only=True):
+class Welcome(Message, RunFacts, frozen=True, kw_only=True):
     """The place in the run, and all that the worker must know of it."""
 
     rank: Count
-    run: ShortText
-    job: Job
-    layout: HexDigest
-    dataset: HexDigest
-    #: Of the model's own files, empty for a model of the library.
-    source: OptionalHex
-    #: These files, the one that the job names first, and the folder at the server in which the run has a copy of them.
-    model_files: Annotated[list[ModelFile], Meta(max_length=MOST_FILES)] = []
-    model_folder: ShortText = ""
-    #: The name of a folder of shared memory, empty where none is offered.
-    memory: ShortText = ""
     #: The addresses of the other servers, in the order of their slices.
     shards: Annotated[list[ShortText], Meta(max_length=64)] = []
-    #: Of the data, where samples are sent to a worker that does not have it.
-    manifest: Manifest | None = None
     #: The library that computes gradients at the server, and its result for the model; empty if the fingerprint shows
     #: that, or if numerics may be mixed.
     engine: ShortText = ""
     evidence: ShortText = ""
-    #: Mean and deviation of the training set, where the server had to read all of it for them.
-    moments: tuple[float, float] | None = None
-    #: Values of the vectors that are sent: those that are trained, and running statistics.
-    size: Count = 0
-    #: Sums of metrics in each tally.
-    metric_sums: Annotated[int, Meta(ge=0, le=MOST_SUMS)] = 0
-    #: The name of the run in signatures of results, empty if results are not to be signed.
-    signed_run: OptionalHex = ""
-    term: Term = NO_TERM
     #: The servers to dial if the server is gone.
     standbys: Standbys = ()
-    #: The options of the run, with those that the server alone uses.
-    options: RunOptions = RunOptions()
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):
