@@ -142,8 +142,9 @@ class Coordinator(Machine[events.Event, Effect]):
     def __post_init__(self, plugs: Sequence[Plug], convicted: Mapping[str, str] | None) -> None:
         options = self.info.options
         self.admission = Admission(self.info, self.membership, convicted or {})
-        self.scheduler = Scheduler(LeaseTimeouts(options.lease_timeout), digests_all=options.signed)
-        self.stragglers = StragglerMonitor(self.scheduler.timeouts, self.scheduler.withdrawals)
+        self.stragglers = StragglerMonitor(self.membership, LeaseTimeouts(options.lease_timeout))
+        timeouts, withdrawals = self.stragglers.timeouts, self.stragglers.withdrawals
+        self.scheduler = Scheduler(self.membership, timeouts, withdrawals, digests_all=options.signed)
         self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
         self.progress.metrics = self.info.metrics
         self.parts = [plug(self) for plug in plugs]
@@ -270,7 +271,7 @@ class Coordinator(Machine[events.Event, Effect]):
         member = self.membership.remove(event.peer)
         if member is None:
             return []
-        left = failures.worker_left(member, event.reason, self.state, self.stragglers, now)
+        left = self.stragglers.left(member, event.reason, self.state, now)
         return [*left, *self.admission.activate_standby(), *self.assign_leases(now)]
 
     def _record_sign_of_life(self, event: events.Event, now: float) -> list[Effect]:
@@ -278,7 +279,7 @@ class Coordinator(Machine[events.Event, Effect]):
         if not isinstance(event, Received):
             return []
         member = self.membership.on_message(event.peer, now)
-        if member is None or not failures.is_back(member, event, self.state, self.membership, self.stragglers, now):
+        if member is None or not self.stragglers.is_back(member, event.message, self.state, now):
             return []
         return self.admission.activate(member) + self.assign_leases(now)
 
@@ -289,7 +290,7 @@ class Coordinator(Machine[events.Event, Effect]):
         if not self.is_running() or self.hooks.is_held():
             return []
         members = None if only is None else [only] if only.state is MemberState.READY else []
-        return self.scheduler.assign(self.state, self.membership, now, members)
+        return self.scheduler.assign(self.state, now, members)
 
     def _on_result(self, member: Member, result: Result, now: float) -> list[Effect]:
         withdrawn = self.scheduler.measure(member, result, self.leases.held_by(member.rank), now)
@@ -302,7 +303,7 @@ class Coordinator(Machine[events.Event, Effect]):
     def accept(self, member: Member, result: Result, now: float) -> list[Effect]:
         """Count a result whose sums are, or will be at once, in the tree."""
         (ended, is_freed), progress = self.state.accept(member, result, now), self.progress
-        withdrawn = self.scheduler.withdraw(self.state, self.membership, ended, now)
+        withdrawn = self.scheduler.withdraw(self.state, ended, now)
         if result.work == "train":
             for watch in self.hooks.rounds:
                 watch.accepted(member, result)
@@ -397,12 +398,11 @@ class Coordinator(Machine[events.Event, Effect]):
     # Time passes
 
     def _on_time_passed(self, now: float) -> list[Effect]:
-        state, membership, stragglers = self.state, self.membership, self.stragglers
-        late = failures.expire_leases(state, membership, stragglers, now)
-        evicted = failures.evict(state, membership, stragglers, now)
-        probes = [Send(peer=member.peer, message=Ping()) for member in membership.to_probe(now)]
+        state, stragglers = self.state, self.stragglers
+        late, evicted = stragglers.expire(state, now), stragglers.evict(state, now)
+        probes = [Send(peer=member.peer, message=Ping()) for member in self.membership.to_probe(now)]
         assigned = [*self.admission.activate_standby(), *self.assign_leases(now)]
-        return [*(failures.report_late(one, state, stragglers) for one in late), *evicted, *probes, *assigned]
+        return [*(stragglers.report(one, state) for one in late), *evicted, *probes, *assigned]
 
     def status(self, now: float) -> Status:
         """Return the status of the run."""

@@ -1,13 +1,12 @@
-"""Handles workers that fail: leases that raise, values that are not finite, results that cannot be true. Pure.
+"""Handles leases that fail: those that raise, values that are not finite, results that cannot be true. Pure.
 
-Also of workers that are late or silent. Gradients have to be believed, or audited. Figures that follow from the job
-alone do not: the step's sums are divided by the counts, and a wrong one would change all weights.
+Gradients have to be believed, or audited. Figures that follow from the job alone do not: the step's sums are divided by
+the counts, and a wrong one would change all weights.
 """
 
 import math
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 
 from lockstep.common.aggregation.tree import Node
@@ -18,18 +17,14 @@ from lockstep.common.protocol.messages import (
     OF_A_STEP,
     ComputeFailed,
     Diverged,
-    Ping,
     Quantity,
     Result,
     Work,
 )
-from lockstep.common.statemachine.machine import Received
-from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report
-from lockstep.ps.coordinator.events import PROGRESS, PartFailed
-from lockstep.ps.coordinator.membership import Member, Membership, MemberState
+from lockstep.ps.coordinator.effects import Report
+from lockstep.ps.coordinator.events import PartFailed
+from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.round_state import RoundState
-from lockstep.ps.coordinator.scheduling.stragglers import StragglerMonitor
-from lockstep.ps.records.ledger import WorkerOut
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import EVALUATIONS, Round
 
@@ -97,104 +92,6 @@ def not_finite_text(step: int, parameter: str, shares: Sequence[tuple[int, int, 
         f"Compute one again with `lockstep replay RUN --step {step} --micro-batch M`: if its gradient is not finite, "
         "lower the learning rate or clip (--lr, --clip-norm); if it is, its worker sent something else"
     )
-
-
-# Workers that are late
-
-
-class LateWorker(msgspec.Struct, frozen=True):
-    """A worker that is late, with what it held and for how many seconds it has brought nothing."""
-
-    member: Member
-    released: list[Node]
-    held_s: float
-
-
-def expire_leases(
-    state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
-) -> list[LateWorker]:
-    """Release the leases of workers that are late: dead, hung or slow. Their answers may still be the first."""
-    late = dict.fromkeys([*state.leases.deadlines.due(now), *stragglers.withdrawals.deadlines.due(now)])
-    return [_expire(rank, state, membership, stragglers, now) for rank in late]
-
-
-def _expire(
-    rank: int, state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
-) -> LateWorker:
-    member, held_s = membership.holder(rank), stragglers.record_late(rank, now)
-    released = state.release(rank, f"it had sent nothing for {held_s:.1f} s", now)
-    stragglers.withdrawals.remove(rank)
-    membership.set_state(member, MemberState.SUSPECT)
-    return LateWorker(member, released, held_s)
-
-
-def report_late(late: LateWorker, state: RoundState, stragglers: StragglerMonitor) -> Report:
-    """Return the report of a late worker, once its micro-batches are leased again."""
-    who, rank, held_s = late.member.named(), late.member.rank, late.held_s
-    if not late.released:
-        return Report(text=f"{who} has sent nothing for {held_s:.1f} s: others have computed its micro-batches")
-    takers = sorted({taker for node in late.released for taker in state.leases.holders(node)})
-    median_s = stragglers.timeouts.median_s(rank, state.round.work)
-    usual = "" if median_s is None else f" (median {median_s:.2g} s per micro-batch)"
-    workers = f"worker{'s' * (len(takers) > 1)} {', '.join(map(str, takers))}"
-    again = f"leased again to {workers}" if takers else "to be leased again as soon as a worker is free"
-    return Report(text=f"{who} has held {state.round.named(late.released)} for {held_s:.1f} s{usual}: {again}")
-
-
-def evict(state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float) -> list[Effect]:
-    """Remove workers that have been silent for too long: if one comes back, it has to join again."""
-    ranks = stragglers.to_evict(now, has_others=membership.count(MemberState.READY) > 0)
-    return [effect for rank in ranks for effect in _evict(rank, state, membership, stragglers, now)]
-
-
-def _evict(
-    rank: int, state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
-) -> list[Effect]:
-    member, silent_s = membership.holder(rank), stragglers.timeouts.held_s(rank, now)
-    why = f"it has sent nothing for {silent_s:.1f} s"
-    membership.remove(member.peer)
-    return [Report(text=f"{member.named()} was evicted: {why}"), _forget(member, why, state, stragglers)]
-
-
-def worker_left(
-    member: Member, reason: str, state: RoundState, stragglers: StragglerMonitor, now: float
-) -> list[Effect]:
-    """Release what a worker held that has left, and report it."""
-    released = state.release(member.rank, f"it left: {reason}", now)
-    passed_on = f"; {state.round.named(released)} go to others" if released else ""
-    forget = _forget(member, reason, state, stragglers)
-    return [Report(text=f"{member.named()} left: {reason}{passed_on}"), forget]
-
-
-def _forget(member: Member, why: str, state: RoundState, stragglers: StragglerMonitor) -> ForgetWorker:
-    state.account.add(WorkerOut(rank=member.rank, why=why))
-    state.pending.remove(member.rank)
-    stragglers.remove(member.rank)
-    return ForgetWorker(rank=member.rank)
-
-
-def is_back(
-    member: Member,
-    event: Received,
-    state: RoundState,
-    membership: Membership,
-    stragglers: StragglerMonitor,
-    now: float,
-) -> bool:
-    """Record that a worker is alive: progress extends its leases. Tell whether it is a suspect that gets work again.
-
-    A suspect that says something again and again, but brings nothing, does not.
-    """
-    message, rank, leases = event.message, member.rank, state.leases
-    stragglers.evictions.drop(rank)
-    if isinstance(message, PROGRESS) and rank in leases.held:
-        # If other servers are not done, the shard group watches those.
-        is_pending = state.pending.has(rank)
-        own_s = stragglers.timeout_s(rank, state.round.work, leases.held_by(rank))
-        leases.extend(rank, now + (stragglers.timeouts.limit_s if is_pending else own_s))
-    is_needed = not membership.count(MemberState.READY)
-    brings = is_needed or not isinstance(message, Ping) or not stragglers.is_on_probation(rank, now)
-    return member.state is MemberState.SUSPECT and brings
 
 
 # Results that cannot be true

@@ -191,7 +191,7 @@ class Audit:
         ended = core.leases.accept(node) or []
         core.state.account.record_recomputed("audit", result.step, [node], member.rank, UnusedCause.AUDITED)
         others = [lease for lease in ended if lease.rank != member.rank]
-        withdrawn = core.scheduler.withdraw(core.state, core.membership, others, now)
+        withdrawn = core.scheduler.withdraw(core.state, others, now)
         core.progress.audited += 1
         core.membership.credit_audit(member, result.compute_s)
         return [*withdrawn, *core.assign_leases(now)]

@@ -25,26 +25,27 @@ COPY_MARGIN = 0.25
 class Scheduler:
     """The speeds of the workers from round to round, by which the micro-batches of each are leased."""
 
+    membership: Membership
     timeouts: LeaseTimeouts
     withdrawals: Withdrawals = field(default_factory=Withdrawals)
     #: Whether each result of a step is to have a digest, to be signed.
     digests_all: bool = False
-    #: Whether any worker may be leased what others have.
-    _has_copies: bool = False
 
-    def assign(
-        self, state: RoundState, membership: Membership, now: float, members: Sequence[Member] | None = None
-    ) -> list[Effect]:
+    def assign(self, state: RoundState, now: float, members: Sequence[Member] | None = None) -> list[Effect]:
         """Lease free micro-batches, and second copies of late ones, to some of the ready members or to all."""
-        self._has_copies = membership.has_spare_cores()
         effects: list[Effect] = []
         if state.leases.free():
-            effects = self._share_out(state, membership, now, members)
+            effects = self._share_out(state, now, members)
         if self._has_copies:
             self._find_delayed(state, now)
-            is_anybody_idle = len(state.leases.held) < membership.count(MemberState.READY)
-            effects += self._copy_late(state, membership, now, members) if is_anybody_idle else []
+            is_anybody_idle = len(state.leases.held) < self.membership.count(MemberState.READY)
+            effects += self._copy_late(state, now, members) if is_anybody_idle else []
         return effects
+
+    @property
+    def _has_copies(self) -> bool:
+        """True if any worker may be leased what others have."""
+        return self.membership.has_spare_cores()
 
     def deadline(self, state: RoundState) -> float | None:
         """Return when something may be leased to others, or to others as well, since its worker is late."""
@@ -63,14 +64,12 @@ class Scheduler:
             return False
         return now >= self._expected_end(state, held[0], now) + self._slack_s(state, held[0])
 
-    def withdraw(
-        self, state: RoundState, membership: Membership, leases: Iterable[HeldLease], now: float
-    ) -> list[Effect]:
+    def withdraw(self, state: RoundState, leases: Iterable[HeldLease], now: float) -> list[Effect]:
         """Withdraw leases that other workers were faster with."""
         effects: list[Effect] = []
         for lease in leases:
             message = self._withdraw(state, lease, now)
-            effects.append(Send(peer=membership.holder(lease.rank).peer, message=message))
+            effects.append(Send(peer=self.membership.holder(lease.rank).peer, message=message))
         return effects
 
     def _withdraw(self, state: RoundState, lease: HeldLease, now: float) -> Withdrawal:
@@ -141,10 +140,9 @@ class Scheduler:
 
     # Free micro-batches
 
-    def _share_out(
-        self, state: RoundState, membership: Membership, now: float, given: Sequence[Member] | None
-    ) -> list[Effect]:
+    def _share_out(self, state: RoundState, now: float, given: Sequence[Member] | None) -> list[Effect]:
         """Share out free micro-batches, as many as each worker can compute until all are done."""
+        membership = self.membership
         ready, leases = membership.count(MemberState.READY), state.leases
         if ready == 1 or leases.is_restricted() or not self.timeouts.is_known(state.round.work):
             state.end = None
@@ -244,23 +242,21 @@ class Scheduler:
 
     # What others have
 
-    def _copy_late(
-        self, state: RoundState, membership: Membership, now: float, given: Sequence[Member] | None
-    ) -> list[Effect]:
+    def _copy_late(self, state: RoundState, now: float, given: Sequence[Member] | None) -> list[Effect]:
         """Lease second copies of what ends too late to members that have nothing to do.
 
         Backup tasks (Dean and Ghemawat, MapReduce, OSDI 2004). Only where a machine has a core for each of its workers:
         a copy would take it from the worker that it is to help.
         """
         effects: list[Effect] = []
-        for member in membership.ready() if given is None else given:
-            if self._may_help(state, membership, member):
-                effects += self._copy_delayed(state, membership, member, now) or self._copy_latest(state, member, now)
+        for member in self.membership.ready() if given is None else given:
+            if self._may_help(state, member):
+                effects += self._copy_delayed(state, member, now) or self._copy_latest(state, member, now)
         return effects
 
-    def _may_help(self, state: RoundState, membership: Membership, member: Member) -> bool:
+    def _may_help(self, state: RoundState, member: Member) -> bool:
         is_idle = not state.leases.held_by(member.rank) and not self.withdrawals.has_any(member.rank)
-        return is_idle and member.state is MemberState.READY and not membership.is_crowded(member)
+        return is_idle and member.state is MemberState.READY and not self.membership.is_crowded(member)
 
     def _find_delayed(self, state: RoundState, now: float) -> None:
         """Record which leases should have ended."""
@@ -283,14 +279,14 @@ class Scheduler:
     def _slack_s(self, state: RoundState, lease: HeldLease) -> float:
         return self.timeouts.slack_s(lease.rank, state.round.work, len(lease.node))
 
-    def _copy_delayed(self, state: RoundState, membership: Membership, member: Member, now: float) -> list[Effect]:
+    def _copy_delayed(self, state: RoundState, member: Member, now: float) -> list[Effect]:
         """Lease a part of a delayed lease to an idle member: all that are idle share it."""
         delayed, table = state.expected.delayed, state.leases
         delayed[:] = [(lease, part) for lease, part in delayed if table.is_held(lease)]
         for place, (lease, part) in enumerate(delayed):
             if not table.may_copy(member.rank, part):
                 continue
-            idle = sum(self._may_help(state, membership, one) for one in membership.ready())
+            idle = sum(self._may_help(state, one) for one in self.membership.ready())
             most = 1 if part.lo in table.single else -(-len(part) // idle)
             node = largest_node_at(part.lo, part.hi, table.total, most)
             delayed[place : place + 1] = [(lease, Node(node.hi, part.hi))] if node.hi < part.hi else []

@@ -4,15 +4,23 @@ A lease expires by what its worker, or else the others, took before. Too soon co
 step that all wait for; neither changes the result. So a bound that seldom errs is better than one that is exact.
 """
 
+import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from lockstep.common.protocol.messages import Work
+import msgspec
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.protocol.messages import Message, Ping, Work
 from lockstep.common.statemachine.machine import soonest
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, Withdrawals
+from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report
+from lockstep.ps.coordinator.events import PROGRESS
+from lockstep.ps.coordinator.membership import Member, Membership, MemberState
+from lockstep.ps.coordinator.scheduling.lease_table import LeaseTable, Withdrawals
+from lockstep.ps.coordinator.scheduling.round_state import RoundState
 from lockstep.ps.coordinator.timer_queue import TimerQueue
+from lockstep.ps.records.ledger import WorkerOut
 
 #: Seconds that every lease lasts at least: other programs may take a processor for as long, and swapping longer.
 FLOOR_S = 2.0
@@ -200,40 +208,32 @@ def _kind(work: Work) -> Work:
     return "train" if work == "audit" else work
 
 
-@dataclass
-class StallDetector:
-    """Notices time in which the server did not run: that does not count against a worker."""
+class LateWorker(msgspec.Struct, frozen=True):
+    """A worker that is late, with what it held and for how many seconds it has brought nothing."""
 
-    #: When the server last checked the time.
-    last: float | None = None
-
-    def check(self, now: float) -> float:
-        """Record a check; return the seconds before it that count against no worker."""
-        gap = 0.0 if self.last is None else now - self.last
-        self.last = now
-        return gap if gap > STALL_S else 0.0
-
-    def due(self) -> float | None:
-        """Return when to check next, None before the first time."""
-        return None if self.last is None else self.last + CHECK_S
+    member: Member
+    released: list[Node]
+    held_s: float
 
 
 @dataclass
 class StragglerMonitor:
-    """The times of all workers of a run."""
+    """Takes the leases of workers that are late, and the places of those that stay silent."""
 
+    membership: Membership
     timeouts: LeaseTimeouts
     withdrawals: Withdrawals = field(default_factory=Withdrawals)
-    stalls: StallDetector = field(default_factory=StallDetector)
     #: By rank, when a worker that is late, and says nothing, is evicted.
     evictions: TimerQueue[int] = field(default_factory=TimerQueue)
     #: By rank, until when a worker that was late has to bring something before it gets work.
     _probation: dict[int, float] = field(default_factory=dict)
+    #: When the server last checked the time; infinite before.
+    _checked: float = math.inf
 
     def check(self, now: float, leases: LeaseTable) -> None:
         """Record that the server runs; the time in which it did not counts against no worker."""
-        stalled_s = self.stalls.check(now)
-        if stalled_s:
+        stalled_s, self._checked = now - self._checked, now
+        if stalled_s > STALL_S:
             leases.postpone(stalled_s)
             self.withdrawals.postpone(stalled_s)
             self.timeouts.postpone(stalled_s)
@@ -245,39 +245,81 @@ class StragglerMonitor:
         if not leases.held and not self.evictions.times and not self.withdrawals.open:
             return None
         withdrawals, evictions = self.withdrawals.deadlines.soonest(), self.evictions.soonest()
-        return soonest(self.stalls.due(), leases.deadlines.soonest(), withdrawals, evictions)
+        return soonest(self._checked + CHECK_S, leases.deadlines.soonest(), withdrawals, evictions)
 
-    def timeout_s(self, rank: int, work: Work, held: Sequence[HeldLease]) -> float:
-        """Return how many seconds a worker may take for what it holds."""
-        return self.timeouts.timeout_s(rank, work, sum(len(lease.node) for lease in held))
+    def expire(self, state: RoundState, now: float) -> list[LateWorker]:
+        """Release the leases of workers that are late: dead, hung or slow. Their answers may still be the first."""
+        late = dict.fromkeys([*state.leases.deadlines.due(now), *self.withdrawals.deadlines.due(now)])
+        return [self._expire(rank, state, now) for rank in late]
 
-    def record_late(self, rank: int, now: float) -> float:
-        """Record that a worker is late; return for how many seconds it has brought nothing."""
-        held_s = self.timeouts.held_s(rank, now)
+    def _expire(self, rank: int, state: RoundState, now: float) -> LateWorker:
+        member, held_s = self.membership.holder(rank), self.timeouts.held_s(rank, now)
         self.evictions.set(rank, now + max(EVICTION_S, held_s))
         self._probation[rank] = now + PROBATION * held_s
-        return held_s
+        released = state.release(rank, f"it had sent nothing for {held_s:.1f} s", now)
+        self.withdrawals.remove(rank)
+        self.membership.set_state(member, MemberState.SUSPECT)
+        return LateWorker(member, released, held_s)
 
-    def is_on_probation(self, rank: int, now: float) -> bool:
-        """Tell whether a worker was late, and needs more than a sign of life to get work."""
-        return now < self._probation.get(rank, now)
+    def report(self, late: LateWorker, state: RoundState) -> Report:
+        """Return the report of a late worker, once its micro-batches are leased again."""
+        who, rank, held_s = late.member.named(), late.member.rank, late.held_s
+        if not late.released:
+            return Report(text=f"{who} has sent nothing for {held_s:.1f} s: others have computed its micro-batches")
+        takers = sorted({taker for node in late.released for taker in state.leases.holders(node)})
+        median_s = self.timeouts.median_s(rank, state.round.work)
+        usual = "" if median_s is None else f" (median {median_s:.2g} s per micro-batch)"
+        workers = f"worker{'s' * (len(takers) > 1)} {', '.join(map(str, takers))}"
+        again = f"leased again to {workers}" if takers else "to be leased again as soon as a worker is free"
+        return Report(text=f"{who} has held {state.round.named(late.released)} for {held_s:.1f} s{usual}: {again}")
 
-    def remove(self, rank: int) -> None:
-        """Forget a worker that is gone."""
+    def evict(self, state: RoundState, now: float) -> list[Effect]:
+        """Remove workers that have been silent for too long: if one comes back, it has to join again.
+
+        No worker is removed while no other has work: one that is slow beyond all bounds then still makes progress.
+        """
+        due = self.evictions.due(now)
+        if self.membership.count(MemberState.READY):
+            return [effect for rank in due for effect in self._evict(self.membership.holder(rank), state, now)]
+        for rank in due:
+            self.evictions.set(rank, now + EVICTION_S)
+        return []
+
+    def _evict(self, member: Member, state: RoundState, now: float) -> list[Effect]:
+        why = f"it has sent nothing for {self.timeouts.held_s(member.rank, now):.1f} s"
+        self.membership.remove(member.peer)
+        return [Report(text=f"{member.named()} was evicted: {why}"), self._forget(member, why, state)]
+
+    def left(self, member: Member, reason: str, state: RoundState, now: float) -> list[Effect]:
+        """Release what a worker held that has left, and report it."""
+        released = state.release(member.rank, f"it left: {reason}", now)
+        passed_on = f"; {state.round.named(released)} go to others" if released else ""
+        forget = self._forget(member, reason, state)
+        return [Report(text=f"{member.named()} left: {reason}{passed_on}"), forget]
+
+    def _forget(self, member: Member, why: str, state: RoundState) -> ForgetWorker:
+        rank = member.rank
+        state.account.add(WorkerOut(rank=rank, why=why))
+        state.pending.remove(rank)
         self.evictions.drop(rank)
         self._probation.pop(rank, None)
         self.withdrawals.remove(rank)
         self.timeouts.remove(rank)
+        return ForgetWorker(rank=rank)
 
-    def to_evict(self, now: float, *, has_others: bool) -> list[int]:
-        """Return the ranks to be evicted now.
+    def is_back(self, member: Member, message: Message, state: RoundState, now: float) -> bool:
+        """Record that a worker is alive, whose progress extends its leases; tell whether it is a suspect that gets work.
 
-        No rank is while no other worker has work: a worker that is slow beyond all bounds then still makes progress.
+        A suspect that says something again and again, but brings nothing, does not.
         """
-        due = self.evictions.due(now)
-        for rank in due:
-            if has_others:
-                self.evictions.drop(rank)
-            else:
-                self.evictions.set(rank, now + EVICTION_S)
-        return due if has_others else []
+        rank, leases = member.rank, state.leases
+        self.evictions.drop(rank)
+        if isinstance(message, PROGRESS) and rank in leases.held:
+            micro_batches = sum(len(lease.node) for lease in leases.held_by(rank))
+            # If other servers are not done, the shard group watches those.
+            own_s = self.timeouts.timeout_s(rank, state.round.work, micro_batches)
+            leases.extend(rank, now + (self.timeouts.limit_s if state.pending.has(rank) else own_s))
+        if member.state is not MemberState.SUSPECT:
+            return False
+        is_needed, is_on_probation = not self.membership.count(MemberState.READY), now < self._probation.get(rank, now)
+        return is_needed or not isinstance(message, Ping) or not is_on_probation

@@ -31,8 +31,8 @@ class Desk:
         cores: int = 0,
     ) -> None:
         self.state = RoundState(at, chosen)
-        self.scheduler = Scheduler(LeaseTimeouts(LIMIT_S))
         self.membership = Membership()
+        self.scheduler = Scheduler(self.membership, LeaseTimeouts(LIMIT_S))
         self.members = [self.add(number, cores) for number in range(workers)]
 
     def add(self, number: int, cores: int = 0) -> Member:
@@ -49,7 +49,7 @@ class Desk:
                 self.scheduler.timeouts.record(rank, work, 1, each_s)
 
     def effects(self, *members: Member, now: float = NOW) -> list[Effect]:
-        return self.scheduler.assign(self.state, self.membership, now, list(members) or None)
+        return self.scheduler.assign(self.state, now, list(members) or None)
 
     def assign(self, *members: Member, now: float = NOW) -> list[Lease]:
         found = [message for message in messages(self.effects(*members, now=now)) if isinstance(message, Lease)]
@@ -187,7 +187,7 @@ def test_a_worker_at_what_others_have_done_gets_nothing_and_there_is_something_f
     desk.assign()
     (lease,) = desk.state.leases.held_by(1)
     desk.state.leases.release(1)
-    desk.scheduler.withdraw(desk.state, desk.membership, [lease], NOW + 20.0)
+    desk.scheduler.withdraw(desk.state, [lease], NOW + 20.0)
     desk.state = RoundState(ROUND)
     desk.assign(now=NOW + 20.0)
     assert desk.shares() == [["0-7", "8-15"], []]
@@ -199,7 +199,7 @@ def test_a_worker_that_was_not_late_is_expected_to_stop_at_the_next_micro_batch(
     desk.assign()
     (lease,) = desk.state.leases.held_by(1)
     desk.state.leases.release(1)
-    desk.scheduler.withdraw(desk.state, desk.membership, [lease], NOW + 7.25)
+    desk.scheduler.withdraw(desk.state, [lease], NOW + 7.25)
     desk.state = RoundState(ROUND)
     desk.assign(now=NOW + 7.25)
     assert desk.shares() == [["0-7"], ["8-15"]]
@@ -217,7 +217,7 @@ def test_if_all_are_at_what_others_have_done_all_wait() -> None:
     desk.assign()
     for rank in range(2):
         (lease,) = desk.state.leases.held_by(rank)
-        desk.scheduler.withdraw(desk.state, desk.membership, [lease], NOW + 20.0)
+        desk.scheduler.withdraw(desk.state, [lease], NOW + 20.0)
     desk.state = RoundState(ROUND)
     assert desk.assign(now=NOW + 20.0) == []
 
@@ -364,7 +364,7 @@ def test_one_that_is_not_ready_gets_no_copy() -> None:
 def test_one_that_is_at_what_others_have_done_gets_no_copy() -> None:
     desk = Desk(2, cores=2)
     now = late(desk)
-    desk.scheduler.withdraw(desk.state, desk.membership, [desk.state.leases.copy(1, Node(0, 8), NOW, NOW)], now)
+    desk.scheduler.withdraw(desk.state, [desk.state.leases.copy(1, Node(0, 8), NOW, NOW)], now)
     desk.state.leases.release(1)
     assert desk.assign(now=now) == []
 

@@ -4,10 +4,12 @@ import pytest
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import Eviction, Lease, Ping, Welcome
+from lockstep.common.protocol.messages import Eviction, Lease, Ping, SumsFrame, Welcome
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import ForgetWorker
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
+from lockstep.ps.coordinator.membership import Membership
+from lockstep.ps.coordinator.scheduling.lease_table import LeaseTable, WithdrawnLease
+from lockstep.ps.coordinator.scheduling.round_state import RoundState
 from lockstep.ps.coordinator.scheduling.stragglers import (
     CHECK_S,
     EVICTION_S,
@@ -15,25 +17,10 @@ from lockstep.ps.coordinator.scheduling.stragglers import (
     PROBATION,
     STALL_S,
     LeaseTimeouts,
-    StallDetector,
     StragglerMonitor,
 )
+from lockstep.ps.run.plan import Round
 from tests.lockstep.ps.runs import Drive, facts_of, join_of, kinds, messages, peer_of, result_of, said
-
-
-@pytest.mark.parametrize("gap", [0.0, 0.5, CHECK_S, STALL_S])
-def test_looks_that_are_near_one_another_miss_nothing(gap: float) -> None:
-    lookout = StallDetector()
-    assert lookout.check(100.0) == 0.0
-    assert lookout.check(100.0 + gap) == 0.0
-
-
-def test_a_gap_is_missed_whole_and_once() -> None:
-    lookout = StallDetector()
-    lookout.check(100.0)
-    assert lookout.check(130.0) == 30.0
-    assert lookout.check(130.5) == 0.0
-    assert lookout.due() == 130.5 + CHECK_S
 
 
 # The monitor by itself
@@ -41,43 +28,39 @@ def test_a_gap_is_missed_whole_and_once() -> None:
 
 def monitor_of_one() -> StragglerMonitor:
     """Return a monitor of worker 0, which got work at 100 s."""
-    made = StragglerMonitor(LeaseTimeouts(60.0))
+    made = StragglerMonitor(Membership(), LeaseTimeouts(60.0))
+    made.membership.activate(made.membership.admit(peer_of(0), join_of(0), 100.0), 9)
     made.timeouts.begin(0, 100.0)
     return made
 
 
 @pytest.mark.parametrize("held_s", [1.0, 5.0])
 def test_one_that_is_late_is_evicted_once_it_was_as_late_again_if_others_work(held_s: float) -> None:
-    made, now = monitor_of_one(), 100.0 + held_s
-    assert made.record_late(0, now) == held_s
+    made, state, now = monitor_of_one(), RoundState(Round("train", 0, 4)), 100.0 + held_s
+    state.leases.lease(0, 4, now, is_alone=True)
+    (late,) = made.expire(state, now)
+    assert (late.released, late.held_s) == ([Node(0, 4)], held_s)
     due = now + max(EVICTION_S, held_s)
-    assert made.to_evict(due - 0.1, has_others=True) == []
-    assert made.to_evict(due, has_others=False) == []
-    assert made.to_evict(due + EVICTION_S - 0.1, has_others=True) == []
-    assert made.to_evict(due + EVICTION_S, has_others=True) == [0]
-    assert made.to_evict(1e6, has_others=True) == []
+    assert made.evict(state, due - 0.1) == made.evict(state, due) == []
+    made.membership.activate(made.membership.admit(peer_of(1), join_of(1), due), 9)
+    assert made.evict(state, due + EVICTION_S - 0.1) == []
+    assert made.evict(state, due + EVICTION_S)[1:] == [ForgetWorker(rank=0)]
+    assert made.evict(state, 1e6) == []
 
 
-def test_one_that_is_late_is_on_probation_for_twenty_times_as_long_whatever_it_says() -> None:
-    made = monitor_of_one()
-    assert not made.is_on_probation(0, 104.0)
-    made.record_late(0, 104.0)
-    made.evictions.drop(0)
-    assert made.to_evict(1e6, has_others=True) == []
-    until = 104.0 + PROBATION * 4.0
-    assert [made.is_on_probation(0, at) for at in (104.0, until - 0.1, until)] == [True, True, False]
-    assert not made.is_on_probation(1, 104.0)
-    made.record_late(0, 104.0)
-    made.remove(0)
-    assert not made.is_on_probation(0, 104.0)
-    assert (made.to_evict(1e6, has_others=True), made.timeouts.held_s(0, 200.0)) == ([], 0.0)
+@pytest.mark.parametrize("gap", [0.0, 0.5, CHECK_S, STALL_S])
+def test_looks_that_are_near_one_another_put_nothing_off(gap: float) -> None:
+    made, leases = monitor_of_one(), LeaseTable(4)
+    made.check(100.0, leases)
+    made.check(100.0 + gap, leases)
+    assert made.timeouts.held_s(0, 200.0) == 100.0
 
 
 def test_time_in_which_the_server_did_not_run_puts_everything_off() -> None:
     made, leases = monitor_of_one(), LeaseTable(4)
     leases.lease(0, 4, 110.0, is_alone=False)
     made.check(100.0, leases)
-    made.record_late(0, 101.0)
+    made.evictions.set(0, 104.0)
     for now in (131.0, 132.0):
         made.check(now, leases)
         assert (leases.deadlines.soonest(), made.evictions.soonest()) == (141.0, 135.0)
@@ -99,12 +82,13 @@ def test_the_next_check_is_at_the_first_of_all_times_and_there_is_none_without_w
 
 
 def test_all_that_a_worker_holds_counts_for_its_time() -> None:
-    made, held = monitor_of_one(), [HeldLease(Node(0, 2), 0, 0.0), HeldLease(Node(2, 3), 0, 0.0)]
-    made.timeouts.begin(1, 100.0)
+    made, state = monitor_of_one(), RoundState(Round("train", 0, 4))
     for number in range(1, 9):
         made.timeouts.record(0, "train", 1, 100.0 + number)
-        made.timeouts.record(1, "train", 1, 100.0 + 2 * number)
-    assert (made.timeout_s(0, "train", held), made.timeout_s(1, "train", held)) == (3 * 4.0, 3 * 8.0)
+    for most in (2, 1):
+        state.leases.lease(0, most, 109.0, is_alone=False)
+    made.is_back(made.membership.members[peer_of(0)], SumsFrame(step=0, lo=0, hi=2, start=0), state, 108.5)
+    assert [lease.deadline - 108.5 for lease in state.leases.held_by(0)] == [3 * 4.0] * 2
 
 
 def test_answers_to_what_was_withdrawn_are_awaited_put_off_and_forgotten_with_their_worker() -> None:
@@ -115,9 +99,8 @@ def test_answers_to_what_was_withdrawn_are_awaited_put_off_and_forgotten_with_th
     made.check(100.0, leases)
     made.check(130.0, leases)
     assert made.withdrawals.deadlines.soonest() == made.deadline(leases) == 130.5
-    made.remove(1)
-    assert made.withdrawals.has_any(0)
-    made.remove(0)
+    member = made.membership.members[peer_of(0)]
+    assert made.left(member, "killed", RoundState(Round("train", 0, 4)), 131.0)[1:] == [ForgetWorker(rank=0)]
     assert not made.withdrawals.has_any(0)
     assert made.deadline(leases) is None
 
