@@ -17,7 +17,6 @@ from lockstep.common.protocol.messages import (
     Standby,
     StandbyAddress,
     Term,
-    Welcome,
     shortened,
 )
 from lockstep.common.protocol.shard_messages import ShardJoin
@@ -25,7 +24,7 @@ from lockstep.common.runtime.notice import warning
 from lockstep.common.statemachine.machine import Received, ReportKind
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report, Send
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState, identity_of
-from lockstep.ps.records.ledger import Account, WorkerIn, WorkerOut
+from lockstep.ps.records.ledger import Account, WorkerIn
 from lockstep.ps.run.info import RunInfo
 
 #: Fields of a fingerprint that are the same wherever the same versions are installed. Other versions may compute alike,
@@ -134,7 +133,7 @@ class Admission:
         if (why := refusal(join, info)) is not None:
             return why
         twin = self.membership.by_incarnation(join.incarnation)
-        # One that has said nothing since may have dialled again, before its welcome came: see `admit`.
+        # One that has said nothing since may have dialled again, before its welcome came: see `Coordinator.join`.
         if twin is not None and twin.peer != event.peer and twin.state is not MemberState.PREPARING:
             reason = f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
             return refused(RefusalKind.DUPLICATE, reason)
@@ -156,15 +155,7 @@ class Admission:
         return [*early.values()]
 
     def admit(self, event: Received, join: Join, account: Account, now: float) -> list[Effect]:
-        """Give a worker a rank, and drop its previous connection: the welcome may have been lost with that."""
-        effects: list[Effect] = []
-        if (twin := self.membership.by_incarnation(join.incarnation)) is not None:
-            self.membership.remove(twin.peer)
-            account.add(WorkerOut(rank=twin.rank, why="it connected again"))
-            effects += [
-                Report(text=f"{twin.named()} left: it connected again"),
-                ForgetWorker(rank=twin.rank),
-            ]
+        """Give a worker a rank."""
         member = self.membership.admit(event.peer, join, now, event.key)
         entry = WorkerIn(
             rank=member.rank,
@@ -175,14 +166,8 @@ class Admission:
             signer=event.signer if self.info.signed_run else "",
         )
         account.add(entry)
-        return [
-            *effects,
-            Send(peer=event.peer, message=self._welcome(member.rank)),
-            Report(text=f"{member.named()} joined"),
-        ]
-
-    def _welcome(self, rank: int) -> Welcome:
-        return self.info.welcome(rank, shards=self.shards, standbys=self.standbys)
+        welcome = self.info.welcome(member.rank, shards=self.shards, standbys=self.standbys)
+        return [Send(peer=event.peer, message=welcome), Report(text=f"{member.named()} joined")]
 
     def prepared(self, member: Member, ready: Ready) -> list[Effect]:
         """Activate a member that has the model and the data, or refuse it if it has to share memory and does not."""

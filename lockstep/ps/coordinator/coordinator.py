@@ -173,6 +173,9 @@ class Coordinator(Machine[events.Event, Effect]):
         """Tell whether the run has ended, well or not."""
         return self.phase in (RunPhase.FINISHED, RunPhase.FAILED)
 
+    def _may_lease(self) -> bool:
+        return self.is_running() and not self.hooks.is_held()
+
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         self.stragglers.check(now, self.leases)
         if isinstance(event, Received) and self._is_stranger(event) and self.ended is None:
@@ -197,7 +200,7 @@ class Coordinator(Machine[events.Event, Effect]):
     def deadline(self) -> float | None:
         if self.is_over():
             return None
-        late = self.scheduler.deadline(self.state) if self.is_running() else None
+        late = self.scheduler.deadline(self.state) if self._may_lease() else None
         membership, stragglers, parts = self.membership, self.stragglers, self.hooks.deadline()
         return soonest(parts, self.reminder.due, membership.probes.soonest(), stragglers.deadline(self.leases), late)
 
@@ -213,7 +216,7 @@ class Coordinator(Machine[events.Event, Effect]):
                 member = self.membership.members.get(peer)
                 return [] if member is None else self._on_work(member, message, now)
             case PeerLeft():
-                return self._on_left(event, now)
+                return self._on_left(event.peer, event.reason, now)
             case events.StepUpdated():
                 is_current = event.step == self.round.step
                 return [*self._begin_next_round(now), *self.assign_leases(now)] if is_current else []
@@ -256,7 +259,10 @@ class Coordinator(Machine[events.Event, Effect]):
             return []
         if self.phase is RunPhase.AWAITING_SERVERS:
             return self.admission.wait(event, join)
-        return self.admission.admit(event, join, self.state.account, now)
+        # It may have lost its welcome with the connection before this one.
+        twin = self.membership.by_incarnation(join.incarnation)
+        left = [] if twin is None else self._on_left(twin.peer, "it connected again", now)
+        return [*left, *self.admission.admit(event, join, self.state.account, now)]
 
     def _prepared(self, member: Member, ready: Ready, now: float) -> list[Effect]:
         effects = self.admission.prepared(member, ready)
@@ -266,12 +272,12 @@ class Coordinator(Machine[events.Event, Effect]):
             self.begin_round(now)
         return effects + self.assign_leases(now)
 
-    def _on_left(self, event: events.PeerLeft, now: float) -> list[Effect]:
-        self.admission.early.pop(event.peer, None)
-        member = self.membership.remove(event.peer)
+    def _on_left(self, peer: bytes, reason: str, now: float) -> list[Effect]:
+        self.admission.early.pop(peer, None)
+        member = self.membership.remove(peer)
         if member is None:
             return []
-        left = self.stragglers.left(member, event.reason, self.state, now)
+        left = self.stragglers.left(member, reason, self.state, now)
         return [*left, *self.admission.activate_standby(), *self.assign_leases(now)]
 
     def _record_sign_of_life(self, event: events.Event, now: float) -> list[Effect]:
@@ -287,7 +293,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def assign_leases(self, now: float, only: Member | None = None) -> list[Effect]:
         """Lease what work there is, to one member if it is ready, or to all that are."""
-        if not self.is_running() or self.hooks.is_held():
+        if not self._may_lease():
             return []
         members = None if only is None else [only] if only.state is MemberState.READY else []
         return self.scheduler.assign(self.state, now, members)
@@ -418,7 +424,7 @@ class Coordinator(Machine[events.Event, Effect]):
         ready = {member.rank for member in self.membership.ready()}
         assert self.is_over() or self.leases.held.keys() <= ready, "a worker holds leases that is not ready"
         assert self.is_running() or self.is_over() or not self.leases.held
-        if self.is_running() and not self.hooks.is_held():
+        if self._may_lease():
             assert not self.leases.is_complete()
             self.state.validate(sorted(rank for rank in ready if not self.scheduler.withdrawals.has_any(rank)))
             assert ready or self.reminder.due is not None, "no worker has work, and no reminder is due"

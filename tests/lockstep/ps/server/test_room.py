@@ -6,10 +6,12 @@ from pathlib import Path
 
 from lockstep.common.protocol.messages import Lease, Withdrawal
 from lockstep.ps.coordinator.effects import Effect, UpdateWeights
+from lockstep.ps.coordinator.scheduling.stragglers import FLOOR_S
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import DiskRoom
 from lockstep.ps.server.room import RoomWatch
 from tests.lockstep.ps.coordinator.parts.test_multi_step import Team, begun
+from tests.lockstep.ps.coordinator.scheduling.test_stragglers import practised
 from tests.lockstep.ps.runs import Drive, finished, kinds, said
 
 
@@ -60,6 +62,12 @@ def test_no_work_is_given_out_and_what_was_is_taken() -> None:
     assert drive.coordinator.status(drive.now).phase == "training"
     drive.finish()
     assert [finish.failure for finish in finished(drive.effects)] == [""]
+
+
+def test_a_worker_that_is_late_meanwhile_does_not_keep_the_server_awake() -> None:
+    drive = practised()
+    Disk(drive).fill()
+    assert "to be leased again as soon as a worker is free" in said(drive.pass_time(2 * FLOOR_S))
 
 
 def test_a_person_is_reminded_of_what_is_missing() -> None:
