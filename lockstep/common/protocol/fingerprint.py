@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -40,17 +39,6 @@ DECIDING = (
     "lockstep.worker.node_sums",
 )
 
-#: A comment, or a string: it may be a docstring, and a `#` in it means nothing. Not by `ast` or `tokenize`: they take a
-#: quarter of a second for these files, and differ between versions of Python.
-_LEXEME = re.compile(
-    r"""
-    \#[^\n]*
-    | \"{3} [^"\\]* (?:(?:\\.|"(?!""))[^"\\]*)* \"{3}
-    | "[^"\\\n]*(?:\\.[^"\\\n]*)*" | '[^'\\\n]*(?:\\.[^'\\\n]*)*'
-    """,
-    re.DOTALL | re.VERBOSE,
-)
-
 #: Fields that decide bits, whatever the numerics are.
 ALWAYS = ("lockstep", "code", "mode", "draws", "engine", "evidence")
 
@@ -69,7 +57,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     lockstep: str
-    #: SHA-256 of the source of `DECIDING` without comments, first 16 hex digits.
+    #: SHA-256 of the source of `DECIDING`, first 16 hex digits.
     code: str
     numpy: str
     mode: Numerics = "native"
@@ -106,11 +94,11 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def code_digest(root: Path = Path(__file__).parents[3]) -> str:
-    """Return the digest of the code that decides the bits of a result; comments and docstrings do not count."""
+    """Return the digest of the code that decides the bits of a result."""
     digest = hashlib.sha256()
     for path in _deciding_files(root):
         text = path.read_text(encoding="utf-8")
-        digest.update(f"{path.relative_to(root).as_posix()}\0{without_comments(text)}\0".encode())
+        digest.update(f"{path.relative_to(root).as_posix()}\0{text}\0".encode())
     return digest.hexdigest()[:16]
 
 
@@ -118,22 +106,6 @@ def _deciding_files(root: Path) -> Iterator[Path]:
     for name in DECIDING:
         place = root.joinpath(*name.split("."))
         yield from sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-
-
-def without_comments(source: str) -> str:
-    """Return source code without comments, docstrings, blank lines, and blanks at the ends of lines."""
-    code = _LEXEME.sub(_unless_comment, source)
-    return "\n".join(filter(None, map(str.rstrip, code.splitlines())))
-
-
-def _unless_comment(found: re.Match[str]) -> str:
-    """Return a string as it is; nothing for a comment, and for a docstring, which has its lines to itself."""
-    text, source = found[0], found.string
-    if text.startswith("#"):
-        return ""
-    start = source.rfind("\n", 0, found.start()) + 1
-    is_alone = not source[start : found.start()].strip(" r") and source[found.end() : found.end() + 1] in ("\n", "")
-    return "" if is_alone and text.startswith('"""') else text
 
 
 @cache
