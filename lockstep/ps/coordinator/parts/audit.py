@@ -104,25 +104,17 @@ class AuditOfStep:
         None if the two agree, or if the outcome is disputed.
         """
         found = self.findings[micro_batch]
-        agreeing = [one for one in found if one.found == finding.found]
-        wrong = [one for one in found if one.found != finding.found]
-        if not agreeing:
+        if all(one.found != finding.found for one in found):
             found.append(finding)
             return None
-        return self._convict(micro_batch, wrong, finding.found, [one.named for one in (*agreeing, finding)])
+        return self.convict(micro_batch, finding.found, finding.named)
 
-    def decide(self, micro_batch: int, right: MicroBatchOutcome) -> Conviction | None:
-        """Return the conviction of workers that are wrong about a micro-batch that the server has computed."""
-        found = self.findings.get(micro_batch, [])
-        agreeing = [one.named for one in found if one.found == right]
-        return self._convict(micro_batch, [one for one in found if one.found != right], right, [*agreeing, SERVER])
-
-    def _convict(
-        self, micro_batch: int, wrong: list[AuditFinding], right: MicroBatchOutcome, judges: list[str]
-    ) -> Conviction | None:
-        if not wrong:
-            return None
-        return Conviction(self.round.step, micro_batch, tuple(wrong), right, tuple(judges))
+    def convict(self, micro_batch: int, right: MicroBatchOutcome, judge: str) -> Conviction | None:
+        """Return the conviction of the workers that have not found what is right, as `judge` has; None without any."""
+        found = self.findings[micro_batch]
+        wrong = tuple(one for one in found if one.found != right)
+        judges = (*(one.named for one in found if one.found == right), judge)
+        return Conviction(self.round.step, micro_batch, wrong, right, judges) if wrong else None
 
     def dispute(self, micro_batch: int) -> str:
         """Describe how the findings of a micro-batch differ."""
@@ -200,7 +192,7 @@ class Audit:
         """Believe the server; without its opinion, the run cannot go on: one of them changes the weights."""
         audit = self.step
         found = self._recompute(audit.round.step, micro_batch)
-        conviction = None if found is None else audit.decide(micro_batch, found)
+        conviction = None if found is None else audit.convict(micro_batch, found, SERVER)
         if conviction is not None:
             return self._convict(conviction)
         text = (

@@ -408,7 +408,7 @@ def test_a_value_that_the_first_worker_should_have_found_infinite_is_named(quant
     audit, second, _ = recorded()
     diverged = Diverged(number=1, micro_batch=1, layer="fc", quantity=quantity)
     assert audit.add(1, finding_of(second, diverged)) is None
-    conviction = audit.decide(1, MicroBatchOutcome(quantity=quantity, layer="fc"))
+    conviction = audit.convict(1, MicroBatchOutcome(quantity=quantity, layer="fc"), "the server")
     assert conviction is not None
     assert conviction.text() == (
         "the audit found a difference in micro-batch 1 of step 0: worker 4 (host host, pid 4) found aaaaaaaaaaaa…, and "
