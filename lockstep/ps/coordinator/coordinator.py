@@ -94,25 +94,6 @@ class Hooks:
         """Return the phase in which a round begins: that of its work, unless a part has another."""
         return next((phase for begins in self.begins if (phase := begins(at, now)) is not None), PHASES[at.work])
 
-    def deadline(self) -> float | None:
-        """Return when a part has something to do although nothing happens."""
-        return soonest(*(deadline() for deadline in self.deadlines))
-
-    def on_failure(self) -> None:
-        """Let the parts end their work, and keep its results."""
-        for keep in self.fails:
-            keep()
-
-    def waiting(self) -> str:
-        """Return what a part lets the run wait for, empty if none does."""
-        return next(filter(None, (waits() for waits in self.waits)), "")
-
-    def changed(self, status: Status) -> Status:
-        """Return a status with what the parts add to it."""
-        for change in self.statuses:
-            status = change(status)
-        return status
-
 
 @dataclass
 class Coordinator(Machine[events.Event, Effect]):
@@ -190,7 +171,8 @@ class Coordinator(Machine[events.Event, Effect]):
         effects = self._dispatch(event, now)
         if not self.is_over():
             effects += self._record_sign_of_life(event, now)
-            waiting = self.hooks.waiting() or waiting_text(self.phase, self.membership, self.info)
+            waiting = next(filter(None, (waits() for waits in self.hooks.waits)), "")
+            waiting = waiting or waiting_text(self.phase, self.membership, self.info)
             if self.reminder.is_due(now, is_waiting=bool(waiting)):
                 effects.append(Report(text=waiting, kind=ReportKind.REMINDER))
         for after in self.hooks.after:
@@ -201,8 +183,9 @@ class Coordinator(Machine[events.Event, Effect]):
         if self.is_over():
             return None
         late = self.scheduler.deadline(self.state) if self._may_lease() else None
-        membership, stragglers, parts = self.membership, self.stragglers, self.hooks.deadline()
-        return soonest(parts, self.reminder.due, membership.probes.soonest(), stragglers.deadline(self.leases), late)
+        parts = (deadline() for deadline in self.hooks.deadlines)
+        probes, stragglers = self.membership.probes.soonest(), self.stragglers.deadline(self.leases)
+        return soonest(*parts, self.reminder.due, probes, stragglers, late)
 
     def _dispatch(self, event: events.Event, now: float) -> list[Effect]:
         if (handle := self.hooks.events.get(kind_of(event))) is not None:
@@ -387,7 +370,8 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def fail(self, failure: str, kind: FailureKind, conviction: Conviction | None = None) -> list[Effect]:
         """End the run, for a reason."""
-        self.hooks.on_failure()
+        for keep in self.hooks.fails:
+            keep()
         self.phase = RunPhase.FAILED
         return [Finish(failure=failure, kind=kind, conviction=conviction)]
 
@@ -416,7 +400,9 @@ class Coordinator(Machine[events.Event, Effect]):
         workers = [member.status(is_busy=member.rank in held) for member in members]
         failure = "" if self.ended is None else self.ended.failure
         status = status_of(self.info, self.progress, self.phase, self.round, now, workers, failure)
-        return self.hooks.changed(status)
+        for changed in self.hooks.statuses:
+            status = changed(status)
+        return status
 
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""

@@ -14,7 +14,7 @@ from lockstep.common.statemachine.machine import Received, Send, soonest
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
-from lockstep.ps.coordinator.parts.team_lease import StepMade, StepsRefusal, TeamLease, TeamSteps
+from lockstep.ps.coordinator.parts.team_lease import STUCK, StepMade, StepsRefusal, TeamLease, TeamSteps
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
@@ -99,6 +99,7 @@ class MultiStep:
         hooks.begins.append(self._phase_of)
         hooks.after.append(self._watch)
         hooks.deadlines.append(self._deadline)
+        hooks.waits.append(lambda: STUCK if self.lease is not None and self.lease.is_stuck else "")
         hooks.fails.append(self._interrupt)
         hooks.statuses.append(self._shown)
 
@@ -136,7 +137,6 @@ class MultiStep:
         return TeamLease(
             memory=memory,
             count=lambda made: self._count(server, made),
-            withdraw=lambda: self._to(team.rank, Withdrawal(number=number)),
             rank=team.rank,
             step_s=step_s,
             advanced=now,
@@ -163,9 +163,10 @@ class MultiStep:
         is_alone = [member.rank for member in core.membership.ready()] == [lease.rank]
         is_due = self._until is not None and now >= self._until
         if not lease.is_ending and (is_due or not is_alone or core.hooks.is_held()):
-            effects = lease.withdraw_at(now)
+            is_withdrawn = lease.withdraw_at(now)
         else:
-            effects = lease.on_time(now) if now >= lease.due else []
+            is_withdrawn = now >= lease.due and lease.on_time(now)
+        effects = self._to(lease.rank, Withdrawal(number=lease.memory.lease.number)) if is_withdrawn else []
         return [*effects, *self._end(lease, now)] if lease.is_over else effects
 
     def _count(self, server: TeamSteps, made: StepMade) -> None:

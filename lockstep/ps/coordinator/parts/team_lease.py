@@ -14,6 +14,7 @@ and may write on later:
    moves into memory that this process does not know. The system releases the lock of a process that has ended.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -24,7 +25,6 @@ from msgspec import Struct
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import MultiStepLease
-from lockstep.ps.coordinator.effects import Effect, Report
 from lockstep.ps.records.ledger import Account
 
 #: Steps after which the marks are read, and the least and most seconds: often enough that a team never waits until its
@@ -38,10 +38,7 @@ LATE, LATE_S = 4.0, 0.25
 #: Seconds between two attempts to end a lease, and until memory is left to a process that has stalled in it.
 RETRY_S, MOVE_S = 0.002, 0.25
 
-#: Seconds between two reports that the run waits.
-REPORT_S = 5.0
-
-#: The report.
+#: What the run waits for then if there is no other memory.
 STUCK = (
     "a process of the team hangs in the middle of an update, and there is no room for other memory: the run "
     "waits for it to continue, or to end"
@@ -143,8 +140,6 @@ class TeamLease:
     memory: LeaseMemory
     #: Counts a step.
     count: Callable[[StepMade], None]
-    #: Sends the team that its lease ends.
-    withdraw: Callable[[], list[Effect]]
     #: The team's, and how many seconds a step is expected to take it.
     rank: int
     step_s: float
@@ -158,10 +153,10 @@ class TeamLease:
     has_answered: bool = False
     #: Whether the team was late, or could not go on.
     is_cut: bool = False
-    #: When memory is left to a process that has stalled, None while the team is to make steps.
-    patient_until: float | None = None
-    #: When it is reported that there is no room for other memory.
-    report_at: float = 0.0
+    #: When memory is left to a process that has stalled; infinite while the team is to make steps.
+    patient_until: float = math.inf
+    #: Whether there was no room for other memory then.
+    is_stuck: bool = False
     #: Whether it has ended, after the steps that are recorded.
     is_over: bool = False
 
@@ -172,7 +167,7 @@ class TeamLease:
     @property
     def is_ending(self) -> bool:
         """True once the team is to make no more steps."""
-        return self.patient_until is not None
+        return self.patient_until < math.inf
 
     @property
     def between_s(self) -> float:
@@ -180,24 +175,25 @@ class TeamLease:
         low, high = BETWEEN_S
         return min(max(low, STEPS_BETWEEN * self.step_s), high)
 
-    def on_time(self, now: float) -> list[Effect]:
-        """Look how far the team is, or try again to end its lease."""
-        return self._look(now) if self.patient_until is None else self._end(self.patient_until, now)
+    def on_time(self, now: float) -> bool:
+        """Look how far the team is, or try again to end its lease; tell whether the team is to learn that it ends."""
+        if not self.is_ending:
+            return self._look(now)
+        self._end(now)
+        return False
 
-    def withdraw_at(self, now: float) -> list[Effect]:
-        """Let the team make no more steps."""
-        if self.patient_until is not None:
-            return self._end(self.patient_until, now)
-        self.patient_until = self.report_at = now + MOVE_S
-        is_done = self.has_answered or self.made >= self.memory.lease.last
-        return [*([] if is_done else self.withdraw()), *self._end(self.patient_until, now)]
+    def withdraw_at(self, now: float) -> bool:
+        """Let the team make no more steps; tell whether it is to learn that."""
+        self.patient_until = now + MOVE_S
+        self._end(now)
+        return not self.has_answered and self.made < self.memory.lease.last
 
     def interrupt(self) -> None:
         """End the lease now: the run will not continue, and nothing will read what a process is writing."""
         self.memory.end(waits=False)
         self._complete(self.memory.read()[0])
 
-    def _look(self, now: float) -> list[Effect]:
+    def _look(self, now: float) -> bool:
         """Record what can be, and end the lease if it is made, if the team makes no more of it, or if that is late."""
         made, entered = self.memory.read()
         self._record(entered)
@@ -206,7 +202,7 @@ class TeamLease:
         self.due = now + self.between_s
         is_late = now >= self.advanced + max(LATE_S, LATE * self.step_s) + self.between_s
         self.is_cut = made < self.memory.lease.last and (self.has_answered or is_late)
-        return self.withdraw_at(now) if made >= self.memory.lease.last or self.is_cut else []
+        return (made >= self.memory.lease.last or self.is_cut) and self.withdraw_at(now)
 
     def _record(self, until: int) -> None:
         assert until <= self.memory.lease.last, "more was made than was asked for"
@@ -214,23 +210,19 @@ class TeamLease:
         for made in self.memory.record(first, until) if until > first else ():
             self.count(made)
 
-    def _end(self, patient_until: float, now: float) -> list[Effect]:
+    def _end(self, now: float) -> None:
         """End the lease if no process can be writing; otherwise wait, or leave the memory."""
         if self.memory.end():
             self._complete(self.memory.read()[0])
-            return []
+            return
         self.due = now + RETRY_S
-        if now < patient_until:
-            return []
+        if now < self.patient_until:
+            return
         made = self.memory.leave()
-        if made is not None:
+        if made is None:
+            self.patient_until, self.is_stuck = now + MOVE_S, True
+        else:
             self._complete(made)
-            return []
-        self.patient_until = now + MOVE_S
-        if now < self.report_at:
-            return []
-        self.report_at = now + REPORT_S
-        return [Report(text=STUCK)]
 
     def _complete(self, made: int) -> None:
         """Let the run continue after so many steps, step by step."""

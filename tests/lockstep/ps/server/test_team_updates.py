@@ -29,11 +29,9 @@ from lockstep.common.protocol.team_memory import (
     write_tally,
 )
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.ps.coordinator.effects import Effect, Report
 from lockstep.ps.coordinator.parts.team_lease import (
     BETWEEN_S,
     MOVE_S,
-    STUCK,
     PartMade,
     StepMade,
     StepsRefusal,
@@ -118,7 +116,6 @@ class Bench:
     #: One for each lease.
     teams: list[FakeTeam] = field(default_factory=list)
     counted: list[StepMade] = field(default_factory=list)
-    reports: list[str] = field(default_factory=list)
     #: The lease that was begun last.
     lease: TeamLease = field(init=False)
 
@@ -139,7 +136,6 @@ class Bench:
         self.lease = TeamLease(
             memory=updates,
             count=self.counted.append,
-            withdraw=list,
             rank=RANK,
             step_s=0.01,
             advanced=self.clock.now(),
@@ -161,18 +157,15 @@ class Bench:
         before, end = len(self.counted), self.clock.now() + seconds
         while not self.lease.is_over and self.lease.due <= end:
             self.clock.advance(max(0.0, self.lease.due - self.clock.now()))
-            self._perform(self.lease.on_time(self.clock.now()))
+            self.lease.on_time(self.clock.now())
         self.clock.advance(max(0.0, end - self.clock.now()))
         return self.counted[before:]
 
     def end(self) -> list[StepMade]:
         """Withdraw the lease; return the steps that are counted."""
         before = len(self.counted)
-        self._perform(self.lease.withdraw_at(self.clock.now()))
+        self.lease.withdraw_at(self.clock.now())
         return self.counted[before:]
-
-    def _perform(self, effects: list[Effect]) -> None:
-        self.reports += [effect.text for effect in effects if isinstance(effect, Report)]
 
     def close(self) -> None:
         for team in self.teams:
@@ -310,7 +303,7 @@ def test_memory_is_left_to_a_process_that_stands_still_and_what_it_writes_there_
     assert np.array_equal(bench.shard.slots, slots)
 
 
-def test_without_room_for_other_memory_the_run_waits_and_says_so(bench: Bench) -> None:
+def test_without_room_for_other_memory_the_run_waits(bench: Bench) -> None:
     team = bench.begin()
     assert team.enter(1, 3)
 
@@ -321,7 +314,7 @@ def test_without_room_for_other_memory_the_run_waits_and_says_so(bench: Bench) -
     bench.end()
     bench.wait(1.0)
     assert not bench.lease.is_over
-    assert bench.reports == [STUCK]
+    assert bench.lease.is_stuck
     team.write(1, 3)
     bench.wait(0.01)
     assert bench.lease.is_over
@@ -383,12 +376,12 @@ class Lax(TeamUpdates):
 class Eager(TeamLease):
     """Loses patience with a process that stands still, and lets the next lease begin where that may write."""
 
-    def _end(self, patient_until: float, now: float) -> list[Effect]:
-        if now < patient_until:
-            return super()._end(patient_until, now)
+    def _end(self, now: float) -> None:
+        if now < self.patient_until:
+            super()._end(now)
+            return
         self.memory.end(waits=False)
         self._complete(self.memory.read()[0])
-        return []
 
 
 class Trusting(TeamUpdates):

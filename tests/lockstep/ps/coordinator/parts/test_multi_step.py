@@ -33,11 +33,14 @@ from lockstep.ps.coordinator.parts.multi_step import (
 from lockstep.ps.coordinator.parts.team_lease import (
     BETWEEN_S,
     LATE_S,
+    MOVE_S,
+    STUCK,
     LeaseMemory,
     StepMade,
     StepsRefusal,
     TeamLease,
 )
+from lockstep.ps.coordinator.status import REMINDER_S
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
 from lockstep.ps.run.info import RunInfo
@@ -220,6 +223,17 @@ def test_a_worker_that_comes_ends_the_multi_step_lease_once(is_inside: bool) -> 
     assert set(kinds(later, 2)) == ({Lease} if is_inside else set())
     assert Withdrawal not in kinds(later)
     assert drive.team.taken_over == [1]
+
+
+def test_if_a_process_hangs_in_an_update_and_there_is_no_other_memory_the_run_says_so_now_and_then() -> None:
+    drive = Team()
+    drive.begin()
+    drive.team.inside = {1}
+    assert STUCK not in said(drive.enter(2) + drive.pass_time(MOVE_S / 2))
+    assert said(drive.pass_time(MOVE_S)) == STUCK
+    assert said(drive.pass_time(REMINDER_S)) == STUCK
+    drive.team.inside.clear()
+    assert Lease in kinds(drive.pass_time(0.01))
 
 
 def test_a_lease_ends_if_its_team_is_gone() -> None:

@@ -1,6 +1,5 @@
 """When steps that a team makes by itself count, and when the server ends them. In virtual time."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -9,13 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.common.protocol.messages import MultiStepLease
-from lockstep.ps.coordinator.effects import Effect, Report
 from lockstep.ps.coordinator.parts.team_lease import (
     BETWEEN_S,
     LATE,
     LATE_S,
     MOVE_S,
-    REPORT_S,
     TeamLease,
 )
 from tests.lockstep.ps.coordinator.parts.lease_memory import SLICES, MemoryByHand
@@ -42,32 +39,26 @@ class Drive:
     memory: MemoryByHand = field(default_factory=lambda: MemoryByHand(LEASE, unread=1, has_room=True))
     recorded: list[int] = field(default_factory=list)
     withdrawals: int = 0
-    reports: list[Report] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.of_team = self.kind(
             memory=self.memory,
             count=lambda made: self.recorded.append(made.step),
-            withdraw=self._withdraw,
             rank=2,
             step_s=self.step_s,
             advanced=self.now,
         )
 
-    def _withdraw(self) -> list[Effect]:
-        self.withdrawals += 1
-        return []
-
     @property
     def completed(self) -> list[Ended]:
         return [Ended(steps, self.of_team.is_cut, not self.of_team.has_answered) for steps in self.memory.taken_over]
 
-    def handle(self, effects: Sequence[Effect]) -> None:
+    def handle(self, is_withdrawn: bool) -> None:
+        self.withdrawals += is_withdrawn
         assert self.of_team.is_over == bool(self.completed)
         if self.completed:
             assert not self.memory.may_begin, "it ended while updates may begin"
             assert not self.memory.inside, "it ended while a process may write"
-        self.reports += [effect for effect in effects if isinstance(effect, Report)]
 
     def wait(self, seconds: float) -> None:
         """Let time pass, waking the lease at each of its deadlines."""
@@ -78,7 +69,8 @@ class Drive:
         self.now = end
 
     def withdraw(self) -> None:
-        self.handle(self.of_team.withdraw_at(self.now))
+        team = self.of_team
+        self.handle(team.on_time(self.now) if team.is_ending else team.withdraw_at(self.now))
 
     def answer(self) -> None:
         self.of_team.has_answered = True
@@ -154,13 +146,12 @@ def test_memory_is_left_to_a_process_that_stands_still_within_a_slice() -> None:
     assert (drive.memory.moves, drive.completed) == (1, [Ended(steps=FIRST)])
 
 
-def test_without_room_it_waits_for_longer_and_says_so_now_and_then() -> None:
+def test_without_room_it_waits_for_longer() -> None:
     drive = within(1, has_room=False)
     drive.withdraw()
+    assert not drive.of_team.is_stuck
     drive.wait(3.5 * MOVE_S)
-    assert (drive.memory.moves, len(drive.reports)) == (3, 1)
-    drive.wait(REPORT_S)
-    assert len(drive.reports) == 2
+    assert (drive.memory.moves, drive.of_team.is_stuck) == (3, True)
     drive.memory.inside.clear()
     drive.wait(0.01)
     assert drive.completed == [Ended(steps=FIRST)]
@@ -224,10 +215,9 @@ def test_whatever_happens_each_step_is_recorded_once_and_the_run_continues(data:
 class Grasping(TeamLease):
     """Ends although a process may be writing."""
 
-    def _end(self, patient_until: float, now: float) -> list[Effect]:
+    def _end(self, now: float) -> None:
         self.memory.end(waits=False)
         self._complete(self.memory.read()[0])
-        return []
 
 
 class Forgetful(TeamLease):
