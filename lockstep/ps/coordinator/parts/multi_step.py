@@ -195,7 +195,8 @@ class MultiStep:
         self.plan.on_completed(lease.memory.lease.first, lease.recorded, is_cut=lease.is_cut)
         self._leave(lease.recorded, now)
         if not lease.has_answered and core.membership.by_rank(lease.rank) is not None:
-            core.scheduler.await_multi_step(lease.rank, lease.memory.lease.number, now, is_late=lease.is_cut)
+            number = lease.memory.lease.number
+            core.scheduler.await_multi_step(core.state, lease.rank, number, now, is_late=lease.is_cut)
         return core.assign_leases(now)
 
     def _leave(self, steps: int, now: float) -> None:

@@ -17,8 +17,8 @@ import msgspec
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node, is_node, largest_node_at
-from lockstep.common.protocol.messages import Work
 from lockstep.ps.coordinator.timer_queue import TimerQueue
+from lockstep.ps.run.plan import Round
 
 #: The states of a micro-batch. Bytes, since a round may have thousands of them, and `bytearray` searches in C.
 FREE, HELD, DONE = range(3)
@@ -286,23 +286,23 @@ def overlap(one: Node, other: Node) -> bool:
 class WithdrawnLease(msgspec.Struct, frozen=True, kw_only=True):
     """A lease that its worker is to stop computing."""
 
-    rank: int
-    number: int
-    #: Since when it had brought nothing, when the answer should be there, and when it is later than any lease lasts.
+    #: One of several steps has no micro-batches.
+    lease: HeldLease
+    #: Its round, and when that began.
+    round: Round
+    round_began: float
+    #: Since when its worker had brought nothing, and when the answer should be there. It is late if the lease expires.
     began: float
     due: float
-    deadline: float
-    #: The work of a lease of one round, and its micro-batches, of which several steps have none; and when its round
-    #: began, and it.
-    work: Work = "train"
-    step: int = 0
-    node: Node = Node(0, 0)
-    round_began: float = 0.0
-    leased: float = 0.0
 
     def times(self, now: float) -> tuple[float, float]:
         """Return how many seconds after its round had begun it was leased, and it is now."""
-        return self.leased - self.round_began, now - self.round_began
+        return self.lease.began - self.round_began, now - self.round_began
+
+    def postponed(self, by_s: float) -> "WithdrawnLease":
+        """Return the same, all of whose times are later."""
+        lease = replace(self.lease, deadline=self.lease.deadline + by_s)
+        return replace(self, lease=lease, began=self.began + by_s, due=self.due + by_s)
 
 
 @dataclass
@@ -316,8 +316,9 @@ class Withdrawals:
 
     def add(self, withdrawn: WithdrawnLease) -> None:
         """Record that a lease was withdrawn."""
-        self.open.setdefault(withdrawn.rank, {})[withdrawn.number] = withdrawn
-        self._set_deadline(withdrawn.rank)
+        lease = withdrawn.lease
+        self.open.setdefault(lease.rank, {})[lease.number] = withdrawn
+        self._set_deadline(lease.rank)
 
     def answer(self, rank: int, number: int) -> WithdrawnLease | None:
         """Record that a worker is past a lease; return that, None if no answer was awaited."""
@@ -348,14 +349,12 @@ class Withdrawals:
     def postpone(self, by_s: float) -> None:
         """Do not count some seconds in which the server did not run."""
         for rank, leases in self.open.items():
-            for number, one in leases.items():
-                began, due, deadline = (at + by_s for at in (one.began, one.due, one.deadline))
-                leases[number] = replace(one, began=began, due=due, deadline=deadline)
+            leases.update({number: one.postponed(by_s) for number, one in leases.items()})
             self._set_deadline(rank)
 
     def _set_deadline(self, rank: int) -> None:
         leases = self.open.get(rank)
         if leases:
-            self.deadlines.set(rank, min(one.deadline for one in leases.values()))
+            self.deadlines.set(rank, min(one.lease.deadline for one in leases.values()))
         else:
             self.remove(rank)

@@ -189,13 +189,12 @@ class RoundState:
             self.account.record_accepted(node, member.rank, result.losses, began_s, ended_s, signed=signed)
         return [lease for lease in ended if lease.rank != member.rank], leases.free() > free
 
-    def record_dropped(self, lease: WithdrawnLease, computed: int, now: float) -> None:
+    def record_dropped(self, withdrawn: WithdrawnLease, computed: int, now: float) -> None:
         """Record how much of a lease that was withdrawn its worker had computed by then."""
-        lo, (began_s, ended_s) = lease.node.lo, lease.times(now)
-        if done := min(computed, len(lease.node)):
-            self.account.record_recomputed(
-                lease.work, lease.step, [Node(lo, lo + done)], lease.rank, UnusedCause.FASTER, [began_s], ended_s
-            )
+        at, node, (began_s, ended_s) = withdrawn.round, withdrawn.lease.node, withdrawn.times(now)
+        if done := min(computed, len(node)):
+            part, rank = Node(node.lo, node.lo + done), withdrawn.lease.rank
+            self.account.record_recomputed(at.work, at.step, [part], rank, UnusedCause.FASTER, [began_s], ended_s)
 
     def release(self, rank: int, why: str, now: float) -> list[Node]:
         """Release the leases of a worker that is gone or late, for a reason that the ledger lists; return them."""

@@ -66,11 +66,8 @@ class Scheduler:
 
     def withdraw(self, state: RoundState, leases: Iterable[HeldLease], now: float) -> list[Effect]:
         """Withdraw leases that other workers were faster with."""
-        effects: list[Effect] = []
-        for lease in leases:
-            message = self._withdraw(state, lease, now)
-            effects.append(Send(peer=self.membership.holder(lease.rank).peer, message=message))
-        return effects
+        peers = [(self.membership.holder(lease.rank).peer, lease) for lease in leases]
+        return [Send(peer=peer, message=self._withdraw(state, lease, now)) for peer, lease in peers]
 
     def _withdraw(self, state: RoundState, lease: HeldLease, now: float) -> Withdrawal:
         """Withdraw a lease; return the message that says so.
@@ -84,18 +81,7 @@ class Scheduler:
             is_late = now > began + len(lease.node) * each_s + self._slack_s(state, lease)
             due = now if is_late else now + 2 * each_s
         self.withdrawals.add(
-            WithdrawnLease(
-                rank=lease.rank,
-                number=lease.number,
-                began=began,
-                due=due,
-                deadline=lease.deadline,
-                work=work,
-                step=state.round.step,
-                node=lease.node,
-                round_began=state.began,
-                leased=lease.began,
-            )
+            WithdrawnLease(lease=lease, round=state.round, round_began=state.began, began=began, due=due)
         )
         return Withdrawal(number=lease.number)
 
@@ -104,10 +90,10 @@ class Scheduler:
         withdrawn = self.withdrawals.answer(member.rank, number)
         if withdrawn is None:
             return None
-        done = min(computed, len(withdrawn.node))
+        done = min(computed, len(withdrawn.lease.node))
         if done:
             each_s = max(0.0, now - withdrawn.began) / done
-            self.timeouts.add(member.rank, withdrawn.work, each_s, is_trial=member.trial is not None)
+            self.timeouts.add(member.rank, withdrawn.round.work, each_s, is_trial=member.trial is not None)
         # A lease that it was given meanwhile begins now.
         self.timeouts.begin(member.rank, now)
         return withdrawn
@@ -131,12 +117,14 @@ class Scheduler:
             self.timeouts.record(member.rank, result.work, micro_batches, now, is_trial=is_trial)
         return withdrawn
 
-    def await_multi_step(self, rank: int, number: int, now: float, *, is_late: bool) -> None:
+    def await_multi_step(self, state: RoundState, rank: int, number: int, now: float, *, is_late: bool) -> None:
         """Expect a worker to answer a multi-step lease; one that was late seems to stand still."""
         due = now if is_late else now + 2 * self.timeouts.expected_s(rank, "train")
-        deadline = now + self.timeouts.timeout_s(rank, "train", 1)
+        lease = HeldLease(Node(0, 0), rank, now + self.timeouts.timeout_s(rank, "train", 1), number, now)
         self.timeouts.begin(rank, now)
-        self.withdrawals.add(WithdrawnLease(rank=rank, number=number, began=now, due=due, deadline=deadline))
+        self.withdrawals.add(
+            WithdrawnLease(lease=lease, round=state.round, round_began=state.began, began=now, due=due)
+        )
 
     # Free micro-batches
 

@@ -308,7 +308,7 @@ class StragglerMonitor:
         return ForgetWorker(rank=rank)
 
     def is_back(self, member: Member, message: Message, state: RoundState, now: float) -> bool:
-        """Record that a worker is alive, whose progress extends its leases; tell whether it is a suspect that gets work.
+        """Record that a worker is alive; progress extends its leases. Tell whether a suspect may have work again.
 
         A suspect that says something again and again, but brings nothing, does not.
         """

@@ -8,7 +8,7 @@ from lockstep.common.protocol.messages import Eviction, Lease, Ping, SumsFrame, 
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import ForgetWorker
 from lockstep.ps.coordinator.membership import Membership
-from lockstep.ps.coordinator.scheduling.lease_table import LeaseTable, WithdrawnLease
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
 from lockstep.ps.coordinator.scheduling.round_state import RoundState
 from lockstep.ps.coordinator.scheduling.stragglers import (
     CHECK_S,
@@ -93,8 +93,8 @@ def test_all_that_a_worker_holds_counts_for_its_time() -> None:
 
 def test_answers_to_what_was_withdrawn_are_awaited_put_off_and_forgotten_with_their_worker() -> None:
     made, leases = monitor_of_one(), LeaseTable(4)
-    withdrawn = WithdrawnLease(rank=0, number=1, began=99.0, due=99.5, deadline=100.5)
-    made.withdrawals.add(withdrawn)
+    at, lease = Round("train", 0, 4), HeldLease(Node(0, 4), 0, 100.5, number=1)
+    made.withdrawals.add(WithdrawnLease(lease=lease, round=at, round_began=99.0, began=99.0, due=99.5))
     assert made.deadline(leases) == 100.5
     made.check(100.0, leases)
     made.check(130.0, leases)
