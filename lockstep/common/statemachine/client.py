@@ -4,6 +4,7 @@ Messages of the server are events: the client talks to one server at a time. If 
 standbys that the server named, one after the other, until one leads the run. The answer to a welcome is an event, too.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
@@ -216,8 +217,8 @@ class Client(Machine[ClientEvent, ClientEffect]):
     def deadline(self) -> float | None:
         if self.phase is ClientPhase.JOINING:
             timeout = self._join_timeout_s()
-            retry = self._next_retry(MOST_JOIN_RETRY_S if timeout is None else MOST_RETRY_S)
-            return soonest(retry, None if timeout is None else self.started + timeout, self._leaves_at())
+            retry = self._next_retry(MOST_JOIN_RETRY_S if timeout == math.inf else MOST_RETRY_S)
+            return soonest(retry, self.started + timeout, self._leaves_at())
         return soonest(self._next_retry(MOST_RETRY_S), self._leaves_at()) if self.phase is ClientPhase.JOINED else None
 
     def _leaves_at(self) -> float | None:
@@ -226,10 +227,10 @@ class Client(Machine[ClientEvent, ClientEffect]):
     def _next_retry(self, most_s: float) -> float:
         return self.search.retry_at(self.options.takeover_seconds, most_s, self.config.join.incarnation)
 
-    def _join_timeout_s(self) -> float | None:
-        """Return the seconds to wait for a server that is not there, None for ever."""
+    def _join_timeout_s(self) -> float:
+        """Return the seconds to wait for a server that is not there, infinite if it waits for ever."""
         given = self.config.timeout_s
-        return self.config.silence_s if given is None and self.rejoins and self.has_joined else given
+        return given if given is not None else self.config.silence_s if self.has_joined else math.inf
 
     def join(self) -> Join | ShardJoin:
         """Return the request for a place: after each eviction this process is a new incarnation."""
@@ -359,14 +360,12 @@ class Client(Machine[ClientEvent, ClientEffect]):
 
     def _is_out_of_time(self, now: float) -> bool:
         """Tell whether it has waited for a place as long as it may."""
-        timeout = self._join_timeout_s()
-        return self.phase is ClientPhase.JOINING and timeout is not None and now >= self.started + timeout
+        return self.phase is ClientPhase.JOINING and now >= self.started + self._join_timeout_s()
 
     def _join_again(self, now: float) -> list[ClientEffect]:
-        timeout, obstacle = self._join_timeout_s(), self.obstacle
-        self.obstacle = ""
-        if timeout is not None and self._is_out_of_time(now):
-            reason = f"no server answered at {self.search.server.address} within {timeout:g} s: "
+        obstacle, self.obstacle = self.obstacle, ""
+        if self._is_out_of_time(now):
+            reason = f"no server answered at {self.search.server.address} within {self._join_timeout_s():g} s: "
             return self._end(1, reason + (obstacle or "is it running there?"), FailureKind.UNREACHABLE)
         self.search.on_asked(now)
         text = f"waiting for a server at {self.search.server.address} ({now - self.started:.0f} s)"
