@@ -229,8 +229,8 @@ class Client(Machine[ClientEvent, ClientEffect]):
 
     def _join_timeout_s(self) -> float:
         """Return the seconds to wait for a server that is not there, infinite if it waits for ever."""
-        given = self.config.timeout_s
-        return given if given is not None else self.config.silence_s if self.has_joined else math.inf
+        patience_s = self.config.silence_s if self.has_joined else math.inf
+        return patience_s if self.config.timeout_s is None else self.config.timeout_s
 
     def join(self) -> Join | ShardJoin:
         """Return the request for a place: after each eviction this process is a new incarnation."""

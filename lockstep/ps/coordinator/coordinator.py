@@ -207,8 +207,6 @@ class Coordinator(Machine[events.Event, Effect]):
                 return self.fail(event.text, event.kind)
             case events.TimePassed():
                 return self._on_time_passed(now)
-            case events.Interrupted():
-                return self.fail("interrupted", FailureKind.INTERRUPTED)
             case _:
                 return []  # of a part that this run does not have
 

@@ -15,7 +15,6 @@ from lockstep.common.protocol.messages import (
     ShardStatus,
     SumsFrame,
 )
-from lockstep.common.statemachine.machine import Interrupted as Interrupted
 from lockstep.common.statemachine.machine import PeerLeft as PeerLeft
 from lockstep.common.statemachine.machine import Received as Received
 from lockstep.common.statemachine.machine import TimePassed as TimePassed
@@ -57,7 +56,7 @@ class StepUpdated(Struct, frozen=True, kw_only=True):
 
 
 class PartFailed(Struct, frozen=True, kw_only=True):
-    """This part of the run has failed: a shard or the lead is lost, weights are not finite, or a lease raised twice."""
+    """This part of the run has failed: a shard or the lead is lost, weights are not finite, or a person ends it."""
 
     text: str
     kind: FailureKind
@@ -73,7 +72,6 @@ Event = (
     | StepUpdated
     | PartFailed
     | TimePassed
-    | Interrupted
 )
 
 #: Messages that only a member of the run can send.

@@ -108,7 +108,6 @@ TRANSITIONS = table_of(
         events.DrainRequested: {phase: {phase, P.FAILED} for phase in OPEN} | _MULTI_STEP,
         events.PartFailed: leads({P.FAILED}, *OPEN),
         events.TimePassed: stays(*OPEN) | _ANY_TIME,
-        events.Interrupted: leads({P.FAILED}, *OPEN),
     },
     otherwise=IGNORED,
 )

@@ -120,7 +120,7 @@ class Server:
     def interrupt(self) -> None:
         """End the run now, after the steps that a team has made by itself."""
         with held_back():
-            self._dispatch([events.Interrupted()])
+            self._dispatch([events.PartFailed(text="interrupted", kind=FailureKind.INTERRUPTED)])
 
     def _see_off(self, ended: effects.Finish) -> None:
         """Let standbys have the rest of the run, for a while; send all peers to the one that continues it."""

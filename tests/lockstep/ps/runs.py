@@ -7,6 +7,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
+from lockstep.common.errors import FailureKind
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import pack_losses
 from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint
@@ -30,6 +31,9 @@ from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import plan_of
 
 DIGEST = "0123456789abcdef" * 4
+
+#: A person ends the run.
+INTERRUPT = events.PartFailed(text="interrupted", kind=FailureKind.INTERRUPTED)
 
 #: What a worker reads that shares memory.
 NONCE = "0" * 32

@@ -6,7 +6,7 @@ from lockstep.common.protocol.messages import TEXT_LIMIT, ComputeFailed, Evictio
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.transitions import RunPhase
-from tests.lockstep.ps.runs import Drive, facts_of, finished, kinds, messages, peer_of, said
+from tests.lockstep.ps.runs import INTERRUPT, Drive, facts_of, finished, kinds, messages, peer_of, said
 
 
 def test_a_micro_batch_that_raised_goes_to_another_worker_and_the_traceback_is_said() -> None:
@@ -118,7 +118,7 @@ def test_an_interrupt_ends_the_run_and_everybody_is_told() -> None:
     drive = Drive(facts_of(min_workers=3))
     drive.enter(1)
     drive.join(2)
-    effects = drive.happen(events.Interrupted())
+    effects = drive.happen(INTERRUPT)
     assert messages(effects) == [Finished(reason="interrupted", kind=FailureKind.INTERRUPTED)] * 2
     assert finished(effects) == [Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)]
     assert drive.coordinator.phase is RunPhase.FAILED

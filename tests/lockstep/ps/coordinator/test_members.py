@@ -33,6 +33,7 @@ from lockstep.ps.coordinator.membership import PROBE_S
 from lockstep.ps.coordinator.status import REMINDER_S
 from lockstep.ps.coordinator.transitions import RunPhase
 from tests.lockstep.ps.runs import (
+    INTERRUPT,
     DIGEST,
     Drive,
     called,
@@ -372,7 +373,7 @@ def test_after_the_end_late_comers_are_told(is_failed: bool) -> None:
     drive = Drive()
     drive.enter(1)
     if is_failed:
-        drive.happen(events.Interrupted())
+        drive.happen(INTERRUPT)
     else:
         drive.finish()
     failed = Finished(reason="interrupted", kind=FailureKind.INTERRUPTED)
@@ -389,5 +390,5 @@ def test_after_the_end_nothing_else_matters() -> None:
     late = Result(work="train", step=5, lo=0, hi=1, loss_sum=0.0, count=1, compute_s=0.0)
     assert drive.send(1, late) == []
     assert drive.leave(1) == drive.prepare(2) == []
-    assert drive.happen(events.TimePassed()) == drive.happen(events.Interrupted()) == []
+    assert drive.happen(events.TimePassed()) == drive.happen(INTERRUPT) == []
     assert Weights not in kinds(drive.effects)

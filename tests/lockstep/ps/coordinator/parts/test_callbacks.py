@@ -7,7 +7,7 @@ from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.run.plan import Round
-from tests.lockstep.ps.runs import Drive, facts_of, finished, kinds, messages, result_of, with_options
+from tests.lockstep.ps.runs import INTERRUPT, Drive, facts_of, finished, kinds, messages, result_of, with_options
 
 #: Two epochs of three steps.
 FACTS = with_options(facts_of(), pause=True)
@@ -80,4 +80,4 @@ def test_one_that_begins_between_two_epochs_asks_before_it_goes_on() -> None:
 
 def test_an_interrupt_ends_a_pause() -> None:
     drive = paused()
-    assert [finish.failure for finish in finished(drive.happen(events.Interrupted()))] == ["interrupted"]
+    assert [finish.failure for finish in finished(drive.happen(INTERRUPT))] == ["interrupted"]

@@ -13,6 +13,7 @@ from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import UnusedCause, UnusedWork
 from lockstep.ps.run.info import RunInfo
 from tests.lockstep.ps.runs import (
+    INTERRUPT,
     Drive,
     facts_of,
     join_of,
@@ -167,7 +168,7 @@ def test_workers_that_came_before_the_servers_are_told_of_an_interrupt() -> None
     drive = Drive(several())
     drive.join(1)
     drive.join(2)
-    effects = drive.happen(events.Interrupted())
+    effects = drive.happen(INTERRUPT)
     told = [Finished(reason="interrupted", kind=FailureKind.INTERRUPTED)]
     assert messages(effects, 1) == messages(effects, 2) == told
 
