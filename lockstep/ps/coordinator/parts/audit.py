@@ -61,21 +61,6 @@ class AuditOfStep:
     #: By micro-batch, what the worker found that computed it first, and then those that computed it again and differ.
     findings: dict[int, list[AuditFinding]] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, at: Round, share: float, seed: int) -> "AuditOfStep":
-        """Return the audit of a round: an empty one unless it is a training step."""
-        is_training = at.work == "train"
-        return cls(at, chosen_for_audit(share, seed, at.step, at.micro_batches) if is_training else frozenset())
-
-    def record(self, member: Member, result: Result) -> None:
-        """Record a result that counts, if it is to be computed again."""
-        if result.lo in self.chosen:
-            self.findings[result.lo] = [finding_of(member, result)]
-
-    def is_due(self) -> bool:
-        """Tell whether any micro-batch is still to be computed again."""
-        return bool(self.findings)
-
     def excluded(self, members: Iterable[Member]) -> dict[int, frozenset[int]]:
         """Return by micro-batch which ranks may not compute it again: of those that have, whatever they are called now.
 
@@ -139,16 +124,19 @@ class Audit:
         self._recompute = recompute
 
     def opened(self, at: Round) -> frozenset[int]:
-        self.step = AuditOfStep.of(at, self._core.info.options.audit, self._core.info.job.seed)
+        info = self._core.info
+        share = info.options.audit if at.work == "train" else 0.0
+        self.step = AuditOfStep(at, chosen_for_audit(share, info.job.seed, at.step, at.micro_batches))
         return self.step.chosen
 
     def accepted(self, member: Member, result: Result) -> None:
-        self.step.record(member, result)
+        if result.lo in self.step.chosen:
+            self.step.findings[result.lo] = [finding_of(member, result)]
 
     def completed(self) -> bool:
         """Let the micro-batches that are audited be all that is left of the round, for other workers than before."""
         core, audit = self._core, self.step
-        if core.round.work != "train" or not audit.is_due():
+        if core.round.work != "train" or not audit.findings:
             return False
         micro_batches, excluded = core.round.micro_batches, audit.excluded(core.membership.members.values())
         leases = LeaseTable.for_audit(micro_batches, excluded, core.numbers)

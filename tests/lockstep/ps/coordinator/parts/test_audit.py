@@ -369,15 +369,14 @@ STEP = Round("train", 0, 4)
 
 def recorded(digest: str = SAME) -> tuple[AuditOfStep, Member, Result]:
     """Return an audit of one micro-batch whose first result is there, with another worker and its result."""
-    audit = AuditOfStep(STEP, frozenset({1}))
     first, second = (Member(peer_of(rank), rank, join_of(rank)) for rank in (4, 5))
     lease = Lease(work="train", step=0, lo=1, hi=2)
-    audit.record(first, msgspec.structs.replace(result_of(lease), digest=SAME))
-    audit.record(first, result_of(Lease(work="train", step=0, lo=2, hi=3)))
+    found = finding_of(first, msgspec.structs.replace(result_of(lease), digest=SAME))
+    audit = AuditOfStep(STEP, frozenset({1}), {1: [found]})
     return audit, second, msgspec.structs.replace(result_of(lease), digest=digest, work="audit")
 
 
-def test_only_what_is_chosen_is_recorded_and_its_worker_does_not_get_it_again() -> None:
+def test_the_worker_that_computed_a_micro_batch_does_not_get_it_again() -> None:
     audit, second, same = recorded()
     assert audit.excluded([second]) == {1: frozenset({4})}
     # Nor under another rank.
@@ -385,7 +384,6 @@ def test_only_what_is_chosen_is_recorded_and_its_worker_does_not_get_it_again() 
     assert audit.excluded([second, back]) == {1: frozenset({4, 9})}
     assert audit.has_heard(1, back)
     assert not audit.has_heard(1, second)
-    assert audit.is_due()
     assert audit.add(1, finding_of(second, same)) is None
     assert not audit.is_disputed(1)
 
@@ -418,8 +416,9 @@ def test_a_value_that_the_first_worker_should_have_found_infinite_is_named(quant
 
 
 def test_only_training_is_audited() -> None:
-    assert AuditOfStep.of(STEP, 1.0, 7).chosen == frozenset(range(4))
-    assert AuditOfStep.of(Round("evaluate", 3, 4), 1.0, 7).chosen == frozenset()
+    audit = part_of(Audited(audited()).coordinator, Audit)
+    assert audit.opened(STEP) == frozenset(range(4))
+    assert audit.opened(Round("evaluate", 3, 4)) == frozenset()
 
 
 # Which share to audit
