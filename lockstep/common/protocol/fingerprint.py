@@ -1,7 +1,6 @@
 """The properties of a machine that decide whether another computes the same bits (rules R4 and R6)."""
 
 import hashlib
-import os
 import platform
 from collections.abc import Iterator
 from functools import cache
@@ -130,7 +129,7 @@ def fingerprint() -> Fingerprint:
         features=" ".join(processor_features()),
         canary=_digest(_arithmetic()),
         python=platform.python_version(),
-        libc=_c_library(),
+        libc=" ".join(platform.libc_ver()).strip(),
     )
 
 
@@ -173,11 +172,3 @@ def _arithmetic() -> Iterator[NDArray[np.generic]]:
     yield drawn.sum(axis=0)
     yield drawn.sum(axis=1)
     yield drawn.sum(axis=1, dtype=np.float64)
-
-
-def _c_library() -> str:
-    """Return name and version of the C library, empty if it does not report them."""
-    try:
-        return os.confstr("CS_GNU_LIBC_VERSION") or ""
-    except (ValueError, OSError):
-        return ""
