@@ -4,10 +4,8 @@ Its decisions never change the result, only the worker that computes it: the sum
 are the rounds, their leases and the members; whatever is optional plugs in through `Hooks`: see `parts/`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
-from functools import partial
-from itertools import count
 from typing import Any, Protocol
 
 from lockstep.common.errors import FailureKind
@@ -94,6 +92,25 @@ class Hooks:
         """Return the phase in which a round begins: that of its work, unless a part has another."""
         return next((phase for begins in self.begins if (phase := begins(at, now)) is not None), PHASES[at.work])
 
+    def deadline(self) -> float | None:
+        """Return when a part has something to do although nothing happens."""
+        return soonest(*(deadline() for deadline in self.deadlines))
+
+    def on_failure(self) -> None:
+        """Let the parts end their work, and keep its results."""
+        for keep in self.fails:
+            keep()
+
+    def waiting(self) -> str:
+        """Return what a part lets the run wait for, empty if none does."""
+        return next(filter(None, (waits() for waits in self.waits)), "")
+
+    def changed(self, status: Status) -> Status:
+        """Return a status with what the parts add to it."""
+        for change in self.statuses:
+            status = change(status)
+        return status
+
 
 @dataclass
 class Coordinator(Machine[events.Event, Effect]):
@@ -114,8 +131,6 @@ class Coordinator(Machine[events.Event, Effect]):
     ended: Finish | None = None
     hooks: Hooks = field(default_factory=Hooks)
     parts: Sequence[object] = ()
-    #: The numbers of the leases to come, by which workers and the server name them.
-    numbers: Iterator[int] = field(default_factory=partial(count, 1))
     state: RoundState = field(init=False)
     scheduler: Scheduler = field(init=False)
     stragglers: StragglerMonitor = field(init=False)
@@ -129,12 +144,7 @@ class Coordinator(Machine[events.Event, Effect]):
         self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
         self.progress.metrics = self.info.metrics
         self.parts = [plug(self) for plug in plugs]
-        self.open_round(self.first)
-
-    @property
-    def first(self) -> Round:
-        """The round with which the run begins here."""
-        return self.start or self.info.plan.first()
+        self.open_round(self.start or self.info.plan.first())
 
     @property
     def round(self) -> Round:
@@ -171,8 +181,7 @@ class Coordinator(Machine[events.Event, Effect]):
         effects = self._dispatch(event, now)
         if not self.is_over():
             effects += self._record_sign_of_life(event, now)
-            waiting = next(filter(None, (waits() for waits in self.hooks.waits)), "")
-            waiting = waiting or waiting_text(self.phase, self.membership, self.info)
+            waiting = self.hooks.waiting() or waiting_text(self.phase, self.membership, self.info)
             if self.reminder.is_due(now, is_waiting=bool(waiting)):
                 effects.append(Report(text=waiting, kind=ReportKind.REMINDER))
         for after in self.hooks.after:
@@ -183,9 +192,8 @@ class Coordinator(Machine[events.Event, Effect]):
         if self.is_over():
             return None
         late = self.scheduler.deadline(self.state) if self._may_lease() else None
-        parts = (deadline() for deadline in self.hooks.deadlines)
-        probes, stragglers = self.membership.probes.soonest(), self.stragglers.deadline(self.leases)
-        return soonest(*parts, self.reminder.due, probes, stragglers, late)
+        membership, stragglers, parts = self.membership, self.stragglers, self.hooks.deadline()
+        return soonest(parts, self.reminder.due, membership.probes.soonest(), stragglers.deadline(self.leases), late)
 
     def _dispatch(self, event: events.Event, now: float) -> list[Effect]:
         if (handle := self.hooks.events.get(kind_of(event))) is not None:
@@ -222,7 +230,8 @@ class Coordinator(Machine[events.Event, Effect]):
             case Diverged() if failures.is_asked(member, message, self.state):
                 return self._on_diverged(member, message, now)
             case Dropped():
-                return self.drop(member, message, now)
+                is_past = self.scheduler.drop(self.state, member, message, now)
+                return self.assign_leases(now, member) if is_past else []
             case _:
                 return []
 
@@ -299,11 +308,6 @@ class Coordinator(Machine[events.Event, Effect]):
             return [*withdrawn, *self.complete_round(now), *self.assign_leases(now)]
         return [*withdrawn, *self.assign_leases(now, None if is_freed else member)]
 
-    def drop(self, member: Member, dropped: Dropped, now: float) -> list[Effect]:
-        """Let a member have work again once it has answered a withdrawal."""
-        is_past = self.scheduler.drop(self.state, member, dropped, now)
-        return self.assign_leases(now, member) if is_past else []
-
     def _on_compute_failed(self, member: Member, failed: ComputeFailed, now: float) -> list[Effect]:
         found = failures.lease_failed(member, failed, self.state)
         if isinstance(found, events.PartFailed):
@@ -320,7 +324,7 @@ class Coordinator(Machine[events.Event, Effect]):
     def open_round(self, following: Round) -> None:
         """Begin a round of which nothing is leased."""
         single = frozenset[int]().union(*(watch.opened(following) for watch in self.hooks.rounds))
-        began, numbers = self.progress.round_started, self.numbers
+        began, numbers = self.progress.round_started, self.scheduler.numbers
         self.state = RoundState(following, single, self.info.signed_run, began, numbers)
 
     def begin_round(self, now: float) -> None:
@@ -368,8 +372,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def fail(self, failure: str, kind: FailureKind, conviction: Conviction | None = None) -> list[Effect]:
         """End the run, for a reason."""
-        for keep in self.hooks.fails:
-            keep()
+        self.hooks.on_failure()
         self.phase = RunPhase.FAILED
         return [Finish(failure=failure, kind=kind, conviction=conviction)]
 
@@ -398,9 +401,7 @@ class Coordinator(Machine[events.Event, Effect]):
         workers = [member.status(is_busy=member.rank in held) for member in members]
         failure = "" if self.ended is None else self.ended.failure
         status = status_of(self.info, self.progress, self.phase, self.round, now, workers, failure)
-        for changed in self.hooks.statuses:
-            status = changed(status)
-        return status
+        return self.hooks.changed(status)
 
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""

@@ -273,9 +273,9 @@ def test_an_exception_comes_home_with_its_traceback_and_the_worker_goes_on(tmp_p
     bench = Bench(job_of(model=model_file(tmp_path / "net.py", RAISING)))
     bench.enter()
     bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
-    (failed,) = bench.send(Lease(work="train", step=0, lo=1, hi=2))
+    (failed,) = bench.send(Lease(work="train", step=0, lo=1, hi=2, number=7))
     assert isinstance(failed, ComputeFailed)
-    assert (failed.lo, failed.hi) == (1, 2)
+    assert failed.number == 7
     assert "Traceback (most recent call last)" in failed.traceback
     assert "odd caf\\udce9" in failed.traceback
     assert isinstance(bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))[0], Result)

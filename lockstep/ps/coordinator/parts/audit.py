@@ -95,7 +95,10 @@ class AuditOfStep:
         return self.convict(micro_batch, finding.found, finding.named)
 
     def convict(self, micro_batch: int, right: MicroBatchOutcome, judge: str) -> Conviction | None:
-        """Return the conviction of the workers that have not found what is right, as `judge` has; None without any."""
+        """Return the conviction of the workers that found anything but the right outcome, which `judge` has found too.
+
+        None if no worker did.
+        """
         found = self.findings[micro_batch]
         wrong = tuple(one for one in found if one.found != right)
         judges = (*(one.named for one in found if one.found == right), judge)
@@ -139,7 +142,7 @@ class Audit:
         if core.round.work != "train" or not audit.findings:
             return False
         micro_batches, excluded = core.round.micro_batches, audit.excluded(core.membership.members.values())
-        leases = LeaseTable.for_audit(micro_batches, excluded, core.numbers)
+        leases = LeaseTable.for_audit(micro_batches, excluded, core.scheduler.numbers)
         core.state.continue_with(replace(core.round, work="audit"), leases)
         core.phase = RunPhase.AUDITING
         return True

@@ -86,7 +86,7 @@ class MultiStep:
 
     def __init__(self, core: Coordinator, *, first_steps: int = FIRST_STEPS) -> None:
         self._core = core
-        self.plan = MultiStepPlan(earliest=core.first.step + first_steps)
+        self.plan = MultiStepPlan(earliest=core.progress.steps + first_steps)
         #: The server that has the memory, None in a run without one.
         self._server: TeamSteps | None = None
         #: The current lease, None while the run continues step by step; and whether the team has been sent it.
@@ -128,7 +128,7 @@ class MultiStep:
         last = last if before is None else min(last, before)
         if last - first < LEAST_STEPS or (self._until is not None and now >= self._until):
             return StepsRefusal.NOT_NOW
-        number, incarnation = next(core.numbers), team.join.incarnation
+        number, incarnation = next(core.scheduler.numbers), team.join.incarnation
         asked = MultiStepLease(number=number, incarnation=incarnation, first=first, last=last, reads=0)
         memory = server.open(team.rank, asked)
         if isinstance(memory, StepsRefusal):
@@ -148,9 +148,9 @@ class MultiStep:
 
     def _deadline(self) -> float | None:
         lease = self.lease
-        if lease is None or lease.is_ending:
-            return None if lease is None else lease.due
-        return soonest(lease.due, self._until)
+        if lease is None:
+            return None
+        return lease.due if lease.is_ending else soonest(lease.due, self._until)
 
     def _watch(self, now: float) -> list[Effect]:
         """Follow the lease; end it once another worker can work too, or its own is gone or is not to work."""
@@ -225,7 +225,8 @@ class MultiStep:
         if lease is not None and (lease.rank, lease.memory.lease.number) == (member.rank, dropped.number):
             lease.has_answered, lease.due = True, now
             return []
-        return core.drop(member, dropped, now)
+        is_past = core.scheduler.drop(core.state, member, dropped, now)
+        return core.assign_leases(now, member) if is_past else []
 
     def _shown(self, status: Status) -> Status:
         """Return the status as in a run whose steps are leased one by one: it does not matter how a step is made."""

@@ -38,7 +38,7 @@ LATE, LATE_S = 4.0, 0.25
 #: Seconds between two attempts to end a lease, and until memory is left to a process that has stalled in it.
 RETRY_S, MOVE_S = 0.002, 0.25
 
-#: What the run waits for then if there is no other memory.
+#: The reason why a run waits if there is no other memory then.
 STUCK = (
     "a process of the team hangs in the middle of an update, and there is no room for other memory: the run "
     "waits for it to continue, or to end"

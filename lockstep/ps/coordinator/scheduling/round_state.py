@@ -37,11 +37,7 @@ class PendingAcknowledgements:
 
     def add(self, rank: int, result: Result) -> bool:
         """Record a result; return whether it is the first of its lease."""
-        key = rank, result.node()
-        if key in self.results:
-            return False
-        self.results[key] = result
-        return True
+        return self.results.setdefault((rank, result.node()), result) is result
 
     def acknowledge(self, rank: int, node: Node) -> Result | None:
         """Record that all servers have these sums; return their result, None if it has not come or is not awaited."""

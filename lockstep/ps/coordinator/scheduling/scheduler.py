@@ -3,9 +3,11 @@
 Pure. These decisions never change the result: the sums are added over one fixed tree.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heapify, heappop, heappush
+from itertools import count
 
 from lockstep.common.aggregation.finishing_time import finishing_time_s, whole
 from lockstep.common.aggregation.tree import Node, largest_node_at
@@ -30,6 +32,8 @@ class Scheduler:
     withdrawals: Withdrawals = field(default_factory=Withdrawals)
     #: Whether each result of a step is to have a digest, to be signed.
     digests_all: bool = False
+    #: The numbers of the leases to come, by which workers and the server name them.
+    numbers: Iterator[int] = field(default_factory=partial(count, 1))
 
     def assign(self, state: RoundState, now: float, members: Sequence[Member] | None = None) -> list[Effect]:
         """Lease free micro-batches, and second copies of late ones, to some of the ready members or to all."""

@@ -54,7 +54,7 @@ class CredulousCoordinator(Coordinator):
 
     def open_round(self, following: Round) -> None:
         super().open_round(following)
-        self.state.leases = Credulous(following.micro_batches, single=self.state.single)
+        self.state.leases = Credulous(following.micro_batches, single=self.state.single, numbers=self.scheduler.numbers)
 
 
 class Heap(VectorTree):

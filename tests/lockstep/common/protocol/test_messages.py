@@ -21,7 +21,6 @@ from lockstep.common.protocol.messages import (
     PROCESSES_LIMIT,
     TEXT_LIMIT,
     CallbackDecision,
-    ComputeFailed,
     Diverged,
     Dropped,
     Finished,

@@ -33,8 +33,8 @@ from lockstep.ps.coordinator.membership import PROBE_S
 from lockstep.ps.coordinator.status import REMINDER_S
 from lockstep.ps.coordinator.transitions import RunPhase
 from tests.lockstep.ps.runs import (
-    INTERRUPT,
     DIGEST,
+    INTERRUPT,
     Drive,
     called,
     facts_of,

@@ -66,7 +66,7 @@ def test_a_finished_tree_updates_the_weights_before_the_next_step_is_leased() ->
     update = effects[0]
     assert isinstance(update, UpdateWeights)
     assert (update.step, update.tally) == (0, Tally(4.0, 4))
-    lease = Lease(work="train", step=1, lo=0, hi=4, number=1)
+    lease = Lease(work="train", step=1, lo=0, hi=4, number=2)
     assert effects == [update, Send(peer=peer_of(1), message=lease)]
 
 

@@ -14,8 +14,8 @@ from lockstep.common.protocol.messages import (
     Dropped,
     Lease,
     MultiStepLease,
-    Withdrawal,
     Welcome,
+    Withdrawal,
 )
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -44,9 +44,20 @@ from lockstep.ps.coordinator.status import REMINDER_S
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
 from lockstep.ps.run.info import RunInfo
-from lockstep.ps.run.plan import Round
+from lockstep.ps.run.progress import Progress
 from tests.lockstep.ps.coordinator.parts.lease_memory import MemoryByHand
-from tests.lockstep.ps.runs import INTERRUPT, TRAIN, Drive, facts_of, finished, kinds, messages, peer_of, said, with_options
+from tests.lockstep.ps.runs import (
+    INTERRUPT,
+    TRAIN,
+    Drive,
+    facts_of,
+    finished,
+    kinds,
+    messages,
+    peer_of,
+    said,
+    with_options,
+)
 from tests.simulation.small import digits
 
 #: Thirteen steps an epoch and a short one, of three micro-batches each.
@@ -132,7 +143,7 @@ def begun(effects: list[Effect]) -> list[MultiStepLease]:
 def test_once_the_speed_of_a_team_is_known_it_makes_the_steps_up_to_the_last_of_the_epoch(processes: int) -> None:
     drive = Team()
     (lease,) = begun(drive.begin(processes))
-    assert (lease.number, lease.first, lease.last, lease.incarnation) == (1, 1, STEPS - 1, "life-1")
+    assert (lease.first, lease.last, lease.incarnation) == (1, STEPS - 1, "life-1")
     assert drive.lease.rank == 0
     assert drive.lease.step_s == pytest.approx(0.03)
     assert drive.coordinator.phase is RunPhase.MULTI_STEP
@@ -142,8 +153,8 @@ def test_once_the_speed_of_a_team_is_known_it_makes_the_steps_up_to_the_last_of_
 
 
 def test_the_first_steps_of_a_run_are_leased_also_of_one_that_is_resumed() -> None:
-    at = Round("train", 3, JOB.micro_batches)
-    assert part_of(Coordinator(info_of(), all_parts(), start=at), MultiStep).plan.earliest == 3 + FIRST_STEPS
+    coordinator = Coordinator(info_of(), all_parts(), progress=Progress(steps=3))
+    assert part_of(coordinator, MultiStep).plan.earliest == 3 + FIRST_STEPS
 
 
 def test_a_step_that_a_team_made_counts_like_any_other() -> None:

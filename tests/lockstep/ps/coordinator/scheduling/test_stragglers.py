@@ -22,7 +22,6 @@ from lockstep.ps.coordinator.scheduling.stragglers import (
 from lockstep.ps.run.plan import Round
 from tests.lockstep.ps.runs import Drive, facts_of, join_of, kinds, messages, peer_of, result_of, said
 
-
 # The monitor by itself
 
 
