@@ -6,7 +6,9 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from lockstep.checking.simulation.oracle import simulate
 from lockstep.checking.simulation.processes import Parts
+from lockstep.checking.simulation.scenario import scenario_of
 from lockstep.common.aggregation.tree import Node, TreeSum, Vector, VectorTree
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
@@ -206,8 +208,16 @@ class Planted(NamedTuple):
 
     parts: Parts
     says: str
-    #: The first seed that is tried: what is rare would take long to find from 0 on.
+    #: A seed that finds it, where the search begins: what is rare would take long to find from 0 on.
     first: int = 0
+
+    def found_by(self, seeds: range, standbys: int | None = None) -> int | None:
+        """Return the first of some seeds that finds the bug as what it is, None if no seed does."""
+        for seed in seeds:
+            found = simulate(scenario_of(seed, standbys=standbys), self.parts).violations
+            if any(self.says in violation for violation in found):
+                return seed
+        return None
 
 
 OTHER_WEIGHTS = "the weights after step"
