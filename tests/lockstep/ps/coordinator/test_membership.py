@@ -1,11 +1,13 @@
-"""The roster's own check finds contradictions that are planted."""
+"""The roster against a plain model, whoever comes and goes; its own check finds contradictions that are planted."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
 from lockstep.common.protocol.messages import WorkerStatus
 from lockstep.ps.coordinator.membership import (
@@ -31,6 +33,169 @@ def member_of(made: Membership, worker: int) -> Member:
     return made.members[peer_of(worker)]
 
 
+MACHINES = st.sampled_from(["one", "two", ""])
+
+
+@dataclass
+class Known:
+    """A member in the model."""
+
+    rank: int
+    processes: int
+    machine: str
+    cores: set[int]
+    due: float
+    state: MemberState = MemberState.PREPARING
+    wait_s: float = PROBE_S
+    samples: int = 0
+    compute_s: float = 0.0
+
+
+class RosterMachine(RuleBasedStateMachine):
+    """Records the same in a list of who is there, in the order of joining, and counts everything anew."""
+
+    @initialize(capacity=st.integers(1, 3))
+    def begin(self, capacity: int) -> None:
+        self.made, self.capacity, self.now = Membership(), capacity, 100.0
+        self.there: list[Known] = []
+        self.joined = 0
+        self.most_teams = self.most_prepared = 0
+        #: By rank, of a step: processes, seconds of all of them and of the slowest.
+        self.step: dict[int, tuple[int, float, float]] = {}
+
+    def of(self, state: MemberState) -> list[Known]:
+        return [known for known in self.there if known.state is state]
+
+    def prepared(self) -> list[Known]:
+        return [known for known in self.there if known.state is not MemberState.PREPARING]
+
+    def member(self, known: Known) -> Member:
+        return self.made.members[peer_of(known.rank)]
+
+    def fill(self) -> None:
+        """Let those on standby, in the order of joining, have the places that are free."""
+        free = self.capacity - len(self.of(MemberState.READY))
+        called = self.of(MemberState.STANDBY)[:free] if free > 0 else []
+        assert [member.rank for member in self.made.activate_standby(self.capacity)] == [one.rank for one in called]
+        for known in called:
+            known.state = MemberState.READY
+
+    @rule(processes=st.integers(1, 3), machine=MACHINES, cores=st.sets(st.integers(0, 3)))
+    def admit(self, processes: int, machine: str, cores: set[int]) -> None:
+        join = replace(join_of(self.joined, processes=processes), machine=machine, cores=sorted(cores))
+        member = self.made.admit(peer_of(self.joined), join, self.now)
+        assert (member.rank, member.state) == (self.joined, MemberState.PREPARING)
+        self.there.append(Known(self.joined, processes, machine, cores, self.now + PROBE_S))
+        self.joined += 1
+
+    @precondition(lambda self: self.there)
+    @rule(data=st.data())
+    def activate(self, data: st.DataObject) -> None:
+        """A member that is prepared, or was late, is ready if there is a place for it."""
+        waiting = [known for known in self.there if known.state in (MemberState.PREPARING, MemberState.SUSPECT)]
+        if waiting:
+            known = data.draw(st.sampled_from(waiting))
+            is_ready = len(self.of(MemberState.READY)) < self.capacity
+            assert self.made.activate(self.member(known), self.capacity) is is_ready
+            known.state = MemberState.READY if is_ready else MemberState.STANDBY
+            self.most_teams = max(self.most_teams, len(self.prepared()))
+            self.most_prepared = max(self.most_prepared, sum(one.processes for one in self.prepared()))
+
+    @precondition(lambda self: self.of(MemberState.READY))
+    @rule(data=st.data())
+    def be_late(self, data: st.DataObject) -> None:
+        known = data.draw(st.sampled_from(self.of(MemberState.READY)))
+        self.made.set_state(self.member(known), MemberState.SUSPECT)
+        known.state = MemberState.SUSPECT
+        self.fill()
+
+    @rule(rank=st.integers(0, 9))
+    def leave(self, rank: int) -> None:
+        member = self.made.members.get(peer_of(rank))
+        assert self.made.remove(peer_of(rank)) is member
+        assert (member is not None) == any(known.rank == rank for known in self.there)
+        self.there = [known for known in self.there if known.rank != rank]
+        self.fill()
+
+    @precondition(lambda self: self.there)
+    @rule(seconds=st.integers(0, 9), slowest=st.none() | st.integers(0, 9), audit=st.booleans(), data=st.data())
+    def compute(self, seconds: int, slowest: int | None, audit: bool, data: st.DataObject) -> None:
+        """What an audit computes counts for the step alone; of which process it was the slowest one is not known."""
+        known = data.draw(st.sampled_from(self.there))
+        if audit:
+            self.made.credit_audit(self.member(known), seconds)
+        else:
+            assert self.made.credit(self.member(known), 2, seconds, slowest) == seconds
+            known.samples, known.compute_s = known.samples + 2, known.compute_s + seconds
+        processes, total, most = self.step.get(known.rank, (known.processes, 0.0, 0.0))
+        most += seconds / known.processes if audit or slowest is None else slowest
+        self.step[known.rank] = processes, total + seconds, most
+
+    @rule()
+    def end_step(self) -> None:
+        """The mean is over all that are ready, or that computed the step and may have left since."""
+        ready, computed = self.of(MemberState.READY), self.step.values()
+        over = max(sum(one.processes for one in ready), sum(processes for processes, _, _ in computed), 1)
+        most = max((most for _, _, most in computed), default=0.0)
+        assert self.made.end_step() == (sum(seconds for _, seconds, _ in computed) / over, most)
+        assert self.made.last_ranks == frozenset(self.step)
+        self.step = {}
+
+    @rule(rank=st.integers(0, 9))
+    def hear(self, rank: int) -> None:
+        member = self.made.on_message(peer_of(rank), self.now)
+        for known in self.there:
+            if known.rank == rank:
+                known.due, known.wait_s = self.now + PROBE_S, PROBE_S
+                assert member is self.member(known)
+
+    @rule(by_s=st.sampled_from([0.5, 1.0, 3.0]))
+    def pass_time(self, by_s: float) -> None:
+        """A probe waits twice as long each time until its member says something."""
+        self.now += by_s
+        due = [known for known in self.there if known.due <= self.now]
+        assert [member.rank for member in self.made.to_probe(self.now)] == [known.rank for known in due]
+        for known in due:
+            known.wait_s *= 2
+            known.due = self.now + known.wait_s
+
+    @invariant()
+    def agree(self) -> None:
+        made = self.made
+        made.validate(self.capacity)
+        assert [(member.rank, member.state, member.samples, member.compute_s) for member in made.members.values()] == [
+            (known.rank, known.state, known.samples, known.compute_s) for known in self.there
+        ]
+        for state in MemberState:
+            assert made.count(state) == len(self.of(state))
+        assert [member.rank for member in made.ready()] == [known.rank for known in self.of(MemberState.READY)]
+        prepared = sum(known.processes for known in self.prepared())
+        assert (made.count_prepared(), made.processes_prepared()) == (len(self.prepared()), prepared)
+        assert (made.most_teams, made.most_prepared) == (self.most_teams, self.most_prepared)
+        for rank in range(self.joined):
+            member = made.members.get(peer_of(rank))
+            assert made.by_rank(rank) is made.by_incarnation(join_of(rank).incarnation) is member
+        assert made.probes.soonest() == min((known.due for known in self.there), default=None)
+        # With more that are ready than can have work, nobody is let in.
+        assert made.activate_standby(self.capacity - 1) == []
+
+    @invariant()
+    def count_cores(self) -> None:
+        """A machine is crowded if its members may use fewer cores than they have processes."""
+        quiet = 0
+        for known in self.there:
+            here = [one for one in self.there if one.machine == known.machine]
+            is_crowded = sum(one.processes for one in here) > len(set().union(*(one.cores for one in here)))
+            assert self.made.is_crowded(self.member(known)) == is_crowded
+            quiet += not is_crowded
+        # Alone, one has nobody to help.
+        assert self.made.has_spare_cores() == (quiet > 1)
+
+
+RosterMachine.TestCase.settings = settings(derandomize=True, deadline=None, max_examples=60, stateful_step_count=40)
+TestRoster = RosterMachine.TestCase
+
+
 #: What is planted, and what of the complaint tells it from the others.
 PLANTS: dict[str, tuple[Callable[[Membership], object], str]] = {
     "one more is ready": (lambda made: made.set_state(member_of(made, 2), MemberState.READY), "more workers are ready"),
@@ -46,108 +211,12 @@ PLANTS: dict[str, tuple[Callable[[Membership], object], str]] = {
 }
 
 
-def test_two_places_seat_two_and_the_third_stands_by() -> None:
-    made = roster()
-    made.validate(2)
-    assert [member.state.value for member in made.members.values()] == ["ready", "ready", "standby"]
-    assert made.most_prepared == 3
-
-
-def test_the_seconds_of_a_step_are_booked_by_worker_and_begin_anew() -> None:
-    made = roster()
-    for worker, seconds in ((0, 1.0), (1, 2.0), (0, 5.0)):
-        made.credit(made.members[peer_of(worker)], 1, seconds)
-    assert made.end_step() == (4.0, 6.0)
-    made.credit(made.members[peer_of(1)], 1, 3.0)
-    assert made.end_step() == (1.5, 3.0)  # one of two that were ready got nothing
-    assert made.end_step() == (0.0, 0.0)
-
-
-def with_teams(*sizes: int) -> Membership:
-    """Return teams of so many processes, all of which are ready."""
-    made = Membership()
-    for worker, processes in enumerate(sizes):
-        made.activate(made.admit(peer_of(worker), join_of(worker, processes=processes), 0.0), capacity=8)
-    return made
-
-
-def test_people_count_processes() -> None:
-    made = with_teams(4, 1)
-    made.admit(peer_of(2), join_of(2, processes=16), 0.0)
-    made.validate(8)
-    assert (made.count_prepared(), made.processes_prepared()) == (2, 5)
-    made.remove(peer_of(0))
-    made.validate(8)
-    assert (made.processes_prepared(), made.most_teams, made.most_prepared) == (1, 2, 5)
-
-
-def test_the_seconds_of_a_team_are_those_of_all_its_processes() -> None:
-    made = with_teams(4, 1)
-    team, single = made.ready()
-    made.credit(team, 1, 6.0, 2.0)
-    made.credit(team, 1, 2.0)
-    made.credit(single, 1, 1.0)
-    # Nine seconds of five processes; the slowest had two, and half a second of what is only known of all four.
-    assert made.end_step() == (1.8, 2.5)
-    assert team.compute_s == 8.0
-
-
-def test_a_free_place_is_filled_in_the_order_of_joining() -> None:
-    made = roster()
-    made.set_state(made.members[peer_of(0)], MemberState.SUSPECT)
-    assert [member.rank for member in made.activate_standby(2)] == [2]
-    made.validate(2)
-    assert made.activate_standby(2) == []
-
-
 @pytest.mark.parametrize(("plant", "complaint"), PLANTS.values(), ids=PLANTS)
 def test_validate_finds_a_planted_contradiction(plant: Callable[[Membership], object], complaint: str) -> None:
     made = roster()
     plant(made)
     with pytest.raises(AssertionError, match=complaint):
         made.validate(2)
-
-
-def test_a_member_is_found_by_its_rank_its_incarnation_and_its_peer_as_long_as_it_is_there() -> None:
-    made = roster()
-    second = member_of(made, 1)
-    assert made.by_rank(1) is made.by_incarnation(join_of(1).incarnation) is made.on_message(peer_of(1), 0.0) is second
-    assert made.remove(peer_of(1)) is second
-    made.activate_standby(2)
-    made.validate(2)
-    assert made.by_rank(1) is made.by_incarnation(join_of(1).incarnation) is made.on_message(peer_of(1), 0.0) is None
-    assert made.remove(peer_of(1)) is None
-    made.validate(2)
-
-
-def test_whoever_prepares_is_not_among_those_that_are_prepared_and_gets_a_rank_of_its_own() -> None:
-    made = roster()
-    made.remove(peer_of(2))
-    newcomer = made.admit(peer_of(3), join_of(3), 5.0)
-    assert (newcomer.rank, newcomer.state) == (3, MemberState.PREPARING)
-    assert (made.count_prepared(), made.count(MemberState.PREPARING)) == (2, 1)
-    assert made.activate(newcomer, capacity=2) is False
-    assert made.activate(newcomer, capacity=3) is True
-    assert [member.rank for member in made.ready()] == [0, 1, 3]
-
-
-def test_as_many_leave_standby_as_there_are_free_places() -> None:
-    made = Membership()
-    for worker in range(4):
-        made.activate(made.admit(peer_of(worker), join_of(worker), 0.0), capacity=1)
-    assert [member.rank for member in made.activate_standby(3)] == [1, 2]
-    made.validate(3)
-
-
-def test_what_an_audit_computes_counts_for_the_step_alone() -> None:
-    made = roster()
-    first, second = member_of(made, 0), member_of(made, 1)
-    made.credit(first, 4, 1.0)
-    for _ in range(2):
-        made.credit_audit(first, 2.0)
-    made.credit_audit(second, 3.0)
-    assert (first.samples, first.compute_s) == (4, 1.0)
-    assert made.end_step() == (4.0, 5.0)
 
 
 def test_a_status_says_who_a_member_is_and_what_it_did() -> None:
@@ -163,50 +232,6 @@ def test_a_status_says_who_a_member_is_and_what_it_did() -> None:
     assert member_of(made, 2).status(is_busy=False).state == "standby"
 
 
-def test_a_probe_waits_twice_as_long_each_time_until_its_member_says_something() -> None:
-    made, now = Membership(), 500.0
-    member = made.admit(peer_of(0), join_of(0), now)
-    waits = []
-    for _ in range(3):
-        due = made.probes.soonest()
-        assert due is not None
-        waits.append(due - now)
-        now = due
-        assert made.to_probe(now) == [member]
-    assert waits == [PROBE_S, 2 * PROBE_S, 4 * PROBE_S]
-    assert made.on_message(member.peer, now) is member
-    assert made.to_probe(now + PROBE_S) == [member]
-    assert made.probes.soonest() == now + PROBE_S + 2 * PROBE_S
-
-
-def test_members_are_probed_in_the_order_of_their_ranks() -> None:
-    made = Membership()
-    for worker, at in ((0, 3.0), (1, 1.0), (2, 2.0)):
-        made.admit(peer_of(worker), join_of(worker), at)
-    assert [member.rank for member in made.to_probe(10.0)] == [0, 1, 2]
-
-
-def test_samples_of_a_member_add_up_and_the_most_that_were_prepared_is_kept() -> None:
-    made = roster()
-    member = made.members[peer_of(1)]
-    made.credit(member, 3, 1.0)
-    made.credit(member, 4, 0.5)
-    assert (member.samples, member.compute_s) == (7, 1.5)
-    made.remove(peer_of(2))
-    made.remove(peer_of(0))
-    made.activate(made.admit(peer_of(9), join_of(9), 0.0), capacity=2)
-    assert made.most_prepared == 3
-
-
-def test_a_worker_that_left_within_a_step_is_among_those_that_computed_it() -> None:
-    made = roster()
-    for worker in (0, 1):
-        made.credit(made.members[peer_of(worker)], 1, 2.0)
-    for worker in (0, 1):
-        made.remove(peer_of(worker))
-    assert made.end_step() == (2.0, 2.0)
-
-
 def test_a_member_that_is_late_is_not_shown_as_computing() -> None:
     made = roster()
     first = made.members[peer_of(0)]
@@ -215,67 +240,7 @@ def test_a_member_that_is_late_is_not_shown_as_computing() -> None:
     assert first.status(is_busy=True).state == "suspect"
 
 
-def test_more_that_are_ready_than_can_have_work_let_nobody_in() -> None:
-    made = roster()
-    made.activate(made.admit(peer_of(3), join_of(3), 0.0), capacity=2)
-    assert made.activate_standby(1) == []
-
-
-def test_the_seconds_of_a_step_of_one_worker_are_its_own_and_of_none_are_none() -> None:
-    made = Membership()
-    assert made.end_step() == (0.0, 0.0)
-    member = made.admit(peer_of(0), join_of(0), 0.0)
-    made.activate(member, capacity=1)
-    made.credit(member, 1, 3.0)
-    assert made.end_step() == (3.0, 3.0)
-
-
 # Cores
-
-
-def on_machines(*places: tuple[str, set[int]]) -> Membership:
-    """Return members on machines, each with the cores that it may use."""
-    made = Membership()
-    for worker, (machine, cores) in enumerate(places):
-        join = msgspec.structs.replace(join_of(worker), machine=machine, cores=sorted(cores))
-        made.admit(peer_of(worker), join, 0.0)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("places", "crowded", "has_spare"),
-    [
-        ([("one", {0, 1}), ("one", {0, 1})], [False, False], True),
-        ([("one", {0, 1}), ("one", {0, 1}), ("one", {0, 1})], [True, True, True], False),
-        # Each in a container of its own, on the same machine.
-        ([("one", {0}), ("one", {1})], [False, False], True),
-        ([("one", {0}), ("one", {0})], [True, True], False),
-        # One on each machine, and one of two machines.
-        ([("one", {0}), ("two", {0})], [False, False], True),
-        ([("one", {0}), ("one", {0}), ("two", {0, 1}), ("two", {0, 1})], [True, True, False, False], True),
-        ([("one", {0}), ("one", {0}), ("two", {0})], [True, True, False], False),
-        # Nobody knows how many there are.
-        ([("", set()), ("", set())], [True, True], False),
-        # Alone, it has nobody to help.
-        ([("one", {0, 1, 2})], [False], False),
-    ],
-)
-def test_a_machine_is_crowded_if_its_members_may_use_fewer_cores_than_they_are(
-    places: list[tuple[str, set[int]]], crowded: list[bool], has_spare: bool
-) -> None:
-    made = on_machines(*places)
-    assert [made.is_crowded(member) for member in made.members.values()] == crowded
-    assert made.has_spare_cores() is has_spare
-
-
-@pytest.mark.parametrize(("processes", "is_crowded"), [(3, False), (4, True)])
-def test_a_machine_is_crowded_by_processes(processes: int, is_crowded: bool) -> None:
-    made = Membership()
-    for worker, size in enumerate((1, processes)):
-        join = msgspec.structs.replace(join_of(worker, processes=size), machine="one", cores=[0, 1, 2, 3])
-        made.admit(peer_of(worker), join, 0.0)
-    assert [made.is_crowded(member) for member in made.members.values()] == [is_crowded, is_crowded]
-    assert made.has_spare_cores() is not is_crowded
 
 
 #: Machine, processes and cores of each worker -> what is noticed of the last one.
@@ -292,55 +257,12 @@ CROWDING = {
 def test_teams_that_share_too_few_cores_are_noticed_once(places: list[tuple[str, int, list[int]]], text: str) -> None:
     made, found = Membership(), list[str]()
     for worker, (machine, processes, cores) in enumerate(places):
-        join = msgspec.structs.replace(join_of(worker, processes=processes), machine=machine, cores=cores)
+        join = replace(join_of(worker, processes=processes), machine=machine, cores=cores)
         found.append(made.notice_crowding(made.admit(peer_of(worker), join, 0.0)))
     assert found[-1].startswith(text)
     assert bool(found[-1]) is bool(text)
     assert made.crowding == found[-1]
     assert made.notice_crowding(made.admit(peer_of(7), join, 0.0)) == ("" if text else made.crowding)
-
-
-def test_a_machine_is_crowded_no_more_once_members_leave_and_spare_cores_go_with_theirs() -> None:
-    made = on_machines(("one", {0, 1}), ("one", {0, 1}), ("one", {0, 1}), ("two", {5}))
-    assert not made.has_spare_cores()
-    made.remove(peer_of(1))
-    assert [made.is_crowded(member) for member in made.members.values()] == [False, False, False]
-    assert made.has_spare_cores()
-    made.remove(peer_of(3))
-    assert made.has_spare_cores()
-    made.remove(peer_of(0))
-    assert not made.has_spare_cores()
-    made.remove(peer_of(2))
-    assert not made.has_spare_cores()
-
-
-def test_the_cores_of_one_that_leaves_are_counted_no_more() -> None:
-    made = on_machines(("one", {0, 1}), ("one", {2}), ("one", {2}))
-    assert made.has_spare_cores()
-    made.remove(peer_of(0))
-    assert [made.is_crowded(member) for member in made.members.values()] == [True, True]
-    assert not made.has_spare_cores()
-
-
-CORE_SETS = st.sets(st.integers(0, 3), max_size=3)
-COMINGS = st.lists(st.tuples(st.sampled_from(["one", "two", ""]), CORE_SETS), max_size=12)
-
-
-@settings(derandomize=True, deadline=None)
-@given(COMINGS, st.sets(st.integers(0, 11)))
-def test_whoever_comes_and_goes_spare_cores_are_those_of_who_is_there(
-    places: list[tuple[str, set[int]]], gone: set[int]
-) -> None:
-    made = on_machines(*places)
-    for worker in gone:
-        made.remove(peer_of(worker))
-    made.validate(capacity=0)
-    left = [place for worker, place in enumerate(places) if worker not in gone]
-    # The same members, and nobody else before.
-    assert made.has_spare_cores() == on_machines(*left).has_spare_cores()
-    for member, (machine, _) in zip(made.members.values(), left, strict=True):
-        cores = [of for on, of in left if on == machine]
-        assert made.is_crowded(member) == (len(cores) > len(set().union(*cores)))
 
 
 # Members that are too slow

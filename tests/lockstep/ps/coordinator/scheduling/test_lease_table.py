@@ -13,6 +13,10 @@ from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 
 RANKS = st.integers(0, 3)
 
+#: Micro-batches that are leased by themselves; and what an audit computes again, with those that may not.
+SINGLE = st.frozensets(st.integers(0, 19), max_size=3)
+AUDITED = st.dictionaries(st.integers(0, 19), st.frozensets(RANKS), max_size=6)
+
 
 def members(node: Node) -> set[int]:
     return set(range(node.lo, node.hi))
@@ -27,38 +31,48 @@ def number_of(lease: HeldLease) -> int:
     return lease.number
 
 
-def taken(lease: HeldLease | None) -> Node | None:
-    """Return the micro-batches of what was leased."""
-    return None if lease is None else lease.node
-
-
-def fail(table: LeaseTable, rank: int) -> bool:
-    """Let the first lease of a worker raise."""
-    return table.record_failure(table.held_by(rank)[0])
-
-
 class LeaseTableMachine(RuleBasedStateMachine):
     """Records the same in a set of done micro-batches and a list of leases, some of which are of the same ones."""
 
-    @initialize(total=st.integers(1, 20))
-    def begin(self, total: int) -> None:
-        self.table = LeaseTable(total)
-        self.done: set[int] = set()
+    @initialize(total=st.integers(1, 20), single=st.just(frozenset[int]()) | SINGLE, audited=st.just(None) | AUDITED)
+    def begin(self, total: int, single: frozenset[int], audited: dict[int, frozenset[int]] | None) -> None:
+        """A table is that of a round, some of whose micro-batches go by themselves, or of an audit of a few of them."""
+        self.excluded = {one: ranks for one, ranks in (audited or {}).items() if one < total}
+        self.count = 0 if audited is None else 7
+        if audited is None:
+            self.table = LeaseTable(total, single=single)
+        else:
+            self.table = LeaseTable.for_audit(total, self.excluded, numbers=count(8))
+        self.single = single if audited is None else frozenset(self.excluded)
+        self.done: set[int] = set() if audited is None else set(range(total)) - self.single
+        self.nodes = nodes_of(total)
         self.held: list[HeldLease] = []
-        self.count = 0
+        self.granted: list[HeldLease] = []
         self.failed: dict[int, list[int]] = {}
+
+    def may_be_one(self, node: Node) -> bool:
+        """Tell whether micro-batches may be leased, and accepted, together."""
+        return is_node(node.lo, node.hi, self.table.total) and (len(node) == 1 or not members(node) & self.single)
+
+    def allowed(self, rank: int, *, is_alone: bool) -> list[int]:
+        """Return what a worker may be given: not what it computed before, and not what failed on it."""
+        return [
+            one
+            for one in self.free()
+            if rank not in self.excluded.get(one, ()) and (is_alone or rank not in self.failed.get(one, []))
+        ]
 
     def taken(self, rank: int | None = None) -> set[int]:
         """Return what anybody holds, or one worker."""
         return {one for held in self.held if rank in (None, held.rank) for one in members(held.node)}
 
     def free(self) -> list[int]:
-        return [one for one in range(self.table.total) if one not in self.taken() | self.done]
+        return sorted(set(range(self.table.total)) - self.taken() - self.done)
 
     def grant(self, lease: HeldLease, rank: int, deadline: float, now: float) -> None:
         self.count += 1
         assert lease == HeldLease(lease.node, rank, deadline, self.count, now)
-        assert self.table.was_granted(rank, lease.node)
+        self.granted.append(lease)
         self.held.append(lease)
 
     def end_overlapping(self, node: Node) -> list[HeldLease]:
@@ -68,15 +82,14 @@ class LeaseTableMachine(RuleBasedStateMachine):
 
     @rule(rank=RANKS, most=st.integers(1, 20), deadline=st.integers(0, 9), now=st.integers(0, 9), alone=st.booleans())
     def take(self, rank: int, most: int, deadline: int, now: int, alone: bool) -> None:
-        allowed = [micro_batch for micro_batch in self.free() if alone or rank not in self.failed.get(micro_batch, [])]
+        """A lease begins with the first micro-batch that may be given, and is as large as may be."""
+        allowed = self.allowed(rank, is_alone=alone)
         lease = self.table.lease(rank, most, deadline, now, is_alone=alone)
         assert (lease is None) == (not allowed)
         if lease is not None:
-            node = lease.node
-            assert node.lo == allowed[0]
-            assert set(range(node.lo, node.hi)) <= set(allowed)
-            assert len(node) <= most
-            assert is_node(node.lo, node.hi, self.table.total)
+            begin_there = [node for node in self.nodes if node.lo == allowed[0] and len(node) <= most]
+            may_be = [node for node in begin_there if members(node) <= set(allowed) and self.may_be_one(node)]
+            assert lease.node == max(may_be, key=len)
             self.grant(lease, rank, deadline, now)
 
     @precondition(lambda self: self.held)
@@ -88,9 +101,9 @@ class LeaseTableMachine(RuleBasedStateMachine):
         if change == "half" and len(node) > 1:
             node = data.draw(st.sampled_from(node.halves()))
         elif change == "parent":
-            around = [one for one in nodes_of(self.table.total) if members(node) < members(one)]
-            node = min(around, key=len, default=node)
-        may = members(node) <= self.taken() - self.taken(rank) - set(self.failed)
+            node = min((one for one in self.nodes if members(node) < members(one)), key=len, default=node)
+        excluded = {one for one, ranks in self.excluded.items() if rank in ranks}
+        may = members(node) <= self.taken() - self.taken(rank) - set(self.failed) - excluded
         assert self.table.may_copy(rank, node) == may
         if may:
             self.grant(self.table.copy(rank, node, deadline, now), rank, deadline, now)
@@ -98,7 +111,7 @@ class LeaseTableMachine(RuleBasedStateMachine):
     @rule(lo=st.integers(-1, 20), length=st.integers(-1, 20))
     def accept(self, lo: int, length: int) -> None:
         node = Node(lo, lo + length)
-        is_new = is_node(node.lo, node.hi, self.table.total) and not members(node) & self.done
+        is_new = self.may_be_one(node) and not members(node) & self.done
         assert self.table.may_accept(node) == is_new
         ended = self.table.accept(node)
         assert (ended is not None) == is_new
@@ -117,6 +130,36 @@ class LeaseTableMachine(RuleBasedStateMachine):
         assert sorted(ended, key=number_of) == sorted(self.end_overlapping(lease.node), key=number_of)
         assert self.table.accept(lease.node) is None
         self.done |= members(lease.node)
+
+    @rule(rank=RANKS, others=st.sets(RANKS), data=st.data())
+    def ask(self, rank: int, others: set[int], data: st.DataObject) -> None:
+        """What was ever granted stays so, with its parts; what no worker may be given is known."""
+        node, other = (data.draw(st.sampled_from(self.nodes)) for _ in range(2))
+        assert overlap(node, other) == bool(members(node) & members(other))
+        assert self.table.was_granted(rank, node) == any(
+            rank == lease.rank and members(node) <= members(lease.node) for lease in self.granted
+        )
+        assert self.table.holders(node) == list(
+            dict.fromkeys(rank for one in sorted(members(node)) for rank in self.holders(one))
+        )
+        may = {one for rank in others for one in self.allowed(rank, is_alone=len(others) == 1)}
+        assert self.table.unassignable(sorted(others)) == [one for one in self.free() if one not in may]
+
+    def holders(self, micro_batch: int) -> list[int]:
+        """Return who holds a micro-batch, the first one first."""
+        return [held.rank for held in self.held if micro_batch in members(held.node)]
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def hand_back(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(self.held))
+        self.table.hand_back(lease.rank, data.draw(st.integers(lease.node.lo, lease.node.hi - 1)))
+        self.held.remove(lease)
+
+    @rule(by=st.integers(0, 3))
+    def postpone(self, by: int) -> None:
+        self.table.postpone(by)
+        self.held = [replace(held, deadline=held.deadline + by) for held in self.held]
 
     @rule(rank=RANKS)
     def release(self, rank: int) -> None:
@@ -152,36 +195,18 @@ class LeaseTableMachine(RuleBasedStateMachine):
         self.table.validate()
         assert self.table.free() == len(self.free())
         assert self.table.is_complete() == (len(self.done) == self.table.total)
-        assert self.table.is_restricted() == bool(self.failed)
+        assert self.table.is_restricted() == bool(self.failed or self.excluded)
         assert self.table.deadlines.soonest() == min((held.deadline for held in self.held), default=None)
-        assert all(self.table.is_held(held) for held in self.held)
+        now = {held.number: held for held in self.held}
+        for lease in self.granted:
+            assert self.table.numbered(lease.rank, lease.number) == now.get(lease.number)
+            assert self.table.is_held(lease) is (lease.number in now)
         for rank in range(4):
             assert self.table.held_by(rank) == [held for held in self.held if held.rank == rank]
-        for one in range(self.table.total):
-            assert self.table.holders(Node(one, one + 1)) == [
-                held.rank for held in self.held if one in members(held.node)
-            ]
 
 
 LeaseTableMachine.TestCase.settings = settings(derandomize=True, deadline=None, max_examples=60, stateful_step_count=40)
 TestLeaseTable = LeaseTableMachine.TestCase
-
-
-def test_a_micro_batch_that_failed_goes_to_another() -> None:
-    table = LeaseTable(4)
-    assert table.lease(0, 1, 9.0, 8.0, is_alone=False) == HeldLease(Node(0, 1), 0, 9.0, number=1, began=8.0)
-    assert fail(table, 0) is False
-    assert taken(table.lease(0, 4, 9.0, is_alone=False)) == Node(1, 2)
-    assert taken(table.lease(1, 4, 9.0, is_alone=False)) == Node(0, 1)
-
-
-def test_a_micro_batch_that_failed_goes_to_the_same_worker_if_that_is_alone() -> None:
-    table = LeaseTable(1)
-    table.lease(0, 1, 9.0, is_alone=True)
-    fail(table, 0)
-    assert table.lease(0, 1, 9.0, is_alone=False) is None
-    assert taken(table.lease(0, 1, 9.0, is_alone=True)) == Node(0, 1)
-    assert fail(table, 0) is True
 
 
 def planted(what: str) -> LeaseTable:
@@ -226,123 +251,3 @@ def test_validate_finds_a_planted_contradiction(what: str, told: str) -> None:
     with pytest.raises(AssertionError) as caught:
         planted(what).validate()
     assert str(caught.value) == told
-
-
-def test_four_thousand_micro_batches_are_no_trouble() -> None:
-    table = LeaseTable(4096)
-    for micro_batch in range(4096):
-        assert taken(table.lease(micro_batch % 8, 1, 9.0, is_alone=False)) == Node(micro_batch, micro_batch + 1)
-        assert table.accept(Node(micro_batch, micro_batch + 1))
-    assert table.is_complete()
-
-
-def test_what_failed_on_the_only_worker_may_still_be_assigned_to_it() -> None:
-    table = LeaseTable(2)
-    table.lease(0, 1, 9.0, is_alone=True)
-    fail(table, 0)
-    assert table.unassignable([0]) == []
-    assert table.unassignable([0, 1]) == []
-    table.lease(1, 1, 9.0, is_alone=False)
-    fail(table, 1)
-    assert table.unassignable([0, 1]) == [0]
-
-
-def test_what_is_accepted_by_itself_is_not_accepted_as_part_of_a_node() -> None:
-    table = LeaseTable(4, single=frozenset({1}))
-    assert [table.may_accept(node) for node in (Node(0, 4), Node(0, 2), Node(2, 4), Node(1, 2))] == [
-        False,
-        False,
-        True,
-        True,
-    ]
-    assert table.accept(Node(0, 2)) is None
-    assert table.free() == 4
-
-
-@pytest.mark.parametrize("other", [Node(0, 2), Node(4, 6)])
-def test_nodes_that_are_neighbours_do_not_overlap(other: Node) -> None:
-    node = Node(2, 4)
-    assert not overlap(node, other)
-    assert not overlap(other, node)
-    assert overlap(node, Node(0, 8))
-    assert overlap(Node(3, 4), node)
-
-
-def test_parts_of_a_lease_are_granted_to_its_worker_alone_even_when_it_has_ended() -> None:
-    table = LeaseTable(8)
-    assert taken(table.lease(0, 2, 9.0, is_alone=False)) == Node(0, 2)
-    assert taken(table.lease(1, 4, 9.0, is_alone=False)) == Node(2, 4)
-    table.release(0)
-    nodes = [Node(0, 2), Node(0, 1), Node(1, 2), Node(0, 4), Node(1, 3), Node(2, 3), Node(4, 5)]
-    assert [node for node in nodes if table.was_granted(0, node)] == [Node(0, 2), Node(0, 1), Node(1, 2)]
-    assert [node for node in nodes if table.was_granted(1, node)] == [Node(2, 3)]
-
-
-def test_a_worker_alone_gets_a_node_whole_although_it_failed_on_a_part_of_it() -> None:
-    table = LeaseTable(4)
-    table.lease(0, 1, 9.0, is_alone=False)
-    table.lease(1, 1, 9.0, is_alone=False)
-    fail(table, 1)
-    table.release(0)
-    assert taken(table.lease(1, 4, 9.0, is_alone=False)) == Node(0, 1)
-    table.release(1)
-    assert taken(table.lease(1, 4, 9.0, is_alone=True)) == Node(0, 4)
-
-
-def test_leases_are_postponed_one_and_all() -> None:
-    table = LeaseTable(4)
-    for rank, deadline in ((0, 9.0), (1, 7.0), (0, 8.0)):
-        table.lease(rank, 1, deadline, is_alone=False)
-    table.postpone(5.0)
-    assert [[lease.deadline for lease in table.held_by(rank)] for rank in range(2)] == [[14.0, 13.0], [12.0]]
-    assert (table.deadlines.soonest(), table.deadlines.due(12.0), table.deadlines.due(11.9)) == (12.0, [1], [])
-    assert table.release(2) == []
-    table.validate()
-
-
-# Second copies
-
-
-def copied() -> LeaseTable:
-    """Return a table of which ranks 0 and 1 hold the first two micro-batches, and rank 2 the next two."""
-    table = LeaseTable(8)
-    table.lease(0, 2, 9.0, is_alone=False)
-    table.copy(1, Node(0, 2), 8.0, 3.0)
-    table.lease(2, 2, 9.0, is_alone=False)
-    return table
-
-
-def test_what_is_done_or_has_failed_is_not_leased_twice() -> None:
-    table = copied()
-    table.accept(Node(2, 3))
-    assert not table.may_copy(3, Node(2, 3))
-    assert fail(table, 0) is False
-    assert table.holders(Node(0, 2)) == [1]
-    assert not table.may_copy(3, Node(0, 2))
-
-
-def test_an_audit_is_not_copied_to_whoever_computed_it() -> None:
-    table = LeaseTable.for_audit(4, {1: frozenset({0}), 2: frozenset({1})}, count(8))
-    assert table.lease(1, 4, 9.0, is_alone=False) == HeldLease(Node(1, 2), 1, 9.0, number=8)
-    assert [table.may_copy(rank, Node(1, 2)) for rank in range(3)] == [False, False, True]
-
-
-def test_a_part_that_is_done_ends_the_larger_lease_of_which_the_rest_is_free_unless_others_hold_it() -> None:
-    table = LeaseTable(8)
-    first = table.lease(0, 4, 9.0, is_alone=False)
-    second = table.copy(1, Node(0, 1), 9.0, 0.0)
-    third = table.copy(2, Node(2, 4), 9.0, 0.0)
-    assert table.accept(Node(0, 1)) == [first, second]
-    assert (table.free(), table.held) == (5, {2: [third]})
-    assert taken(table.lease(3, 4, 9.0, is_alone=False)) == Node(1, 2)
-    assert table.is_held(third)
-    assert not table.is_held(second)
-
-
-def test_a_table_is_restricted_if_anything_failed_or_is_not_for_everybody() -> None:
-    table = LeaseTable(4)
-    assert not table.is_restricted()
-    table.lease(0, 1, 9.0, is_alone=False)
-    fail(table, 0)
-    assert table.is_restricted()
-    assert LeaseTable.for_audit(4, {1: frozenset({0})}, count(1)).is_restricted()

@@ -1,8 +1,11 @@
 """A lease runs out by what its worker, or others, took before; one who has nothing to do is not on the clock."""
 
-from collections.abc import Sequence
+from statistics import median
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lockstep.common.protocol.messages import Work
 from lockstep.ps.coordinator.scheduling.stragglers import (
@@ -19,172 +22,129 @@ from lockstep.ps.coordinator.scheduling.stragglers import (
 
 TIMEOUT_S = 60.0
 
+RANKS = st.integers(0, 2)
 WORKS: tuple[Work, ...] = ("train", "audit", "evaluate", "validate")
+WORK = st.sampled_from(WORKS)
+
+#: Sums and products of these are exact.
+SECONDS = st.sampled_from([0.0, 0.0625, 0.5, 1.0, 2.0, 3.0, 8.0, 40.0])
 
 
-def made(seconds_each: list[float], *, rank: int = 0, size: int = 1, work: Work = "train") -> LeaseTimeouts:
-    """Return timeouts after a worker took so many seconds per micro-batch, for leases of `size` of them."""
-    timeouts, now = LeaseTimeouts(TIMEOUT_S), 0.0
-    for seconds in seconds_each:
-        timeouts.begin(rank, now)
-        now += seconds * size
-        timeouts.record(rank, work, size, now)
-    return timeouts
+def kind_of(work: Work) -> Work:
+    """Return what a work counts as: an audit computes what training does."""
+    return "train" if work == "audit" else work
 
 
-def test_at_the_start_a_lease_lasts_as_long_as_any_may() -> None:
-    timeouts = made([0.1] * (ENOUGH - 1))
-    assert timeouts.timeout_s(0, "train", 1) == TIMEOUT_S
-    assert timeouts.median_s(0, "train") is None
+def middle_of(seconds: list[float]) -> tuple[float, float]:
+    """Return the median of the last 32, as of every eighth once there are eight, and that of the distances from it."""
+    count = len(seconds)
+    known = seconds[: count if count <= 8 else count - count % 8][-32:]
+    return median(known), median([abs(one - median(known)) for one in known])
 
 
-def test_one_that_is_known_gets_a_multiple_of_its_median() -> None:
-    timeouts = made([1.0] * 10)
-    assert timeouts.timeout_s(0, "train", 2) == pytest.approx(8.0)
-    assert timeouts.median_s(0, "train") == pytest.approx(1.0)
+def bound_of(seconds: list[float], size: int) -> float:
+    middle, deviation = middle_of(seconds)
+    return size * (4.0 * middle + 8.0 * deviation)
 
 
-def test_one_that_varies_gets_more() -> None:
-    assert made([0.5, 1.5] * 5).timeout_s(0, "train", 1) > made([1.0] * 10).timeout_s(0, "train", 1)
+class TimeoutsMachine(RuleBasedStateMachine):
+    """Keeps all durations, and computes everything anew from them."""
+
+    @initialize(limit_s=st.sampled_from([0.5, TIMEOUT_S]))
+    def begin(self, limit_s: float) -> None:
+        self.timeouts = LeaseTimeouts(limit_s)
+        self.now = 100.0
+        #: By rank and kind, and by kind, what was measured; and of the first, what says how long the next one takes.
+        self.own: dict[tuple[int, Work], list[float]] = {}
+        self.recent: dict[tuple[int, Work], list[float]] = {}
+        self.all: dict[Work, list[float]] = {}
+        self.since: dict[int, float] = {}
+
+    def measure(self, rank: int, work: Work, each_s: float, *, is_trial: bool) -> None:
+        key = rank, kind_of(work)
+        recent = self.recent.setdefault(key, [])
+        if is_trial and each_s < 0.5 * self.expected(recent):
+            recent.clear()
+        recent.append(each_s)
+        self.own.setdefault(key, []).append(each_s)
+        self.all.setdefault(key[1], []).append(each_s)
+
+    def expected(self, seconds: list[float]) -> float:
+        last = sorted(seconds[-5:])
+        return last[(len(last) - 1) // 2] if last else 0.0
+
+    @rule(rank=RANKS, ahead_s=st.sampled_from([0.0, 0.0, 2.0]))
+    def get_work(self, rank: int, ahead_s: float) -> None:
+        self.timeouts.begin(rank, self.now + ahead_s)
+        self.since[rank] = self.now + ahead_s
+
+    @rule(
+        rank=RANKS, work=WORK, size=st.sampled_from([1, 2, 4]), took=st.lists(SECONDS, max_size=25), trial=st.booleans()
+    )
+    def bring(self, rank: int, work: Work, size: int, took: list[float], trial: bool) -> None:
+        """Nothing is measured of a worker that was given nothing; none has taken less than no time."""
+        for seconds in took:
+            self.now += seconds
+            self.timeouts.record(rank, work, size, self.now, is_trial=trial)
+            if rank in self.since:
+                self.measure(rank, work, max(0.0, self.now - self.since[rank]) / size, is_trial=trial)
+                self.since[rank] = self.now
+
+    @rule(rank=RANKS, work=WORK, each_s=SECONDS, trial=st.booleans())
+    def be_told(self, rank: int, work: Work, each_s: float, trial: bool) -> None:
+        self.timeouts.add(rank, work, each_s, is_trial=trial)
+        self.measure(rank, work, each_s, is_trial=trial)
+
+    @rule(rank=RANKS)
+    def leave(self, rank: int) -> None:
+        """What it took counts for others all the same."""
+        self.timeouts.remove(rank)
+        self.since.pop(rank, None)
+        for key in [key for key in self.own if key[0] == rank]:
+            del self.own[key], self.recent[key]
+
+    @rule(by_s=SECONDS)
+    def postpone(self, by_s: float) -> None:
+        self.timeouts.postpone(by_s)
+        self.since = {rank: since + by_s for rank, since in self.since.items()}
+
+    def timeout(self, rank: int, kind: Work, size: int) -> float:
+        """By what it took itself, or else the others, or else by the slowest other kind of work that is known."""
+        for seconds, floor_s in ((self.own.get((rank, kind), []), FLOOR_S), (self.all.get(kind, []), NEWCOMER_S)):
+            if len(seconds) >= ENOUGH:
+                return max(floor_s, bound_of(seconds, size))
+        others = [each for other, each in self.all.items() if other != kind and len(each) >= ENOUGH]
+        return max(GRACE_S, max((100.0 * bound_of(each, size) for each in others), default=TIMEOUT_S))
+
+    @invariant()
+    def agree(self) -> None:
+        timeouts, now = self.timeouts, self.now
+        for rank in range(3):
+            assert timeouts.since(rank, now) == self.since.get(rank, now)
+            assert timeouts.held_s(rank, now) == now - self.since.get(rank, now)
+            for work in WORKS:
+                self.agree_on(rank, work)
+
+    def agree_on(self, rank: int, work: Work) -> None:
+        timeouts, kind, now = self.timeouts, kind_of(work), self.now
+        own, everybody = self.own.get((rank, kind), []), self.all.get(kind, [])
+        known = next((each for each in (own, everybody) if len(each) >= ENOUGH), None)
+        assert timeouts.median_s(rank, work) == (None if known is None else middle_of(known)[0])
+        for size in (1, 3):
+            assert timeouts.timeout_s(rank, work, size) == min(timeouts.limit_s, self.timeout(rank, kind, size))
+        assert timeouts.is_known(work) == bool(everybody)
+        if everybody:
+            each_s = max(SHORTEST_S, self.expected(self.recent.get((rank, kind), everybody)))
+            assert timeouts.expected_s(rank, work) == each_s
+            for size in (1, 2, 8):
+                slack_s = max(LEAST_SLACK_S, min(everybody[-5:]), min(0.25 * size, 1.0) * each_s)
+                assert timeouts.slack_s(rank, work, size) == slack_s
+                left_s = size * each_s - (now - self.since.get(rank, now))
+                assert timeouts.remaining_s(rank, work, size, now) == max(0.0, left_s)
 
 
-def test_a_single_long_micro_batch_changes_little() -> None:
-    assert made([1.0] * 9 + [50.0]).timeout_s(0, "train", 1) == pytest.approx(4.0)
-
-
-def test_no_lease_is_shorter_than_the_floor_or_longer_than_the_timeout() -> None:
-    assert made([0.001] * 10).timeout_s(0, "train", 1) == FLOOR_S
-    assert made([100.0] * 10).timeout_s(0, "train", 8) == TIMEOUT_S
-
-
-def test_a_timeout_below_the_floor_counts() -> None:
-    timeouts = made([0.001] * 10)
-    timeouts.limit_s = 0.1
-    assert timeouts.timeout_s(0, "train", 1) == 0.1
-
-
-def test_a_new_worker_goes_by_the_others_with_a_grace() -> None:
-    assert made([0.01] * 10).timeout_s(7, "train", 1) == NEWCOMER_S
-    assert made([4.0] * 10).timeout_s(7, "train", 1) == pytest.approx(16.0)
-    assert made([4.0] * 10).median_s(7, "train") == pytest.approx(4.0)
-
-
-def test_each_kind_of_work_has_its_own_pace_and_the_other_is_a_weak_hint() -> None:
-    assert made([1.0] * 10, work="evaluate").timeout_s(0, "train", 1) == TIMEOUT_S
-    assert made([0.001] * 10).timeout_s(0, "evaluate", 1) == GRACE_S
-    assert made([0.05] * 10).timeout_s(0, "evaluate", 1) == pytest.approx(20.0)
-    assert made([1.0] * 10, work="evaluate").median_s(0, "train") is None
-
-
-def test_durations_are_per_micro_batch() -> None:
-    assert made([1.0] * 10, size=4).median_s(0, "train") == pytest.approx(1.0)
-
-
-def test_a_slow_machine_becomes_known_as_such_within_its_last_leases() -> None:
-    assert made([0.1] * 100 + [3.0] * 40).median_s(0, "train") == pytest.approx(3.0)
-
-
-def test_nothing_is_measured_of_a_worker_that_was_given_nothing() -> None:
-    timeouts = made([1.0] * 10)
-    for _ in range(ENOUGH):
-        timeouts.record(5, "train", 1, 1000.0)
-        timeouts.record(5, "evaluate", 1, 1000.0)
-    assert timeouts.median_s(5, "train") == pytest.approx(1.0)
-    assert timeouts.median_s(5, "evaluate") is None
-    assert timeouts.held_s(5, 1000.0) == 0.0
-
-
-def test_what_it_has_held_begins_when_it_got_work_or_brought_some() -> None:
-    timeouts = LeaseTimeouts(TIMEOUT_S)
-    timeouts.begin(0, 100.0)
-    assert timeouts.held_s(0, 109.0) == 9.0
-    timeouts.postpone(5.0)
-    assert timeouts.held_s(0, 109.0) == 4.0
-    timeouts.record(0, "train", 1, 110.0)
-    assert timeouts.held_s(0, 111.0) == 1.0
-
-
-def test_one_that_is_gone_is_forgotten() -> None:
-    timeouts = made([30.0] * 10)
-    timeouts.remove(0)
-    assert timeouts.held_s(0, 1e6) == 0.0
-    assert timeouts.timeout_s(0, "train", 1) == TIMEOUT_S  # by what others took: 120 s
-    assert timeouts.median_s(0, "train") == pytest.approx(30.0)
-
-
-def test_whoever_is_gone_is_new_when_it_comes_again_and_the_others_are_not() -> None:
-    timeouts = made([0.001] * 10)
-    timeouts.remove(1)
-    assert timeouts.timeout_s(0, "train", 1) == FLOOR_S
-    timeouts.remove(0)
-    assert timeouts.timeout_s(0, "train", 1) == NEWCOMER_S
-
-
-#: A worker, the work that it did, and the seconds that it took for a micro-batch.
-Took = tuple[int, Work, float]
-
-
-def recorded(often: list[Took], once: Sequence[Took] = ()) -> LeaseTimeouts:
-    """Return timeouts after so many leases as make a speed known, and after others."""
-    timeouts, now = LeaseTimeouts(TIMEOUT_S), 0.0
-    for rank, work, seconds in [*often * ENOUGH, *once]:
-        timeouts.begin(rank, now)
-        now += seconds
-        timeouts.record(rank, work, 1, now)
-    return timeouts
-
-
-def test_each_worker_has_its_own_median() -> None:
-    timeouts = recorded([(0, "train", 1.0), (1, "train", 3.0)])
-    assert (timeouts.median_s(0, "train"), timeouts.median_s(1, "train")) == (1.0, 3.0)
-
-
-def test_an_audit_takes_as_long_as_training() -> None:
-    timeouts = made([1.0] * 10, work="audit")
-    assert timeouts.timeout_s(0, "train", 2) == timeouts.timeout_s(0, "audit", 2) == pytest.approx(8.0)
-    assert timeouts.median_s(0, "audit") == pytest.approx(1.0)
-
-
-def test_of_two_other_kinds_the_slower_one_that_is_known_is_the_hint() -> None:
-    known = recorded([(0, "train", 0.0625), (0, "validate", 0.05)])
-    assert known.timeout_s(0, "evaluate", 2) == pytest.approx(50.0)
-    unknown = recorded([(0, "train", 0.0625)], once=[(0, "validate", 9.0)])
-    assert unknown.timeout_s(0, "evaluate", 2) == pytest.approx(50.0)
-
-
-def test_medians_are_those_of_the_last_leases_and_come_at_every_eighth_once_there_were_eight() -> None:
-    estimate, seen = DurationEstimate(), list[float]()
-    for seconds in range(1, 49):
-        assert estimate.is_known() == (seconds > ENOUGH)
-        estimate.add(float(seconds))
-        seen.append(estimate.median_s)
-    assert seen[:8] == [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5]
-    assert seen[8:16] == [4.5] * 7 + [8.5]
-    assert seen[-9:] == [24.5] * 8 + [32.5]  # of 9 to 40, then of 17 to 48
-    assert (estimate.deviation_s, estimate.bound_s(2)) == (8.0, 2 * (4 * 32.5 + 8 * 8.0))
-
-
-# What the next lease is expected to take
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        ([3.0], 3.0),
-        ([3.0, 2.0], 2.0),
-        ([3.0, 2.0, 9.0], 3.0),
-        ([3.0, 2.0, 9.0, 4.0], 3.0),
-        ([5.0, 1.0, 9.0, 9.0, 4.0], 5.0),
-        # What was longer ago than five leases is forgotten.
-        ([1.0, 1.0, 5.0, 6.0, 7.0, 8.0, 9.0], 7.0),
-    ],
-)
-def test_what_comes_next_is_expected_to_be_the_median_of_the_last_five(seconds: list[float], expected: float) -> None:
-    estimate = DurationEstimate()
-    for one in seconds:
-        estimate.add(one)
-    assert estimate.expected_s == expected
-    assert made(seconds).expected_s(0, "train") == pytest.approx(expected)
+TimeoutsMachine.TestCase.settings = settings(derandomize=True, deadline=None, max_examples=40, stateful_step_count=25)
+TestTimeouts = TimeoutsMachine.TestCase
 
 
 def test_a_change_is_followed_within_three_leases() -> None:
@@ -196,85 +156,10 @@ def test_a_change_is_followed_within_three_leases() -> None:
     assert expected[11:] == [2.0, 2.0, 1.0]
 
 
-def test_work_is_known_as_soon_as_anybody_has_done_any_of_its_kind() -> None:
-    assert not LeaseTimeouts(TIMEOUT_S).is_known("train")
-    timeouts = made([1.0])
-    assert [timeouts.is_known(work) for work in WORKS] == [True, True, False, False]
-
-
-def test_one_that_has_done_nothing_is_expected_to_be_like_the_others() -> None:
-    timeouts = recorded([(0, "train", 1.0), (1, "train", 3.0)])
-    assert [timeouts.expected_s(rank, "train") for rank in range(3)] == [1.0, 3.0, 3.0]
-    assert timeouts.expected_s(1, "audit") == 3.0
-
-
-def test_what_takes_no_time_at_all_can_be_divided_by_and_be_late() -> None:
-    timeouts = made([0.0] * 3)
-    assert (timeouts.expected_s(0, "train"), timeouts.slack_s(0, "train", 1)) == (SHORTEST_S, LEAST_SLACK_S)
-
-
-def test_if_a_trial_shows_that_a_worker_has_become_quicker_what_it_took_before_does_not_count() -> None:
-    timeouts = made([9.0] * 10)
-    timeouts.begin(0, 200.0)
-    timeouts.record(0, "train", 2, 204.0, is_trial=True)
-    assert timeouts.expected_s(0, "train") == 2.0
-    # For its bound all of its leases count, and so does this one.
-    assert timeouts.median_s(0, "train") == 9.0
-
-
 @pytest.mark.parametrize(("took_s", "is_trial", "expected"), [(4.4, True, 4.4), (4.4, False, 9.0), (4.6, True, 9.0)])
 def test_a_trial_that_was_a_little_quicker_may_be_luck(took_s: float, is_trial: bool, expected: float) -> None:
-    timeouts = made([9.0] * 10)
+    timeouts = LeaseTimeouts(TIMEOUT_S)
+    for _ in range(10):
+        timeouts.add(0, "train", 9.0)
     timeouts.add(0, "train", took_s, is_trial=is_trial)
     assert timeouts.expected_s(0, "train") == expected
-
-
-def test_others_are_not_expected_to_take_what_one_took_in_a_trial() -> None:
-    timeouts = recorded([(0, "train", 1.0)])
-    timeouts.add(1, "train", 50.0, is_trial=True)
-    assert timeouts.expected_s(2, "train") == 1.0
-
-
-def test_a_duration_that_is_given_is_measured_as_any_other_and_begins_nothing() -> None:
-    timeouts = LeaseTimeouts(TIMEOUT_S)
-    for _ in range(ENOUGH):
-        timeouts.add(0, "audit", 2.0)
-    assert (timeouts.expected_s(0, "train"), timeouts.median_s(0, "train"), timeouts.median_s(1, "train")) == (2, 2, 2)
-    assert timeouts.held_s(0, 1000.0) == 0.0
-
-
-@pytest.mark.parametrize(("rank", "size", "slack_s"), [(0, 1, 1.0), (0, 8, 1.0), (1, 1, 2.0), (1, 2, 4.0), (1, 8, 8.0)])
-def test_a_lease_may_be_late_by_a_part_of_its_time_or_a_micro_batch(rank: int, size: int, slack_s: float) -> None:
-    timeouts = recorded([(0, "train", 1.0), (1, "train", 8.0), (0, "train", 1.0)])
-    assert timeouts.slack_s(rank, "audit", size) == slack_s
-
-
-def test_what_remains_of_what_it_holds_is_what_it_takes_without_the_time_since_it_began() -> None:
-    timeouts = made([2.0] * 3)
-    timeouts.begin(0, 100.0)
-    assert [timeouts.remaining_s(0, "train", 4, now) for now in (100.0, 103.0, 107.5, 108.0, 200.0)] == [
-        8.0,
-        5.0,
-        0.5,
-        0.0,
-        0.0,
-    ]
-
-
-def test_what_remains_goes_by_what_its_own_worker_takes() -> None:
-    timeouts = recorded([(0, "train", 1.0), (1, "train", 3.0)])
-    for rank in range(2):
-        timeouts.begin(rank, 100.0)
-    assert [timeouts.remaining_s(rank, "train", 2, 101.0) for rank in range(2)] == [1.0, 5.0]
-
-
-def test_one_that_is_to_begin_later_has_all_before_it_and_the_time_until_then() -> None:
-    timeouts = made([2.0] * 3)
-    timeouts.begin(0, 101.0)
-    assert (timeouts.since(0, 100.0), timeouts.held_s(0, 100.0)) == (101.0, -1.0)
-    assert timeouts.remaining_s(0, "train", 1, 100.0) == 3.0
-    # If it is quicker than that, it took no time, and not less than none.
-    for _ in range(3):
-        timeouts.record(0, "train", 1, 100.5)
-    assert timeouts.expected_s(0, "train") == SHORTEST_S
-    assert timeouts.since(7, 100.0) == 100.0
