@@ -72,16 +72,7 @@ def test_it_asks_for_what_it_relies_on() -> None:
     assert re.fullmatch(r"\d\d:\d\d:\d\d", asked["time"])
 
 
-def test_it_trains_with_keys(machine: Machine) -> None:
-    environ = slurm(machine)
-    script = machine.start(["bash", str(SCRIPT), *JOB], environ)
-    assert script.wait(PATIENCE_S) == 0, machine.said(script)
-    assert run(["train", *JOB, "--workers", "0", "--run-dir", "alone"]) == 0
-    assert digest_in(Path("runs") / f"slurm-{environ['SLURM_JOB_ID']}") == digest_in(Path("alone"))
-    assert not Path("scontrol.txt").exists()
-
-
-def test_out_of_time_it_takes_a_checkpoint_and_goes_on_after_a_requeue(machine: Machine) -> None:
+def test_it_trains_with_keys_and_out_of_time_goes_on_after_a_requeue(machine: Machine) -> None:
     environ, gate = slurm(machine), machine.folder / "gate"
     os.mkfifo(gate)
     job = [*JOB, "--model", gated_model(machine.folder, gate, is_training=False)]
@@ -97,6 +88,8 @@ def test_out_of_time_it_takes_a_checkpoint_and_goes_on_after_a_requeue(machine: 
     second = machine.start(["bash", str(SCRIPT), *job], environ)
     assert second.wait(PATIENCE_S) == 0, machine.said(second)
     assert "resumes after step 4" in machine.said(second)
+    # What is finished is not requeued.
+    assert Path("scontrol.txt").read_text().count("\n") == 1
     assert run(["train", *job, "--workers", "0", "--run-dir", "alone"]) == 0
     assert digest_in(Path("runs") / f"slurm-{environ['SLURM_JOB_ID']}") == digest_in(Path("alone"))
 
