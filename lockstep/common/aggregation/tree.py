@@ -47,28 +47,26 @@ class Node(msgspec.Struct, frozen=True, order=True):
         middle = self.lo + (1 << (len(self) - 1).bit_length() - 1)
         return Node(self.lo, middle), Node(middle, self.hi)
 
-
-def path_to(node: Node, micro_batches: int) -> Iterator[Node]:
-    """Yield the nodes from the root of the tree down to `node`; `ValueError` if that is not in the tree."""
-    at = Node(0, micro_batches)
-    while at != node:
-        if len(at) < 2:
-            raise ValueError(f"[{node.lo}, {node.hi}) is not a node of the tree over {micro_batches} micro-batches")
-        yield at
-        first, second = at.halves()
-        at = first if node.lo < first.hi else second
-    yield at
+    def moved(self, by: int) -> "Node":
+        """Return a node of as many micro-batches, so many later: in any node, as in the tree over as many."""
+        return Node(self.lo + by, self.hi + by)
 
 
 @lru_cache(maxsize=4096)
 def _climb(node: Node, micro_batches: int) -> tuple[tuple[Node, Node], ...]:
-    """Return the way from a node up to the root: each parent with the sibling that the sum below it waits for."""
-    path = list(path_to(node, micro_batches))
-    steps = []
-    for parent, child in zip(reversed(path[:-1]), reversed(path), strict=False):
-        left, right = parent.halves()
-        steps.append((parent, right if child == left else left))
-    return tuple(steps)
+    """Return the way from a node up to the root: each parent with the sibling that the sum below it waits for.
+
+    `ValueError` if it is not in the tree.
+    """
+    at, steps = Node(0, micro_batches), list[tuple[Node, Node]]()
+    while at != node:
+        if len(at) < 2:
+            raise ValueError(f"[{node.lo}, {node.hi}) is not a node of the tree over {micro_batches} micro-batches")
+        first, second = at.halves()
+        below, sibling = (first, second) if node.lo < first.hi else (second, first)
+        steps.append((at, sibling))
+        at = below
+    return tuple(reversed(steps))
 
 
 @lru_cache(maxsize=4096)

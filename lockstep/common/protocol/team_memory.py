@@ -113,17 +113,6 @@ def weight_of(number: float) -> float | None:
     return None if math.isnan(number) else number
 
 
-def divisors_of(counts: Sequence[float], ignored: Sequence[float], weights: Sequence[float]) -> Sequence[float] | None:
-    """Return what each of some tallies adds to the weight of all, as they add up; None if none of them has one.
-
-    One over no samples has none, also where the others have.
-    """
-    if all(map(math.isnan, weights)):
-        return None
-    parts = zip(counts, ignored, weights, strict=True)
-    return [count - none if math.isnan(weight) else weight for count, none, weight in parts]
-
-
 def write_tally(entry: NDArray[np.void], tally: Tally) -> None:
     """Write a tally into an entry of `TeamShape.entry`."""
     entry["loss_sum"], entry["count"] = tally.loss_sum, tally.count

@@ -16,13 +16,17 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.protocol.team_memory import (
     BEGAN_S,
+    COUNT,
     HI,
+    IGNORED,
     LO,
+    LOSS_SUM,
     MARKS,
     METRICS,
     ORDER,
     OWN_PARTS,
     ROWS,
+    WEIGHT,
     WORKS,
     Published,
     TeamMarks,
@@ -32,6 +36,7 @@ from lockstep.common.protocol.team_memory import (
     process_file,
     process_shape,
     weight_in_memory,
+    weight_of,
 )
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import PAGE_BYTES, Segment, Shape, reserve
@@ -257,6 +262,16 @@ class TeamMemory:
         """Return what belongs to some sums, a row each from `LOSS_SUM` on: a copy."""
         figures: NDArray[np.float64] = self.marks.figures[copies.places]
         return figures
+
+    def tallies(self, copies: Copies) -> list[Tally]:
+        """Return the tally that belongs to each of some sums."""
+        tallies = list[Tally]()
+        for row in self.figures(copies).tolist():
+            # There is room for sums of metrics even if there are no samples, and so no metrics.
+            count, metrics = int(row[COUNT]), tuple(row[METRICS:])
+            weight = weight_of(row[WEIGHT])
+            tallies.append(Tally(row[LOSS_SUM], count, int(row[IGNORED]), weight, metrics if count else ()))
+        return tallies
 
     def losses(self, copies: Copies) -> NDArray[np.float32]:
         """Return the sum of losses of each micro-batch of some sums, in order: a copy."""

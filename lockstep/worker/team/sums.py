@@ -4,22 +4,19 @@ The nodes of an order may have been computed by any process. Their sums are adde
 that a slice has the bits of one process whichever nodes it is put together from.
 """
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from lockstep.common.aggregation.quantization import Quantization, RoundingKey
 from lockstep.common.aggregation.slices import Slice
-from lockstep.common.aggregation.tree import Node, TreeSum, Vector, VectorPool
+from lockstep.common.aggregation.tree import Addition, Node, TreeSum, Vector, VectorPool, VectorTree
 from lockstep.common.job.tally import Tally
 from lockstep.common.numerics.sums import first_not_finite
 from lockstep.common.protocol.messages import OF_A_STEP
-from lockstep.common.protocol.team_memory import COUNT, IGNORED, LOSS_SUM, METRICS, WEIGHT, divisors_of
 from lockstep.worker.compute import Compute
 from lockstep.worker.team.memory import RESULT, Copies, TeamMemory
 from lockstep.worker.team.pace import Pace
@@ -28,76 +25,14 @@ from lockstep.worker.team.progress import ComputeNode, Order
 #: Values that are added up at once, so that they stay in a second-level cache: a multiple of clipping's BLOCK.
 PIECE = 262_144
 
-#: A number, or several at once.
-Summed = TypeVar("Summed", float, NDArray[np.float64])
-
-
-class AddInto(NamedTuple):
-    """Add two buffers into a third one, which may be either: the sums over the halves of a node."""
-
-    node: Node
-    left: int
-    right: int
-    out: int
-
-
-class Additions(NamedTuple):
-    """The additions that form the sums over a node from given ones, by the numbers of buffers: the given ones first."""
-
-    steps: tuple[AddInto, ...]
-    #: The one or two buffers whose sum is the result.
-    terms: tuple[int, ...]
-    #: Number of buffers besides the given ones.
-    buffers: int
-
-    def total(self, values: Sequence[Summed]) -> Summed:
-        """Return the sum of one value for each of the given nodes, added over the tree; halves have to be joined."""
-        held: list[Any] = [*values, *([None] * self.buffers)]
-        for one in self.steps:
-            held[one.out] = held[one.left] + held[one.right]
-        found: Summed = held[self.terms[0]]
-        return found
-
-
-@lru_cache(maxsize=256)
-def additions_of(nodes: tuple[Node, ...], micro_batches: int, *, joins_halves: bool) -> Additions:
-    """Return the additions of nodes that follow one another, and are together one node of the tree.
-
-    With `joins_halves` the last two are added as well; otherwise that is left to the reader of the terms.
-    """
-    steps, free, given = list[AddInto](), list[int](), len(nodes)
-    made = 0
-
-    def merge(left: tuple[Node, int], right: tuple[Node, int]) -> tuple[Node, int]:
-        nonlocal made
-        node = Node(left[0].lo, right[0].hi)
-        own = [buffer for _, buffer in (left, right) if buffer >= given]
-        if own:
-            out, *rest = own
-            free.extend(rest)
-        elif free:
-            out = free.pop()
-        else:
-            out, made = given + made, made + 1
-        steps.append(AddInto(node, left[1], right[1], out))
-        return node, out
-
-    tree = TreeSum(micro_batches, merge, joins_halves=joins_halves)
-    for buffer, node in enumerate(nodes):
-        tree.add(node, (node, buffer))
-    whole = Node(nodes[0].lo, nodes[-1].hi)
-    terms = tree.terms() if tree.is_whole() else [tree.held[whole]]
-    return Additions(tuple(steps), tuple(buffer for _, buffer in terms), made)
-
 
 class Operands(msgspec.Struct, frozen=True):
-    """The sums over some nodes, which together are one node of the tree over so many micro-batches, in order."""
+    """The sums over some nodes, which together are one node of the tree, in order."""
 
     step: int
     nodes: tuple[Node, ...]
     #: Each of the whole size.
     vectors: Sequence[Vector]
-    micro_batches: int
 
 
 @dataclass
@@ -112,23 +47,22 @@ class SliceAdder:
 
         They are valid until the next; it is one vector if sums are rounded.
         """
-        exact = self.wire.is_exact
-        additions = additions_of(operands.nodes, operands.micro_batches, joins_halves=not exact)
+        first, last = operands.nodes[0].lo, operands.nodes[-1].hi
         for piece in whole.cut_evenly(PIECE):
             pool = self._pools.setdefault(len(piece), VectorPool(len(piece)))
-            lent = [pool.take() for _ in range(additions.buffers)]
-            buffers = [piece.of(vector) for vector in operands.vectors] + lent
-            self._add(additions, buffers, operands.step, piece.start)
-            yield piece, [buffers[term] for term in additions.terms]
-            pool.free += lent
+            tree = VectorTree(last - first, pool, self._addition(operands.step, first, piece.start))
+            for node, vector in zip(operands.nodes, operands.vectors, strict=True):
+                tree.add(node.moved(-first), piece.of(vector))
+            yield piece, tree.terms()
+            tree.reset()
 
-    def _add(self, additions: Additions, buffers: Sequence[Vector], step: int, start: int) -> None:
-        for one in additions.steps:
-            left, right, out = buffers[one.left], buffers[one.right], buffers[one.out]
-            if self.wire.is_exact:
-                np.add(left, right, out=out)
-            else:
-                self.wire.add(left, right, out, RoundingKey(step, one.node, start))
+    def _addition(self, step: int, first: int, start: int) -> Addition | None:
+        """Return how two halves of a node result in its value, from element `start` on: None if they are only added."""
+
+        def add(node: Node, left: Vector, right: Vector, out: Vector) -> None:
+            self.wire.add(left, right, out, RoundingKey(step, node.moved(first), start))
+
+        return None if self.wire.is_exact else add
 
     def total(self, operands: Operands, whole: Slice, out: Vector) -> None:
         """Write a slice of the sums over the node into its place in `out`, of the whole size."""
@@ -173,19 +107,14 @@ class OrderSums:
         if copies is None:
             return None
         vectors = [self.memory.vector(copy.process, copy.row) for copy in copies.copies]
-        return Operands(order.step, copies.nodes, vectors, self.pace.micro_batches_of(order.work)), copies
+        return Operands(order.step, copies.nodes, vectors), copies
 
     def tally_of(self, order: Order, copies: Copies) -> Tally:
         """Return the tally of an order: a floating-point sum too, added over the same tree."""
-        figures = self.memory.figures(copies)
-        losses, count = figures[:, LOSS_SUM : COUNT + 1].T.tolist()
-        ignored, weights = figures[:, IGNORED : WEIGHT + 1].T.tolist()
-        additions = additions_of(copies.nodes, self.pace.micro_batches_of(order.work), joins_halves=True)
-        divisors, samples = divisors_of(count, ignored, weights), int(sum(count))
-        weight = None if divisors is None else additions.total(divisors)
-        # Memory has room for sums of metrics even if there are no samples, and so no metrics.
-        metrics = tuple(additions.total(list(figures[:, METRICS:])).tolist()) if samples else ()
-        return Tally(additions.total(losses), samples, int(sum(ignored)), weight, metrics)
+        tree = TreeSum[Tally](len(order.node), operator.add)
+        for node, tally in zip(copies.nodes, self.memory.tallies(copies), strict=True):
+            tree.add(node.moved(-order.node.lo), tally)
+        return tree.total()
 
     def add_slice(self, operands: Operands, whole: Slice) -> bool:
         """Write a slice of the sums over an order into memory of this process; return whether they are finite."""

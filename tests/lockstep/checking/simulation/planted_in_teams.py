@@ -103,7 +103,7 @@ class Doubling(OrderSums):
                 self.memory.vector(int(process), int(row)) for process, row in zip(*np.nonzero(same), strict=True)
             ]
             vectors.append(vector if len(copies) < 2 else copies[0] + copies[1])
-        return Operands(found.step, found.nodes, vectors, found.micro_batches), of
+        return Operands(found.step, found.nodes, vectors), of
 
 
 class SomeMarks(UpdateMarks, frozen=True):

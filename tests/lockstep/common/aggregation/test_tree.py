@@ -16,7 +16,6 @@ from lockstep.common.aggregation.tree import (
     VectorTree,
     is_node,
     largest_node_at,
-    path_to,
 )
 from lockstep.common.numerics.random import Purpose, generator
 
@@ -206,10 +205,6 @@ def test_what_is_no_node_is_refused_and_changes_nothing(node: Node) -> None:
         tree.add(node, 1)
     assert not tree.held
     assert tree.add(Node(0, 8), 1)
-
-
-def test_the_path_leads_from_the_root_to_the_node() -> None:
-    assert list(path_to(Node(4, 5), 6)) == [Node(0, 6), Node(4, 6), Node(4, 5)]
 
 
 def test_a_sum_takes_the_place_of_its_parts_which_are_dropped() -> None:
