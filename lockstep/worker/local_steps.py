@@ -102,7 +102,7 @@ class LocalStepSums:
             rules=rules_of(own, spans_of(own, layout)), parameter_size=layout.parameter_size, momenta=self.momenta
         )
         vectors = UpdateVectors(weights=replica.weights, served=replica.weights, slots=(replica.state, replica.state))
-        self._updating = UpdatePass(rule, vectors, [whole])
+        self._updating = UpdatePass(rule, vectors)
         self._schedule = replica_schedule(job, job.total_steps(samples), -(-samples // job.global_batch))
         self._clip_norm = own.clip_norm
 
@@ -157,7 +157,7 @@ class LocalStepSums:
 
     def _update(self, number: int, updates: int, divisor: float) -> None:
         """Make the update after so many others, in the local step of that number since the run began."""
-        updating, whole, terms = self._updating, self._updating.frames[0], [[self.replica.gradient]]
+        updating, whole, terms = self._updating, Slice(0, self.replica.layout.size), [self.replica.gradient]
         scale = None
         if self._clip_norm is not None:
             scale = scale_for(add_blocks(updating.squares(whole, terms, divisor)), self._clip_norm)

@@ -22,14 +22,11 @@ from lockstep.common.numerics.sums import first_not_finite
 from lockstep.common.optim.clipping import block_squares
 from lockstep.common.optim.rules import CHUNK, BoundUpdate, Rule, SlotSets, bound
 
-#: Parts whose chunks are kept: the parts that a process updates change now and then.
-MOST_PARTS = 128
-
 #: Both sets of something: the weights after step t are in set t % 2.
 Pair = tuple[Vector, Vector]
 
-#: By frame, the one or two vectors of its length whose sum is to be divided.
-Terms = Sequence[Sequence[Vector]] | Mapping[int, Sequence[Vector]]
+#: The one or two vectors, as long as the part that is updated, whose sum is to be divided.
+Terms = Sequence[Vector]
 
 #: The optimizer's slots by name, each as long as the trained part of the slice.
 Slots = Mapping[str, Vector]
@@ -81,11 +78,10 @@ class UpdateStep(Struct, frozen=True, kw_only=True):
 
 
 class UpdateChunk(msgspec.Struct, frozen=True):
-    """Values that are updated together, to stay in cache: views that are made once. They lie within a frame."""
+    """Values that are updated together, to stay in cache: views that are made once."""
 
-    #: The frame's index, and the part of it.
-    frame: int
-    part: slice
+    #: Their place in the part that is updated.
+    place: slice
     #: The index in the whole vector at which it begins.
     start: int
     #: Memory for the mean.
@@ -106,63 +102,54 @@ class UpdateChunk(msgspec.Struct, frozen=True):
 
 @dataclass
 class UpdatePass:
-    """Updates any part of one slice."""
+    """Updates any part of one slice; it is always cut into the same parts, whose chunks are kept."""
 
     rule: UpdateRule
     vectors: UpdateVectors
-    #: The frames of the slice, in which its sums lie.
-    frames: Sequence[Slice]
     #: By part, its chunks.
     _chunks: dict[Slice, list[UpdateChunk]] = field(default_factory=dict)
     _memory: Vector = field(init=False)
 
     def __post_init__(self) -> None:
-        self._memory = np.empty(min(CHUNK, self.frames[-1].stop - self.frames[0].start), np.float32)
+        self._memory = np.empty(min(CHUNK, self.vectors.weights[0].size), np.float32)
 
     def chunks(self, part: Slice) -> list[UpdateChunk]:
         """Return the chunks of a part of the slice, in order: none has values that are updated by two rules."""
         known = self._chunks.get(part)
         if known is None:
-            if len(self._chunks) == MOST_PARTS:
-                self._chunks.clear()
-            frames, rules = range(len(self.frames)), self.rule.rules
-            rules = [*rules[:-1], (self.rule.parameter_size, rules[-1][1])]
-            known = self._chunks[part] = [chunk for frame in frames for chunk in self._of(frame, part, rules)]
+            *rules, (_, last) = self.rule.rules
+            known = self._chunks[part] = list(self._of(part, [*rules, (self.rule.parameter_size, last)]))
         return known
 
     def trained_chunks(self, part: Slice) -> Iterator[UpdateChunk]:
         """Yield those of the trained values, whatever their rules: cut where clipping's blocks are."""
-        rules = [(self.rule.parameter_size, self.rule.rules[0][1])]
-        for frame in range(len(self.frames)):
-            yield from (chunk for chunk in self._of(frame, part, rules) if chunk.momenta is None)
+        chunks = self._of(part, [(self.rule.parameter_size, self.rule.rules[0][1])])
+        return (chunk for chunk in chunks if chunk.momenta is None)
 
-    def _of(self, frame: int, part: Slice, rules: Sequence[tuple[int, Rule]]) -> Iterator[UpdateChunk]:
-        whole, trained = self.frames[frame], self.rule.parameter_size
-        start, stop = max(whole.start, part.start), min(whole.stop, part.stop)
-        begin = 0
+    def _of(self, part: Slice, rules: Sequence[tuple[int, Rule]]) -> Iterator[UpdateChunk]:
+        trained, begin = self.rule.parameter_size, 0
         for end, rule in rules:
-            low, high = max(start, begin), min(stop, trained, end)
+            low, high = max(part.start, begin), min(part.stop, trained, end)
             if low < high:
-                yield from (self._chunk(frame, cut, rule) for cut in Slice(low, high).cut_evenly(CHUNK))
+                yield from (self._chunk(part, cut, rule) for cut in Slice(low, high).cut_evenly(CHUNK))
             begin = end
-        if max(start, trained) < stop:
-            observed = Slice(max(start, trained), stop)
-            yield from (self._chunk(frame, cut, None) for cut in observed.cut_evenly(CHUNK))
+        if max(part.start, trained) < part.stop:
+            observed = Slice(max(part.start, trained), part.stop)
+            yield from (self._chunk(part, cut, None) for cut in observed.cut_evenly(CHUNK))
 
-    def _chunk(self, frame: int, part: Slice, rule: Rule | None) -> UpdateChunk:
-        vectors, trained, begin = self.vectors, self.rule.parameter_size, self.frames[frame].start
-        here = slice(part.start - vectors.start, part.stop - vectors.start)
-        is_trained, is_served = part.start < trained, vectors.served is not vectors.weights
+    def _chunk(self, part: Slice, cut: Slice, rule: Rule | None) -> UpdateChunk:
+        vectors, trained = self.vectors, self.rule.parameter_size
+        here = slice(cut.start - vectors.start, cut.stop - vectors.start)
+        is_trained, is_served = cut.start < trained, vectors.served is not vectors.weights
         first, second = ({name: slot[here] for name, slot in slots.items()} for slots in vectors.slots)
         return UpdateChunk(
-            frame=frame,
-            part=slice(part.start - begin, part.stop - begin),
-            start=part.start,
-            mean=self._memory[: len(part)],
+            place=slice(cut.start - part.start, cut.stop - part.start),
+            start=cut.start,
+            mean=self._memory[: len(cut)],
             weights=(vectors.weights[0][here], vectors.weights[1][here]),
             served=(vectors.served[0][here], vectors.served[1][here]) if is_served else None,
             slots=(first, second) if is_trained else ({}, {}),
-            momenta=None if is_trained else self.rule.momenta[part.start - trained : part.stop - trained],
+            momenta=None if is_trained else self.rule.momenta[cut.start - trained : cut.stop - trained],
             rule=rule,
         )
 
@@ -171,7 +158,7 @@ class UpdatePass:
         return self._mean(chunk, terms, divisor).compute()
 
     def _mean(self, chunk: UpdateChunk, terms: Terms, divisor: float, scale: float | None = None) -> Mean:
-        return Mean([term[chunk.part] for term in terms[chunk.frame]], divisor, scale, chunk.mean)
+        return Mean([term[chunk.place] for term in terms], divisor, scale, chunk.mean)
 
     def squares(self, part: Slice, terms: Terms, divisor: float) -> NDArray[np.float64]:
         """Return the sums of squares of the blocks of a part's mean gradient, as clipping adds them up."""
@@ -183,8 +170,7 @@ class UpdatePass:
     def run(self, at: UpdateStep, part: Slice, terms: Terms) -> int | None:
         """Write the new weights and slots of a part; return the first place that is not finite, None if all are.
 
-        `terms` are, for each frame, the one or two vectors of its length whose sum is to be divided (rule R1); they
-        stay as they are. The place is that in the whole vector.
+        The sum of the `terms`, which stay as they are, is divided (rule R1). The place is that in the whole vector.
         """
         are_finite = True
         for chunk in self.chunks(part):

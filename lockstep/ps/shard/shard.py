@@ -66,7 +66,7 @@ class Shard:
 
     def _begin_in_memory(self) -> None:
         vectors = UpdateVectors(weights=self.slots, served=self.served, slots=self._sets, start=self.start)
-        self.updating = UpdatePass(self.policy, vectors, self.frames)
+        self.updating = UpdatePass(self.policy, vectors)
 
     @property
     def owned(self) -> Slice:
@@ -137,7 +137,11 @@ class Shard:
 
     def squares(self, divisor: float) -> NDArray[np.float64]:
         """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""
-        return self.updating.squares(self.owned, self.terms(), divisor)
+        return self._squares(self.terms(), divisor)
+
+    def _squares(self, terms: list[list[Vector]], divisor: float) -> NDArray[np.float64]:
+        squares = (self.updating.squares(*each, divisor) for each in zip(self.frames, terms, strict=True))
+        return np.concatenate(list(squares))
 
     def is_whole(self) -> bool:
         """Tell whether all sums of the current step have come."""
@@ -163,12 +167,12 @@ class Shard:
         return self._update(step, divisor, None, terms)
 
     def _update(self, step: int, divisor: float, scale: float | None, terms: list[list[Vector]]) -> UpdateStep:
-        whole = self.owned
         if scale is None and self.policy.clip_norm is not None:
-            scale = scale_for(add_blocks(self.updating.squares(whole, terms, divisor)), self.policy.clip_norm)
+            scale = scale_for(add_blocks(self._squares(terms, divisor)), self.policy.clip_norm)
         reads, rate = self.reads, self.policy.schedule.rate(step)
         at = UpdateStep(step=step, divisor=divisor, rate=rate, scale=scale, reads=reads, writes=reads)
-        self.end_update(at, self.updating.run(at, whole, terms))
+        places = [self.updating.run(at, *each) for each in zip(self.frames, terms, strict=True)]
+        self.end_update(at, next((place for place in places if place is not None), None))
         return at
 
     def end_update(self, at: UpdateStep, not_finite: int | None) -> None:

@@ -6,7 +6,6 @@ the team's and it is not made yet. The system releases the lock of a process tha
 holds one, the run leaves the memory in which it hangs.
 """
 
-from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import Pair, UpdatePass, UpdateStep, UpdateVectors
 from lockstep.common.job.optimizer import UpdatePolicy, policy_of, rule_of, spans_of
-from lockstep.common.optim.clipping import BLOCK, add_blocks, block_squares, scale_for
+from lockstep.common.optim.clipping import BLOCK, add_blocks, scale_for
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.team_memory import (
     BEGAN_S,
@@ -47,7 +46,7 @@ from lockstep.worker.team.division import OrderPlan
 from lockstep.worker.team.memory import Copies
 from lockstep.worker.team.pace import Pace
 from lockstep.worker.team.progress import Order, OrderOutcome
-from lockstep.worker.team.sums import PIECE, Operands, OrderSums, SliceAdder
+from lockstep.worker.team.sums import Operands, OrderSums, SliceAdder
 
 
 class SharedPlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,23 +80,17 @@ def weights_in(root: Path, name: str, size: int) -> tuple[str, Pair]:
 class UpdateMaker:
     """Makes slices of updates in one memory; maps what they need."""
 
-    compute: Compute
-    shape: TeamShape
+    policy: UpdatePolicy
     adder: SliceAdder
     marks: UpdateMarks
     vectors: UpdateVectors
     locks: list[FileLock]
-    policy: UpdatePolicy = field(init=False)
     slices: list[Slice] = field(init=False)
-    _passes: dict[Slice, UpdatePass] = field(default_factory=dict)
-    #: The order whose factor of clipping is known, and that.
-    _scale: tuple[int, float | None] = (0, None)
+    _updating: UpdatePass = field(init=False)
 
     def __post_init__(self) -> None:
-        compute, batches = self.compute, self.compute.batches
-        spans = spans_of(batches.job, compute.layout)
-        self.policy = policy_of(batches.job, len(batches.data.train), spans, compute.model.momenta(), batches.own)
-        self.slices = slices_for(compute.layout.size, len(self.locks))
+        self.slices = slices_for(self.vectors.weights[0].size, len(self.locks))
+        self._updating = UpdatePass(self.policy, self.vectors)
 
     @classmethod
     def open(cls, compute: Compute, shape: TeamShape, adder: SliceAdder, place: SharedPlace) -> "UpdateMaker":
@@ -115,7 +108,7 @@ class UpdateMaker:
             marks = UpdateMarks.of(segment, shape)
             locks = [folder.lock_of(lock_file(slice_)) for slice_ in range(marks.slices)]
         vectors = UpdateVectors(weights=weights, served=served, slots=state_sets(names, state))
-        return cls(compute, shape, adder, marks, vectors, locks)
+        return cls(policy_in(compute), adder, marks, vectors, locks)
 
     # Slices
 
@@ -143,64 +136,34 @@ class UpdateMaker:
         self.marks.keep_order()
         return [slice_ for slice_, steps in enumerate(made) if steps <= step]
 
-    def write(self, slice_: int, order: Order, operands: Operands, divisor: float, squares: "Squares") -> bool:
+    def write(self, slice_: int, order: Order, operands: Operands, divisor: float, scale: float | None) -> bool:
         """Write a slice of the new weights, and tell whether they are finite. Its lock is ours."""
         steps = order.steps
         assert steps is not None  # of a lease there is no update
-        reads = (steps.reads + order.step - steps.first) % 2
-        at = UpdateStep(
-            step=order.step,
-            divisor=divisor,
-            rate=self.policy.schedule.rate(order.step),
-            scale=self._scale_of(order.number, squares),
-            reads=reads,
-            writes=1 - reads,
-        )
-        updating, is_finite = self._pass_over(self.slices[slice_]), True
+        reads, rate = (steps.reads + order.step - steps.first) % 2, self.policy.schedule.rate(order.step)
+        at = UpdateStep(step=order.step, divisor=divisor, rate=rate, scale=scale, reads=reads, writes=1 - reads)
+        is_finite = True
         with np.errstate(all="ignore"):  # what overflows is found in the weights
-            for number, (piece, terms) in enumerate(self.adder.pieces(operands, self.slices[slice_])):
-                is_finite = updating.run(at, piece, {number: terms}) is None and is_finite
+            for piece, terms in self.adder.pieces(operands, self.slices[slice_]):
+                is_finite = self._updating.run(at, piece, terms) is None and is_finite
         return is_finite
 
-    def end(self, slice_: int, order: Order, *, is_made: bool, show: Callable[[], None]) -> None:
-        """Show that a slice is made, if it is, and let others have its lock; `show` shows the rest of it before."""
-        if is_made:
-            show()
-            self.marks.keep_order()
-            self.marks.made[slice_] = order.step + 1
-            self.marks.keep_order()
-        self.locks[slice_].release()
-
-    def _pass_over(self, whole: Slice) -> UpdatePass:
-        """Return what updates a slice, with its pieces as frames."""
-        if whole not in self._passes:
-            self._passes[whole] = UpdatePass(self.policy, self.vectors, list(whole.cut_evenly(PIECE)))
-        return self._passes[whole]
+    def show_made(self, slice_: int, step: int) -> None:
+        """Show that the update of a slice was made in a step, after all that belongs to it was written."""
+        self.marks.keep_order()
+        self.marks.made[slice_] = step + 1
+        self.marks.keep_order()
 
     def weights_before(self, step: int) -> Vector:
         """Return the weights that a step begins with."""
         return self.vectors.weights[step % 2]
 
-    # Clipping
-
     def add_squares(self, operands: Operands, divisor: float, whole: Slice, out: NDArray[np.float64]) -> None:
         """Write the sums of squares of a slice's blocks of the mean gradient into their places in `out`."""
-        updating = self._pass_over(whole)
         with np.errstate(all="ignore"):  # as in `write`
-            for number, (piece, terms) in enumerate(self.adder.pieces(operands, whole)):
-                for chunk in updating.trained_chunks(piece):
-                    blocks = block_squares(updating.mean(chunk, {number: terms}, divisor))
-                    start = chunk.start // BLOCK
-                    out[start : start + len(blocks)] = blocks
-
-    def _scale_of(self, order: int, squares: "Squares") -> float | None:
-        """Return the factor of clipping, None if nothing is clipped."""
-        most = self.policy.clip_norm
-        if most is None:
-            return None
-        if self._scale[0] != order:
-            self._scale = order, scale_for(add_blocks(squares()), most)
-        return self._scale[1]
+            for piece, terms in self.adder.pieces(operands, whole):
+                blocks = self._updating.squares(piece, terms, divisor)
+                out[piece.start // BLOCK :][: len(blocks)] = blocks
 
     def close(self) -> None:
         """Let go of the locks."""
@@ -208,8 +171,10 @@ class UpdateMaker:
             lock.close()
 
 
-#: Returns the sums of squares of all blocks of the gradient of the current order, in any order.
-Squares = Callable[[], Sequence[float]]
+def policy_in(compute: Compute) -> UpdatePolicy:
+    """Return how the sums of its job become weights, as at the server."""
+    batches, spans = compute.batches, spans_of(compute.job, compute.layout)
+    return policy_of(compute.job, len(batches.data.train), spans, compute.model.momenta(), batches.own)
 
 
 @dataclass
@@ -252,20 +217,25 @@ class StepChain:
 
     def make(self, order: Order, slice_: int, operands: Operands, copies: Copies, began: float) -> bool:
         """Make a slice whose lock is ours, and release that; return whether the slice is finite."""
-        updates = self.updates
-        divisor = self.sums.tally_of(order, copies).divisor
-        is_finite = updates.write(slice_, order, operands, divisor, lambda: self._squares(order))
-        updates.end(slice_, order, is_made=is_finite, show=lambda: self._show(order, slice_, copies, began))
+        updates, divisor = self.updates, self.sums.tally_of(order, copies).divisor
+        is_finite = updates.write(slice_, order, operands, divisor, self._scale_of(order))
+        if is_finite:
+            self._show(order, slice_, copies, began)
+            updates.show_made(slice_, order.step)
+        updates.locks[slice_].release()
         return is_finite
 
-    def _squares(self, order: Order) -> list[float]:
-        memory, found = self.sums.memory, list[float]()
+    def _scale_of(self, order: Order) -> float | None:
+        """Return the factor of clipping, None if nothing is clipped."""
+        most, memory, found = self.updates.policy.clip_norm, self.sums.memory, list[float]()
+        if most is None:
+            return None
         count = -(-self.sums.compute.layout.parameter_size // BLOCK)
         for slice_, whole in enumerate(memory.shape.slices):
             process = memory.maker_of(memory.marks.squared, slice_, order.number)
             start, stop = whole.start // BLOCK, min(-(-whole.stop // BLOCK), count)
             found += memory.marks.squares[process, start:stop].tolist()
-        return found
+        return scale_for(add_blocks(found), most)
 
     def _show(self, order: Order, slice_: int, copies: Copies, began: float) -> None:
         """Write what the server gets to know, before a slice is shown: the work is shared by the first and the last."""

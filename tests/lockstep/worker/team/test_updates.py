@@ -22,7 +22,7 @@ from lockstep.worker.compute import Compute
 from lockstep.worker.team.division import OrderPlan
 from lockstep.worker.team.progress import Order, Steps
 from lockstep.worker.team.sums import PIECE
-from lockstep.worker.team.updates import StepChain, UpdateMaker
+from lockstep.worker.team.updates import StepChain, UpdateMaker, policy_in
 from tests.lockstep.worker.team.crew import wide
 from tests.simulation.small import digits, job_of
 
@@ -45,52 +45,60 @@ def test_rates_are_those_of_the_server_also_if_an_epoch_ends_with_a_short_step(v
     job = job_of(**{"steps": 12, "global_batch": 16, **values})
     opening = open_run("run", job, digits(), RunOptions())
     schedule = opening.shard.policy.schedule
-    nothing = cast(Any, None)
-    compute = Compute(job, opening.model, opening.data)
-    maker = UpdateMaker(compute, nothing, nothing, nothing, nothing, locks=[nothing])
-    assert [maker.policy.schedule.rate(step) for step in range(12)] == [schedule.rate(step) for step in range(12)]
+    policy = policy_in(Compute(job, opening.model, opening.data))
+    assert [policy.schedule.rate(step) for step in range(12)] == [schedule.rate(step) for step in range(12)]
 
 
 def test_a_rule_and_a_schedule_of_the_users_own_are_used() -> None:
     opening = open_run("run", job_of(), digits(), RunOptions())
     own = OwnCode(optimizer=lambda: SGDRule(momentum=0.25), schedule=lambda step, steps: 1 / (1 + step))
-    job, nothing = job_of(optimizer="mine.py:rule", schedule="mine.py:falling", lr=0.5), cast(Any, None)
-    compute = Compute(job, opening.model, opening.data, own=own)
-    maker = UpdateMaker(compute, nothing, nothing, nothing, nothing, locks=[nothing])
-    assert maker.policy.rules == ((opening.layout.size, SGDRule(momentum=0.25)),)
-    assert maker.policy.schedule.rate(3) == 0.125
+    job = job_of(optimizer="mine.py:rule", schedule="mine.py:falling", lr=0.5)
+    policy = policy_in(Compute(job, opening.model, opening.data, own=own))
+    assert policy.rules == ((opening.layout.size, SGDRule(momentum=0.25)),)
+    assert policy.schedule.rate(3) == 0.125
 
 
 def test_statistics_of_normalization_are_no_parameters() -> None:
     opening = open_run("run", wide(), digits(), RunOptions())
-    nothing = cast(Any, None)
-    maker = UpdateMaker(Compute(wide(), opening.model, opening.data), nothing, nothing, nothing, nothing, [nothing])
-    policy = opening.shard.policy
-    assert maker.policy.parameter_size == policy.parameter_size < opening.layout.size
-    assert maker.policy.momenta.tolist() == policy.momenta.tolist()
+    policy, expected = policy_in(Compute(wide(), opening.model, opening.data)), opening.shard.policy
+    assert policy.parameter_size == expected.parameter_size < opening.layout.size
+    assert policy.momenta.tolist() == expected.momenta.tolist()
 
 
 @dataclass
 class Overflowing:
-    """Makes a slice whose weights are not finite, or are."""
+    """Makes a slice whose weights are not finite, or are; its lock is held until it is shown."""
 
     is_finite: bool
-    shown: list[bool] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+    policy: Any = field(default_factory=lambda: SimpleNamespace(clip_norm=None))
+
+    @property
+    def locks(self) -> Any:
+        return [SimpleNamespace(release=lambda: self.seen.append("released"))]
 
     def write(self, *_: Any) -> bool:
         return self.is_finite
 
-    def end(self, slice_: int, order: Any, *, is_made: bool, show: Any) -> None:
-        self.shown.append(is_made)
+    def show_made(self, slice_: int, step: int) -> None:
+        self.seen.append("mark")
+
+
+@dataclass
+class Writing(StepChain):
+    """Has no entries."""
+
+    def _show(self, *_: Any) -> None:
+        cast(Any, self.updates).seen.append("entry")
 
 
 @pytest.mark.parametrize("is_finite", [False, True])
-def test_a_slice_whose_weights_are_not_finite_is_not_shown_as_made(is_finite: bool) -> None:
-    updates = Overflowing(is_finite)
-    nothing, sums = cast(Any, None), cast(Any, SimpleNamespace(tally_of=lambda *_: Tally()))
-    chain = StepChain(cast(Any, updates), sums, nothing, memory=0)
-    assert chain.make(nothing, 0, nothing, nothing, 0.0) is is_finite
-    assert updates.shown == [is_finite]
+def test_the_mark_of_a_slice_comes_last_before_its_lock_is_released_and_only_if_it_is_finite(is_finite: bool) -> None:
+    updates, nothing = Overflowing(is_finite), cast(Any, None)
+    sums = cast(Any, SimpleNamespace(tally_of=lambda *_: Tally(), memory=nothing))
+    chain = Writing(cast(Any, updates), sums, nothing, memory=0)
+    assert chain.make(ORDER, 0, nothing, nothing, 0.0) is is_finite
+    assert updates.seen == [*(["entry", "mark"] * is_finite), "released"]
 
 
 @dataclass
@@ -109,10 +117,9 @@ def test_a_slice_is_finite_only_if_all_of_its_pieces_are(place: int | None) -> N
     if place is not None:
         weights[1][place] = np.inf
     vectors = UpdateVectors(weights=weights, served=weights, slots=({}, {}))
-    compute, adder = Compute(job, opening.model, opening.data), cast(Any, ZeroAdder())
-    maker = UpdateMaker(compute, nothing, adder, nothing, vectors, locks=[nothing])
+    maker = UpdateMaker(opening.shard.policy, cast(Any, ZeroAdder()), nothing, vectors, locks=[nothing])
     assert len(list(maker.slices[0].cut_evenly(PIECE))) > 2
-    assert maker.write(0, ORDER, nothing, 8.0, lambda: ()) is (place is None)
+    assert maker.write(0, ORDER, nothing, 8.0, None) is (place is None)
     assert weights[0].tobytes() == weights[1].tobytes()
 
 
@@ -136,10 +143,9 @@ class SlowLock:
 
 def maker_of(marks: UpdateMarks, lock: SlowLock) -> UpdateMaker:
     """Return what makes updates of one slice, of which it has the marks and the lock."""
-    job, nothing = job_of(), cast(Any, None)
-    opening = open_run("run", job, digits(), RunOptions())
-    compute = Compute(job, opening.model, opening.data)
-    return UpdateMaker(compute, nothing, nothing, marks, nothing, locks=[cast(Any, lock)])
+    nothing, weights = cast(Any, None), (np.zeros(1, np.float32), np.zeros(1, np.float32))
+    vectors = UpdateVectors(weights=weights, served=weights, slots=({}, {}))
+    return UpdateMaker(nothing, nothing, marks, vectors, locks=[cast(Any, lock)])
 
 
 def marks_at(steps: int, keep_order: Callable[[], None] = lambda: None) -> UpdateMarks:
@@ -171,14 +177,11 @@ def test_whether_a_lease_is_made_is_seen_behind_a_barrier() -> None:
     assert not lock.is_ours
 
 
-@pytest.mark.parametrize("is_made", [True, False])
-def test_the_mark_of_a_slice_comes_after_all_that_it_stands_for_and_before_its_lock_is_released(is_made: bool) -> None:
-    seen, shown = list[tuple[bool, int, bool]](), list[bool]()
-    marks = marks_at(3, lambda: seen.append((bool(shown), int(marks.made[0]), lock.is_ours)))
-    lock = SlowLock(is_ours=True)
-    maker_of(marks, lock).end(0, ORDER, is_made=is_made, show=lambda: shown.append(True))
-    assert seen == ([(True, 3, True), (True, 4, True)] if is_made else [])
-    assert (shown, int(marks.made[0]), lock.is_ours) == (([True], 4, False) if is_made else ([], 3, False))
+def test_the_mark_of_a_slice_is_between_two_barriers() -> None:
+    seen = list[int]()
+    marks = marks_at(3, lambda: seen.append(int(marks.made[0])))
+    maker_of(marks, SlowLock()).show_made(0, 3)
+    assert seen == [3, 4]
 
 
 def test_what_is_missing_is_seen_before_what_was_made_is_read() -> None:
