@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -142,11 +141,11 @@ class SampleStore:
         missing = part.missing(places)[: part.info.in_a_message()]
         return SamplesRequest(part=name, places=missing.astype("<u4").tobytes()) if len(missing) else None
 
-    def put(self, name: PartName, places: Indices, words: NDArray[np.float32]) -> None:
+    def put(self, samples: Samples, words: Vector) -> None:
         """Store samples that were sent; `RemoteProtocolError` if it is malformed, `DataError` if there is no room."""
-        part = self.parts.get(name)
+        part, places = self.parts.get(samples.part), np.frombuffer(samples.places, "<u4").astype(np.int64)
         if part is None or (len(places) and places.max() >= part.info.samples):
-            raise RemoteProtocolError(f"samples of {name!r} that this dataset does not have")
+            raise RemoteProtocolError(f"samples of {samples.part!r} that this dataset does not have")
         data = unpacked(part.info, len(places), words)
         if data is None:
             raise RemoteProtocolError(f"{len(places)} samples in {words.nbytes} bytes: not what each of them takes")
@@ -159,26 +158,15 @@ class SampleStore:
             ) from error
 
 
-class SampleFetcher(msgspec.Struct, frozen=True):
-    """The store of a run's samples, and the batches, which know the samples that a lease needs."""
+def request_for_lease(
+    store: SampleStore, batches: Batches, lease: Lease, later: Iterable[Lease]
+) -> SamplesRequest | None:
+    """Return the request to send before a lease can be computed; None if all of its samples are here.
 
-    store: SampleStore
-    batches: Batches
-
-    def request_for(self, lease: Lease, later: Iterable[Lease]) -> SamplesRequest | None:
-        """Return the request to send before a lease can be computed; None if all of its samples are here.
-
-        If there is room in the message, it also requests what later leases need: that comes while this one is computed.
-        """
-        part, own = PARTS[lease.work], self._places(lease)
-        if self.store.request_for(part, own) is None:
-            return None
-        others = [self._places(each) for each in later if each.work == lease.work]
-        return self.store.request_for(part, np.concatenate([own, *others]))
-
-    def _places(self, lease: Lease) -> Indices:
-        return self.batches.samples_of(lease.work, lease.step, lease.node())
-
-    def put(self, samples: Samples, words: Vector) -> None:
-        """Store samples that came; as `SampleStore.put`."""
-        self.store.put(samples.part, np.frombuffer(samples.places, "<u4").astype(np.int64), words)
+    If there is room in the message, it also requests what later leases need: that comes while this one is computed.
+    """
+    part, leases = PARTS[lease.work], [lease, *(each for each in later if each.work == lease.work)]
+    own, *others = (batches.samples_of(each.work, each.step, each.node()) for each in leases)
+    if store.request_for(part, own) is None:
+        return None
+    return store.request_for(part, np.concatenate([own, *others]))

@@ -34,7 +34,7 @@ from lockstep.worker import state as machine
 from lockstep.worker.connections import SEND_TIMEOUT_S, EarlyMessages, ServerConnections, WeightsAssembly
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.node_sums import StoppedError
-from lockstep.worker.samples import SampleFetcher
+from lockstep.worker.samples import SampleStore, request_for_lease
 from lockstep.worker.setup import LoadedRun
 from lockstep.worker.team.leader import Found, Leader
 from lockstep.worker.team.progress import Order, OrderOutcome
@@ -213,8 +213,8 @@ class WorkerSession:
     signature: Signature
     #: Gives orders to the team; None if there is no other process, and no memory is shared.
     leader: Leader | None
-    #: Gets the samples that the server sends; None if the data is here.
-    fetcher: SampleFetcher | None
+    #: Has the samples that the server sends; None if the data is here.
+    samples: SampleStore | None
     #: The frames of the weights that have come.
     weights: WeightsAssembly
     #: The lease that is computed, or was computed last.
@@ -242,7 +242,7 @@ class WorkerSession:
             context,
             signature_of(welcome, sign),
             None if setup.member is None else Leader(setup.member, context.meeting),
-            None if loaded.store is None else SampleFetcher(loaded.store, compute.batches),
+            loaded.store,
             WeightsAssembly({frame.start: len(frame) for frame in compute.frames}),
         )
         compute.is_wanted = session._is_wanted
@@ -310,10 +310,10 @@ class WorkerSession:
 
     def store(self, samples: Samples, words: Vector) -> machine.Event:
         """Store samples that the server has sent."""
-        if self.fetcher is None:
+        if self.samples is None:
             raise RemoteProtocolError("samples that were not requested")
         try:
-            self.fetcher.put(samples, words)
+            self.samples.put(samples, words)
         except DataError as error:
             return machine.SamplesNotStored(reason=str(error))
         return samples
@@ -344,7 +344,8 @@ class WorkerSession:
 
     def begin_lease(self, lease: Lease, later: Iterable[Lease]) -> list[machine.Event]:
         """Compute a lease, alone or with the team; return its result, nothing if that comes later."""
-        request = None if self.fetcher is None else self.fetcher.request_for(lease, later)
+        store, batches = self.samples, self.setup.compute.batches
+        request = None if store is None else request_for_lease(store, batches, lease, later)
         if request is not None:
             return [machine.SamplesMissing(lease=lease, request=request)]
         work = self.work = LeaseRun(self, lease)

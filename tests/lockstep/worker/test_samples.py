@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lockstep.common.data.mapped import Indices
 from lockstep.common.errors import DataError, RemoteProtocolError
 from lockstep.common.protocol.messages import Lease, Samples, SamplesRequest, Work
 from lockstep.worker.batches import Batches
-from lockstep.worker.samples import SampleFetcher, SampleStore, checksum
+from lockstep.worker.samples import SampleStore, checksum, request_for_lease
 from tests.lockstep.common.data.test_folder import files_no_longer_than
 from tests.simulation.small import digits, job_of
 
@@ -32,8 +33,12 @@ def opened(folder: Path) -> SampleStore:
     return SampleStore.open(folder, manifest_of(digits()))
 
 
+def sent(part: PartName, places: Indices) -> Samples:
+    return Samples(part=part, places=places.astype("<u4").tobytes())
+
+
 def put(store: SampleStore, places: Indices = PLACES) -> None:
-    store.put("train", places, packed(digits().train, places))
+    store.put(sent("train", places), packed(digits().train, places))
 
 
 def asked(store: SampleStore, places: Indices) -> list[int]:
@@ -101,7 +106,7 @@ def test_what_is_not_what_it_says_is_a_breach_of_the_protocol(
     folder: Path, name: PartName, places: Indices, words: int, text: str
 ) -> None:
     with pytest.raises(RemoteProtocolError) as raised:
-        opened(folder).put(name, places, packed(digits().train, PLACES[:words]))
+        opened(folder).put(sent(name, places), packed(digits().train, PLACES[:words]))
     assert str(raised.value) == text
 
 
@@ -170,7 +175,7 @@ def test_the_test_set_is_a_set_of_its_own(folder: Path) -> None:
     store = opened(folder)
     test = part_of(digits(), "test")
     assert test is not None
-    store.put("test", PLACES[:2], packed(test, PLACES[:2]))
+    store.put(sent("test", PLACES[:2]), packed(test, PLACES[:2]))
     assert asked(store, PLACES[:2]) == [7, 3]
     assert store.request_for("test", PLACES[:2]) is None
 
@@ -192,21 +197,24 @@ def test_the_sets_of_a_run_are_those_of_its_manifest(folder: Path) -> None:
 
 @dataclass
 class Fetching:
-    """What fetches samples for leases, and the data that they come from."""
+    """A store of samples for leases, and the data that they come from."""
 
     data: TrainTest
-    fetcher: SampleFetcher
+    store: SampleStore
+    batches: Batches
+
+    def request_for(self, lease: Lease, later: Sequence[Lease] = ()) -> SamplesRequest | None:
+        return request_for_lease(self.store, self.batches, lease, later)
 
     def places(self, *leases: Lease) -> bytes:
-        batches = self.fetcher.batches
-        needed = [batches.samples_of(each.work, each.step, Node(each.lo, each.hi)) for each in leases]
+        needed = [self.batches.samples_of(each.work, each.step, Node(each.lo, each.hi)) for each in leases]
         return np.concatenate(needed).astype("<u4").tobytes()
 
     def put(self, request: SamplesRequest) -> None:
         part = part_of(self.data, request.part)
         assert part is not None
         words = packed(part, np.frombuffer(request.places, "<u4").astype(np.int64))
-        self.fetcher.put(Samples(part=request.part, places=request.places), words)
+        self.store.put(Samples(part=request.part, places=request.places), words)
 
 
 @pytest.fixture
@@ -214,7 +222,7 @@ def fetching(folder: Path) -> Fetching:
     data = TrainTest("digits", digits().train, digits().test, digits().test)
     store = SampleStore.open(folder, manifest_of(data))
     batches = Batches(job_of(), store.data("digits"), moments=(0.5, 0.25))
-    return Fetching(data, SampleFetcher(store, batches))
+    return Fetching(data, store, batches)
 
 
 @pytest.mark.parametrize(
@@ -224,20 +232,20 @@ def test_a_lease_is_missing_the_samples_that_it_is_about_until_they_are_here(
     fetching: Fetching, work: Work, part: PartName
 ) -> None:
     lease = Lease(work=work, step=1, lo=0, hi=1)
-    request = fetching.fetcher.request_for(lease, [])
+    request = fetching.request_for(lease)
     assert request == SamplesRequest(part=part, places=fetching.places(lease))
     fetching.put(request)
-    assert fetching.fetcher.request_for(lease, []) is None
+    assert fetching.request_for(lease) is None
 
 
 def test_what_later_leases_of_the_same_work_need_is_requested_with_the_first(fetching: Fetching) -> None:
     first, second, third = (Lease(work="train", step=1, lo=m, hi=m + 1) for m in (2, 0, 1))
     others = [second, Lease(work="evaluate", step=1, lo=0, hi=1), third]
-    request = fetching.fetcher.request_for(first, others)
+    request = fetching.request_for(first, others)
     assert request == SamplesRequest(part="train", places=fetching.places(first, second, third))
     # It is computed meanwhile: what comes next is no reason to wait.
     fetching.put(SamplesRequest(part="train", places=fetching.places(first)))
-    assert fetching.fetcher.request_for(first, others) is None
-    assert fetching.fetcher.request_for(second, [third]) == SamplesRequest(
+    assert fetching.request_for(first, others) is None
+    assert fetching.request_for(second, [third]) == SamplesRequest(
         part="train", places=fetching.places(second, third)
     )

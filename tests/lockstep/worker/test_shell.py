@@ -686,17 +686,17 @@ def test_how_an_order_of_several_steps_has_ended() -> None:
 def test_samples_that_were_not_requested_or_that_cannot_be_stored() -> None:
     samples, words = Samples(part="train", places=b""), np.zeros(1, np.float32)
     with pytest.raises(RemoteProtocolError, match="samples that were not requested"):
-        WorkerSession.store(session_of(fetcher=None), samples, words)
+        WorkerSession.store(session_of(samples=None), samples, words)
     stored: list[Any] = []
 
     def full(*given: Any) -> None:
         raise DataError("no room")
 
-    fetcher = SimpleNamespace(put=lambda *given: stored.append(given))
-    session = session_of(fetcher=fetcher)
+    store = SimpleNamespace(put=lambda *given: stored.append(given))
+    session = session_of(samples=store)
     assert WorkerSession.store(session, samples, words) is samples
     assert stored == [(samples, words)]
-    fetcher.put = full
+    store.put = full
     assert WorkerSession.store(session, samples, words) == machine.SamplesNotStored(reason="no room")
 
 
