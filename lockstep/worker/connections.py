@@ -14,8 +14,7 @@ from lockstep.common.protocol.codec import Buffer, decode, encode
 from lockstep.common.protocol.messages import ServerMessage
 from lockstep.common.protocol.shard_messages import Hello
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.transport.links import Links, Wait, wait_for_nothing
-from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, PeerSlow
+from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, PeerSlow, Wait, wait_for_nothing
 
 #: Seconds to wait for a server that does not read, before a message to it is given up.
 SEND_TIMEOUT_S = 60.0
@@ -42,15 +41,29 @@ class ServerConnections:
     _hello: list[Buffer] = field(default_factory=list)
     #: By the first place of a frame, the connection to the server that owns it, if it is one of these.
     _owners: dict[int, ClientPort] = field(default_factory=dict)
-    #: All connections, if there are several.
-    _links: Links[list[memoryview]] | None = None
+    #: The connections that may have a message, the next one first: one that always has some must not starve the others.
+    #: To ask each connection each time would take longer than to receive.
+    _ready: deque[ClientPort] = field(default_factory=deque)
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
         """Wait for a message of any of them."""
-        if self._links is None:
+        if not self._others:
             return self.first.receive(timeout_s)
-        received = self._links.receive(timeout_s)
-        return None if received is None else received[1]
+        message = self._next()
+        if message is None:
+            ports = [self.first, *self._others]
+            self._ready.extend(ports[place] for place in self.wait(ports, timeout_s))
+            message = self._next()
+        return message
+
+    def _next(self) -> list[memoryview] | None:
+        while self._ready:
+            message = self._ready[0].receive(0.0)
+            if message is not None:
+                self._ready.rotate(-1)
+                return message
+            self._ready.popleft()
+        return None
 
     def send(self, frames: list[Buffer], timeout_s: float = 0.0, start: int | None = None) -> None:
         """Send a message to the server that owns the frame that begins at `start`, or to the one that decides."""
@@ -72,7 +85,6 @@ class ServerConnections:
             self._others.append(other)
             self._owners.update({frame.start: other for frame in owned.frames()})
         self.introduce(SEND_TIMEOUT_S)
-        self._links = Links([self.first, *self._others], self.wait)
 
     def redial(self, address: str, public: str) -> None:
         """Leave all servers, and dial another one that decides."""
@@ -91,7 +103,7 @@ class ServerConnections:
             other.close()
         self._others.clear()
         self._owners.clear()
-        self._links = None
+        self._ready.clear()
 
     def close(self) -> None:
         """Close all connections."""

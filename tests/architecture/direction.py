@@ -102,11 +102,7 @@ TRANSPORT_ORDER = Order(
     scope="lockstep.common.transport",
     groups=(
         ("lockstep.common.transport.zeromq",),
-        (
-            "lockstep.common.transport.links",
-            "lockstep.common.transport.in_memory",
-            "lockstep.common.transport.shared_memory",
-        ),
+        ("lockstep.common.transport.in_memory", "lockstep.common.transport.shared_memory"),
         ("lockstep.common.transport.auth",),
         ("lockstep.common.transport.limits",),
         ("lockstep.common.transport.port",),

@@ -15,7 +15,7 @@ from lockstep.common.protocol.shard_messages import Admit, Begin, Hello, ShardJo
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
-from lockstep.common.transport.links import wait_for_nothing
+from lockstep.common.transport.port import wait_for_nothing
 from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shard.shell import ShardShell
 from lockstep.ps.shard.state import SILENCE_S, ShardState

@@ -29,8 +29,7 @@ from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.machine import Interrupted, Started
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
-from lockstep.common.transport.links import wait_for_nothing
-from lockstep.common.transport.port import ClientPort, Dial, ServerPort
+from lockstep.common.transport.port import ClientPort, Dial, ServerPort, wait_for_nothing
 from lockstep.launch.client import shard_join, worker_join
 from lockstep.launch.run_starter import has_checkpoint
 from lockstep.launch.serve import open_server, options_after

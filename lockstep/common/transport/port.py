@@ -4,7 +4,7 @@ Frames of one connection arrive whole, at most once and in the order in which th
 is no order. Frames on their way when a connection breaks are lost: ask again, apply once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -132,3 +132,13 @@ class Dial(Protocol):
     def __call__(self, address: str, public: str = "") -> ClientPort:
         """`public` is the key of the server there; empty if it is that of the server that was dialled first."""
         ...
+
+
+#: Waits until one of some ports may have a message, or for so many seconds, None for ever; returns the places of those
+#: that may have one.
+Wait = Callable[[Sequence[ServerPort | ClientPort], float | None], Sequence[int]]
+
+
+def wait_for_nothing(ports: Sequence[ServerPort | ClientPort], timeout_s: float | None) -> Sequence[int]:
+    """Do not wait, as the ports in memory."""
+    return range(len(ports))

@@ -51,8 +51,7 @@ from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.statemachine.loop import MOST_AT_ONCE, EventLoop
 from lockstep.common.statemachine.machine import PeerLeft, Received, soonest
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.links import Wait
-from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, PeerSlow, ServerPort
+from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, PeerSlow, ServerPort, Wait
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.run.progress import Traffic
 from lockstep.ps.shard import state as machine

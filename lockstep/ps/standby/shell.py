@@ -33,8 +33,7 @@ from lockstep.common.statemachine.machine import (
 )
 from lockstep.common.transport.auth.keys import is_standbys
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.links import Wait
-from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, PeerSlow, ServerPort
+from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, PeerSlow, ServerPort, Wait
 from lockstep.ps.records.run_folder import RESULT
 from lockstep.ps.standby.state import (
     FOLLOWS,

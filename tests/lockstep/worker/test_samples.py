@@ -246,6 +246,4 @@ def test_what_later_leases_of_the_same_work_need_is_requested_with_the_first(fet
     # It is computed meanwhile: what comes next is no reason to wait.
     fetching.put(SamplesRequest(part="train", places=fetching.places(first)))
     assert fetching.request_for(first, others) is None
-    assert fetching.request_for(second, [third]) == SamplesRequest(
-        part="train", places=fetching.places(second, third)
-    )
+    assert fetching.request_for(second, [third]) == SamplesRequest(part="train", places=fetching.places(second, third))

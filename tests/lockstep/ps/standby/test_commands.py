@@ -23,7 +23,7 @@ from lockstep.common.statemachine.client import Exit
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.machine import Interrupted
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
-from lockstep.common.transport.links import wait_for_nothing
+from lockstep.common.transport.port import wait_for_nothing
 from lockstep.launch.client import StatusClient
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.coordinator.effects import Finish

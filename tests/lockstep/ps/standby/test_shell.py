@@ -40,8 +40,7 @@ from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.client import Exit
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
-from lockstep.common.transport.links import Receiver
-from lockstep.common.transport.port import ClientPort, Limits
+from lockstep.common.transport.port import ClientPort, Limits, ServerPort
 from lockstep.ps.standby.mirror import CONTENTS, MIRROR, Mirror
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.state import FOLLOWS, POLL_S, RETRY_S, StandbyState, TakeOver
@@ -120,7 +119,7 @@ class Bench:
     def check(self) -> None:
         self.checked += 1
 
-    def wait(self, ports: Sequence[Receiver[object]], timeout_s: float | None) -> Sequence[int]:
+    def wait(self, ports: Sequence[ServerPort | ClientPort], timeout_s: float | None) -> Sequence[int]:
         assert tuple(ports) == (self.shell.upstream, self.shell.port)
         self.waited.append(timeout_s)
         coming, self.coming = self.coming, None
