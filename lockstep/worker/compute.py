@@ -117,12 +117,8 @@ class Compute:
         """The sum of losses of each micro-batch that `train` was last called for, in order; float32 each."""
         return self._attempt.losses
 
-    def move(self, slots: tuple[Vector, Vector], sums: tuple[Vector, ...] = ()) -> None:
-        """Compute with weights in other memory from the next `turn` on; both are of the layout's size.
-
-        With `sums`, also write sums into other vectors, of the same number.
-        """
-        self.sums = sums or self.sums
+    def move(self, slots: tuple[Vector, Vector]) -> None:
+        """Compute with weights in other memory from the next `turn` on; both are of the layout's size."""
         self.slots, self._at = slots, Vectors(slots[0], self.sums[0])
         weights, written = list(slots), list(self.sums)
         if self.local is not None:

@@ -2,14 +2,14 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import msgspec
 
-from lockstep.common.aggregation.slices import frames_of
-from lockstep.common.aggregation.tree import Node, new_vector
+from lockstep.common.aggregation.slices import Slice, frames_of
+from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.team_memory import ROWS, WEIGHTS, TeamShape, file_of, process_shape, weights_shape
@@ -48,8 +48,19 @@ class TeamContext(msgspec.Struct, frozen=True, kw_only=True):
         """The number of processes of the team."""
         return 1 if self.meeting is None else self.meeting.processes
 
-    def member(self, compute: Compute, memory: TeamMemory, place: SharedPlace | None, session: int = 1) -> TeamMember:
-        """Return the part of this process in a team."""
+    def member(
+        self,
+        loaded: LoadedRun,
+        memory: TeamMemory,
+        slots: Slots,
+        place: SharedPlace | None,
+        frames: Sequence[Slice] = (),
+        session: int = 1,
+    ) -> TeamMember:
+        """Return the part of this process in a team; `SharingError` if there is no memory for its sums."""
+        memory.own.reserve(0)
+        memory.own.reserve(RESULT)
+        compute = loaded.compute(slots, memory.own.vectors[:ROWS], frames)
         pace = Pace(memory, self.clock, self.patience, compute.batches.micro_batches_of, session)
         return self.kind(compute, memory, self.clock, pace, Waking(memory, self.meeting), place)
 
@@ -97,16 +108,13 @@ def lead(welcome: Welcome, loaded: LoadedRun, context: TeamContext) -> LeaderSet
     with ExitStack() as stack:
         stack.callback(folder.remove)
         stack.callback(memory.close)
-        memory.own.reserve(0)
-        memory.own.reserve(RESULT)
-        compute = loaded.compute(slots or own_slots, memory.own.vectors[:ROWS], frames)
-        member = context.member(compute, memory, shared)
+        member = context.member(loaded, memory, slots or own_slots, shared, frames)
         if context.meeting is not None:
             member.pace.session = _announce(welcome, memory, shared, context.meeting)
-        _prove(compute, loaded, context)  # while the others do so too
+        _prove(member.compute, loaded, context)  # while the others do so too
         member.pace.show_ready()
         stack.pop_all()
-    return LeaderSetup(compute=compute, shared=shared, obstacle=obstacle, member=member, folder=folder)
+    return LeaderSetup(compute=member.compute, shared=shared, obstacle=obstacle, member=member, folder=folder)
 
 
 def _prove(compute: Compute, loaded: LoadedRun, context: TeamContext) -> None:
@@ -203,14 +211,9 @@ def follow(session: Session, welcome: Welcome, loaded: LoadedRun, context: TeamC
         else:
             first, second = folder.attach(WEIGHTS, weights_shape(size)).vectors
             slots = first, second
-        memory.own.reserve(0)
-        memory.own.reserve(RESULT)
-        # To prove writes into sums, and others may be reading those of the process that this one replaces.
-        compute = loaded.compute(slots, (new_vector(size),) * ROWS)
-        _prove(compute, loaded, context)
-        compute.move(slots, memory.own.vectors[:ROWS])
-        member = context.member(compute, memory, shared, session.number)
-        compute.is_wanted = member.is_wanted
+        member = context.member(loaded, memory, slots, shared, session=session.number)
+        member.compute.is_wanted = member.is_wanted
+        _prove(member.compute, loaded, context)
         member.pace.show_ready()
         opened.pop_all()
     return member
