@@ -6,6 +6,7 @@ layers.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from msgspec.structs import replace
 
@@ -41,10 +42,8 @@ class GradientSink:
         self._touched = [
             [index for index, frame in enumerate(frames) if _overlap(entry, frame)] for entry in layout.parameters
         ]
-        #: For each frame, how many gradients are still to come.
-        self._missing: list[int] = []
-        #: The frames that were not sent yet.
-        self._unsent: dict[int, None] = {}
+        #: For each frame that was not sent yet, how many gradients are still to come.
+        self._missing: dict[int, int] = {}
         self._send: SendBucket | None = None
 
     @property
@@ -56,11 +55,9 @@ class GradientSink:
         """Begin a micro-batch whose sums backward writes into `sums`; without `send` they stay there."""
         self._sums, self._at, self._send = sums, at, send
         if send is not None:
-            self._missing = [0] * len(self._frames)
-            for touched in self._touched:
-                for index in touched:
-                    self._missing[index] += 1
-            self._unsent = dict.fromkeys(range(len(self._frames)))
+            self._missing = dict.fromkeys(range(len(self._frames)), 0)
+            for index in chain.from_iterable(self._touched):
+                self._missing[index] += 1
 
     @property
     def on_final(self) -> Callable[[int], None] | None:
@@ -73,7 +70,7 @@ class GradientSink:
             self._wire.round(self._sums, self._at)
             self._check(self._sums, self._at)
         else:
-            for index in list(self._unsent):
+            for index in list(self._missing):
                 self._finish_frame(index, self._send)
 
     def merge(self, left: Vector, right: Vector, out: Vector, at: RoundingKey, send: SendBucket | None) -> None:
@@ -95,7 +92,7 @@ class GradientSink:
                 self._finish_frame(index, self._send)
 
     def _finish_frame(self, index: int, send: SendBucket) -> None:
-        del self._unsent[index]
+        del self._missing[index]
         frame = self._frames[index]
         key, values = replace(self._at, start=frame.start), frame.of(self._sums)
         self._wire.round(values, key)
