@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec.structs import replace
 
 from lockstep.api.exported_model import ModelText
 from lockstep.api.job_inputs import job_inputs
@@ -120,7 +119,7 @@ def _prepared(job: Job, data: TrainTest, moments: tuple[float, float] | None = N
     if moments is None:
         found = Preparation.of(split.train) if job.normalize else Preparation(0.0, 1.0)
         moments = found.mean, found.std
-    return replace(split, train=replace(split.train, moments=moments, is_checked=True))
+    return split.scaled_by(moments)
 
 
 def _watch(

@@ -37,8 +37,6 @@ class Batches:
 
     job: Job
     data: TrainTest
-    #: Mean and deviation of the training set if not all of it is here; by default they are computed.
-    moments: tuple[float, float] | None = None
     #: Functions of the user's own that the job names.
     own: OwnCode = NO_CODE
     objective: Objective = field(init=False)
@@ -54,15 +52,9 @@ class Batches:
         job = self.job
         self.objective = Objective.of(job, self.own.loss, self.own.metrics)
         self.sampler = Sampler(len(self.data.train), job.global_batch, job.local_batches, job.seed)
-        self.preparation = self._prepared()
+        plain = Preparation(0.0, 1.0, job.max_shift)
+        self.preparation = Preparation.of(self.data.train, job.max_shift) if job.normalize else plain
         self.transform = transform_of(job, self.own)
-
-    def _prepared(self) -> Preparation:
-        if not self.job.normalize:
-            return Preparation(0.0, 1.0, self.job.max_shift)
-        if self.moments is None:
-            return Preparation.of(self.data.train, self.job.max_shift)
-        return Preparation(*self.moments, self.job.max_shift)
 
     def local(self, node: Node) -> Node:
         """Return the local batches of a node of micro-batches."""

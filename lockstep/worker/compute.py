@@ -52,7 +52,6 @@ class Compute:
         *,
         is_wanted: Callable[[], bool] = lambda: True,
         frames: Sequence[Slice] = (),
-        moments: tuple[float, float] | None = None,
         own: OwnCode = NO_CODE,
     ) -> None:
         self.model = model
@@ -69,7 +68,7 @@ class Compute:
         #: How sums, and weights, are rounded and travel.
         self.wire = quantization_of(job.wire, job.seed, self.layout.parameter_size)
         self.wire_weights = quantization_of(job.wire_weights, job.seed, self.layout.parameter_size)
-        self.batches = Batches(job, data, moments, own)
+        self.batches = Batches(job, data, own)
         self.engine = model.engine(self.batches.objective)
         self._attempt = Attempt(lambda: self.is_wanted())
         #: Takes the local steps of a micro-batch; None in a job that has only one of them.

@@ -133,7 +133,8 @@ class SampleStore:
             name: Dataset(part.images, part.labels, self.manifest.classes, is_checked=True)
             for name, part in self.parts.items()
         }
-        return TrainTest(name, sets["train"], sets["test"], sets.get("validation"))
+        data = TrainTest(name, sets["train"], sets["test"], sets.get("validation"))
+        return data.scaled_by((self.manifest.mean, self.manifest.std))
 
     def request_for(self, name: PartName, places: Indices) -> SamplesRequest | None:
         """Return the next request that brings these samples here; None if they are here."""

@@ -32,8 +32,6 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
     job: Job
     model: Model
     data: TrainTest
-    #: Mean and deviation of the training set, if the server told them; otherwise they are computed.
-    moments: tuple[float, float] | None
     #: The store of samples that the server sends; None if the data is here.
     store: SampleStore | None
     #: Functions of the user.
@@ -41,7 +39,7 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
 
     def compute(self, slots: Slots, sums: tuple[Vector, ...], frames: Sequence[Slice] = ()) -> Compute:
         """Return what computes leases in that memory; by default in memory of its own."""
-        return Compute(self.job, self.model, self.data, slots, sums, frames=frames, moments=self.moments, own=self.own)
+        return Compute(self.job, self.model, self.data, slots, sums, frames=frames, own=self.own)
 
 
 def gather(welcome: Welcome, load: Loader, cache: Path | None = None) -> LoadedRun:
@@ -54,12 +52,11 @@ def gather(welcome: Welcome, load: Loader, cache: Path | None = None) -> LoadedR
     take_numerics(job.numerics)
     source = source_from_welcome(job, welcome.source, welcome.model_files, welcome.model_folder)
     data, store = _data_of(welcome, load, cache)
-    moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
     own = source.own_code()
     model = source.build(job.seed)
     _take_frozen(welcome, model)
     _check_evidence(welcome, model, data, own)
-    return LoadedRun(job=job, model=model, data=data, moments=moments, store=store, own=own)
+    return LoadedRun(job=job, model=model, data=data, store=store, own=own)
 
 
 def _take_frozen(welcome: Welcome, model: Model) -> None:
@@ -124,7 +121,8 @@ def _data_of(welcome: Welcome, load: Loader, cache: Path | None) -> tuple[TrainT
             raise
         return _shipped(welcome, manifest, cache)
     if data.digest == welcome.dataset:
-        return with_validation(data, job.validation_split, job.seed), None
+        data = with_validation(data, job.validation_split, job.seed)
+        return data if welcome.moments is None else data.scaled_by(welcome.moments), None
     if manifest is not None and cache is not None:
         return _shipped(welcome, manifest, cache)
     raise DataError(

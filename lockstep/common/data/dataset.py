@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from lockstep.common.data.mapped import Samples
@@ -118,6 +119,10 @@ class TrainTest(msgspec.Struct, frozen=True, eq=False, dict=True):
             raise DataError(f"{self.test.classes!r} classes in the test set: expected {self.train.classes!r}")
         if self.train.targets != self.test.targets:
             raise DataError(f"{self.test.targets!r} targets in the test set: expected {self.train.targets!r}")
+
+    def scaled_by(self, moments: tuple[float, float]) -> "TrainTest":
+        """Return the data with these moments of its training set."""
+        return replace(self, train=replace(self.train, moments=moments, is_checked=True))
 
     @cached_property
     def digest(self) -> str:

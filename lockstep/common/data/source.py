@@ -260,4 +260,4 @@ def with_moments(data: TrainTest) -> TrainTest:
     if train.images.dtype.names or train.is_tokens or train.moments is not None:
         return data
     preparation = Preparation.of(train)
-    return replace(data, train=replace(train, moments=(preparation.mean, preparation.std), is_checked=True))
+    return data.scaled_by((preparation.mean, preparation.std))

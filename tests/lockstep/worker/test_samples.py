@@ -221,7 +221,7 @@ class Fetching:
 def fetching(folder: Path) -> Fetching:
     data = TrainTest("digits", digits().train, digits().test, digits().test)
     store = SampleStore.open(folder, manifest_of(data))
-    batches = Batches(job_of(), store.data("digits"), moments=(0.5, 0.25))
+    batches = Batches(job_of(), store.data("digits"))
     return Fetching(data, store, batches)
 
 
