@@ -46,8 +46,6 @@ class OrderAtWork:
     """An order, and the progress of this process in it."""
 
     order: Order
-    #: The same for all steps with one plan.
-    view: OrderView
     progress: OrderProgress
     #: The chain that the order is a step of, None for a lease.
     chain: StepChain | None = None
@@ -133,17 +131,16 @@ class TeamMember:
             self.chain = None
         if self.place is None:
             raise SharingError("the server's memory is not shared")
-        updates = UpdateMaker.open(self.compute, self.memory.shape, self.sums.adder, self.place)
-        self.chain = StepChain(updates, self.sums, self.pace, memory)
+        self.chain = StepChain(UpdateMaker.open(self.sums, self.place), self.sums, memory)
 
     def _begin_step(self, order: Order) -> None:
         before, view = self.last, None
         if before is not None and order.steps is not None and before.order.steps is order.steps:
-            view = before.view
+            view = before.progress.view
         chain = None if order.steps is None else self.chain
         if view is None or view.plan is not order.plan or order.number % VIEW_ORDERS == 0:
             view = self._view_of(order, chain)
-        self.last, self.is_busy = OrderAtWork(order, view, OrderProgress(view, self.clock.now()), chain), True
+        self.last, self.is_busy = OrderAtWork(order, OrderProgress(view, self.clock.now()), chain), True
         self.memory.show("at", order.number)
         if not order.plan.of(self.memory.process):
             self.pace.forget_speed(order.plan.workers)
@@ -372,7 +369,7 @@ class TeamMember:
     def _next_of(self, at: OrderAtWork, stage: OrderStage) -> frozenset[int]:
         """Return the processes that have something to do once a stage of an order is complete."""
         order = at.order
-        if stage is not at.view.stages[-1][0]:
+        if stage is not at.progress.view.stages[-1][0]:
             return frozenset(order.plan.owners)
         if at.chain is None:
             return LEADER  # which gives the next one

@@ -189,6 +189,7 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
 class OrderProgress:
     """The progress of a process in an order."""
 
+    #: The same for all steps with one plan.
     view: OrderView
     #: Since when it is in this stage, when it looks again, and from when on others are late.
     since: float

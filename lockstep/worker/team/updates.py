@@ -29,7 +29,6 @@ from lockstep.common.protocol.team_memory import (
     EXACT_WEIGHTS,
     STATE,
     WEIGHTS,
-    TeamShape,
     UpdateMarks,
     file_of,
     lock_file,
@@ -44,7 +43,6 @@ from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
 from lockstep.worker.team.division import OrderPlan
 from lockstep.worker.team.memory import Copies
-from lockstep.worker.team.pace import Pace
 from lockstep.worker.team.progress import Order, OrderOutcome
 from lockstep.worker.team.sums import Operands, OrderSums, SliceAdder
 
@@ -93,8 +91,9 @@ class UpdateMaker:
         self._updating = UpdatePass(self.policy, self.vectors)
 
     @classmethod
-    def open(cls, compute: Compute, shape: TeamShape, adder: SliceAdder, place: SharedPlace) -> "UpdateMaker":
+    def open(cls, sums: OrderSums, place: SharedPlace) -> "UpdateMaker":
         """Map the newest memory of the weights; `SharingError` if it cannot be."""
+        compute, shape = sums.compute, sums.memory.shape
         layout, names = compute.layout, list(rule_of(compute.job, compute.batches.own).init(0))
         shape_of_weights = weights_shape(layout.size)
         with closing(SharedFolder.join(place.root, place.folder)) as folder:
@@ -108,7 +107,7 @@ class UpdateMaker:
             marks = UpdateMarks.of(segment, shape)
             locks = [folder.lock_of(lock_file(slice_)) for slice_ in range(marks.slices)]
         vectors = UpdateVectors(weights=weights, served=served, slots=state_sets(names, state))
-        return cls(policy_in(compute), adder, marks, vectors, locks)
+        return cls(policy_in(compute), sums.adder, marks, vectors, locks)
 
     # Slices
 
@@ -183,7 +182,6 @@ class StepChain:
 
     updates: UpdateMaker
     sums: OrderSums
-    pace: Pace
     #: The number of the memory.
     memory: int
     #: When the leader's order was begun, and when all sums of the current step were seen to be there.
@@ -253,12 +251,12 @@ class StepChain:
         used = entry["used"] = len(figures)
         write_tally(entry, self.sums.tally_of(order, copies))
         entry["summed_s"], entry["round_s"] = self.summed, self.summed - since
-        entry["update_s"] = self.pace.clock.now() - began
+        entry["update_s"] = self.sums.pace.clock.now() - began
         entry["parts"][:used] = copies.parts
         figures[:, BEGAN_S : ENDED_S + 1] -= since
         entry["times"][:used] = figures[:, COMPUTE_S : ENDED_S + 1]
         entry["losses"][:] = memory.losses(copies)
-        entry["next"] = memory.written(self.pace.plan(order.work, order.node, order))
+        entry["next"] = memory.written(self.sums.pace.plan(order.work, order.node, order))
 
     def _summed_before(self, order: Order) -> float:
         """Return when all sums of the step before were there, as its entry says: this process may have missed that."""

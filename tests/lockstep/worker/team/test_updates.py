@@ -96,7 +96,7 @@ class Writing(StepChain):
 def test_the_mark_of_a_slice_comes_last_before_its_lock_is_released_and_only_if_it_is_finite(is_finite: bool) -> None:
     updates, nothing = Overflowing(is_finite), cast(Any, None)
     sums = cast(Any, SimpleNamespace(tally_of=lambda *_: Tally(), memory=nothing))
-    chain = Writing(cast(Any, updates), sums, nothing, memory=0)
+    chain = Writing(cast(Any, updates), sums, memory=0)
     assert chain.make(ORDER, 0, nothing, nothing, 0.0) is is_finite
     assert updates.seen == [*(["entry", "mark"] * is_finite), "released"]
 
