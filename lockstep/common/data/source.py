@@ -22,8 +22,9 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.reading import near_file
 from lockstep.common.numerics.random import Purpose, generator
 
-#: Arrays by name.
+#: Arrays by name, and the samples and labels of a set.
 Arrays = dict[str, NDArray[Any]]
+Pair = tuple[NDArray[Any], NDArray[Any]]
 
 #: Bytes of an array at most that are in memory for a digest.
 PIECE_BYTES = 2**20
@@ -141,26 +142,29 @@ def _pieces(reader: ArrayReader, convert: Callable[[str, NDArray[Any]], NDArray[
 
 def _loaded(source: str, name: str) -> TrainTest:
     """Return the arrays of a source, which are read into memory."""
-    if source.endswith(".npz") and (parts := record_parts(source)) is not None:
-        try:
-            return _records(name, *parts)
-        except DataError as error:
-            raise DataError(f"{source}: {error}") from None
+    records = record_parts(source) if source.endswith(".npz") else None
+    pairs, classes = _plain_pairs(source) if records is None else ([], 0)
+    try:
+        if records is not None:
+            pairs = [_record_pair(part, arrays) for part, arrays in zip(PARTS, records, strict=True)]
+        values = [parts_of(labels)[0] for _, labels in pairs]
+        if not classes and all(each.dtype == np.int64 for each in values):
+            classes = 1 + max(int(each.max(initial=0)) for each in values)
+        train, test = (_dataset(part, *pair, classes) for part, pair in zip(PARTS, pairs, strict=True))
+        return TrainTest(name, train, test)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+
+
+def _plain_pairs(source: str) -> tuple[list[Pair], int]:
+    """Return samples and labels of both sets, which are one array each, and the classes if the source implies them."""
     with open_arrays(source) as opened:
         if opened.test is None:
             raise DataError(
                 f"{source}: has no test set: expected x_test and y_test next to x_train and y_train; to draw one, run "
                 f"`lockstep pack {shlex.quote(source)} {shlex.quote(Path(source).stem + '.data')}` and use that folder"
             )
-        pairs = {"train": opened.train.read_whole(), "test": opened.test.read_whole()}
-    classes = opened.classes
-    if not classes and not opened.train.has_real_labels:
-        classes = 1 + max(int(labels.max(initial=0)) for _, labels in pairs.values())
-    train, test = (_dataset(f"{source}: {part}", *pair, classes) for part, pair in pairs.items())
-    try:
-        return TrainTest(name, train, test)
-    except DataError as error:
-        raise DataError(f"{source}: {error}") from None
+        return [opened.train.read_whole(), opened.test.read_whole()], opened.classes
 
 
 def record_parts(source: str) -> tuple[Arrays, Arrays] | None:
@@ -182,29 +186,22 @@ def _place(name: str) -> tuple[str, int, str]:
     return array, int(field) if field.isdigit() else 0, field
 
 
-def _records(name: str, train: Arrays, test: Arrays) -> TrainTest:
-    sets = {}
-    for part, arrays in (("train", train), ("test", test)):
-        inputs, targets = (_fields(f"{kind}_{part}", arrays) for kind in "xy")
-        for kind, found in (("x", inputs), ("y", targets)):
-            if not found:
-                raise DataError(f"no array '{kind}_{part}': expected it next to the others")
-            if "" in found and len(found) > 1:
-                both = f"'{kind}_{part}' and '{kind}_{part}.{[*found][-1]}'"
-                raise DataError(f"both {both}: expected one array, or several that each have a name")
-        samples = (
-            as_samples(f"'x_{part}'", inputs[""])
-            if list(inputs) == [""]
-            else as_records({field: as_input(f"'x_{part}.{field}'", array) for field, array in inputs.items()})
-        )
-        labels = {field: as_labels(f"'y_{part}'", array) for field, array in targets.items()}
-        sets[part] = samples, labels_with(labels, arrays.get(f"w_{part}"))
-    classes = 0
-    values = [parts_of(labels)[0] for _, labels in sets.values()]
-    if all(each.dtype == np.int64 for each in values):
-        classes = 1 + max(int(each.max(initial=0)) for each in values)
-    first, second = (_dataset(part, *pair, classes) for part, pair in sets.items())
-    return TrainTest(name, first, second)
+def _record_pair(part: str, arrays: Arrays) -> Pair:
+    """Return the samples and labels of a set with several arrays."""
+    inputs, targets = (_fields(f"{kind}_{part}", arrays) for kind in "xy")
+    for kind, found in (("x", inputs), ("y", targets)):
+        if not found:
+            raise DataError(f"no array '{kind}_{part}': expected it next to the others")
+        if "" in found and len(found) > 1:
+            both = f"'{kind}_{part}' and '{kind}_{part}.{[*found][-1]}'"
+            raise DataError(f"both {both}: expected one array, or several that each have a name")
+    samples = (
+        as_samples(f"'x_{part}'", inputs[""])
+        if list(inputs) == [""]
+        else as_records({field: as_input(f"'x_{part}.{field}'", array) for field, array in inputs.items()})
+    )
+    labels = {field: as_labels(f"'y_{part}'", array) for field, array in targets.items()}
+    return samples, labels_with(labels, arrays.get(f"w_{part}"))
 
 
 def _fields(array: str, arrays: Arrays) -> Arrays:
