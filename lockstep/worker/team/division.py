@@ -61,13 +61,6 @@ class OrderPlan(msgspec.Struct, frozen=True, dict=True):
         return list(range(self.owners.index(process), slices, len(self.owners)))
 
 
-class OrderWork(NamedTuple):
-    """A node, to be divided, of the tree over so many micro-batches."""
-
-    node: Node
-    micro_batches: int
-
-
 class Speed(NamedTuple):
     """The measured speed of a process."""
 
@@ -79,9 +72,9 @@ class Speed(NamedTuple):
 
 
 def plan_for(
-    what: OrderWork, seconds: Mapping[int, float], makers: int = MOST_SLICES, longest: float = math.inf
+    node: Node, seconds: Mapping[int, float], makers: int = MOST_SLICES, longest: float = math.inf
 ) -> OrderPlan:
-    """Divide an order among processes, by the seconds that each takes for a micro-batch.
+    """Divide a node of the tree among processes, by the seconds that each takes for a micro-batch.
 
     Each of at least one gets as many micro-batches as it can compute until all are done, in at most `OWN_PARTS` nodes.
     Those with more than `longest` micro-batches are cut, so that the others can take over most of what a process that
@@ -89,7 +82,7 @@ def plan_for(
     last ones, since the first has to listen to the server.
     """
     grain = 1
-    while (parts := _share_out(what, seconds, grain)) is None:
+    while (parts := _share_out(node, seconds, grain)) is None:
         grain *= 2
     cut = _cut(parts, longest) if len(seconds) > 1 else parts
     slow = SLOW * min(seconds.values())
@@ -108,19 +101,19 @@ def _cut(parts: Sequence[TeamPart], longest: float) -> list[TeamPart]:
     return sorted(cut, key=lambda part: part.node.lo)
 
 
-def _share_out(what: OrderWork, seconds: Mapping[int, float], grain: int) -> list[TeamPart] | None:
+def _share_out(node: Node, seconds: Mapping[int, float], grain: int) -> list[TeamPart] | None:
     """Share out a node in multiples of `grain` micro-batches; None if a process would get too many nodes."""
-    node, parts, given = what.node, list[TeamPart](), dict.fromkeys(seconds, 0)
+    parts, given = list[TeamPart](), dict.fromkeys(seconds, 0)
     takes_s = finishing_time_s(-(-len(node) // grain), [(0.0, grain * each_s) for each_s in seconds.values()])
     rooms = ((process, grain * whole(takes_s, grain * each_s)) for process, each_s in seconds.items())
     # The largest first, whosever it is: then each begins where a node as large does.
     waiting = [(-room.bit_length(), process, room) for process, room in rooms if room]
     heapify(waiting)
-    at = node.lo
-    while at < node.hi:
+    at, count = 0, len(node)
+    while at < count:
         _, process, room = heappop(waiting)
-        part = largest_node_at(at, node.hi, what.micro_batches, room)
-        parts.append(TeamPart(part, process))
+        part = largest_node_at(at, count, count, room)
+        parts.append(TeamPart(part.moved(node.lo), process))
         at, room, given[process] = part.hi, room - len(part), given[process] + 1
         if given[process] > OWN_PARTS:
             return None
@@ -139,14 +132,14 @@ class Planner:
     cores: int = MOST_SLICES
     #: Most processes that can compute at a time without waiting for a core: more if they wait for something else.
     _room: int = 0
-    _what: OrderWork | None = None
+    _node: Node | None = None
     #: Whether parts are cut, since some process waits for a core.
     _is_cut: bool = False
     #: The time of each process for a micro-batch, in times of the fastest.
     _times: Mapping[int, float] = field(default_factory=dict)
     _plan: OrderPlan | None = None
 
-    def plan(self, what: OrderWork, speeds: Mapping[int, Speed], before: Collection[int] = ()) -> OrderPlan:
+    def plan(self, node: Node, speeds: Mapping[int, Speed], before: Collection[int] = ()) -> OrderPlan:
         """Return the plan of an order; `before` are the processes with a part of the one before."""
         least = min((one.seconds for one in speeds.values() if one.seconds > 0.0), default=1.0)
         # A process that has computed nothing yet counts as one of the fastest.
@@ -161,9 +154,9 @@ class Planner:
         if is_cut:
             # A process that waits now may not do so in the next step: so each begins with as many as the others.
             times = dict.fromkeys(times, 1.0)
-        if self._plan is None or (what, is_cut) != (self._what, self._is_cut) or not self._is_near(times):
-            self._what, self._is_cut, self._times = what, is_cut, times
-            self._plan = plan_for(what, times, self.cores, LONGEST_S / least if is_cut else math.inf)
+        if self._plan is None or (node, is_cut) != (self._node, self._is_cut) or not self._is_near(times):
+            self._node, self._is_cut, self._times = node, is_cut, times
+            self._plan = plan_for(node, times, self.cores, LONGEST_S / least if is_cut else math.inf)
         return self._plan
 
     def _enough_of(

@@ -66,7 +66,7 @@ class Leader:
             work=work,
             step=step,
             node=node,
-            plan=self.member.pace.plan(work, node, self._before),
+            plan=self.member.pace.plan(node, self._before),
             memory=memory,
             steps=steps,
         )

@@ -150,7 +150,6 @@ class TeamMember:
         return OrderView(
             process=self.memory.process,
             node=order.node,
-            micro_batches=self.pace.micro_batches_of(order.work),
             plan=order.plan,
             stages=order.stages(slices, updated, clips=self.compute.job.clip_norm is not None),
             seconds=self.memory.marks.seconds.tolist(),

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.protocol.messages import Work
 from lockstep.common.runtime.clock import ThreadClock, ThreadTimes
 from lockstep.common.runtime.environment import yield_core
-from lockstep.worker.team.division import OrderPlan, OrderWork, Planner, Speed
+from lockstep.worker.team.division import OrderPlan, Planner, Speed
 from lockstep.worker.team.meeting import Meeting
 from lockstep.worker.team.memory import TeamMemory
 from lockstep.worker.team.progress import SLEEP_S, Order, Patience
@@ -71,8 +70,6 @@ class Pace:
     memory: TeamMemory
     clock: ThreadClock
     patience: Patience
-    #: Returns the micro-batches of a step, or the chunks of an evaluation.
-    micro_batches_of: Callable[[Work], int]
     #: Only processes of this session take part.
     session: int = 1
     planner: Planner = field(init=False)
@@ -139,13 +136,12 @@ class Pace:
         for name, value in (("failed", 0), ("sleeps", 0), ("at", memory.marks.newest), ("ready", self.session)):
             memory.show(name, value)
 
-    def plan(self, work: Work, node: Node, before: Order | None) -> OrderPlan:
+    def plan(self, node: Node, before: Order | None) -> OrderPlan:
         """Return the plan of the next order, for the processes that were not late with the one before."""
         marks, processes = self.memory.marks, self.present(before)
         known = list(map(Speed, marks.seconds.tolist(), marks.loads.tolist(), marks.waits.tolist()))
         speeds = {process: known[process] for process in processes}
-        division = OrderWork(node, self.micro_batches_of(work))
-        return self.planner.plan(division, speeds, () if before is None else before.plan.workers)
+        return self.planner.plan(node, speeds, () if before is None else before.plan.workers)
 
     def present(self, before: Order | None) -> list[int]:
         """Return the processes of this session that have been in time for an order: at least this one.

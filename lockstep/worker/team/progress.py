@@ -160,12 +160,10 @@ UNKNOWN_S = 1.0
 
 
 class OrderView(msgspec.Struct, frozen=True, kw_only=True):
-    """An order as one process sees it: its tree, plan and stages, and the times to expect."""
+    """An order as one process sees it: its node, plan and stages, and the times to expect."""
 
     process: int
     node: Node
-    #: Micro-batches of the whole tree.
-    micro_batches: int
     plan: OrderPlan
     #: The stages in their order, each with its number of slices.
     stages: tuple[tuple[OrderStage, int], ...]

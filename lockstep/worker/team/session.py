@@ -19,7 +19,7 @@ from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.shared_memory.folder import SharedFolder, shared_root
 from lockstep.worker.compute import Compute, Slots
 from lockstep.worker.setup import LoadedRun
-from lockstep.worker.team.division import OrderWork, plan_for
+from lockstep.worker.team.division import plan_for
 from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import RESULT, TeamMemory
@@ -61,7 +61,7 @@ class TeamContext(msgspec.Struct, frozen=True, kw_only=True):
         memory.own.reserve(0)
         memory.own.reserve(RESULT)
         compute = loaded.compute(slots, memory.own.vectors[:ROWS], frames)
-        pace = Pace(memory, self.clock, self.patience, compute.batches.micro_batches_of, session)
+        pace = Pace(memory, self.clock, self.patience, session)
         return self.kind(compute, memory, self.clock, pace, Waking(memory, self.meeting), place)
 
 
@@ -120,8 +120,8 @@ def lead(welcome: Welcome, loaded: LoadedRun, context: TeamContext) -> LeaderSet
 def _prove(compute: Compute, loaded: LoadedRun, context: TeamContext) -> None:
     """Prove what computes the part of a step that one of equally fast processes has, before the run waits for it."""
     if loaded.store is None:  # otherwise its samples may not have come
-        whole, count = Node(0, loaded.job.micro_batches), min(context.processes, context.patience.cores)
-        plan = plan_for(OrderWork(whole, len(whole)), dict.fromkeys(range(count), 1.0))
+        count = min(context.processes, context.patience.cores)
+        plan = plan_for(Node(0, loaded.job.micro_batches), dict.fromkeys(range(count), 1.0))
         compute.prove(plan.parts[0].node)
 
 

@@ -256,7 +256,7 @@ class StepChain:
         figures[:, BEGAN_S : ENDED_S + 1] -= since
         entry["times"][:used] = figures[:, COMPUTE_S : ENDED_S + 1]
         entry["losses"][:] = memory.losses(copies)
-        entry["next"] = memory.written(self.sums.pace.plan(order.work, order.node, order))
+        entry["next"] = memory.written(self.sums.pace.plan(order.node, order))
 
     def _summed_before(self, order: Order) -> float:
         """Return when all sums of the step before were there, as its entry says: this process may have missed that."""

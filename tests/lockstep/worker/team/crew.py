@@ -350,7 +350,7 @@ def _member(
 ) -> TeamMember:
     # Some do several things at once, as processes do, and others one.
     is_stepwise = memory.process % 2 == 0
-    pace = Pace(memory, clock, patience, compute.batches.micro_batches_of)
+    pace = Pace(memory, clock, patience)
     member = TeamMember(compute, memory, clock, pace, Waking(memory, None), place, is_stepwise=is_stepwise)
     compute.is_wanted = member.is_wanted
     # As if it had computed before: otherwise others would wait for seconds.

@@ -13,7 +13,6 @@ from lockstep.worker.team.division import (
     SLOW,
     WAITS,
     OrderPlan,
-    OrderWork,
     Planner,
     Speed,
     TeamPart,
@@ -25,23 +24,20 @@ SPEEDS = st.dictionaries(st.integers(0, 15), st.floats(1e-6, 10.0), min_size=1, 
 
 
 @st.composite
-def divisions(draw: st.DrawFn) -> OrderWork:
-    """Return any node of any tree."""
+def divisions(draw: st.DrawFn) -> tuple[Node, int]:
+    """Return any node of any tree, and the micro-batches of that."""
     micro_batches = draw(st.integers(1, 200))
     lo = draw(st.integers(0, micro_batches - 1))
-    return OrderWork(
-        largest_node_at(lo, micro_batches, micro_batches, draw(st.integers(1, micro_batches))), micro_batches
-    )
+    return largest_node_at(lo, micro_batches, micro_batches, draw(st.integers(1, micro_batches))), micro_batches
 
 
 @settings(derandomize=True, deadline=None)
 @given(divisions(), SPEEDS)
-def test_every_micro_batch_is_given_once_in_few_nodes(what: OrderWork, seconds: dict[int, float]) -> None:
-    plan = plan_for(what, seconds)
-    assert [m for part in plan.parts for m in range(part.node.lo, part.node.hi)] == list(
-        range(what.node.lo, what.node.hi)
-    )
-    assert all(is_node(part.node.lo, part.node.hi, what.micro_batches) for part in plan.parts)
+def test_every_micro_batch_is_given_once_in_few_nodes(what: tuple[Node, int], seconds: dict[int, float]) -> None:
+    node, micro_batches = what
+    plan = plan_for(node, seconds)
+    assert [m for part in plan.parts for m in range(part.node.lo, part.node.hi)] == list(range(node.lo, node.hi))
+    assert all(is_node(part.node.lo, part.node.hi, micro_batches) for part in plan.parts)
     assert {part.process for part in plan.parts} <= set(seconds)
     assert all(len(plan.of(process)) <= OWN_PARTS for process in seconds)
     fast = [process for process in sorted(seconds) if seconds[process] < SLOW * min(seconds.values())]
@@ -60,13 +56,13 @@ def test_every_micro_batch_is_given_once_in_few_nodes(what: OrderWork, seconds: 
     ],
 )
 def test_all_are_done_when_they_can_be_at_the_earliest(micro_batches: int, seconds: dict[int, float]) -> None:
-    plan = plan_for(OrderWork(Node(0, micro_batches), micro_batches), seconds)
+    plan = plan_for(Node(0, micro_batches), seconds)
     took = max(sum(map(len, plan.of(process))) * each_s for process, each_s in seconds.items())
     assert took == finishing_time_s(micro_batches, [(0.0, each_s) for each_s in seconds.values()])
 
 
 def test_so_many_that_each_gets_few_nodes_are_given_in_larger_pieces() -> None:
-    what = OrderWork(Node(0, 4096), 4096)
+    what = Node(0, 4096)
     plan = plan_for(what, {process: 1.0 + process / 7 for process in range(9)})
     assert max(len(plan.of(process)) for process in range(9)) <= OWN_PARTS
     took = max(sum(map(len, plan.of(process))) * (1.0 + process / 7) for process in range(9))
@@ -76,18 +72,18 @@ def test_so_many_that_each_gets_few_nodes_are_given_in_larger_pieces() -> None:
 
 def test_the_largest_part_that_is_still_to_be_given_comes_first() -> None:
     # In the other order, the second would get [4, 6) and [6, 7): more nodes, which are smaller.
-    plan = plan_for(OrderWork(Node(0, 8), 8), {0: 1.0, 1: 2.0})
+    plan = plan_for(Node(0, 8), {0: 1.0, 1: 2.0})
     assert plan.parts == (TeamPart(Node(0, 4), 0), TeamPart(Node(4, 6), 0), TeamPart(Node(6, 8), 1))
 
 
 def test_one_that_is_much_too_slow_gets_nothing() -> None:
-    plan = plan_for(OrderWork(Node(0, 4), 4), {0: 1.0, 1: 100.0})
+    plan = plan_for(Node(0, 4), {0: 1.0, 1: 100.0})
     assert (plan.of(0), plan.of(1)) == ([Node(0, 4)], [])
     assert (plan.slices_of(0, 5), plan.slices_of(1, 5)) == ([0, 1, 2, 3, 4], [])
 
 
 def test_a_slow_one_computes_what_it_can_and_makes_no_slices_on_which_all_would_wait() -> None:
-    plan = plan_for(OrderWork(Node(0, 8), 8), {0: 1.0, 1: 1.9, 2: 2.0})
+    plan = plan_for(Node(0, 8), {0: 1.0, 1: 1.9, 2: 2.0})
     assert len(plan.of(2)) == 1
     assert plan.owners == (0, 1)
 
@@ -101,13 +97,12 @@ def test_slices_are_made_in_turn_by_the_processes_of_the_plan() -> None:
 @settings(derandomize=True, deadline=None)
 @given(divisions(), SPEEDS, st.floats(0.1, 8.0))
 def test_long_parts_are_cut_so_that_others_can_take_them_over(
-    what: OrderWork, seconds: dict[int, float], longest: float
+    what: tuple[Node, int], seconds: dict[int, float], longest: float
 ) -> None:
-    plan, whole = plan_for(what, seconds, longest=longest), plan_for(what, seconds)
-    assert [m for part in plan.parts for m in range(part.node.lo, part.node.hi)] == list(
-        range(what.node.lo, what.node.hi)
-    )
-    assert all(is_node(part.node.lo, part.node.hi, what.micro_batches) for part in plan.parts)
+    node, micro_batches = what
+    plan, whole = plan_for(node, seconds, longest=longest), plan_for(node, seconds)
+    assert [m for part in plan.parts for m in range(part.node.lo, part.node.hi)] == list(range(node.lo, node.hi))
+    assert all(is_node(part.node.lo, part.node.hi, micro_batches) for part in plan.parts)
     for process in seconds:
         own = plan.of(process)
         assert sum(map(len, own)) == sum(map(len, whole.of(process)))
@@ -116,7 +111,7 @@ def test_long_parts_are_cut_so_that_others_can_take_them_over(
 
 
 def test_parts_that_are_too_long_are_cut_and_those_of_one_that_is_alone_are_not() -> None:
-    what = OrderWork(Node(0, 8), 8)
+    what = Node(0, 8)
     assert plan_for(what, {3: 1.0}, longest=1.0).of(3) == [Node(0, 8)]
     assert plan_for(what, {0: 1.0, 1: 1.0}, longest=1.0).of(1) == [Node(lo, lo + 1) for lo in range(4, 8)]
     assert plan_for(what, {0: 1.0, 1: 1.0}, longest=2.0).of(1) == [Node(4, 6), Node(6, 8)]
@@ -124,13 +119,13 @@ def test_parts_that_are_too_long_are_cut_and_those_of_one_that_is_alone_are_not(
 
 
 def test_no_more_make_slices_than_there_is_room_for() -> None:
-    assert plan_for(OrderWork(Node(0, 8), 8), dict.fromkeys(range(5), 1.0), makers=2).owners == (3, 4)
+    assert plan_for(Node(0, 8), dict.fromkeys(range(5), 1.0), makers=2).owners == (3, 4)
 
 
 # A plan is kept
 
 
-WHAT = OrderWork(Node(0, 8), 8)
+WHAT = Node(0, 8)
 
 
 def speeds(seconds: dict[int, float], load: float = 1.0) -> dict[int, Speed]:
@@ -152,7 +147,7 @@ def test_a_plan_is_kept_as_long_as_the_same_are_as_fast(then: dict[int, float], 
     planner = Planner()
     first = planner.plan(WHAT, speeds({0: 1.0, 1: 2.0}))
     assert (planner.plan(WHAT, speeds(then)) is first) == is_kept
-    assert planner.plan(OrderWork(Node(0, 4), 8), speeds(then)) is not first
+    assert planner.plan(Node(0, 4), speeds(then)) is not first
 
 
 def test_long_parts_are_cut_while_a_process_that_has_some_waits_for_a_core() -> None:

@@ -300,7 +300,7 @@ def test_if_the_servers_memory_is_gone_at_an_order_it_leaves_and_waits_for_anoth
         work="train",
         step=0,
         node=whole(pair.welcome.job).node(),
-        plan=leader.member.pace.plan("train", whole(pair.welcome.job).node(), None),
+        plan=leader.member.pace.plan(whole(pair.welcome.job).node(), None),
         memory=1,
         steps=None,
     )

@@ -26,7 +26,7 @@ from lockstep.common.protocol.team_memory import (
 )
 from lockstep.common.runtime.clock import ManualClock, ThreadTimes
 from lockstep.common.transport.shared_memory.folder import SharedFolder
-from lockstep.worker.team.division import OrderPlan, OrderWork, TeamPart, plan_for
+from lockstep.worker.team.division import OrderPlan, TeamPart, plan_for
 from lockstep.worker.team.memory import (
     RESULT,
     Copies,
@@ -39,7 +39,7 @@ from lockstep.worker.team.pace import FIRST, LEAST_LOAD, Pace
 from lockstep.worker.team.progress import PATIENT, BegunCopy, ComputeNode, OpenPart, Order, Steps
 
 SHAPE = TeamShape(processes=3, micro_batches=8, size=5000, clips=False, metrics=2)
-PLAN = plan_for(OrderWork(Node(0, 8), 8), {0: 1.0, 1: 1.5, 2: 4.0})
+PLAN = plan_for(Node(0, 8), {0: 1.0, 1: 1.5, 2: 4.0})
 
 
 @contextmanager
@@ -78,12 +78,12 @@ def begin_row(member: TeamMemory, row: int) -> None:
 
 
 def pace_of(member: TeamMemory) -> Pace:
-    return Pace(member, ManualClock(), PATIENT, lambda work: SHAPE.micro_batches)
+    return Pace(member, ManualClock(), PATIENT)
 
 
 def copies_of(member: TeamMemory, node: Node, number: int = 4) -> list[Copy] | None:
     """Return the sums that an order for three equal processes is put together from."""
-    plan = plan_for(OrderWork(node, 8), dict.fromkeys(range(3), 1.0))
+    plan = plan_for(node, dict.fromkeys(range(3), 1.0))
     found = member.sums_of(order_of(number, node=node, plan=plan))
     return None if found is None else list(found.copies)
 
@@ -149,7 +149,7 @@ def test_what_is_there_twice_does_not_hide_what_is_missing(team: list[TeamMemory
 
 @pytest.mark.parametrize("row", [0, OWN_PARTS])
 def test_sums_that_are_being_written_are_not_seen(row: int, team: list[TeamMemory]) -> None:
-    order = order_of(4, plan=plan_for(OrderWork(Node(0, 8), 8), {0: 1.0}))
+    order = order_of(4, plan=plan_for(Node(0, 8), {0: 1.0}))
     show(team[0], row, 0, 8)
     assert team[1].sums_of(order) is not None
     begin_row(team[0], row)
@@ -345,7 +345,7 @@ def test_what_was_written_of_sums_is_read_after_it_is_seen_that_they_are_there(
     is_planned: bool, team: list[TeamMemory]
 ) -> None:
     writer, reader, row = team[0], team[1], 0 if is_planned else OWN_PARTS
-    order = order_of(4, plan=plan_for(OrderWork(Node(0, 8), 8), {0: 1.0}))
+    order = order_of(4, plan=plan_for(Node(0, 8), {0: 1.0}))
 
     def hide() -> None:
         writer.marks.nodes[0, row, ORDER] = 0

@@ -31,7 +31,6 @@ PLAN = OrderPlan(
 VIEW = OrderView(
     process=0,
     node=Node(0, 8),
-    micro_batches=8,
     plan=PLAN,
     stages=((OrderStage.SUMS, 0), (OrderStage.UPDATE, 4)),
     seconds=[0.1, 0.2, 0.1],
