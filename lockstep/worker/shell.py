@@ -33,7 +33,8 @@ from lockstep.worker.connections import SEND_TIMEOUT_S, EarlyMessages, ServerCon
 from lockstep.worker.session import WorkerSession
 from lockstep.worker.setup import LoadedRun
 from lockstep.worker.state import WorkerState
-from lockstep.worker.team.session import TeamContext, dismiss, foretell
+from lockstep.worker.team.meeting import Session, announce
+from lockstep.worker.team.session import TeamContext
 
 
 @dataclass
@@ -70,7 +71,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         meeting = self.context.meeting
         if meeting is not None:
             if self.ended is not None:
-                dismiss(self.ended, meeting)
+                announce(meeting, Session(code=self.ended.code, reason=self.ended.reason))
             meeting.close()
         self.servers.close()
 
@@ -182,7 +183,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             self.session = None
         try:
             if self.context.meeting is not None:
-                foretell(welcome, self.context.meeting)
+                announce(self.context.meeting, Session(welcome=welcome))
             incarnation = self.state.client.join().incarnation
             self.session = WorkerSession.open(
                 welcome, self.gather(welcome), self.context, self.servers, self.early, self.sign, incarnation

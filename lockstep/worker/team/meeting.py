@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.errors import SharingError
 from lockstep.common.files.atomic import write_atomically
@@ -27,8 +28,8 @@ _ALL = 65_536
 class Session(msgspec.Struct, frozen=True, kw_only=True):
     """The run that the leader has joined, for the other processes."""
 
-    #: Rises with each session.
-    number: int
+    #: Rises with each session that is announced.
+    number: int = 0
     #: Which run it is; None once there will be none any more, with the code and the reason of the leader's end.
     welcome: Welcome | None = None
     code: int = 0
@@ -60,6 +61,17 @@ class Meeting(Protocol):
 
     def close(self) -> None:
         """Leave."""
+
+
+def announce(meeting: Meeting, session: Session) -> int:
+    """Tell the others of the next session, and return its number.
+
+    It is announced before its memory is made, so that all processes build the model and load the data together.
+    """
+    before = meeting.session()
+    number = 1 if before is None else before.number + 1
+    meeting.announce(replace(session, number=number))
+    return number
 
 
 @dataclass

@@ -15,12 +15,11 @@ from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.team_memory import ROWS, WEIGHTS, TeamShape, file_of, process_shape, weights_shape
 from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.runtime.notice import warning
-from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.shared_memory.folder import SharedFolder, shared_root
 from lockstep.worker.compute import Compute, Slots
 from lockstep.worker.setup import LoadedRun
 from lockstep.worker.team.division import plan_for
-from lockstep.worker.team.meeting import Meeting, Session
+from lockstep.worker.team.meeting import Meeting, Session, announce
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import RESULT, TeamMemory
 from lockstep.worker.team.pace import Pace, Waking
@@ -110,7 +109,9 @@ def lead(welcome: Welcome, loaded: LoadedRun, context: TeamContext) -> LeaderSet
         stack.callback(memory.close)
         member = context.member(loaded, memory, slots or own_slots, shared, frames)
         if context.meeting is not None:
-            member.pace.session = _announce(welcome, memory, shared, context.meeting)
+            path, root = str(folder.path), "" if shared is None else str(shared.root)
+            session = Session(welcome=welcome, folder=path, shared_root=root, makers=shape.makers)
+            member.pace.session = announce(context.meeting, session)
         _prove(member.compute, loaded, context)  # while the others do so too
         member.pace.show_ready()
         stack.pop_all()
@@ -171,29 +172,6 @@ def _check_room(root: Path, shape: TeamShape) -> None:
             f"{root} has no room for the {needed / 2**20:.0f} MiB of a team of {shape.processes} "
             f"({free / 2**20:.0f} MiB are free): make it larger (for a container, --shm-size)"
         )
-
-
-def foretell(welcome: Welcome, meeting: Meeting) -> None:
-    """Tell the others which run it will be, so that they build the model and load the data while the leader does."""
-    meeting.announce(Session(number=_next_number(meeting), welcome=welcome))
-
-
-def _announce(welcome: Welcome, memory: TeamMemory, shared: SharedPlace | None, meeting: Meeting) -> int:
-    """Tell the others where the memory for a run is; return the number of the session."""
-    number, root = _next_number(meeting), "" if shared is None else str(shared.root)
-    folder, makers = str(memory.path), memory.shape.makers
-    meeting.announce(Session(number=number, welcome=welcome, folder=folder, shared_root=root, makers=makers))
-    return number
-
-
-def dismiss(ended: Exit, meeting: Meeting) -> None:
-    """Let the other processes end, as the leader does."""
-    meeting.announce(Session(number=_next_number(meeting), code=ended.code, reason=ended.reason))
-
-
-def _next_number(meeting: Meeting) -> int:
-    before = meeting.session()
-    return 1 if before is None else before.number + 1
 
 
 def follow(session: Session, welcome: Welcome, loaded: LoadedRun, context: TeamContext, process: int) -> TeamMember:

@@ -20,10 +20,10 @@ from lockstep.ps.setup import open_run
 from lockstep.worker.setup import Loader, gather
 from lockstep.worker.team.helper import INTERRUPTED, SLEEP_S, UNFIT, TeamProcess
 from lockstep.worker.team.leader import LISTEN_S, Leader
-from lockstep.worker.team.meeting import Session
+from lockstep.worker.team.meeting import Session, announce
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.progress import ComputeNode, Order, OrderOutcome
-from lockstep.worker.team.session import LeaderSetup, dismiss, foretell, lead
+from lockstep.worker.team.session import LeaderSetup, lead
 from tests.lockstep.worker.team.crew import TICK_S, whole
 from tests.lockstep.worker.team.noticeboard import BoardMeeting, Noticeboard, Recorder, context, welcome_to
 from tests.simulation.small import digits, job_of, load_digits
@@ -113,7 +113,7 @@ def test_it_takes_part_in_a_session_once(pair: Pair) -> None:
 
 
 def test_what_is_foretold_is_ready_when_the_memory_is_there(pair: Pair) -> None:
-    foretell(pair.welcome, pair.leading)
+    announce(pair.leading, Session(welcome=pair.welcome))
     assert pair.process.step()
     assert (pair.recorder.loaded, pair.recorder.said) == (["digits"], [])
     pair.lead()
@@ -123,7 +123,7 @@ def test_what_is_foretold_is_ready_when_the_memory_is_there(pair: Pair) -> None:
 
 
 def test_another_run_than_was_foretold_is_built_anew(pair: Pair) -> None:
-    foretell(welcome_to("another"), pair.leading)
+    announce(pair.leading, Session(welcome=welcome_to("another")))
     assert pair.process.step()
     pair.lead()
     assert pair.process.step()
@@ -135,7 +135,7 @@ def test_another_run_than_was_foretold_is_built_anew(pair: Pair) -> None:
 def test_one_that_is_dismissed_ends_as_the_leader_did_and_lets_go(pair: Pair, code: int) -> None:
     pair.lead()
     assert pair.process.step()
-    dismiss(Exit(code=code, reason=""), pair.leading)
+    announce(pair.leading, Session(code=code))
     assert pair.process.run() == Exit(code=code, reason="")
     assert pair.meeting.is_closed
     pair.close()
@@ -144,7 +144,7 @@ def test_one_that_is_dismissed_ends_as_the_leader_did_and_lets_go(pair: Pair, co
 def test_it_waits_for_a_session_as_long_as_there_is_none(pair: Pair) -> None:
     def dismissed() -> None:
         if len(pair.meeting.waited) == 3:
-            dismiss(Exit(code=3, reason=""), pair.leading)
+            announce(pair.leading, Session(code=3))
 
     pair.meeting.meanwhile = dismissed
     assert pair.process.run() == Exit(code=3, reason="")
@@ -184,7 +184,7 @@ def test_the_leader_waits_for_nobody_while_it_has_something_to_do(pair: Pair) ->
 @pytest.mark.parametrize(("code", "waits"), [(0, False), (1, True), (UNFIT, False), (INTERRUPTED, True)])
 def test_one_that_is_started_again_waits_for_a_leader_that_is_too(pair: Pair, code: int, waits: bool) -> None:
     pair.lead()
-    dismiss(Exit(code=code, reason=""), pair.leading)
+    announce(pair.leading, Session(code=code))
     pair.loads(pair.recorder.load)
     pair.steps()
     assert pair.process.ended == (None if waits else Exit(code=code, reason=""))
@@ -198,7 +198,7 @@ def test_one_that_is_started_again_waits_for_a_leader_that_is_too(pair: Pair, co
 def test_it_takes_the_numerics_of_the_run(pair: Pair) -> None:
     job = msgspec.structs.replace(pair.welcome.job, numerics="native")
     with kept_numerics():
-        foretell(msgspec.structs.replace(pair.welcome, job=job), pair.leading)
+        announce(pair.leading, Session(welcome=msgspec.structs.replace(pair.welcome, job=job)))
         pair.loads(pair.recorder.load)
         pair.steps()
         assert own_numerics() == "native"
@@ -353,7 +353,7 @@ def test_an_interrupt_while_it_waits_ends_it_and_lets_go(pair: Pair) -> None:
 
 
 def test_what_is_announced_twice_is_begun_once(pair: Pair) -> None:
-    foretell(pair.welcome, pair.leading)
+    announce(pair.leading, Session(welcome=pair.welcome))
     assert pair.process.step()
     session = pair.board.session
     assert session == Session(number=1, welcome=pair.welcome)

@@ -15,15 +15,14 @@ from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.team_memory import WEIGHTS, TeamShape
-from lockstep.common.statemachine.client import Exit
 from lockstep.ps.server.shared_memory import ServerSharedMemory, share
 from lockstep.ps.setup import open_run
 from lockstep.worker.compute import Compute
 from lockstep.worker.setup import LoadedRun, gather
-from lockstep.worker.team.meeting import Session
+from lockstep.worker.team.meeting import Session, announce
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import RESULT
-from lockstep.worker.team.session import LeaderSetup, _check_room, dismiss, follow, foretell, lead, shape_of
+from lockstep.worker.team.session import LeaderSetup, _check_room, follow, lead, shape_of
 from tests.lockstep.worker.team.crew import Alone
 from tests.lockstep.worker.team.noticeboard import BoardMeeting, Noticeboard, Recorder, context, welcome_to
 from tests.simulation.small import digits, job_of, load_digits
@@ -111,7 +110,7 @@ def test_who_takes_part_has_memory_for_its_first_sums_and_for_the_slices_that_it
 
 def test_a_member_is_ready_for_the_session_that_was_announced(memory: Path) -> None:
     board, welcome = Noticeboard(), welcome_to()
-    foretell(welcome, BoardMeeting(board, 0))
+    announce(BoardMeeting(board, 0), Session(welcome=welcome))
     leader, session = team(board, memory, welcome)
     assert session.number == 2
     assert leader.member is not None
@@ -128,9 +127,9 @@ def test_each_session_has_a_higher_number_than_the_one_before() -> None:
     meeting, numbers = BoardMeeting(board, 0), []
     for is_last in (False, True, False):
         if is_last:
-            dismiss(Exit(code=3, reason=""), meeting)
+            announce(meeting, Session(code=3))
         else:
-            foretell(welcome, meeting)
+            announce(meeting, Session(welcome=welcome))
         assert board.session is not None
         numbers.append(board.session.number)
     assert numbers == [1, 2, 3]
@@ -138,9 +137,9 @@ def test_each_session_has_a_higher_number_than_the_one_before() -> None:
 
 def test_a_run_is_foretold_without_memory_and_the_end_without_a_run() -> None:
     board, welcome = Noticeboard(), welcome_to()
-    foretell(welcome, BoardMeeting(board, 0))
+    announce(BoardMeeting(board, 0), Session(welcome=welcome))
     assert board.session == Session(number=1, welcome=welcome)
-    dismiss(Exit(code=2, reason="no"), BoardMeeting(board, 0))
+    announce(BoardMeeting(board, 0), Session(code=2, reason="no"))
     assert board.session == Session(number=2, code=2, reason="no")
     assert board.rung == [1, 1]
 
