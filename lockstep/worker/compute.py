@@ -50,7 +50,6 @@ class Compute:
         slots: Slots = (),
         sums: tuple[Vector, ...] = (),
         *,
-        is_wanted: Callable[[], bool] = lambda: True,
         frames: Sequence[Slice] = (),
         own: OwnCode = NO_CODE,
     ) -> None:
@@ -60,7 +59,7 @@ class Compute:
         #: Vectors for sums, each of the layout's size: by default one new vector.
         self.sums = sums or (self.layout.new_vector(),)
         #: Asked before each micro-batch of a node but the first whether the rest is still wanted.
-        self.is_wanted = is_wanted
+        self.is_wanted: Callable[[], bool] = lambda: True
         #: Called with the outputs of each chunk of an evaluation; they are valid until the next.
         self.on_outputs: Callable[[Array], None] = lambda outputs: None
         #: Frames in which sums are sent: by default those of one server.

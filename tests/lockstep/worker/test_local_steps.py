@@ -277,7 +277,8 @@ def test_it_is_asked_before_each_local_step_whether_the_rest_is_wanted() -> None
         asked.append(None)
         return next(answers)
 
-    compute = compute_of(NOISY, is_wanted=is_wanted)
+    compute = compute_of(NOISY)
+    compute.is_wanted = is_wanted
     with pytest.raises(StoppedError) as stopped:
         compute.train(0, Node(0, 3))
     # Three within the first micro-batch, one before the second, and the second one within that.
