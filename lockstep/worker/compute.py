@@ -22,7 +22,7 @@ from lockstep.common.model.port import WARM_UP, Model
 from lockstep.common.protocol.messages import Work
 from lockstep.worker.batches import Batches
 from lockstep.worker.gradient_sink import GradientSink, SendBucket
-from lockstep.worker.local_steps import LocalStepSums, Replica
+from lockstep.worker.local_steps import LocalStepSums
 from lockstep.worker.node_sums import (
     Attempt,
     GradientSums,
@@ -76,8 +76,8 @@ class Compute:
         self.move(self.slots)
 
     def _local_steps(self) -> LocalStepSums:
-        replica, places = Replica(self.layout, self.job), (len(self.slots), len(self.sums))
-        return LocalStepSums(self.engine, self.batches, replica, self.model.momenta(), *places, self._attempt)
+        places, momenta = (len(self.slots), len(self.sums)), self.model.momenta()
+        return LocalStepSums(self.engine, self.batches, self.layout, momenta, *places, self._attempt)
 
     def _node_sums(self) -> NodeSums:
         sink = GradientSink(self.layout, self.frames, self.wire)
@@ -120,8 +120,8 @@ class Compute:
         self.slots, self._at = slots, Vectors(slots[0], self.sums[0])
         weights, written = list(slots), list(self.sums)
         if self.local is not None:
-            weights.extend(self.local.replica.weights)
-            written.append(self.local.replica.gradient)
+            weights.extend(self.local.weights)
+            written.append(self.local.gradient)
         # Read only, as they are where memory is shared: a model that changes its own weights would get other bits on
         # another worker.
         self.engine.bind([read_only(vector) for vector in weights], written)

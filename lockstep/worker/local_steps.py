@@ -18,14 +18,12 @@ from msgspec.structs import replace
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.quantization import EXACT
 from lockstep.common.aggregation.slices import Slice
-from lockstep.common.aggregation.tree import Node, Vector, new_vector
-from lockstep.common.aggregation.update import Pair, UpdatePass, UpdateRule, UpdateStep, UpdateVectors
-from lockstep.common.job.job import Job
-from lockstep.common.job.optimizer import replica_of, replica_schedule, rule_of, rules_of, spans_of
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.aggregation.update import Pair, UpdatePass, UpdateStep, UpdateVectors
+from lockstep.common.job.optimizer import UpdatePolicy, replica_of, replica_schedule, rules_of, spans_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.port import Engine, OnFinal
 from lockstep.common.optim.clipping import add_blocks, scale_for
-from lockstep.common.optim.schedules import Schedule
 from lockstep.worker.batches import Batches
 from lockstep.worker.gradient_sink import GradientSink, NotFiniteError
 from lockstep.worker.node_sums import (
@@ -39,72 +37,54 @@ from lockstep.worker.node_sums import (
 
 
 @dataclass
-class Replica:
-    """The memory of a process for local steps, all of the layout's size: made once."""
-
-    layout: ParameterLayout
-    job: Job
-    #: The weights before an update and after it, in turn.
-    weights: Pair = field(init=False)
-    gradient: Vector = field(init=False)
-    #: The optimizer's slots by name.
-    state: dict[str, Vector] = field(init=False)
-
-    def __post_init__(self) -> None:
-        size = self.layout.size
-        self.weights = new_vector(size), new_vector(size)
-        self.gradient = new_vector(size)
-        self.state = rule_of(replica_of(self.job)).init(self.layout.parameter_size)
-
-    def begin(self, weights: Vector) -> None:
-        """Begin with these weights, and without a state."""
-        np.copyto(self.weights[0], weights)
-        for slot in self.state.values():
-            slot.fill(0.0)
-
-
-@dataclass
 class LocalStepSums:
     """The difference of weights that the local steps of a micro-batch make, times its divisor."""
 
     engine: Engine
     batches: Batches
-    replica: Replica
+    layout: ParameterLayout
     #: Momentum of each running statistic of the model.
     momenta: Vector
-    #: By which the engine knows the first of the replica's weights, and its gradient.
+    #: By which the engine knows the first of the weights here, and the gradient.
     reads: int
     writes: int
     #: The progress of the current node. Before each local step but the first it is asked if the rest is wanted.
     attempt: Attempt
-    #: The same of the current micro-batch, whose local batches it counts.
+    #: The weights before an update and after it, in turn; made once, as all memory here.
+    weights: Pair = field(init=False)
+    gradient: Vector = field(init=False)
+    #: The progress of the current micro-batch, whose local batches it counts.
     _local_attempt: Attempt = field(init=False)
     _gradients: NodeSums = field(init=False)
+    _policy: UpdatePolicy = field(init=False)
+    #: The optimizer's slots by name.
+    _state: dict[str, Vector] = field(init=False)
     _updating: UpdatePass = field(init=False)
-    _schedule: Schedule = field(init=False)
-    _clip_norm: float | None = field(init=False)
 
     def __post_init__(self) -> None:
-        job, samples, replica, layout = (
-            self.batches.job,
-            len(self.batches.data.train),
-            self.replica,
-            self.replica.layout,
-        )
-        whole = Slice(0, layout.size)
+        layout = self.layout
+        self.weights, self.gradient = (layout.new_vector(), layout.new_vector()), layout.new_vector()
         self._local_attempt = Attempt(self.attempt.is_wanted)
         leaf = GradientSums(self.engine, layout, self.batches)
         passes = Passes(self.engine, self.batches, self._local_attempt, bool(layout.statistics))
-        sink = GradientSink(layout, [whole], EXACT)
+        sink = GradientSink(layout, [Slice(0, layout.size)], EXACT)
         self._gradients = NodeSums(leaf, layout, sink, self._local_attempt, passes)
+        self._policy = self._replica_policy()
+        self._state = self._policy.init(layout.parameter_size)
+        sets = self._state, self._state
+        self._updating = UpdatePass(self._policy, UpdateVectors(weights=self.weights, served=self.weights, slots=sets))
+
+    def _replica_policy(self) -> UpdatePolicy:
+        """Return how the gradient of a local batch becomes weights."""
+        job, samples = self.batches.job, len(self.batches.data.train)
         own = replica_of(job)
-        rule = UpdateRule(
-            rules=rules_of(own, spans_of(own, layout)), parameter_size=layout.parameter_size, momenta=self.momenta
+        return UpdatePolicy(
+            rules=rules_of(own, spans_of(own, self.layout)),
+            schedule=replica_schedule(job, job.total_steps(samples), -(-samples // job.global_batch)),
+            clip_norm=own.clip_norm,
+            parameter_size=self.layout.parameter_size,
+            momenta=self.momenta,
         )
-        vectors = UpdateVectors(weights=replica.weights, served=replica.weights, slots=(replica.state, replica.state))
-        self._updating = UpdatePass(rule, vectors)
-        self._schedule = replica_schedule(job, job.total_steps(samples), -(-samples // job.global_batch))
-        self._clip_norm = own.clip_norm
 
     def compute(self, step: int, micro_batch: int, at: Vectors, on_final: OnFinal | None) -> Tally:
         try:
@@ -112,7 +92,7 @@ class LocalStepSums:
         finally:
             self.engine.read_from(at.reads)
             self.engine.write_to(at.writes)
-        size, count = self.replica.layout.parameter_size, np.float32(tally.divisor)
+        size, count = self.layout.parameter_size, np.float32(tally.divisor)
         with np.errstate(all="ignore"):  # numbers that are not finite are found when the sums are sent
             np.subtract(at.weights[:size], end[:size], out=at.sums[:size])
             np.multiply(at.sums[:size], count, out=at.sums[:size])
@@ -125,7 +105,9 @@ class LocalStepSums:
         The engine reads the weights that are returned, which are valid until the next call. A local step without
         samples, as in a short batch at the end of an epoch, updates nothing. Raises as `NodeSums.train`.
         """
-        self.replica.begin(weights)
+        np.copyto(self.weights[0], weights)
+        for slot in self._state.values():
+            slot.fill(0.0)
         self._local_attempt.begin()
         self.engine.read_from(self.reads)
         self.engine.write_to(self.writes)
@@ -141,12 +123,12 @@ class LocalStepSums:
         loss = float(np.float32(tally.loss_sum))
         if not math.isfinite(loss):
             raise NotFiniteError(micro_batch, "the sum over its local steps")
-        return self.replica.weights[updates % 2], replace(tally, loss_sum=loss)
+        return self.weights[updates % 2], replace(tally, loss_sum=loss)
 
     def _gradient(self, step: int, local_batch: Node, updates: int) -> Tally:
         """Compute the sum of gradients of a local batch."""
         reads = updates % 2
-        at = Vectors(self.replica.weights[reads], self.replica.gradient, self.reads + reads, self.writes)
+        at = Vectors(self.weights[reads], self.gradient, self.reads + reads, self.writes)
         micro_batch, local_step = divmod(local_batch.lo, self.batches.job.local_steps)
         try:
             return self._gradients.train(step, local_batch, at, None)
@@ -157,11 +139,11 @@ class LocalStepSums:
 
     def _update(self, number: int, updates: int, divisor: float) -> None:
         """Make the update after so many others, in the local step of that number since the run began."""
-        updating, whole, terms = self._updating, Slice(0, self.replica.layout.size), [self.replica.gradient]
+        updating, whole, terms = self._updating, Slice(0, self.layout.size), [self.gradient]
         scale = None
-        if self._clip_norm is not None:
-            scale = scale_for(add_blocks(updating.squares(whole, terms, divisor)), self._clip_norm)
+        if self._policy.clip_norm is not None:
+            scale = scale_for(add_blocks(updating.squares(whole, terms, divisor)), self._policy.clip_norm)
         # Numbers that are not finite show in the next loss, or in the sums.
-        rate = self._schedule.rate(number)
+        rate = self._policy.schedule.rate(number)
         at = UpdateStep(step=updates, divisor=divisor, rate=rate, scale=scale)
         updating.run(at, whole, terms)

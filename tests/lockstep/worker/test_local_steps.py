@@ -319,13 +319,17 @@ def test_the_rates_of_a_run_of_epochs_are_those_of_as_many_steps() -> None:
 
 def test_memory_is_made_once() -> None:
     compute = compute_of(MLP)
-    assert compute.local is not None
-    replica = compute.local.replica
-    made = [*replica.weights, replica.gradient, *replica.state.values()]
-    addresses = [vector.ctypes.data for vector in made]
+    local = compute.local
+    assert local is not None
+
+    def addresses() -> list[int]:
+        return [vector.ctypes.data for vector in (*local.weights, local.gradient, *local._state.values())]
+
+    made = addresses()
     for step in range(3):
         compute.turn(step)
         compute.train(step, Node(0, 2))
-    assert [vector.ctypes.data for vector in (*replica.weights, replica.gradient, *replica.state.values())] == addresses
+    assert addresses() == made
     compute.move((np.zeros_like(compute.weights), np.zeros_like(compute.weights)))
-    assert compute.local.replica is replica
+    assert compute.local is local
+    assert addresses() == made
