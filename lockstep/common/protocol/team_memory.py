@@ -55,9 +55,12 @@ WORKS: tuple[Work, ...] = get_args(Work)
 MOST_SLICES, LEAST_SLICE = 64, 16_384
 
 #: The state that a process shows, a cache line each: the order that it has seen last, the one that it cannot carry out,
-#: whether it sleeps until another process wakes it, the session that it is ready for, and when it looked last.
+#: whether it sleeps until another process wakes it, the session that it is ready for, and when it looked last; then the
+#: seconds that a micro-batch takes it, which part of a core it needs meanwhile, both 0 if that is not known, and for
+#: which part of its time it waits for a core.
 PROCESS = np.dtype(
-    [("at", "<i8"), ("failed", "<i8"), ("sleeps", "<i8"), ("ready", "<i8"), ("looked_s", "<f8"), ("rest", "<i8", (3,))]
+    [(name, "<i8") for name in ("at", "failed", "sleeps", "ready")]
+    + [(name, "<f8") for name in ("looked_s", "seconds", "load", "waits")]
 )
 
 #: The columns that a process shows of each of its vectors of sums: its order (negative while it is being written) and
@@ -233,9 +236,6 @@ class TeamShape(msgspec.Struct, frozen=True, kw_only=True):
         integers, floats = np.dtype("<i8"), np.dtype("<f8")
         return {
             "marks": (integers, (8,)),
-            "seconds": (floats, (count,)),
-            "loads": (floats, (count,)),
-            "waits": (floats, (count,)),
             "processes": (PROCESS, (count,)),
             "nodes": (integers, (count, ROWS, 4)),
             "figures": (floats, (count, ROWS, METRICS + self.metrics)),
@@ -308,12 +308,6 @@ class TeamMarks(msgspec.Struct, frozen=True):
 
     #: int64: the newest order. Written by the leader.
     marks: NDArray[np.int64]
-    #: Seconds that a micro-batch takes each process, 0 if that is not known, shape (processes,): each its own.
-    seconds: NDArray[np.float64]
-    #: Which part of a core it needs meanwhile, 0 if that is not known, (processes,): the same.
-    loads: NDArray[np.float64]
-    #: For which part of its time it waits for a core, (processes,): the same.
-    waits: NDArray[np.float64]
     #: Of `PROCESS`, shape (processes,): each process writes its own.
     processes: NDArray[np.void]
     #: Of each vector of sums, from `ORDER` and from `LOSS_SUM` on, of shapes (processes, ROWS, 4) and

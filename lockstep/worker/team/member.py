@@ -152,7 +152,7 @@ class TeamMember:
             node=order.node,
             plan=order.plan,
             stages=order.stages(slices, updated, clips=self.compute.job.clip_norm is not None),
-            seconds=self.memory.marks.seconds.tolist(),
+            seconds=self.memory.marks.processes["seconds"].tolist(),
             patience=self.pace.patience,
         )
 

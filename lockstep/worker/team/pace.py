@@ -86,39 +86,39 @@ class Pace:
     @property
     def is_measured(self) -> bool:
         """True if the seconds that a micro-batch takes this process are known."""
-        return bool(self.memory.marks.seconds[self.memory.process])
+        return bool(self.memory.mine["seconds"])
 
     def record(self, micro_batches: int, took_s: float, before: ThreadTimes, after: ThreadTimes) -> None:
         """Record the seconds that so many micro-batches have taken, and the times of the thread around them."""
         took_s, waited_s = max(1e-9, took_s), after.waited - before.waited
         self.record_speed(took_s / micro_batches)
         self.record_load((after.ran - before.ran) / max(1e-9, took_s - waited_s))
-        waits, process = self.memory.marks.waits, self.memory.process
-        waits[process] += min(took_s / WAITS_S, 1.0) * (min(waited_s / took_s, 1.0) - waits[process])
+        mine = self.memory.mine
+        mine["waits"] += min(took_s / WAITS_S, 1.0) * (min(waited_s / took_s, 1.0) - mine["waits"])
 
     def record_speed(self, seconds: float) -> None:
         """Record the seconds that a micro-batch has taken this process."""
-        known, process = self.memory.marks.seconds, self.memory.process
-        before = float(known[process])
+        mine = self.memory.mine
+        before = float(mine["seconds"])
         # The first ones, in which the model's calls are recorded, take much longer; and so does one in which the
         # process waits for a core, which says little of the next. Later, a fast one says as little: a process that is
         # paused again and again is not as fast as it is between two pauses.
         is_known = before > 0.0 and (seconds > before / 2 or self._measured >= FIRST)
-        known[process] = before + NEW * (min(seconds, MOST * before) - before) if is_known else seconds
+        mine["seconds"] = before + NEW * (min(seconds, MOST * before) - before) if is_known else seconds
         self._measured += 1
 
     def record_load(self, load: float) -> None:
         """Record the part of its time for which this process had a core, or waited for nothing else."""
-        known, process = self.memory.marks.loads, self.memory.process
-        before, now = float(known[process]), min(max(load, LEAST_LOAD), 1.0)
-        known[process] = before + NEW * (now - before) if before else now
+        mine = self.memory.mine
+        before, now = float(mine["load"]), min(max(load, LEAST_LOAD), 1.0)
+        mine["load"] = before + NEW * (now - before) if before else now
 
     def forget_speed(self, workers: Iterable[int]) -> None:
         """Let this process count as a little faster, because it was given nothing: so it is tried again.
 
         It does not count as faster than the `workers`, which were given something, because they may just be enough.
         """
-        seconds = self.memory.marks.seconds
+        seconds = self.memory.marks.processes["seconds"]
         forgotten = FORGOTTEN if self._measured > FIRST else FIRST_FORGOTTEN
         least = min((float(seconds[process]) for process in workers), default=0.0)
         seconds[self.memory.process] = max(least, forgotten * seconds[self.memory.process])
@@ -138,9 +138,8 @@ class Pace:
 
     def plan(self, node: Node, before: Order | None) -> OrderPlan:
         """Return the plan of the next order, for the processes that were not late with the one before."""
-        marks, processes = self.memory.marks, self.present(before)
-        known = list(map(Speed, marks.seconds.tolist(), marks.loads.tolist(), marks.waits.tolist()))
-        speeds = {process: known[process] for process in processes}
+        known = self.memory.marks.processes[["seconds", "load", "waits"]].tolist()
+        speeds = {process: Speed(*known[process]) for process in self.present(before)}
         return self.planner.plan(node, speeds, () if before is None else before.plan.workers)
 
     def present(self, before: Order | None) -> list[int]:

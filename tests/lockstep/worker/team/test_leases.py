@@ -273,7 +273,7 @@ def test_where_cores_are_short_as_many_compute_as_there_is_room_for_and_rather_w
     with crew_of(Crew.of(job, 3, memory, patience=replace(CROWDED, cores=1))) as crew:
         leader = crew.members[0]
         # Each waits for half of the time: two fit on a core.
-        leader.memory.marks.loads[:] = 0.5
+        leader.memory.marks.processes["load"][:] = 0.5
         assert leader.pace.plan(node, None).workers == {1, 2}
         plan = OrderPlan((TeamPart(Node(0, 4), 0), TeamPart(Node(4, 6), 1)), (0, 1))
         before = Order(number=0, work="train", step=0, node=node, plan=plan)

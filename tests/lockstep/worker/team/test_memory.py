@@ -400,7 +400,7 @@ def test_who_shows_that_it_sleeps_looks_after_that_and_who_has_written_looks_who
 
 
 def test_a_process_measures_its_speed_as_a_mean_that_forgets(team: list[TeamMemory]) -> None:
-    pace, seconds = pace_of(team[1]), team[0].marks.seconds
+    pace, seconds = pace_of(team[1]), team[0].marks.processes["seconds"]
     pace.record_speed(8.0)
     assert seconds.tolist() == [0.0, 8.0, 0.0]
     pace.record_speed(1.0)  # the first one was not like the others
@@ -422,7 +422,7 @@ def test_a_process_measures_its_speed_as_a_mean_that_forgets(team: list[TeamMemo
 
 
 def test_who_was_given_nothing_never_counts_as_faster_than_those_who_were(team: list[TeamMemory]) -> None:
-    pace, seconds = pace_of(team[1]), team[0].marks.seconds
+    pace, seconds = pace_of(team[1]), team[0].marks.processes["seconds"]
     pace_of(team[0]).record_speed(2.0)
     pace.record_speed(2.1)
     for _ in range(5):
@@ -434,7 +434,7 @@ def test_who_was_given_nothing_never_counts_as_faster_than_those_who_were(team: 
 
 
 def test_a_process_measures_which_part_of_a_core_it_needs(team: list[TeamMemory]) -> None:
-    pace, loads = pace_of(team[1]), team[0].marks.loads
+    pace, loads = pace_of(team[1]), team[0].marks.processes["load"]
     for measured in (1.3, 1.0):  # clocks differ a little
         pace.record_load(measured)
         assert loads.tolist() == [0.0, 1.0, 0.0]
@@ -446,7 +446,7 @@ def test_a_process_measures_which_part_of_a_core_it_needs(team: list[TeamMemory]
 
 
 def test_a_process_measures_for_which_part_of_its_time_it_waits_for_a_core(team: list[TeamMemory]) -> None:
-    pace, waits, none = pace_of(team[1]), team[0].marks.waits, ThreadTimes(0.0, 0.0)
+    pace, waits, none = pace_of(team[1]), team[0].marks.processes["waits"], ThreadTimes(0.0, 0.0)
     for _ in range(100):
         pace.record(2, 0.02, none, ThreadTimes(0.015, 0.005))
     assert waits.tolist() == [0.0, pytest.approx(0.25), 0.0]
