@@ -23,14 +23,7 @@ from lockstep.common.protocol.messages import Work
 from lockstep.worker.batches import Batches
 from lockstep.worker.gradient_sink import GradientSink, SendBucket
 from lockstep.worker.local_steps import LocalStepSums
-from lockstep.worker.node_sums import (
-    Attempt,
-    GradientSums,
-    NodeSums,
-    Passes,
-    Vectors,
-    not_finite,
-)
+from lockstep.worker.node_sums import Attempt, NodeSums, Vectors, gradient_sums, not_finite
 
 #: Steps of a run for which it pays to make and prove programs before its first one: some times `WARM_UP`.
 LONG = 5 * WARM_UP
@@ -84,11 +77,7 @@ class Compute:
         if self.local is not None:
             # Their micro-batches have weights of their own: there is nothing to compute in one pass over several.
             return NodeSums(self.local, self.layout, sink, self._attempt)
-        leaf = GradientSums(self.engine, self.layout, self.batches)
-        # Otherwise a step of one micro-batch would ask in vain.
-        can_pass = not self.engine.obstacle
-        passes = Passes(self.engine, self.batches, self._attempt, bool(self.layout.statistics)) if can_pass else None
-        return NodeSums(leaf, self.layout, sink, self._attempt, passes)
+        return gradient_sums(self.engine, self.layout, self.batches, sink, self._attempt)
 
     @property
     def job(self) -> Job:

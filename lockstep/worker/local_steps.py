@@ -26,14 +26,7 @@ from lockstep.common.model.port import Engine, OnFinal
 from lockstep.common.optim.clipping import add_blocks, scale_for
 from lockstep.worker.batches import Batches
 from lockstep.worker.gradient_sink import GradientSink, NotFiniteError
-from lockstep.worker.node_sums import (
-    Attempt,
-    GradientSums,
-    NodeSums,
-    Passes,
-    StoppedError,
-    Vectors,
-)
+from lockstep.worker.node_sums import Attempt, NodeSums, StoppedError, Vectors, gradient_sums
 
 
 @dataclass
@@ -65,10 +58,8 @@ class LocalStepSums:
         layout = self.layout
         self.weights, self.gradient = (layout.new_vector(), layout.new_vector()), layout.new_vector()
         self._local_attempt = Attempt(self.attempt.is_wanted)
-        leaf = GradientSums(self.engine, layout, self.batches)
-        passes = Passes(self.engine, self.batches, self._local_attempt, bool(layout.statistics))
         sink = GradientSink(layout, [Slice(0, layout.size)], EXACT)
-        self._gradients = NodeSums(leaf, layout, sink, self._local_attempt, passes)
+        self._gradients = gradient_sums(self.engine, layout, self.batches, sink, self._local_attempt)
         self._policy = self._replica_policy()
         self._state = self._policy.init(layout.parameter_size)
         sets = self._state, self._state

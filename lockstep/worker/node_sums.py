@@ -295,6 +295,15 @@ class NodeSums:
         return None if len(node) > 1 and not self.sink.is_exact else passes.made_for(step, node)
 
 
+def gradient_sums(
+    engine: Engine, layout: ParameterLayout, batches: Batches, sink: GradientSink, attempt: Attempt
+) -> NodeSums:
+    """Return what computes the sums of gradients, in passes if the engine may make some."""
+    # Otherwise a step of one micro-batch would ask in vain.
+    passes = None if engine.obstacle else Passes(engine, batches, attempt, bool(layout.statistics))
+    return NodeSums(GradientSums(engine, layout, batches), layout, sink, attempt, passes)
+
+
 @lru_cache(maxsize=256)
 def tree_over(count: int) -> Tree:
     """Return the tree of sums over so many micro-batches, from 0 on."""
