@@ -34,26 +34,11 @@ from lockstep.worker import state as machine
 from lockstep.worker.connections import SEND_TIMEOUT_S, EarlyMessages, ServerConnections, WeightsAssembly
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.node_sums import StoppedError
-from lockstep.worker.samples import SampleStore, request_for_lease
+from lockstep.worker.samples import request_for_lease
 from lockstep.worker.setup import LoadedRun
 from lockstep.worker.team.leader import Found, Leader
 from lockstep.worker.team.progress import Order, OrderOutcome
 from lockstep.worker.team.session import LeaderSetup, TeamContext, lead
-
-#: Returns the signature of a result with this digest, empty if the run has none.
-Signature = Callable[[Lease, str], bytes]
-
-
-def signature_of(welcome: Welcome, sign: Callable[[bytes], bytes] | None) -> Signature:
-    """Return how a worker with this key, or with none, signs the results of a run."""
-    run, job = welcome.signed_run, welcome.job.digest()
-
-    def signature(lease: Lease, digest: str) -> bytes:
-        if sign is None or not (run and digest):
-            return b""
-        return sign(statement_of(run, job, lease.step, lease.node(), digest))
-
-    return signature
 
 
 @dataclass
@@ -206,54 +191,37 @@ class WorkerSession:
     """The worker's model, data and team in one run, its share of the memory, and its current work."""
 
     welcome: Welcome
-    setup: LeaderSetup
+    loaded: LoadedRun
+    context: TeamContext
     servers: ServerConnections
     early: EarlyMessages
-    context: TeamContext
-    signature: Signature
+    #: Signs with the key of this worker; None if it has none.
+    sign: Callable[[bytes], bytes] | None
+    setup: LeaderSetup = field(init=False)
     #: Gives orders to the team; None if there is no other process, and no memory is shared.
-    leader: Leader | None
-    #: Has the samples that the server sends; None if the data is here.
-    samples: SampleStore | None
+    leader: Leader | None = field(init=False)
     #: The frames of the weights that have come.
-    weights: WeightsAssembly
+    weights: WeightsAssembly = field(init=False)
     #: The lease that is computed, or was computed last.
     work: LeaseRun | StepsRun | None = None
 
-    @classmethod
-    def open(
-        cls,
-        welcome: Welcome,
-        loaded: LoadedRun,
-        context: TeamContext,
-        servers: ServerConnections,
-        early: EarlyMessages,
-        sign: Callable[[bytes], bytes] | None,
-        incarnation: str,
-    ) -> "WorkerSession":
-        """Make room for the run, and dial its other servers; `LockstepError` if that fails."""
-        setup = lead(welcome, loaded, context)
-        compute = setup.compute
-        session = cls(
-            welcome,
-            setup,
-            servers,
-            early,
-            context,
-            signature_of(welcome, sign),
-            None if setup.member is None else Leader(setup.member, context.meeting),
-            loaded.store,
-            WeightsAssembly({frame.start: len(frame) for frame in compute.frames}),
-        )
-        compute.is_wanted = session._is_wanted
+    def __post_init__(self) -> None:
+        """Make room for the run; `LockstepError` if that fails."""
+        setup = self.setup = lead(self.welcome, self.loaded, self.context)
+        self.leader = None if setup.member is None else Leader(setup.member, self.context.meeting)
+        self.weights = WeightsAssembly({frame.start: len(frame) for frame in setup.compute.frames})
+        setup.compute.is_wanted = self._is_wanted
+
+    def connect(self, incarnation: str) -> None:
+        """Dial the other servers of the run; `LockstepError` if that fails."""
+        # If all servers share memory with us, there is nothing to exchange with the others.
+        addresses = [] if self.shares else self.welcome.shards
+        hello = Hello(rank=self.welcome.rank, incarnation=incarnation)
         try:
-            # If all servers share memory with us, there is nothing to exchange with the others.
-            addresses = welcome.shards if setup.shared is None else []
-            servers.connect(addresses, compute.layout.size, Hello(rank=welcome.rank, incarnation=incarnation))
+            self.servers.connect(addresses, self.setup.compute.layout.size, hello)
         except BaseException:  # of an interrupt too: nothing else knows the session yet
-            session.close()
+            self.close()
             raise
-        return session
 
     def close(self) -> None:
         """Free the memory of the team."""
@@ -310,10 +278,10 @@ class WorkerSession:
 
     def store(self, samples: Samples, words: Vector) -> machine.Event:
         """Store samples that the server has sent."""
-        if self.samples is None:
+        if self.loaded.store is None:
             raise RemoteProtocolError("samples that were not requested")
         try:
-            self.samples.put(samples, words)
+            self.loaded.store.put(samples, words)
         except DataError as error:
             return machine.SamplesNotStored(reason=str(error))
         return samples
@@ -342,9 +310,16 @@ class WorkerSession:
         work = self.work
         return [work.last[1]] if isinstance(work, LeaseRun) and work.last and result.start is not None else []
 
+    def signature(self, lease: Lease, digest: str) -> bytes:
+        """Return the signature of a result with this digest, empty if the run or the result has none."""
+        run, job = self.welcome.signed_run, self.welcome.job
+        if self.sign is None or not (run and digest):
+            return b""
+        return self.sign(statement_of(run, job.digest(), lease.step, lease.node(), digest))
+
     def begin_lease(self, lease: Lease, later: Iterable[Lease]) -> list[machine.Event]:
         """Compute a lease, alone or with the team; return its result, nothing if that comes later."""
-        store, batches = self.samples, self.setup.compute.batches
+        store, batches = self.loaded.store, self.setup.compute.batches
         request = None if store is None else request_for_lease(store, batches, lease, later)
         if request is not None:
             return [machine.SamplesMissing(lease=lease, request=request)]

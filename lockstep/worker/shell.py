@@ -184,10 +184,10 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         try:
             if self.context.meeting is not None:
                 announce(self.context.meeting, Session(welcome=welcome))
-            incarnation = self.state.client.join().incarnation
-            self.session = WorkerSession.open(
-                welcome, self.gather(welcome), self.context, self.servers, self.early, self.sign, incarnation
-            )
+            loaded = self.gather(welcome)
+            session = WorkerSession(welcome, loaded, self.context, self.servers, self.early, self.sign)
+            session.connect(self.state.client.join().incarnation)
         except LockstepError as error:
             return PreparationFailed(reason=str(error))
-        return self.session.ready()
+        self.session = session
+        return session.ready()

@@ -50,7 +50,7 @@ def run(job: Job, cache_dir: Path, workers: int = 1, seed: int = 1) -> Simulatio
 def here(worker: Member[WorkerShell]) -> int:
     """Return how many training samples a worker has."""
     assert worker.runner.session is not None
-    store = worker.runner.session.samples
+    store = worker.runner.session.loaded.store
     assert store is not None
     part = store.parts["train"]
     return part.info.samples - len(part.missing(np.arange(part.info.samples)))
@@ -73,7 +73,7 @@ def test_a_worker_with_the_data_asks_for_nothing(tmp_path: Path) -> None:
     worker = simulation.add_worker(cache=tmp_path)
     simulation.prove(expected("plain"))
     assert worker.runner.session is not None
-    assert worker.runner.session.samples is None
+    assert worker.runner.session.loaded.store is None
     assert list(tmp_path.iterdir()) == []
 
 

@@ -686,14 +686,14 @@ def test_how_an_order_of_several_steps_has_ended() -> None:
 def test_samples_that_were_not_requested_or_that_cannot_be_stored() -> None:
     samples, words = Samples(part="train", places=b""), np.zeros(1, np.float32)
     with pytest.raises(RemoteProtocolError, match="samples that were not requested"):
-        WorkerSession.store(session_of(samples=None), samples, words)
+        WorkerSession.store(session_of(loaded=SimpleNamespace(store=None)), samples, words)
     stored: list[Any] = []
 
     def full(*given: Any) -> None:
         raise DataError("no room")
 
     store = SimpleNamespace(put=lambda *given: stored.append(given))
-    session = session_of(samples=store)
+    session = session_of(loaded=SimpleNamespace(store=store))
     assert WorkerSession.store(session, samples, words) is samples
     assert stored == [(samples, words)]
     store.put = full
