@@ -13,7 +13,6 @@ from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import Buffer, decode, encode
 from lockstep.common.protocol.messages import ServerMessage
 from lockstep.common.protocol.shard_messages import Hello
-from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, PeerSlow, Wait, wait_for_nothing
 
 #: Seconds to wait for a server that does not read, before a message to it is given up.
@@ -44,6 +43,10 @@ class ServerConnections:
     #: The connections that may have a message, the next one first: one that always has some must not starve the others.
     #: To ask each connection each time would take longer than to receive.
     _ready: deque[ClientPort] = field(default_factory=deque)
+    #: Messages that came while a lease was computed, which are handled after it, in their order.
+    early: deque[list[memoryview]] = field(default_factory=deque)
+    #: When it was last looked for some.
+    _looked: float = 0.0
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
         """Wait for a message of any of them."""
@@ -64,6 +67,35 @@ class ServerConnections:
                 return message
             self._ready.popleft()
         return None
+
+    # Messages that come early
+
+    def begin_looking(self, now: float) -> None:
+        """Begin the time until the next look."""
+        self._looked = now
+
+    def has_come(self, is_sought: Callable[[Any], bool], now: float) -> bool:
+        """Look for messages from time to time; return whether one is the sought one, after which no more are read."""
+        if now < self._looked + LOOK_S:
+            return False
+        self._looked = now
+        while len(self.early) < MOST_EARLY and self.listen(0.0):
+            if is_sought(_message_of(self.early[-1])):
+                return True
+        return False
+
+    def listen(self, timeout_s: float | None) -> bool:
+        """Wait for a message; return whether one has come."""
+        frames = self.receive(timeout_s)
+        if frames is not None:
+            self.early.append(frames)
+        return frames is not None
+
+    def take(self) -> list[memoryview] | None:
+        """Return the next message, None if no more have come."""
+        return self.early.popleft() if self.early else self.receive(0.0)
+
+    # Connections
 
     def send(self, frames: list[Buffer], timeout_s: float = 0.0, start: int | None = None) -> None:
         """Send a message to the server that owns the frame that begins at `start`, or to the one that decides."""
@@ -87,7 +119,8 @@ class ServerConnections:
         self.introduce(SEND_TIMEOUT_S)
 
     def redial(self, address: str, public: str) -> None:
-        """Leave all servers, and dial another one that decides."""
+        """Leave all servers, whose messages are of no use any more, and dial another one that decides."""
+        self.early.clear()
         self.disconnect()
         self.first.close()
         self.first = self.dial(address, public)
@@ -118,43 +151,6 @@ def _send(server: ClientPort, frames: list[Buffer], timeout_s: float) -> None:
     except PeerSlow:
         # The server does not read, or is gone: a question is asked again, and a lease is given again.
         return
-
-
-@dataclass
-class EarlyMessages:
-    """Messages that come while a lease is computed, which are handled after it, in their order."""
-
-    servers: ServerConnections
-    clock: Clock
-    frames: deque[list[memoryview]] = field(default_factory=deque)
-    #: When it was last looked for some.
-    _looked: float = 0.0
-
-    def begin(self) -> None:
-        """Begin the time until the next look."""
-        self._looked = self.clock.now()
-
-    def show(self, is_sought: Callable[[Any], bool]) -> bool:
-        """Look for messages from time to time; return whether one is the sought one, after which no more are read."""
-        now = self.clock.now()
-        if now < self._looked + LOOK_S:
-            return False
-        self._looked = now
-        while len(self.frames) < MOST_EARLY and self.listen(0.0):
-            if is_sought(_message_of(self.frames[-1])):
-                return True
-        return False
-
-    def listen(self, timeout_s: float | None) -> bool:
-        """Wait for a message; return whether one has come."""
-        frames = self.servers.receive(timeout_s)
-        if frames is not None:
-            self.frames.append(frames)
-        return frames is not None
-
-    def take(self) -> list[memoryview] | None:
-        """Return the next message, None if no more have come."""
-        return self.frames.popleft() if self.frames else self.servers.receive(0.0)
 
 
 def _message_of(frames: list[memoryview]) -> Any:

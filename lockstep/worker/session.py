@@ -31,7 +31,7 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.shard_messages import Hello
 from lockstep.common.protocol.statement import result_digest, statement_of
 from lockstep.worker import state as machine
-from lockstep.worker.connections import SEND_TIMEOUT_S, EarlyMessages, ServerConnections, WeightsAssembly
+from lockstep.worker.connections import SEND_TIMEOUT_S, ServerConnections, WeightsAssembly
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.samples import request_for_lease
@@ -194,7 +194,6 @@ class WorkerSession:
     loaded: LoadedRun
     context: TeamContext
     servers: ServerConnections
-    early: EarlyMessages
     #: Signs with the key of this worker; None if it has none.
     sign: Callable[[bytes], bytes] | None
     setup: LeaderSetup = field(init=False)
@@ -324,7 +323,7 @@ class WorkerSession:
         if request is not None:
             return [machine.SamplesMissing(lease=lease, request=request)]
         work = self.work = LeaseRun(self, lease)
-        self.early.begin()
+        self.servers.begin_looking(self.context.clock.now())
         if self.leader is None or not self.leader.can_divide(lease):
             return [work.compute_alone()]
         self.leader.begin_lease(lease)
@@ -335,7 +334,7 @@ class WorkerSession:
         if self.leader is None:
             return [Dropped(number=lease.number)]
         work = self.work = StepsRun(lease.number, self.leader, self.context.say)
-        self.early.begin()
+        self.servers.begin_looking(self.context.clock.now())
         try:
             self.leader.begin_steps(lease)
         except SharingError:
@@ -356,14 +355,14 @@ class WorkerSession:
         due = leader.member.due()
         if leader.meeting is None and due is not None and due > now:
             # There is no other process to wait for, only the server.
-            self.early.listen(due - now)
+            self.servers.listen(due - now)
             return []
         order, outcome = leader.order, leader.advance(now)
         return [] if outcome is None or order is None else [work.ended(leader, order, outcome)]
 
     def is_withdrawn(self) -> bool:
         """Return whether the current work is withdrawn, as far as is known; look from time to time."""
-        return self.work is not None and self.early.show(self.work.is_ended_by)
+        return self.work is not None and self.servers.has_come(self.work.is_ended_by, self.context.clock.now())
 
     def _is_wanted(self) -> bool:
         return not self.is_withdrawn() and (self.work is None or self.work.is_on_time())

@@ -29,7 +29,7 @@ from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.statemachine.loop import EventLoop
 from lockstep.common.statemachine.machine import TimePassed
 from lockstep.worker import state as machine
-from lockstep.worker.connections import SEND_TIMEOUT_S, EarlyMessages, ServerConnections
+from lockstep.worker.connections import SEND_TIMEOUT_S, ServerConnections
 from lockstep.worker.session import WorkerSession
 from lockstep.worker.setup import LoadedRun
 from lockstep.worker.state import WorkerState
@@ -55,14 +55,12 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     arrays: list[Vector] = field(default_factory=list)
     clock: ThreadClock = field(init=False)
     say: Callable[[str], None] = field(init=False)
-    early: EarlyMessages = field(init=False)
     loop: EventLoop[machine.Event] = field(init=False)
     #: None before the first welcome.
     session: WorkerSession | None = None
 
     def __post_init__(self) -> None:
         self.clock, self.say = self.context.clock, self.context.say
-        self.early = EarlyMessages(self.servers, self.clock)
         self.loop = EventLoop(self.clock, self, (self,), self.dispatch_all, messages_first=True, hold=nullcontext)
 
     def close(self) -> None:
@@ -88,7 +86,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
 
     def deadline(self) -> float | None:
         """Return when `step` has something to do even if no message comes: with work, a moment that is past."""
-        has_work = self.state.has_work() or bool(self.early.frames) or self._is_team_busy()
+        has_work = self.state.has_work() or bool(self.servers.early) or self._is_team_busy()
         return self.state.client.search.heard if has_work else self.state.deadline()
 
     def on_time(self, now: float) -> Sequence[machine.Event]:
@@ -100,11 +98,11 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         return []
 
     def listen(self, seconds: float | None) -> None:
-        self.early.listen(seconds)
+        self.servers.listen(seconds)
 
     def take(self) -> Sequence[machine.Event] | None:
         """Handle one message; those that come while the team is busy wait."""
-        frames = None if self._is_team_busy() else self.early.take()
+        frames = None if self._is_team_busy() else self.servers.take()
         if frames is None:
             return None
         self.on_server_message(frames)
@@ -118,8 +116,8 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         if session.is_withdrawn():
             return session.stop()
         if session.work is not None and session.work.lets_messages_in:
-            if self.early.frames:
-                self.on_server_message(self.early.frames.popleft())
+            if self.servers.early:
+                self.on_server_message(self.servers.early.popleft())
                 return []
             if self._misses_server(now):
                 return [TimePassed()]
@@ -159,7 +157,6 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             self.servers.send(encode(message))
 
     def redial(self, server: StandbyAddress) -> None:
-        self.early.frames.clear()
         self.servers.redial(server.address, server.public)
 
     def perform(self, effect: machine.WorkEffect) -> Iterable[machine.Event]:
@@ -185,7 +182,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             if self.context.meeting is not None:
                 announce(self.context.meeting, Session(welcome=welcome))
             loaded = self.gather(welcome)
-            session = WorkerSession(welcome, loaded, self.context, self.servers, self.early, self.sign)
+            session = WorkerSession(welcome, loaded, self.context, self.servers, self.sign)
             session.connect(self.state.client.join().incarnation)
         except LockstepError as error:
             return PreparationFailed(reason=str(error))

@@ -622,8 +622,12 @@ def test_it_waits_until_something_is_due_and_not_at_all_with_work_at_hand() -> N
 
 def session_of(**values: Any) -> Any:
     """Return what these decisions look at of a session."""
-    early = SimpleNamespace(begin=lambda: None)
-    return SimpleNamespace(**{"leader": None, "shares": True, "early": early, "_follow": lambda lease: lease, **values})
+    around = {
+        "servers": SimpleNamespace(begin_looking=lambda now: None),
+        "context": SimpleNamespace(clock=ManualClock(), say=print),
+        "_follow": lambda lease: lease,
+    }
+    return SimpleNamespace(**{"leader": None, "shares": True, **around, **values})
 
 
 STEPS = MultiStepLease(number=1, incarnation=JOIN.incarnation, first=2, last=4, reads=0)
@@ -738,7 +742,7 @@ def worked(team: TeamAtWork, early: list[Any], *, is_busy: bool = True, misses: 
     handled: list[Any] = []
     shell: Any = SimpleNamespace(
         state=SimpleNamespace(is_busy=lambda: is_busy),
-        early=SimpleNamespace(frames=deque(early)),
+        servers=SimpleNamespace(early=deque(early)),
         on_server_message=handled.append,
         _misses_server=lambda now: misses,
     )
@@ -789,7 +793,7 @@ def test_a_team_of_one_waits_for_the_server_until_something_is_due(
         advance=lambda now: OrderOutcome.DONE if now == 1.0 else None,
     )
     work = SimpleNamespace(ended=lambda *given: given)
-    session = session_of(leader=leader, work=work, early=SimpleNamespace(listen=listened.append))
+    session = session_of(leader=leader, work=work, servers=SimpleNamespace(listen=listened.append))
     found: Any = [] if waited else [(leader, leader.order, OrderOutcome.DONE)]
     assert (WorkerSession.advance(session, 1.0), listened) == (found, waited)
     assert waited or WorkerSession.advance(session, 2.0) == []
@@ -798,7 +802,7 @@ def test_a_team_of_one_waits_for_the_server_until_something_is_due(
 def test_several_steps_are_begun_and_stopped_by_the_team() -> None:
     begun: list[object] = []
     leader = SimpleNamespace(begin_steps=begun.append, stop=lambda: begun.append("stopped"))
-    session = session_of(leader=leader, context=SimpleNamespace(say=print), work=None)
+    session = session_of(leader=leader, work=None)
     assert WorkerSession.begin_steps(session, STEPS) == []
     ended = [Dropped(number=STEPS.number)]
     assert WorkerSession.stop(session) == ended
