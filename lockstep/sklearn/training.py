@@ -119,7 +119,7 @@ def _prepared(job: Job, data: TrainTest, moments: tuple[float, float] | None = N
     if moments is None:
         found = Preparation.of(split.train) if job.normalize else Preparation(0.0, 1.0)
         moments = found.mean, found.std
-    return split.scaled_by(moments)
+    return split.with_moments(moments)
 
 
 def _watch(

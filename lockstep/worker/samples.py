@@ -134,7 +134,7 @@ class SampleStore:
             for name, part in self.parts.items()
         }
         data = TrainTest(name, sets["train"], sets["test"], sets.get("validation"))
-        return data.scaled_by((self.manifest.mean, self.manifest.std))
+        return data.with_moments((self.manifest.mean, self.manifest.std))
 
     def request_for(self, name: PartName, places: Indices) -> SamplesRequest | None:
         """Return the next request that brings these samples here; None if they are here."""

@@ -122,7 +122,7 @@ def _data_of(welcome: Welcome, load: Loader, cache: Path | None) -> tuple[TrainT
         return _shipped(welcome, manifest, cache)
     if data.digest == welcome.dataset:
         data = with_validation(data, job.validation_split, job.seed)
-        return data if welcome.moments is None else data.scaled_by(welcome.moments), None
+        return data if welcome.moments is None else data.with_moments(welcome.moments), None
     if manifest is not None and cache is not None:
         return _shipped(welcome, manifest, cache)
     raise DataError(

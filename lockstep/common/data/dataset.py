@@ -120,7 +120,7 @@ class TrainTest(msgspec.Struct, frozen=True, eq=False, dict=True):
         if self.train.targets != self.test.targets:
             raise DataError(f"{self.test.targets!r} targets in the test set: expected {self.train.targets!r}")
 
-    def scaled_by(self, moments: tuple[float, float]) -> "TrainTest":
+    def with_moments(self, moments: tuple[float, float]) -> "TrainTest":
         """Return the data with these moments of its training set."""
         return replace(self, train=replace(self.train, moments=moments, is_checked=True))
 

@@ -257,4 +257,4 @@ def with_moments(data: TrainTest) -> TrainTest:
     if train.images.dtype.names or train.is_tokens or train.moments is not None:
         return data
     preparation = Preparation.of(train)
-    return data.scaled_by((preparation.mean, preparation.std))
+    return data.with_moments((preparation.mean, preparation.std))

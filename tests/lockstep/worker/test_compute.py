@@ -141,7 +141,7 @@ def test_images_are_shifted_whatever_they_are_scaled_by() -> None:
     rows = np.arange(4)
     for normalize, mean, std in ((False, 0.0, 1.0), (True, 0.5, 0.25)):
         still, moving = (
-            Compute(job, AutogradModel(build_model("linear")), digits().scaled_by((0.5, 0.25)))
+            Compute(job, AutogradModel(build_model("linear")), digits().with_moments((0.5, 0.25)))
             for job in (job_of(normalize=normalize), job_of(normalize=normalize, max_shift=3))
         )
         expected = (digits().train.images[rows] / 255.0 - mean) / std
