@@ -83,12 +83,9 @@ class SimulatedMeeting:
         self.hall.has_rung[self.process] = False
         return is_rung
 
-    def announce(self, session: Session) -> None:
+    def publish(self, session: Session) -> None:
         self.host.tick()
         self.hall.said = session
-        for process in range(self.processes):
-            if process != self.process:
-                self.ring(process)
 
     def session(self) -> Session | None:
         self.host.tick()

@@ -53,8 +53,8 @@ class Meeting(Protocol):
     def wait(self, timeout_s: float) -> bool:
         """Wait to be woken, for so many seconds at most."""
 
-    def announce(self, session: Session) -> None:
-        """Tell the others of a session."""
+    def publish(self, session: Session) -> None:
+        """Let the others find this session from now on."""
 
     def session(self) -> Session | None:
         """Return the newest session, None before the first."""
@@ -70,7 +70,10 @@ def announce(meeting: Meeting, session: Session) -> int:
     """
     before = meeting.session()
     number = 1 if before is None else before.number + 1
-    meeting.announce(replace(session, number=number))
+    meeting.publish(replace(session, number=number))
+    for process in range(meeting.processes):
+        if process != meeting.process:
+            meeting.ring(process)
     return number
 
 
@@ -108,12 +111,6 @@ class MeetingPlace:
         with suppress(BlockingIOError):  # the pipe is full: the process has not read it yet, and will
             os.write(self._pipes[process], b"\0")
 
-    def ring_all(self) -> None:
-        """Wake all others."""
-        for process in range(self.processes):
-            if process != self.process:
-                self.ring(process)
-
     def wait(self, timeout_s: float) -> bool:
         """Wait to be woken, for so many seconds at most; return whether another process did."""
         pipe = self._pipes[self.process]
@@ -123,10 +120,9 @@ class MeetingPlace:
             os.read(pipe, _ALL)
         return True
 
-    def announce(self, session: Session) -> None:
-        """Tell the others of a session."""
+    def publish(self, session: Session) -> None:
+        """Let the others find this session from now on."""
         write_atomically(self.path / _SESSION, [msgspec.msgpack.encode(session)])
-        self.ring_all()
 
     def session(self) -> Session | None:
         """Return the newest session, None before the first."""

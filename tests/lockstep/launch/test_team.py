@@ -338,7 +338,7 @@ def test_a_team_has_no_other_size_while_its_run_ends(tmp_path: Path) -> None:
     places_of(first, second)
     before = first.look()
     assert before.folder is not None
-    MeetingPlace(before.folder, 0, 1).announce(Session(number=2, code=1, reason="the run failed"))
+    MeetingPlace(before.folder, 0, 1).publish(Session(number=2, code=1, reason="the run failed"))
     second.end()
     assert first.look() == before
     first.end()
@@ -356,7 +356,7 @@ def test_a_team_that_was_left_by_commands_that_were_killed_is_swept(tmp_path: Pa
     killed = Command(tmp_path, PLAIN)
     left = killed.look().folder
     assert left is not None
-    MeetingPlace(left, 0, 1).announce(Session(number=7, code=0))
+    MeetingPlace(left, 0, 1).publish(Session(number=7, code=0))
     # As the system does it, with nothing removed.
     for lock in killed.team._locks.values():
         lock.close()
@@ -385,7 +385,7 @@ def test_a_command_ends_as_the_leader_of_another_one(
     places_of(first, second)
     folder = first.look().folder
     assert folder is not None
-    MeetingPlace(folder, 0, 1).announce(session)
+    MeetingPlace(folder, 0, 1).publish(session)
     if is_left:
         first.end()
     seen = list[TeamView]()

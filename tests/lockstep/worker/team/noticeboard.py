@@ -47,11 +47,8 @@ class BoardMeeting:
         self.meanwhile()
         return self.process in self.board.rung[before:]
 
-    def announce(self, session: Session) -> None:
+    def publish(self, session: Session) -> None:
         self.board.session = session
-        for process in range(self.processes):
-            if process != self.process:
-                self.ring(process)
 
     def session(self) -> Session | None:
         return self.board.session

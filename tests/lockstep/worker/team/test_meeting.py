@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.errors import SharingError
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.setup import open_run
-from lockstep.worker.team.meeting import MeetingPlace, Session
+from lockstep.worker.team.meeting import MeetingPlace, Session, announce
 from tests.simulation.small import digits, job_of
 
 
@@ -32,11 +33,6 @@ def test_a_ring_that_came_before_the_wait_is_not_lost_and_wakes_once(places: lis
     assert not places[1].wait(0.0)
 
 
-def test_all_others_are_rung_and_not_oneself(places: list[MeetingPlace]) -> None:
-    places[1].ring_all()
-    assert [place.wait(0.0) for place in places] == [True, False, True]
-
-
 def test_one_that_does_not_read_keeps_nobody_waiting(places: list[MeetingPlace]) -> None:
     for _ in range(100_000):
         places[0].ring(1)
@@ -56,13 +52,12 @@ def test_a_process_that_is_started_again_hears_what_was_rung_meanwhile(
 def test_a_session_is_told_to_all(places: list[MeetingPlace]) -> None:
     assert places[2].session() is None
     welcome = open_run("run", job_of(), digits(), RunOptions()).info.welcome(4)
-    for session in (
-        Session(number=1, welcome=welcome, folder="/dev/shm/x", shared_root="/dev/shm"),
-        Session(number=2, code=130),
+    for number, session in enumerate(
+        (Session(welcome=welcome, folder="/dev/shm/x", shared_root="/dev/shm"), Session(code=130)), 1
     ):
-        places[0].announce(session)
-        assert [place.session() for place in places] == [session] * 3
-        assert [place.wait(0.0) for place in places] == [False, True, True]
+        assert announce(places[1], session) == number
+        assert [place.session() for place in places] == [replace(session, number=number)] * 3
+        assert [place.wait(0.0) for place in places] == [True, False, True]
 
 
 def test_another_place_is_told(tmp_path: Path) -> None:
