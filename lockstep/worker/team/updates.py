@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.slices import Slice, slices_for
-from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import Pair, UpdatePass, UpdateStep, UpdateVectors
 from lockstep.common.job.optimizer import UpdatePolicy, policy_of, rule_of, spans_of
 from lockstep.common.optim.clipping import BLOCK, add_blocks, scale_for
@@ -153,10 +152,6 @@ class UpdateMaker:
         self.marks.made[slice_] = step + 1
         self.marks.keep_order()
 
-    def weights_before(self, step: int) -> Vector:
-        """Return the weights that a step begins with."""
-        return self.vectors.weights[step % 2]
-
     def add_squares(self, operands: Operands, divisor: float, whole: Slice, out: NDArray[np.float64]) -> None:
         """Write the sums of squares of a slice's blocks of the mean gradient into their places in `out`."""
         with np.errstate(all="ignore"):  # as in `write`
@@ -242,7 +237,7 @@ class StepChain:
             with updates.marks.published.write(order.step) as entry:
                 self._write_entry(entry, order, copies, began)
         if slice_ == len(updates.slices) - 1 and order.step:
-            checksum = checksum_after(order.step - 1, updates.weights_before(order.step))
+            checksum = checksum_after(order.step - 1, updates.vectors.weights[order.step % 2])
             updates.marks.entries["checksum"][order.step % ENTRIES] = checksum
 
     def _write_entry(self, entry: NDArray[np.void], order: Order, copies: Copies, began: float) -> None:
