@@ -18,6 +18,7 @@ from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.update import Pair, UpdatePass, UpdateStep, UpdateVectors
 from lockstep.common.job.optimizer import UpdatePolicy, policy_of, rule_of, spans_of
+from lockstep.common.job.tally import Tally
 from lockstep.common.optim.clipping import BLOCK, add_blocks, scale_for
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.team_memory import (
@@ -210,10 +211,10 @@ class StepChain:
 
     def make(self, order: Order, slice_: int, operands: Operands, copies: Copies, began: float) -> bool:
         """Make a slice whose lock is ours, and release that; return whether the slice is finite."""
-        updates, divisor = self.updates, self.sums.tally_of(order, copies).divisor
-        is_finite = updates.write(slice_, order, operands, divisor, self._scale_of(order))
+        updates, tally = self.updates, self.sums.tally_of(order, copies)
+        is_finite = updates.write(slice_, order, operands, tally.divisor, self._scale_of(order))
         if is_finite:
-            self._show(order, slice_, copies, began)
+            self._show(order, slice_, copies, tally, began)
             updates.show_made(slice_, order.step)
         updates.locks[slice_].release()
         return is_finite
@@ -230,21 +231,21 @@ class StepChain:
             found += memory.marks.squares[process, start:stop].tolist()
         return scale_for(add_blocks(found), most)
 
-    def _show(self, order: Order, slice_: int, copies: Copies, began: float) -> None:
+    def _show(self, order: Order, slice_: int, copies: Copies, tally: Tally, began: float) -> None:
         """Write what the server gets to know, before a slice is shown: the work is shared by the first and the last."""
         updates = self.updates
         if slice_ == 0:
             with updates.marks.published.write(order.step) as entry:
-                self._write_entry(entry, order, copies, began)
+                self._write_entry(entry, order, copies, tally, began)
         if slice_ == len(updates.slices) - 1 and order.step:
             checksum = checksum_after(order.step - 1, updates.vectors.weights[order.step % 2])
             updates.marks.entries["checksum"][order.step % ENTRIES] = checksum
 
-    def _write_entry(self, entry: NDArray[np.void], order: Order, copies: Copies, began: float) -> None:
+    def _write_entry(self, entry: NDArray[np.void], order: Order, copies: Copies, tally: Tally, began: float) -> None:
         memory, since = self.sums.memory, self._summed_before(order)
         figures = memory.figures(copies)
         used = entry["used"] = len(figures)
-        write_tally(entry, self.sums.tally_of(order, copies))
+        write_tally(entry, tally)
         entry["summed_s"], entry["round_s"] = self.summed, self.summed - since
         entry["update_s"] = self.sums.pace.clock.now() - began
         entry["parts"][:used] = copies.parts
