@@ -3,7 +3,7 @@
 from itertools import count
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
@@ -108,9 +108,9 @@ class LeaseTableMachine(RuleBasedStateMachine):
         if may:
             self.grant(self.table.copy(rank, node, deadline, now), rank, deadline, now)
 
-    @rule(lo=st.integers(-1, 20), length=st.integers(-1, 20))
-    def accept(self, lo: int, length: int) -> None:
-        node = Node(lo, lo + length)
+    @rule(lo=st.integers(-1, 20), length=st.integers(-1, 20), data=st.data(), is_node=st.booleans())
+    def accept(self, lo: int, length: int, data: st.DataObject, is_node: bool) -> None:
+        node = data.draw(st.sampled_from(self.nodes)) if is_node else Node(lo, lo + length)
         is_new = self.may_be_one(node) and not members(node) & self.done
         assert self.table.may_accept(node) == is_new
         ended = self.table.accept(node)
@@ -131,19 +131,17 @@ class LeaseTableMachine(RuleBasedStateMachine):
         assert self.table.accept(lease.node) is None
         self.done |= members(lease.node)
 
-    @rule(rank=RANKS, others=st.sets(RANKS), data=st.data())
-    def ask(self, rank: int, others: set[int], data: st.DataObject) -> None:
+    @rule(rank=RANKS, others=st.sets(RANKS))
+    def ask(self, rank: int, others: set[int]) -> None:
         """What was ever granted stays so, with its parts; what no worker may be given is known."""
-        node, other = (data.draw(st.sampled_from(self.nodes)) for _ in range(2))
-        assert overlap(node, other) == bool(members(node) & members(other))
-        assert self.table.was_granted(rank, node) == any(
-            rank == lease.rank and members(node) <= members(lease.node) for lease in self.granted
-        )
-        assert self.table.holders(node) == list(
-            dict.fromkeys(rank for one in sorted(members(node)) for rank in self.holders(one))
-        )
-        may = {one for rank in others for one in self.allowed(rank, is_alone=len(others) == 1)}
-        assert self.table.unassignable(sorted(others)) == [one for one in self.free() if one not in may]
+        granted = [members(lease.node) for lease in self.granted if lease.rank == rank]
+        for node in self.nodes:
+            assert self.table.was_granted(rank, node) == any(members(node) <= whole for whole in granted)
+            holding = [holder for one in range(node.lo, node.hi) for holder in self.holders(one)]
+            assert self.table.holders(node) == list(dict.fromkeys(holding))
+        for ranks in ([rank], sorted(others)):
+            may = {one for other in ranks for one in self.allowed(other, is_alone=len(ranks) == 1)}
+            assert self.table.unassignable(ranks) == [one for one in self.free() if one not in may]
 
     def holders(self, micro_batch: int) -> list[int]:
         """Return who holds a micro-batch, the first one first."""
@@ -172,17 +170,14 @@ class LeaseTableMachine(RuleBasedStateMachine):
         self.held = [replace(held, deadline=deadline) if held.rank == rank else held for held in self.held]
 
     @precondition(lambda self: self.held)
-    @rule(rank=RANKS, data=st.data())
-    def fail(self, rank: int, data: st.DataObject) -> None:
-        node = data.draw(st.sampled_from(self.held)).node
-        of_rank = [held for held in self.held if held.rank == rank and held.node == node]
-        if not of_rank:
-            return
-        outcome = self.table.record_failure(of_rank[0])
-        self.held = [held for held in self.held if held not in of_rank]
-        for micro_batch in range(node.lo, node.hi):
-            self.failed.setdefault(micro_batch, []).append(rank)
-        assert outcome == any(len(self.failed[micro_batch]) >= 2 for micro_batch in range(node.lo, node.hi))
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(self.held))
+        outcome = self.table.record_failure(lease)
+        self.held.remove(lease)
+        for micro_batch in members(lease.node):
+            self.failed.setdefault(micro_batch, []).append(lease.rank)
+        assert outcome == any(len(self.failed[micro_batch]) >= 2 for micro_batch in members(lease.node))
 
     @rule(now=st.integers(0, 9))
     def expire(self, now: int) -> None:
@@ -205,8 +200,17 @@ class LeaseTableMachine(RuleBasedStateMachine):
             assert self.table.held_by(rank) == [held for held in self.held if held.rank == rank]
 
 
-LeaseTableMachine.TestCase.settings = settings(derandomize=True, deadline=None, max_examples=60, stateful_step_count=40)
+LeaseTableMachine.TestCase.settings = settings(
+    derandomize=True, deadline=None, max_examples=100, stateful_step_count=40
+)
 TestLeaseTable = LeaseTableMachine.TestCase
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(1, 20), st.data())
+def test_nodes_overlap_if_they_share_a_micro_batch(total: int, data: st.DataObject) -> None:
+    one, other = (data.draw(st.sampled_from(nodes_of(total))) for _ in range(2))
+    assert overlap(one, other) == bool(members(one) & members(other))
 
 
 def planted(what: str) -> LeaseTable:

@@ -29,6 +29,9 @@ WORK = st.sampled_from(WORKS)
 #: Sums and products of these are exact.
 SECONDS = st.sampled_from([0.0, 0.0625, 0.5, 1.0, 2.0, 3.0, 8.0, 40.0])
 
+#: The seconds of some leases, or of many that all take the same.
+TAKEN = st.lists(SECONDS, max_size=25) | st.builds(lambda each_s, count: [each_s] * count, SECONDS, st.integers(3, 40))
+
 
 def kind_of(work: Work) -> Work:
     """Return what a work counts as: an audit computes what training does."""
@@ -78,9 +81,7 @@ class TimeoutsMachine(RuleBasedStateMachine):
         self.timeouts.begin(rank, self.now + ahead_s)
         self.since[rank] = self.now + ahead_s
 
-    @rule(
-        rank=RANKS, work=WORK, size=st.sampled_from([1, 2, 4]), took=st.lists(SECONDS, max_size=25), trial=st.booleans()
-    )
+    @rule(rank=RANKS, work=WORK, size=st.sampled_from([1, 2, 4]), took=TAKEN, trial=st.booleans())
     def bring(self, rank: int, work: Work, size: int, took: list[float], trial: bool) -> None:
         """Nothing is measured of a worker that was given nothing; none has taken less than no time."""
         for seconds in took:
@@ -145,6 +146,29 @@ class TimeoutsMachine(RuleBasedStateMachine):
 
 TimeoutsMachine.TestCase.settings = settings(derandomize=True, deadline=None, max_examples=40, stateful_step_count=25)
 TestTimeouts = TimeoutsMachine.TestCase
+
+
+def test_medians_are_those_of_the_last_leases() -> None:
+    estimate = DurationEstimate()
+    for seconds in range(1, 49):
+        estimate.add(float(seconds))
+    assert (estimate.median_s, estimate.deviation_s, estimate.bound_s(2)) == (32.5, 8.0, 2 * (4 * 32.5 + 8 * 8.0))
+
+
+def test_of_two_other_kinds_the_slower_one_is_the_hint() -> None:
+    timeouts = LeaseTimeouts(TIMEOUT_S)
+    for _ in range(ENOUGH):
+        timeouts.add(0, "train", 0.0625)
+        timeouts.add(0, "validate", 0.05)
+    assert timeouts.timeout_s(0, "evaluate", 2) == pytest.approx(50.0)
+
+
+def test_one_that_is_quicker_than_it_was_to_begin_took_no_time_and_not_less() -> None:
+    timeouts = LeaseTimeouts(TIMEOUT_S)
+    for _ in range(ENOUGH):
+        timeouts.begin(0, 101.0)
+        timeouts.record(0, "train", 1, 100.5)
+    assert timeouts.median_s(0, "train") == 0.0
 
 
 def test_a_change_is_followed_within_three_leases() -> None:
