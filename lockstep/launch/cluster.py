@@ -20,8 +20,10 @@ from lockstep.common.runtime.environment import demand_open_files
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import Numerics, kept_numerics
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
+from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.chaos import Chaos, Interference
 from lockstep.launch.client import StatusClient
+from lockstep.launch.endpoints import credential_of, server_key_in
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.process_backend import LocalBackend, ProcessBackend, run_folder
 from lockstep.launch.run_end import keep_logs
@@ -179,7 +181,8 @@ class Cluster:
 
     def _dial(self) -> None:
         self._hang_up()
-        self.client = StatusClient(self.starter.backend.dial(self.starter.address))
+        credential = credential_of(server_key_in(self.starter.backend.keys), self.starter.folder)
+        self.client = StatusClient(dial(self.starter.address, credential=credential))
 
     def _hang_up(self) -> None:
         if self.client is not None:

@@ -13,7 +13,7 @@ from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.runtime.notice import warning
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Lock, Token
-from lockstep.common.transport.auth.keys import ALLOWED, KeyFolder, read_key, read_ours, write_new
+from lockstep.common.transport.auth.keys import ALLOWED, SERVER, KeyFolder, read_key, read_ours, write_new
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import dial
 
@@ -78,9 +78,9 @@ def signer_of(credential: Credential) -> tuple[str, Sign | None]:
     return signer.key.public, signer.sign
 
 
-def server_credential(keys: Path | None, supervised: Path | None) -> Credential:
-    """Return what one server of a run shows another: the key that they have in common."""
-    return _token_in(supervised) if keys is None else KeyFolder(keys).server_key().client()
+def server_key_in(keys: Path | None) -> Path | None:
+    """Return the server's own key in a folder of keys, which all servers of a run show; None without a folder."""
+    return None if keys is None else keys / SERVER
 
 
 def dial_with(credential: Credential, address: str, public: str = "") -> ZeroMqClient:

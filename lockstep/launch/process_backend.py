@@ -10,11 +10,8 @@ from typing import Protocol
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.environment import core_numbers, keep_to_core
-from lockstep.common.transport.auth.credentials import Token
-from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
 from lockstep.common.transport.transports import TRANSPORTS
-from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.endpoints import make_token
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.supervision.child import LOG, Child, WatchedProcess
@@ -29,6 +26,11 @@ class ProcessBackend(Protocol):
     @property
     def has_external_workers(self) -> bool:
         """True if workers that we did not start take part as well."""
+        ...
+
+    @property
+    def keys(self) -> Path | None:
+        """The folder of the run's keys; None if its processes have a token in its private folder, or show nothing."""
         ...
 
     @property
@@ -50,10 +52,6 @@ class ProcessBackend(Protocol):
         """
         ...
 
-    def dial(self, address: str) -> ClientPort:
-        """Return a connection to the server, to ask it for the state of the run."""
-        ...
-
 
 #: The name of the job file in the private folder of a run.
 JOB_FILE = "job.toml"
@@ -69,8 +67,7 @@ class LocalBackend:
     has_external_workers: bool = field(default=False, init=False)
     workers: int = field(init=False)
     team_size: int = field(init=False)
-    #: The token that our processes show one another, None if the transport needs no token.
-    _token: Token | None = field(default=None, init=False)
+    keys: None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.workers = self.launch.workers
@@ -91,14 +88,11 @@ class LocalBackend:
         processes = min(self.team_size, self.workers - team * self.team_size)
         return team_arguments(folder / f"team-{team}", process, processes)
 
-    def dial(self, address: str) -> ClientPort:
-        return dial(address, credential=self._token)
-
     def _bind(self, name: str, folder: Path) -> str:
         transport = TRANSPORTS[self.launch.transport]
         if transport.needs_token:
             # Other users cannot read the folder, where our own processes find the token.
-            self._token = make_token(folder)
+            make_token(folder)
         return transport.local_address.format(folder=folder, name=name)
 
 

@@ -19,12 +19,9 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import own_environment
 from lockstep.common.transport.address import parse
-from lockstep.common.transport.auth.keys import SERVER
-from lockstep.common.transport.port import ClientPort
-from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import say
 from lockstep.launch.cluster import train_on
-from lockstep.launch.endpoints import WARNING, server_credential
+from lockstep.launch.endpoints import WARNING, server_key_in
 from lockstep.launch.process_backend import start_here
 from lockstep.launch.remote.launcher import LauncherPlace, detect
 from lockstep.launch.run_end import kept_on_failure, show_end
@@ -91,7 +88,9 @@ def node(
         return 0
     if place.rank:
         say(f"rank {place.rank} of {place.size or 'many'}, started by {place.launcher}")
-        return compute(place, workers, timeout, key or own_key(keys), shard_beside(place, job, keys, insecure=insecure))
+        return compute(
+            place, workers, timeout, key or server_key_in(keys), shard_beside(place, job, keys, insecure=insecure)
+        )
     if run_dir is not None and is_resumed:
         resolved, launch = resumed_job(run_dir, {**job.in_file(), **job.given})
         cache_shown_on(Console(highlight=False)).pack_again(run_dir, resolved.data)
@@ -144,11 +143,6 @@ def compute(
     return take_place(request)
 
 
-def own_key(keys: Path | None) -> Path | None:
-    """Return the server's key, which every rank that sees its folder may use."""
-    return None if keys is None else keys / SERVER
-
-
 @dataclass(frozen=True)
 class HeadBackend:
     """Starts what belongs to rank 0, the server and its worker processes; its launcher starts the rest."""
@@ -168,7 +162,7 @@ class HeadBackend:
 
     def start(self, place: ProcessPlace, words: list[str], folder: Path, address: str) -> WatchedProcess:
         if place.role is Role.WORKER:
-            key = own_key(self.keys)
+            key = server_key_in(self.keys)
             flags = [*self._team(place.number, folder), *([] if key is None else ["--key", str(key)])]
             return start_here(place, [*words, *flags], folder)
         access = [] if self.keys is None else ["--keys", str(self.keys)]
@@ -181,9 +175,6 @@ class HeadBackend:
             return team_arguments(folder / "team-0", number, self.workers)
         name, size = ranks_of(self.place)
         return ["--workers", "1", "--ranks", name, str(size)]
-
-    def dial(self, address: str) -> ClientPort:
-        return dial(address, credential=server_credential(self.keys, None))
 
 
 def with_all_workers(place: LauncherPlace, launch: RunOptions, workers: int | None) -> RunOptions:

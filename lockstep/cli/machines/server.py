@@ -32,7 +32,7 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import demand_open_files
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
-from lockstep.launch.endpoints import dial_with, lock_of, server_credential
+from lockstep.launch.endpoints import credential_of, dial_with, lock_of, server_key_in
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.page_process import PageRequest
 from lockstep.launch.remote.standby import (
@@ -207,7 +207,7 @@ def lead(flags: ServerFlags, job: Job, options: RunOptions, page: PageRequest | 
     if options.signed:
         check_signers(lock)
     listening = Listening(flags.bind, lock, flags.insecure)
-    dial = partial(dial_with, server_credential(flags.keys, flags.supervised))
+    dial = partial(dial_with, credential_of(server_key_in(flags.keys), flags.supervised))
     if flags.supervised is not None and folder is not None:
         if not is_resumed:
             keep_parts(folder, flags.link.say)

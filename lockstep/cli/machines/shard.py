@@ -14,7 +14,7 @@ from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.zeromq.ports import PortPoller, serve, server_at
 from lockstep.launch.client import own_join, say, shard_join, take_part
-from lockstep.launch.endpoints import WARNING, bind_near, dial_with, dialled, keyed, lock_of, server_credential
+from lockstep.launch.endpoints import WARNING, bind_near, credential_of, dial_with, dialled, keyed, lock_of, server_key_in
 from lockstep.launch.supervision.channel import ParentLink
 from lockstep.ps.shard.shell import ShardShell
 from lockstep.ps.shard.state import SILENCE_S, ShardState
@@ -56,13 +56,13 @@ def shard(
       lockstep shard tcp://10.0.0.7:5555 --bind tcp://10.0.0.8:5556 --keys keys
     """
     demand_open_files()
-    credential = server_credential(keys, supervised)
-    dial_server = partial(dial_with, credential)
     first, *others = address.split(",")
     for other in others:
         # One that is malformed is reported before anything is started.
         server_at(other)
     lock, rejections = lock_of(keys, supervised, is_insecure=insecure), RejectionLog()
+    credential = credential_of(server_key_in(keys), supervised)
+    dial_server = partial(dial_with, credential)
     with closing(serve(bind or bind_near(first), lock=lock, insecure=insecure, rejections=rejections)) as port:
         if insecure:
             say(WARNING)

@@ -27,10 +27,8 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import own_environment
 from lockstep.common.transport.auth.keys import SERVER, KeyFolder
-from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.transports import TRANSPORTS
-from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.endpoints import address_towards, server_credential, tcp_address
+from lockstep.launch.endpoints import address_towards, tcp_address
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
 from lockstep.launch.process_backend import run_folder, start_here
 from lockstep.launch.remote.agent import Core, LaunchAgent, TeamPlaces
@@ -297,9 +295,6 @@ class RayBackend:
 
         self._teams.append(RayTeam(place.name, ProcessLog(folder / f"{place.stem}{LOG}"), begin_team))
         return self._teams[-1]
-
-    def dial(self, address: str) -> ClientPort:
-        return dial(address, credential=server_credential(self.keys, None))
 
     def give_up(self) -> None:
         """Leave nothing in the cluster."""

@@ -27,11 +27,20 @@ from lockstep.common.runtime.notice import notice
 from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import SERVER_NAME, ClientKeys, Credential, Lock, ServerKeys
-from lockstep.common.transport.auth.keys import SERVER, STANDBY, AllowList, SecretKey, read_key
+from lockstep.common.transport.auth.keys import STANDBY, AllowList, SecretKey, read_key
 from lockstep.common.transport.port import LINGER_S, Dial, ServerPort
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import PortPoller
-from lockstep.launch.endpoints import WARNING, credential_of, dial_with, dialled, keyed, lock_of, nearby
+from lockstep.launch.endpoints import (
+    WARNING,
+    credential_of,
+    dial_with,
+    dialled,
+    keyed,
+    lock_of,
+    nearby,
+    server_key_in,
+)
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_run
 from lockstep.launch.supervision.channel import ListeningReport, ParentLink
@@ -91,7 +100,7 @@ class StandbyRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def own_key(flags: StartFlags) -> Path | None:
     """Return the file of the key that a standby shows: its own, or that of the server; None without keys."""
-    return flags.key if flags.keys is None else flags.keys / SERVER
+    return flags.key or server_key_in(flags.keys)
 
 
 def own_public(flags: StartFlags, credential: Credential) -> str:
