@@ -32,12 +32,10 @@ from lockstep.launch.supervision.channel import NoticeReport
 from lockstep.launch.supervision.child import GRACE_S, Crew, WatchedProcess, exit_message
 from lockstep.launch.supervision.restarts import SERVER, STANDBY, USAGE, ProcessPlace, Role
 from lockstep.launch.supervision.supervisor import (
-    UNANSWERED,
     FilesSeen,
     Outlook,
     RunEnd,
     RunSupervisor,
-    StatusSeen,
 )
 from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.ps.coordinator.transitions import RunPhase
@@ -54,10 +52,6 @@ POLL_S, CHAOS_POLL_S = 0.2, 0.02
 
 #: Seconds between two looks whether a worker has died: its team waits for it at the next step.
 LOOK_S = 0.1
-
-#: The phases of a run that has not begun.
-BEFORE = (RunPhase.AWAITING_SERVERS.value, RunPhase.AWAITING_WORKERS.value)
-
 
 #: Called with the epochs so far, between two of them; returns whether the run ends with the last.
 IsToStop = Callable[[Sequence[EpochRecord]], bool]
@@ -137,7 +131,7 @@ class Cluster:
         if self.client is None or not self.crew.runs(SERVER):
             return None
         status = self.client.ask(POLL_S)
-        self.supervisor.on_status(status_seen(status), self.clock.now())
+        self.supervisor.on_status(status, self.clock.now())
         return status
 
     def _wait(self) -> None:
@@ -269,14 +263,6 @@ class Cluster:
             shutil.rmtree(home / STANDBY_FOLDER, ignore_errors=True)
         if lost := keep_logs(self.starter.folder, home):
             self.say(lost)
-
-
-def status_seen(status: Status | None) -> StatusSeen:
-    """Return what a supervisor needs of a status, None if the server did not answer."""
-    if status is None:
-        return UNANSWERED
-    is_before = status.phase in BEFORE
-    return StatusSeen(is_answered=True, is_before=is_before, is_standby=status.is_standby, steps=status.step)
 
 
 def check_launch(launch: RunOptions) -> None:

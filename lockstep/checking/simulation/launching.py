@@ -24,6 +24,7 @@ from lockstep.checking.simulation.strand import Strand
 from lockstep.checking.simulation.team import Hall
 from lockstep.checking.simulation.watch import ELSEWHERE, RunWatch
 from lockstep.checking.simulation.world import Process, SimulatedShell, World
+from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.client import Exit
 from lockstep.launch.run_starter import has_checkpoint
@@ -37,15 +38,12 @@ from lockstep.launch.supervision.restarts import (
     Role,
 )
 from lockstep.launch.supervision.supervisor import (
-    UNANSWERED,
     FilesSeen,
     Outlook,
     RunEnd,
     RunSupervisor,
-    StatusSeen,
 )
 from lockstep.launch.team import LEADER
-from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import RESULT, read_convictions
 from lockstep.runs.run_dir import has_begun, leads
 
@@ -101,8 +99,8 @@ class ClusterManager:
             if self.places.restart(place, now) is None and (place.role is Role.WORKER) == (end.code == 0):
                 self.places.expect(place, now + AGAIN_S)
 
-    def on_status(self, status: StatusSeen, now: float) -> None:
-        self.places.steps = max(self.places.steps, status.steps)
+    def on_status(self, status: Status | None, now: float) -> None:
+        self.places.steps = max(self.places.steps, 0 if status is None else status.step)
 
     def on_time(self, now: float) -> None:
         self._start(self.places.due(PlaceState.AWAITED, now), now)
@@ -216,12 +214,12 @@ class Launcher:
 
     # The supervisor sees what happens
 
-    def _status(self) -> StatusSeen:
+    def _status(self) -> Status | None:
         server = next((server_of(one) for one in self.at(Role.SERVER) if not one.is_stopped), None)
         if server is None:
-            return replace(UNANSWERED, steps=self._steps)
-        is_before = server.server.coordinator.phase in (RunPhase.AWAITING_SERVERS, RunPhase.AWAITING_WORKERS)
-        return StatusSeen(is_answered=True, is_before=is_before, steps=self._steps)
+            return None
+        phase = server.server.coordinator.phase.value
+        return Status(run=self.run.folder.name, phase=phase, step=self._steps, steps=self._steps)
 
     def _turn(self, supervisor: RunSupervisor | ClusterManager) -> None:
         """Let a supervisor look at all, unless another one has taken its place."""

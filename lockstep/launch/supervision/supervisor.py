@@ -12,6 +12,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.launch.supervision.restarts import (
     INTERRUPTED,
@@ -23,6 +24,7 @@ from lockstep.launch.supervision.restarts import (
     ProcessTable,
     Role,
 )
+from lockstep.ps.coordinator.transitions import RunPhase
 
 #: Seconds in which a server that misses another process ends by itself, and reports why.
 GRACE_S = 2.0
@@ -30,22 +32,8 @@ GRACE_S = 2.0
 #: Seconds after its time in which a standby takes over if its workers can ask for that.
 LATE_S = 5.0
 
-
-class StatusSeen(Struct, frozen=True, kw_only=True):
-    """The answer of the server to a question for the status of the run."""
-
-    #: Whether it has answered.
-    is_answered: bool
-    #: Whether the run waits for processes to begin.
-    is_before: bool = False
-    #: Whether the answer came from a standby that does not lead the run yet.
-    is_standby: bool = False
-    #: Steps that the run has made.
-    steps: int = 0
-
-
-#: Nothing is known.
-UNANSWERED = StatusSeen(is_answered=False)
+#: The phases of a run that has not begun.
+BEFORE = (RunPhase.AWAITING_SERVERS.value, RunPhase.AWAITING_WORKERS.value)
 
 
 class FilesSeen(Struct, frozen=True, kw_only=True):
@@ -132,8 +120,8 @@ class RunSupervisor:
     #: Why the run is not continued, and the process that has caused it.
     end: RunEnd | None = None
     cause: ProcessPlace = SERVER
-    #: The last status, and whether any has shown that the run has begun.
-    _status: StatusSeen = UNANSWERED
+    #: The last status, None if the server has not answered; and whether any has shown that the run has begun.
+    _status: Status | None = None
     _has_begun: bool = False
 
     def __post_init__(self) -> None:
@@ -158,7 +146,7 @@ class RunSupervisor:
 
     def begin(self, now: float) -> None:
         """Start the server, at first and again."""
-        self._status = UNANSWERED
+        self._status = None
         self._start([SERVER], now)
 
     def on_listening(self, now: float, *, is_elsewhere: bool) -> None:
@@ -220,7 +208,7 @@ class RunSupervisor:
         return files.standby_leads or (server.code != INTERRUPTED and files.standby_can_lead)
 
     def _follow_standby(self, now: float) -> None:
-        self.is_served, self.is_second, self._status = True, True, UNANSWERED
+        self.is_served, self.is_second, self._status = True, True, None
         # It is the server from now on; the shards that are gone join it as they would have joined the server again.
         self.places.vacate(STANDBY)
         self.places.begin(SERVER, now)
@@ -301,7 +289,7 @@ class RunSupervisor:
     def _judge_workers(self, ended: list[ProcessPlace], now: float) -> None:
         crashed = next((place for place in ended if self.places.at(place).end.is_crash), None)
         # Asked after the death, the server knows whether the run had begun.
-        if crashed is not None and self._status.is_answered and not self._has_begun:
+        if crashed is not None and self._status is not None and not self._has_begun:
             return self._over(RunEnd.CRASH, crashed)
         is_restarted = {place: self.places.restart(place, now) is not None for place in ended}
         died = [place for place in ended if self.places.at(place).end.code]
@@ -311,7 +299,7 @@ class RunSupervisor:
         if lost is not None and self.places.are_given_up(leaders) and not self.has_external_workers:
             return self._over(RunEnd.NO_WORKER, lost)
         # If one was evicted, the run continues without it.
-        is_before = self._status.is_answered and self._status.is_before
+        is_before = self._status is not None and self._status.phase in BEFORE
         if lost is not None and is_before and not (self.is_second or self.processes.look().has_evicted):
             return self._over(RunEnd.NOT_ALL_WORKERS, lost)
         for place in died:
@@ -320,11 +308,13 @@ class RunSupervisor:
 
     # Time, and the state of the run
 
-    def on_status(self, status: StatusSeen, now: float) -> None:
-        """Take note of how far the run is."""
+    def on_status(self, status: Status | None, now: float) -> None:
+        """Take note of how far the run is, by the answer of its server if there was one."""
         self._status = status
-        self._has_begun = self._has_begun or (status.is_answered and not status.is_before)
-        self.places.steps = max(self.places.steps, status.steps)
+        if status is None:
+            return
+        self._has_begun = self._has_begun or status.phase not in BEFORE
+        self.places.steps = max(self.places.steps, status.step)
         server = self.places.at(SERVER)
         if status.is_standby and now >= server.started_s + self.options.takeover_seconds + LATE_S:
             # The workers of the last step may have died as well, and others do not know that the server is gone.

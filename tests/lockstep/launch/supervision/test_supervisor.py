@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.launch.supervision.restarts import (
     FIRST_S,
@@ -22,13 +23,12 @@ from lockstep.launch.supervision.restarts import (
 from lockstep.launch.supervision.supervisor import (
     GRACE_S,
     LATE_S,
-    UNANSWERED,
     FilesSeen,
     Outlook,
     RunEnd,
     RunSupervisor,
-    StatusSeen,
 )
+from lockstep.ps.coordinator.transitions import RunPhase
 
 #: What a supervisor has done to a place, and the consequence that it has reported.
 Action = tuple[str, ProcessPlace, Outlook | None]
@@ -45,7 +45,8 @@ NEW = FilesSeen(has_begun=False, has_result=False, has_checkpoint=False)
 BEGUN = msgspec.structs.replace(NEW, has_begun=True)
 RESUMABLE = msgspec.structs.replace(BEGUN, has_checkpoint=True)
 
-BEFORE = StatusSeen(is_answered=True, is_before=True)
+BEGUN_RUN = Status(run="run", phase=RunPhase.TRAINING.value, step=0, steps=100)
+BEFORE = msgspec.structs.replace(BEGUN_RUN, phase=RunPhase.AWAITING_WORKERS.value)
 
 
 class Scene:
@@ -92,7 +93,7 @@ class Scene:
         return self.ends(dict.fromkeys(places, end))
 
     def seen(self, **status: Any) -> list[Action]:
-        return self.told(partial(self.supervisor.on_status, StatusSeen(is_answered=True, **status)))
+        return self.told(partial(self.supervisor.on_status, msgspec.structs.replace(BEGUN_RUN, **status)))
 
     def after(self, seconds: float) -> list[Action]:
         self.now += seconds
@@ -163,7 +164,7 @@ def test_a_server_that_is_killed_again_and_again_is_given_up_unless_the_run_gets
     for steps_each, lives in ((0, 4), (1, 20)):
         scene = Scene().served()
         for life in range(lives - 1):
-            scene.seen(steps=life * steps_each)
+            scene.seen(step=life * steps_each)
             scene.now += 3.0
             assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
             assert starts(scene.after(10.0)) == [SERVER]
@@ -176,11 +177,11 @@ def test_a_server_that_is_killed_again_and_again_is_given_up_unless_the_run_gets
 def test_steps_that_an_earlier_server_had_made_already_are_no_progress() -> None:
     scene = Scene().served()
     for _ in range(3):
-        scene.seen(steps=7)
+        scene.seen(step=7)
         scene.ended(SERVER, end=KILLED)
         scene.after(10.0)
         scene.listens()
-        scene.seen(steps=4)
+        scene.seen(step=4)
     # The first death came after progress, so that it is not counted with the others.
     scene.ended(SERVER, end=KILLED)
     assert scene.is_over(RunEnd.SERVER)
@@ -373,18 +374,18 @@ def test_workers_that_end_with_a_server_that_was_killed_are_back_with_it() -> No
     ("end", "status", "files", "expected"),
     [
         (CRASHED, BEFORE, BEGUN, RunEnd.CRASH),
-        (CRASHED, StatusSeen(is_answered=True), BEGUN, None),
+        (CRASHED, BEGUN_RUN, BEGUN, None),
         (REFUSED, BEFORE, BEGUN, RunEnd.NOT_ALL_WORKERS),
-        (REFUSED, StatusSeen(is_answered=True), BEGUN, None),
+        (REFUSED, BEGUN_RUN, BEGUN, None),
         # If the server does not answer, nothing is known.
-        (CRASHED, UNANSWERED, BEGUN, None),
-        (REFUSED, UNANSWERED, BEGUN, None),
+        (CRASHED, None, BEGUN, None),
+        (REFUSED, None, BEGUN, None),
         # The run goes on without one that was evicted.
         (REFUSED, BEFORE, msgspec.structs.replace(BEGUN, has_evicted=True), None),
     ],
 )
 def test_a_run_that_has_not_begun_needs_all_its_workers_and_does_not_restart_one_that_crashes(
-    end: ProcessEnd, status: StatusSeen, files: FilesSeen, expected: RunEnd | None
+    end: ProcessEnd, status: Status | None, files: FilesSeen, expected: RunEnd | None
 ) -> None:
     scene = Scene(files).served()
     scene.told(partial(scene.supervisor.on_status, status))
@@ -397,7 +398,7 @@ def test_a_run_that_has_not_begun_needs_all_its_workers_and_does_not_restart_one
 @pytest.mark.parametrize("has_external_workers", [True, False])
 def test_a_run_without_any_worker_is_hopeless_unless_others_take_part(has_external_workers: bool) -> None:
     scene = Scene(max_restarts=0, has_external_workers=has_external_workers).served()
-    scene.seen(steps=1)
+    scene.seen(step=1)
     assert deaths(scene.ended(WORKERS[0], end=KILLED)) == [(WORKERS[0], Outlook.GIVEN_UP)]
     scene.ended(WORKERS[1], end=KILLED)
     assert scene.is_over(RunEnd.NO_WORKER, WORKERS[1]) is not has_external_workers
