@@ -127,15 +127,7 @@ def compute(
     place: LauncherPlace, workers: int | None, timeout: float | None, key: Path | None, shard: tuple[str, ...] = ()
 ) -> int:
     """Be another rank than 0 until the run is over; return the exit code."""
-    one_per_core = default_processes()
-    request = WorkerRequest(
-        address=place.address,
-        timeout=timeout,
-        key=key,
-        processes=workers or one_per_core,
-        limit=PROCESSES_LIMIT if workers else one_per_core,
-        shard=shard,
-    )
+    request = WorkerRequest.of(workers, address=place.address, timeout=timeout, key=key, shard=shard)
     if is_host_team(place, workers):
         is_later = place.local_rank > 0
         limit, ranks = place.local_size, ranks_of(place)

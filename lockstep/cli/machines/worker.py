@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -75,6 +76,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A worker, or one process of it, as the flags ask for it."""
 
     address: str
+    #: Seconds to wait for the server, None for as long as it takes.
     timeout: float | None = None
     cache: Path | None = None
     key: Path | None = None
@@ -94,6 +96,12 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     is_later_rank: bool = False
     #: Flags of the shard that is started next to the team, for a slice of the weights; empty if none is.
     shard: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, workers: int | None, **values: Any) -> "WorkerRequest":
+        """Return a worker of so many processes, or by default of one per core that no other command has started."""
+        one_per_core = default_processes()
+        return cls(processes=workers or one_per_core, limit=PROCESSES_LIMIT if workers else one_per_core, **values)
 
     def arguments(self) -> list[str]:
         """Return the flags of each process of the team, without those that say which one it is."""
@@ -133,7 +141,9 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     metavar="INT",
     help="processes to add to the worker of this machine  [as many as it needs to have one per core]",
 )
-@click.option("--apart", is_flag=True, help="be another worker than other commands of this machine, as an audit needs")
+@click.option(
+    "--apart", "is_apart", is_flag=True, help="be another worker than other commands of this machine, as an audit needs"
+)
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for the server  [forever]")
 @click.option(
     "--cache",
@@ -148,20 +158,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--ranks", type=(str, int), hidden=True, help="the team of a host's ranks, and how many these are")
 @click.option("--shard-keys", type=click.Path(path_type=Path), hidden=True, help="start a shard too, with these keys")
 @passes_link
-def worker(
-    link: ParentLink,
-    address: str,
-    workers: int | None,
-    apart: bool,
-    timeout: float | None,
-    cache: Path | None,
-    key: Path | None,
-    supervised: Path | None,
-    process: int | None,
-    team: Path | None,
-    ranks: tuple[str, int] | None,
-    shard_keys: Path | None,
-) -> int:
+def worker(link: ParentLink, /, address: str, workers: int | None, shard_keys: Path | None, **flags: Any) -> int:
     """Compute for the server at ADDRESS until its run is over.
 
     The job comes from the server. A worker may start before the server. It is a team of processes, one per core, which
@@ -177,26 +174,13 @@ def worker(
       lockstep worker tcp://192.168.1.7:5555 --key worker-1.key --workers 4
       lockstep worker ipc:///tmp/lockstep.sock --timeout 60
     """
-    if (process is None) != (team is None):
+    shard = () if shard_keys is None else shard_flags(address, shard_keys)
+    request = WorkerRequest.of(workers, address=address, link=link, shard=shard, **flags)
+    if (request.process is None) != (request.team is None):
         raise UsageError("--process and --team belong together: expected both, or none")
-    if key is not None and supervised is None:
+    if request.key is not None and request.supervised is None:
         # The processes of `lockstep node` may see the server's folder, and use its key.
-        check_worker_key(key)
-    request = WorkerRequest(
-        address=address,
-        timeout=timeout,
-        cache=cache,
-        key=key,
-        supervised=supervised,
-        link=link,
-        processes=workers or default_processes(),
-        process=process,
-        team=team,
-        is_apart=apart,
-        limit=PROCESSES_LIMIT if workers else default_processes(),
-        ranks=ranks,
-        shard=() if shard_keys is None else shard_flags(address, shard_keys),
-    )
+        check_worker_key(request.key)
     return take_place(request)
 
 
@@ -238,7 +222,7 @@ def _take_place(request: WorkerRequest) -> int:
         with ends_with_parent(request.supervised):
             return share_machine(request)
     if (request.processes > 1 or request.shard) and request.team is None:
-        return supervise(request, request.processes)
+        return supervise(request)
     return lead(request, credential)
 
 
@@ -286,14 +270,15 @@ def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> E
         return process.run(is_over)
 
 
-def supervise(request: WorkerRequest, count: int) -> int:
-    """Start the first processes of a team and keep them going until the run is over; return the leader's exit code."""
+def supervise(request: WorkerRequest) -> int:
+    """Start the processes of a team and keep them going until the run is over; return the exit code of the leader."""
     if not request.supervised:
         say(f"connecting to {request.address}")
     with ends_with_parent(request.supervised), starter() as start:
         crew = Crew(functools.partial(start, request))
         others = shard_places(request)
-        code = TeamSupervisor(crew, range(count), SystemClock(), say, request.link.report, others=others).run()
+        numbers, report = range(request.processes), request.link.report
+        code = TeamSupervisor(crew, numbers, SystemClock(), say, report, others=others).run()
     assert code is not None  # the leader is here
     return conclude(Exit(code=code, reason=""), is_silent=code != 0 or request.supervised is not None)
 
