@@ -83,7 +83,6 @@ def run_files(starter: RunStarter, convicted: int) -> FilesSeen:
     return FilesSeen(
         has_begun=has_begun(run),
         has_result=(run / RESULT).exists(),
-        has_checkpoint=has_checkpoint(run),
         has_evicted=len(read_convictions(run)) > convicted,
         standby_leads=leads(standby),
         standby_can_lead=has_checkpoint(standby),

@@ -134,8 +134,8 @@ def serve_run(
     """Serve a run to its end and return its result, None if it was handed over to a standby.
 
     A `RunError` or `KeyboardInterrupt` says how it failed. If a shard is lost, all of its servers resume from the last
-    checkpoint, without being started again. If an audit finds a worker that computes wrongly, the run is resumed here
-    from a checkpoint before its results.
+    checkpoint, or from the first step without a checkpoint; they are not started again. If an audit finds a worker that
+    computes wrongly, the run is resumed here from a checkpoint before its results.
     """
     options = service.destination.options
     losses = Losses(options.max_restarts)
@@ -178,17 +178,15 @@ class Losses:
     """Limits the losses of servers in succession in which a run makes no progress."""
 
     most: int
-    #: The steps of the checkpoint from which it was last resumed, and how often.
+    #: The steps of the checkpoint from which it was last resumed, 0 without one, and how often.
     steps: int = -1
     count: int = 0
 
     def may_resume(self, session: RunSession) -> bool:
-        """Tell whether to resume a run after a loss: there is a checkpoint, and it is not the same again and again."""
-        steps = session.checkpointer.folder.steps()
-        if not steps:
-            return False
-        self.count = self.count + 1 if steps[-1] == self.steps else 1
-        self.steps = steps[-1]
+        """Tell whether to resume a run after a loss: not at the same checkpoint, or without one, again and again."""
+        steps = max(session.checkpointer.folder.steps(), default=0)
+        self.count = self.count + 1 if steps == self.steps else 1
+        self.steps = steps
         return self.count <= self.most
 
 

@@ -27,7 +27,6 @@ from lockstep.checking.simulation.world import Process, SimulatedShell, World
 from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.client import Exit
-from lockstep.launch.run_starter import has_checkpoint
 from lockstep.launch.supervision.restarts import (
     SERVER,
     WELL,
@@ -208,7 +207,6 @@ class Launcher:
         return FilesSeen(
             has_begun=has_begun(folder),
             has_result=(folder / RESULT).exists(),
-            has_checkpoint=has_checkpoint(folder),
             has_evicted=bool(read_convictions(folder)),
         )
 

@@ -31,7 +31,6 @@ from lockstep.common.statemachine.machine import Interrupted, Started
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.port import ClientPort, Dial, ServerPort, wait_for_nothing
 from lockstep.launch.client import shard_join, worker_join
-from lockstep.launch.run_starter import has_checkpoint
 from lockstep.launch.serve import open_server, options_after
 from lockstep.launch.supervision.supervisor import RunSupervisor
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
@@ -252,8 +251,7 @@ class ServerProcess(SimulatedShell):
                 raise
             raise Killed from None  # its folder was deleted: a server ends when it cannot write the result
         ended = self.server.ended
-        is_lost = ended is not None and ended.kind is FailureKind.SERVER_LOST
-        if ended is not None and ended.kind in RESUMED_HERE and (not is_lost or has_checkpoint(self.run.folder)):
+        if ended is not None and ended.kind in RESUMED_HERE:
             self.run = replace(self.run, options=options_after(ended, self.run.options))
             self._open_again()
         self._end()

@@ -41,7 +41,6 @@ class FilesSeen(Struct, frozen=True, kw_only=True):
 
     has_begun: bool
     has_result: bool
-    has_checkpoint: bool
     #: Whether a worker was evicted for good since the processes were first started.
     has_evicted: bool = False
     #: Whether the standby leads the run, and whether it has what it takes to lead it.
@@ -67,7 +66,7 @@ class RunEnd(Enum):
     SERVER = "server"
     #: A process has crashed before it was ready.
     CRASH = "crash"
-    #: A shard was killed, and cannot be replaced.
+    #: A shard dies again and again.
     SHARD_KILLED = "shard killed"
     #: A shard has ended by itself, and the server has not.
     SHARD_FAILED = "shard failed"
@@ -165,15 +164,13 @@ class RunSupervisor:
         if self.end is not None:
             return
         for place, end in ends.items():
-            judged_s = math.inf if place.role in (Role.SERVER, Role.SHARD) else now
-            # A run that has failed ends its workers first, and then its server, which reports why.
-            self.places.end(place, end, now + GRACE_S if place.role is Role.WORKER and end.code > 0 else judged_s)
+            # Shards start with their server.
+            is_apart = place == SERVER or (place.role is Role.SHARD and not self.is_served)
+            # A run that has failed ends its workers and shards first, and then its server, which reports why.
+            is_later = place.role in (Role.WORKER, Role.SHARD) and end.code > 0
+            self.places.end(place, end, math.inf if is_apart else now + GRACE_S if is_later else now)
         if SERVER in ends:
             self._server_ended(ends[SERVER], now)
-        else:
-            for place, end in ends.items():
-                if place.role is Role.SHARD and end.code and self.is_served and self.end is None:
-                    self._shard_died(place, end, now)
         if self.end is None:
             self._judge(now)
 
@@ -187,16 +184,13 @@ class RunSupervisor:
         has_successor = self._has_successor(end, files, now)
         # One that ends by itself while its standby leads has handed the run over, or found that out.
         is_lost = end.was_killed or (has_successor and (files.standby_leads or end.code == 0))
-        killed = self._killed_shard() if end.code == 1 else None
-        if not is_lost and killed is None:
+        if not is_lost:
             return self._over(RunEnd.SERVER if end.code else RunEnd.RESULT)
         # Workers that have ended with it are needed again.
         for worker in self._workers():
             if self.places.state(worker) is PlaceState.ENDED:
                 self.places.restart(worker, now)
-        if is_lost and has_successor:
-            return self._follow_standby(now)
-        return self._restart_servers(SERVER if is_lost or killed is None else killed, now)
+        return self._follow_standby(now) if has_successor else self._restart_servers(now)
 
     def _has_successor(self, server: ProcessEnd, files: FilesSeen, now: float) -> bool:
         """Tell whether the standby leads the run of a server that has ended, or can lead it."""
@@ -212,46 +206,24 @@ class RunSupervisor:
         # It is the server from now on; the shards that are gone join it as they would have joined the server again.
         self.places.vacate(STANDBY)
         self.places.begin(SERVER, now)
-        for shard in self._dead_shards():
-            self.places.expect(shard, now)
+        for shard in self._shards():
+            if self.places.state(shard) is PlaceState.ENDED:
+                self.places.expect(shard, now)
         self.processes.report(SERVER, Outlook.STANDBY, 0.0)
 
-    def _restart_servers(self, dead: ProcessPlace, now: float) -> None:
-        """Restart the server and all shards after the death of one of them."""
-        delay_s = self.places.restart(dead, now)
+    def _restart_servers(self, now: float) -> None:
+        """Restart the server after its death, and all shards with it."""
+        delay_s = self.places.restart(SERVER, now)
         if delay_s is None:
-            return self._over(RunEnd.SERVER if dead == SERVER else RunEnd.SHARD_KILLED, dead)
+            return self._over(RunEnd.SERVER)
         self.is_second = self.is_second or self.is_served
         self.is_served = False
-        self.places.expect(SERVER, now + delay_s)
-        self.processes.report(dead, Outlook.RESTARTED, delay_s)
+        self.processes.report(SERVER, Outlook.RESTARTED, delay_s)
         for shard in self._shards():
             # It starts once the server listens.
             self.places.vacate(shard)
             self.processes.stop(shard)
         return None
-
-    def _killed_shard(self) -> ProcessPlace | None:
-        """Return a shard that was killed and not replaced."""
-        return next((shard for shard in self._dead_shards() if self.places.at(shard).end.is_from_outside), None)
-
-    def _dead_shards(self) -> list[ProcessPlace]:
-        alive = (None, PlaceState.RUNNING)
-        return [one for one in self._shards() if self.places.state(one) not in alive and self.places.at(one).end.code]
-
-    def _shard_died(self, place: ProcessPlace, end: ProcessEnd, now: float) -> None:
-        """Restart a shard if the server can resume with it; otherwise wait for the server's end."""
-        files = self.processes.look()
-        if end.is_crash and not files.has_begun:
-            self._over(RunEnd.CRASH, place)
-        elif end.is_from_outside and files.has_checkpoint:
-            delay_s = self.places.restart(place, now)
-            if delay_s is None:
-                self._over(RunEnd.SHARD_KILLED, place)
-            else:
-                self.processes.report(place, Outlook.RESTARTED, delay_s)
-        else:
-            self.places.end(place, end, now + GRACE_S)
 
     # What follows the end of a process, unless the server has ended meanwhile
 
@@ -260,19 +232,25 @@ class RunSupervisor:
         ended = self.places.due(PlaceState.ENDED, now)
         for place in ended:
             if place.role is Role.SHARD and self.end is None:
-                self._miss_shard(place)
+                self._shard_ended(place, now)
             elif place.role is Role.STANDBY and self.end is None:
                 self._standby_ended(now)
         if self.end is None:
             self._judge_workers([place for place in ended if place.role is Role.WORKER], now)
 
-    def _miss_shard(self, place: ProcessPlace) -> None:
-        """End a server that misses a shard and has not ended by itself."""
-        if self._killed_shard() is None:
+    def _shard_ended(self, place: ProcessPlace, now: float) -> None:
+        """Restart a shard that was killed, with which its server resumes the run; one that has failed ends the run."""
+        end = self.places.at(place).end
+        if end.is_crash and not self.processes.look().has_begun:
+            return self._over(RunEnd.CRASH, place)
+        if end.code and not end.is_from_outside:
             return self._over(RunEnd.SHARD_FAILED, place)
-        # It ends as one that was killed, and all are restarted.
-        self.places.end(place, self.places.at(place).end, math.inf)
-        return self.processes.stop(SERVER)
+        delay_s = self.places.restart(place, now)
+        if delay_s is not None:
+            self.processes.report(place, Outlook.RESTARTED, delay_s)
+        elif end.code:
+            self._over(RunEnd.SHARD_KILLED, place)
+        return None
 
     def _standby_ended(self, now: float) -> None:
         """Restart the standby, as the server if it has led the run: the old server's term is over."""

@@ -41,9 +41,8 @@ INTERRUPT = ProcessEnd(code=INTERRUPTED, has_reported=True)
 FAILED, REFUSED = ProcessEnd(code=1, has_reported=True), ProcessEnd(code=USAGE, has_reported=True)
 SILENT = ProcessEnd(code=1)
 
-NEW = FilesSeen(has_begun=False, has_result=False, has_checkpoint=False)
+NEW = FilesSeen(has_begun=False, has_result=False)
 BEGUN = msgspec.structs.replace(NEW, has_begun=True)
-RESUMABLE = msgspec.structs.replace(BEGUN, has_checkpoint=True)
 
 BEGUN_RUN = Status(run="run", phase=RunPhase.TRAINING.value, step=0, steps=100)
 BEFORE = msgspec.structs.replace(BEGUN_RUN, phase=RunPhase.AWAITING_WORKERS.value)
@@ -190,8 +189,8 @@ def test_steps_that_an_earlier_server_had_made_already_are_no_progress() -> None
 # Shards
 
 
-def test_a_shard_that_was_killed_is_restarted_alone_if_there_is_a_checkpoint() -> None:
-    scene = Scene(RESUMABLE, servers=3).served()
+def test_a_shard_that_was_killed_is_restarted_alone_and_not_for_ever() -> None:
+    scene = Scene(servers=3).served()
     assert deaths(scene.ended(SHARDS[1], end=KILLED)) == [(SHARDS[1], Outlook.RESTARTED)]
     assert starts(scene.after(FIRST_S)) == [SHARDS[1]]
     for _ in range(2):
@@ -201,32 +200,17 @@ def test_a_shard_that_was_killed_is_restarted_alone_if_there_is_a_checkpoint() -
     assert scene.is_over(RunEnd.SHARD_KILLED, SHARDS[1])
 
 
-def test_without_a_checkpoint_a_server_that_misses_a_killed_shard_is_restarted_with_all() -> None:
+def test_a_server_is_restarted_with_all_its_shards_once_it_listens() -> None:
     scene = Scene(servers=3).served()
+    actions = scene.ends({SERVER: KILLED, SHARDS[1]: KILLED})
+    assert (deaths(actions), starts(actions, "stop")) == ([(SERVER, Outlook.RESTARTED)], SHARDS)
     assert scene.ended(SHARDS[0], end=KILLED) == []
-    actions = scene.ended(SERVER, end=FAILED)
-    assert (deaths(actions), starts(actions, "stop")) == ([(SHARDS[0], Outlook.RESTARTED)], SHARDS)
-    scene.after(FIRST_S)
+    assert starts(scene.after(FIRST_S)) == [SERVER]
     assert starts(scene.listens()) == SHARDS
 
 
-def test_a_server_and_its_shard_that_end_together_are_restarted_together() -> None:
-    scene = Scene(RESUMABLE, servers=3).served()
-    actions = scene.ends({SERVER: FAILED, SHARDS[1]: KILLED})
-    assert deaths(actions) == [(SHARDS[1], Outlook.RESTARTED)]
-    assert starts(scene.after(FIRST_S)) == [SERVER]
-
-
-def test_a_server_that_misses_a_shard_is_ended_if_it_does_not_end_by_itself() -> None:
-    scene = Scene(servers=3).served()
-    scene.ended(SHARDS[0], end=KILLED)
-    assert scene.after(GRACE_S - 0.1) == []
-    assert scene.after(0.1) == [("stop", SERVER, None)]
-    assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
-
-
 def test_a_shard_that_fails_ends_the_run_if_its_server_does_not_say_why() -> None:
-    scene = Scene(RESUMABLE, servers=3).served()
+    scene = Scene(servers=3).served()
     assert scene.ended(SHARDS[1], end=FAILED) == []
     scene.after(GRACE_S)
     assert scene.is_over(RunEnd.SHARD_FAILED, SHARDS[1])
@@ -238,7 +222,6 @@ def test_a_shard_that_fails_ends_the_run_if_its_server_does_not_say_why() -> Non
 def test_why_a_run_without_restarts_fails_is_the_shard_that_is_gone() -> None:
     scene = Scene(servers=2, max_restarts=0).served()
     scene.ended(SHARDS[0], end=KILLED)
-    scene.ended(SERVER, end=FAILED)
     assert scene.is_over(RunEnd.SHARD_KILLED, SHARDS[0])
 
 
@@ -331,7 +314,7 @@ def test_a_shard_that_is_gone_when_the_standby_takes_over_joins_that() -> None:
     scene = Scene(CAN_LEAD, standby=True, servers=3).served()
     scene.ended(SHARDS[1], end=KILLED)
     assert deaths(scene.ended(SERVER, end=KILLED)) == FOLLOWED
-    assert starts(scene.after(0.0)) == [SHARDS[1]]
+    assert starts(scene.after(FIRST_S)) == [SHARDS[1]]
 
 
 def test_a_standby_whose_workers_had_the_time_to_ask_for_it_is_to_lead() -> None:
