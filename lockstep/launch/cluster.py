@@ -131,7 +131,7 @@ class Cluster:
         if self.client is None or not self.crew.runs(SERVER):
             return None
         status = self.client.ask(POLL_S)
-        self.supervisor.on_status(status, self.clock.now())
+        self.supervisor.on_status(status)
         return status
 
     def _wait(self) -> None:
@@ -166,7 +166,6 @@ class Cluster:
             self._dial()
 
     def promote(self) -> None:
-        self.say("no worker of the last step is left to ask the standby for it: it leads the run from now on")
         if self.client is not None:
             self.client.promote()
 

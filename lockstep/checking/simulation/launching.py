@@ -98,7 +98,7 @@ class ClusterManager:
             if self.places.restart(place, now) is None and (place.role is Role.WORKER) == (end.code == 0):
                 self.places.expect(place, now + AGAIN_S)
 
-    def on_status(self, status: Status | None, now: float) -> None:
+    def on_status(self, status: Status | None) -> None:
         self.places.steps = max(self.places.steps, 0 if status is None else status.step)
 
     def on_time(self, now: float) -> None:
@@ -224,8 +224,7 @@ class Launcher:
         if supervisor is self.supervisor and not self.watch.is_over:
             ends, self._unseen = self._unseen, {}
             self._ends.update(ends)
-            status = self._status()
-            self._tell(lambda now: supervisor.on_status(status, now))
+            supervisor.on_status(self._status())
             self._tell(lambda now: supervisor.on_ends(ends, now))
             self._tell(supervisor.on_time)
 

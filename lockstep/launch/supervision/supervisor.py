@@ -29,9 +29,6 @@ from lockstep.ps.coordinator.transitions import RunPhase
 #: Seconds in which a server that misses another process ends by itself, and reports why.
 GRACE_S = 2.0
 
-#: Seconds after its time in which a standby takes over if its workers can ask for that.
-LATE_S = 5.0
-
 #: The phases of a run that has not begun.
 BEFORE = (RunPhase.AWAITING_SERVERS.value, RunPhase.AWAITING_WORKERS.value)
 
@@ -92,7 +89,7 @@ class RunProcesses(Protocol):
         ...
 
     def promote(self) -> None:
-        """Let the standby lead the run: the workers that could ask for that are gone."""
+        """Let the standby lead the run, whose server is gone."""
         ...
 
     def look(self) -> FilesSeen:
@@ -286,17 +283,16 @@ class RunSupervisor:
 
     # Time, and the state of the run
 
-    def on_status(self, status: Status | None, now: float) -> None:
+    def on_status(self, status: Status | None) -> None:
         """Take note of how far the run is, by the answer of its server if there was one."""
         self._status = status
         if status is None:
             return
         self._has_begun = self._has_begun or status.phase not in BEFORE
         self.places.steps = max(self.places.steps, status.step)
-        server = self.places.at(SERVER)
-        if status.is_standby and now >= server.started_s + self.options.takeover_seconds + LATE_S:
-            # The workers of the last step may have died as well, and others do not know that the server is gone.
-            server.started_s = now
+        if status.is_standby:
+            # It waits for most workers of the last step, of which any may have died, because it cannot know by itself
+            # that the server is gone.
             self.processes.promote()
 
     def on_time(self, now: float) -> None:

@@ -22,7 +22,6 @@ from lockstep.launch.supervision.restarts import (
 )
 from lockstep.launch.supervision.supervisor import (
     GRACE_S,
-    LATE_S,
     FilesSeen,
     Outlook,
     RunEnd,
@@ -92,7 +91,7 @@ class Scene:
         return self.ends(dict.fromkeys(places, end))
 
     def seen(self, **status: Any) -> list[Action]:
-        return self.told(partial(self.supervisor.on_status, msgspec.structs.replace(BEGUN_RUN, **status)))
+        return self.told(lambda now: self.supervisor.on_status(msgspec.structs.replace(BEGUN_RUN, **status)))
 
     def after(self, seconds: float) -> list[Action]:
         self.now += seconds
@@ -317,13 +316,12 @@ def test_a_shard_that_is_gone_when_the_standby_takes_over_joins_that() -> None:
     assert starts(scene.after(FIRST_S)) == [SHARDS[1]]
 
 
-def test_a_standby_whose_workers_had_the_time_to_ask_for_it_is_to_lead() -> None:
-    scene = Scene(CAN_LEAD, standby=True, takeover_seconds=2.0).served()
-    scene.now = 2.0 + LATE_S
+def test_a_standby_that_has_lost_its_server_is_asked_to_lead_until_it_does() -> None:
+    scene = Scene(CAN_LEAD, standby=True).served()
     assert scene.seen() == []
-    assert scene.seen(is_standby=True) == [("promote", STANDBY, None)]
-    # Not again and again.
-    assert scene.seen(is_standby=True) == []
+    scene.ended(SERVER, end=KILLED)
+    assert [scene.seen(is_standby=True) for _ in range(2)] == [[("promote", STANDBY, None)]] * 2
+    assert scene.seen() == []
 
 
 # Workers
@@ -371,7 +369,7 @@ def test_a_run_that_has_not_begun_needs_all_its_workers_and_does_not_restart_one
     end: ProcessEnd, status: Status | None, files: FilesSeen, expected: RunEnd | None
 ) -> None:
     scene = Scene(files).served()
-    scene.told(partial(scene.supervisor.on_status, status))
+    scene.supervisor.on_status(status)
     actions = [*scene.ended(WORKERS[0], end=end), *scene.after(GRACE_S)]
     assert scene.supervisor.end is expected
     outlook = Outlook.RESTARTED if end is CRASHED else Outlook.GIVEN_UP
