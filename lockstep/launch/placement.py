@@ -56,19 +56,22 @@ def chosen_processes(job: Job, options: RunOptions, given: Mapping[str, Any], cl
     try:
         take_numerics(job.numerics)
         setup = open_run("placement", job, load(job.data), RunOptions())
-        step_s = _step_s(setup, clock)
+        step_s = step_seconds(setup, clock)
     except Exception:  # noqa: BLE001  # a fault of the job, or of the user's model: the run itself reports it
         return options, ""
     steps = setup.info.plan.total_steps
-    if quickest(step_s, steps * step_s, setup, options.workers, options.workers):
+    if quickest(step_s, setup, options.workers, options.workers):
         return options, ""
     counted = "1 step takes" if steps == 1 else f"{steps:,} steps take"
     why = f"{counted} about {max(0.1, steps * step_s):.1f} s, and workers would not be done sooner"
     return replace(options, workers=0), why
 
 
-def _step_s(setup: RunSetup, clock: Clock) -> float:
-    """Make the first steps, and return the seconds of the shortest: the first is slower, as is a disturbed one."""
+def step_seconds(setup: RunSetup, clock: Clock) -> float:
+    """Make the first steps, and return the seconds of the shortest: the first is slower, as is a disturbed one.
+
+    The setup has other weights then. Raises what a step raises.
+    """
     trainer, moments = SingleProcessTrainer(setup), [clock.now()]
     for step in range(min(DECIDING_STEPS, setup.info.plan.total_steps)):
         trainer.step(step)
@@ -78,10 +81,10 @@ def _step_s(setup: RunSetup, clock: Clock) -> float:
     return min(ended - began for began, ended in pairwise(moments))
 
 
-def quickest(step_s: float, here_s: float, setup: RunSetup, most: int, cores: int) -> int:
-    """Return the number of workers that train a job soonest; 0 if this process does, which needs `here_s` seconds.
+def quickest(step_s: float, setup: RunSetup, most: int, cores: int) -> int:
+    """Return the number of workers that train a job soonest; 0 if this process does.
 
-    `step_s` are the seconds of a step in this process; workers make all steps of the job.
+    `step_s` are the seconds of a step in this process.
     """
     job, steps = setup.info.job, setup.info.plan.total_steps
     numbers = range(2, min(most, cores, job.micro_batches) + 1)
@@ -89,4 +92,4 @@ def quickest(step_s: float, here_s: float, setup: RunSetup, most: int, cores: in
     step_of = partial(team_step_s, job, setup.layout.size, step_s, cores)
     there_s = {n: start_s + START_PER_WORKER_S * n + steps * step_of(n) for n in numbers}
     best = min(there_s, key=lambda n: there_s[n], default=0)
-    return best if best and there_s[best] < WORTHWHILE * here_s else 0
+    return best if best and there_s[best] < WORTHWHILE * steps * step_s else 0

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from lockstep.api.exported_model import ModelText
 from lockstep.api.job_inputs import job_inputs
@@ -19,7 +18,7 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.source import with_validation
-from lockstep.common.errors import DivergedError, LockstepError
+from lockstep.common.errors import DivergedError
 from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
 from lockstep.common.job.metrics import score_of
@@ -32,7 +31,7 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.launch.cluster import train_on
-from lockstep.launch.placement import DECIDING_STEPS, quickest
+from lockstep.launch.placement import quickest, step_seconds
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.ps.coordinator.failures import diverged_text
@@ -102,15 +101,20 @@ Outcome = tuple[Stream, RunResult]
 def train(task: TrainingTask, workers: int, cores: int, clock: Clock, display: Display) -> Outcome:
     """Train to the end with at most so many workers; raises as `fit`.
 
-    Training begins in this process. If, by its first steps, workers would be done much sooner although they have to be
-    started, it begins again with them.
+    Workers train if, by the first steps, which are made here, they would be done much sooner although they have to be
+    started.
     """
     take_numerics(task.job.numerics)
-    with task.opened(RunOptions()) as (setup, folder):
-        try:
-            return train_here(setup, clock, _watch(setup, workers, cores, clock, display))
-        except WorkersAreQuickerError as found:
-            return train_by_workers(setup, task.data, found.workers, folder, display)
+    if min(workers, cores, task.job.micro_batches) > 1:
+        with task.opened(RunOptions()) as (setup, folder):
+            try:
+                most = quickest(step_seconds(setup, clock), setup, workers, cores)
+            except Exception:  # noqa: BLE001  # a fault of the job, or of the user's model: the training reports it
+                most = 0
+            if most:
+                return train_by_workers(setup, task.data, most, folder, display)
+    with task.opened(RunOptions()) as (setup, _):
+        return train_here(setup, clock, None if display.is_silent else display.show)
 
 
 def _prepared(job: Job, data: TrainTest, moments: tuple[float, float] | None = None) -> TrainTest:
@@ -122,34 +126,8 @@ def _prepared(job: Job, data: TrainTest, moments: tuple[float, float] | None = N
     return split.with_moments(moments)
 
 
-def _watch(
-    setup: RunSetup, workers: int, cores: int, clock: Clock, display: Display
-) -> Callable[[Status], None] | None:
-    """Return a function that looks at each step, None if not needed: a status takes a fiftieth of a small step.
-
-    It times the first steps, and ends training here if so many workers, on so many cores, would be done much sooner.
-    """
-    show = None if display.is_silent else display.show
-    if min(workers, cores, setup.info.job.micro_batches) < 2:
-        return show
-    ended_s = list[float]()
-
-    def watch(status: Status) -> None:
-        if show is not None:
-            show(status)
-        if len(ended_s) == DECIDING_STEPS:
-            return
-        ended_s.append(clock.now())
-        if len(ended_s) == DECIDING_STEPS:
-            step_s = float(np.median(np.diff(ended_s)))
-            here_s = (status.steps - status.step) * step_s
-            if most := quickest(step_s, here_s, setup, workers, cores):
-                raise WorkersAreQuickerError(most)
-
-    return watch
-
-
-def train_here(setup: RunSetup, clock: Clock, watch: Callable[[Status], None] | None = None) -> Outcome:
+def train_here(setup: RunSetup, clock: Clock, watch: Callable[[Status], None] | None) -> Outcome:
+    """Train in this process; `watch` sees each step, if it is needed: a status takes a fiftieth of a small step."""
     setting = Setting(transport=NO_TRANSPORT, started=clock.now())
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder=None)
     recorder.begin(setup.shard.digest())
@@ -193,14 +171,6 @@ def _moments(setup: RunSetup) -> tuple[float, float]:
 
 def _copies(arrays: Mapping[str, Vector]) -> Arrays:
     return {name: array.copy() for name, array in arrays.items()}
-
-
-class WorkersAreQuickerError(LockstepError):
-    """Ends training in this process, because so many workers would be done sooner; `train` catches it."""
-
-    def __init__(self, workers: int) -> None:
-        super().__init__(f"{workers} workers would be done sooner")
-        self.workers = workers
 
 
 @computing()
