@@ -40,7 +40,7 @@ from lockstep.launch.supervision.supervisor import (
 from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
-from lockstep.ps.records.run_folder import RESULT, RunResult, read_convictions, read_result
+from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
 from lockstep.results.reports.display import Display
 from lockstep.results.reports.summary import final_status
 from lockstep.runs.run_dir import STANDBY_FOLDER, bring_home, leads
@@ -73,15 +73,11 @@ class Cluster:
     client: StatusClient | None = None
     crew: Crew = field(init=False)
     supervisor: RunSupervisor = field(init=False)
-    #: How many workers had been evicted for good before the processes were first started.
-    _convicted: int = field(init=False)
 
     def __post_init__(self) -> None:
-        backend, launch = self.starter.backend, self.starter.destination.options
+        backend, options = self.starter.backend, self.starter.destination.options
         self.crew = Crew(self.starter.start)
-        here = replace(launch, workers=backend.workers)
-        self.supervisor = RunSupervisor(here, self, backend.team_size, backend.has_external_workers)
-        self._convicted = len(read_convictions(self.starter.home))
+        self.supervisor = RunSupervisor(options, self, backend.workers, backend.team_size, backend.has_external_workers)
 
     def run(self) -> RunResult:
         """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
@@ -170,7 +166,7 @@ class Cluster:
             self.client.promote()
 
     def look(self) -> FilesSeen:
-        return run_files(self.starter, self._convicted)
+        return run_files(self.starter)
 
     def _dial(self) -> None:
         self._hang_up()

@@ -11,7 +11,7 @@ from lockstep.launch.supervision.child import HERE, WatchedProcess
 from lockstep.launch.supervision.restarts import ProcessPlace, Role
 from lockstep.launch.supervision.supervisor import FilesSeen
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
-from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, read_convictions
+from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.run_dir import STANDBY_FOLDER, has_begun, leads
 from lockstep.runs.session import Destination
@@ -77,18 +77,11 @@ class RunStarter:
         ]
 
 
-def run_files(starter: RunStarter, convicted: int) -> FilesSeen:
-    """Return what the files of a run show, of which so many workers were evicted for good before it was started."""
-    run, standby = starter.run_dir, starter.home / STANDBY_FOLDER
+def run_files(starter: RunStarter) -> FilesSeen:
+    """Return what the files of a run show."""
+    standby = starter.home / STANDBY_FOLDER
     return FilesSeen(
-        has_begun=has_begun(run),
-        has_result=(run / RESULT).exists(),
-        has_evicted=len(read_convictions(run)) > convicted,
+        has_result=(starter.run_dir / RESULT).exists(),
         standby_leads=leads(standby),
-        standby_can_lead=has_checkpoint(standby),
+        standby_can_lead=bool(CheckpointFolder(standby / CHECKPOINTS).steps()),
     )
-
-
-def has_checkpoint(run: Path) -> bool:
-    """Tell whether the run in a folder can be resumed from a checkpoint."""
-    return bool(CheckpointFolder(run / CHECKPOINTS).steps())

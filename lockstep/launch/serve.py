@@ -163,14 +163,13 @@ def serve_run(
 
 def options_after(ended: Finish, options: RunOptions) -> RunOptions:
     """Return the options with which the same server continues a run after the end of a part of it."""
-    if ended.kind is FailureKind.ROLLBACK:
-        return replace(options, min_workers=1)  # those that were evicted will not come back
+    servers = options.servers
     if ended.kind is FailureKind.SPREAD:
-        return replace(options, servers=ended.servers, min_workers=1)
-    if ended.kind is FailureKind.SERVER_LOST and options.spread != "never":
-        # A host that is lost took a worker with it, too. The weights are divided again among the servers that are left.
-        return replace(options, servers=1, min_workers=1)
-    return options
+        servers = ended.servers
+    elif ended.kind is FailureKind.SERVER_LOST and options.spread != "never":
+        servers = 1  # the weights are divided again among those that are left
+    # Workers that were evicted, or whose host is lost, do not come back.
+    return replace(options, servers=servers, min_workers=1)
 
 
 @dataclass

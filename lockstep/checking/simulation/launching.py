@@ -43,8 +43,8 @@ from lockstep.launch.supervision.supervisor import (
     RunSupervisor,
 )
 from lockstep.launch.team import LEADER
-from lockstep.ps.records.run_folder import RESULT, read_convictions
-from lockstep.runs.run_dir import has_begun, leads
+from lockstep.ps.records.run_folder import RESULT
+from lockstep.runs.run_dir import leads
 
 #: Seconds by which the clock of each process is ahead of that of the one before: clocks do not begin at zero, and those
 #: of two hosts have nothing in common.
@@ -152,7 +152,7 @@ class Launcher:
         else:
             # A team is one process of the run, which starts the others.
             options = RunOptions(workers=workers, servers=1 + shards, max_restarts=MAX_RESTARTS)
-            self.supervisor = self.run.parts.supervisor(options, self, has_external_workers=True)
+            self.supervisor = self.run.parts.supervisor(options, self, workers, has_external_workers=True)
         self._is_over = False
         self._tell(self.supervisor.begin)
 
@@ -203,12 +203,7 @@ class Launcher:
         """Do nothing: this supervisor has no standby."""
 
     def look(self) -> FilesSeen:
-        folder = self.run.folder
-        return FilesSeen(
-            has_begun=has_begun(folder),
-            has_result=(folder / RESULT).exists(),
-            has_evicted=bool(read_convictions(folder)),
-        )
+        return FilesSeen(has_result=(self.run.folder / RESULT).exists())
 
     # The supervisor sees what happens
 
@@ -216,8 +211,14 @@ class Launcher:
         server = next((server_of(one) for one in self.at(Role.SERVER) if not one.is_stopped), None)
         if server is None:
             return None
-        phase = server.server.coordinator.phase.value
-        return Status(run=self.run.folder.name, phase=phase, step=self._steps, steps=self._steps)
+        coordinator = server.server.coordinator
+        return Status(
+            run=self.run.folder.name,
+            phase=coordinator.phase.value,
+            step=self._steps,
+            steps=self._steps,
+            min_workers=coordinator.info.options.least_workers(),
+        )
 
     def _turn(self, supervisor: RunSupervisor | ClusterManager) -> None:
         """Let a supervisor look at all, unless another one has taken its place."""

@@ -36,10 +36,7 @@ BEFORE = (RunPhase.AWAITING_SERVERS.value, RunPhase.AWAITING_WORKERS.value)
 class FilesSeen(Struct, frozen=True, kw_only=True):
     """The state of the files of a run."""
 
-    has_begun: bool
     has_result: bool
-    #: Whether a worker was evicted for good since the processes were first started.
-    has_evicted: bool = False
     #: Whether the standby leads the run, and whether it has what it takes to lead it.
     standby_leads: bool = False
     standby_can_lead: bool = False
@@ -69,7 +66,7 @@ class RunEnd(Enum):
     SHARD_FAILED = "shard failed"
     #: No worker is left.
     NO_WORKER = "no worker"
-    #: A worker is missing, and the run has not begun.
+    #: So many workers are missing that the run cannot begin.
     NOT_ALL_WORKERS = "not all workers"
 
 
@@ -101,9 +98,10 @@ class RunProcesses(Protocol):
 class RunSupervisor:
     """Keeps the processes of one run going, until `end` says why the run is not continued."""
 
-    #: Of the run; its workers are those that are started here.
     options: RunOptions
     processes: RunProcesses
+    #: How many workers are started here.
+    workers: int
     #: So many consecutive workers are a team, and the first of them leads it.
     team_size: int = 1
     #: Whether workers that were started elsewhere take part.
@@ -136,7 +134,7 @@ class RunSupervisor:
         return [ProcessPlace(Role.SHARD, number) for number in range(1, self.options.servers)]
 
     def _workers(self) -> list[ProcessPlace]:
-        return [ProcessPlace(Role.WORKER, number) for number in range(self.options.workers)]
+        return [ProcessPlace(Role.WORKER, number) for number in range(self.workers)]
 
     # The servers
 
@@ -176,7 +174,7 @@ class RunSupervisor:
         files = self.processes.look()
         if files.has_result:
             return self._over(RunEnd.RESULT)
-        if end.is_crash and not files.has_begun:
+        if end.is_crash and not self._has_begun:
             return self._over(RunEnd.CRASH)
         has_successor = self._has_successor(end, files, now)
         # One that ends by itself while its standby leads has handed the run over, or found that out.
@@ -238,7 +236,7 @@ class RunSupervisor:
     def _shard_ended(self, place: ProcessPlace, now: float) -> None:
         """Restart a shard that was killed, with which its server resumes the run; one that has failed ends the run."""
         end = self.places.at(place).end
-        if end.is_crash and not self.processes.look().has_begun:
+        if end.is_crash and not self._has_begun:
             return self._over(RunEnd.CRASH, place)
         if end.code and not end.is_from_outside:
             return self._over(RunEnd.SHARD_FAILED, place)
@@ -273,9 +271,9 @@ class RunSupervisor:
         # The other processes of a team cannot work without their leader.
         if lost is not None and self.places.are_given_up(leaders) and not self.has_external_workers:
             return self._over(RunEnd.NO_WORKER, lost)
-        # If one was evicted, the run continues without it.
-        is_before = self._status is not None and self._status.phase in BEFORE
-        if lost is not None and is_before and not (self.is_second or self.processes.look().has_evicted):
+        left = self.options.workers - sum(self.places.are_given_up([worker]) for worker in self._workers())
+        awaited = self._status.min_workers if self._status is not None and self._status.phase in BEFORE else 0
+        if lost is not None and awaited > left:
             return self._over(RunEnd.NOT_ALL_WORKERS, lost)
         for place in died:
             self.processes.report(place, Outlook.RESTARTED if is_restarted[place] else Outlook.GIVEN_UP, 0.0)

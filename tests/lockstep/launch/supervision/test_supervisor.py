@@ -40,20 +40,19 @@ INTERRUPT = ProcessEnd(code=INTERRUPTED, has_reported=True)
 FAILED, REFUSED = ProcessEnd(code=1, has_reported=True), ProcessEnd(code=USAGE, has_reported=True)
 SILENT = ProcessEnd(code=1)
 
-NEW = FilesSeen(has_begun=False, has_result=False)
-BEGUN = msgspec.structs.replace(NEW, has_begun=True)
+NOTHING = FilesSeen(has_result=False)
 
-BEGUN_RUN = Status(run="run", phase=RunPhase.TRAINING.value, step=0, steps=100)
-BEFORE = msgspec.structs.replace(BEGUN_RUN, phase=RunPhase.AWAITING_WORKERS.value)
+BEGUN = Status(run="run", phase=RunPhase.TRAINING.value, step=0, steps=100, min_workers=2)
+BEFORE = msgspec.structs.replace(BEGUN, phase=RunPhase.AWAITING_WORKERS.value)
 
 
 class Scene:
     """A supervisor, and its processes: the actions, what the run's files show, and the time."""
 
-    def __init__(self, files: FilesSeen = BEGUN, has_external_workers: bool = False, **options: Any) -> None:
+    def __init__(self, files: FilesSeen = NOTHING, has_external_workers: bool = False, **options: Any) -> None:
         self.files, self.now, self.actions = files, 0.0, list[Action]()
         launch = RunOptions(**{"workers": 2, **options})
-        self.supervisor = RunSupervisor(launch, self, has_external_workers=has_external_workers)
+        self.supervisor = RunSupervisor(launch, self, launch.workers, has_external_workers=has_external_workers)
 
     def start(self, place: ProcessPlace) -> None:
         self.actions.append(("start", place, None))
@@ -91,7 +90,7 @@ class Scene:
         return self.ends(dict.fromkeys(places, end))
 
     def seen(self, **status: Any) -> list[Action]:
-        return self.told(lambda now: self.supervisor.on_status(msgspec.structs.replace(BEGUN_RUN, **status)))
+        return self.told(lambda now: self.supervisor.on_status(msgspec.structs.replace(BEGUN, **status)))
 
     def after(self, seconds: float) -> list[Action]:
         self.now += seconds
@@ -117,26 +116,27 @@ def test_all_are_started_once_the_server_listens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "files", "expected"),
+    ("end", "status", "files", "expected"),
     [
-        (KILLED, BEGUN, None),
-        (SILENT, BEGUN, None),
+        (KILLED, BEGUN, NOTHING, None),
+        (SILENT, BEGUN, NOTHING, None),
         # By somebody: an interrupt of the run's own process ends that first.
-        (INTERRUPT, BEGUN, None),
-        (CRASHED, BEGUN, None),
-        (CRASHED, NEW, RunEnd.CRASH),
+        (INTERRUPT, BEGUN, NOTHING, None),
+        (CRASHED, BEGUN, NOTHING, None),
+        (CRASHED, BEFORE, NOTHING, RunEnd.CRASH),
         # To be killed is no crash.
-        (KILLED, NEW, None),
-        (FAILED, BEGUN, RunEnd.SERVER),
-        (REFUSED, BEGUN, RunEnd.SERVER),
-        (DONE, BEGUN, RunEnd.RESULT),
-        (KILLED, msgspec.structs.replace(BEGUN, has_result=True), RunEnd.RESULT),
+        (KILLED, BEFORE, NOTHING, None),
+        (FAILED, BEGUN, NOTHING, RunEnd.SERVER),
+        (REFUSED, BEGUN, NOTHING, RunEnd.SERVER),
+        (DONE, BEGUN, NOTHING, RunEnd.RESULT),
+        (KILLED, BEGUN, FilesSeen(has_result=True), RunEnd.RESULT),
     ],
 )
 def test_a_server_is_restarted_if_it_was_killed_and_not_if_it_would_end_so_again(
-    end: ProcessEnd, files: FilesSeen, expected: RunEnd | None
+    end: ProcessEnd, status: Status, files: FilesSeen, expected: RunEnd | None
 ) -> None:
     scene = Scene(files).served()
+    scene.supervisor.on_status(status)
     actions = scene.ended(SERVER, end=end)
     if expected is not None:
         assert not actions
@@ -150,7 +150,7 @@ def test_a_server_is_restarted_if_it_was_killed_and_not_if_it_would_end_so_again
 
 
 def test_a_server_that_is_killed_before_it_listens_begins_as_the_first() -> None:
-    scene = Scene(NEW)
+    scene = Scene()
     scene.told(scene.supervisor.begin)
     scene.ended(SERVER, end=KILLED)
     assert starts(scene.after(FIRST_S)) == [SERVER]
@@ -213,7 +213,7 @@ def test_a_shard_that_fails_ends_the_run_if_its_server_does_not_say_why() -> Non
     assert scene.ended(SHARDS[1], end=FAILED) == []
     scene.after(GRACE_S)
     assert scene.is_over(RunEnd.SHARD_FAILED, SHARDS[1])
-    scene = Scene(NEW, servers=3).served()
+    scene = Scene(servers=3).served()
     scene.ended(SHARDS[1], end=CRASHED)
     assert scene.is_over(RunEnd.CRASH, SHARDS[1])
 
@@ -226,7 +226,7 @@ def test_why_a_run_without_restarts_fails_is_the_shard_that_is_gone() -> None:
 
 # The standby
 
-MIRRORS, CAN_LEAD = BEGUN, msgspec.structs.replace(BEGUN, standby_can_lead=True)
+CAN_LEAD = FilesSeen(has_result=False, standby_can_lead=True)
 FOLLOWED = [(SERVER, Outlook.STANDBY)]
 LEADS = msgspec.structs.replace(CAN_LEAD, standby_leads=True)
 
@@ -234,7 +234,7 @@ LEADS = msgspec.structs.replace(CAN_LEAD, standby_leads=True)
 @pytest.mark.parametrize(
     ("end", "files", "is_followed"),
     [
-        (KILLED, MIRRORS, False),
+        (KILLED, NOTHING, False),
         (KILLED, CAN_LEAD, True),
         (KILLED, LEADS, True),
         # It has told its standby that the run is over.
@@ -245,9 +245,9 @@ LEADS = msgspec.structs.replace(CAN_LEAD, standby_leads=True)
         (FAILED, LEADS, True),
         (REFUSED, LEADS, True),
         # It has failed.
-        (DONE, MIRRORS, False),
+        (DONE, NOTHING, False),
         (FAILED, CAN_LEAD, False),
-        (REFUSED, MIRRORS, False),
+        (REFUSED, NOTHING, False),
     ],
 )
 def test_a_server_that_ends_is_followed_to_a_standby_that_leads_or_can(
@@ -352,23 +352,23 @@ def test_workers_that_end_with_a_server_that_was_killed_are_back_with_it() -> No
 
 
 @pytest.mark.parametrize(
-    ("end", "status", "files", "expected"),
+    ("end", "status", "expected"),
     [
-        (CRASHED, BEFORE, BEGUN, RunEnd.CRASH),
-        (CRASHED, BEGUN_RUN, BEGUN, None),
-        (REFUSED, BEFORE, BEGUN, RunEnd.NOT_ALL_WORKERS),
-        (REFUSED, BEGUN_RUN, BEGUN, None),
+        (CRASHED, BEFORE, RunEnd.CRASH),
+        (CRASHED, BEGUN, None),
+        (REFUSED, BEFORE, RunEnd.NOT_ALL_WORKERS),
+        (REFUSED, BEGUN, None),
         # If the server does not answer, nothing is known.
-        (CRASHED, None, BEGUN, None),
-        (REFUSED, None, BEGUN, None),
-        # The run goes on without one that was evicted.
-        (REFUSED, BEFORE, msgspec.structs.replace(BEGUN, has_evicted=True), None),
+        (CRASHED, None, None),
+        (REFUSED, None, None),
+        # A run that is continued without one that was evicted, or after the death of its server.
+        (REFUSED, msgspec.structs.replace(BEFORE, min_workers=1), None),
     ],
 )
 def test_a_run_that_has_not_begun_needs_all_its_workers_and_does_not_restart_one_that_crashes(
-    end: ProcessEnd, status: Status | None, files: FilesSeen, expected: RunEnd | None
+    end: ProcessEnd, status: Status | None, expected: RunEnd | None
 ) -> None:
-    scene = Scene(files).served()
+    scene = Scene().served()
     scene.supervisor.on_status(status)
     actions = [*scene.ended(WORKERS[0], end=end), *scene.after(GRACE_S)]
     assert scene.supervisor.end is expected
