@@ -22,7 +22,6 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.common.protocol.standby_messages import CommandOutcome
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.launch.client import HANDSHAKE_S, no_answer
@@ -65,26 +64,24 @@ def ask_run(
     `UnreachableError` if no server answers there. A standby may have another key than the server: each is tried, and
     only its own if the question `is_of_standby`.
     """
-    *standbys, server = keyed(credential, address)
-    search = LeaderSearch((keyed(credential, address)[0],) if is_of_standby else (server, *standbys))
+    known = keyed(credential, address)
+    ahead = list(known[:1] if is_of_standby else (known[-1], *known[:-1]))
     answer, obstacle, asked = None, UnreachableError(""), set[StandbyAddress]()
-    while search.server not in asked:
-        asked.add(search.server)
-        with closing(dial_with(credential, search.server.address, search.server.public)) as port:
+    while ahead and (server := ahead.pop(0)) not in asked:
+        asked.add(server)
+        with closing(dial_with(credential, server.address, server.public)) as port:
             found = _ask_one(port, question, timeout_s)
             trouble = None if found is not None else port.diagnosis()
-        if found is None:
-            has_other_key = trouble is not None and trouble.has_other_key
-            # A person has to know the obstacle of the first key, unless another is right and something else is wrong.
-            if len(asked) == 1 or (trouble is not None and trouble.is_final and not has_other_key):
-                obstacle = no_answer(address, timeout_s, trouble)
-            if not has_other_key:
-                break
-            search.turn_to(search.following(), 0.0)
+        if found is not None:
+            answer, leader = found, None if isinstance(found, Refused) else found.leader
+            ahead = [] if leader is None else [leader]
             continue
-        answer = found
-        leader = None if isinstance(found, Refused) else found.leader
-        search.turn_to(leader or search.server, 0.0)
+        has_other_key = trouble is not None and trouble.has_other_key
+        # A person has to know the obstacle of the first key, unless another is right and something else is wrong.
+        if len(asked) == 1 or (trouble is not None and trouble.is_final and not has_other_key):
+            obstacle = no_answer(address, timeout_s, trouble)
+        if not has_other_key:
+            break
     if answer is None:
         raise obstacle
     return answer
