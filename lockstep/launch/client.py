@@ -26,8 +26,10 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.protocol.standby_messages import CommandOutcome, Promote
 from lockstep.common.runtime.environment import core_numbers, machine_id
-from lockstep.common.statemachine.client import Exit
+from lockstep.common.statemachine.client import ClientConfig, Exit
+from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.port import ClientPort
+from lockstep.launch.endpoints import keyed
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.supervision.restarts import INTERRUPTED, USAGE
 
@@ -72,6 +74,21 @@ def own_join(processes: int = 1) -> Join:
     host = one_line(platform.node() or "unknown", NAME_LIMIT)
     machine, numbers = machine_id() or host, core_numbers()[:CORES_LIMIT]
     return worker_join(secrets.token_hex(8), host, os.getpid(), machine, numbers, processes)
+
+
+def client_config(
+    addresses: Sequence[str], credential: Credential, join: Join | ShardJoin, timeout_s: float | None, silence_s: float
+) -> ClientConfig:
+    """Return how a process finds its server at one of these addresses, of which standbys may have keys of their own."""
+    first, *others = addresses
+    return ClientConfig(
+        address=first,
+        join=join,
+        others=tuple(one for other in others for one in keyed(credential, other)),
+        keyed=keyed(credential, first)[:-1],
+        timeout_s=timeout_s,
+        silence_s=silence_s,
+    )
 
 
 def say(text: str) -> None:

@@ -10,11 +10,10 @@ from lockstep.cli.options.run import INSECURE_OPTION, KEYS_OPTION, SUPERVISED_OP
 from lockstep.cli.options.types import seconds
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import demand_open_files
-from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.zeromq.ports import PortPoller, serve, server_at
-from lockstep.launch.client import own_join, say, shard_join, take_part
-from lockstep.launch.endpoints import WARNING, bind_near, credential_of, dial_with, dialled, keyed, lock_of, server_key_in
+from lockstep.launch.client import client_config, own_join, say, shard_join, take_part
+from lockstep.launch.endpoints import WARNING, bind_near, credential_of, dial_with, dialled, lock_of, server_key_in
 from lockstep.launch.supervision.channel import ParentLink
 from lockstep.ps.shard.shell import ShardShell
 from lockstep.ps.shard.state import SILENCE_S, ShardState
@@ -70,8 +69,7 @@ def shard(
             say(f"connecting to {address}, listening on {port.address}")
         upstream = dial_server(first)
         join = shard_join(own_join(), dialled(port.address))
-        candidates = tuple(one for other in others for one in keyed(credential, other))
-        config = ClientConfig(address=first, join=join, timeout_s=timeout, silence_s=SILENCE_S, others=candidates)
+        config = client_config([first, *others], credential, join, timeout, SILENCE_S)
         shell = ShardShell(
             ShardState(config),
             port,

@@ -25,18 +25,17 @@ from lockstep.common.runtime.environment import (
     own_cache,
 )
 from lockstep.common.runtime.notice import notice
-from lockstep.common.statemachine.client import ClientConfig, Exit
+from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.address import IpcAddress, TcpAddress, parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.zeromq.ports import PortPoller, dial, server_at
-from lockstep.launch.client import conclude, own_join, say, take_part
+from lockstep.launch.client import client_config, conclude, own_join, say, take_part
 from lockstep.launch.endpoints import (
     address_towards,
     check_worker_key,
     credential_of,
     dial_with,
-    keyed,
     signer_of,
     tcp_address,
 )
@@ -234,19 +233,12 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
     public, sign = signer_of(credential)
     join = msgspec.structs.replace(own_join(request.processes), signer=public)
     silence_s = SILENCE_S if request.timeout is None else request.timeout
-    address, *others = request.addresses()
-    if others and isinstance(credential, ClientKeys) and not credential.standbys:
+    addresses = request.addresses()
+    if len(addresses) > 1 and isinstance(credential, ClientKeys) and not credential.standbys:
         request.link.say(notice(f"{request.key} lists no standby's key: {NO_STANDBY}"))
-    config = ClientConfig(
-        address=address,
-        join=join,
-        timeout_s=request.timeout,
-        silence_s=silence_s,
-        others=tuple(one for other in others for one in keyed(credential, other)),
-        keyed=keyed(credential, address)[:-1],
-    )
+    config = client_config(addresses, credential, join, request.timeout, silence_s)
     with own_core(0, request.processes):
-        port = dial(address, credential=credential)
+        port = dial(config.address, credential=credential)
         if not request.supervised:
             say(f"connecting to {request.address}")
         shell = WorkerShell(
