@@ -27,7 +27,7 @@ from lockstep.launch.endpoints import credential_of, server_key_in
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.process_backend import LocalBackend, ProcessBackend, run_folder
 from lockstep.launch.run_end import keep_logs
-from lockstep.launch.run_starter import RunStarter, run_files
+from lockstep.launch.run_starter import RunStarter
 from lockstep.launch.supervision.channel import NoticeReport
 from lockstep.launch.supervision.child import GRACE_S, Crew, WatchedProcess, exit_message
 from lockstep.launch.supervision.restarts import SERVER, STANDBY, USAGE, ProcessPlace, Role
@@ -38,9 +38,10 @@ from lockstep.launch.supervision.supervisor import (
     RunSupervisor,
 )
 from lockstep.launch.supervision.template import ProcessTemplate
+from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
-from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
+from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, RunResult, read_result
 from lockstep.results.reports.display import Display
 from lockstep.results.reports.summary import final_status
 from lockstep.runs.run_dir import STANDBY_FOLDER, bring_home, leads
@@ -166,7 +167,12 @@ class Cluster:
             self.client.promote()
 
     def look(self) -> FilesSeen:
-        return run_files(self.starter)
+        standby = self.starter.home / STANDBY_FOLDER
+        return FilesSeen(
+            has_result=(self.starter.run_dir / RESULT).exists(),
+            standby_leads=leads(standby),
+            standby_can_lead=bool(CheckpointFolder(standby / CHECKPOINTS).steps()),
+        )
 
     def _dial(self) -> None:
         self._hang_up()

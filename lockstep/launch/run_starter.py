@@ -1,4 +1,4 @@
-"""Starts the processes of a run, and says what their files show: knows their commands, addresses and folders."""
+"""Starts the processes of a run: knows their commands, addresses and folders."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +9,8 @@ from lockstep.common.job.job import Job
 from lockstep.launch.process_backend import JOB_FILE, ProcessBackend
 from lockstep.launch.supervision.child import HERE, WatchedProcess
 from lockstep.launch.supervision.restarts import ProcessPlace, Role
-from lockstep.launch.supervision.supervisor import FilesSeen
-from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
-from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.run_dir import STANDBY_FOLDER, has_begun, leads
+from lockstep.runs.run_dir import STANDBY_FOLDER, has_begun
 from lockstep.runs.session import Destination
 
 #: The end of the commands of processes that end with this one.
@@ -75,13 +72,3 @@ class RunStarter:
             *("--min-workers", str(needed)),
             *(["--pause"] if self.pauses else []),
         ]
-
-
-def run_files(starter: RunStarter) -> FilesSeen:
-    """Return what the files of a run show."""
-    standby = starter.home / STANDBY_FOLDER
-    return FilesSeen(
-        has_result=(starter.run_dir / RESULT).exists(),
-        standby_leads=leads(standby),
-        standby_can_lead=bool(CheckpointFolder(standby / CHECKPOINTS).steps()),
-    )
