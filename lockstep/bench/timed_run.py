@@ -214,7 +214,7 @@ class BenchSession:
 
         try:
             with run_folder() as folder:
-                starter = RunStarter(job, destination, backend, folder, run_dir)
+                starter = RunStarter(job, destination, backend, folder)
                 cluster = Cluster(starter, self.say, watch, SystemClock(), interference)
                 result = cluster.run()
             steps, ledger = read_metrics(run_dir).steps, read_ledger(run_dir)

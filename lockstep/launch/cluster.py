@@ -331,7 +331,7 @@ def train_on(
     """Train to the end with the processes of that backend."""
     check_launch(destination.options)
     with run_folder() as folder:
-        starter = RunStarter(job, destination, backend, folder, destination.folder, pauses=is_to_stop is not None)
+        starter = RunStarter(job, destination, backend, folder, pauses=is_to_stop is not None)
         return Cluster(starter, display.say, display.show, SystemClock(), chaos, is_to_stop).run()
 
 

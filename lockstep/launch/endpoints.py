@@ -104,8 +104,7 @@ def make_token(folder: Path) -> Token:
 
 
 def _token_in(folder: Path | None) -> Token | None:
-    has_one = folder is not None and (folder / TOKEN).exists()
-    return make_token(folder) if has_one and folder is not None else None
+    return make_token(folder) if folder is not None and (folder / TOKEN).exists() else None
 
 
 def dialled(address: str) -> str:

@@ -53,10 +53,6 @@ class ProcessBackend(Protocol):
         ...
 
 
-#: The name of the job file in the private folder of a run.
-JOB_FILE = "job.toml"
-
-
 @dataclass
 class LocalBackend:
     """This machine alone."""

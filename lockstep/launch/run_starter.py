@@ -1,17 +1,20 @@
 """Starts the processes of a run: knows their commands, addresses and folders."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from lockstep.common.job.job import Job
-from lockstep.launch.process_backend import JOB_FILE, ProcessBackend
+from lockstep.launch.process_backend import ProcessBackend
 from lockstep.launch.supervision.child import HERE, WatchedProcess
 from lockstep.launch.supervision.restarts import ProcessPlace, Role
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.run_dir import STANDBY_FOLDER, has_begun
 from lockstep.runs.session import Destination
+
+#: The name of the job file in the private folder of a run.
+JOB_FILE = "job.toml"
 
 #: The end of the commands of processes that end with this one.
 SUPERVISED = ["--supervised", HERE]
@@ -25,9 +28,8 @@ class RunStarter:
     destination: Destination
     #: Starts them, here or elsewhere.
     backend: ProcessBackend
-    #: The private folder of the run, and that in which the run is to be in the end.
+    #: The private folder of the run.
     folder: Path
-    home: Path
     #: Whether the server waits for callbacks between two epochs.
     pauses: bool = False
     #: Whether fewer workers than all are enough, as those that take part may not all be back.
@@ -35,6 +37,11 @@ class RunStarter:
     #: The addresses of the server and of the standby; empty until they listen.
     address: str = ""
     standby_address: str = ""
+    #: The folder that the run is in at the end.
+    home: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.home = self.destination.folder
 
     @property
     def run_dir(self) -> Path:
