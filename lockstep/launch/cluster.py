@@ -99,15 +99,10 @@ class Cluster:
             self._await_server()
         self._wait()
         ends = self.crew.ends()
-        workers = {place: end for place, end in ends.items() if place.role is Role.WORKER and SERVER not in ends}
-        if SERVER in ends:
-            self._relay()
-        others = {place: end for place, end in ends.items() if place not in workers}
-        self.supervisor.on_ends(others, self.clock.now())
         # After the death of a worker, so that the answer shows what came of it.
         status = self._ask()
         self._relay()
-        self.supervisor.on_ends(workers, self.clock.now())
+        self.supervisor.on_ends(ends, self.clock.now())
         self.supervisor.on_time(self.clock.now())
         if self.supervisor.end is None and self.crew.runs(SERVER):
             self._show(status)
