@@ -140,9 +140,6 @@ class Cluster:
     # The supervisor acts through these
 
     def start(self, place: ProcessPlace) -> None:
-        if place == SERVER:
-            # The workers join a resumed run when they are back: not all may be.
-            self.starter.takes_any = self.supervisor.is_second
         process = self.crew.begin(place)
         if place == STANDBY:
             self.starter.standby_address = process.listens()

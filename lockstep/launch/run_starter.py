@@ -32,8 +32,6 @@ class RunStarter:
     folder: Path
     #: Whether the server waits for callbacks between two epochs.
     pauses: bool = False
-    #: Whether fewer workers than all are enough, as those that take part may not all be back.
-    takes_any: bool = False
     #: The addresses of the server and of the standby; empty until they listen.
     address: str = ""
     standby_address: str = ""
@@ -72,7 +70,8 @@ class RunStarter:
         (self.folder / JOB_FILE).write_text(to_toml(self.job, launch), encoding="utf-8")
         # One that was killed before it had begun the run begins it.
         is_resumed = self.destination.is_resumed or has_begun(self.run_dir)
-        needed = 1 if self.takes_any else launch.min_workers or launch.workers
+        # Those of a server that has listened before may not all be back.
+        needed = 1 if self.address else launch.min_workers or launch.workers
         return [
             *("--job", f"{HERE}/{JOB_FILE}"),
             *("--resume" if is_resumed else "--run-dir", str(self.run_dir)),

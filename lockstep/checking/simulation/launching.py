@@ -133,7 +133,7 @@ class Launcher:
     #: Whether the supervisor has ended the run, and whether it has just started a server.
     _is_over: bool = False
     _is_new_server: bool = False
-    #: The ends that the supervisor has not seen, and the last end of each place.
+    #: The ends that the supervisor has not seen, and the last end of each place since it has begun.
     _unseen: dict[ProcessPlace, ProcessEnd] = field(default_factory=dict)
     _ends: dict[ProcessPlace, ProcessEnd] = field(default_factory=dict)
     #: The most steps that the run has made.
@@ -235,7 +235,8 @@ class Launcher:
         tell(self.world.now)
         is_new, self._is_new_server = self._is_new_server, False
         if is_new and self.processes[SERVER].is_dead:
-            supervisor.on_ends({SERVER: self._unseen.pop(SERVER)}, self.world.now)
+            self._ends[SERVER] = self._unseen.pop(SERVER)
+            supervisor.on_ends({SERVER: self._ends[SERVER]}, self.world.now)
         elif is_new:
             supervisor.on_listening(self.world.now, is_elsewhere=not self.teams)
         if isinstance(supervisor, RunSupervisor) and supervisor.end is not None and not self._is_over:
@@ -261,6 +262,7 @@ class Launcher:
                 self.end(place)
             self.teams.clear()
             self._unseen.clear()
+            self._ends.clear()
             self.begin()
 
     def _seen_s(self) -> float:
@@ -359,7 +361,7 @@ class Launcher:
 
     def _open_server(self, place: ProcessPlace, process: Process, say: Say) -> SimulatedShell:
         # Not all workers may be back, as `train` has it.
-        is_second = isinstance(self.supervisor, RunSupervisor) and self.supervisor.is_second
+        is_second = isinstance(self.supervisor, RunSupervisor) and SERVER in self._ends
         run = self._with_any_worker(self.run) if is_second else self.run
         return ServerProcess.open(run, process, say, shares=self.scenario.sharing > 0.0)
 

@@ -109,8 +109,6 @@ class RunSupervisor:
     places: ProcessTable = field(init=False)
     #: Whether a server listens, or did a moment ago. Otherwise, one is started, or is about to be.
     is_served: bool = False
-    #: Whether the server was started before, or the standby leads the run: then not all workers have to be there.
-    is_second: bool = False
     #: Why the run is not continued, and the process that has caused it.
     end: RunEnd | None = None
     cause: ProcessPlace = SERVER
@@ -197,7 +195,7 @@ class RunSupervisor:
         return files.standby_leads or (server.code != INTERRUPTED and files.standby_can_lead)
 
     def _follow_standby(self, now: float) -> None:
-        self.is_served, self.is_second, self._status = True, True, None
+        self.is_served, self._status = True, None
         # It is the server from now on; the shards that are gone join it as they would have joined the server again.
         self.places.vacate(STANDBY)
         self.places.begin(SERVER, now)
@@ -211,7 +209,6 @@ class RunSupervisor:
         delay_s = self.places.restart(SERVER, now)
         if delay_s is None:
             return self._over(RunEnd.SERVER)
-        self.is_second = self.is_second or self.is_served
         self.is_served = False
         self.processes.report(SERVER, Outlook.RESTARTED, delay_s)
         for shard in self._shards():

@@ -146,7 +146,6 @@ def test_a_server_is_restarted_if_it_was_killed_and_not_if_it_would_end_so_again
     assert starts(scene.after(FIRST_S)) == [SERVER]
     # Its workers know where it is.
     assert starts(scene.listens()) == []
-    assert scene.supervisor.is_second
 
 
 def test_a_server_that_is_killed_before_it_listens_begins_as_the_first() -> None:
@@ -154,7 +153,6 @@ def test_a_server_that_is_killed_before_it_listens_begins_as_the_first() -> None
     scene.told(scene.supervisor.begin)
     scene.ended(SERVER, end=KILLED)
     assert starts(scene.after(FIRST_S)) == [SERVER]
-    assert not scene.supervisor.is_second
     assert starts(scene.listens(is_elsewhere=True)) == WORKERS
 
 
