@@ -24,10 +24,10 @@ from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
 from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, Limits, ServerPort
+from lockstep.common.transport.port import LINGER_S, Dial, Limits, ServerPort
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.transports import TRANSPORTS, MemorySharing, Transport
-from lockstep.common.transport.zeromq.ports import dial, serve
+from lockstep.common.transport.zeromq.ports import serve
 from lockstep.launch.endpoints import WARNING, dialled, nearby
 from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
@@ -48,22 +48,17 @@ from lockstep.runs.session import Destination, RunSession, open_run_in, open_ses
 from lockstep.runs.single_process import recompute_micro_batch
 
 
-def dial_openly(address: str, public: str = "") -> ClientPort:
-    """Dial a server that admits everybody."""
-    return dial(address)
-
-
 class Service(msgspec.Struct, frozen=True):
     """A run to be served: its job, and its destination, which has its options."""
 
     job: Job
     destination: Destination
+    #: How other servers are reached.
+    dial: Dial
     #: Whether the run leaves a picture.
     has_picture: bool = True
     #: A page that shows the run, or its figures for Prometheus; None if there is to be none.
     page: PageRequest | None = None
-    #: How other servers are reached.
-    dial: Dial = dial_openly
     #: Whether a SIGTERM hands the run over to a standby, if there is one. Not under a `train`, which ends them all.
     hands_over: bool = False
     #: Other servers that may lead the run, of which the folder may not know.

@@ -213,7 +213,7 @@ def lead(flags: ServerFlags, job: Job, options: RunOptions, page: PageRequest | 
             keep_parts(folder, flags.link.say)
         # `train` has claimed the folder, and perhaps written data into it.
         destination = Destination(folder=folder, options=options, is_resumed=is_resumed)
-        serve_for_train(Service(job, destination, dial=dial), listening, flags.supervised, flags.link)
+        serve_for_train(Service(job, destination, dial), listening, flags.supervised, flags.link)
         return 0
     if is_resumed and folder is not None:
         check_unfinished(folder)
@@ -225,7 +225,7 @@ def lead(flags: ServerFlags, job: Job, options: RunOptions, page: PageRequest | 
     try:
         with destination_of(job, options, folder, is_resumed=is_resumed) as destination:
             standbys = flags.standbys
-            service = Service(job, destination, flags.picture, page, dial=dial, standbys=standbys)
+            service = Service(job, destination, dial, flags.picture, page, standbys=standbys)
             result = serve_by_hand(service, listening)
     except LedElsewhereError as elsewhere:
         # A run that begins is led by no other server.
