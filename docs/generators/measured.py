@@ -13,11 +13,11 @@ from rich.console import Console
 
 from docs.generators.tables import table
 from lockstep.bench.coordinator import CoordinatorRow
-from lockstep.bench.exchange import ExchangeRow, HostsBench, HostsRow, QuantizationRow, machines_of, model_of
+from lockstep.bench.exchange import ExchangeRow, QuantizationRow
 from lockstep.bench.peers import BaselineRow
 from lockstep.bench.performance import BUSY, BenchMachine, MeasuredPart, read_measurements
-from lockstep.bench.predict import PredictBench, PredictionRow
-from lockstep.bench.scaling import ScalingRow
+from lockstep.bench.predict import PredictBench, PredictionRow, basis_of_rows
+from lockstep.bench.scaling import SLEEP, ScalingRow
 from lockstep.bench.step import StepFigures
 from lockstep.bench.straggler import StragglerRow, case_name
 from lockstep.bench.timed_run import BenchSession
@@ -225,8 +225,7 @@ class Report:
         lines = [
             [
                 *(str(row.workers), time(row.ms_per_step, row.ms_spread)),
-                "" if row.processors is None else f"{row.processors.server_ms:.2f}",
-                "" if row.processors is None else _or_none(row.processors.process_ms, ".2f"),
+                *(_spent(row, "server_ms", ".2f"), _spent(row, "process_ms", ".2f")),
             ]
             for row in rows
         ]
@@ -235,18 +234,20 @@ class Report:
 
     def hosts(self) -> str:
         """Return the time of a step by the number of hosts, measured and calculated, and what the server takes."""
-        part, rows = self.part("hosts", HostsRow)
-        sizes = {row.parameters for row in rows}
-        models = {size: model_of([row for row in rows if row.parameters == size]) for size in sizes}
-        lines = [
-            [
-                *(f"{row.parameters:,}", str(row.hosts), time(row.ms_per_step, row.ms_spread)),
-                f"{models[row.parameters].step_s(machines_of(row)) * 1e3:.1f}",
-                *(f"{row.server_ms:.1f}", f"{row.server_ms / row.hosts:.2f}", f"{row.worker_ms:.2f}"),
-                f"{row.socket_bytes / 1e6:,.1f}",
+        part, rows = self.part("hosts", ScalingRow)
+        lines = []
+        for size in dict.fromkeys(row.parameters for row in rows):
+            same = [row for row in rows if row.parameters == size]
+            basis = basis_of_rows(same)
+            lines += [
+                [
+                    *(f"{size:,}", str(row.teams), time(row.ms_per_step, row.ms_spread)),
+                    *(f"{basis.model.step_s(at) * 1e3:.1f}", _spent(row, "server_ms", ".1f")),
+                    *(_spent(row, "server_ms", ".2f", row.teams), _spent(row, "leader_ms", ".2f")),
+                    f"{row.socket_bytes / 1e6:,.1f}",
+                ]
+                for row, (at, _) in zip(same, basis.measured, strict=True)
             ]
-            for row in rows
-        ]
         headings = (
             *("values", "hosts", "ms per step", "calculated", "processor time of the server, ms", "per host, ms"),
             *("of a worker, ms", "MB per step"),
@@ -260,8 +261,9 @@ class Report:
             servers=(1, 16),
             link=FAST_LINK,
             sources=(self.file,),
-            models=(HostsBench.name,),
-            values=max(row.parameters for row in self.part("hosts", HostsRow)[1]),
+            models=(SLEEP,),
+            batch=1,
+            values=max(row.parameters for row in self.part("hosts", ScalingRow)[1]),
         )
         found = {(row.hosts, row.servers): row for row in self._predicted(bench)[1]}
         lines = [
@@ -387,3 +389,9 @@ def _over(one: StepFigures, row: StepFigures) -> str:
 
 def _or_none(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"
+
+
+def _spent(row: ScalingRow, name: str, form: str, by: int = 1) -> str:
+    """Return the processor time of a kind of process per step, divided by a number."""
+    value = getattr(row.processors, name, None)
+    return _or_none(None if value is None else value / by, form)

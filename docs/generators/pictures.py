@@ -15,7 +15,6 @@ import msgspec
 
 from docs.generators.measured import ROOT, Report
 from lockstep.bench.bench import Bench, Panel
-from lockstep.bench.exchange import HostsBench, HostsRow
 from lockstep.bench.performance import MeasuredPart
 from lockstep.bench.plot import figure_of
 from lockstep.bench.scaling import ScalingBench, ScalingRow
@@ -29,7 +28,6 @@ IMAGES = ROOT / "docs" / "images"
 OF_PARTS: dict[str, tuple[str, Bench[Any], type[msgspec.Struct]]] = {
     "bench-step.png": ("step", StepBench(), StepFigures),
     "bench-scaling.png": ("scaling", ScalingBench(), ScalingRow),
-    "bench-hosts.png": ("hosts", HostsBench(), HostsRow),
     "bench-straggler.png": ("straggler", StragglerBench(), StragglerRow),
 }
 

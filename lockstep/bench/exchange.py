@@ -1,17 +1,14 @@
-"""Bench the exchange: alone, among several hosts, and its formats. Server and workers are real, gradients are not.
+"""Bench the exchange alone, and its formats. Server and workers are real, gradients are filled with a number.
 
-The first bench fills gradients with a number. The second one is of hosts that sleep instead of computing, and counts
-processor time, from which the cost model predicts other numbers of hosts.
-
-The third one is of the formats of quantization: adding two children of a node with rounding, packing, and unpacking. It
-runs in this process on one frame. Of each turn, the fastest of many calls counts: disturbances only add time."""
+The second bench is of the formats of quantization: adding two children of a node with rounding, packing, and unpacking.
+It runs in this process on one frame. Of each turn, the fastest of many calls counts: disturbances only add time."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
 from statistics import median_high
 from typing import Annotated, ClassVar
@@ -25,7 +22,6 @@ from lockstep.bench.bench import (
     TORCH,
     Bench,
     Panel,
-    Series,
     TableColumn,
     described,
     over,
@@ -35,12 +31,11 @@ from lockstep.bench.bench import (
     with_torch,
 )
 from lockstep.bench.peers import WARM_UP, Stepper
-from lockstep.bench.stand_ins import CLASSES, Filler, sleeping, write_model, write_samples
-from lockstep.bench.timed_run import BenchSession, TimedRun, least_s, per_step
+from lockstep.bench.stand_ins import Filler, write_model, write_samples
+from lockstep.bench.timed_run import BenchSession, TimedRun, least_s
 from lockstep.cli.options.types import whole_number
 from lockstep.common.aggregation.quantization import FORMATS, RoundingKey, quantization_of
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.run_options import RunOptions
@@ -48,8 +43,7 @@ from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import Transport
 from lockstep.launch.cluster import check_launch
 from lockstep.ps.run.progress import Split
-from lockstep.results.reports.display import counted
-from lockstep.runs.cost_model import BYTES_PER_PARAMETER, CostModel, Machines, best_line
+from lockstep.runs.cost_model import BYTES_PER_PARAMETER
 
 
 class BaselineExchange(msgspec.Struct, frozen=True, kw_only=True):
@@ -215,145 +209,6 @@ def _panel(size: int, rows: Sequence[ExchangeRow]) -> Panel:
         [described(row) for row in rows],
         with_torch(texts, rows),
         end=1.35,
-    )
-
-
-#: Hosts that a few cores can stand for, because most of them sleep.
-MOST_HOSTS = 256
-
-PER_HOST = TableColumn("per host", 8, ".2f", of=lambda row: row.server_ms / row.hosts)
-
-
-class HostsRow(msgspec.Struct, frozen=True, kw_only=True):
-    """So many teams of one process, each with a connection by tcp, and the processor time of a step."""
-
-    parameters: Annotated[int, TableColumn("values", 10, ",")]
-    hosts: Annotated[int, TableColumn("hosts", 5)]
-    servers: Annotated[int, TableColumn("servers", 7)]
-    #: Seconds for which each micro-batch sleeps; there is one per host.
-    sleep_s: float
-    #: Cores that stand for all hosts.
-    cores: int
-    #: Steps measured in all turns, and their mean in the middle turn.
-    steps: int
-    ms_per_step: Annotated[float, TableColumn("ms/step", 8, ".2f")]
-    #: The mean steps of the fastest and of the slowest turn.
-    ms_spread: tuple[float, float] = (0.0, 0.0)
-    #: Milliseconds of processor time per step.
-    server_ms: Annotated[float, TableColumn("server ms", 9, ".2f")]
-    worker_ms: Annotated[float, PER_HOST, TableColumn("worker ms", 9, ".2f")]
-    #: Bytes of sums and weights that crossed sockets in an average step.
-    socket_bytes: Annotated[float, TableColumn("kB/step", 10, ",.1f", of=lambda row: row.socket_bytes / 1e3)]
-    #: The parts of the mean step of the middle turn.
-    split: Split
-
-
-@dataclass(kw_only=True)
-class HostsBench(Bench[HostsRow]):
-    """Time a step of several hosts that exchange gradients and weights with a server by tcp.
-
-    Each host is a worker of one process with a connection of its own, started as `lockstep worker` on another machine
-    would be. A model that sleeps instead of computing lets the cores of this machine stand for all of them. Everything
-    else is that of any run, with momentum.
-
-    A step takes at least the time of the sleep, and the rest of it is the exchange. The processor time of the server
-    per step shows how many hosts it can serve, and the bytes show how many a link can.
-
-    \b
-      lockstep bench hosts
-      lockstep bench hosts --hosts 1..32 --values 535818 --to hosts.json
-      lockstep bench predict --from hosts.json --hosts 1..1024
-    """
-
-    name: ClassVar = "hosts"
-    summary: ClassVar = "Several hosts by tcp: time of a step, and of the server."
-    row: ClassVar = HostsRow
-
-    hosts: tuple[int, ...] = options.option(
-        "--hosts",
-        options.Several(whole_number(1, MOST_HOSTS), has_ranges=True),
-        "numbers of hosts, or FROM..TO",
-        "1..16",
-    )
-    values: tuple[int, ...] = options.option(
-        "--values", options.Several(whole_number(CLASSES, 2**30)), "sizes of the gradient", "62000,535818"
-    )
-    sleep_s: float = options.option(
-        "--sleep", options.duration, "sleep so long for each micro-batch", "20ms", metavar="TIME"
-    )
-    servers: tuple[int, ...] = options.servers("numbers of server processes", "1")
-    steps: int = options.steps("steps to measure", "300")
-    rounds: int = options.rounds()
-
-    def measure(self, session: BenchSession) -> Iterator[HostsRow]:
-        turn = timed_run.per_turn(self.steps, self.rounds)
-        for values, servers, hosts in product(self.values, self.servers, self.hosts):
-            # One sample per micro-batch, all in one epoch, so that nothing is evaluated in between.
-            named = sleeping(session.folder, values, self.sleep_s, (WARM_UP + turn) * hosts)
-            job = timed_run.bench_job(**named, global_batch=hosts, micro_batches=hosts, steps=WARM_UP + turn)
-            launch = RunOptions(workers=hosts, servers=servers, transport="tcp")
-            yield self._row(launch, [session.run(job, launch, teams=hosts) for _ in range(self.rounds)])
-
-    def _row(self, launch: RunOptions, runs: list[TimedRun]) -> HostsRow:
-        turns, spent = [run.seconds() for run in runs], per_step(run.processors for run in runs)
-        if spent is None or spent.leader_ms is None:
-            raise UsageError(
-                f"--steps {self.steps} with --rounds {self.rounds}: no processor time was read: expected turns of a "
-                f"second or more, on Linux; add --steps {8 * self.steps}"
-            )
-        return HostsRow(
-            parameters=runs[-1].result.parameters,
-            hosts=launch.workers,
-            servers=launch.servers,
-            sleep_s=self.sleep_s,
-            cores=cores(),
-            steps=len(timed_run.all_seconds(turns)),
-            ms_per_step=timed_run.mean_step_s(turns) * 1e3,
-            ms_spread=timed_run.spread_ms(turns),
-            server_ms=spent.server_ms,
-            worker_ms=spent.leader_ms,
-            socket_bytes=statistics.mean(run.socket_bytes() for run in runs),
-            split=timed_run.split_of([timed_run.middle_run(runs)]),
-        )
-
-    def panels(self, rows: Sequence[HostsRow]) -> list[list[Panel]]:
-        """Return the time of a step as measured and as calculated, and the server's processor time."""
-        steps, server = list[Series](), list[Series]()
-        setups = dict.fromkeys((row.parameters, row.servers) for row in rows)
-        for colour, (values, servers) in zip(cycle(("compute", "exchange", "update")), setups, strict=False):
-            found = [row for row in rows if (row.parameters, row.servers) == (values, servers)]
-            name, at = f"{values:,} values, {counted(servers, 'server')}", [row.hosts for row in found]
-            model = model_of(found)
-            steps.append(Series(name, colour, [row.ms_per_step for row in found], "D", at))
-            steps.append(Series("", colour, [model.step_s(machines_of(row)) * 1e3 for row in found], "--", at))
-            server.append(Series("", colour, [row.server_ms for row in found], "o-", at))
-        title = f"a step of hosts that sleep {rows[0].sleep_s * 1e3:g} ms (lines: calculated)"
-        right = Panel("processor time of the server per step", "ms", server, along="hosts")
-        return [[Panel(title, "ms", steps, along="hosts"), right]]
-
-
-def machines_of(row: HostsRow) -> Machines:
-    """Return the machines that a row stands for: one, whose cores all of them share."""
-    return Machines(workers=row.hosts, hosts=row.hosts, servers=row.servers)
-
-
-def model_of(rows: Sequence[HostsRow]) -> CostModel:
-    """Return the costs of a step of such hosts, from rows with one number of values."""
-    served = [(row.hosts / row.servers, row.server_ms / 1e3 - row.split.update_s) for row in rows]
-    latency_s, per_host_s = best_line(served)
-    first = rows[0]
-    return CostModel(
-        parameters=first.parameters,
-        micro_batch_samples=1,
-        # Sending and receiving is work of the host as well.
-        micro_batch_s=first.sleep_s + statistics.mean(row.worker_ms for row in rows) / 1e3,
-        sleep_s=first.sleep_s,
-        micro_batches=1,
-        is_weak=True,
-        latency_s=latency_s,
-        per_host_s=per_host_s,
-        update_s=statistics.mean(row.split.update_s * row.servers for row in rows),
-        cores=first.cores,
     )
 
 

@@ -17,7 +17,7 @@ from lockstep.bench import bench as options
 from lockstep.bench import peers
 from lockstep.bench.bench import Bench
 from lockstep.bench.coordinator import CoordinatorBench
-from lockstep.bench.exchange import ExchangeBench, HostsBench, WireBench
+from lockstep.bench.exchange import ExchangeBench, WireBench
 from lockstep.bench.scaling import ScalingBench
 from lockstep.bench.step import StepBench
 from lockstep.bench.straggler import StragglerBench
@@ -151,9 +151,7 @@ BUSY = 0.1
 
 def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
     """Return the benches by the name of their part. Steps are as few as give a steady figure in a turn."""
-    sleepers = [1 << power for power in range(MOST_SLEEPERS.bit_length())]
     compared: dict[str, Any] = {"rounds": rounds, "peer_python": python}
-    sleeping: dict[str, Any] = {"sleep_s": SLEEP_S, "values": (535_818,), "rounds": rounds}
     return {
         "step": StepBench(
             models=("linear", *NETS),
@@ -185,10 +183,20 @@ def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
             **compared,
         ),
         "straggler": StragglerBench(steps=200 * rounds, rounds=rounds),
-        "teams": ScalingBench(workers=tuple(sleepers), steps=40 * rounds, **sleeping),
-        "hosts": HostsBench(steps=60 * rounds, rounds=rounds),
+        **_of_sleepers(rounds),
         "coordinator": CoordinatorBench(rounds=rounds),
         "wire": WireBench(rounds=rounds),
+    }
+
+
+def _of_sleepers(rounds: int) -> dict[str, Bench[Any]]:
+    """Return the benches of a model that sleeps: in one team, and on as many hosts as there are workers."""
+    sleepers = tuple(1 << power for power in range(MOST_SLEEPERS.bit_length()))
+    shared: dict[str, Any] = {"sleep_s": SLEEP_S, "workers": sleepers, "rounds": rounds}
+    hosts: dict[str, Any] = {"batches": (1,), "teams": (MOST_SLEEPERS,), "transports": ("tcp",)}
+    return {
+        "teams": ScalingBench(values=(535_818,), steps=40 * rounds, **shared),
+        "hosts": ScalingBench(values=(62_000, 535_818), steps=60 * rounds, **shared, **hosts),
     }
 
 

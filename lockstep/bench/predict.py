@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, ClassVar
 
 import click
@@ -13,7 +14,6 @@ from msgspec.structs import replace
 
 from lockstep.bench import bench as options
 from lockstep.bench.bench import CURVES, Bench, Panel, Series, TableColumn, heading
-from lockstep.bench.exchange import HostsBench, HostsRow, machines_of, model_of
 from lockstep.bench.performance import Measurements
 from lockstep.bench.scaling import VALUES, ScalingBench, ScalingRow
 from lockstep.bench.timed_run import BenchSession
@@ -30,6 +30,7 @@ from lockstep.runs.cost_model import (
     CostModel,
     Machines,
     Measured,
+    best_line,
     bytes_per_parameter,
     fitted,
     shares_memory,
@@ -97,13 +98,10 @@ def read_basis(
             raise UsageError(f"--from {paths[0]},…: expected one result.json, or several files of a scaling bench")
         return basis_of_result(found[0])
     rows = [row for each in found if isinstance(each, list) for row in each]
-    hosts, others = ([row for row in rows if isinstance(row, kind)] for kind in (HostsRow, ScalingRow))
-    if hosts and (model == HostsBench.name or not others):
-        return basis_of_hosts([row for row in hosts if isinstance(row, HostsRow)], values)
-    return basis_of_rows(matching_rows([row for row in others if isinstance(row, ScalingRow)], model, batch, values))
+    return basis_of_rows(matching_rows(rows, model, batch, values))
 
 
-def _read(path: Path) -> RunResult | list[ScalingRow | HostsRow]:
+def _read(path: Path) -> RunResult | list[ScalingRow]:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -111,16 +109,13 @@ def _read(path: Path) -> RunResult | list[ScalingRow | HostsRow]:
             f"cannot read {str(path)!r}: {error.strerror}: expected a result.json, or rows of a scaling bench"
         ) from error
     try:
-        return msgspec.json.decode(content, type=RunResult | list[ScalingRow])  # type: ignore[return-value]
+        return msgspec.json.decode(content, type=RunResult | list[ScalingRow])
     except msgspec.MsgspecError as error:
         with suppress(msgspec.MsgspecError):
-            return list(msgspec.json.decode(content, type=list[HostsRow]))
-        with suppress(msgspec.MsgspecError):
-            parts = msgspec.json.decode(content, type=Measurements)
-            return [*parts.rows_of(ScalingBench.name, ScalingRow), *parts.rows_of(HostsBench.name, HostsRow)]
+            return msgspec.json.decode(content, type=Measurements).rows_of(ScalingBench.name, ScalingRow)
         raise FileFormatError(
-            f"{str(path)!r} is neither a run's result.json nor a file of `lockstep bench scaling --to FILE`, "
-            f"`lockstep bench hosts --to FILE` or `lockstep bench all --to FILE`: {error}"
+            f"{str(path)!r} is neither a run's result.json nor a file of `lockstep bench scaling --to FILE` or "
+            f"`lockstep bench all --to FILE`: {error}"
         ) from error
 
 
@@ -148,10 +143,32 @@ def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
     similar = [row for row in same if _is_local(row) or _way(row) == next(iter(ways))]
     points = [_measured(row) for row in similar]
     carriers, share = dict.fromkeys(row.carrier for row in similar), "each" if first.scaling == "weak" else "in all"
+    model = fitted(points, is_weak=first.scaling == "weak", cores=first.cores)
     return Basis(
-        name=f"{first.short_name()}, {first.batch} samples {share}, {' and '.join(carriers)}",
-        model=fitted(points, is_weak=first.scaling == "weak", cores=first.cores),
+        name=f"{first.short_name()}, {counted(first.batch, 'sample')} {share}, {' and '.join(carriers)}",
+        model=_of_hosts(model, similar) if all(map(_is_host, similar)) else model,
         measured=tuple((point.machines(), row.images_per_s) for point, row in zip(points, similar, strict=True)),
+    )
+
+
+def _is_host(row: ScalingRow) -> bool:
+    """Return whether each worker of a row stands for a host: it sleeps, and has a connection of its own."""
+    return row.sleep_s > 0 and row.teams == row.workers and not _is_local(row) and row.processors is not None
+
+
+def _of_hosts(model: CostModel, rows: Sequence[ScalingRow]) -> CostModel:
+    """Return a model with the costs of hosts by their processor time: the time of their steps is that of few cores."""
+    spent = [(row, row.processors) for row in rows if row.processors is not None]
+    served = [(row.teams / row.servers, found.server_ms / 1e3 - row.split.update_s) for row, found in spent]
+    latency_s, per_host_s = best_line(served)
+    return replace(
+        model,
+        # Sending and receiving is work of the host as well.
+        micro_batch_s=model.sleep_s + mean(found.leader_ms or 0.0 for _, found in spent) / 1e3,
+        latency_s=latency_s,
+        per_host_s=per_host_s,
+        update_s=mean(row.split.update_s * row.servers for row in rows),
+        jitter_s=0.0,
     )
 
 
@@ -170,20 +187,6 @@ def _is_local(row: ScalingRow) -> bool:
 
 def _measured(row: ScalingRow) -> Measured:
     return replace(msgspec.convert(row, Measured, from_attributes=True), is_local=_is_local(row))
-
-
-def basis_of_hosts(rows: Sequence[HostsRow], values: int | None = None) -> Basis:
-    """Return the basis of hosts that slept, of one size: the first one by default. Raises UsageError without any."""
-    same = [row for row in rows if row.parameters == (values or rows[0].parameters)]
-    if not same:
-        there = ", ".join(dict.fromkeys(str(row.parameters) for row in rows))
-        raise UsageError(f"the bench of hosts did not measure --values {values}: expected one of {there}")
-    first = same[0]
-    return Basis(
-        name=f"{first.parameters:,} values, sleeping {first.sleep_s * 1e3:g} ms, tcp",
-        model=model_of(same),
-        measured=tuple((machines_of(row), row.hosts / row.ms_per_step * 1e3) for row in same),
-    )
 
 
 def basis_of_sleep(values: int, sleep_s: float, batch: int) -> Basis:

@@ -83,11 +83,12 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     images_per_s: Annotated[float, TableColumn("images/s", 9, ",.0f")]
     #: Images/s per process over those of a single process: the efficiency. None if a single one was not measured.
     of_one_worker: Annotated[float | None, TableColumn("/one", 5, ".0%")]
-    #: Images/s of as many independent processes at the same time, and our share of that.
-    ceiling_images_per_s: float
-    of_ceiling: Annotated[float, TableColumn("/ceil", 5, ".0%")]
-    #: Digest of the weights at the end of each run; equal for equal jobs.
-    weights_sha256: str
+    #: Images/s of as many independent processes at the same time, and our share of that; 0 in rows of hosts that were
+    #: measured without them.
+    ceiling_images_per_s: float = 0.0
+    of_ceiling: Annotated[float, TableColumn("/ceil", 5, ".0%")] = 0.0
+    #: Digest of the weights at the end of each run, equal for equal jobs; empty in these rows.
+    weights_sha256: str = ""
     #: DistributedDataParallel with as many processes; one process with a thread per core, and the same compiled.
     peer: Annotated[BaselineRow | None, msgspec.structs.replace(TORCH, title="/ddp")]
     all_threads: BaselineRow | None = None
@@ -187,7 +188,8 @@ class ScalingBench(ComparedBench[ScalingRow]):
 
     With --sleep, a model waits instead of computing, so that a machine can stand for one with more cores. A second
     table has the processor time per step of the server, of a leader and of another process, and the kB that crossed
-    sockets. It needs runs of a second or more.
+    sockets. It needs runs of a second or more. With as many teams as workers and tcp, each stands for a host; `bench
+    predict` calculates more of them from such rows.
 
     As many independent processes run in turns with the workers; their speed is the ceiling. With --peer-python, so
     does torch: DistributedDataParallel over gloo with as many processes, and one process with a thread per core on the
@@ -198,6 +200,7 @@ class ScalingBench(ComparedBench[ScalingRow]):
       lockstep bench scaling --model mlp --batch 128 --to scaling.json
       lockstep bench scaling --workers 1..16 --sleep 20ms --values 62000,535818
       lockstep bench scaling --workers 8 --teams 2 --transport tcp
+      lockstep bench scaling --workers 1..16 --teams 16 --transport tcp --sleep 20ms
       lockstep bench scaling --model lenet --busy 1 --micro-batches-per-worker 4
       lockstep bench scaling --strong --workers 1,2,4 --plot scaling.png
       lockstep bench scaling --peer-python ~/torch/bin/python

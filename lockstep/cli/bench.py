@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lockstep.bench.bench import Bench
 from lockstep.bench.coordinator import CoordinatorBench
-from lockstep.bench.exchange import ExchangeBench, HostsBench, WireBench
+from lockstep.bench.exchange import ExchangeBench, WireBench
 from lockstep.bench.local_steps import LocalStepsBench
 from lockstep.bench.performance import all_parts
 from lockstep.bench.predict import PredictBench
@@ -26,7 +26,6 @@ from lockstep.runs.own_command import demand
 BENCHES: tuple[type[Bench[Any]], ...] = (
     StepBench,
     ScalingBench,
-    HostsBench,
     StragglerBench,
     ExchangeBench,
     PredictBench,

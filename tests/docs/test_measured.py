@@ -158,7 +158,7 @@ def test_pictures_are_drawn_if_they_show_something_else(report: Report, tmp_path
     (tmp_path / "bench-step.png").write_bytes(b"another")
     main(report, tmp_path)
     found = list(pictures(report))
-    assert [each.name for each in found] == ["bench-step.png", "bench-scaling.png", "bench-hosts.png"]
+    assert [each.name for each in found] == ["bench-step.png", "bench-scaling.png"]
     assert all(is_current(tmp_path / each.name, each.digest) for each in found)
     assert (tmp_path / "bench-step.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,11 +1,11 @@
-"""Rows of the benches of scaling and of hosts, by hand: 80 ms of computing per step, and 20 ms of sleep."""
+"""Rows of the bench of scaling, by hand: 80 ms of computing per step, or hosts that sleep for 20 ms."""
 
 from typing import Any
 
 import msgspec
 
-from lockstep.bench.exchange import HostsRow
 from lockstep.bench.scaling import ScalingRow
+from lockstep.bench.timed_run import StepProcessorTime
 from lockstep.ps.run.progress import Split
 
 
@@ -36,20 +36,21 @@ def scaling_row(workers: int, exchange_s: float, batch: int = 64, **values: Any)
     return msgspec.structs.replace(made, **values)
 
 
-def hosts_row(hosts: int, server_ms: float, **values: Any) -> HostsRow:
+def hosts_row(hosts: int, server_ms: float, ms_per_step: float = 30.0, **values: Any) -> ScalingRow:
     """Return a row of hosts that work 2 ms per step, of which the update takes the server 0.5 ms."""
-    made = HostsRow(
-        parameters=535_818,
-        hosts=hosts,
-        servers=1,
-        sleep_s=0.02,
-        cores=2,
-        steps=300,
-        ms_per_step=30.0,
-        ms_spread=(29.0, 33.0),
-        server_ms=server_ms,
-        worker_ms=2.0,
-        socket_bytes=8.0 * 535_818 * hosts,
-        split=Split(steps=150, compute_s=0.022, exchange_s=0.005, update_s=0.0005, waiting_s=0.0),
-    )
-    return msgspec.structs.replace(made, **values)
+    made: dict[str, Any] = {
+        "model": "sleep",
+        "sleep_s": 0.02,
+        "teams": hosts,
+        "transport": "tcp",
+        "carrier": "tcp",
+        "micro_batches": hosts,
+        "parameters": 535_818,
+        "ms_per_step": ms_per_step,
+        "ms_spread": (29.0, 33.0),
+        "images_per_s": hosts / ms_per_step * 1e3,
+        "processors": StepProcessorTime(server_ms=server_ms, leader_ms=2.0, process_ms=None),
+        "socket_bytes": 8.0 * 535_818 * hosts,
+        "split": Split(steps=150, compute_s=0.022, exchange_s=0.005, update_s=0.0005, waiting_s=0.0),
+    }
+    return scaling_row(hosts, 0.005, batch=1, **made | values)

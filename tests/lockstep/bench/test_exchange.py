@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.exchange import ExchangeRow, HostsRow, QuantizationRow
+from lockstep.bench.exchange import ExchangeRow, QuantizationRow
 from lockstep.bench.timed_run import least_s
 from lockstep.cli.main import run
 from lockstep.common.runtime.clock import ManualClock
@@ -46,29 +46,6 @@ def test_the_bytes_of_each_type_are_counted(tmp_path: Path) -> None:
     assert vector / 4 <= short.sums_bytes <= 4.04 * vector * 0.27
     assert vector * 0.9 <= min(short.weights_bytes, exact.weights_bytes)
     assert max(short.weights_bytes, exact.weights_bytes) <= 2.1 * vector
-
-
-def test_hosts_sleep_and_the_server_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
-    # Long enough for the processor time to be read twice.
-    flags = ["--hosts", "2", "--values", "5000", "--sleep", "10ms", "--steps", "70", "--rounds", "1"]
-    assert run(["bench", "hosts", *flags, "--to", str(json_file), "--plot", str(plot_file)]) == 0
-    (row,) = msgspec.json.decode(json_file.read_bytes(), type=list[HostsRow])
-    assert (row.parameters, row.hosts, row.servers, row.steps) == (5000, 2, 1, 70)
-    assert row.ms_per_step > 10.0
-    assert 0.0 < row.server_ms < row.ms_per_step
-    # A vector of sums and one of weights for each, unless one computes both halves.
-    assert 4 * 5000 <= row.socket_bytes <= 2 * 8 * 5000 * 1.1
-    head, figures = capsys.readouterr().out.splitlines()[-2:]
-    assert (head, figures) == (heading(HostsRow), line(row))
-    assert len(head) == len(figures) <= 80
-    assert plot_file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-
-
-def test_a_run_that_is_too_short_to_count_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--hosts", "1", "--values", "100", "--sleep", "1ms", "--steps", "8", "--rounds", "1"]
-    assert run(["bench", "hosts", *flags]) == 2
-    assert "--steps 8 with --rounds 1: no processor time was read: " in capsys.readouterr().err
 
 
 class Reading(ManualClock):

@@ -120,7 +120,7 @@ def test_hosts_that_share_cores_predict_hosts_that_do_not(tmp_path: Path, capsys
     # All sleep; then one works and is served. Of 16 on two cores, the work of all counts.
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
-        "from 535,818 values, sleeping 20 ms, tcp, measured with 1 and 2 and 16 workers on 2 cores",
+        "from 536k, 1 sample each, tcp, measured with 1 and 2 and 16 workers on 2 cores",
         "1 worker in 1 team on 2 cores: measured 24.0 ms, calculated 24.0 ms (+0%)",
         "2 workers in 2 teams on 2 cores: measured 25.0 ms, calculated 25.0 ms (+0%)",
         "16 workers in 16 teams on 2 cores: measured 44.5 ms, calculated 44.5 ms (+0%)",
@@ -129,9 +129,9 @@ def test_hosts_that_share_cores_predict_hosts_that_do_not(tmp_path: Path, capsys
     found = {(r.hosts, r.servers): r.ms_per_step for r in predict(basis, [16, 1024], [1], [1, 16], 12.5e9).rows}
     assert found[16, 1] == pytest.approx(20 + 2 + 0.5 + 16 + 0.5)
     assert found[1024, 16] == pytest.approx(20 + 2 + 0.5 + 64 + 0.5 / 16)
-    assert read_basis([file], values=62_000).name == "62,000 values, sleeping 20 ms, tcp"
+    assert read_basis([file], values=62_000).name == "62k, 1 sample each, tcp"
     assert run([*ask, "2", "--values", "5"]) == 2
-    assert "did not measure --values 5: expected one of 535818, 62000" in capsys.readouterr().err
+    assert "did not measure 5: expected one of 536k at 1, 62k at 1" in capsys.readouterr().err
 
 
 def test_a_model_that_sleeps_needs_no_measurement() -> None:

@@ -119,6 +119,22 @@ def test_a_model_that_sleeps_is_trained_by_teams(tmp_path: Path) -> None:
         assert all(row.processors is not None and row.processors.leader_ms is not None for row in rows)
 
 
+def test_hosts_sleep_and_the_server_does_not(tmp_path: Path) -> None:
+    json_file = tmp_path / "rows.json"
+    flags = ["--sleep", "10ms", "--values", "5000", "--batch", "1", "--workers", "2", "--teams", "16"]
+    # Long enough for the processor time to be read twice.
+    more = ["--transport", "tcp", "--steps", "70", "--rounds", "1", "--to", str(json_file)]
+    assert run(["bench", "scaling", *flags, *more]) == 0
+    (row,) = rows_of(json_file)
+    assert (row.parameters, row.workers, row.teams, row.servers, row.steps) == (5000, 2, 2, 1, 70)
+    assert row.ms_per_step > 10.0
+    assert row.processors is not None
+    assert 0.0 < row.processors.server_ms < row.ms_per_step
+    assert row.processors.process_ms is None
+    # A vector of sums and one of weights for each, unless one computes both halves.
+    assert 4 * 5000 <= row.socket_bytes <= 2 * 8 * 5000 * 1.1
+
+
 def test_the_baseline_has_four_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = tmp_path / "own.py"
     own.write_text("from lockstep import nn\n\n\ndef build():\n    return nn.Linear(784, 10)\n")
