@@ -5,10 +5,8 @@ import shutil
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,7 @@ EVEN, FEWEST_STEPS = 0.25, 8
 
 
 class TeamRole(Enum):
-    """The role of a process in a run. Commands that only start others and wait for them do not count."""
+    """The role of a process in a run."""
 
     SERVER = auto()
     LEADER = auto()
@@ -72,35 +70,13 @@ class ProcessorClock:
     first: Reading | None = None
     last: Reading | None = None
 
-    def on_status(self, status: Status, server: int, workers: Sequence[int]) -> None:
-        """Read, unless the run has just begun or is over; of the processes that workers have started as well."""
+    def on_status(self, status: Status, pids: Mapping[TeamRole, Iterable[int]]) -> None:
+        """Read the processes of each role, unless the run has just begun or is over."""
         if not max(WARM_UP, EVEN * status.steps) <= status.step < status.steps:
             return
-        reading = status.step, dict(self._read(server, workers))
+        times = {(role, pid): seconds_of(self.proc, pid) for role, numbers in pids.items() for pid in numbers}
+        reading = status.step, {process: seconds for process, seconds in times.items() if seconds is not None}
         self.first, self.last = self.first or reading, reading
-
-    def _read(self, server: int, workers: Sequence[int]) -> Iterator[tuple[tuple[TeamRole, int], float]]:
-        started = (pid for worker in workers for pid in (worker, *children_of(self.proc, worker)))
-        roles = ((role_of(words_of(self.proc, pid)), pid) for pid in started)
-        for role, pid in ((TeamRole.SERVER, server), *roles):
-            if role is not None and (seconds := seconds_of(self.proc, pid)) is not None:
-                yield (role, pid), seconds
-
-
-def words_of(proc: Path, pid: int) -> list[str]:
-    """Return the command of a process, empty if it is gone."""
-    with suppress(OSError):
-        return (proc / str(pid) / "cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
-    return []
-
-
-def children_of(proc: Path, pid: int) -> list[int]:
-    """Return the numbers of the processes that a process has started, and of those that these have started."""
-    started = list[int]()
-    with suppress(OSError):
-        for task in (proc / str(pid) / "task").iterdir():
-            started += map(int, (task / "children").read_text(encoding="ascii").split())
-    return [*started, *(each for one in started for each in children_of(proc, one))]
 
 
 def seconds_of(proc: Path, pid: int) -> float | None:
@@ -111,21 +87,6 @@ def seconds_of(proc: Path, pid: int) -> float | None:
     except (OSError, ValueError):
         return None
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
-def role_of(words: Sequence[str]) -> TeamRole | None:
-    """Return what a process does by the command that started it; None if it computes nothing."""
-    if "worker" not in words:
-        return None
-    number, processes = _value(words, "--process"), _value(words, "--workers")
-    if number is None:
-        return TeamRole.LEADER if processes in (None, "1") else None
-    return TeamRole.LEADER if number == "0" else TeamRole.PROCESS
-
-
-def _value(words: Sequence[str], flag: str) -> str | None:
-    """Return what follows a flag."""
-    return next((value for word, value in pairwise(words) if word == flag), None)
 
 
 def per_step(clocks: Iterable[ProcessorClock]) -> StepProcessorTime | None:
@@ -209,8 +170,11 @@ class BenchSession:
             backend.team_size = launch.workers // teams
 
         def watch(status: Status) -> None:
-            servers, workers = cluster.crew.at(Role.SERVER), cluster.crew.at(Role.WORKER)
-            processors.on_status(status, servers[0].pid, [each.pid for each in workers])
+            server, workers = cluster.crew.at(Role.SERVER)[0], [each.pid for each in cluster.crew.at(Role.WORKER)]
+            leaders = workers[:: backend.team_size]
+            others = [pid for pid in workers if pid not in leaders]
+            pids = {TeamRole.SERVER: [server.pid], TeamRole.LEADER: leaders, TeamRole.PROCESS: others}
+            processors.on_status(status, pids)
 
         try:
             with run_folder() as folder:

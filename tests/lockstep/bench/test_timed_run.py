@@ -13,11 +13,9 @@ from lockstep.bench.timed_run import (
     StepProcessorTime,
     TeamRole,
     TimedRun,
-    children_of,
     mean_step_s,
     middle_run,
     per_step,
-    role_of,
     seconds_of,
     split_of,
 )
@@ -71,22 +69,23 @@ def test_the_parts_of_a_step_add_up_to_the_mean_step_of_the_middle_turn() -> Non
 #: Ticks in a second, of which the system counts in whole numbers.
 TICKS = os.sysconf("SC_CLK_TCK")
 
-WORKER = ["python", "-P", "-m", "lockstep", "worker", "tcp://127.0.0.1:5000"]
+SERVER, LEADER, PROCESS = TeamRole.SERVER, TeamRole.LEADER, TeamRole.PROCESS
+
+#: The processes of a team.
+TEAM = {SERVER: [1], LEADER: [3], PROCESS: [4, 5]}
 
 
-def show(proc: Path, pid: int, seconds: float, words: list[str], children: tuple[int, ...] = ()) -> None:
+def show(proc: Path, pid: int, seconds: float) -> None:
     """Show a process with so many seconds of processor time, a third of them in the system."""
     folder = proc / str(pid)
-    (folder / "task" / str(pid)).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     ticks = round(seconds * TICKS)
     before = " ".join(str(number) for number in range(1, 11))
     (folder / "stat").write_text(f"{pid} (a (name) of two) S {before} {ticks - ticks // 3} {ticks // 3} 7 7 20\n")
-    (folder / "cmdline").write_text("\0".join([*words, ""]))
-    (folder / "task" / str(pid) / "children").write_text(" ".join(map(str, children)))
 
 
 def test_the_time_of_a_process_is_its_own_and_the_systems(tmp_path: Path) -> None:
-    show(tmp_path, 8, 1.5, ["lockstep"])
+    show(tmp_path, 8, 1.5)
     assert seconds_of(tmp_path, 8) == 1.5
     assert seconds_of(tmp_path, 9) is None
 
@@ -99,43 +98,17 @@ def test_this_process_has_taken_some() -> None:
     assert own == pytest.approx(sum(os.times()[:2]), abs=0.5)
 
 
-def test_children_of_all_threads_are_found(tmp_path: Path) -> None:
-    show(tmp_path, 8, 0.0, [], (9, 10))
-    (tmp_path / "8" / "task" / "12").mkdir()
-    (tmp_path / "8" / "task" / "12" / "children").write_text("11")
-    assert sorted(children_of(tmp_path, 8)) == [9, 10, 11]
-    assert children_of(tmp_path, 7) == []
-
-
-@pytest.mark.parametrize(
-    ("added", "role"),
-    [
-        ([], TeamRole.LEADER),
-        (["--workers", "1"], TeamRole.LEADER),
-        (["--workers", "4"], None),
-        (["--workers", "4", "--process", "0"], TeamRole.LEADER),
-        (["--workers", "4", "--process", "3", "--team", "x"], TeamRole.PROCESS),
-    ],
-)
-def test_the_command_tells_what_a_process_does(added: list[str], role: TeamRole | None) -> None:
-    assert role_of([*WORKER, *added]) is role
-
-
-def test_what_is_not_a_worker_computes_nothing() -> None:
-    assert role_of(["python", "-c", "from multiprocessing import resource_tracker"]) is None
-
-
 def one_team(proc: Path, seconds: float) -> None:
-    """Show a server with so many seconds, and a command that has started a leader, with twice that, and two others."""
-    show(proc, 1, seconds, ["python", "-m", "lockstep", "server"])
-    show(proc, 2, 50.0 * seconds, [*WORKER, "--workers", "3"], (3, 4, 5))
-    for number, share in ((0, 2.0), (1, 3.0), (2, 5.0)):
-        show(proc, 3 + number, share * seconds, [*WORKER, "--workers", "3", "--process", str(number)])
+    """Show a server with so many seconds, a leader with twice that, and two others."""
+    for pid, share in ((1, 1.0), (3, 2.0), (4, 3.0), (5, 5.0)):
+        show(proc, pid, share * seconds)
 
 
-def read(proc: Path, step: int, clock: ProcessorClock | None = None) -> ProcessorClock:
+def read(
+    proc: Path, step: int, clock: ProcessorClock | None = None, pids: dict[TeamRole, list[int]] = TEAM
+) -> ProcessorClock:
     clock = clock or ProcessorClock(proc)
-    clock.on_status(status(step=step, steps=400), server=1, workers=[2])
+    clock.on_status(status(step=step, steps=400), pids)
     return clock
 
 
@@ -164,22 +137,20 @@ def test_runs_are_taken_together(tmp_path: Path) -> None:
     assert found.server_ms == 20.0
 
 
-def test_who_was_started_in_between_does_not_count(tmp_path: Path) -> None:
+def test_a_process_that_was_started_in_between_does_not_count(tmp_path: Path) -> None:
     one_team(tmp_path, 1.0)
     clock = read(tmp_path, 100)
-    show(tmp_path, 2, 0.0, [*WORKER, "--workers", "3"], (3, 4, 9))
-    show(tmp_path, 1, 1.5, ["server"])
-    show(tmp_path, 4, 3.25, [*WORKER, "--workers", "3", "--process", "1"])
-    show(tmp_path, 9, 77.0, [*WORKER, "--workers", "3", "--process", "2"])
-    assert per_step([read(tmp_path, 150, clock)]) == StepProcessorTime(server_ms=10.0, leader_ms=0.0, process_ms=5.0)
+    for pid, seconds in ((1, 1.5), (4, 3.25), (9, 77.0)):
+        show(tmp_path, pid, seconds)
+    found = per_step([read(tmp_path, 150, clock, TEAM | {PROCESS: [4, 9]})])
+    assert found == StepProcessorTime(server_ms=10.0, leader_ms=0.0, process_ms=5.0)
 
 
 def test_a_worker_of_one_process_has_no_other_processes(tmp_path: Path) -> None:
-    show(tmp_path, 1, 1.0, ["server"])
-    show(tmp_path, 2, 1.0, WORKER)
-    clock = read(tmp_path, 100)
-    show(tmp_path, 1, 2.0, ["server"])
-    found = per_step([read(tmp_path, 200, clock)])
+    one_team(tmp_path, 1.0)
+    clock = read(tmp_path, 100, None, TEAM | {PROCESS: []})
+    show(tmp_path, 1, 2.0)
+    found = per_step([read(tmp_path, 200, clock, TEAM | {PROCESS: []})])
     assert found == StepProcessorTime(server_ms=10.0, leader_ms=0.0, process_ms=None)
 
 
