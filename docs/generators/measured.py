@@ -126,10 +126,8 @@ class Report:
             yield from _compared(what, "the same with `torch.compile`", row.compiled)
             yield from _compared(what, "DDP over gloo", row.peer)
         for exchange in parts["exchange"].rows_as(ExchangeRow) if "exchange" in parts else ():
-            if exchange.peer is not None:
-                what = f"exchange of {exchange.parameters:,} values, {exchange.carrier}"
-                found = exchange.peer
-                yield found.ratio, what, "gloo's all-reduce", ranged(found.ratio, found.ratio_spread, ".2f")
+            what = f"exchange of {exchange.parameters:,} values, {exchange.carrier}"
+            yield from _compared(what, "gloo's all-reduce", exchange.peer)
 
     def scaling(self) -> str:
         """Return images/s of a worker per core, over all that PyTorch has for the same batch."""
@@ -194,8 +192,8 @@ class Report:
         lines = [
             [
                 *(f"{row.parameters:,}", row.carrier, time(row.ms_per_exchange, row.ms_spread)),
-                "" if row.peer is None else time(row.peer.ms_per_exchange, row.peer.ms_spread),
-                "" if row.peer is None else ranged(row.peer.ratio, row.peer.ratio_spread, ".2f"),
+                "" if row.peer is None else time(row.peer.ms_per_step, row.peer.ms_spread),
+                ratio(row.peer),
             ]
             for row in rows
         ]

@@ -30,7 +30,7 @@ from lockstep.bench.bench import (
     torch_marks,
     with_torch,
 )
-from lockstep.bench.peers import WARM_UP, Stepper
+from lockstep.bench.peers import WARM_UP, BaselineRow, Stepper
 from lockstep.bench.stand_ins import Filler, write_model, write_samples
 from lockstep.bench.timed_run import BenchSession, TimedRun, least_s
 from lockstep.cli.options.types import whole_number
@@ -44,18 +44,6 @@ from lockstep.common.transport.transports import Transport
 from lockstep.launch.cluster import check_launch
 from lockstep.ps.run.progress import Split
 from lockstep.runs.cost_model import BYTES_PER_PARAMETER
-
-
-class BaselineExchange(msgspec.Struct, frozen=True, kw_only=True):
-    """The baseline's all-reduce and update among as many processes, measured in turns with ours."""
-
-    version: str
-    ms_per_exchange: float
-    ms_spread: tuple[float, float] = (0.0, 0.0)
-    gb_per_s: float
-    #: The baseline's time over ours, above 1 if we are faster: the median of the ratios of all turns; their range.
-    ratio: float
-    ratio_spread: tuple[float, float] = (0.0, 0.0)
 
 
 class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +66,8 @@ class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
     ms_spread: tuple[float, float] = (0.0, 0.0)
     #: Gradients pushed and weights pulled, 8 bytes per parameter and worker whatever the formats, over that time.
     gb_per_s: Annotated[float, TableColumn("GB/s ", 8, ".2f", " ")]
-    peer: Annotated[BaselineExchange | None, TORCH]
+    #: The baseline's all-reduce and update among as many processes.
+    peer: Annotated[BaselineRow | None, TORCH]
     #: The parts of the time of an exchange, over the middle half of them; `compute_s` is the filling.
     split: Annotated[Split, *split_columns(" fill", "exch", "updt", "wait")]
 
@@ -170,7 +159,6 @@ class ExchangeBench(Bench[ExchangeRow]):
 def _row(parameters: int, launch: RunOptions, runs: list[TimedRun], baselines: list[Stepper]) -> ExchangeRow:
     turns, result, median = [run.seconds() for run in runs], runs[-1].result, statistics.median
     seconds, volume = timed_run.middle_s(turns, median), BYTES_PER_PARAMETER * parameters * launch.workers
-    peer = peers.faster(baselines, median, turns, result.global_batch)
     return ExchangeRow(
         parameters=parameters,
         workers=launch.workers,
@@ -186,16 +174,7 @@ def _row(parameters: int, launch: RunOptions, runs: list[TimedRun], baselines: l
         ms_per_exchange=seconds * 1e3,
         ms_spread=timed_run.spread_ms(turns, median),
         gb_per_s=volume / seconds / 1e9,
-        peer=None
-        if peer is None
-        else BaselineExchange(
-            version=peer.version,
-            ms_per_exchange=peer.ms_per_step,
-            ms_spread=peer.ms_spread,
-            gb_per_s=volume / peer.ms_per_step / 1e6,
-            ratio=peer.ratio,
-            ratio_spread=peer.ratio_spread,
-        ),
+        peer=peers.faster(baselines, median, turns, result.global_batch),
         split=timed_run.undisturbed_split(runs),
     )
 
@@ -205,7 +184,7 @@ def _panel(size: int, rows: Sequence[ExchangeRow]) -> Panel:
     return Panel(
         f"{size:,} parameters: push, sum, update, pull",
         "ms",
-        [*split_series(rows), torch_marks(rows, "ms_per_exchange")],
+        [*split_series(rows), torch_marks(rows, "ms_per_step")],
         [described(row) for row in rows],
         with_torch(texts, rows),
         end=1.35,

@@ -26,7 +26,7 @@ def test_exchanges_are_timed_next_to_the_baseline(tmp_path: Path, capsys: pytest
     assert row.split.update_s > 0
     assert calls.read_text() == "allreduce 1000 2\n"
     assert row.peer is not None
-    assert (row.peer.version, row.peer.ms_per_exchange) == ("9.9", 5.0)
+    assert (row.peer.version, row.peer.ms_per_step) == ("9.9", 5.0)
     assert row.peer.ratio == pytest.approx(5.0 / row.ms_per_exchange)
     assert plot_file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     head, figures = capsys.readouterr().out.splitlines()
