@@ -12,6 +12,7 @@ import msgspec
 from rich.console import Console
 
 from docs.generators.tables import table
+from lockstep.bench.bench import ranged
 from lockstep.bench.coordinator import CoordinatorRow
 from lockstep.bench.exchange import ExchangeRow, QuantizationRow
 from lockstep.bench.peers import BaselineRow
@@ -23,6 +24,9 @@ from lockstep.bench.straggler import StragglerRow, case_name
 from lockstep.bench.timed_run import BenchSession
 
 R = TypeVar("R", bound=msgspec.Struct)
+
+#: The cells of a row by the headings of their columns.
+Columns = Mapping[str, Callable[[R], str]]
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs" / "measured.json"
@@ -37,13 +41,6 @@ ENOUGH = 5
 FAST_LINK, SLOW_LINK = 1.25e9, 12.5e6
 
 Spread = tuple[float, float]
-
-
-def ranged(value: float, spread: Spread, form: str) -> str:
-    """Return a figure of the middle turn, and those of the lowest and the highest one, if there were several."""
-    if spread[0] == spread[1]:
-        return f"{value:{form}}"
-    return f"{value:{form}} ({spread[0]:{form}} to {spread[1]:{form}})"
 
 
 def decimals(value: float) -> str:
@@ -62,9 +59,19 @@ def speed(row: ScalingRow) -> str:
     return ranged(row.images_per_s, (slow, fast), ",.0f")
 
 
+def step_time(row: StepFigures | ScalingRow | BaselineRow) -> str:
+    """Return the milliseconds of a step with their spread."""
+    return time(row.ms_per_step, row.ms_spread)
+
+
+def peer_time(peer: BaselineRow | None) -> str:
+    """Return the milliseconds of a baseline with their spread."""
+    return "" if peer is None else step_time(peer)
+
+
 def ratio(peer: BaselineRow | None) -> str:
     """Return how many times as fast as a baseline we are, with the spread."""
-    return "" if peer is None else ranged(peer.ratio, peer.ratio_spread, ".2f")
+    return "" if peer is None else ranged(peer.ratio, peer.ratio_spread)
 
 
 def wrapped(command: str) -> str:
@@ -90,6 +97,12 @@ class Report:
         """Return a part and its rows. Raises KeyError if it was not measured."""
         part = self.measurements.parts[name]
         return part, part.rows_as(kind)
+
+    def rows(self, name: str, kind: type[R], columns: Columns[R], *more: list[str]) -> str:
+        """Return the command of a part, and its rows as a table with `more` lines below them."""
+        part, rows = self.part(name, kind)
+        lines = [[cell(row) for cell in columns.values()] for row in rows]
+        return wrapped(part.command) + "\n" + table(tuple(columns), [*lines, *more])
 
     def machine(self) -> str:
         """Return the machines, and when each part was measured."""
@@ -131,43 +144,35 @@ class Report:
 
     def scaling(self) -> str:
         """Return images/s of a worker per core, over all that PyTorch has for the same batch."""
-        part, rows = self.part("scaling", ScalingRow)
-        threads = max(map(threads_of, rows))
-        headings = (
-            *("model", "batch of each", "micro-batches", "images/s", "of the ceiling"),
-            *(f"over PyTorch, {threads} threads", "over `torch.compile`", "over DDP"),
-        )
-        lines = [
-            [
-                *(row.model, str(row.batch), str(row.micro_batches), speed(row), f"{row.of_ceiling:.0%}"),
-                *(ratio(row.all_threads), ratio(row.compiled), ratio(row.peer)),
-            ]
-            for row in rows
-        ]
-        return wrapped(part.command) + "\n" + table(headings, lines)
+        threads = max(map(threads_of, self.part("scaling", ScalingRow)[1]))
+        columns: Columns[ScalingRow] = {
+            "model": lambda row: row.model,
+            "batch of each": lambda row: str(row.batch),
+            "micro-batches": lambda row: str(row.micro_batches),
+            "images/s": speed,
+            "of the ceiling": lambda row: f"{row.of_ceiling:.0%}",
+            f"over PyTorch, {threads} threads": lambda row: ratio(row.all_threads),
+            "over `torch.compile`": lambda row: ratio(row.compiled),
+            "over DDP": lambda row: ratio(row.peer),
+        }
+        return self.rows("scaling", ScalingRow, columns)
 
     def step(self) -> str:
         """Return the milliseconds of a step next to PyTorch, with one thread and with all."""
-        part, rows = self.part("step", StepFigures)
-        lines = []
-        for row in rows:
-            memory = "" if row.peer is None else f"{row.peak_rss_mb:.0f} / {row.peer.peak_rss_mb:.0f}"
-            theirs = "" if row.peer is None else time(row.peer.ms_per_step, row.peer.ms_spread)
-            lines.append(
-                [
-                    *(f"{row.model} {row.batch}", time(row.ms_per_step, row.ms_spread), theirs, ratio(row.peer)),
-                    *(row.peer.layout if row.peer else "", ratio(row.all_threads), memory),
-                ]
-            )
-        ratios = [row.peer.ratio for row in rows if row.peer is not None]
-        if ratios:
-            mean = f"{statistics.geometric_mean(ratios):.2f}"
-            lines.append(["geometric mean", "", "", mean, "", "", ""])
-        headings = (
-            *("model, batch", "ms per step", "PyTorch, one thread", "ratio", "its faster layout"),
-            *("ratio to all its threads", "MB, Lockstep / PyTorch"),
-        )
-        return wrapped(part.command) + "\n" + table(headings, lines)
+        ratios = [row.peer.ratio for row in self.part("step", StepFigures)[1] if row.peer is not None]
+        more = [["geometric mean", "", "", f"{statistics.geometric_mean(ratios):.2f}", "", "", ""]] if ratios else []
+        columns: Columns[StepFigures] = {
+            "model, batch": lambda row: f"{row.model} {row.batch}",
+            "ms per step": step_time,
+            "PyTorch, one thread": lambda row: peer_time(row.peer),
+            "ratio": lambda row: ratio(row.peer),
+            "its faster layout": lambda row: row.peer.layout if row.peer else "",
+            "ratio to all its threads": lambda row: ratio(row.all_threads),
+            "MB, Lockstep / PyTorch": lambda row: (
+                f"{row.peak_rss_mb:.0f} / {row.peer.peak_rss_mb:.0f}" if row.peer else ""
+            ),
+        }
+        return self.rows("step", StepFigures, columns, *more)
 
     def micro_batches(self) -> str:
         """Return the speed with several numbers of micro-batches over that with one."""
@@ -176,11 +181,7 @@ class Report:
         first = {row.model: row for row in rows if row.micro_batches == cuts[0]}
         by_place = {(row.model, row.micro_batches): row for row in rows}
         lines = [
-            [
-                f"{model} {one.batch}",
-                time(one.ms_per_step, one.ms_spread),
-                *(_over(one, by_place[model, cut]) for cut in cuts[1:]),
-            ]
+            [f"{model} {one.batch}", step_time(one), *(_over(one, by_place[model, cut]) for cut in cuts[1:])]
             for model, one in first.items()
         ]
         headings = ("model, batch", f"{cuts[0]}, ms", *map(str, cuts[1:]))
@@ -188,69 +189,57 @@ class Report:
 
     def exchange(self) -> str:
         """Return the milliseconds of an exchange next to gloo."""
-        part, rows = self.part("exchange", ExchangeRow)
-        lines = [
-            [
-                *(f"{row.parameters:,}", row.carrier, time(row.ms_per_exchange, row.ms_spread)),
-                "" if row.peer is None else time(row.peer.ms_per_step, row.peer.ms_spread),
-                ratio(row.peer),
-            ]
-            for row in rows
-        ]
-        headings = ("values", "over", "ms", "gloo's all-reduce, ms", "times as fast")
-        return wrapped(part.command) + "\n" + table(headings, lines)
+        columns: Columns[ExchangeRow] = {
+            "values": lambda row: f"{row.parameters:,}",
+            "over": lambda row: row.carrier,
+            "ms": lambda row: time(row.ms_per_exchange, row.ms_spread),
+            "gloo's all-reduce, ms": lambda row: peer_time(row.peer),
+            "times as fast": lambda row: ratio(row.peer),
+        }
+        return self.rows("exchange", ExchangeRow, columns)
 
     def straggler(self) -> str:
         """Return the speeds with a slow worker."""
-        part, rows = self.part("straggler", StragglerRow)
-        lines = [
-            [
-                *(case_name(row.case), f"{row.images_per_s:,.0f}", f"{row.of_alone:.2f}", f"{row.of_all:.2f}"),
-                *(ranged(row.of_ideal, row.of_ideal_spread, ".2f"), f"{row.duplicates:.1%}"),
-                f"{row.micro_batches_of_fast:.1f} / {_or_none(row.micro_batches_of_slow, '.1f')}",
-            ]
-            for row in rows
-        ]
-        headings = (
-            *("the last worker", "images/s", "of the fast one alone", "of two fast ones", "of the ideal"),
-            *("leased and not used", "micro-batches, fast / slow"),
-        )
-        return wrapped(part.command) + "\n" + table(headings, lines)
+        columns: Columns[StragglerRow] = {
+            "the last worker": lambda row: case_name(row.case),
+            "images/s": lambda row: f"{row.images_per_s:,.0f}",
+            "of the fast one alone": lambda row: f"{row.of_alone:.2f}",
+            "of two fast ones": lambda row: f"{row.of_all:.2f}",
+            "of the ideal": lambda row: ranged(row.of_ideal, row.of_ideal_spread),
+            "leased and not used": lambda row: f"{row.duplicates:.1%}",
+            "micro-batches, fast / slow": lambda row: (
+                f"{row.micro_batches_of_fast:.1f} / {_or_none(row.micro_batches_of_slow, '.1f')}"
+            ),
+        }
+        return self.rows("straggler", StragglerRow, columns)
 
     def teams(self) -> str:
         """Return the time of a step by the number of processes of a team, and what the server takes for it."""
-        part, rows = self.part("teams", ScalingRow)
-        lines = [
-            [
-                *(str(row.workers), time(row.ms_per_step, row.ms_spread)),
-                *(_spent(row, "server_ms", ".2f"), _spent(row, "process_ms", ".2f")),
-            ]
-            for row in rows
-        ]
-        headings = ("processes", "ms per step", "processor time of the server, ms", "of a process, ms")
-        return wrapped(part.command) + "\n" + table(headings, lines)
+        columns: Columns[ScalingRow] = {
+            "processes": lambda row: str(row.workers),
+            "ms per step": step_time,
+            "processor time of the server, ms": lambda row: _spent(row, "server_ms", ".2f"),
+            "of a process, ms": lambda row: _spent(row, "process_ms", ".2f"),
+        }
+        return self.rows("teams", ScalingRow, columns)
 
     def hosts(self) -> str:
         """Return the time of a step by the number of hosts, measured and calculated, and what the server takes."""
-        part, rows = self.part("hosts", ScalingRow)
-        lines = []
-        for size in dict.fromkeys(row.parameters for row in rows):
-            same = [row for row in rows if row.parameters == size]
-            basis = basis_of_rows(same)
-            lines += [
-                [
-                    *(f"{size:,}", str(row.teams), time(row.ms_per_step, row.ms_spread)),
-                    *(f"{basis.model.step_s(at) * 1e3:.1f}", _spent(row, "server_ms", ".1f")),
-                    *(_spent(row, "server_ms", ".2f", row.teams), _spent(row, "leader_ms", ".2f")),
-                    f"{row.socket_bytes / 1e6:,.1f}",
-                ]
-                for row, (at, _) in zip(same, basis.measured, strict=True)
-            ]
-        headings = (
-            *("values", "hosts", "ms per step", "calculated", "processor time of the server, ms", "per host, ms"),
-            *("of a worker, ms", "MB per step"),
-        )
-        return wrapped(part.command) + "\n" + table(headings, lines)
+        rows, calculated = self.part("hosts", ScalingRow)[1], dict[tuple[int, int], float]()
+        for size in {row.parameters for row in rows}:
+            basis = basis_of_rows([row for row in rows if row.parameters == size])
+            calculated |= {(size, at.hosts): basis.model.step_s(at) for at, _ in basis.measured}
+        columns: Columns[ScalingRow] = {
+            "values": lambda row: f"{row.parameters:,}",
+            "hosts": lambda row: str(row.teams),
+            "ms per step": step_time,
+            "calculated": lambda row: f"{calculated[row.parameters, row.teams] * 1e3:.1f}",
+            "processor time of the server, ms": lambda row: _spent(row, "server_ms", ".1f"),
+            "per host, ms": lambda row: _spent(row, "server_ms", ".2f", row.teams),
+            "of a worker, ms": lambda row: _spent(row, "leader_ms", ".2f"),
+            "MB per step": lambda row: f"{row.socket_bytes / 1e6:,.1f}",
+        }
+        return self.rows("hosts", ScalingRow, columns)
 
     def more_hosts(self) -> str:
         """Return what is calculated for more hosts than were measured, each with its own core and link."""
@@ -306,28 +295,22 @@ class Report:
 
     def coordinator(self) -> str:
         """Return what the decisions of the coordinator cost."""
-        part, rows = self.part("coordinator", CoordinatorRow)
-        lines = [
-            [f"{row.workers:,}", ranged(row.us_per_event, row.us_spread, ".1f"), f"{row.ms_per_step:.2f}"]
-            for row in rows
-        ]
-        headings = ("simulated workers", "µs per event", "ms of all decisions per step")
-        return wrapped(part.command) + "\n" + table(headings, lines)
+        columns: Columns[CoordinatorRow] = {
+            "simulated workers": lambda row: f"{row.workers:,}",
+            "µs per event": lambda row: ranged(row.us_per_event, row.us_spread, ".1f"),
+            "ms of all decisions per step": lambda row: f"{row.ms_per_step:.2f}",
+        }
+        return self.rows("coordinator", CoordinatorRow, columns)
 
     def wire(self) -> str:
         """Return what rounding and packing cost."""
-        part, rows = self.part("wire", QuantizationRow)
-        lines = [
-            [
-                row.wire,
-                ranged(row.add_ns, row.add_spread, ".2f"),
-                ranged(row.pack_ns, row.pack_spread, ".2f"),
-                ranged(row.unpack_ns, row.unpack_spread, ".2f"),
-            ]
-            for row in rows
-        ]
-        headings = ("type", "ns per value to add two halves and round", "to pack", "to unpack")
-        return wrapped(part.command) + "\n" + table(headings, lines)
+        columns: Columns[QuantizationRow] = {
+            "type": lambda row: row.wire,
+            "ns per value to add two halves and round": lambda row: ranged(row.add_ns, row.add_spread),
+            "to pack": lambda row: ranged(row.pack_ns, row.pack_spread),
+            "to unpack": lambda row: ranged(row.unpack_ns, row.unpack_spread),
+        }
+        return self.rows("wire", QuantizationRow, columns)
 
     def piece(self, name: str) -> str:
         """Return what a page shows of a part; how to measure it, if the file does not have it."""

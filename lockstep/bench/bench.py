@@ -158,9 +158,9 @@ def over(title: str, width: int) -> TableColumn:
 
 
 def ranged(value: float, spread: tuple[float, float], form: str = ".2f") -> str:
-    """Return a figure with that of its lowest and its highest turn."""
+    """Return a figure of the middle turn, and those of the lowest and the highest one, if there were several."""
     low, high = spread
-    return f"{value:{form}} ({low:{form}} to {high:{form}})"
+    return f"{value:{form}}" if low == high else f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
 #: A column for how much faster than the baseline a row is.
