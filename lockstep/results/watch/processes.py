@@ -77,34 +77,41 @@ class ProcessWatch:
     def _of(self, leader: WorkerView, before: dict[int, psutil.Process]) -> Iterator[ProcessUse]:
         if leader.host != socket.gethostname():
             return
-        for process, words in _relatives(leader.pid, self.user):
-            if process.pid not in self._known and (named := _named(process, words, leader, self.user)) is not None:
-                # Its share of the processor is counted from the look before, by the same object.
-                known = before.get(process.pid)
-                is_new = known is None or known != process
-                self._known[process.pid] = process if known is None or is_new else known
-                try:
-                    cpu = self._known[process.pid].cpu_percent() / 100
-                    memory = process.memory_info().rss
-                except psutil.Error:
-                    continue
-                name, number = named
-                yield ProcessUse(
-                    name=name, number=number, pid=process.pid, cpu=None if is_new else cpu, memory_bytes=memory
-                )
+        for process, name, number in _family(leader, self.user):
+            if process.pid in self._known:
+                continue
+            # Its share of the processor is counted from the look before, by the same object.
+            earlier = before.get(process.pid, process)
+            self._known[process.pid] = known = earlier if earlier == process else process
+            try:
+                cpu, memory = known.cpu_percent() / 100, process.memory_info().rss
+            except psutil.Error:
+                continue
+            is_new = known is process
+            yield ProcessUse(
+                name=name, number=number, pid=process.pid, cpu=None if is_new else cpu, memory_bytes=memory
+            )
 
 
-def _relatives(pid: int, user: int) -> list[tuple[psutil.Process, list[str]]]:
-    """Return a process of this program and those of it that have the same parent, with the words after the program."""
+def _family(leader: WorkerView, user: int) -> Iterator[tuple[psutil.Process, str, int | None]]:
+    """Yield the processes of a leader's team and their servers, which have its parent, with names and numbers."""
     try:
-        leader = psutil.Process(pid)
-        if not _words(leader, user):
-            return []
-        parent = leader.parent()
-        family = [leader, *(parent.children() if parent is not None else [])]
-        return [(process, words) for process in family if (words := _words(process, user))]
+        first = psutil.Process(leader.pid)
+        own, parent = _words(first, user), first.parent()
+        others = parent.children() if own and parent is not None else []
     except psutil.Error:
-        return []
+        return
+    team = _value(own, "--team")
+    if own:
+        yield first, f"worker {leader.rank}{'' if team is None else '.0'}", leader.first
+    for process in others:
+        words = [] if process == first else _words(process, user)
+        if words[:1] == ["worker"]:
+            if team is not None and team == _value(words, "--team"):
+                index = int(_value(words, "--process") or 0)
+                yield process, f"worker {leader.rank}.{index}", leader.first + index
+        elif own[1:2] and own[1] in words:
+            yield process, words[0], None
 
 
 def _words(process: psutil.Process, user: int) -> list[str]:
@@ -119,22 +126,6 @@ def _words(process: psutil.Process, user: int) -> list[str]:
         if word.rpartition("/")[2] == "lockstep" and words[place + 1] in KINDS:
             return words[place + 1 :]
     return []
-
-
-def _named(process: psutil.Process, words: list[str], leader: WorkerView, user: int) -> tuple[str, int | None] | None:
-    """Return what a process is called, and its number if it is a worker; None if it belongs to another run."""
-    if process.pid == leader.pid:
-        is_team = "--team" in words
-        return f"worker {leader.rank}{'.0' if is_team else ''}", leader.first
-    own = _words(psutil.Process(leader.pid), user) if psutil.pid_exists(leader.pid) else []
-    if words[0] == "worker":
-        team = _value(words, "--team")
-        if team is None or team != _value(own, "--team"):
-            return None
-        index = int(_value(words, "--process") or 0)
-        return f"worker {leader.rank}.{index}", leader.first + index
-    address = own[1] if len(own) > 1 else None
-    return (words[0], None) if address is not None and address in words else None
 
 
 def _value(words: list[str], flag: str) -> str | None:
