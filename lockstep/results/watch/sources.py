@@ -63,12 +63,8 @@ class RunBrief(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     epochs: int = 0
     loss: float | None = None
-    test_accuracy: float | None = None
-    test_r2: float | None = None
-    #: Of a run with a validation set, which is what settings are chosen by.
-    val_loss: float | None = None
-    val_accuracy: float | None = None
-    val_r2: float | None = None
+    #: The epoch whose weights it has, or else the last one; None before the first.
+    tested: EpochRecord | None = None
     wall_s: float | None = None
     weights_sha256: str = ""
     #: When the run last wrote something, in seconds since 1970.
@@ -233,20 +229,15 @@ def brief_of(folder: Path, written: float) -> RunBrief:
 
 
 def _figures_of(result: RunResult) -> dict[str, Any]:
-    """Return the figures of a finished run, those of the validation set of the epoch whose weights it has."""
+    """Return the figures of a finished run."""
     found = [epoch for epoch in result.history if epoch.weights_sha256 == result.weights_sha256]
-    names = ("model", "epochs", "test_accuracy", "test_r2", "wall_s", "weights_sha256")
     return {
-        **{name: getattr(result, name) for name in names},
-        **(_validation_figures(found[-1]) if found else {}),
+        **{name: getattr(result, name) for name in ("model", "epochs", "wall_s", "weights_sha256")},
+        "tested": found[-1] if found else None,
         "state": RunState.FINISHED,
         "epoch": len(result.history),
         "loss": result.train_loss,
     }
-
-
-def _validation_figures(epoch: EpochRecord) -> dict[str, float | None]:
-    return {name: getattr(epoch, name) for name in ("val_loss", "val_accuracy", "val_r2")}
 
 
 def _last_figures(metrics: Path) -> dict[str, Any]:
@@ -257,8 +248,7 @@ def _last_figures(metrics: Path) -> dict[str, Any]:
             case StepRecord():
                 figures.update(epoch=line.epoch, loss=line.loss, state=RunState.RUNNING)
             case EpochRecord():
-                figures.update(_validation_figures(line))
-                figures.update(test_accuracy=line.test_accuracy, test_r2=line.test_r2, wall_s=line.wall_s)
+                figures.update(tested=line, wall_s=line.wall_s)
             case FailureRecord():
                 is_interrupted = line.cause == FailureKind.INTERRUPTED
                 figures.update(state=RunState.INTERRUPTED if is_interrupted else RunState.FAILED)

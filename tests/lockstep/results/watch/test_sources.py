@@ -96,12 +96,12 @@ def test_figures_of_the_validation_set_are_those_of_the_weights_that_were_kept(t
     kept = fit(nn.Linear(4, 2), data, run_dir=tmp_path / "kept", **values)
     assert (kept.best_epoch.epoch, len(kept.history)) == (1, 3)
     found = {run.id: run for run in WatchedRuns(tmp_path, is_many=True).listing().runs}
-    assert found["kept"].val_accuracy == kept.best_epoch.val_accuracy
-    assert found["kept"].val_loss == kept.best_epoch.val_loss
-    assert found["plain"].val_loss is found["plain"].val_accuracy is None
+    assert found["kept"].tested == kept.best_epoch
+    assert found["plain"].tested is not None
+    assert found["plain"].tested.val_loss is None
     (tmp_path / "kept" / "result.json").unlink()
     unfinished = {run.id: run for run in WatchedRuns(tmp_path, is_many=True).listing().runs}["kept"]
-    assert unfinished.val_loss == kept.history[-1].val_loss
+    assert unfinished.tested == kept.history[-1]
 
 
 def test_the_newest_are_listed_and_all_are_counted(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ const LIST_MS = 3000;
 // Longer texts are cut in a column, and whole in the cell's title.
 const MOST_LETTERS = 15;
 
-const score = (run) => run.test_r2 ?? run.test_accuracy;
-const validationScore = (run) => run.val_r2 ?? run.val_accuracy ?? run.val_loss;
+// An epoch lacks the figures that its run does not have.
+const score = ({ tested }) => tested?.test_r2 ?? tested?.test_accuracy;
+const validationScore = ({ tested }) => tested?.val_r2 ?? tested?.val_accuracy ?? tested?.val_loss;
 
-function validation(run) {
-  if (run.val_r2 !== null) return `R² ${number(run.val_r2)}`;
-  if (run.val_accuracy !== null) return percent(run.val_accuracy);
-  return run.val_loss === null ? "" : `loss ${number(run.val_loss)}`;
+function validation({ tested }) {
+  if (tested?.val_r2 !== undefined) return `R² ${number(tested.val_r2)}`;
+  if (tested?.val_accuracy !== undefined) return percent(tested.val_accuracy);
+  return tested?.val_loss === undefined ? "" : `loss ${number(tested.val_loss)}`;
 }
 
 // {text, of: what is shown, by: what is sorted by}
@@ -26,7 +27,7 @@ const COLUMNS = [
   { text: "state", isText: true, by: (run) => run.state },
   { text: "epoch", of: (run) => (run.epochs ? `${run.epoch} / ${run.epochs}` : `${run.epoch}`), by: (run) => run.epoch },
   { text: "loss", of: (run) => number(run.loss), by: (run) => run.loss },
-  { text: "test", of: (run) => (run.test_r2 === null ? percent(run.test_accuracy) : `R² ${number(run.test_r2)}`), by: score },
+  { text: "test", of: ({ tested }) => (tested?.test_r2 === undefined ? percent(tested?.test_accuracy) : `R² ${number(tested.test_r2)}`), by: score },
   { text: "time", of: (run) => duration(run.wall_s), by: (run) => run.wall_s },
   { text: "model", isText: true, of: (run) => run.model, by: (run) => run.model },
 ];
@@ -83,7 +84,7 @@ export class ListPage extends Page {
   }
 
   fixed() {
-    return this.list.runs.some((run) => validationScore(run) !== null) ? COLUMNS.toSpliced(BEFORE_TEST, 0, VALIDATION) : COLUMNS;
+    return this.list.runs.some((run) => validationScore(run) !== undefined) ? COLUMNS.toSpliced(BEFORE_TEST, 0, VALIDATION) : COLUMNS;
   }
 
   show() {
