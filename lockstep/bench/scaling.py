@@ -258,15 +258,11 @@ class ScalingBench(ComparedBench[ScalingRow]):
         for row in self.rows(session):
             rows.append(row)
             yield row
-        session.say("")
-        session.say(" ".join(column.heading() for column in COSTS))
-        for row in rows:
-            session.say(" ".join(column.cell(row, "") for column in COSTS))
-        if any(row.all_threads is not None for row in rows):
+        for columns in (COSTS, WHOLE_MACHINE) if any(row.all_threads is not None for row in rows) else (COSTS,):
             session.say("")
-            session.say(" ".join(column.heading() for column in WHOLE_MACHINE))
+            session.say(" ".join(column.heading() for column in columns))
             for row in rows:
-                session.say(" ".join(column.cell(row, "") for column in WHOLE_MACHINE))
+                session.say(" ".join(column.cell(row, "") for column in columns))
         for row in rows if not self.is_weak else ():
             session.say(f"weights sha256  {row.weights_sha256}  {row.model}, {row.workers} {row.transport}")
 

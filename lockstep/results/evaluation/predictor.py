@@ -130,12 +130,8 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
 
     def _of_samples(self, table: Conversion, samples: NDArray[np.float32]) -> Iterator[RowPrediction]:
         if table.classes:
-            names = self.class_names
-            for row in self.probabilities(samples):
-                yield RowPrediction(values=tuple(row.tolist()), name=names[int(row.argmax())])
-            return
-        for row in unscaled(self.outputs(samples), table.targets):
-            yield RowPrediction(values=tuple(row.tolist()))
+            return _row_predictions(self.probabilities(samples), self.class_names)
+        return _row_predictions(unscaled(self.outputs(samples), table.targets))
 
     # From arrays
 
@@ -148,9 +144,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
                 f"the prediction for a sample has shape {found.shape[1:]}: expected a class, or some numbers; predict "
                 "with load_run(RUN).predict(array), in Python"
             )
-        names = self.class_names
-        for row in found:
-            yield RowPrediction(values=tuple(row.tolist()), name=names[int(row.argmax())] if has_classes else "")
+        yield from _row_predictions(found, self.class_names if has_classes else ())
 
     # From Python
 
@@ -314,6 +308,12 @@ def class_axis(outputs: NDArray[Any], data: TrainTest) -> int:
     """Return which axis of outputs has the classes: the last one, or that after the samples' if there are places."""
     places = data.train.values.shape[1:]
     return -1 if outputs.shape[1:-1] == places and len(places) < 2 else 1
+
+
+def _row_predictions(found: NDArray[np.float64], names: Sequence[str] = ()) -> Iterator[RowPrediction]:
+    """Yield the prediction for each row of numbers, or of probabilities of classes with these names."""
+    for row in found:
+        yield RowPrediction(values=tuple(row.tolist()), name=names[int(row.argmax())] if names else "")
 
 
 def _stacked(found: Sequence[RowPrediction], width: int, *, squeezes: bool) -> NDArray[np.float64]:
