@@ -20,7 +20,6 @@ from lockstep.common.files.reading import known_lines
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.records.ledger import (
-    EpochDone,
     LedgerShare,
     Line,
     RunBegun,
@@ -209,8 +208,6 @@ class LedgerFigures:
     reassigned: int = 0
     audited: int = 0
     restarts: int = 0
-    #: Epoch -> the last of its steps.
-    epoch_ends: dict[int, int] = field(default_factory=dict)
     _step: int = 0
     _unused: list[UnusedWork] = field(default_factory=list)
 
@@ -238,8 +235,6 @@ class LedgerFigures:
                 self._note(EventKind.LEFT, f"{self._named(rank)} left: {entry.why}")
             case RunBegun():
                 self._begin(entry)
-            case EpochDone(epoch=epoch):
-                self.epoch_ends[epoch] = entry.step - 1
             case WorkerConvicted():
                 went = f"the run went back to step {entry.back_to:,}" if entry.back_to else "the run began again"
                 self._note(EventKind.LEFT, f"{entry.why()}: it was evicted, and {went}")

@@ -169,10 +169,8 @@ class RunView:
         for leases in list(self.files.ledger.timeline)[-DRAWN_STEPS:]:
             place = leases.step - first
             if 0 <= place < steps.count and int(steps["step"][place]) == leases.step:
-                is_follower = place > 0 and steps["epoch"][place - 1] == steps["epoch"][place]
-                update_s = float(steps["update_s"][place - 1]) if is_follower else 0.0
                 round_s = float(steps["round_s"][place])
-                drawn.append(replace(leases, round_s=round_s, update_s=update_s))
+                drawn.append(replace(leases, round_s=round_s, update_s=steps.update_before(place)))
         return drawn
 
     def encoded_snapshot(self) -> bytes:
@@ -182,8 +180,8 @@ class RunView:
 
     def snapshot(self) -> Snapshot:
         """Return all that changes, but for the curves."""
-        steps = self.files.metrics.steps["step"]
         files, status, result, ledger = self.files, self.status, self.files.result, self.files.ledger
+        steps, ends = files.metrics.steps["step"], files.metrics.ends
         failure = files.metrics.failure or (status.failure if status is not None else "")
         digest = result.weights_sha256 if result is not None else ""
         snapshot = Snapshot(
@@ -198,7 +196,7 @@ class RunView:
             timeline=self.timeline(),
             events=list(ledger.events)[-SENT_EVENTS:],
             epochs=files.metrics.epochs,
-            epoch_ends=[self._end_of(epoch.epoch) for epoch in files.metrics.epochs],
+            epoch_ends=[ends[epoch.epoch] - 1 if epoch.epoch in ends else None for epoch in files.metrics.epochs],
             failure=one_line(failure, 2000),
             weights_sha256=digest,
             first_step=int(steps[0]) if len(steps) else None,
@@ -227,13 +225,6 @@ class RunView:
             "wire_bytes": {vector: float(steps[f"{vector}_bytes"].sum()) for vector in ("sums", "weights")},
             "step_seconds": {part: float(values.sum()) for part, values in parts_of(steps).items()},
         }
-
-    def _end_of(self, epoch: int) -> int | None:
-        if epoch in self.files.ledger.epoch_ends:
-            return self.files.ledger.epoch_ends[epoch]
-        # Of a server alone, nothing says where an epoch ended: after the last of its steps that was seen.
-        seen = self.files.metrics.steps["step"][self.files.metrics.steps["epoch"] == epoch]
-        return int(seen[-1]) if len(seen) else None
 
     def _model(self) -> str:
         if self.files.job is not None:

@@ -83,6 +83,14 @@ class StepColumns:
         seconds = float(self["round_s"][-steps:].sum())
         return float(self["samples"][-steps:].sum()) / seconds if seconds > 0 else 0.0
 
+    def update_before(self, place: int) -> float:
+        """Return the seconds of the update before the step at a place, 0 if it is the first of its epoch.
+
+        The update before that came before the evaluation.
+        """
+        is_follower = place > 0 and self["epoch"][place - 1] == self["epoch"][place]
+        return float(self["update_s"][place - 1]) if is_follower else 0.0
+
 
 def _metric(name: str, record: StepRecord) -> float | None:
     return (record.metrics or {}).get(name)
@@ -157,7 +165,8 @@ class RunCurves:
     @property
     def ends(self) -> dict[int, int]:
         """Epoch -> number of steps at its end."""
-        epochs, steps = (self.steps[name].astype(int).tolist() for name in ("epoch", "step"))
+        lasts = np.flatnonzero(np.diff(self.steps["epoch"], append=np.inf))
+        epochs, steps = (self.steps[name][lasts].astype(int).tolist() for name in ("epoch", "step"))
         return {epoch: step + 1 for epoch, step in zip(epochs, steps, strict=True)}
 
 

@@ -103,14 +103,12 @@ def shown_steps(steps: Sequence[int], unused: Sequence[ComputedShare], count: in
 def timed_steps(curves: RunCurves, workers: WorkerTimeline) -> list[TimedStep]:
     """Return the steps to show in time; none if the ledger has no times."""
     places = {step: place for place, step in enumerate(curves.steps["step"].astype(int).tolist())}
-    epochs, rounds, updates = (curves.steps[name] for name in ("epoch", "round_s", "update_s"))
+    rounds = curves.steps["round_s"]
     known = [step for step in sorted(workers.used) if step in places and all(map(_is_timed, workers.used[step]))]
     found, at_s = list[TimedStep](), 0.0
     for step in shown_steps(known, workers.unused, TIMED_STEPS):
-        at, before = places[step], places.get(step - 1)
-        # The update before an epoch's first step came before the evaluation, which is not shown.
-        update_s = float(updates[before]) if before is not None and epochs[before] == epochs[at] else 0.0
-        found.append(TimedStep(step, at_s, at_s + float(rounds[at]), update_s))
+        at = places[step]
+        found.append(TimedStep(step, at_s, at_s + float(rounds[at]), curves.steps.update_before(at)))
         at_s += float(rounds[at])
     return found
 
