@@ -498,11 +498,7 @@ def _pad(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None
 
 def _embedding(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     indices, weight = names
-    graph.add("Gather", [weight, graph.add("Cast", [indices], to=_INT64)], out)
-
-
-#: The number of the type in ONNX.
-_INT64 = 7
+    graph.add("Gather", [weight, graph.add("Cast", [indices], to=TensorProto.INT64)], out)
 
 
 _WRITERS: dict[str, Writer] = {
