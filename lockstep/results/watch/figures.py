@@ -69,6 +69,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """All that changes while a run goes on, but for its curves."""
 
     name: str
+    #: Empty if only its server is known.
+    folder: str
     state: RunState
     phase: str
     model: str

@@ -37,6 +37,9 @@ from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, r
 from lockstep.results.reports.plots.curves import Floats, RunCurves, StepColumns
 from lockstep.runs.run_dir import JOB, has_begun, recorded
 
+#: The folder of a run of which only the server is known: it cannot exist.
+NOWHERE = Path(os.devnull, "run")
+
 #: Most bytes that are read at once, so that a long file never fills memory.
 CHUNK_BYTES = 2**24
 

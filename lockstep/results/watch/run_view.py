@@ -18,7 +18,7 @@ from lockstep.results.reports.display import speed_of
 from lockstep.results.reports.plots.curves import parts_of
 from lockstep.results.watch.figures import Figures, RunState, Snapshot, tiles_of
 from lockstep.results.watch.processes import ProcessUse, ProcessWatch, WorkerView
-from lockstep.results.watch.run_files import RECENT_STEPS, StepLeases, WatchedFiles, written_at
+from lockstep.results.watch.run_files import NOWHERE, RECENT_STEPS, StepLeases, WatchedFiles, written_at
 from lockstep.runs.job_file import named, shown_values, value_text
 
 #: Steps of the timeline that the page draws.
@@ -186,6 +186,7 @@ class RunView:
         digest = result.weights_sha256 if result is not None else ""
         snapshot = Snapshot(
             name=one_line(status.run if status is not None and not files.has_folder else files.folder.name, 100),
+            folder="" if files.folder == NOWHERE else str(files.folder),
             state=self.state,
             phase=one_line(status.phase, 100) if status is not None else "",
             model=one_line(self._model(), 100),
@@ -236,7 +237,6 @@ class RunView:
         job, launch = self.files.job, self.files.launch
         shown = {} if job is None or launch is None else shown_values(job, launch)
         return {
-            "folder": str(self.files.folder) if self.files.has_folder else None,
             "has_begun": job is not None,
             "is_classification": job is not None and has_accuracy(job.loss),
             "job": [{"group": group, "values": values} for group, values in shown.items()],

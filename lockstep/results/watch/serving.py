@@ -46,9 +46,9 @@ from lockstep.results.evaluation.model_answers import ModelAnswers
 from lockstep.results.evaluation.pictures import FIELD
 from lockstep.results.watch.figures import exposition
 from lockstep.results.watch.guard import Guard
-from lockstep.results.watch.run_files import curves
+from lockstep.results.watch.run_files import NOWHERE, curves
 from lockstep.results.watch.run_view import RunView
-from lockstep.results.watch.sources import NOWHERE, ONLY, WatchedRuns
+from lockstep.results.watch.sources import ONLY, WatchedRuns
 
 #: Seconds in which a request has to come whole, from the begin of its connection or the end of the answer before it;
 #: and in which a browser has to take what it is sent.
@@ -184,10 +184,9 @@ class WatchApp:
     async def what(self, request: Request) -> Response:
         """Tell whether one run is watched, or many."""
         self.source.decide()
-        folder = None if self.source.folder == NOWHERE else str(self.source.folder)
-        run, chosen = None if self.source.is_many else ONLY, self.source.chosen
-        folders = {name: str(path) for name, path in chosen.items()}
-        return _json({"is_many": self.source.is_many, "run": run, "folder": folder, "folders": folders})
+        folder = "" if self.source.folder == NOWHERE else str(self.source.folder)
+        run = None if self.source.is_many else ONLY
+        return _json({"is_many": self.source.is_many, "run": run, "folder": folder})
 
     async def runs(self, request: Request) -> Response:
         return _json(await anyio.to_thread.run_sync(self.source.listing))

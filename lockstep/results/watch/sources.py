@@ -25,7 +25,7 @@ from lockstep.ps.records.metrics import (
 )
 from lockstep.ps.records.run_folder import RunResult, read_result
 from lockstep.results.watch.figures import RunState
-from lockstep.results.watch.run_files import WatchedFiles, written_at
+from lockstep.results.watch.run_files import NOWHERE, WatchedFiles, written_at
 from lockstep.results.watch.run_view import STOPPED_S, RunView
 from lockstep.runs.job_file import named, value_text
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
@@ -38,9 +38,6 @@ MOST_RUNS = 1000
 
 #: Most values in which runs differ that are shown, and characters of one.
 MOST_DIFFERING, MOST_VALUE = 8, 60
-
-#: The folder of a run of which only the server is known: it cannot exist.
-NOWHERE = Path(os.devnull, "run")
 
 #: Seconds between two looks at a run's files, and after which a run that no browser shows is forgotten, and read again
 #: when it is opened.

@@ -147,7 +147,7 @@ def test_what_one_run_answers_late_is_never_shown_under_another(
     expect(page.locator("#charts .chart")).to_have_count(4)
     expect(page.locator("#title")).to_contain_text("two")
     curves.let_go()
-    facts.let_go(folder="runs/one", has_begun=True, is_classification=True, job=[], receipt={"of": "another run"})
+    facts.let_go(has_begun=True, is_classification=True, job=[], receipt={"of": "another run"})
     evaluation.let_go(**EVALUATION)
     # What another page asks for now is answered after what was held back.
     assert page.evaluate("fetch('api/source').then((answer) => answer.status)") == 200

@@ -10,7 +10,7 @@ from lockstep.common.protocol.messages import ShardStatus
 from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn, WorkerOut
 from lockstep.ps.records.metrics import FailureRecord, encode_record
 from lockstep.results.watch.figures import RunState
-from lockstep.results.watch.run_files import EventKind, WatchedFiles
+from lockstep.results.watch.run_files import NOWHERE, EventKind, WatchedFiles
 from lockstep.results.watch.run_view import STOPPED_S, RunView
 from tests.lockstep.results.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
 from tests.lockstep.results.watch.folders import running, viewed
@@ -220,8 +220,8 @@ def test_a_finished_run_has_its_digest_and_a_receipt(tmp_path: Path) -> None:
     assert view.snapshot().figures.left_s is None
 
 
-def test_a_server_alone_has_figures_too(tmp_path: Path) -> None:
-    view = RunView(WatchedFiles(tmp_path / "none"))
+def test_a_server_alone_has_figures_too() -> None:
+    view = RunView(WatchedFiles(NOWHERE))
     view.refresh(1.0, status(workers=[worker(0)]))
     view.refresh(2.0, status(workers=[worker(0)], step=710, loss=0.5))
     view.refresh(3.0, status(workers=[worker(0)], step=710, loss=0.5))
@@ -230,7 +230,7 @@ def test_a_server_alone_has_figures_too(tmp_path: Path) -> None:
     assert (found.figures.step, found.figures.loss) == (710, 0.5)
     assert view.files.metrics.steps["step"].tolist() == [699, 709]
     assert [epoch.epoch for epoch in found.epochs] == [1]
-    assert view.facts()["folder"] is None
+    assert found.folder == ""
 
 
 def test_a_snapshot_is_valid_json_whatever_was_computed(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ export class RunPage extends Page {
 
   showUnknown() {
     this.$("shown").hidden = true;
-    this.showNotice(`There is no run called ${this.run} here: it was removed, renamed, or the link is wrong. Go back to the list of all runs, or start one with this name:`, `lockstep train --run-dir ${this.folder()}`);
+    const { folder } = this.source;
+    const advice = folder ? "Go back to the list of all runs, or start one with this name:" : "Go back to the list of all runs.";
+    this.showNotice(`There is no run called ${this.run} here: it was removed, renamed, or the link is wrong. ${advice}`, folder && `lockstep train --run-dir ${folder}/${this.run}`);
   }
 
   showNotice(text, command) {
@@ -67,24 +69,17 @@ export class RunPage extends Page {
     this.curves.schedule();
   }
 
-  showState({ state, failure }) {
+  showState({ state, failure, folder }) {
     const told = `${state} ${failure}`;
     if (told === this.told) return;
     this.told = told;
     this.$("notice").hidden = true;
-    const { folder } = this.source;
-    if (state === "interrupted" || state === "stopped") this.showNotice(STATES[state], `lockstep train --resume ${this.folder()}`);
+    if (state === "interrupted" || state === "stopped") this.showNotice(STATES[state], `lockstep train --resume ${folder}`);
     else if (failure) this.showNotice(failure);
     if (state !== "missing") return;
     if (folder) this.showNotice("Nothing is here yet. This page shows the run as soon as it begins:", `lockstep train --run-dir ${folder}`);
     else this.showNotice("The server of this run does not answer.");
     this.wait();
-  }
-
-  folder() {
-    const chosen = this.source.folders[this.run];
-    if (chosen) return chosen;
-    return this.source.is_many ? `${this.source.folder}/${this.run}` : this.source.folder;
   }
 
   async wait() {
@@ -154,7 +149,7 @@ export class RunPage extends Page {
     this.facts = facts;
     this.$("evaluation").hidden = !facts.is_classification;
     if (facts.has_begun && !this.isOffered) this.offerDrawing();
-    showJob(this.$("job"), facts);
+    showJob(this.$("job"), facts.job, this.snapshot.folder);
     describe(this.$("receipt"), facts.receipt);
   }
 
@@ -220,7 +215,7 @@ function showEpochs(table, epochs) {
 }
 
 // The values of a job, those that were changed first, then all in their groups.
-function showJob(box, { job, folder }) {
+function showJob(box, job, folder) {
   const isOpen = new Set([...box.querySelectorAll("details[open]")].map((one) => one.dataset.group));
   const changed = job.flatMap((group) => group.values).filter((one) => one.is_unusual);
   const named = (values) => Object.fromEntries(values.map(({ name, text }) => [name, text]));
