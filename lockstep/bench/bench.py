@@ -109,8 +109,6 @@ class Bench(ABC, Generic[R]):
     #: Whether the heading of the rows is the first line.
     has_heading: ClassVar[bool] = True
     has_plot: ClassVar[bool] = True
-    #: Whether the plot has room for one of several models only.
-    plots_one_model: ClassVar[bool] = False
 
     @classmethod
     def options(cls) -> "list[Field[Any]]":

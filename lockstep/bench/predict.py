@@ -364,7 +364,6 @@ class PredictBench(Bench[PredictionRow]):
 
     name: ClassVar = "predict"
     summary: ClassVar = "The speed that more hosts would bring."
-    plots_one_model: ClassVar = True
     row: ClassVar = PredictionRow
     has_heading: ClassVar = False
 
@@ -413,8 +412,8 @@ class PredictBench(Bench[PredictionRow]):
     local_steps: int | None = options.option(
         "--local-steps", whole_number(1), "local steps of each micro-batch", shown="as measured", metavar="H"
     )
-    #: The last one.
-    prediction: Prediction = field(init=False)
+    #: One for each model.
+    predictions: list[Prediction] = field(init=False, default_factory=list)
 
     def measure(self, session: BenchSession) -> Iterator[PredictionRow]:
         if self.sleep_s is not None and (self.sources or self.models):
@@ -423,16 +422,17 @@ class PredictBench(Bench[PredictionRow]):
         for model in self.models or (None,):
             basis = self._basis(session, model)
             workers = self.workers or (basis.largest_team(),)
-            self.prediction = predict(basis, self.hosts, workers, self.servers, self.link, types, self.local_steps)
+            prediction = predict(basis, self.hosts, workers, self.servers, self.link, types, self.local_steps)
+            self.predictions.append(prediction)
             session.say(basis.source())
-            for line in self.prediction.agreement():
+            for line in prediction.agreement():
                 session.say(line)
             session.say(heading(PredictionRow))
-            yield from self.prediction.rows
-            if self.prediction.spread:
+            yield from prediction.rows
+            if prediction.spread:
                 session.say("with a server on each host, as of `lockstep train --spread`:")
-            yield from self.prediction.spread
-            for line in self.prediction.summary():
+            yield from prediction.spread
+            for line in prediction.summary():
                 session.say(line)
 
     def _basis(self, session: BenchSession, model: str | None) -> Basis:
@@ -457,12 +457,16 @@ class PredictBench(Bench[PredictionRow]):
 
         There is a curve for each number of hosts, or for each number of processes of a host if those are fewer.
         """
-        calculated = _calculated_panels(self.prediction, rows)
-        return [calculated, _measured_panels(self.prediction)] if self.prediction.basis.measured else [calculated]
+        panels = list[list[Panel]]()
+        for prediction in self.predictions:
+            panels.append(_calculated_panels(prediction))
+            if prediction.basis.measured:
+                panels.append(_measured_panels(prediction))
+        return panels
 
 
-def _calculated_panels(prediction: Prediction, rows: Sequence[PredictionRow]) -> list[Panel]:
-    speeds, shares = list[Series](), list[Series]()
+def _calculated_panels(prediction: Prediction) -> list[Panel]:
+    speeds, shares, rows = list[Series](), list[Series](), [*prediction.rows, *prediction.spread]
     for colour, (name, curve) in zip(cycle(CURVES), _curves(rows).items(), strict=False):
         counts = [row.hosts * row.workers for row in curve]
         speeds.append(Series(name, colour, [row.images_per_s for row in curve], "o-", counts))

@@ -239,7 +239,6 @@ class StragglerBench(Bench[StragglerRow]):
 
     name: ClassVar = "straggler"
     summary: ClassVar = "One slow worker: images/s, compared with the others alone."
-    plots_one_model: ClassVar = True
     row: ClassVar = StragglerRow
 
     models: tuple[str, ...] = options.models("--model", text="models", default="lenet")
@@ -323,25 +322,30 @@ class StragglerBench(Bench[StragglerRow]):
         )
 
     def panels(self, rows: Sequence[StragglerRow]) -> list[list[Panel]]:
-        """Return images/s of each case next to the ideal, and the micro-batches of each worker in a step."""
-        alone, cut = rows[0].images_per_s, rows[0].micro_batches
-        ideals = [alone * row.of_alone / row.of_ideal for row in rows]
-        lasts = [row.micro_batches_of_slow or 0.0 for row in rows]
-        speeds = [
-            Series("measured", "ours", [row.images_per_s for row in rows]),
-            Series("ideal: the speeds of all workers", "ceiling", ideals, "|"),
-            Series("the other workers alone", "torch", [alone], "-"),
-        ]
-        shares = [
-            Series("micro-batches of the others", "update", [cut - last for last in lasts]),
-            Series("micro-batches of the last worker", "exchange", lasts),
-            Series("leased and not used", "waiting", [row.duplicates * cut for row in rows]),
-        ]
-        title = f"{rows[0].model}, {rows[0].batch} samples in {cut} micro-batches"
-        names = [f"the last worker {case_name(row.case)}" for row in rows]
-        texts = [f"{row.of_alone:.2f}x without it, {row.of_ideal:.0%} of the ideal" for row in rows]
-        left = Panel(title, "images/s", speeds, names, texts, end=1.6, width=1.5)
-        return [[left, Panel("micro-batches of a step", "micro-batches", shares, [""] * len(rows))]]
+        """Return two panels per model: images/s of each case next to the ideal, and micro-batches of each worker."""
+        models = dict.fromkeys(row.model for row in rows)
+        return [_panels([row for row in rows if row.model == model]) for model in models]
+
+
+def _panels(rows: Sequence[StragglerRow]) -> list[Panel]:
+    alone, cut = rows[0].images_per_s, rows[0].micro_batches
+    ideals = [alone * row.of_alone / row.of_ideal for row in rows]
+    lasts = [row.micro_batches_of_slow or 0.0 for row in rows]
+    speeds = [
+        Series("measured", "ours", [row.images_per_s for row in rows]),
+        Series("ideal: the speeds of all workers", "ceiling", ideals, "|"),
+        Series("the other workers alone", "torch", [alone], "-"),
+    ]
+    shares = [
+        Series("micro-batches of the others", "update", [cut - last for last in lasts]),
+        Series("micro-batches of the last worker", "exchange", lasts),
+        Series("leased and not used", "waiting", [row.duplicates * cut for row in rows]),
+    ]
+    title = f"{rows[0].model}, {rows[0].batch} samples in {cut} micro-batches"
+    names = [f"the last worker {case_name(row.case)}" for row in rows]
+    texts = [f"{row.of_alone:.2f}x without it, {row.of_ideal:.0%} of the ideal" for row in rows]
+    left = Panel(title, "images/s", speeds, names, texts, end=1.6, width=1.5)
+    return [left, Panel("micro-batches of a step", "micro-batches", shares, [""] * len(rows))]
 
 
 def ratios_of(ours: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> list[float]:

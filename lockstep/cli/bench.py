@@ -73,8 +73,6 @@ def check_plot(kind: type[Bench[Any]], file: Path, values: dict[str, Any]) -> No
     demand("matplotlib", "plot", "--plot")
     if values.get("is_profiling"):
         raise UsageError("--plot with --profile, which has no plot: remove one")
-    if kind.plots_one_model and len(values["models"] or ()) > 1:
-        raise UsageError(f"--plot with --model {','.join(values['models'])}: expected one model")
 
 
 def run(bench: Bench[Any], as_json: bool, rows_file: Path | None, plot_file: Path | None) -> None:

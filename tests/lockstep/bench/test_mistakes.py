@@ -41,7 +41,6 @@ TINY = {
         ("straggler", ["--model", "resnet"], "model = 'resnet' is not known"),
         ("straggler", ["--plot", "rows.pdf"], "--plot 'rows.pdf': expected a name that ends in .png"),
         ("straggler", ["--batch", "4"], "micro_batches = 8"),
-        ("straggler", ["--model", "mlp,cnn", "--plot", "rows.png"], "--plot with --model mlp,cnn: expected one model"),
         ("predict", ["--workers", "8..2"], "'8..2' is not a valid range: expected A..B"),
         ("predict", ["--workers", "1..many"], "'1..many' is not a valid range"),
         ("predict", ["--hosts", "0"], "'0': expected a whole number from 1 to 65536"),

@@ -202,7 +202,8 @@ def test_several_models_are_predicted_one_after_the_other(tmp_path: Path, capsys
     rows_file = tmp_path / "rows.json"
     rows_file.write_bytes(json_of([*ROWS, *(msgspec.structs.replace(row, model="cnn") for row in ROWS)]))
     ask = ["bench", "predict", "--hosts", "4", "--servers", "1", "--from", str(rows_file), "--batch", "64", "--json"]
-    assert run([*ask, "--model", "mlp,cnn"]) == 0
+    assert run([*ask, "--model", "mlp,cnn", "--plot", str(tmp_path / "p.png")]) == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     rows = msgspec.json.decode(capsys.readouterr().out, type=list[PredictionRow])
     names = [f"{model}, 64 samples each, shm and tcp" for model in ("mlp", "cnn")]
     assert [(row.basis, row.is_spread) for row in rows] == [(name, each) for name in names for each in (False, True)]
