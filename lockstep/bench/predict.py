@@ -137,7 +137,7 @@ def basis_of_result(result: RunResult) -> Basis:
 
 def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
     """Return the basis of all rows that trained what the first one did, over memory and over one kind of socket."""
-    same = [row for row in rows if _subject(row) == _subject(rows[0])]
+    same = [row for row in rows if row.subject() == rows[0].subject()]
     first = same[0]
     ways = dict.fromkeys(_way(row) for row in same if not _is_local(row))
     similar = [row for row in same if _is_local(row) or _way(row) == next(iter(ways))]
@@ -170,11 +170,6 @@ def _of_hosts(model: CostModel, rows: Sequence[ScalingRow]) -> CostModel:
         update_s=mean(row.split.update_s * row.servers for row in rows),
         jitter_s=0.0,
     )
-
-
-def _subject(row: ScalingRow) -> tuple[str, int, str, int, int, int]:
-    share = row.micro_batches // (row.workers if row.scaling == "weak" else 1)
-    return row.model, row.parameters, row.scaling, row.batch, share, row.busy
 
 
 def _way(row: ScalingRow) -> tuple[str, int]:

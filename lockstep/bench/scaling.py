@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 import click
 import msgspec
+from msgspec.structs import replace
 
 from lockstep.bench import bench as options
 from lockstep.bench import peers, timed_run
@@ -82,7 +83,7 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     ms_spread: tuple[float, float] = (0.0, 0.0)
     images_per_s: Annotated[float, TableColumn("images/s", 9, ",.0f")]
     #: Images/s per process over those of a single process: the efficiency. None if a single one was not measured.
-    of_one_worker: Annotated[float | None, TableColumn("/one", 5, ".0%")]
+    of_one_worker: Annotated[float | None, TableColumn("/one", 5, ".0%")] = None
     #: Images/s of as many independent processes at the same time, and our share of that; 0 in rows of hosts that were
     #: measured without them.
     ceiling_images_per_s: float = 0.0
@@ -90,7 +91,7 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     #: Digest of the weights at the end of each run, equal for equal jobs; empty in these rows.
     weights_sha256: str = ""
     #: DistributedDataParallel with as many processes; one process with a thread per core, and the same compiled.
-    peer: Annotated[BaselineRow | None, msgspec.structs.replace(TORCH, title="/ddp")]
+    peer: Annotated[BaselineRow | None, replace(TORCH, title="/ddp")] = None
     all_threads: BaselineRow | None = None
     compiled: BaselineRow | None = None
     #: The parts of the mean step of that turn.
@@ -106,6 +107,11 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
             return short_number(self.parameters)
         file, _, function = self.model.rpartition(":")
         return Path(file).stem if function == "build" else function
+
+    def subject(self) -> tuple[str | int, ...]:
+        """Return the model, its size, its batch and what shared the cores: processes and machines may differ."""
+        share = self.micro_batches // (self.workers if self.scaling == "weak" else 1)
+        return self.model, self.parameters, self.scaling, self.batch, share, self.busy
 
 
 def short_number(number: int) -> str:
@@ -152,8 +158,6 @@ COSTS = (
 class ScalingTrial:
     """A job with one number of micro-batches, its runs by launch and number of teams, and its independent processes."""
 
-    #: Micro-batches per worker.
-    cut: int
     job: Job
     #: The job of each independent process.
     single_job: Job
@@ -164,10 +168,6 @@ class ScalingTrial:
         """Return the images/s of the independent processes together."""
         share = self.single_job.global_batch
         return sum(share / timed_run.mean_step_s(single.seconds()) for single in self.singles)
-
-
-#: Images/s of one worker, by model, parameters, batch, micro-batches per worker, transport and servers.
-SpeedsAlone = dict[tuple[str, int, int, int, str, int], float]
 
 
 def _run_each(session: BenchSession, trials: Sequence[ScalingTrial]) -> None:
@@ -272,9 +272,14 @@ class ScalingBench(ComparedBench[ScalingRow]):
     def rows(self, session: BenchSession) -> Iterator[ScalingRow]:
         """Yield each row as soon as it is known, and print nothing."""
         self._check()
-        alone: SpeedsAlone = {}
+        alone = dict[tuple[str | int, ...], float]()
         for subject, batch, workers in product(self._subjects(), self._batches(), sorted(self.workers)):
-            yield from self._measure(session, subject, batch, workers, alone)
+            for row in self._measure(session, subject, batch, workers):
+                setup = (*row.subject(), row.transport, row.servers)
+                if workers == 1:
+                    alone[setup] = row.images_per_s
+                one = alone.get(setup)
+                yield row if one is None else replace(row, of_one_worker=row.images_per_s / workers / one)
 
     def _subjects(self) -> tuple[str | int, ...]:
         """Return the models, or the sizes of the one that sleeps."""
@@ -329,9 +334,7 @@ class ScalingBench(ComparedBench[ScalingRow]):
         # All of them in one epoch, so that nothing is evaluated in between.
         return sleeping(session.folder, subject, self.sleep_s, samples)
 
-    def _measure(
-        self, session: BenchSession, subject: str | int, batch: int, workers: int, alone: SpeedsAlone
-    ) -> Iterator[ScalingRow]:
+    def _measure(self, session: BenchSession, subject: str | int, batch: int, workers: int) -> Iterator[ScalingRow]:
         """Measure in turns: the job with all launches, independent processes with a share each, the baselines."""
         python = self._python_of(subject)
         global_batch = batch * workers if self.is_weak else batch
@@ -352,10 +355,9 @@ class ScalingBench(ComparedBench[ScalingRow]):
             peers.in_turns(self.rounds, turn, groups, partial(_run_each, session, trials))
         for trial in trials:
             for (launch, teams), runs in trial.runs.items():
-                row = self._row(batch, trial, launch, runs, alone)
                 turns, mean = [run.seconds() for run in runs], statistics.mean
-                yield msgspec.structs.replace(
-                    row,
+                yield replace(
+                    self._row(batch, trial, launch, runs),
                     teams=teams,
                     peer=peers.faster(ddp, mean, turns, global_batch),
                     all_threads=peers.faster(all_threads, mean, turns, global_batch),
@@ -368,26 +370,18 @@ class ScalingBench(ComparedBench[ScalingRow]):
         share = {"global_batch": global_batch // workers, "micro_batches": max(1, micro_batches // workers)}
         setups = product(self._launches(workers), self._teams(workers))
         return ScalingTrial(
-            cut=cut,
             job=timed_run.bench_job(**values, **shared),
             single_job=timed_run.bench_job(**values, **share, epochs=10**6),
             runs={setup: [] for setup in setups},
         )
 
-    def _row(
-        self, batch: int, trial: ScalingTrial, launch: RunOptions, runs: list[TimedRun], alone: SpeedsAlone
-    ) -> ScalingRow:
-        """Return a row without the baselines."""
+    def _row(self, batch: int, trial: ScalingTrial, launch: RunOptions, runs: list[TimedRun]) -> ScalingRow:
+        """Return a row without what it is compared with, but for the independent processes."""
         job, ceiling, result, turns = trial.job, trial.ceiling(), runs[-1].result, [run.seconds() for run in runs]
         step_s = timed_run.mean_step_s(turns)
         speed = job.global_batch / step_s
-        model = job.model_name() if self.sleep_s is None else SLEEP
-        setup = (model, result.parameters, batch, trial.cut, launch.transport, launch.servers)
-        if launch.workers == 1:
-            alone[setup] = speed
-        one = alone.get(setup)
         return ScalingRow(
-            model=model,
+            model=job.model_name() if self.sleep_s is None else SLEEP,
             scaling="weak" if self.is_weak else "strong",
             batch=batch,
             workers=launch.workers,
@@ -404,11 +398,9 @@ class ScalingBench(ComparedBench[ScalingRow]):
             ms_per_step=step_s * 1e3,
             ms_spread=timed_run.spread_ms(turns),
             images_per_s=speed,
-            of_one_worker=speed / launch.workers / one if one is not None else None,
             ceiling_images_per_s=ceiling,
             of_ceiling=speed / ceiling,
             weights_sha256=result.weights_sha256,
-            peer=None,
             split=timed_run.split_of([timed_run.middle_run(runs)]),
             processors=per_step(run.processors for run in runs),
             socket_bytes=statistics.mean(run.socket_bytes() for run in runs),
