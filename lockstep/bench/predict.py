@@ -33,7 +33,6 @@ from lockstep.runs.cost_model import (
     best_line,
     bytes_per_parameter,
     fitted,
-    shares_memory,
 )
 
 #: Seconds per value to fill a gradient and check it (0.15 ms for 535,818 of them), if nothing is measured: `bench
@@ -139,9 +138,9 @@ def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
     """Return the basis of all rows that trained what the first one did, over memory and over one kind of socket."""
     same = [row for row in rows if row.subject() == rows[0].subject()]
     first = same[0]
-    ways = dict.fromkeys(_way(row) for row in same if not _is_local(row))
-    similar = [row for row in same if _is_local(row) or _way(row) == next(iter(ways))]
-    points = [_measured(row) for row in similar]
+    ways = dict.fromkeys((row.carrier, row.servers) for row in same if not row.is_local)
+    similar = [row for row in same if row.is_local or (row.carrier, row.servers) == next(iter(ways))]
+    points = [msgspec.convert(row, Measured, from_attributes=True) for row in similar]
     carriers, share = dict.fromkeys(row.carrier for row in similar), "each" if first.scaling == "weak" else "in all"
     model = fitted(points, is_weak=first.scaling == "weak", cores=first.cores)
     return Basis(
@@ -153,7 +152,7 @@ def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
 
 def _is_host(row: ScalingRow) -> bool:
     """Return whether each worker of a row stands for a host: it sleeps, and has a connection of its own."""
-    return row.sleep_s > 0 and row.teams == row.workers and not _is_local(row) and row.processors is not None
+    return row.sleep_s > 0 and row.teams == row.workers and not row.is_local and row.processors is not None
 
 
 def _of_hosts(model: CostModel, rows: Sequence[ScalingRow]) -> CostModel:
@@ -170,18 +169,6 @@ def _of_hosts(model: CostModel, rows: Sequence[ScalingRow]) -> CostModel:
         update_s=mean(row.split.update_s * row.servers for row in rows),
         jitter_s=0.0,
     )
-
-
-def _way(row: ScalingRow) -> tuple[str, int]:
-    return row.carrier, row.servers
-
-
-def _is_local(row: ScalingRow) -> bool:
-    return shares_memory(row.teams, row.servers, row.carrier)
-
-
-def _measured(row: ScalingRow) -> Measured:
-    return replace(msgspec.convert(row, Measured, from_attributes=True), is_local=_is_local(row))
 
 
 def basis_of_sleep(values: int, sleep_s: float, batch: int) -> Basis:

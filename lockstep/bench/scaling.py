@@ -42,6 +42,7 @@ from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import Transport
 from lockstep.launch.cluster import check_launch
 from lockstep.ps.run.progress import Split
+from lockstep.runs.cost_model import shares_memory
 
 #: The models that are measured if none is named, and the values of one that sleeps: those of `mlp`.
 MEASURED, VALUES = ("mlp", "lenet", "cnn"), 535_818
@@ -107,6 +108,11 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
             return short_number(self.parameters)
         file, _, function = self.model.rpartition(":")
         return Path(file).stem if function == "build" else function
+
+    @property
+    def is_local(self) -> bool:
+        """As of `Machines`."""
+        return shares_memory(self.teams, self.servers, self.carrier)
 
     def subject(self) -> tuple[str | int, ...]:
         """Return the model, its size, its batch and what shared the cores: processes and machines may differ."""
