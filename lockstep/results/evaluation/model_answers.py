@@ -93,7 +93,8 @@ class ModelAnswers:
 
 
 def _drawing_of(folder: Path) -> dict[str, Any]:
-    job, path = recorded_job(folder), Path(recorded_job(folder).data)
+    job = recorded_job(folder)
+    path = Path(job.data)
     is_large = path.is_file() and path.stat().st_size > MOST_DATA_BYTES
     if kind_of(job.loss) is not LossKind.CLASSES or is_large:
         return {"is_possible": False, "names": []}

@@ -330,12 +330,12 @@ class WatchedFiles:
         self.has_folder = (self.folder / JOB).is_file()
         new = [name for name in (JOB, RECEIPT, RESULT) if self._is_new(name)]
         if JOB in new:
-            begun = _read(lambda folder: recorded(folder) if has_begun(folder) else None, self.folder)
+            begun = try_read(lambda folder: recorded(folder) if has_begun(folder) else None, self.folder)
             self.job, self.launch = begun or (None, None)
         if RECEIPT in new:
-            self.receipt = _read(read_receipt, self.folder)
+            self.receipt = try_read(read_receipt, self.folder)
         if RESULT in new:
-            self.result = _read(read_result, self.folder)
+            self.result = try_read(read_result, self.folder)
 
     def _is_new(self, name: str) -> bool:
         before, self._stamps[name] = self._stamps.get(name, ()), ()
@@ -354,7 +354,7 @@ def written_at(folder: Path) -> float:
     return max(times)
 
 
-def _read(read: Callable[[Path], T], folder: Path) -> T | None:
+def try_read(read: Callable[[Path], T], folder: Path) -> T | None:
     """Return what there is in a folder: it may be missing, or of another version."""
     with suppress(OSError, LockstepError):
         return read(folder)

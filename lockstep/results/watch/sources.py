@@ -10,22 +10,17 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from lockstep.common.errors import FailureKind, FileFormatError, LockstepError, UsageError
+from lockstep.common.errors import UsageError
 from lockstep.common.files.reading import known_lines, open_regular
 from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.common.runtime.clock import file_time
-from lockstep.ps.records.metrics import (
-    METRICS,
-    MOST_LINES_BYTES,
-    FailureRecord,
-    Record,
-    StepRecord,
-)
+from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, Record
 from lockstep.ps.records.run_folder import RunResult, read_result
+from lockstep.results.reports.plots.curves import RunCurves
 from lockstep.results.watch.figures import RunState
-from lockstep.results.watch.run_files import NOWHERE, WatchedFiles, written_at
+from lockstep.results.watch.run_files import NOWHERE, WatchedFiles, try_read, written_at
 from lockstep.results.watch.run_view import STOPPED_S, RunView
 from lockstep.runs.job_file import named, value_text
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
@@ -204,16 +199,11 @@ def _differing(briefs: Sequence[RunBrief]) -> list[str]:
 
 def brief_of(folder: Path, written: float) -> RunBrief:
     """Return the figures of a run: those of its result, or the last ones that it has written."""
-    try:
-        job = recorded_job(folder) if has_begun(folder) else None
-    except (LockstepError, OSError):
-        job = None
-    try:
-        figures = _figures_of(read_result(folder))
-    except (FileFormatError, OSError):
-        figures = _last_figures(folder / METRICS)
-        if job is not None:
-            figures |= {"model": job.model_name(), "epochs": job.epochs if job.steps is None else 0}
+    job = try_read(lambda folder: recorded_job(folder) if has_begun(folder) else None, folder)
+    result = try_read(read_result, folder)
+    figures = _last_figures(folder / METRICS) if result is None else _figures_of(result)
+    if result is None and job is not None:
+        figures |= {"model": job.model_name(), "epochs": job.epochs if job.steps is None else 0}
     values = {} if job is None else msgspec.to_builtins(job)
     return RunBrief(
         id=folder.absolute().name,
@@ -239,16 +229,14 @@ def _figures_of(result: RunResult) -> dict[str, Any]:
 
 def _last_figures(metrics: Path) -> dict[str, Any]:
     """Return the figures at the end of a file that is perhaps still written."""
-    figures: dict[str, Any] = {}
-    for line in _last_lines(metrics):
-        match line:
-            case StepRecord():
-                figures.update(epoch=line.epoch, loss=line.loss, state=RunState.RUNNING)
-            case EpochRecord():
-                figures.update(tested=line, wall_s=line.wall_s)
-            case FailureRecord():
-                is_interrupted = line.cause == FailureKind.INTERRUPTED
-                figures.update(state=RunState.INTERRUPTED if is_interrupted else RunState.FAILED)
+    found, figures = RunCurves(), dict[str, Any]()
+    found.add(_last_lines(metrics))
+    if last := found.steps.last():
+        figures |= {"epoch": int(last["epoch"]), "loss": last["loss"], "state": RunState.RUNNING}
+    if found.epochs:
+        figures |= {"tested": found.epochs[-1], "wall_s": found.epochs[-1].wall_s}
+    if found.failure:
+        figures["state"] = RunState.INTERRUPTED if found.is_interrupted else RunState.FAILED
     return figures
 
 
