@@ -5,7 +5,7 @@ the table.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -65,6 +65,12 @@ class Tile(msgspec.Struct, frozen=True, kw_only=True):
     whole: int = 0
 
 
+def tested_epoch(epochs: Sequence[EpochRecord], weights_sha256: str) -> EpochRecord | None:
+    """Return the epoch of the weights with a digest: with keep_best, or after an early stop, not the last one."""
+    last = epochs[-1] if epochs else None
+    return next((one for one in reversed(epochs) if one.weights_sha256 == weights_sha256), last)
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """All that changes while a run goes on, but for its curves."""
 
@@ -112,8 +118,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tested(self) -> EpochRecord | None:
-        """The epoch of the weights whose digest is shown: with keep_best, or after an early stop, not the last one."""
-        return next((one for one in self.epochs[::-1] if one.weights_sha256 == self.weights_sha256), self.last)
+        """The epoch of the weights whose digest is shown."""
+        return tested_epoch(self.epochs, self.weights_sha256)
 
     def after(self) -> str:
         """Return after which epoch the weights are, empty if that is the last one."""

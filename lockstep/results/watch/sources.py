@@ -19,7 +19,7 @@ from lockstep.common.runtime.clock import file_time
 from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, Record
 from lockstep.ps.records.run_folder import RunResult, read_result
 from lockstep.results.reports.plots.curves import RunCurves
-from lockstep.results.watch.figures import RunState
+from lockstep.results.watch.figures import RunState, tested_epoch
 from lockstep.results.watch.run_files import NOWHERE, WatchedFiles, try_read, written_at
 from lockstep.results.watch.run_view import STOPPED_S, RunView
 from lockstep.runs.job_file import named, value_text
@@ -217,10 +217,9 @@ def brief_of(folder: Path, written: float) -> RunBrief:
 
 def _figures_of(result: RunResult) -> dict[str, Any]:
     """Return the figures of a finished run."""
-    found = [epoch for epoch in result.history if epoch.weights_sha256 == result.weights_sha256]
     return {
         **{name: getattr(result, name) for name in ("model", "epochs", "wall_s", "weights_sha256")},
-        "tested": found[-1] if found else None,
+        "tested": tested_epoch(result.history, result.weights_sha256),
         "state": RunState.FINISHED,
         "epoch": len(result.history),
         "loss": result.train_loss,
