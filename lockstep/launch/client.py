@@ -4,12 +4,20 @@ import os
 import platform
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
-from lockstep.common.errors import Diagnosis, RunError, UnreachableError, UsageError
+from lockstep.common.errors import (
+    AddressError,
+    Diagnosis,
+    RemoteProtocolError,
+    RunError,
+    UnreachableError,
+    UsageError,
+)
 from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint
@@ -20,15 +28,18 @@ from lockstep.common.protocol.messages import (
     CallbackDecision,
     Join,
     ServerMessage,
+    StandbyAddress,
     Status,
     StatusRequest,
 )
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.protocol.standby_messages import CommandOutcome, Promote
+from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import core_numbers, machine_id
 from lockstep.common.statemachine.client import ClientConfig, Exit
+from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import Credential
-from lockstep.common.transport.port import ClientPort
+from lockstep.common.transport.port import ClientPort, Dial, PeerGone, PeerSlow
 from lockstep.launch.endpoints import keyed
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.supervision.restarts import INTERRUPTED, USAGE
@@ -38,6 +49,9 @@ DONE = "the run is done"
 
 #: Seconds between two looks for failed handshakes: the server has another key then, and a line for each in its log.
 HANDSHAKE_S = 0.05
+
+#: Seconds after which an observer counts a server that does not answer as gone.
+SILENCE_S = 5.0
 
 
 def worker_join(
@@ -158,3 +172,62 @@ class StatusClient:
     def close(self) -> None:
         """Close the connection."""
         self.port.close()
+
+
+@dataclass
+class RunObserver:
+    """An observer that follows a run: it asks the server that leads it, and after a takeover the standby that does."""
+
+    address: str
+    credential: Credential
+    dial: Dial
+    clock: Clock
+    search: LeaderSearch = field(init=False)
+    client: StatusClient = field(init=False)
+
+    def __post_init__(self) -> None:
+        *standbys, server = keyed(self.credential, self.address)
+        self.search = LeaderSearch((server, *standbys))
+        self.search.on_message(self.clock.now())
+        self.client = StatusClient(self.dial(server.address, server.public))
+
+    def ask(self, timeout_s: float) -> Status | None:
+        """Return the status of the run, None if no server that leads it has answered in time.
+
+        The next call then asks the leader that a standby has named, or another server if this one has been silent.
+        """
+        try:
+            answer = self.client.ask(timeout_s)
+        except (PeerGone, PeerSlow, RemoteProtocolError):
+            answer = None
+        now, search = self.clock.now(), self.search
+        if answer is not None and not answer.is_standby:
+            self._on_leader(answer, now)
+            return answer
+        leader = None if answer is None else answer.leader
+        if leader is not None and leader.address != search.left:
+            self._turn_to(leader, now)
+        elif now > search.heard + SILENCE_S:
+            # If there is no other one, the same server: the question may have been lost with an earlier process there.
+            self._turn_to(search.following(), now)
+        return None
+
+    def _on_leader(self, answer: Status, now: float) -> None:
+        """Know the servers that may lead the run next: a status does not name their keys."""
+        search, here = self.search, self.search.server
+        others = dict.fromkeys([self.address, *(one.address for one in answer.standbys)])
+        others.pop(here.address, None)
+        search.given = (here, *(one for other in others for one in keyed(self.credential, other)))
+        search.named, search.left = (), ""
+        search.on_message(now)
+
+    def _turn_to(self, server: StandbyAddress, now: float) -> None:
+        with suppress(AddressError):  # anything may have been named
+            client = StatusClient(self.dial(server.address, server.public))
+            self.client.close()
+            self.client = client
+            self.search.turn_to(server, now)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.client.close()

@@ -15,8 +15,9 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,13 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lockstep.common.errors import AddressError, LockstepError, RemoteProtocolError, UsageError
+from lockstep.common.errors import AddressError, LockstepError, UsageError
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.address import TcpAddress, parse
 from lockstep.common.transport.auth.keys import read_ours
-from lockstep.common.transport.port import PeerGone, PeerSlow
-from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.client import StatusClient
-from lockstep.launch.endpoints import credential_of
+from lockstep.launch.client import SILENCE_S, RunObserver
+from lockstep.launch.endpoints import credential_of, dial_with
 from lockstep.results.evaluation.model_answers import ModelAnswers
 from lockstep.results.evaluation.pictures import FIELD
 from lockstep.results.watch.figures import exposition
@@ -278,8 +277,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return PlainTextResponse(f"{error}\n", status_code=409)
 
 
-#: Seconds between two questions to a server, and after which one that does not answer counts as gone.
-ASK_S, SILENCE_S = 1.0, 5.0
+#: Seconds to wait for the answer of a server, and until the next question.
+ASK_S = 1.0
 
 #: Seconds in which a thread that asks a server ends at most, once it is to.
 ENDS_S = 2.0 * ASK_S
@@ -403,24 +402,18 @@ def read_statuses(source: WatchedRuns) -> None:
 
 
 def ask_statuses(source: WatchedRuns, address: str, key: Path | None, is_over: threading.Event) -> None:
-    """Ask a server for the status of its run, about once a second, until `is_over` is set."""
-    clock = SystemClock()
-    client = StatusClient(dial(address, credential=credential_of(key, None)))
-    heard = clock.now()
-    try:
+    """Ask the server that leads a run for its status, every one or two seconds, until `is_over` is set."""
+    clock, credential = SystemClock(), credential_of(key, None)
+    with closing(RunObserver(address, credential, partial(dial_with, credential), clock)) as run:
+        heard = clock.now()
         while not is_over.is_set():
-            try:
-                answer = client.ask(ASK_S)
-            except (PeerGone, PeerSlow, RemoteProtocolError):
-                answer = None
+            answer = run.ask(ASK_S)
             if answer is not None:
                 heard = clock.now()
                 source.take(answer, heard)
-                is_over.wait(ASK_S)
             elif clock.now() > heard + SILENCE_S:
                 source.status = None
-    finally:
-        client.close()
+            is_over.wait(ASK_S)
 
 
 def read_token(path: Path) -> str:
