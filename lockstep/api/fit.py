@@ -34,7 +34,7 @@ from lockstep.results.reports.display import Display, NotebookPage, cell_output,
 from lockstep.results.reports.summary import on_length
 from lockstep.runs.job_data import draft_of, length_reason, scale_note
 from lockstep.runs.job_file import resolve
-from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job, trust, trust_own
+from lockstep.runs.run_dir import claimed_run_dir, has_begun, trust, trust_own
 from lockstep.runs.session import Destination
 
 
@@ -127,19 +127,19 @@ def resume(
 ) -> Run:
     """Resume a run that was interrupted or killed, from its last checkpoint, and return it with the same bits.
 
-    `values` may change how it is carried out (`workers=2`), and not the job. Callbacks have to be given again; they are
-    called for the epochs that follow. A finished run is returned as it is. `trust_model` is that of `load_run`.
+    `values` may change how it is carried out (`workers=2`), and not the job; `data` is where its data is now, if it was
+    moved. Callbacks have to be given again; they are called for the epochs that follow. A finished run is returned as
+    it is. `trust_model` is that of `load_run`.
 
-    Raises `JobError` if there is no run in the folder, or a value would change the job; `UsageError` if the folder is
-    in use; otherwise what `fit` raises.
+    Raises `JobError` if there is no run in the folder, or a value would change the job; `DataError` if `data` is other
+    data; `UsageError` if the folder is in use; otherwise what `fit` raises.
     """
     path = Path(folder)
     if trust_model:
         trust(path)
-    job, launch = resumed_job(path, _with_values_of(callbacks, values))
+    job, launch = shown_cache(verbose=verbose).resumed(path, _with_values_of(callbacks, values))
     if (path / RESULT).exists():
         return load_run(path)
-    shown_cache(verbose=verbose).pack_again(path, job.data)
     destination = Destination(folder=path, options=launch, is_resumed=True)
     return _carry_out(job, destination, callbacks, verbose=verbose)
 

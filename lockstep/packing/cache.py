@@ -3,10 +3,11 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -17,13 +18,17 @@ from lockstep.common.data.mapped import MAX_FILE_BYTES
 from lockstep.common.errors import DataError
 from lockstep.common.files.reading import near_file, open_regular
 from lockstep.common.files.sanitize import one_line
+from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, kind_of
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.environment import own_cache
 from lockstep.common.runtime.version import VERSION
 from lockstep.packing.files import files_below, has_pictures, table_files
 from lockstep.packing.options import PackOptions, Spelling, Watch
 from lockstep.packing.pack import pack
 from lockstep.ps.records.run_folder import RECEIPT, read_receipt
+from lockstep.runs.run_dir import finished, resumed_job
+from lockstep.runs.trained_model import demand_data
 
 #: Formats that are packed on the way to a run.
 PACKED = "a .csv, a .parquet, a folder of pictures, or arrays without a test set"
@@ -89,6 +94,19 @@ class DatasetCache:
         kept = read_receipt(run).data
         return self.packed(place, PackOptions() if kept is None else PackOptions.recorded(kept.origin), None)
 
+    def resumed(self, run: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions]:
+        """Return the job and the options of a run that is resumed, as `resumed_job`, with its data where that is now.
+
+        `DataError` as of `training_data`, `pack_again` and `demand_data`.
+        """
+        if "data" in given and (run / RECEIPT).is_file():
+            given = {**given, "data": self.training_data(run, str(given["data"]))}
+        job, options = resumed_job(run, given)
+        if finished(run) is None:
+            self.pack_again(run, job.data)
+            demand_data(run, job, "--data")
+        return job, options
+
     def pack_again(self, run: Path, data: str) -> None:
         """Pack the data of a run that is resumed again, if it was in the cache and is there no more.
 
@@ -103,7 +121,7 @@ class DatasetCache:
             why = "" if not source.exists() else " with the file as it was then,"
             raise DataError(
                 f"the run in {str(run)!r} needs its training data, which is not here: make it again{why} with "
-                f"`{kept.origin.pack_command(data)}`"
+                f"`{kept.origin.pack_command(data)}`, or resume the run with --data DATA, its source or a packed copy"
             )
         self._pack(folder, source, options, str(source))
 

@@ -18,7 +18,8 @@ import msgspec
 import numpy as np
 
 from lockstep.common.data.records import WEIGHT, fields_of
-from lockstep.common.errors import JobError, ModelError, UsageError
+from lockstep.common.data.source import digest_of
+from lockstep.common.errors import DataError, JobError, ModelError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.safetensors import write
@@ -298,8 +299,9 @@ def unclaim(folder: Path, made: Sequence[Path]) -> None:
 def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions]:
     """Return the job of the run in `folder`, and its options with the flags given overriding them.
 
-    `JobError` if there is no run, or a flag asks for another job than the run's: both values are named. `ModelError` if
-    its model is not the one of its receipt, or is code that this user has not agreed to run.
+    `JobError` if there is no run, or a flag asks for another job than the run's: both values are named. Another place
+    of its data is recorded; `DataError` if other data is there. `ModelError` if its model is not the one of its
+    receipt, or is code that this user has not agreed to run.
     """
     if leads(folder / STANDBY_FOLDER):
         # The process that was to bring the run home has been killed.
@@ -314,14 +316,43 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
     values = {key: value for key, value in _recorded_values(folder).items() if key != "min_workers"}
     job, _ = resolve(values, {})
     wanted, options = resolve(values, given)
-    if differences := job.changed_in(wanted):
+    # Without a receipt, nothing tells whether it is the same data.
+    place = wanted.data if (folder / RECEIPT).is_file() else job.data
+    if differences := msgspec.structs.replace(job, data=place).changed_in(wanted):
         begins = ", from its weights with --initial " + shlex.quote(str(folder / WEIGHTS))
         raise JobError(
             f"{str(folder)!r} is a run of another job: {differences}: remove these flags, or begin a new run"
             f"{begins if (folder / WEIGHTS).is_file() else ''}"
         )
     demand_trust(folder, resumed_source(folder, job))
-    return job, options
+    return job if place == job.data else _with_moved_data(folder, job, place), options
+
+
+def _with_moved_data(folder: Path, job: Job, place: str) -> Job:
+    """Return the job of a run whose data is in another place now, and record it; `DataError` if that has other data."""
+    check_data(folder, place, digest_of(place))
+    moved = msgspec.structs.replace(job, data=place)
+    if moved.digest() != job.digest():
+        # The records of the run cover the name.
+        name = Path(job.data).name
+        link = shlex.join(["ln", "-s", os.path.abspath(place), name])
+        raise DataError(
+            f"the data {place!r} has another name than in the run: expected {name!r}: make a link with `{link}`, and "
+            f"give --data {shlex.quote(name)}"
+        )
+    with writing_to(folder):
+        write_atomically(folder / JOB, [to_toml(moved, recorded(folder)[1]).encode()])
+    return moved
+
+
+def check_data(folder: Path, data: str, found: str) -> None:
+    """Raise `DataError` if data with the digest `found` is not that of the run in a folder."""
+    wanted = read_receipt(folder).dataset_sha256
+    if found != wanted:
+        raise DataError(
+            f"the data {data!r} is not that of the run in {str(folder)!r} (SHA-256 {found[:12]}… here, {wanted[:12]}… "
+            "there): expected a copy of it, or what `lockstep pack` makes of the same file with the same options"
+        )
 
 
 def check_records(folder: Path) -> None:

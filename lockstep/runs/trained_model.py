@@ -28,7 +28,7 @@ from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointFolder
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RECEIPT, WEIGHTS, read_receipt
 from lockstep.ps.run.description import DataDescription, describe
 from lockstep.ps.run.plan import best_epoch
-from lockstep.runs.run_dir import DATA, DATA_FOLDER, JOB, finished, has_begun, recorded_job, trusted_source
+from lockstep.runs.run_dir import DATA, DATA_FOLDER, JOB, check_data, finished, has_begun, recorded_job, trusted_source
 
 #: Runs that an error names, at most.
 MOST_NAMED = 8
@@ -203,17 +203,8 @@ def job_with_data(folder: Path, job: Job, data: str | None) -> Job:
     """
     if data is None:
         return job
-    _check_data(folder, data, digest_of(data))
+    check_data(folder, data, digest_of(data))
     return msgspec.structs.replace(job, data=data)
-
-
-def _check_data(folder: Path, data: str, found: str) -> None:
-    wanted = read_receipt(folder).dataset_sha256
-    if found != wanted:
-        raise DataError(
-            f"the data {data!r} is not that of the run in {str(folder)!r} (SHA-256 {found[:12]}… here, {wanted[:12]}… "
-            "there): expected a copy of it, or what `lockstep pack` makes of the same file with the same options"
-        )
 
 
 def has_data(job: Job) -> bool:
@@ -221,14 +212,14 @@ def has_data(job: Job) -> bool:
     return job.data == "mnist" or Path(job.data).expanduser().exists()
 
 
-def demand_data(folder: Path, job: Job) -> None:
-    """Raise `DataError` if the data of the run in a folder is not where its job names it."""
+def demand_data(folder: Path, job: Job, flag: str = "--training-data") -> None:
+    """Raise `DataError` if the data of a run is not where its job names it; `flag` is that for another place."""
     if not has_data(job):
-        advice = data_advice(folder, job)
+        advice = data_advice(folder, job, flag)
         raise DataError(f"the run in {str(folder)!r} needs its training data, which is not here: {advice}")
 
 
-def data_advice(folder: Path, job: Job) -> str:
+def data_advice(folder: Path, job: Job, flag: str = "--training-data") -> str:
     """Return what to do if the data of the run in a folder is not where its job names it."""
     kept = read_receipt(folder).data if (folder / RECEIPT).is_file() else None
     if kept is not None and kept.origin.version and kept.origin.source:
@@ -236,8 +227,8 @@ def data_advice(folder: Path, job: Job) -> str:
         packed = f"{Path(source).stem}.data"
         command = kept.origin.pack_command(packed)
         return (
-            f"make it again with `{command}`, and add `--training-data {shlex.quote(packed)}`; or add the source "
-            f"itself, `--training-data {shlex.quote(source)}`"
+            f"make it again with `{command}`, and add `{flag} {shlex.quote(packed)}`; or add the source itself, "
+            f"`{flag} {shlex.quote(source)}`"
         )
     if job.data in (DATA, DATA_FOLDER):
         place = "in the run's folder, where `fit` keeps it and `lockstep share` leaves it out, or where it was trained"
@@ -245,7 +236,7 @@ def data_advice(folder: Path, job: Job) -> str:
         place = "where it was trained"
     else:
         place = "relative to the folder in which the command is run, as it was when it was trained"
-    return f"expected {job.data!r} {place}; name another place by adding `--training-data DATA`"
+    return f"expected {job.data!r} {place}; name another place by adding `{flag} DATA`"
 
 
 def dataset_of(folder: Path, job: Job) -> TrainTest:
@@ -253,7 +244,7 @@ def dataset_of(folder: Path, job: Job) -> TrainTest:
     demand_data(folder, job)
     data = load(job.data)
     if job.data != "mnist" and (folder / RECEIPT).is_file():
-        _check_data(folder, job.data, data.digest)
+        check_data(folder, job.data, data.digest)
     return with_validation(data, job.validation_split, job.seed)
 
 

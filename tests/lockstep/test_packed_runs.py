@@ -503,7 +503,8 @@ def test_data_that_left_the_cache_is_packed_again_if_its_source_is_as_it_was(
             assert run(["node", "--run-dir", "run"] if way == "node" else ["train", "--resume", "run"]) == 2
             error = capsys.readouterr().err
         command = f"lockstep pack {place / 'homes.csv'} {whole.job.data} --target price"
-        assert error.endswith(f"needs its training data, which is not here: make it again{why} with `{command}`\n")
+        missing = f"needs its training data, which is not here: make it again{why} with `{command}`"
+        assert error.endswith(f"{missing}, or resume the run with --data DATA, its source or a packed copy\n")
     (place / "homes.csv").write_bytes(table)
     if way == "standby":
         assert Path(as_a_standby("run").job.data).exists()

@@ -29,7 +29,7 @@ from lockstep.launch.supervision.child import WatchedProcess
 from lockstep.launch.supervision.restarts import ProcessPlace, Role
 from lockstep.launch.team import default_processes, team_arguments
 from lockstep.results.reports.display import display_for, print_plainly
-from lockstep.runs.run_dir import finished, has_begun, resumed_job
+from lockstep.runs.run_dir import finished, has_begun
 from lockstep.runs.session import Destination, destination_of
 
 
@@ -92,8 +92,8 @@ def node(
             place, workers, timeout, key or server_key_in(keys), shard_beside(place, job, keys, insecure=insecure)
         )
     if run_dir is not None and is_resumed:
-        resolved, launch = resumed_job(run_dir, {**job.in_file(), **job.given})
-        cache_shown_on(Console(highlight=False)).pack_again(run_dir, resolved.data)
+        cache = cache_shown_on(Console(highlight=False))
+        resolved, launch = cache.resumed(run_dir, {**job.in_file(), **job.given})
     else:
         resolved, launch = job.resolve()
     launch = with_all_workers(place, launch, workers)

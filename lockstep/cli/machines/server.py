@@ -52,7 +52,7 @@ from lockstep.launch.supervision.channel import ParentLink
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.job_file import CHECKPOINT_FIELDS
 from lockstep.runs.own_command import demand
-from lockstep.runs.run_dir import check_resume_flags, finished, keep_parts, resumed_job, unclaim
+from lockstep.runs.run_dir import check_resume_flags, finished, keep_parts, unclaim
 from lockstep.runs.session import Destination, destination_of
 
 
@@ -170,8 +170,8 @@ def serve_as(flags: ServerFlags) -> int:
         case FolderHolds.RUN:
             # Not all workers may be back.
             values = {**flags.job.in_file(), **flags.job.given}
-            job, options = resumed_job(folder, {name: values[name] for name in values if name != "min_workers"})
-            cache_shown_on(Console(highlight=False)).pack_again(folder, job.data)
+            given = {name: values[name] for name in values if name != "min_workers"}
+            job, options = cache_shown_on(Console(highlight=False)).resumed(folder, given)
             return lead(flags, job, options, page, is_resumed=True)
         case FolderHolds.NOTHING:
             return lead(flags, *job_of(flags), page, is_resumed=False)
@@ -193,9 +193,7 @@ def job_of(flags: ServerFlags) -> tuple[Job, RunOptions]:
     if flags.resume is None or flags.supervised is not None:
         return flags.job.resolve()
     check_resume_flags(job=flags.job.file, run_dir=flags.run_dir)
-    job, options = resumed_job(flags.resume, flags.job.given)
-    cache_shown_on(Console(highlight=False)).pack_again(flags.resume, job.data)
-    return job, options
+    return cache_shown_on(Console(highlight=False)).resumed(flags.resume, flags.job.given)
 
 
 def lead(flags: ServerFlags, job: Job, options: RunOptions, page: PageRequest | None, *, is_resumed: bool) -> int:

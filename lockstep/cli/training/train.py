@@ -27,7 +27,7 @@ from lockstep.ps.records.run_folder import RunResult
 from lockstep.results.reports.display import Display, counted, display_for, print_plainly
 from lockstep.runs.job_data import length_reason, scale_note, shown_data
 from lockstep.runs.own_command import demand
-from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job
+from lockstep.runs.run_dir import check_resume_flags, finished
 from lockstep.runs.session import Destination, destination_of
 
 
@@ -93,6 +93,7 @@ def train(
       lockstep train --data pictures         # a folder for each class
       lockstep train --workers 0             # in this process: the same bits
       lockstep train --resume runs/mine      # from where it stopped
+      lockstep train --resume runs/mine --data /mnt/digits.npz  # moved
       lockstep train --chaos kill-worker=2   # kill two workers on the way
       lockstep train --on ray --workers 2..16
     """
@@ -108,12 +109,11 @@ def train(
             raise UsageError(
                 f"--resume with {packing.spelled(given_too[0])}: the run has its data already: remove the flag"
             )
-        resolved, launch = resumed_job(resume, job.given)
+        resolved, launch = cache_shown_on(console).resumed(resume, job.given)
         if (result := finished(resume)) is not None:
             print_plainly(console, f"the run in {resume} is already finished")
             show_end(console, result, resume, cores(), has_picture=False)
             return
-        cache_shown_on(console).pack_again(resume, resolved.data)
     is_placed = resume is not None or on is not None or faults is not None
     with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
         options, why = (launch, "") if is_placed else chosen_processes(resolved, launch, job.values(), SystemClock())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lockstep import nn
+from lockstep.api.callbacks import LambdaCallback
 from lockstep.api.fit import fit
 from lockstep.api.run import Run, load_run
 from lockstep.cli.main import run
@@ -17,6 +18,7 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.errors import DataError, FileFormatError, JobError, ModelError
 from lockstep.common.files.safetensors import write
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
+from lockstep.runs.run_dir import recorded_job
 from lockstep.runs.trained_model import dataset_of, open_trained
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import tiny_arrays, write_tiny
@@ -173,6 +175,34 @@ def test_data_that_was_moved_is_named_and_has_to_be_the_runs(
     assert run([*words, "--training-data", "mnist"]) == 2
     assert "the data 'mnist' is not that of the run in " in capsys.readouterr().err
     assert run([*words, "--training-data", "moved.npz"]) == 0
+
+
+def test_a_run_is_resumed_with_its_data_where_that_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(training: Any, epoch: Any) -> None:
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    for name in ("whole", "now"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, callbacks=[LambdaCallback(on_epoch_end=interrupt)])
+    words, moved = ["train", "--resume", "run", "--no-picture"], (tmp_path / "tiny.npz").rename("now/tiny.npz")
+    refused = {
+        (): "is not here: expected '{}/tiny.npz' where it was trained; name another place by adding `--data DATA`",
+        ("--data", "mnist"): "the data 'mnist' is not that of the run in 'run' (SHA-256 ",
+        ("--data", "renamed.npz"): "make a link with `ln -s {}/renamed.npz tiny.npz`, and give --data tiny.npz",
+    }
+    shutil.copy(moved, "renamed.npz")
+    for flags, told in refused.items():
+        assert run([*words, *flags]) == 2
+        assert told.format(tmp_path) in capsys.readouterr().err
+    assert run([*words, "--data", str(moved)]) == 0
+    assert load_run("run").weights_sha256 == whole.weights_sha256
+    assert recorded_job(Path("run")).data == str(moved)
 
 
 def test_a_run_of_somebody_else_predicts_with_data_that_is_elsewhere(tmp_path: Path) -> None:
