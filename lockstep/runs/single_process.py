@@ -130,9 +130,9 @@ class SerialRun:
                 if self.checkpointer is not None and then is not None and not self.guard.text:
                     self.checkpointer.take_if_due(setup.shard, progress)
                 phase = RunPhase.FINISHED if then is None else RunPhase.TRAINING
-                self._await_room(partial(self._write_again, progress))
-                if self.watch is not None:
-                    self.watch(status_of(setup.info, progress, phase, then or at, self.clock.now(), []))
+                show = partial(self._show, progress, phase, then or at)
+                self._await_room(partial(self._write_again, progress), show)
+                show()
                 self.recorder.flush_if_due(self.clock.now())
                 at = None if then is not None and self._stops_before(then, progress) else then
         except KeyboardInterrupt:
@@ -177,14 +177,22 @@ class SerialRun:
         assert recorder.result is not None
         return recorder.result
 
-    def _await_room(self, write: Callable[[], None]) -> None:
-        """Wait while the disk has no room for its records; `write` writes it again. An interrupt ends the wait."""
+    def _show(self, progress: Progress, phase: RunPhase, at: Round, waiting: str = "") -> None:
+        if self.watch is not None:
+            self.watch(status_of(self.setup.info, progress, phase, at, self.clock.now(), [], waiting=waiting))
+
+    def _await_room(self, write: Callable[[], None], show: Callable[[str], None] = lambda text: None) -> None:
+        """Wait while the disk has no room for its records; `write` writes it again. An interrupt ends the wait.
+
+        `show` is given the text that names the missing room, again and again.
+        """
         room = self.recorder.room
         if room is None or not room.is_lacking:
             return
         self.say(warning(room.text))
         self.wait(LOOK_S)
         while not room.try_again(write):
+            show(room.text)
             self.wait(LOOK_S)
         self.say(notice("there is room again: the run continues"))
 

@@ -29,7 +29,7 @@ def test_a_worker_may_join_later_and_a_status_tells_so(place: Place, capsys: pyt
     address = place.address()
     server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")
     assert run(["status", address]) == 0
-    assert "waiting for workers: 0 of 1 ready" in capsys.readouterr().out
+    assert "waiting for workers: 0 of 1 are ready" in capsys.readouterr().out
     first = place.start("worker", address, "--workers", "1", "--apart")
     server.line_with("epoch 1/")
     second = place.start("worker", address, "--workers", "1", "--apart")

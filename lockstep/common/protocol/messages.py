@@ -535,6 +535,8 @@ class Status(Message, frozen=True, kw_only=True):
     elapsed_s: float = 0.0
     eta_s: float = 0.0
     min_workers: Count = 0
+    #: The event that the run waits for; empty while work is done.
+    waiting: Text = ""
     workers: Annotated[list[WorkerStatus], Meta(max_length=4096)] = []
     #: The last epochs, at most `HISTORY_LIMIT`.
     history: Annotated[list[EpochRecord], Meta(max_length=HISTORY_LIMIT)] = []

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.messages import (
     ComputeFailed,
@@ -21,6 +23,7 @@ from lockstep.common.protocol.messages import (
     Result,
     Status,
     Work,
+    shortened,
 )
 from lockstep.common.statemachine.machine import Machine, PeerLeft, Received, Report, ReportKind, Send, kind_of, soonest
 from lockstep.ps.coordinator import events, failures
@@ -106,10 +109,11 @@ class Hooks:
         return next(filter(None, (waits() for waits in self.waits)), "")
 
     def changed(self, status: Status) -> Status:
-        """Return a status with what the parts add to it."""
+        """Return a status with what the parts add to it, and let the run wait for."""
         for change in self.statuses:
             status = change(status)
-        return status
+        waiting = "" if status.failure else self.waiting()
+        return replace(status, waiting=shortened(waiting)) if waiting else status
 
 
 @dataclass
@@ -397,10 +401,10 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def status(self, now: float) -> Status:
         """Return the status of the run."""
-        members, held = self.membership.members.values(), self.leases.held
-        workers = [member.status(is_busy=member.rank in held) for member in members]
+        workers = [each.status(is_busy=each.rank in self.leases.held) for each in self.membership.members.values()]
         failure = "" if self.ended is None else self.ended.failure
-        status = status_of(self.info, self.progress, self.phase, self.round, now, workers, failure)
+        waiting = waiting_text(self.phase, self.membership, self.info)
+        status = status_of(self.info, self.progress, self.phase, self.round, now, workers, failure, waiting)
         return self.hooks.changed(status)
 
     def validate(self) -> None:

@@ -24,6 +24,7 @@ def status_of(
     now: float,
     workers: list[WorkerStatus],
     failure: str = "",
+    waiting: str = "",
 ) -> Status:
     """Return the status of a run at `now` seconds, in the round `at`."""
     plan = info.plan
@@ -48,6 +49,7 @@ def status_of(
         elapsed_s=progress.elapsed(now),
         eta_s=progress.eta_s(plan.samples(info.training_samples, info.job.global_batch)),
         min_workers=info.options.least_workers(),
+        waiting=shortened(waiting),
         workers=workers,
         history=progress.history[-HISTORY_LIMIT:],
         failure=shortened(failure),
@@ -57,8 +59,8 @@ def status_of(
 
 def waiting_text(phase: RunPhase, membership: Membership, info: RunInfo) -> str:
     """Return which workers a run waits for, empty if it does not."""
-    if phase is RunPhase.AWAITING_SERVERS:
-        return ""  # the shard group says so
+    if phase in (RunPhase.AWAITING_SERVERS, RunPhase.FINISHED, RunPhase.FAILED):
+        return ""  # of servers, the shard group says so
     if phase is RunPhase.AWAITING_WORKERS:
         return f"waiting for workers: {membership.processes_prepared()} of {info.options.least_workers()} are ready"
     return "" if membership.count(MemberState.READY) else "waiting for a worker: none is left"

@@ -7,16 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from msgspec.structs import replace
-
-from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.notice import notice, warning
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.events import Event, TimePassed
 from lockstep.ps.records.run_folder import LOOK_S, DiskRoom
-
-#: The phase of a run whose disk is full, in a status.
-NO_ROOM = "waiting for room on the disk"
 
 
 @dataclass
@@ -36,10 +30,6 @@ class RoomWatch:
         hooks = self.core.hooks
         hooks.holds.append(lambda: bool(self.missing))
         hooks.waits.append(lambda: self.missing)
-        hooks.statuses.append(self._shown)
-
-    def _shown(self, status: Status) -> Status:
-        return replace(status, phase=NO_ROOM) if self.missing and not self.core.is_over() else status
 
     def deadline(self) -> float | None:
         if self.missing:

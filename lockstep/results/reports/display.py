@@ -21,7 +21,6 @@ from lockstep.common.job.metrics import Score
 from lockstep.common.protocol.messages import EpochRecord, Status, WorkerStatus
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.notice import Notice
-from lockstep.ps.coordinator.transitions import RunPhase
 
 #: Epochs that are all shown.
 MOST_EPOCHS = 30
@@ -182,7 +181,8 @@ class LiveRegion:
         """Return the region that is redrawn."""
         self._bar.update(self._task, description=place(status), total=status.steps, completed=status.step)
         # Cut and not wrapped: if the height changed, traces of it would remain above.
-        line = Text(f"{status.phase}  {figures(status)}" if status.elapsed_s else figures(status))
+        shown = figures(status)
+        line = Text(f"{status.phase}  {shown}" if _is_going_on(status) else shown)
         line.no_wrap, line.overflow = True, "ellipsis"
         return Group(self._bar, line, workers_table(status.workers))
 
@@ -237,11 +237,15 @@ def place(status: Status) -> str:
 
 def figures(status: Status) -> str:
     """Return the figures of a run as a line, or what it waits for."""
-    if not status.elapsed_s or status.phase == RunPhase.AWAITING_WORKERS.value:
-        ready = sum(worker.processes for worker in status.workers if worker.state != "preparing")
-        return f"{status.phase}: {ready} of {status.min_workers} ready"
+    if not _is_going_on(status):
+        return status.waiting or status.phase
     score = Score(status.accuracy, status.r2)
     return f"loss {status.loss:.4f}  {_named(score)}{status.images_per_s:,.0f} samples/s  {duration(status.eta_s)} left"
+
+
+def _is_going_on(status: Status) -> bool:
+    """Tell whether a run has a speed: it has begun, and does not wait."""
+    return bool(status.elapsed_s) and not status.waiting
 
 
 def progress_line(status: Status) -> str:

@@ -93,8 +93,9 @@ class RunView:
             return Figures(steps=total, epochs=epochs)
         # The figures that a server reports are means already.
         recent = RECENT_STEPS if files.has_folder else 1
-        step, speed, left_s = int(last["step"]) + 1, steps.throughput(recent), None
-        if status is not None and status.eta_s:
+        is_waiting = status is not None and bool(status.waiting)
+        step, speed, left_s = int(last["step"]) + 1, 0.0 if is_waiting else steps.throughput(recent), None
+        if status is not None and status.eta_s and not is_waiting:
             left_s = _finite(status.eta_s)
         elif total > step and speed > 0 and files.job is not None:
             left_s = (total - step) * files.job.global_batch / speed
@@ -188,7 +189,7 @@ class RunView:
             name=one_line(status.run if status is not None and not files.has_folder else files.folder.name, 100),
             folder="" if files.folder == NOWHERE else str(files.folder),
             state=self.state,
-            phase=one_line(status.phase, 100) if status is not None else "",
+            phase=one_line(status.waiting or status.phase, 100) if status is not None else "",
             model=one_line(self._model(), 100),
             figures=self.figures(),
             workers=self.workers(),

@@ -243,6 +243,7 @@ def test_a_run_that_lost_its_workers_calls_every_few_seconds() -> None:
     assert called(drive.leave(1)) == []
     assert called(drive.leave(2)) == ["waiting for a worker: none is left"]
     assert called(drive.pass_time(2 * REMINDER_S)) == ["waiting for a worker: none is left"] * 2
+    assert drive.coordinator.status(drive.now).waiting == "waiting for a worker: none is left"
     assert Lease in kinds(drive.enter(3))
     assert called(drive.pass_time(2 * REMINDER_S)) == []
 

@@ -57,9 +57,9 @@ def test_no_work_is_given_out_and_what_was_is_taken() -> None:
         while drive.leases.get(worker):
             assert Lease not in kinds(drive.answer(worker))
     assert Lease not in kinds(drive.enter(3) + drive.leave(1) + drive.pass_time(1.0))
-    assert drive.coordinator.status(drive.now).phase == "waiting for room on the disk"
+    assert drive.coordinator.status(drive.now).waiting == disk.watch.missing != ""
     assert Lease in kinds(disk.free())
-    assert drive.coordinator.status(drive.now).phase == "training"
+    assert drive.coordinator.status(drive.now).waiting == ""
     drive.finish()
     assert [finish.failure for finish in finished(drive.effects)] == [""]
 

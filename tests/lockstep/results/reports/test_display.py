@@ -103,14 +103,15 @@ def test_figures_of_a_run_that_has_begun() -> None:
     assert figures(status()) == "loss 0.1235  accuracy 96.12%  12,346 samples/s  3 min 20 s left"
 
 
-def test_figures_of_a_run_that_waits_say_for_whom() -> None:
-    waiting = status(phase="waiting for workers", elapsed_s=0.0, workers=[worker(0, state="preparing"), worker(1)])
-    assert figures(waiting) == "waiting for workers: 1 of 2 ready"
-    team = [worker(0, processes=3), worker(1, state="preparing", processes=4)]
-    waiting = status(phase="waiting for workers", elapsed_s=0.0, workers=team, min_workers=7)
-    assert figures(waiting) == "waiting for workers: 3 of 7 ready"
-    # Resumed, it has no speed and no time left yet.
-    assert figures(status(phase="waiting for workers", workers=[])) == "waiting for workers: 0 of 2 ready"
+@pytest.mark.parametrize("elapsed_s", [0.0, 20.0])
+def test_a_run_that_waits_shows_what_for_instead_of_a_speed(elapsed_s: float) -> None:
+    waiting = status(waiting="waiting for shards: 0 of 1 are ready", elapsed_s=elapsed_s)
+    assert figures(waiting) == waiting.waiting
+    assert picture(waiting)[1] == waiting.waiting
+
+
+def test_a_run_without_a_step_shows_its_phase() -> None:
+    assert figures(status(elapsed_s=0.0)) == "training"
 
 
 def test_the_live_display() -> None:

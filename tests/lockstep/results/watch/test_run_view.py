@@ -96,6 +96,15 @@ def test_the_server_says_more_of_its_workers(tmp_path: Path) -> None:
     assert found.figures.left_s == 200.0
 
 
+def test_a_run_that_waits_says_what_for_and_has_no_speed(tmp_path: Path) -> None:
+    view = viewed(running(tmp_path / "mine"))
+    assert view.snapshot().figures.samples_per_s > 0.0
+    view.refresh(2.0, status(waiting="waiting for a worker: none is left"))
+    found = view.snapshot()
+    assert found.phase == "waiting for a worker: none is left"
+    assert (found.figures.samples_per_s, found.figures.left_s) == (0.0, None)
+
+
 def test_a_team_is_shown_with_its_processes_and_what_each_has_computed(tmp_path: Path) -> None:
     folder = running(tmp_path / "mine", steps=1)
     shares = [LedgerShare(0, 2, 0, 0.1, 0.4), LedgerShare(2, 4, 0, 0.1, 0.5)]
