@@ -190,10 +190,11 @@ class SerialRun:
         if room is None or not room.is_lacking:
             return
         self.say(warning(room.text))
-        self.wait(LOOK_S)
-        while not room.try_again(write):
+        is_written = False
+        while not is_written:
             show(room.text)
             self.wait(LOOK_S)
+            is_written = room.try_again(write)
         self.say(notice("there is room again: the run continues"))
 
     def _write_again(self, progress: Progress) -> None:

@@ -49,7 +49,6 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     gather: Callable[[Welcome], LoadedRun]
     #: Signs what the server records of this worker, None if there is no key for that.
     sign: Callable[[bytes], bytes] | None = None
-    diagnose: Callable[[], Diagnosis | None] | None = None
     ended: Exit | None = None
     expected = ServerMessage
     arrays: list[Vector] = field(default_factory=list)
@@ -155,6 +154,9 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             self.servers.send(encode(message, self._joined().carried_by(message)), SEND_TIMEOUT_S)
         else:
             self.servers.send(encode(message))
+
+    def diagnosis(self) -> Diagnosis | None:
+        return self.servers.first.diagnosis()
 
     def redial(self, server: StandbyAddress) -> None:
         self.servers.redial(server.address, server.public)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.errors import FailureKind
+from lockstep.common.errors import Diagnosis, FailureKind
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Result, SumsFrame, WorkerMessage
 from lockstep.common.protocol.run_options import RunOptions
@@ -43,6 +43,9 @@ class SpoilingClient:
         words = sums.copy()
         words.view(np.uint32)[self.place] = 0xFFFFFFFF  # in float32, and in each type of the wire
         return words
+
+    def diagnosis(self) -> Diagnosis | None:
+        return self.client.diagnosis()
 
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)

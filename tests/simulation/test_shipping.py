@@ -11,7 +11,7 @@ import pytest
 from lockstep.checking.simulation.oracle import RunRecords, reference_run
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.errors import DataError
+from lockstep.common.errors import DataError, Diagnosis
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import decode
 from lockstep.common.protocol.messages import Lease, Samples, SamplesRequest, ServerMessage, WorkerMessage
@@ -127,6 +127,9 @@ class Counting:
             self.asked += 1
             self.places += [(message.part, int(place)) for place in np.frombuffer(message.places, "<u4")]
         self.client.send(frames)
+
+    def diagnosis(self) -> Diagnosis | None:
+        return self.client.diagnosis()
 
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)

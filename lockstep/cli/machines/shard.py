@@ -78,7 +78,6 @@ def shard(
             SystemClock(),
             link.say,
             PortPoller(),
-            upstream.diagnosis,
             rejections,
         )
         return take_part(shell.run, supervised)

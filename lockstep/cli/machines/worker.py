@@ -247,7 +247,6 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
             context,
             functools.partial(gather, load=functools.cache(load), cache=request.cache_folder()),
             sign,
-            port.diagnosis,
         )
         return take_part(shell.run, request.supervised)
 

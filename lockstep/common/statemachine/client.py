@@ -288,7 +288,9 @@ class Client(Machine[ClientEvent, ClientEffect]):
         other = self.search.with_other_key() if found.has_other_key else None
         effects = [] if other is None else self._leave_for(other, f"{other.address} has another key", now)
         self.obstacle = found.text
-        if found.is_final and other is None:
+        # An obstacle at one of several servers says nothing of those that may lead the run later.
+        has_others = self.search.has_choice() and (self.has_joined or self.search.server.address != self.config.address)
+        if found.is_final and other is None and not has_others:
             return self._end(2, found.text, FailureKind.UNREACHABLE)
         return effects
 

@@ -46,8 +46,6 @@ class ClientShell(ABC, Generic[Event, Effect]):
     state: Any
     clock: Clock
     say: Callable[[str], None]
-    #: Finds out what prevents a connection to the server, None if nothing can.
-    diagnose: Callable[[], Diagnosis | None] | None
     #: The union of messages that the server may send.
     expected: Any
     #: The arrays of the current message.
@@ -97,10 +95,8 @@ class ClientShell(ABC, Generic[Event, Effect]):
 
     def expire(self) -> None:
         """Handle that the deadline has passed; if no server has answered yet, find out first what prevents it."""
-        if self.state.client.phase is ClientPhase.JOINING and self.diagnose is not None:
-            diagnosis = self.diagnose()
-            if diagnosis is not None:
-                self.dispatch(diagnosis)
+        if self.state.client.phase is ClientPhase.JOINING and (diagnosis := self.diagnosis()) is not None:
+            self.dispatch(diagnosis)
         self.dispatch(TimePassed())
 
     def dispatch(self, event: Event | ClientEvent) -> None:
@@ -116,8 +112,6 @@ class ClientShell(ABC, Generic[Event, Effect]):
             case Exit():
                 self.ended = effect
             case Redial():
-                # The diagnosis is about the other address.
-                self.diagnose = None
                 self.redial(effect.server)
             case Welcome() | ShardWelcome():
                 return [self.prepare(effect)]
@@ -132,6 +126,10 @@ class ClientShell(ABC, Generic[Event, Effect]):
     @abstractmethod
     def events_of(self, message: Message) -> Sequence[Event | ClientEvent]:
         """Return what a message of the server's means; `RemoteProtocolError` if it must not be sent."""
+
+    @abstractmethod
+    def diagnosis(self) -> Diagnosis | None:
+        """Find out what prevents the connection to the server, None if nothing is known to."""
 
     @abstractmethod
     def redial(self, server: StandbyAddress) -> None:

@@ -14,7 +14,7 @@ from itertools import count
 
 import msgspec
 
-from lockstep.common.errors import AddressError, ProtocolError
+from lockstep.common.errors import AddressError, Diagnosis, ProtocolError
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.transport.port import Frame, Frames, Limits, PeerGone, PeerSlow
 
@@ -263,6 +263,8 @@ class MemoryClient:
         self.network, self.address, self.host = network, address, host
         #: The name of its key, empty if it needs none.
         self.key = ""
+        #: The obstacle to a connection that a diagnosis finds, None if it finds none.
+        self.obstacle: Diagnosis | None = None
         #: Names the connection; None while it is broken.
         self.peer: bytes | None = None
         self.up, self.down = Direction(), Direction()
@@ -290,6 +292,9 @@ class MemoryClient:
             self._unsent.append(_copy(frames))
         else:
             self._send_up(_copy(frames))
+
+    def diagnosis(self) -> Diagnosis | None:
+        return self.obstacle
 
     def close(self, linger_s: float = 0.0) -> None:
         if not self._is_open:

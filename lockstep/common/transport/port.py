@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from lockstep.common.errors import LockstepError, ProtocolError
+from lockstep.common.errors import Diagnosis, LockstepError, ProtocolError
 
 #: Any C-contiguous buffer, whose bytes are read without a copy.
 Frame = bytes | bytearray | memoryview
@@ -119,6 +119,10 @@ class ClientPort(Protocol):
 
         Raises PeerSlow if too many are on their way and none arrives within the time.
         """
+        ...
+
+    def diagnosis(self) -> Diagnosis | None:
+        """Return what prevents a connection; None if nothing is known to. May take some seconds."""
         ...
 
     def close(self, linger_s: float = 0.0) -> None:

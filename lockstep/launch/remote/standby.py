@@ -29,7 +29,6 @@ from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.transport.auth.credentials import SERVER_NAME, ClientKeys, Credential, Lock, ServerKeys
 from lockstep.common.transport.auth.keys import STANDBY, AllowList, SecretKey, read_key
 from lockstep.common.transport.port import LINGER_S, Dial, ServerPort
-from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import PortPoller
 from lockstep.launch.endpoints import (
     WARNING,
@@ -347,7 +346,6 @@ def shell_of(
         PortPoller(),
         listening.rejections,
         check=partial(check_machine, request.folder, state, say_of(request, console)),
-        diagnose=lambda dialled: dialled.diagnosis() if isinstance(dialled, ZeroMqClient) else None,
     )
 
 

@@ -98,7 +98,6 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     clock: Clock
     say: Callable[[str], None]
     wait: Wait
-    diagnose: Callable[[], Diagnosis | None] | None = None
     #: Connections that were rejected.
     rejections: RejectionLog = field(default_factory=RejectionLog)
     ended: Exit | None = None
@@ -276,6 +275,9 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         except PeerSlow:
             # The server has read nothing for so long: its silence ends this.
             return
+
+    def diagnosis(self) -> Diagnosis | None:
+        return self.upstream.diagnosis()
 
     def redial(self, server: StandbyAddress) -> None:
         self.upstream.close()

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from lockstep.common.errors import Diagnosis, RemoteProtocolError
+from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Eviction, Message, NotLeading, Refused, WorkerMessage, shortened
 from lockstep.common.protocol.standby_messages import (
@@ -62,8 +62,6 @@ class StandbyShell:
     rejections: RejectionLog = field(default_factory=RejectionLog)
     #: Called once the mirror has all for the first time: raises if this machine could not lead the run.
     check: Callable[[], None] = lambda: None
-    #: Finds out what prevents a connection, until a server has answered for the first time.
-    diagnose: Callable[[ClientPort], Diagnosis | None] = lambda _: None
     _is_checked: bool = False
     #: Set once it has ended without taking over, or takes over.
     ended: Exit | TakeOver | None = None
@@ -108,7 +106,7 @@ class StandbyShell:
 
     def on_time(self, now: float) -> Sequence[StandbyEvent]:
         """Return that time has passed; if no server has answered yet, first what prevents it."""
-        found = None if self.state.offer is not None else self.diagnose(self.upstream)
+        found = None if self.state.offer is not None else self.upstream.diagnosis()
         return [TimePassed()] if found is None else [found, TimePassed()]
 
     def listen(self, seconds: float | None) -> None:

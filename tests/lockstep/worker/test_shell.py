@@ -14,7 +14,7 @@ import pytest
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.errors import DataError, RemoteProtocolError, SharingError
+from lockstep.common.errors import DataError, Diagnosis, RemoteProtocolError, SharingError, Stage
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally, pack_losses, pack_sums
 from lockstep.common.protocol.codec import decode, encode
@@ -143,6 +143,9 @@ class WatchedClient:
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.clock.advance(self.send_s)
         self.client.send(frames, timeout_s)
+
+    def diagnosis(self) -> Diagnosis | None:
+        return self.client.diagnosis()
 
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)
@@ -295,6 +298,27 @@ def test_nobody_reads_while_there_is_no_server() -> None:
     assert all(text.startswith("waiting for a server at memory://") for text in said)
 
 
+def test_what_prevents_a_connection_is_looked_for_at_each_server_that_is_asked() -> None:
+    network, clock, said = MemoryNetwork(1), ManualClock(), list[str]()
+
+    def dial(address: str, public: str = "") -> MemoryClient:
+        client = network.client(address)
+        client.obstacle = Diagnosis(f"nothing listens at {address}", Stage.PORT)
+        return client
+
+    others = (StandbyAddress(address="memory://b"),)
+    state = WorkerState(ClientConfig(address="memory://a", join=JOIN, silence_s=600.0, others=others))
+    runner = worker_at(dial("memory://a"), state, clock, load_digits, said.append, dial=dial)
+    runner.begin()
+    for _ in range(60):
+        clock.advance(1.0)
+        runner.step()
+    for address in ("memory://a", "memory://b"):
+        waiting = [text for text in said if text.startswith(f"waiting for a server at {address} (")]
+        assert waiting
+        assert all(text.endswith(f"s): nothing listens at {address}") for text in waiting)
+
+
 def test_run_ends_with_the_run_and_closes_its_connection() -> None:
     bench = Bench(job_of())
     bench.begin()
@@ -316,6 +340,9 @@ class Interrupting:
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.sent.append(decode(frames, WorkerMessage)[0])
+
+    def diagnosis(self) -> None:
+        return None
 
     def close(self, linger_s: float = 0.0) -> None:
         self.sent.append(Leave(reason="closed"))

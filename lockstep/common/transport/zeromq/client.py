@@ -103,7 +103,6 @@ class ZeroMqClient:
         return not state.is_connected and (state.is_refused or state.failed >= ENOUGH_FAILURES)
 
     def diagnosis(self) -> Diagnosis | None:
-        """Return what prevents a connection; None if nothing is known to. May take some seconds."""
         state = self._handshakes.poll()
         is_known = state.is_connected or state.is_refused
         return diagnose(self._address, self._credential, state, "" if is_known else probe(self._address))

@@ -26,5 +26,8 @@ class AnsweringPort:
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.sent.append(decode([memoryview(frame).cast("B") for frame in frames], LeaderRequest | LeaderNotice)[0])
 
+    def diagnosis(self) -> None:
+        return None
+
     def close(self, linger_s: float = 0.0) -> None:
         self.is_closed = True

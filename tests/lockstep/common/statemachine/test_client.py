@@ -248,6 +248,21 @@ def test_an_obstacle_is_reported_and_ends_the_process_if_it_is_final() -> None:
     assert (end.code, end.reason) == (2, "it requires a key")
 
 
+def test_what_is_wrong_at_a_standby_does_not_end_a_process_that_may_come_back_to_the_server() -> None:
+    final = Diagnosis("it does not admit the key", Stage.KEY, is_final=True)
+    drive = ClientDrive()
+    drive.client.search.named = (StandbyAddress(address="tcp://h:2"),)
+    drive.start()
+    effects = drive.dispatch(NotLeading(state="following", reason="no", leader=StandbyAddress(address="tcp://h:2")))
+    assert Redial(server=StandbyAddress(address="tcp://h:2")) in effects
+    assert drive.dispatch(final) == []
+    (report,) = reports(drive.dispatch(TimePassed()))
+    assert report.endswith("s): it does not admit the key")
+    while drive.client.search.server.address != "tcp://h:1":
+        drive.pass_time(1.0)
+    assert exits(drive.dispatch(final))
+
+
 def test_the_key_of_a_standby_is_tried_once_the_server_there_has_another_key() -> None:
     other = Diagnosis("its key is another", Stage.KEY, is_final=True, has_other_key=True)
     keyed = [StandbyAddress(address="tcp://h:1", public=public) for public in ("a", "b")]

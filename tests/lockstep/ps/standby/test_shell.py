@@ -249,43 +249,36 @@ def test_it_waits_until_it_has_something_to_do_or_something_comes(bench: Bench) 
 
 
 def test_what_prevents_a_connection_is_looked_for_until_a_server_answers(bench: Bench) -> None:
-    found: list[Diagnosis | None] = [None, Diagnosis("nothing listens there", Stage.PORT)]
-    bench.shell.diagnose = lambda _: found.pop(0)
     bench.clock.advance(1.0)
     bench.shell.step()
     assert bench.said == []
+    bench.upstream.obstacle = Diagnosis("nothing listens there", Stage.PORT)
     bench.clock.advance(RETRY_S)
     bench.shell.step()
     assert bench.said == ["waiting for a server at memory://: nothing listens there"]
+    bench.upstream.obstacle = Diagnosis("it does not admit the key", Stage.KEY, is_final=True)
     bench.mirrored()
     bench.clock.advance(POLL_S)
-    # None is left.
     assert bench.shell.step()
+    assert bench.shell.ended is None
     bench.heard()
     bench.shell.state.offer = None
-    bench.shell.diagnose = lambda _: Diagnosis("it does not admit the key", Stage.KEY, is_final=True)
     bench.clock.advance(RETRY_S)
     bench.shell.step()
     assert bench.shell.ended == Exit(code=2, reason="it does not admit the key", kind=FailureKind.UNREACHABLE)
 
 
 def test_each_key_that_the_server_may_have_is_tried_and_the_right_one_says_what_is_wrong(bench: Bench) -> None:
-    asked: list[ClientPort] = []
-
-    def diagnose(port: ClientPort) -> Diagnosis:
-        asked.append(port)
-        if len(asked) == 1:
-            return Diagnosis("its key is another", Stage.KEY, is_final=True, has_other_key=True)
-        return Diagnosis("it does not admit the key", Stage.KEY, is_final=True)
-
     key = StandbyAddress(address="memory://", public="key")
     bench.shell.state.search.keyed = (key,)
-    bench.shell.diagnose = diagnose
-    for _ in range(2):
-        bench.clock.advance(RETRY_S)
-        bench.shell.step()
+    bench.upstream.obstacle = Diagnosis("its key is another", Stage.KEY, is_final=True, has_other_key=True)
+    bench.clock.advance(RETRY_S)
+    bench.shell.step()
     assert bench.dialled == [(key.address, key.public)]
-    assert asked[1] is bench.shell.upstream is not asked[0]
+    assert isinstance(bench.shell.upstream, MemoryClient)
+    bench.shell.upstream.obstacle = Diagnosis("it does not admit the key", Stage.KEY, is_final=True)
+    bench.clock.advance(RETRY_S)
+    bench.shell.step()
     assert bench.shell.ended == Exit(code=2, reason="it does not admit the key", kind=FailureKind.UNREACHABLE)
 
 
