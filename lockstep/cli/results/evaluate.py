@@ -13,7 +13,7 @@ from lockstep.cli.options.packing import READING_OPTIONS, say_if_changed, traini
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.losses import LossKind
-from lockstep.common.job.metrics import NOTHING_EXPLAINED, Score, score_of
+from lockstep.common.job.metrics import NOTHING_EXPLAINED, Score, explained, score_of
 from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.runtime.notice import notice
 from lockstep.results.evaluation.assessment import Assessment, assess
@@ -56,7 +56,7 @@ def evaluate(
 
     The precision of a class is the share of the samples predicted as this class that belong to it. Its recall is the
     share of its samples that are predicted as this class. For a regression, R² is the share of the targets' variance
-    that the model explains.
+    that the model explains; it is undefined if all targets are equal, as those of a single row are.
 
     \b
       lockstep evaluate runs/20261124-231714-lenet
@@ -103,7 +103,7 @@ def show_recorded(trained: Trained, *, as_json: bool) -> None:
     score, others = Score(epoch.test_accuracy, epoch.test_r2), epoch.of_set("test_")
     samples, source = trained.data.test_samples, trained.data.origin.test_source or "the test set"
     if as_json:
-        named = {"accuracy": score.accuracy, "r2": score.r2, **others}
+        named = {"accuracy": score.accuracy, "r2": explained(score.r2), **others}
         figures = {f"test_{name}": value for name, value in named.items() if value is not None}
         record = {"run": trained.folder.name, "dataset": source, "is_recorded": True, "test_loss": epoch.test_loss}
         rest = {"samples": samples, "weights_sha256": digest}
@@ -132,7 +132,7 @@ def score(tested: Assessment) -> Score:
 def figures(tested: Assessment) -> dict[str, Any]:
     """Return the figures that only a classifier has, or only a regression."""
     if tested.objective.is_regression:
-        return {"test_r2": r2_of(tested), "targets": tested.fit}
+        return {"test_r2": explained(r2_of(tested)), "targets": tested.fit}
     if tested.objective.kind is LossKind.OWN and not tested.has_classes:
         return {**_own_figures(score(tested)), **({"targets": tested.fit} if tested.has_numbers else {})}
     if tested.objective.kind is LossKind.LABELS:
@@ -148,7 +148,7 @@ def figures(tested: Assessment) -> dict[str, Any]:
 
 def _own_figures(found: Score) -> dict[str, float]:
     """Return the figures that a run with a loss of its own has if it names them."""
-    named = {"test_accuracy": found.accuracy, "test_r2": found.r2}
+    named = {"test_accuracy": found.accuracy, "test_r2": explained(found.r2)}
     return {name: value for name, value in named.items() if value is not None}
 
 

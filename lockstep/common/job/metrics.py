@@ -284,6 +284,11 @@ class Guess(NamedTuple):
     validation: float | None = None
 
 
+def explained(r2: float | None) -> float | None:
+    """Return R² for programs: None if all targets are equal."""
+    return None if r2 == NOTHING_EXPLAINED else r2
+
+
 class Score(NamedTuple):
     """The figures of a tally, besides its loss; those that the job does not have are None."""
 
@@ -300,7 +305,7 @@ class Score(NamedTuple):
             return f"{self.accuracy:.2%}"
         if self.r2 is None:
             return ""
-        return f"{self.r2:.4f}" if self.r2 != NOTHING_EXPLAINED else "-"
+        return "-" if explained(self.r2) is None else f"{self.r2:.4f}"
 
     @property
     def name(self) -> str:

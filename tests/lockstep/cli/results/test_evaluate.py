@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from lockstep import fit, nn
 from lockstep.cli.main import run
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import tiny_arrays
@@ -49,6 +51,20 @@ def test_data_that_does_not_fit_is_refused(
     np.savez(tmp_path / "other.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     assert run(["evaluate", str(trained.folder), "--data", str(tmp_path / "other.npz")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'other.npz'}: {text}\n"
+
+
+def test_a_single_row_has_no_share_of_a_variance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.arange(32, dtype=np.float32).reshape(16, 2)
+    y = x.sum(axis=1)
+    values: dict[str, Any] = {"loss": "mse", "steps": 1, "lr": 1e-3, "workers": 0, "verbose": False}
+    done = fit(nn.Sequential(nn.Linear(2, 1)), ((x, y), (x, y)), run_dir=tmp_path / "run", **values)
+    np.savez(tmp_path / "one.npz", x=x[:1], y=y[:1])
+    words = ["evaluate", str(done.folder), "--data", str(tmp_path / "one.npz")]
+    assert run([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["samples"], told["test_r2"], told["targets"][0]["r2"]) == (1, None, None)
+    assert run(words) == 0
+    assert capsys.readouterr().out.startswith("test R²        - over 1 samples of")
 
 
 def test_other_data_is_tested_with_the_runs_own_preparation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
