@@ -1,5 +1,6 @@
 """Training from Python: one call, in a script or a notebook cell, on any number of workers."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def fit(
     `metrics` may have functions in it; they are sent as their source text like the model.
 
     **Results** go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes of the run,
-    and leaves a checkpoint: `resume(run_dir)` continues from there. `verbose=False` prints nothing.
+    and leaves a checkpoint: `resume(run_dir)` continues from there. With `verbose=False` it prints
+    nothing, and a `UserWarning` reports weights of the model that are not used.
 
     Raises `UsageError` if the call cannot be carried out, mostly one of its kinds `JobError`, `ModelError` or
     `DataError`; `CallbackError` if a callback raises, and `RunError` if the run fails.
@@ -108,8 +110,11 @@ def fit(
         job = completed(job, values, paths)
         trust_own(job)
         launch, why = chosen_processes(job, launch, given, SystemClock())
+        unused = "" if warm_start or job.initial is not None else _unused_weights(model, job)
+        if unused and not verbose:
+            warnings.warn(unused, stacklevel=3)
         notes = [
-            "" if warm_start or job.initial is not None else _unused_weights(model, job),
+            unused,
             length_reason(job, given),
             scale_note(job, given),
             why and f"in this process alone: {why} (workers=2 starts some)",

@@ -325,12 +325,15 @@ def test_it_is_trained_and_loaded_again(tmp_path: Path) -> None:
 def test_weights_that_were_changed_and_are_not_used_are_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: type[nn.Module]
 ) -> None:
-    told = "notice: the weights of the model are not used"
+    told = "the weights of the model are not used"
     brief: dict[str, Any] = {"workers": 0, "steps": 1, "global_batch": 32}
     trained = fit(kind(), tiny_arrays(), run_dir=tmp_path / "new", **brief).model
     assert told not in capfd.readouterr().out
     fit(trained, tiny_arrays(), run_dir=tmp_path / "trained", **brief)
-    assert told in capfd.readouterr().out
+    assert f"notice: {told}" in capfd.readouterr().out
+    with pytest.warns(UserWarning, match=told) as warned:
+        fit(trained, tiny_arrays(), run_dir=tmp_path / "silent", verbose=False, **brief)
+    assert (warned[0].filename, capfd.readouterr().out) == (__file__, "")
 
 
 def test_one_that_cannot_be_told_leaves_nothing(tmp_path: Path) -> None:
