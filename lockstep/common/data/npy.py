@@ -70,7 +70,8 @@ def read_header(stream: ByteStream, named: str, most_values: int = MAX_BYTES) ->
     pairs = _pairs(text)
     descr, order, sizes = (pairs.get(key, "") for key in ("descr", "fortran_order", "shape"))
     if not _PLAIN_DTYPE.fullmatch(descr) or order not in ("True", "False") or not _SIZES.fullmatch(sizes):
-        raise DataError(f"{named} has the header {one_line(text.strip(), 120)!r}: expected plain numbers")
+        advice = "; number classes from 0, as numpy.unique(labels, return_inverse=True) does" if "U" in descr else ""
+        raise DataError(f"{named} has the header {one_line(text.strip(), 120)!r}: expected plain numbers{advice}")
     shape = tuple(int(size) for size in re.findall("[0-9]+", sizes))
     # Sizes next to a 0 count as well: NumPy has no array of them.
     if len(shape) > MAX_DIMENSIONS or math.prod(size or 1 for size in shape) > most_values:

@@ -140,6 +140,7 @@ def test_idx_files_that_do_not_fit_together_are_named(
         ({"x_train": np.full((6, 2), -1)}, "'x_train' has tokens from -1 to -1: expected integers from 0"),
         ({"x_train": np.zeros((6, 4), int)}, r"test images of shape \(1, 2, 2\): expected \(4,\)"),
         ({"y_train": np.zeros(6, bool)}, "'y_train' is of dtype 'bool': expected integers"),
+        ({"y_train": np.full(6, "cat")}, "'y_train' has .*: expected plain numbers; number classes from 0, as numpy"),
         ({"y_test": np.array([0, 2**64 - 1], np.uint64)}, "'y_test' has the label 18446744073709551615"),
         ({"y_train": np.zeros(5, np.int64)}, "'y_train': 5 labels for 6 samples"),
         ({"x_train": np.zeros((6, 2, 2), np.int32)}, "'x_train' is of dtype 'int32': expected uint8 or floats"),
