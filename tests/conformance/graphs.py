@@ -107,7 +107,7 @@ def _compared(name: str, model: Module, rows: Any, tried: Any, expected: Any) ->
     trace = trace_of(model, rows)
     ports = [sample_port("", rows.shape[1:])], [output_port(trace.shape[1:])]
     content = onnx_bytes(graph_of(trace, model.state_dict()), *ports, {})
-    (found,) = runtime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"images": tried})
+    (found,) = runtime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"samples": tried})
     if found.shape != expected.shape:
         return Result(name, Outcome.DIFFERENT, f"shape {found.shape} instead of {expected.shape}")
     if not np.allclose(found, expected, RTOL, ATOL, equal_nan=True):

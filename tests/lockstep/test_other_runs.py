@@ -187,7 +187,7 @@ def test_a_text_is_exported_with_tokens_as_its_input(tmp_path: Path, capsys: pyt
     trained = of_text(tmp_path)
     told(capsys, "export", str(trained.folder), str(tmp_path / "text.onnx"))
     session = runtime.InferenceSession(tmp_path / "text.onnx", providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": np.arange(12, dtype=np.int64).reshape(2, 6) % 5})
+    (found,) = session.run(None, {"samples": np.arange(12, dtype=np.int64).reshape(2, 6) % 5})
     assert found.shape == (2, 6, 5)
 
 

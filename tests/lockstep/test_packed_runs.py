@@ -420,12 +420,12 @@ def test_the_columns_are_beside_exported_weights(place: Path, capsys: pytest.Cap
 
 def test_a_column_may_not_be_called_like_a_part_of_the_graph(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnx")
-    columns = {"images": AREA, "rooms": ROOMS, "logits": ROOMS, "town": TOWN, "price": AREA}
+    columns = {"samples": AREA, "rooms": ROOMS, "logits": ROOMS, "town": TOWN, "price": AREA}
     csv.write_csv(pa.table({**columns, "town": np.where(TOWN == "Zug", "Bern", TOWN)}), "homes.csv")
     (place / "net.py").write_text("from lockstep import nn\ndef price(): return nn.Linear(4, 1)\n")
     trained(place, capsys)
     assert run(["export", "run", "m.onnx"]) == 2
-    assert capsys.readouterr().err.startswith("error: the input 'images' is called like a part of the graph: expected")
+    assert capsys.readouterr().err.startswith("error: the input 'samples' is called like a part of the graph: expected")
     assert not (place / "m.onnx").exists()
 
 
@@ -459,6 +459,7 @@ def test_pictures_by_class(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     write_model(open_trained(Path("run")), place / "m.onnx", "onnx")
     metadata = {entry.key: entry.value for entry in onnx.load("m.onnx").metadata_props}
     assert json.loads(metadata["classes"]) == ["night", "noon"]
+    assert metadata["data"] == "pictures"
 
 
 def test_a_run_has_its_data_and_takes_no_other_when_it_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

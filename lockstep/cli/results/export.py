@@ -40,10 +40,10 @@ def export(run: Path, file: Path, moment: Moment, form: Format | None, training_
     npz          the weights for numpy.load
     onnx         the whole model, for onnxruntime (needs the extra export)
 
-    The model expects prepared samples: (x - mean) / std, with bytes divided by 255 first. The metadata of safetensors
-    and ONNX files hold both numbers; if there are several inputs, `inputs` in it has those of each. If the model was
-    trained on a table, the ONNX file takes the raw columns by their names, and returns predictions in the units of the
-    table, or the names of classes.
+    The model expects prepared samples: (x - mean) / std, with bytes divided by 255 first. The input of an ONNX file is
+    `samples`, its output `logits`. The metadata of safetensors and ONNX files hold both numbers; if there are several
+    inputs, `inputs` in it has those of each. If the model was trained on a table, the ONNX file takes the raw columns
+    by their names, and returns predictions in the units of the table, or the names of classes.
 
     \b
       lockstep export runs/20261124-231714-lenet lenet.onnx
@@ -117,7 +117,8 @@ def _metadata(trained: Trained) -> dict[str, str]:
     return {
         "run": trained.folder.name,
         "model": trained.job.model_name(),
-        "data": data.origin.source,
+        # By its name: the file may go to other people, and its folder is of this machine.
+        "data": Path(data.origin.source).name,
         **(scale or {"mean": repr(preparation.mean), "std": repr(preparation.std)}),
         **({"classes": json.dumps(names, ensure_ascii=False)} if names else {}),
         **{name: msgspec.json.encode(each).decode() for name, each in columns.items()},

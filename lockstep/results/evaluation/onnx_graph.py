@@ -38,7 +38,7 @@ ANY = -1
 
 
 #: The name of the samples.
-INPUT = "images"
+INPUT = "samples"
 
 #: The name of the samples, of an array of the state dict, or of an earlier step's result; or an array or a number of
 #: the forward itself, None for an omitted argument.

@@ -200,7 +200,7 @@ def test_an_exported_graph_gives_the_units(tmp_path: Path) -> None:
     session = runtime.InferenceSession(str(tmp_path / "net.onnx"))
     facts = session.get_modelmeta().custom_metadata_map
     prepared = (X - float(facts["mean"])) / float(facts["std"])
-    (found,) = session.run(None, {"images": prepared.astype(np.float32)})
+    (found,) = session.run(None, {"samples": prepared.astype(np.float32)})
     assert np.allclose(found, of.predict(X), rtol=1e-5, atol=1e-4)
     assert of.job.target_scale is not None
     assert [target["mean"] for target in json.loads(facts["targets"])] == list(of.job.target_scale[::2])

@@ -126,7 +126,7 @@ def outputs(model: nn.Module, shape: tuple[int, ...]) -> float:
         x = rng.standard_normal((count, *shape), dtype=np.float32)
         with no_grad():
             expected = model(Tensor(x)).data
-        (found,) = session.run(None, {"images": x})
+        (found,) = session.run(None, {"samples": x})
         assert found.shape == expected.shape
         worst = max(worst, float(np.abs(found - expected).max()))
     return worst
@@ -186,7 +186,7 @@ def test_a_transformer_over_tokens_is_exported() -> None:
     for count in (1, 2, 17):
         with no_grad():
             expected = model(Tensor(tokens[:count])).data
-        (found,) = session.run(None, {"images": tokens[:count].astype(np.int64)})
+        (found,) = session.run(None, {"samples": tokens[:count].astype(np.int64)})
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -239,5 +239,5 @@ def test_a_run_is_exported_with_what_its_samples_go_through(tmp_path: Path, caps
     prepared = ((raw / 255 - float(message["mean"])) / float(message["std"])).astype(np.float32)
     with no_grad():
         expected = trained.model(Tensor(prepared)).data
-    np.testing.assert_allclose(session.run(None, {"images": prepared})[0], expected, atol=1e-5)
+    np.testing.assert_allclose(session.run(None, {"samples": prepared})[0], expected, atol=1e-5)
     assert layout_of(trained.model).size == 784 * 8 + 8 + 4 * 8 + 8 * 10 + 10
