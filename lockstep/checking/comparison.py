@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.data.folder import Origin, flag
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.fingerprint import DECIDING_FIELDS, Fingerprint
 from lockstep.packing.options import PackOptions
-from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.run_folder import RECEIPT, RunResult, read_receipt
+from lockstep.ps.records.ledger import EpochDone, Line
+from lockstep.ps.records.receipt import Receipt, next_link
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RunResult, read_ledger, read_receipt
 from lockstep.runs.job_file import NONE, named, value_text
 from lockstep.runs.run_dir import finished, has_begun, recorded
 
@@ -52,6 +54,8 @@ def read_compared(path: Path) -> ComparedRun:
     """Return the records in a run's folder, or next to its receipt; `FileFormatError` if one is damaged."""
     receipt, folder = read_receipt(path), path if path.is_dir() else path.parent
     is_of_folder = path.is_dir() or path.name == RECEIPT
+    if is_of_folder and (folder / LEDGER).is_file():
+        receipt = _continued(receipt, read_ledger(folder))
     if is_of_folder and has_begun(folder):
         job, _ = recorded(folder)
         # The file of another run proves nothing.
@@ -59,6 +63,17 @@ def read_compared(path: Path) -> ComparedRun:
             values: dict[str, Any] = msgspec.to_builtins(job.without_folders())
             return ComparedRun(path=path, receipt=receipt, job=values, result=finished(folder))
     return ComparedRun(path=path, receipt=receipt)
+
+
+def _continued(receipt: Receipt, lines: Sequence[Line]) -> Receipt:
+    """Return a receipt with the epochs that followed it: of a killed run, it is as old as the last checkpoint."""
+    chain = list(receipt.chain)
+    for line in lines:
+        if isinstance(line, EpochDone) and line.epoch == chain[-1].epoch + 1:
+            link = next_link(chain[-1], epoch=line.epoch, step=line.step, weights_sha256=line.weights_sha256)
+            # A ledger of another run continues no chain.
+            chain += [link] if link.link == line.link else []
+    return replace(receipt, chain=chain)
 
 
 def differences(runs: Sequence[ComparedRun]) -> list[ComparedValue]:

@@ -15,6 +15,7 @@ from lockstep.common.errors import FileFormatError
 from lockstep.common.nn.description import describe
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.ps.records.receipt import Receipt, ReceiptLink
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT
 from tests.lockstep.recorded import job_in, record_alone
 
 HERE = fingerprint()
@@ -84,6 +85,21 @@ def test_a_shorter_run_is_the_same_as_far_as_it_goes() -> None:
         "2 epochs here and 1 there, the same as far as both go: the shorter run ended before its last epoch, and "
         "`lockstep train --resume` continues it"
     )
+
+
+def test_a_killed_run_has_the_epochs_of_its_ledger_and_of_no_other_one(tmp_path: Path) -> None:
+    folder = record_alone(tmp_path, job_in(tmp_path))
+    whole = read_compared(folder)
+    (folder / RESULT).unlink()
+    early = msgspec.structs.replace(whole.receipt, chain=whole.receipt.chain[:1])
+    (folder / RECEIPT).write_bytes(msgspec.json.encode(early))
+    killed = read_compared(folder)
+    assert killed.receipt == whole.receipt
+    assert figures(killed) == {"epochs": 2, "steps": 7, "weights sha256": whole.receipt.chain[-1].weights_sha256}
+    (tmp_path / "other").mkdir()
+    other = record_alone(tmp_path / "other", job_in(tmp_path / "other", seed=4))
+    (other / LEDGER).replace(folder / LEDGER)
+    assert read_compared(folder).receipt == early
 
 
 def test_the_command_compares_and_computes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
