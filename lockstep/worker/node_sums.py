@@ -7,7 +7,7 @@ gives must equal that, bit by bit. The leaves summed here are gradients; `local_
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from operator import add
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,9 +16,9 @@ from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.quantization import RoundingKey
 from lockstep.common.aggregation.tree import Node, Vector, VectorPool
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.program import Tree
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.port import WARM_UP, Batch, DrawKey, Engine, OnePass, OnFinal
+from lockstep.common.numerics.sums import over_tree
 from lockstep.worker.batches import Batches
 from lockstep.worker.gradient_sink import GradientSink, NotFiniteError, SendBucket
 
@@ -139,7 +139,7 @@ class Passes:
         counts = batches.sampler.sizes(step, node.lo, node.hi)
         if len(counts) > 1 or not all(counts):
             return None
-        return self.engine.one_pass(tree_over(len(node)), counts.pop(), lambda: self._batches(step, node))
+        return self.engine.one_pass(len(node), counts.pop(), lambda: self._batches(step, node))
 
     def _batches(self, step: int, node: Node) -> list[Batch]:
         batches = self.batches
@@ -174,7 +174,7 @@ class Passes:
 
     def _tally(self, losses: list[float], outputs: Array, targets: Array, weights: Sequence[float | None]) -> Tally:
         """Return the tally of micro-batches with these sums of losses, and of weights."""
-        objective, tree = self.batches.objective, tree_over(len(losses))
+        objective = self.batches.objective
         known = [weight for weight in weights if weight is not None]
         if objective.metrics.is_whole:
             # Whole numbers add up in any order, sums of losses and of weights do not.
@@ -182,12 +182,12 @@ class Passes:
             metrics = objective.metric_sums(*of_all)
         else:
             of_each = zip(*map(objective.metric_sums, outputs, targets), strict=True)
-            metrics = tuple(_added(sums, tree) for sums in of_each)
+            metrics = tuple(map(_added, of_each))
         return Tally(
-            _added(losses, tree),
+            _added(losses),
             targets.size,
             objective.ignored(targets),
-            _added(known, tree) if known else None,
+            _added(known) if known else None,
             metrics,
         )
 
@@ -304,21 +304,9 @@ def gradient_sums(
     return NodeSums(GradientSums(engine, layout, batches), layout, sink, attempt, passes)
 
 
-@lru_cache(maxsize=256)
-def tree_over(count: int) -> Tree:
-    """Return the tree of sums over so many micro-batches, from 0 on."""
-    return _tree(Node(0, count))
-
-
-def _tree(node: Node) -> Tree:
-    if len(node) == 1:
-        return node.lo
-    first, second = node.halves()
-    return _tree(first), _tree(second)
-
-
-def _added(values: Sequence[float], tree: Tree) -> float:
-    return values[tree] if isinstance(tree, int) else _added(values, tree[0]) + _added(values, tree[1])
+def _added(values: Sequence[float]) -> float:
+    """Return the sum of the micro-batches' values over the tree."""
+    return over_tree(len(values), values.__getitem__, add)
 
 
 def not_finite(engine: Engine, micro_batch: int, images: Array, key: DrawKey | None) -> NotFiniteError:

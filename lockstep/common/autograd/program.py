@@ -5,9 +5,9 @@ within it each array has the strides that it would have alone. So an element-wis
 stack; a product of matrices is one call that multiplies matrix by matrix, each in its own shape; anything else is
 called batch by batch. That pays while a stack stays in cache: `fits_in_cache` tells.
 
-The gradients of the batches are summed, over a tree that the caller gives, as soon as they are computed. A product, as
-the gradient of large weights is, is never there for each batch: a leaf adds products in registers. All memory is
-allocated beforehand, and used again by later calls.
+The gradients of the batches are summed over the tree as soon as they are computed. A product, as the gradient of large
+weights is, is never there for each batch: a leaf adds products in registers. All memory is allocated beforehand, and
+used again by later calls.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +24,7 @@ from lockstep.common.autograd.tape import Call, Memory, MemoryKind, Saved, View
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.numerics.leaves import CallKind, LeafFunction, joined, matrix_product, product_sum
 from lockstep.common.numerics.random import Source
+from lockstep.common.numerics.sums import over_tree
 
 #: Arrays begin at multiples of it.
 _ALIGNMENT = 64
@@ -78,9 +79,6 @@ def placed(uses: Mapping[Memory, tuple[int, int]], count: int) -> tuple[Array, d
     return aligned(whole), offsets
 
 
-#: In which order gradients are summed: a batch's number, or two trees that are summed, each on its own, and then added.
-Tree = int | tuple["Tree", "Tree"]
-
 #: Bytes of the largest array of a stack up to which it stays in a second-level cache of 1 MiB, as far as that matters.
 #: LeNet in four micro-batches of 16 takes 5.2 ms one by one and 5.8 as a stack, whose windows have 5 MB; mlp, with 0.2
 #: MB at 16 and 0.8 MB at 64, takes 3.6 and 2.8 ms, and 8.8 and 7.9 (the 30th of 100 times, in turns).
@@ -121,14 +119,13 @@ class Part:
 class Program:
     """Forward and backward over a stack of batches; weights and gradients may be anywhere."""
 
-    def __init__(self, capture: Capture, tree: Tree) -> None:
-        """Make a program for the batches in `tree`, from 0 on."""
-        self.tree = tree
-        self._count = count = len(list(_leaves(tree)))
+    def __init__(self, capture: Capture, count: int) -> None:
+        """Make a program for so many batches."""
+        self._count = count
         calls = list(needed(capture))
         uses = _uses([call for call, _ in calls])
         self._parts = list(_parts(calls, {memory: last for memory, (_, last) in uses.items() if _is_gradient(memory)}))
-        self._products = self._sole_products([call for call, _ in calls])
+        self._products = _sole_products(call for call, _ in calls)
         kept = {view.memory for view in capture.outputs}
         own = {
             memory: (first, len(calls) if memory in kept else last)
@@ -146,20 +143,6 @@ class Program:
         self.inputs = [base.stack(_whole_of(memory), count, memory.array.ndim) for memory, base in self._inputs.items()]
         #: One array for each output, with the batches along the first axis; valid until the next pass.
         self.outputs = [self._bases[view.memory].stack(view, count, len(view.shape)) for view in capture.outputs]
-
-    def _sole_products(self, calls: Iterable[Call]) -> dict[Memory, Call]:
-        """Return the products that are gradients: a leaf adds them over the tree while they are in registers."""
-        if self.tree != _tree_of(0, self._count):
-            return {}
-        touching: dict[Memory, list[Call]] = {}
-        for call in calls:
-            for memory in dict.fromkeys(view.memory for view in call.views() if _is_gradient(view.memory)):
-                touching.setdefault(memory, []).append(call)
-        return {
-            memory: found[0]
-            for memory, found in touching.items()
-            if len(found) == 1 and found[0].function is matrix_product and len(found[0].operands) == 3
-        }
 
     @property
     def fits_in_cache(self) -> bool:
@@ -236,26 +219,39 @@ class Program:
                 instructions += self._summed(memory, gradients[memory.number], adds=adds)
         return joined(instructions), tuple(memory.number for memory in part.finishes)
 
-    def _summed(self, memory: Memory, out: Array, *, adds: bool) -> Iterator[Instruction]:
-        """Write the sum over the tree of the batches' gradients, or add it to the values there."""
+    def _summed(self, memory: Memory, out: Array, *, adds: bool) -> list[Instruction]:
+        """Write the sum over the tree of the batches' gradients, or add that of the only one to the values there."""
         whole, base = _whole_of(memory), self._bases[memory]
         target = Base(out).view(whole)
-
-        def sum_over(tree: Tree) -> Iterator[Instruction]:
-            """Leave a sum where the first batch of the tree has its gradient."""
-            if not isinstance(tree, int):
-                yield from sum_over(tree[0])
-                yield from sum_over(tree[1])
-                left, right = (base.view(whole, next(_leaves(each))) for each in tree)
-                yield partial(np.add, left, right, out=target if tree is self.tree else left)
-
-        yield from sum_over(self.tree)
         if adds:
-            yield partial(np.add, target, base.view(whole), out=target)
+            return [partial(np.add, target, base.view(whole), out=target)]
+        additions: list[tuple[Array, Array]] = []
+
+        def add(left: Array, right: Array) -> Array:
+            """Leave a sum where the first of its batches has its gradient."""
+            additions.append((left, right))
+            return left
+
+        over_tree(self._count, partial(base.view, whole), add)
+        *others, last = additions
+        return [*(partial(np.add, *each, out=each[0]) for each in others), partial(np.add, *last, out=target)]
 
 
 def _is_gradient(memory: Memory) -> bool:
     return memory.kind is MemoryKind.GRADIENT
+
+
+def _sole_products(calls: Iterable[Call]) -> dict[Memory, Call]:
+    """Return the products that are gradients: a leaf adds them over the tree while they are in registers."""
+    touching: dict[Memory, list[Call]] = {}
+    for call in calls:
+        for memory in dict.fromkeys(view.memory for view in call.views() if _is_gradient(view.memory)):
+            touching.setdefault(memory, []).append(call)
+    return {
+        memory: found[0]
+        for memory, found in touching.items()
+        if len(found) == 1 and found[0].function is matrix_product and len(found[0].operands) == 3
+    }
 
 
 def _uses(calls: Sequence[Call]) -> dict[Memory, tuple[int, int]]:
@@ -282,14 +278,6 @@ def _parts(calls: Sequence[tuple[Call, bool]], ends: Mapping[Memory, int]) -> It
     yield part
 
 
-def _tree_of(first: int, count: int) -> Tree:
-    """Return the tree over batches in which the first half is the largest power of two that is less than all."""
-    if count == 1:
-        return first
-    half = 1 << (count - 1).bit_length() - 1
-    return _tree_of(first, half), _tree_of(first + half, count - half)
-
-
 def _whole_of(memory: Memory) -> View:
     array = memory.array
     return View(memory, 0, array.shape, array.strides, array.dtype)
@@ -300,14 +288,6 @@ def _fresh(operand: Own) -> Any:
     if isinstance(operand, Source):
         return Source(operand.rng)
     return Sink() if isinstance(operand, Sink) else Saved(None)
-
-
-def _leaves(tree: Tree) -> Iterator[int]:
-    if isinstance(tree, int):
-        yield tree
-    else:
-        for each in tree:
-            yield from _leaves(each)
 
 
 class _Emitter(msgspec.Struct, frozen=True):
@@ -403,18 +383,17 @@ def proven(
     function: Callable[..., tuple[Tensor, ...]],
     captured: Capture,
     tensors: Sequence[Tensor],
-    tree: Tree,
     batches: Sequence[Sequence[Array]],
     reseed: Callable[[int], None] = lambda batch: None,
     frozen: Sequence[Array] = (),
 ) -> Program | None:
-    """Return the program for a tree of batches if it gives the bits of `function`, None if it does not.
+    """Return the program for as many batches if it gives the bits of `function`, None if it does not.
 
     A tape may miss a call: so the program runs on memory full of NaN, and all that it computes for `batches` is
     compared. The tensors' gradients change. `reseed` gets the number of each batch before that is computed, so that it
     can replace the generators. `frozen` is that of the capture; a program takes them after the weights.
     """
-    program = Program(captured, tree)
+    program = Program(captured, len(batches))
     if not program.fits_in_cache:
         return None
     sums = [np.full(tensor.shape, np.nan, tensor.dtype) for tensor in tensors]
@@ -427,21 +406,22 @@ def proven(
     run([*program.forward(weights), *program.backward(weights, sums)], lambda finishes: None)
     is_equal = True
 
-    def expected(tree: Tree) -> list[Array | None]:
-        """Return the sums of the gradients, None for tensors without one; compare the outputs on the way."""
+    def gradients(batch: int) -> list[Array | None]:
+        """Return the gradients, None for tensors without one; compare the outputs on the way."""
         nonlocal is_equal
-        if not isinstance(tree, int):
-            left, right = map(expected, tree)
-            return [None if a is None or b is None else a + b for a, b in zip(left, right, strict=True)]
         for tensor in tensors:
             tensor.zero_grad()
-        reseed(tree)
-        results = function(*batches[tree])
-        is_equal &= all(_is_same(made[tree], one.data) for made, one in zip(program.outputs, results, strict=True))
+        reseed(batch)
+        results = function(*batches[batch])
+        is_equal &= all(_is_same(made[batch], one.data) for made, one in zip(program.outputs, results, strict=True))
         results[0].backward(retain_graph=False)
         return [None if tensor.grad is None else np.array(tensor.grad) for tensor in tensors]
 
-    for made, right, is_reached in zip(sums, expected(tree), captured.is_reached, strict=True):
+    def add(left: list[Array | None], right: list[Array | None]) -> list[Array | None]:
+        return [None if a is None or b is None else a + b for a, b in zip(left, right, strict=True)]
+
+    expected = over_tree(len(batches), gradients, add)
+    for made, right, is_reached in zip(sums, expected, captured.is_reached, strict=True):
         is_equal &= (right is not None) is is_reached and (right is None or _is_same(made, right))
     return program if is_equal else None
 

@@ -19,7 +19,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.capture import Capture, capture
 from lockstep.common.autograd.graph import Leaf, no_grad, observing, watch
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.program import CallList, Program, Tree, proven, run
+from lockstep.common.autograd.program import CallList, Program, proven, run
 from lockstep.common.autograd.tape import UntapeableError
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.job.objective import LossSum, Objective
@@ -41,6 +41,7 @@ from lockstep.common.model.port import (
 )
 from lockstep.common.nn.inspection import Inspector, first_nonfinite_layer
 from lockstep.common.nn.module import Module, Stochastic, first_unrepeatable
+from lockstep.common.numerics.sums import over_tree
 
 
 def apply(module: Module, images: Array) -> Any:
@@ -182,24 +183,21 @@ class StackedPass:
     def observe(self, sums: Vector, weights: Sequence[float], *, adds: bool = False) -> None:
         size, statistics = self.layout.parameter_size, list(self.module.buffers())
         places = [statistic.observed for statistic in statistics]
-        total = self._observed(self.program.tree, weights)
+        total = over_tree(len(weights), lambda batch: self._observed(batch, weights[batch]), np.add)
         sums[size:] = sums[size:] + total if adds else total
         # A micro-batch that is computed without a pass observes where the engine has put them.
         for statistic, place in zip(statistics, places, strict=True):
             statistic.observed = place
 
-    def _observed(self, tree: Tree, weights: Sequence[float]) -> Vector:
-        """Return what a tree of micro-batches observed, as `observe` writes it."""
-        if not isinstance(tree, int):
-            first, second = (self._observed(each, weights) for each in tree)
-            return np.add(first, second, out=first)
+    def _observed(self, batch: int, weight: float) -> Vector:
+        """Return what a micro-batch observed, times its weight."""
         # A statistic that no forward observes stays as it is: its sum is the number of samples times its value.
         seen = self._weights[self._reads][self.layout.parameter_size :] * np.float32(self.images.shape[1])
         for entry, statistic in zip(self.layout.statistics, self.module.buffers(), strict=True):
             start = entry.offset - self.layout.parameter_size
             statistic.observed = seen[start : start + entry.size].reshape(entry.shape)
-        self.program.observe(tree)
-        return np.multiply(seen, np.float32(weights[tree]), out=seen) if weights[tree] != 1.0 else seen
+        self.program.observe(batch)
+        return np.multiply(seen, np.float32(weight), out=seen) if weight != 1.0 else seen
 
     def backward(
         self, sums: Vector, between: Callable[[], None], on_final: OnFinal | None, *, adds: bool = False
@@ -247,10 +245,10 @@ class StackedPasses:
         part = first_unrepeatable(module)
         #: Why no pass can be made; the reason may show only when one is tried.
         self.obstacle = None if part is None else f"{part} may compute something else with each batch"
-        #: How often micro-batches of so many samples were wanted in one pass, by the tree over them.
-        self._wanted: Counter[tuple[Tree, int]] = Counter()
+        #: How often so many micro-batches of so many samples were wanted in one pass.
+        self._wanted: Counter[tuple[int, int]] = Counter()
         #: The passes by the same; None where one by one is the only way.
-        self.made: dict[tuple[Tree, int], StackedPass | None] = {}
+        self.made: dict[tuple[int, int], StackedPass | None] = {}
         self._captures: dict[tuple[int, ...], Capture] = {}
         self._weights: Sequence[Vector] = ()
 
@@ -261,24 +259,24 @@ class StackedPasses:
             if known is not None:
                 known.bind(weights)
 
-    def want(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> StackedPass | None:
+    def want(self, count: int, samples: int, batches: Callable[[], Sequence[Batch]]) -> StackedPass | None:
         """Return a pass as the engine's `one_pass`; if it is to be made, the model is used after `batches`."""
-        key = (tree, samples)
+        key = (count, samples)
         if key not in self.made:
             self._wanted[key] += 1
             if self._wanted[key] <= self._warm_up:
                 return None
-            self.made[key] = self._make(tree, batches())
+            self.made[key] = self._make(batches())
         return self.made[key]
 
-    def _make(self, tree: Tree, batches: Sequence[Batch]) -> StackedPass | None:
+    def _make(self, batches: Sequence[Batch]) -> StackedPass | None:
         def reseed(batch: int) -> None:
             self._module.reseed(0, 0, batch)
 
         frozen = [each.data for each in self._frozen]
         try:
             captured = self._captured(batches[0], frozen)
-            program = proven(self._compute, captured, self._parameters, tree, batches, reseed, frozen)
+            program = proven(self._compute, captured, self._parameters, batches, reseed, frozen)
         except UntapeableError as error:
             self.obstacle = str(error)
             return None
@@ -368,7 +366,7 @@ class AutogradEngine:
             if parameter.requires_grad:
                 raise changed_freezing(name, is_frozen=False)
 
-    def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> StackedPass | None:
+    def one_pass(self, count: int, samples: int, batches: Callable[[], Sequence[Batch]]) -> StackedPass | None:
         def on_copies() -> Sequence[Batch]:
             # A pass is compared with what the model computes after it. Both read a copy of the weights, since the other
             # processes of a team do not wait, and may write those of a later step in between.
@@ -381,7 +379,7 @@ class AutogradEngine:
 
         if observing.get() is not None or self.obstacle is not None:
             return None
-        made = self._passes.want(tree, samples, on_copies)
+        made = self._passes.want(count, samples, on_copies)
         if self._bound is None:
             self._put(is_training=True)
         if made is not None:

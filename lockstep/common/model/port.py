@@ -13,7 +13,6 @@ import numpy as np
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.program import Tree
 from lockstep.common.data.records import are_numbered
 from lockstep.common.errors import ModelError
 from lockstep.common.job.losses import LossKind
@@ -159,11 +158,11 @@ class Engine(Protocol):
         the end.
         """
 
-    def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> OnePass | None:
-        """Return what computes micro-batches of so many samples each at once, and adds their gradients over `tree`.
+    def one_pass(self, count: int, samples: int, batches: Callable[[], Sequence[Batch]]) -> OnePass | None:
+        """Return what computes so many micro-batches of so many samples at once, and adds their gradients over the tree.
 
-        None if they have to be computed one by one. The leaves of the tree count from 0 on; `batches` returns them, for
-        which the weights of the moment are used: an engine may try with them.
+        None if they have to be computed one by one. `batches` returns them, for which the weights of the moment are
+        used: an engine may try with them.
         """
 
     @property

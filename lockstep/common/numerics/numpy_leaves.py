@@ -12,7 +12,7 @@ from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
 from lockstep.common.numerics.operands import Mean, Windows, taps
-from lockstep.common.numerics.sums import first_not_finite
+from lockstep.common.numerics.sums import first_not_finite, over_tree
 
 Array = NDArray[Any]
 Instruction = Callable[..., Any]
@@ -73,16 +73,12 @@ def _product(left: Array, right: Array, *rest: Array) -> None:
 
 def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> None:
     """Write the sum over the tree of products of (count, m, k) and (count, k, n), or add it to the values there."""
-    total = _tree_sum(lefts, rights)
+    total = over_tree(
+        len(lefts),
+        lambda place: np.asarray(np.matmul(lefts[place], rights[place])),
+        lambda left, right: np.add(left, right, out=left),
+    )
     np.add(out, total, out=out) if adds else np.copyto(out, total)
-
-
-def _tree_sum(lefts: Array, rights: Array) -> Array:
-    if len(lefts) == 1:
-        return np.asarray(np.matmul(lefts[0], rights[0]))
-    half = 1 << (len(lefts) - 1).bit_length() - 1
-    left, right = _tree_sum(lefts[:half], rights[:half]), _tree_sum(lefts[half:], rights[half:])
-    return np.add(left, right, out=left)
 
 
 def _windows(x: Array, windows: Windows, groups: int) -> Array:

@@ -6,12 +6,27 @@ that are not finite.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Doubles = NDArray[np.float64]
+
+T = TypeVar("T")
+
+
+def over_tree(count: int, value: Callable[[int], T], add: Callable[[T, T], T], first: int = 0) -> T:
+    """Return the sum of the values of `count` numbers from `first` on, over the tree (rule R5).
+
+    The first half of it is the largest power of two below the count. Each value is asked for when it is added.
+    """
+    if count == 1:
+        return value(first)
+    half = 1 << (count - 1).bit_length() - 1
+    left = over_tree(half, value, add, first)
+    return add(left, over_tree(count - half, value, add, first + half))
 
 
 def halved_sums(rows: NDArray[Any]) -> Doubles:

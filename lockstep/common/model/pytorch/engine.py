@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from lockstep.common.aggregation.tree import LINE_BYTES, Vector
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.program import Tree
 from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import LossLibrary, Objective
@@ -91,7 +90,7 @@ class TorchEngine:
         self._weights.end_audit()
         self._statistics.end_backward(self._weights.vector, self._gradients.vector)
 
-    def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> None:
+    def one_pass(self, count: int, samples: int, batches: Callable[[], Sequence[Batch]]) -> None:
         """Return None."""
 
     @property

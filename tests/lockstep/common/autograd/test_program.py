@@ -21,7 +21,7 @@ from lockstep.common.nn.module import Module
 from lockstep.common.numerics.leaves import CallKind, LeafFunction, matrix_product
 from tests.lockstep.common.autograd.cases import CASES, Case
 from tests.lockstep.common.autograd.layer_cases import LAYER_CASES
-from tests.lockstep.common.autograd.stacks import computed, one_by_one, program_of, tree_of
+from tests.lockstep.common.autograd.stacks import computed, one_by_one, program_of
 
 RNG = np.random.default_rng(11)
 
@@ -238,7 +238,7 @@ def planted(kind: CallKind, function: Any, name: str, samples: int, width: int) 
         for call in captured.tape.calls
     ]
     captured.tape.calls[:] = calls
-    return proven(loss, captured, loss.tensors, tree_of(4), stack)
+    return proven(loss, captured, loss.tensors, stack)
 
 
 def _name_of(function: Any) -> str:

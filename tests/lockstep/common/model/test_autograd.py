@@ -38,12 +38,12 @@ def test_while_the_engine_is_watched_micro_batches_are_computed_one_by_one_with_
     made, sums = engine()
     names: list[str] = []
     with watch(lambda applied: names.append(applied.primitive.name)):
-        assert made.one_pass(0, 6, lambda: [(IMAGES, LABELS)]) is None
+        assert made.one_pass(1, 6, lambda: [(IMAGES, LABELS)]) is None
         made.forward(IMAGES, LABELS, DrawKey(0, 0, 0))
         made.backward(None)
     watched = sums.tobytes()
     assert names.count("linear") > 2
-    at_once = made.one_pass(0, 6, lambda: [(IMAGES, LABELS)])
+    at_once = made.one_pass(1, 6, lambda: [(IMAGES, LABELS)])
     assert at_once is not None
     at_once.images[0], at_once.targets[0] = IMAGES, LABELS
     at_once.forward(lambda: None)
@@ -62,7 +62,7 @@ def test_a_pass_is_found_by_a_process_that_the_others_overtake_meanwhile() -> No
         weights[:] += 1
 
     with model.module.observe_outputs(overtake):
-        at_once = made.one_pass(0, 6, lambda: [(IMAGES, LABELS)])
+        at_once = made.one_pass(1, 6, lambda: [(IMAGES, LABELS)])
     assert at_once is not None
     assert made.obstacle is None
     at_once.images[0], at_once.targets[0] = IMAGES, LABELS
