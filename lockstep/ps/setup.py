@@ -67,7 +67,7 @@ def open_run(
     check_batch(job, len(data.train))
     source = source or read_job_source(job)
     check_rule(job, code := source.own_code())
-    objective = Objective.of(job, code.loss, code.metrics)
+    objective = Objective(job, code)
     model = _built(job, data, options, source, objective, code)
     initial = _initial(job, model, model_folder)
     evidence, metric_sums = _tried(job, data, options, source, model, objective, initial)
@@ -121,7 +121,7 @@ def _built(
     if (transform := transform_of(job, code)) is not None and not options.ship_data:
         one = np.zeros(1, np.int64)
         transform.check(data.train.images.take(one, axis=0), data.train.labels.take(one, axis=0))
-    objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)), job)
+    objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(model.layout.size, options.servers)  # raises if there are too many
     return model
 

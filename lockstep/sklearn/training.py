@@ -204,7 +204,7 @@ def train_pass(task: TrainingTask, before: Stream | None) -> Stream:
 
 def _pass_figures(setup: RunSetup, tally: Tally) -> dict[str, Any]:
     """Return the figures of a pass, under the names that an epoch's have."""
-    objective = Objective.of(setup.info.job)
+    objective = Objective(setup.info.job)
     score = score_of(objective.metrics, tally, objective.guess(setup.data.train))
     named = {"loss": tally.loss, "accuracy": score.accuracy, "r2": score.r2}
     return {

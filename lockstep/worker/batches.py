@@ -50,7 +50,7 @@ class Batches:
 
     def __post_init__(self) -> None:
         job = self.job
-        self.objective = Objective.of(job, self.own.loss, self.own.metrics)
+        self.objective = Objective(job, self.own)
         self.sampler = Sampler(len(self.data.train), job.global_batch, job.local_batches, job.seed)
         plain = Preparation(0.0, 1.0, job.max_shift)
         self.preparation = Preparation.of(self.data.train, job.max_shift) if job.normalize else plain

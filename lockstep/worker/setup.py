@@ -96,7 +96,7 @@ def _take_frozen(welcome: Welcome, model: Model) -> None:
 def _check_evidence(welcome: Welcome, model: Model, data: TrainTest, own: OwnCode) -> None:
     """Raise `ModelError` if the model computes something else here than at the server, or cannot be repeated."""
     job, is_here = welcome.job, welcome.manifest is None
-    found = model.evidence(Objective.of(job, own.loss, own.metrics), *micro_batch_to_try(job, data, is_here=is_here))
+    found = model.evidence(Objective(job, own), *micro_batch_to_try(job, data, is_here=is_here))
     if welcome.engine and found.engine != welcome.engine:
         raise ModelError(
             f"model {job.model_name()!r} is computed by {found.engine} here, and by {welcome.engine} at the server: "

@@ -136,8 +136,8 @@ def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk
                 target = ExaminationTarget(replica_of(job), loaded, module, None, walk, "local_lr", own)
             findings = list(examined(target, clock, cores()))
         else:
-            Objective.of(job).check_labels(loaded.train, loaded.class_names)
-            Objective.of(job).check_fit(loaded.train, dry_run(model, two_samples(loaded, 0)), job)
+            Objective(job).check_labels(loaded.train, loaded.class_names)
+            Objective(job).check_fit(loaded.train, dry_run(model, two_samples(loaded, 0)))
             findings = examined_data(ExaminedData(job, loaded))
         if not findings and is_tried(job):
             tried = replica_of(job) if job.local_steps > 1 else job
@@ -179,7 +179,7 @@ def trial_subject(job: Job, model: PortModel, loaded: TrainTest, clock: Clock, o
 def _label_findings(job: Job, data: str) -> list[Finding]:
     """Return the faults of the classes in an .npz file, which a dataset would refuse one at a time."""
     path = Path(data).expanduser()
-    if Objective.of(job).is_regression or path.suffix != ".npz" or not path.is_file() or record_parts(str(path)):
+    if Objective(job).is_regression or path.suffix != ".npz" or not path.is_file() or record_parts(str(path)):
         return []
     looked_at = ("x_train", "y_train", "y_test")
     with open_npz(path) as archive:
@@ -197,7 +197,7 @@ def examined_data(examined: ExaminedData) -> list[Finding]:
     objective, data, findings = examined.objective, examined.data, list[Finding]()
     if not objective.is_regression:
         # Most of a picture is its background.
-        may_dominate = bool(objective.class_weights) or data.train.labels.ndim > 2
+        may_dominate = bool(objective.job.class_weights) or data.train.labels.ndim > 2
         findings += check_balance(*examined.counted_classes, data.class_names, may_dominate=may_dominate)
     return [*findings, *check_loss(examined), *check_samples(examined)]
 
@@ -210,7 +210,7 @@ def outputs_of(target: ExaminationTarget) -> int:
     train, objective = target.data.train, target.objective
     shape = dry_run(AutogradModel(target.probe()), two_samples(target.data, 0))
     if objective.is_regression or shape[:-1] != (2, *train.labels.shape[1:]):
-        objective.check_fit(train, shape, target.job)
+        objective.check_fit(train, shape)
     return int(objective.rows(np.empty(shape), train.targets).shape[-1])
 
 
@@ -221,7 +221,7 @@ def examined(target: ExaminationTarget, clock: Clock, cores: int) -> Iterator[Fi
     unfit: list[Finding] = []
     if not target.objective.is_regression:
         # The model may have an output for the ignored label, if that is the last.
-        is_last = target.objective.ignore_index == outputs - 1
+        is_last = target.job.ignore_index == outputs - 1
         unfit = check_classes(*target.counted_classes, outputs - is_last)
         yield from unfit
     in_data = examined_data(target)

@@ -87,7 +87,7 @@ class ExaminedData(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def objective(self) -> Objective:
-        return Objective.of(self.job)
+        return Objective(self.job)
 
     @cached_property
     def columns(self) -> Sequence[Column]:
@@ -102,7 +102,7 @@ class ExaminedData(msgspec.Struct, frozen=True, dict=True):
 
     def _counted(self, part: Dataset) -> NDArray[Any]:
         classes = self.objective.compared(self.objective.targets(part.labels))
-        counted: NDArray[Any] = classes[classes != self.objective.ignore_index]
+        counted: NDArray[Any] = classes[classes != self.job.ignore_index]
         return counted
 
     def column_of(self, feature: int) -> Column | None:

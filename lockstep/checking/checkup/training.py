@@ -208,7 +208,7 @@ def check_last_layer(subject: TrialSubject) -> Iterator[Finding]:
     if not subject.objective.is_regression:
         yield found("last-relu", zeros=zeros, why="a score of 0 is the lowest that a class can get")
     elif (least := float(np.min(subject.objective.targets(subject.data.train.labels[:])))) < 0:
-        scaled = ", scaled" if subject.objective.target_scale else ""
+        scaled = ", scaled" if subject.job.target_scale else ""
         yield found("last-relu", zeros=zeros, why=f"targets go down to {least:.3g}{scaled}, which it can never reach")
 
 

@@ -177,7 +177,7 @@ def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
 
 def _unit(name: str, tested: Assessment) -> str:
     """Return in what an error is counted that is not in the units of the table, as those of each target are."""
-    is_scaled = not tested.objective.target_scale and any(column.std != 1.0 for column in tested.columns)
+    is_scaled = not tested.objective.job.target_scale and any(column.std != 1.0 for column in tested.columns)
     return " deviations of the target" if name in ("mae", "rmse") and is_scaled else ""
 
 

@@ -6,13 +6,13 @@ over the characters of a text, for example. It is written once for all libraries
 functions have the names of `torch.nn.functional`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.common.autograd import functional
 from lockstep.common.autograd.primitives.primitive import Array
@@ -24,12 +24,10 @@ from lockstep.common.errors import DataError, ModelError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import CONV, DENSE, Job, names_code
 from lockstep.common.job.losses import LossKind, kind_of
-from lockstep.common.job.metrics import MOST_CLASSES, ComparedRows, Metric, Metrics, OwnMetric
+from lockstep.common.job.metrics import MOST_CLASSES, ComparedRows, Metric, Metrics
+from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.job.tally import Tally
 from lockstep.common.numerics.sums import halved_sum, halved_sums
-
-#: A loss of the user: outputs and targets in, the sum of the losses and its divisor out.
-OwnLoss = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class LossLibrary(NamedTuple):
@@ -50,42 +48,15 @@ LossSum = tuple[Any, float | None]
 
 @dataclass(frozen=True)
 class Objective:
-    """The function that is minimised."""
+    """The function that a job minimises."""
 
-    loss: str = "cross-entropy"
-    label_smoothing: float = 0.0
-    #: Of each class; of several labels, what each weighs where it holds. Empty if all weigh 1.
-    class_weights: tuple[float, ...] = ()
-    #: The label of a target that is none; None if all are.
-    ignore_index: int | None = None
-    #: Of numbers to predict, a mean and a deviation, or both for each of them; empty if they stay as they are.
-    target_scale: tuple[float, ...] = ()
-    #: The function of a job's own loss; None if nothing is to be computed with it.
-    own: OwnLoss | None = None
-    #: The metrics that the job names.
-    named_metrics: tuple[str, ...] = ()
-    #: The functions of its own metrics, by name; not hashed, since a mapping has no hash.
-    own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict, hash=False)
-
-    @classmethod
-    def of(
-        cls, job: Job, own: OwnLoss | None = None, own_metrics: Mapping[str, OwnMetric] = MappingProxyType({})
-    ) -> "Objective":
-        """Return the objective of a job, with its own functions if it has them and anything is to be computed."""
-        return cls(
-            job.loss,
-            job.label_smoothing,
-            tuple(job.class_weights or ()),
-            job.ignore_index,
-            tuple(job.target_scale or ()),
-            own,
-            tuple(job.metrics or ()),
-            own_metrics,
-        )
+    job: Job = field(default_factory=Job)
+    #: The user's own functions that the job names, if anything is to be computed.
+    own: OwnCode = NO_CODE
 
     @cached_property
     def kind(self) -> LossKind:
-        return kind_of(self.loss)
+        return kind_of(self.job.loss)
 
     @property
     def is_regression(self) -> bool:
@@ -95,16 +66,18 @@ class Objective:
     @cached_property
     def metrics(self) -> Metrics:
         """The counted figures besides the loss, in this order."""
-        return Metrics.of(self.loss, self.named_metrics)
+        return Metrics.of(self.job.loss, self.job.metrics or ())
 
     @cached_property
-    def _weights(self) -> Array:
-        return np.array(self.class_weights, np.float32)
+    def _weights(self) -> Array | None:
+        """What each class weighs; of several labels, what each weighs where it holds. None if all weigh 1."""
+        return np.array(self.job.class_weights, np.float32) if self.job.class_weights else None
 
     @cached_property
-    def _scale(self) -> tuple[Array, Array]:
-        """Means and deviations, (1,) or (outputs,)."""
-        return np.array(self.target_scale[::2]), np.array(self.target_scale[1::2])
+    def _scale(self) -> tuple[Array, Array] | None:
+        """Means and deviations of numbers to predict, (1,) or (outputs,); None if these stay as they are."""
+        scale = self.job.target_scale
+        return (np.array(scale[::2]), np.array(scale[1::2])) if scale else None
 
     @property
     def is_stackable(self) -> bool:
@@ -134,14 +107,14 @@ class Objective:
         if self.kind is LossKind.CLASSES:
             return labels if labels.ndim > 2 else labels.reshape(-1)
         rows = labels if labels.ndim > 2 else labels.reshape(len(labels), -1)
-        if not self.target_scale:
+        if self._scale is None:
             return rows.astype(np.float32, copy=False)
         means, deviations = self._scale
         return ((rows - means) / deviations).astype(np.float32)
 
     def in_units(self, numbers: Array) -> Array:
         """Return numbers to predict, scaled, in the units of the labels."""
-        if not self.target_scale:
+        if self._scale is None:
             return numbers
         means, deviations = self._scale
         return (numbers * deviations + means).astype(np.float32)
@@ -167,7 +140,7 @@ class Objective:
 
     def training_loss(self, outputs: Any, targets: Array, library: LossLibrary = AUTOGRAD) -> LossSum:
         """Return the sum of the losses of outputs, as a tensor with a gradient, and what it is divided by."""
-        return self._loss(outputs, targets, self.label_smoothing, library)
+        return self._loss(outputs, targets, self.job.label_smoothing, library)
 
     def test_loss(self, outputs: Any, targets: Array, library: LossLibrary = AUTOGRAD) -> LossSum:
         """Return the same without label smoothing, which is for training only."""
@@ -196,51 +169,51 @@ class Objective:
 
     def _class_losses(self, outputs: Any, values: Array, smoothing: float, library: LossLibrary, reduction: str) -> Any:
         options: dict[str, Any] = {"reduction": reduction}
-        if self.loss == "cross-entropy":
+        if self.job.loss == "cross-entropy":
             options["label_smoothing"] = smoothing
-        if self.class_weights:
+        if self._weights is not None:
             options["weight"] = library.constant(self._weights)
-        if self.ignore_index is not None:
-            options["ignore_index"] = self.ignore_index
+        if self.job.ignore_index is not None:
+            options["ignore_index"] = self.job.ignore_index
         if outputs.ndim == 3 and values.ndim == 1:
             if outputs.shape[1] * outputs.shape[0] != values.size:
                 outputs = outputs.transpose(1, 2)
             outputs = outputs.reshape(-1, outputs.shape[-1])
         of = library.functional
-        loss = of.cross_entropy if self.loss == "cross-entropy" else of.nll_loss
+        loss = of.cross_entropy if self.job.loss == "cross-entropy" else of.nll_loss
         return loss(outputs, library.constant(values), **options)
 
     def _number_losses(self, outputs: Any, values: Array, library: LossLibrary, reduction: str) -> Any:
         of, expected = library.functional, library.constant(values)
-        if self.loss == "bce":
-            if self.class_weights:
+        if self.job.loss == "bce":
+            if self._weights is not None:
                 weights = library.constant(self._weights)
                 return of.binary_cross_entropy_with_logits(outputs, expected, reduction=reduction, pos_weight=weights)
             return of.binary_cross_entropy_with_logits(outputs, expected, reduction=reduction)
-        loss = {"mse": of.mse_loss, "l1": of.l1_loss, "smooth-l1": of.smooth_l1_loss}[self.loss]
+        loss = {"mse": of.mse_loss, "l1": of.l1_loss, "smooth-l1": of.smooth_l1_loss}[self.job.loss]
         return loss(outputs, expected, reduction=reduction)
 
     def _own_loss(self, outputs: Any, targets: Array, library: LossLibrary) -> LossSum:
-        assert self.own is not None  # every process that computes has it
+        assert self.own.loss is not None  # every process that computes has it
         given = _own_targets(targets, library)
         try:
-            total, count = self.own(outputs, given)
+            total, count = self.own.loss(outputs, given)
         except Exception as error:
             raise ModelError(
-                f"{self.loss} raised {type(error).__name__}: {' '.join(str(error).split())}: expected a function of "
+                f"{self.job.loss} raised {type(error).__name__}: {' '.join(str(error).split())}: expected a function of "
                 "outputs and targets that returns two numbers, the sum of the losses and what it is divided by"
             ) from error
         weight = float(count)
         if not 0.0 <= weight < np.inf:
-            raise ModelError(f"{self.loss} returned the count {weight!r}: expected a finite number of at least 0")
+            raise ModelError(f"{self.job.loss} returned the count {weight!r}: expected a finite number of at least 0")
         if not hasattr(total, "shape"):
             raise ModelError(
-                f"{self.loss} returned {total!r} as the sum of the losses: expected a tensor with one number, which "
+                f"{self.job.loss} returned {total!r} as the sum of the losses: expected a tensor with one number, which "
                 "has a gradient; remove .item() or float()"
             )
         if total.shape not in ((), (1,)):
             raise ModelError(
-                f"{self.loss} returned losses of shape {tuple(total.shape)!r}: expected their sum, a "
+                f"{self.job.loss} returned losses of shape {tuple(total.shape)!r}: expected their sum, a "
                 "tensor with one number; call .sum()"
             )
         return total, weight
@@ -253,26 +226,26 @@ class Objective:
         Added in float64: those of an own loss are not known here.
         """
         values, weights = parts_of(targets)
-        weighs_classes = bool(self.class_weights) and self.kind is LossKind.CLASSES
-        if weights is None and not weighs_classes:
+        class_weights = self._weights if self.kind is LossKind.CLASSES else None
+        if weights is None and class_weights is None:
             return None
-        each = np.ones(values.shape) if not weighs_classes else self._of_class(values)
+        each = np.ones(values.shape) if class_weights is None else self._of_class(values, class_weights)
         if weights is not None:
             each = each * weights.reshape(-1, *[1] * (values.ndim - 1)).astype(np.float64)
-            if self.ignore_index is not None and not weighs_classes:
-                each = each * (values != self.ignore_index)
+            if self.job.ignore_index is not None and class_weights is None:
+                each = each * (values != self.job.ignore_index)
         return halved_sum(each)
 
-    def _of_class(self, values: Array) -> Array:
-        counts = values if self.ignore_index is None else np.where(values == self.ignore_index, 0, values)
-        each = self._weights.astype(np.float64)[counts]
-        return each if self.ignore_index is None else each * (values != self.ignore_index)
+    def _of_class(self, values: Array, weights: Array) -> Array:
+        counts = values if self.job.ignore_index is None else np.where(values == self.job.ignore_index, 0, values)
+        each = weights.astype(np.float64)[counts]
+        return each if self.job.ignore_index is None else each * (values != self.job.ignore_index)
 
     def ignored(self, targets: Array) -> int:
         """Return how many targets are none."""
-        if self.ignore_index is None or self.kind is not LossKind.CLASSES:
+        if self.job.ignore_index is None or self.kind is not LossKind.CLASSES:
             return 0
-        return int(np.count_nonzero(parts_of(targets)[0] == self.ignore_index))
+        return int(np.count_nonzero(parts_of(targets)[0] == self.job.ignore_index))
 
     def tally(self, loss: SupportsFloat, outputs: Array, targets: Array, weight: float | None = None) -> Tally:
         """Return the tally of samples with that sum of losses, and of weights."""
@@ -317,14 +290,14 @@ class Objective:
             loss = "mse"
         else:
             loss = "bce" if values.shape == outputs.shape else "cross-entropy"
-        seen = replace(self, loss=loss, own=None)
+        seen = Objective(replace(self.job, loss=loss))
         problem = "several arrays" if values.dtype.names else ""
         if not problem:
             rows = seen._compared_rows(outputs, seen.targets(targets))
             problem = _misfit(rows)
         if problem:
             raise ModelError(
-                f"metrics has {name!r} with loss = {self.loss!r}, and the targets are {problem}: expected what a loss "
+                f"metrics has {name!r} with loss = {self.job.loss!r}, and the targets are {problem}: expected what a loss "
                 f"by name takes, as {loss!r}; or give a function of outputs and targets that returns a sum and a count"
             )
         return rows
@@ -332,12 +305,12 @@ class Objective:
     def _compared_rows(self, outputs: Array, targets: Array) -> ComparedRows:
         values, weights = self.compared(targets), parts_of(targets)[1]
         if self.kind is not LossKind.CLASSES:
-            deviations = self._scale[1] if self.target_scale else None
+            deviations = None if self._scale is None else self._scale[1]
             return ComparedRows(self.rows(outputs), values, self.kind, weights, deviations)
         rows = self.rows(outputs, values.size // max(1, len(outputs)))
-        if self.ignore_index is None:
+        if self.job.ignore_index is None:
             return ComparedRows(rows, values, self.kind)
-        is_counted = values != self.ignore_index
+        is_counted = values != self.job.ignore_index
         return ComparedRows(rows[is_counted], values[is_counted], self.kind)
 
     def _own_sums(self, name: str, outputs: Array, targets: Array) -> tuple[float, float]:
@@ -346,7 +319,7 @@ class Objective:
             rows = self._compared_rows(outputs, targets)
             outputs, given = self.in_units(rows.outputs), self.in_units(rows.targets)
         try:
-            total, count = map(float, self.own_metrics[name](outputs, given))
+            total, count = map(float, self.own.metrics[name](outputs, given))
         except Exception as error:
             raise ModelError(
                 f"the metric {name} raised {type(error).__name__}: {' '.join(str(error).split())}: expected a function "
@@ -372,11 +345,11 @@ class Objective:
             packed = "" if are_texts else ", or a table packed with --task numbers"
             raise DataError(
                 f"the labels are {len(class_names)} classes with names ({one_line(class_names[0], 40)!r}, …), and loss "
-                f"= {self.loss!r} needs numbers: expected loss = 'cross-entropy'{packed}"
+                f"= {self.job.loss!r} needs numbers: expected loss = 'cross-entropy'{packed}"
             )
         if kind is LossKind.CLASSES and not data.classes:
             raise DataError(
-                f"the labels are real numbers, and loss = {self.loss!r} needs classes: expected integers "
+                f"the labels are real numbers, and loss = {self.job.loss!r} needs classes: expected integers "
                 "(.astype(numpy.int64); a column of a table needs --task classes), or loss = 'mse' for a regression"
             )
         # Those of a folder were looked at when it was packed.
@@ -392,7 +365,7 @@ class Objective:
                     "for each of several labels, as loss = 'bce' needs"
                 )
         elif values.dtype.kind == "i":
-            odd = (values < 0) if self.ignore_index is None else (values < 0) & (values != self.ignore_index)
+            odd = (values < 0) if self.job.ignore_index is None else (values < 0) & (values != self.job.ignore_index)
             if odd.any():
                 found = int(values[odd].flat[0])
                 raise DataError(
@@ -402,40 +375,36 @@ class Objective:
 
     def classes_of(self, data: Dataset) -> int:
         """Return the number of classes, of which an ignored label is none."""
-        if self.ignore_index is None or self.ignore_index != data.classes - 1:
+        if self.job.ignore_index is None or self.job.ignore_index != data.classes - 1:
             return data.classes
         values = data.values
-        return 1 + int(np.where(values == self.ignore_index, -1, values).max(initial=-1))
+        return 1 + int(np.where(values == self.job.ignore_index, -1, values).max(initial=-1))
 
-    def check_fit(self, data: Dataset, output_shape: tuple[int, ...], job: Job | None = None) -> None:
-        """Raise `ModelError` if the model's output for two samples of `data` is not what the loss compares.
-
-        If the job is given, the error says how its model gets other outputs.
-        """
+    def check_fit(self, data: Dataset, output_shape: tuple[int, ...]) -> None:
+        """Raise `ModelError` if the model's output for two samples of `data` is not what the loss compares."""
         if self.kind is LossKind.OWN:
             return
         labels = data.values.shape[1:]
         if self.kind is LossKind.CLASSES:
-            self._check_classes(data, output_shape, labels, job)
+            self._check_classes(data, output_shape, labels)
             return
         expected = (2, *labels) if len(labels) > 1 else (2, data.targets)
         if output_shape != expected:
             what = "targets" if self.is_regression else "labels"
             raise ModelError(
                 f"the model turns 2 samples of shape {data.sample_shape} into an array of shape {output_shape}: "
-                f"expected {expected}, one number for each of {data.targets} {what}, as loss = {self.loss!r} needs"
-                f"{_other_outputs(data, job)}"
+                f"expected {expected}, one number for each of {data.targets} {what}, as loss = {self.job.loss!r} needs"
+                f"{_other_outputs(data, self.job)}"
             )
         self._check_weights(data.targets)
-        if len(self.target_scale) > 2 and (len(labels) > 1 or len(self.target_scale) != 2 * data.targets):
+        scale = self.job.target_scale or ()
+        if len(scale) > 2 and (len(labels) > 1 or len(scale) != 2 * data.targets):
             raise ModelError(
-                f"target_scale has {len(self.target_scale)} numbers: expected a mean and a deviation, or both for each "
+                f"target_scale has {len(scale)} numbers: expected a mean and a deviation, or both for each "
                 f"of {data.targets} targets"
             )
 
-    def _check_classes(
-        self, data: Dataset, output_shape: tuple[int, ...], labels: tuple[int, ...], job: Job | None
-    ) -> None:
+    def _check_classes(self, data: Dataset, output_shape: tuple[int, ...], labels: tuple[int, ...]) -> None:
         # If the ignored label is the largest, the model may have an output for it, or none.
         numbers = {self.classes_of(data), data.classes}
         fitting = [(2, *labels, classes) for classes in numbers if len(labels) < 2]
@@ -450,14 +419,14 @@ class Objective:
                 advice = f"; or, as no label is below {data.values.min()}, count classes from 0"
             raise ModelError(
                 f"the model turns 2 samples of shape {data.sample_shape} into an array of shape {output_shape}: "
-                f"expected {fitting[0]}, one number for each of {classes} classes{_other_outputs(data, job)}{advice}"
+                f"expected {fitting[0]}, one number for each of {classes} classes{_other_outputs(data, self.job)}{advice}"
             )
         self._check_weights(output_shape[-1 if output_shape[1:-1] == labels else 1])
 
     def _check_weights(self, outputs: int) -> None:
-        if self.class_weights and len(self.class_weights) != outputs:
+        if self._weights is not None and len(self._weights) != outputs:
             raise ModelError(
-                f"class_weights has {len(self.class_weights)} numbers: expected {outputs}, one for each output; "
+                f"class_weights has {len(self._weights)} numbers: expected {outputs}, one for each output; "
                 "classes that are texts are in alphabetical order"
             )
 
@@ -465,7 +434,7 @@ class Objective:
         """Return the squared error of always predicting the targets' mean, by which R² is measured; None without R²."""
         if not self.metrics.needs_guess:
             return None
-        seen = self if self.kind is LossKind.NUMBERS else replace(self, loss="mse", own=None)
+        seen = self if self.kind is LossKind.NUMBERS else Objective(replace(self.job, loss="mse"))
         targets = seen.compared(seen.targets(data.labels)).astype(np.float64)
         if data.weights is None:
             mean = halved_sums(targets.T) / len(targets)
@@ -475,11 +444,11 @@ class Objective:
         return halved_sum(weights * np.square(targets - mean)) / int(targets.shape[1])
 
 
-def _other_outputs(data: Dataset, job: Job | None) -> str:
+def _other_outputs(data: Dataset, job: Job) -> str:
     """Return how a model gets other outputs: those of shipped models are fixed, or follow from the data already."""
-    if job is not None and job.hidden is not None:
+    if job.hidden is not None:
         return ""
-    if job is None or not isinstance(job.model, str) or names_code(job.model):
+    if not isinstance(job.model, str) or names_code(job.model):
         return "; change the last layer"
     if data.values.ndim > 2:
         return "; give a model of your own"

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job, names_code
 from lockstep.common.job.metrics import OwnMetric, metric_name
-from lockstep.common.job.objective import OwnLoss
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.optim.rules import Rule
+
+#: A loss of the user: outputs and targets in, the sum of the losses and its divisor out.
+OwnLoss = Callable[[Any, Any], tuple[Any, Any]]
 
 #: The values of a job that may name a function.
 NAMING = ("loss", "optimizer", "schedule", "transform")

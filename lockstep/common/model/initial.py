@@ -178,7 +178,7 @@ def micro_batch_to_try(job: Job, data: TrainTest, number: int = 0, *, is_here: b
     """
     train = data.train
     indices = Sampler(len(train), job.global_batch, job.local_batches, job.seed).indices(0, number)
-    targets = Objective.of(job).targets(train.labels.take(indices, axis=0))
+    targets = Objective(job).targets(train.labels.take(indices, axis=0))
     if is_here:
         return Preparation(mean=0.0, std=1.0).images(train.images.take(indices, axis=0)), targets
     shape = (len(indices), *train.sample_shape)

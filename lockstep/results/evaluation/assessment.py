@@ -1,6 +1,5 @@
 """Evaluate a trained model on a test set: its loss, and its output for each sample."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,9 +68,9 @@ class Assessment(msgspec.Struct, frozen=True):
     def confusion(self) -> Integers:
         """The confusion matrix, (classes, classes). Raises ModelError unless the run has classes."""
         if not self.has_classes:
-            raise ModelError(f"a run with loss = {self.objective.loss!r} has no classes of which one is right")
+            raise ModelError(f"a run with loss = {self.objective.job.loss!r} has no classes of which one is right")
         predicted, targets = self.outputs.argmax(axis=1), self.targets.reshape(-1)
-        kept = targets != self.objective.ignore_index
+        kept = targets != self.objective.job.ignore_index
         return confusion_of(targets[kept], predicted[kept], self.outputs.shape[1])
 
     def surest_mistakes(self) -> NDArray[np.intp]:
@@ -81,12 +80,12 @@ class Assessment(msgspec.Struct, frozen=True):
         """
         if not self.has_classes or len(self.outputs) != len(self.dataset):
             raise ModelError(
-                f"a run with loss = {self.objective.loss!r} has {self.dataset.targets} labels for each sample: "
+                f"a run with loss = {self.objective.job.loss!r} has {self.dataset.targets} labels for each sample: "
                 "expected one right class, which a prediction may miss"
             )
         labels = self.targets.reshape(-1)
         own = probabilities_of(self.outputs)[np.arange(len(labels)), np.where(labels < 0, 0, labels)]
-        is_wrong = (self.outputs.argmax(axis=1) != labels) & (labels != self.objective.ignore_index)
+        is_wrong = (self.outputs.argmax(axis=1) != labels) & (labels != self.objective.job.ignore_index)
         wrong = np.flatnonzero(is_wrong)
         return wrong[np.argsort(own[wrong], kind="stable")]
 
@@ -247,4 +246,5 @@ def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective:
 
 def _as_numbers(data: Dataset, objective: Objective) -> Dataset:
     # As they are stored: whatever compares them scales them.
-    return replace(data, labels=dataclasses.replace(objective, target_scale=()).targets(data.labels), classes=0)
+    stored = Objective(replace(objective.job, target_scale=None))
+    return replace(data, labels=stored.targets(data.labels), classes=0)

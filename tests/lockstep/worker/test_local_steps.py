@@ -102,7 +102,7 @@ class Notebook:
                 continue
             self.module.reseed(job.seed, step, number)
             optimizer.zero_grad()
-            loss = Objective.of(job).training_loss(self.module(Tensor(images)), labels)[0]
+            loss = Objective(job).training_loss(self.module(Tensor(images)), labels)[0]
             loss.backward()
             self._divide(len(labels))
             optimizer.lr = self.rate(step, number % job.local_steps)

@@ -23,6 +23,7 @@ from lockstep.common.job.metrics import (
     score_of,
 )
 from lockstep.common.job.objective import Objective
+from lockstep.common.job.own_code import OwnCode
 from lockstep.common.job.tally import Tally
 
 RNG = np.random.default_rng(8)
@@ -45,7 +46,7 @@ def scored(objective: Objective, outputs: NDArray[Any], labels: NDArray[Any], pa
 
 
 def named(loss: str, *metrics: str, **values: Any) -> Objective:
-    return Objective.of(Job(loss=loss, metrics=metrics, **values))
+    return Objective(Job(loss=loss, metrics=metrics, **values))
 
 
 def test_classes_are_counted_as_scikit_learn_does() -> None:
@@ -153,7 +154,7 @@ def test_a_metric_of_ones_own_gets_rows_and_returns_a_sum_and_a_count() -> None:
         assert (outputs.shape, targets.shape) == ((len(targets), 6), (len(outputs),))
         return outputs.max(axis=1).sum(), len(targets)
 
-    objective = Objective.of(Job(metrics=("mine.py:spread",), ignore_index=255), None, {"spread": spread})
+    objective = Objective(Job(metrics=("mine.py:spread",), ignore_index=255), OwnCode(metrics={"spread": spread}))
     labels = np.where(np.arange(60) % 3 == 0, 255, CLASSES).reshape(15, 4)
     found = scored(objective, LOGITS.reshape(15, 4, 6), labels)
     assert found.others == {"spread": pytest.approx(LOGITS[labels.reshape(-1) != 255].max(axis=1).mean())}
@@ -168,7 +169,7 @@ def test_a_metric_of_ones_own_gets_rows_and_returns_a_sum_and_a_count() -> None:
     ],
 )
 def test_a_metric_of_ones_own_that_returns_something_else_is_named(returned: Any, text: str) -> None:
-    objective = Objective.of(Job(metrics=("mine.py:odd",)), None, {"odd": lambda outputs, targets: returned})
+    objective = Objective(Job(metrics=("mine.py:odd",)), OwnCode(metrics={"odd": lambda outputs, targets: returned}))
     with pytest.raises(ModelError, match=text):
         objective.tally(0.0, LOGITS, CLASSES)
 

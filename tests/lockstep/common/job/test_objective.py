@@ -12,21 +12,17 @@ from lockstep.common.data.records import as_records, labels_with
 from lockstep.common.errors import DataError, ModelError
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
+from lockstep.common.job.own_code import OwnCode
 from lockstep.common.job.tally import Tally
 
-REGRESSION = Objective("mse")
+REGRESSION = Objective(Job(loss="mse"))
 CLASSES = Dataset(np.zeros((2, 4), np.float32), np.zeros(2, np.int64), 3)
 PLACES = Dataset(np.zeros((2, 4), np.int32), np.zeros((2, 4), np.int64), 3)
 NUMBERS = Dataset(np.zeros((4, 5), np.float32), np.array([[1, 0], [3, 0], [1, 0], [3, 8]], np.float32), 0)
 
 
-def test_it_is_the_jobs() -> None:
-    assert Objective.of(Job(label_smoothing=0.1)) == Objective("cross-entropy", 0.1)
-    assert Objective.of(Job(loss="mse")) == REGRESSION
-
-
 def test_classes_are_counted_one_a_sample() -> None:
-    objective, outputs = Objective(label_smoothing=0.5), Tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 2.0]])
+    objective, outputs = Objective(Job(label_smoothing=0.5)), Tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 2.0]])
     targets = objective.targets(np.array([1, 0, 0]))
     loss = objective.test_loss(outputs, targets)[0]
     # -log of 1 / (1 + 1/e), of 1 / (1 + 1/e³) and of 1 / (1 + e²).
@@ -132,7 +128,7 @@ PIXELS = Dataset(np.zeros((2, 1, 2, 3), np.uint8), np.array([[[0, 1, 255], [2, 2
 
 
 def test_of_images_every_pixel_is_a_target_and_an_ignored_one_counts_for_nothing() -> None:
-    objective = Objective(ignore_index=255, class_weights=(1.0, 2.0, 0.5))
+    objective = Objective(Job(ignore_index=255, class_weights=(1.0, 2.0, 0.5)))
     objective.check_labels(PIXELS)
     objective.check_fit(PIXELS, (2, 3, 2, 3))
     targets = objective.targets(PIXELS.labels)
@@ -148,7 +144,7 @@ def test_of_images_every_pixel_is_a_target_and_an_ignored_one_counts_for_nothing
 
 
 def test_an_ignored_label_is_never_right() -> None:
-    objective = Objective(ignore_index=1)
+    objective = Objective(Job(ignore_index=1))
     tally = objective.tally(0.0, np.array([[0, 1], [0, 1], [1, 0]], np.float32), np.array([1, 0, 0]))
     assert (tally.metrics, tally.count, tally.ignored) == ((1, 2), 3, 1)
 
@@ -157,11 +153,11 @@ def test_an_ignored_label_that_nobody_has_spoken_of_is_named() -> None:
     data = Dataset(np.zeros((3, 4), np.float32), np.array([0, -100, 1]), 2)
     with pytest.raises(DataError, match=r"label -100 at index 1: .* or ignore_index = -100, if such targets are not"):
         Objective().check_labels(data)
-    Objective(ignore_index=-100).check_labels(data)
+    Objective(Job(ignore_index=-100)).check_labels(data)
 
 
 def test_several_labels_each_hold_or_do_not() -> None:
-    objective = Objective("bce")
+    objective = Objective(Job(loss="bce"))
     data = Dataset(np.zeros((2, 4), np.float32), np.array([[1, 0, 1], [0, 0, 1]]), 2)
     objective.check_labels(data)
     objective.check_fit(data, (2, 3))
@@ -189,7 +185,7 @@ def test_the_weights_of_samples_are_those_of_their_targets() -> None:
 
 def test_weights_are_one_for_each_output() -> None:
     with pytest.raises(ModelError, match="class_weights has 2 numbers: expected 3, one for each output"):
-        Objective(class_weights=(1.0, 2.0)).check_fit(CLASSES, (2, 3))
+        Objective(Job(class_weights=(1.0, 2.0))).check_fit(CLASSES, (2, 3))
 
 
 def test_a_dictionary_of_targets_is_for_a_loss_of_ones_own() -> None:
@@ -198,14 +194,14 @@ def test_a_dictionary_of_targets_is_for_a_loss_of_ones_own() -> None:
     def loss(outputs: Tensor, targets: dict[str, NDArray[Any]]) -> tuple[Tensor, int]:
         return (outputs.sum(axis=1) * Tensor(targets["box"].sum(axis=1))).sum(), 3
 
-    objective = Objective("mine.py:loss", own=loss)
+    objective = Objective(Job(loss="mine.py:loss"), OwnCode(loss=loss))
     total, weight = objective.training_loss(Tensor(np.ones((2, 3), np.float32)), objective.targets(labels))
     assert (total.item(), weight) == (24.0, 3.0)
     assert objective.tally(total.data, np.ones((2, 3)), objective.targets(labels), weight) == Tally(24.0, 2, 0, 3.0)
 
 
 def test_a_count_that_is_none_is_refused() -> None:
-    objective = Objective("mine.py:loss", own=lambda outputs, targets: (outputs.sum(), -1))
+    objective = Objective(Job(loss="mine.py:loss"), OwnCode(loss=lambda outputs, targets: (outputs.sum(), -1)))
     with pytest.raises(ModelError, match=r"mine.py:loss returned the count -1.0: expected a finite number"):
         objective.training_loss(Tensor([[1.0]]), np.zeros(1, np.int64))
 
@@ -245,7 +241,7 @@ def test_the_mean_that_r2_is_measured_against_is_that_of_each_number() -> None:
 
 @pytest.mark.parametrize("class_weights", [(), (1.0, 3.0)])
 def test_weights_of_samples_do_not_count_where_a_label_is_ignored(class_weights: tuple[float, ...]) -> None:
-    objective = Objective(ignore_index=9, class_weights=class_weights)
+    objective = Objective(Job(ignore_index=9, class_weights=class_weights))
     targets = objective.targets(labels_with({"": np.array([0, 9, 1, 9])}, np.array([2.0, 0.5, 1.0, 4.0])))
     outputs = np.zeros((4, 2), np.float32)
     loss, weight = objective.training_loss(Tensor(outputs), targets)
@@ -258,7 +254,7 @@ def test_weights_of_samples_do_not_count_where_a_label_is_ignored(class_weights:
 
 @pytest.mark.parametrize("name", ["mse", "l1", "smooth-l1", "bce"])
 def test_numbers_of_each_pixel_are_compared_with_the_outputs_in_their_places(name: str) -> None:
-    objective, places = Objective(name), np.arange(12).reshape(2, 2, 3)
+    objective, places = Objective(Job(loss=name)), np.arange(12).reshape(2, 2, 3)
     kind = np.int64 if name == "bce" else np.float32
     data = Dataset(np.zeros((2, 1, 2, 3), np.uint8), (places % 2).astype(kind), 2 if name == "bce" else 0)
     objective.check_fit(data, (2, 2, 3))
@@ -286,7 +282,7 @@ def test_of_images_an_answer_is_right_in_its_place_alone() -> None:
 
 
 def test_what_a_label_weighs_where_it_holds() -> None:
-    objective, outputs = Objective("bce", class_weights=(2.0, 0.5)), np.array([[1.0, -1.0], [0.5, 2.0]], np.float32)
+    objective, outputs = Objective(Job(loss="bce", class_weights=(2.0, 0.5))), np.array([[1.0, -1.0], [0.5, 2.0]], np.float32)
     loss, weight = objective.training_loss(Tensor(outputs), objective.targets(np.array([[1, 0], [0, 1]])))
     holds, not_ = (np.log1p(np.exp(sign * outputs.astype(np.float64))) for sign in (-1, 1))
     assert loss.item() == pytest.approx(2 * holds[0, 0] + not_[0, 1] + not_[1, 0] + 0.5 * holds[1, 1], rel=1e-6)
@@ -304,28 +300,29 @@ def test_what_a_label_weighs_where_it_holds() -> None:
 )
 def test_a_loss_of_ones_own_that_is_none_is_named(own: Any, text: str) -> None:
     with pytest.raises(ModelError, match=f"^mine.py:loss {text}"):
-        Objective("mine.py:loss", own=own).training_loss(Tensor([[1.0, 2.0]]), np.zeros(1, np.int64))
+        Objective(Job(loss="mine.py:loss"), OwnCode(loss=own)).training_loss(Tensor([[1.0, 2.0]]), np.zeros(1, np.int64))
 
 
 def test_a_loss_of_ones_own_may_count_nothing() -> None:
-    objective = Objective("mine.py:loss", own=lambda outputs, targets: (outputs.sum(), 0))
+    objective = Objective(Job(loss="mine.py:loss"), OwnCode(loss=lambda outputs, targets: (outputs.sum(), 0)))
     assert objective.training_loss(Tensor([[1.0, 2.0]]), np.zeros(1, np.int64))[1] == 0.0
 
 
 def test_rows_of_one_hot_classes_are_told_how_to_become_classes() -> None:
+    own = Objective(Job(model="mine.py:net"))
     rows = Dataset(np.zeros((2, 4), np.float32), np.array([[0, 0, 1], [1, 0, 0]]), 2)
     with pytest.raises(ModelError, match=r"change the last layer; for one-hot rows, give \.argmax\(axis=1\)"):
-        Objective().check_fit(rows, (2, 3))
+        own.check_fit(rows, (2, 3))
     column = Dataset(np.zeros((2, 4), np.float32), np.array([[0], [1]]), 2)
     with pytest.raises(ModelError, match=r"or, as the labels are a column, \(n, 1\), give labels\[:, 0\]$"):
         Objective().check_fit(column, (2, 2))
     for data, shape in ((PLACES, (2, 3)), (rows, (2, 3, 4)), (CLASSES, (2, 4))):
         with pytest.raises(ModelError, match=r"change the last layer$"):
-            Objective().check_fit(data, shape)
+            own.check_fit(data, shape)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3), (2, 3, 4)])
 def test_weights_of_classes_are_as_many_wherever_the_classes_are(shape: tuple[int, ...]) -> None:
-    Objective(class_weights=(1.0, 2.0, 3.0)).check_fit(PLACES, shape)
+    Objective(Job(class_weights=(1.0, 2.0, 3.0))).check_fit(PLACES, shape)
     with pytest.raises(ModelError, match="class_weights has 4 numbers: expected 3, one for each output"):
-        Objective(class_weights=(1.0, 2.0, 3.0, 4.0)).check_fit(PLACES, shape)
+        Objective(Job(class_weights=(1.0, 2.0, 3.0, 4.0))).check_fit(PLACES, shape)

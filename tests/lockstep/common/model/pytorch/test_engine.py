@@ -9,6 +9,7 @@ import pytest
 
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import JobError, ModelError
+from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import DrawKey, Engine, Model
 from lockstep.common.model.source import open_model
@@ -173,7 +174,7 @@ class Net(nn.Module):
 
 def test_a_regression_has_the_sum_of_squares(tmp_path: Path) -> None:
     model = model_of(tmp_path, "def build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 2))\n")
-    engine, _, sums = bound(model, Objective("mse"))
+    engine, _, sums = bound(model, Objective(Job(loss="mse")))
     images, _ = batch()
     targets = np.ones((5, 2), np.float32)
     loss, outputs, _ = engine.forward(images, targets, KEY)
@@ -187,7 +188,7 @@ def test_label_smoothing_is_for_training_alone() -> None:
     model = open_model(f"{NETS}:lenet", 3)
     losses = []
     for smoothing in (0.0, 0.2):
-        engine, _, _ = bound(model, Objective(label_smoothing=smoothing))
+        engine, _, _ = bound(model, Objective(Job(label_smoothing=smoothing)))
         losses.append((engine.forward(*batch(), KEY).loss, engine.evaluate(*batch()).loss))
     assert losses[0][0] != losses[1][0]
     assert losses[0][1] == losses[1][1]

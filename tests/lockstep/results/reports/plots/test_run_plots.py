@@ -15,6 +15,7 @@ from lockstep.common.data.columns import Column
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError
 from lockstep.common.files.sanitize import cut
+from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.tally import Tally
 from lockstep.results.evaluation.assessment import Assessment
@@ -228,7 +229,7 @@ def test_answers_are_in_the_units_of_the_table() -> None:
     targets, outputs = np.array([[-1.0], [0.5], [2.0]], np.float32), np.array([[-0.5], [0.5], [1.5]], np.float32)
     dataset = Dataset(np.zeros((3, 2), np.float32), targets, 0)
     column = Column(name="price", mean=100.0, std=20.0)
-    found = Assessment(dataset, Tally(), outputs, Objective("mse"), columns=(column,))
+    found = Assessment(dataset, Tally(), outputs, Objective(Job(loss="mse")), columns=(column,))
     (axes,) = regression_outputs(found).axes
     line, points = axes.get_lines()
     assert (xs(points).tolist(), ys(points).tolist()) == ([80.0, 110.0, 140.0], [90.0, 110.0, 130.0])
