@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from lockstep.checking.simulation.jobs import data, jobs, load
+from lockstep.checking.simulation.jobs import data, jobs
 from lockstep.common.protocol.codec import Buffer, encode
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Weights, Welcome
@@ -82,7 +82,7 @@ class Employer:
         join = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
         state = WorkerState(ClientConfig(address="memory://", join=join, silence_s=600.0))
         client = self.network.client()
-        self.runner = worker_at(client, state, self.clock, load, self.said.append, dial=anywhere(self.network))
+        self.runner = worker_at(client, state, self.clock, data, self.said.append, dial=anywhere(self.network))
         self.runner.begin()
 
     def tell(self, *messages: list[Buffer]) -> None:

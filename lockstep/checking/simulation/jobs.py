@@ -1,11 +1,11 @@
 """Small jobs on small data, whose runs take milliseconds, with all that could depend on which worker computes."""
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.common import nn
 from lockstep.common.data.dataset import Dataset, TrainTest
@@ -39,11 +39,6 @@ def _noise(count: int, part: int, name: str) -> Dataset:
     if name == NUMBERS:
         return Dataset(images, rng.random((count, CLASSES)).astype(np.float32), 0)
     return Dataset(images, rng.integers(0, CLASSES, count).astype(np.int64), CLASSES)
-
-
-def load(name: str) -> TrainTest:
-    """Load the data of a job."""
-    return data(name)
 
 
 def _job(net: nn.Module, **values: Any) -> Job:
@@ -106,17 +101,9 @@ def jobs() -> dict[str, Job]:
         "long": _job(_wide(14_000), steps=4, momentum=0.0, wire="bfloat16"),
         "wide": _job(_wide(520), steps=5),
         "clipped": _job(_wide(520), steps=5, optimizer="adamw", clip_norm=0.1, wire="int8", wire_weights="bfloat16"),
-        **{name: _job(net(width), **values) for name, (net, width, values) in _TEAM_JOBS.items()},
-        **_rule_jobs(),
+        **_team_jobs(),
         **_local_jobs(),
     }
-
-
-def _rule_jobs() -> dict[str, Job]:
-    """Return a job of a team for each update rule that no other of its jobs has."""
-    net, width, values = _TEAM_JOBS["team-sevenths"]
-    have = {each.get("optimizer", "sgd") for _, _, each in _TEAM_JOBS.values()}
-    return {f"{TEAM}{name}": _job(net(width), **{**values, "optimizer": name}) for name in RULES if name not in have}
 
 
 def _local_jobs() -> dict[str, Job]:
@@ -155,97 +142,80 @@ def _local_jobs() -> dict[str, Job]:
     }
 
 
-#: The jobs whose steps a team makes by itself: a net, its width, and the values. Their vectors are cut into one to four
-#: slices.
-_TEAM_JOBS: dict[str, tuple[Callable[[int], nn.Module], int, dict[str, Any]]] = {
-    # More than an epoch, in which the rings run full if the server is slow.
-    "team-long": (
-        _wide,
-        1_700,
-        {"data": MANY, "global_batch": 2, "micro_batches": 2, "steps": 90, "schedule": "one-cycle"},
-    ),
-    "team-quick": (
-        _linear,
-        16,
-        {"data": MANY, "global_batch": 2, "micro_batches": 2, "steps": 120, "momentum": 0.0, "schedule": "step"},
-    ),
-    "team-sevenths": (
-        _noisy,
-        1_700,
-        {
-            "data": MANY,
-            "global_batch": 9,
-            "micro_batches": 7,
-            "steps": 20,
-            "optimizer": "adam",
-            "lr": 0.003,
-            "schedule": "exponential",
-            "wire": "float16",
-            "max_shift": 1,
-        },
-    ),
-    "team-clipped": (
-        _noisy,
-        3_300,
-        {
-            "data": MANY,
-            "global_batch": 10,
-            "micro_batches": 5,
-            "steps": 18,
-            "optimizer": "adamw",
-            "lr": 0.003,
-            "weight_decay": 0.1,
-            "clip_norm": 0.1,
-            "schedule": "cosine",
-            "warmup_steps": 4,
-            "wire_weights": "bfloat16",
-        },
-    ),
-    "team-numbers": (
-        _wide,
-        1_700,
-        {
-            "data": NUMBERS,
-            "loss": "mse",
-            "global_batch": 6,
-            "micro_batches": 3,
-            "steps": 26,
-            "optimizer": "rmsprop",
-            "lr": 0.001,
-            "schedule": "polynomial",
-            "nesterov": False,
-            "wire": "int8",
-            "validation_split": 0.2,
-            "clip_norm": 1.0,
-        },
-    ),
-    "team-rounded": (
-        _wide,
-        3_300,
-        {
-            "data": MANY,
-            "global_batch": 8,
-            "micro_batches": 6,
-            "steps": 20,
-            "wire": "bfloat16",
-            "nesterov": True,
-            "class_weights": (1.0, 2.5, 0.3),
-        },
-    ),
-    "team-one": (
-        _wide,
-        3_300,
-        {
-            "data": MANY,
-            "global_batch": 4,
-            "micro_batches": 1,
-            "steps": 30,
-            "validation_split": 0.1,
-            "clip_value": 0.01,
-            "ema_decay": 0.9,
-        },
-    ),
-}
+def _team_jobs() -> dict[str, Job]:
+    """Return the jobs whose steps a team makes by itself, one for each update rule among them.
+
+    Their vectors are cut into one to four slices.
+    """
+    found = {
+        # More than an epoch, in which the rings run full if the server is slow.
+        "team-long": _job(_wide(1_700), data=MANY, global_batch=2, micro_batches=2, steps=90, schedule="one-cycle"),
+        "team-quick": _job(
+            _linear(16), data=MANY, global_batch=2, micro_batches=2, steps=120, momentum=0.0, schedule="step"
+        ),
+        "team-sevenths": _job(
+            _noisy(1_700),
+            data=MANY,
+            global_batch=9,
+            micro_batches=7,
+            steps=20,
+            optimizer="adam",
+            lr=0.003,
+            schedule="exponential",
+            wire="float16",
+            max_shift=1,
+        ),
+        "team-clipped": _job(
+            _noisy(3_300),
+            data=MANY,
+            global_batch=10,
+            micro_batches=5,
+            steps=18,
+            optimizer="adamw",
+            lr=0.003,
+            weight_decay=0.1,
+            clip_norm=0.1,
+            schedule="cosine",
+            warmup_steps=4,
+            wire_weights="bfloat16",
+        ),
+        "team-numbers": _job(
+            _wide(1_700),
+            data=NUMBERS,
+            loss="mse",
+            global_batch=6,
+            micro_batches=3,
+            steps=26,
+            optimizer="rmsprop",
+            lr=0.001,
+            schedule="polynomial",
+            wire="int8",
+            validation_split=0.2,
+            clip_norm=1.0,
+        ),
+        "team-rounded": _job(
+            _wide(3_300),
+            data=MANY,
+            global_batch=8,
+            micro_batches=6,
+            steps=20,
+            wire="bfloat16",
+            nesterov=True,
+            class_weights=(1.0, 2.5, 0.3),
+        ),
+        "team-one": _job(
+            _wide(3_300),
+            data=MANY,
+            global_batch=4,
+            micro_batches=1,
+            steps=30,
+            validation_split=0.1,
+            clip_value=0.01,
+            ema_decay=0.9,
+        ),
+    }
+    others = [name for name in RULES if name not in {job.optimizer for job in found.values()}]
+    return found | {f"{TEAM}{name}": replace(found["team-sevenths"], optimizer=name) for name in others}
 
 
 @cache
@@ -257,7 +227,7 @@ def audited_job() -> Job:
 def job_named(name: str, steps: int | None) -> Job:
     """Return a job, with another number of steps if that is given."""
     job = audited_job() if name == AUDITED else jobs()[name]
-    return job if steps is None else msgspec.structs.replace(job, steps=steps)
+    return job if steps is None else replace(job, steps=steps)
 
 
 #: The job of `audited_job`.

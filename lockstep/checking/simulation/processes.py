@@ -13,7 +13,7 @@ from typing import Self
 import msgspec
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.jobs import load
+from lockstep.checking.simulation.jobs import data
 from lockstep.checking.simulation.strand import Killed
 from lockstep.checking.simulation.team import MICRO_BATCH_S, Hall, SimulatedMember, TickingFolder
 from lockstep.checking.simulation.world import Process, SimulatedShell
@@ -146,7 +146,7 @@ class Parts(msgspec.Struct, frozen=True):
     #: Decides which processes are restarted.
     supervisor: type[RunSupervisor] = RunSupervisor
     #: Number among all processes -> how that worker gets its data.
-    load: Callable[[int], Loader] = lambda number: load
+    load: Callable[[int], Loader] = lambda number: data
 
 
 class SimulatedRun(msgspec.Struct, frozen=True, kw_only=True):

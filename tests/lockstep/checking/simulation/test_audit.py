@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.jobs import AUDITED, data, load
+from lockstep.checking.simulation.jobs import AUDITED, data
 from lockstep.checking.simulation.oracle import SimulationOutcome, simulate
 from lockstep.checking.simulation.processes import Parts
 from lockstep.checking.simulation.scenario import Scenario, scenario_of
@@ -44,7 +44,7 @@ def faulty(number: int, name: str) -> TrainTest:
 
 def every_third(number: int) -> Loader:
     """Give one of three processes a faulty memory."""
-    return partial(faulty, number) if number % 3 == 2 else load
+    return partial(faulty, number) if number % 3 == 2 else data
 
 
 LYING = Parts(load=every_third)
