@@ -83,7 +83,7 @@ def open_run(
         data=describe(data, job),
         source=source.digest,
         model_files=source.digests(),
-        model_folder=model_folder if source.entries() else "",
+        model_folder=model_folder if source.files else "",
         fingerprint=msgspec.structs.replace(own, engine=evidence.engine, evidence=evidence.digest),
         targets=data.train.targets,
         guess=guess_of(objective, data),

@@ -24,9 +24,8 @@ from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.safetensors import write
 from lockstep.common.job.job import Job
-from lockstep.common.job.own_code import functions_of
 from lockstep.common.model.initial import INITIAL
-from lockstep.common.model.source import ModelSource, WantedSource, names_files, names_own_files, read_job_source
+from lockstep.common.model.source import ModelSource, WantedSource, code_of, read_job_source
 from lockstep.common.protocol.messages import NAME_LIMIT
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import wall_time
@@ -450,7 +449,7 @@ def recorded_source(folder: Path, job: Job) -> ModelSource:
     It is what the job names if that is still the same, and the run's own copy if not. `ModelError` if neither has the
     digest of the receipt.
     """
-    if not names_own_files(job):
+    if not code_of(job):
         return read_job_source(job)
     receipt = read_receipt(folder)
     wanted = WantedSource(
@@ -481,8 +480,8 @@ MOST_FILES = 4
 
 def demand_trust(folder: Path, source: ModelSource) -> None:
     """Raise `ModelError` if the source of the run in a folder is code that this user has not agreed to run."""
-    if source.entries() and not _is_trusted(source):
-        files = dict.fromkeys(str(each.root / place) for each in source.entries() for place in each.texts)
+    if source.files and not _is_trusted(source):
+        files = dict.fromkeys(str(each.root / place) for each in source.files.values() for place in each.texts)
         named, more = list(map(repr, files))[:MOST_FILES], len(files) - MOST_FILES
         where = ", ".join(named) + (f" and {more} more" if more > 0 else "")
         raise ModelError(
@@ -497,7 +496,7 @@ def job_of_file(path: Path, job: Job, given: Collection[str] = ()) -> Job:
     `given` are the values that do not come from the file. `ModelError` as of `trusted_source`. Other job files name
     what their writer wants to run.
     """
-    folder, code = path.parent, {*functions_of(job), *(["model"] if names_files(job.model) else [])}
+    folder, code = path.parent, code_of(job).keys()
     # Also a link that leads nowhere.
     mark = next((name for name in RECORDS if os.path.lexists(folder / name)), None)
     if code <= set(given) or mark is None:
@@ -507,8 +506,7 @@ def job_of_file(path: Path, job: Job, given: Collection[str] = ()) -> Job:
             f"{str(path)!r} is the job file of a run, because {mark!r} is next to it, and the run has no {RECEIPT}: "
             "its code cannot be trusted; if you wrote the job file, move it to another folder"
         )
-    source = trusted_source(folder, job)
-    named = {**({} if source.files is None else {"model": source.files}), **source.functions}
+    named = trusted_source(folder, job).files
     copies = {value: str(files) for value, files in named.items() if files.root.is_relative_to(folder / MODEL)}
     return msgspec.structs.replace(job, **copies)
 
@@ -523,7 +521,7 @@ def trust_source(source: ModelSource) -> None:
     """Add a model's files to the list of those that this user trusts on this machine; if it cannot be written, to
     those of this process.
     """
-    if not source.entries() or _is_trusted(source):
+    if not source.files or _is_trusted(source):
         return
     _trusted_here.add(_line(source))
     path = trusted_list()
@@ -548,7 +546,7 @@ def _is_trusted(source: ModelSource) -> bool:
 
 
 def _line(source: ModelSource) -> str:
-    names = ", ".join(f"{files.main}:{files.function}" for files in source.entries())
+    names = ", ".join(f"{files.main}:{files.function}" for files in source.files.values())
     return f"{source.digest}  {names}"
 
 

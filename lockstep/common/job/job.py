@@ -358,9 +358,9 @@ def default_micro_batches(global_batch: int, samples: int = LEAST_SAMPLES) -> in
     return 1 << max(1, min(MICRO_BATCHES, global_batch // samples)).bit_length() - 1
 
 
-def names_code(value: str | None) -> bool:
-    """Tell whether a value of a job names a function of the user."""
-    return value is not None and (":" in value or value.endswith(".py"))
+def names_code(value: object) -> bool:
+    """Tell whether a value of a job names a function of the user: of the library's, none does so."""
+    return isinstance(value, str) and (":" in value or value.endswith(".py"))
 
 
 def _told(value: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -59,6 +59,11 @@ def is_shared(top: str) -> bool:
     return top == "lockstep" or top in sys.stdlib_module_names
 
 
+def digests_of(texts: Mapping[str, bytes]) -> list[ModelFile]:
+    """Return files, given by their places, with their digests."""
+    return [ModelFile(place, hashlib.sha256(text).hexdigest()) for place, text in texts.items()]
+
+
 def differing(here: Sequence[ModelFile], there: Sequence[ModelFile]) -> str:
     """Return which files are not the same in two models, with both digests; empty if all are."""
     ours, theirs = ({file.place: file.sha256 for file in files} for files in (here, there))
@@ -91,7 +96,7 @@ class ModelFiles(msgspec.Struct, frozen=True):
 
     def digests(self) -> list[ModelFile]:
         """Return the files with their digests, the one with the function first."""
-        return [ModelFile(place, hashlib.sha256(text).hexdigest()) for place, text in self.texts.items()]
+        return digests_of(self.texts)
 
     @property
     def digest(self) -> str:

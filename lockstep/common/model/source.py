@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError, nearest
-from lockstep.common.job.job import SIZED, Job
+from lockstep.common.job.job import SIZED, Job, names_code
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import OwnCode, functions_of
 from lockstep.common.model.autograd import AutogradModel
@@ -33,6 +33,7 @@ from lockstep.common.model.files import (
     ModelFiles,
     differing,
     digest_of,
+    digests_of,
     is_shared,
     read_copy,
     read_model_files,
@@ -54,8 +55,16 @@ _TORCH_IMPORT = re.compile(
 #: How the package is called below which a model's files are modules, before the beginning of their digest.
 _PREFIX = "lockstep_model_"
 
+#: The value of a job that names its model.
+MODEL = "model"
+
 #: How the place of a file begins that belongs to a function that another value of the job names: that follows.
 MARK = "+"
+
+
+def _start_of(value: str) -> str:
+    """Return how the places of the files begin that belong to the function that a value of a job names."""
+    return "" if value == MODEL else f"{MARK}{value}/"
 
 
 @dataclass
@@ -144,11 +153,10 @@ def _importing(package: str, files: ModelFiles, places: Mapping[str, str]) -> Ca
 class ModelSource(msgspec.Struct, frozen=True):
     """The source of a model, as it was when it was read: nothing runs whose digest was not checked before."""
 
-    #: A description, or the name of a model of the library, if there are no files.
+    #: A description, or the name of a model of the library, if the model has no files.
     own: str | Mapping[str, Any] = ""
-    files: ModelFiles | None = None
-    #: The files of other functions that the job names, by the value that names each.
-    functions: Mapping[str, ModelFiles] = msgspec.field(default_factory=dict)
+    #: The files of each function of the user's own, by the value of the job that names it, that of the model first.
+    files: Mapping[str, ModelFiles] = msgspec.field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -158,41 +166,36 @@ class ModelSource(msgspec.Struct, frozen=True):
 
     def digests(self) -> list[ModelFile]:
         """Return all own files with their digests, the one with the model's function first."""
-        own = [] if self.files is None else self.files.digests()
-        for name, files in self.functions.items():
-            own += [replace_place(file, f"{MARK}{name}/{file.place}") for file in files.digests()]
-        return own
+        return digests_of(self.texts())
 
     def texts(self) -> dict[str, bytes]:
         """Return the same files by their places."""
-        own = {} if self.files is None else dict(self.files.texts)
-        for name, files in self.functions.items():
-            own |= {f"{MARK}{name}/{place}": text for place, text in files.texts.items()}
-        return own
-
-    def entries(self) -> list[ModelFiles]:
-        """Return the own files of each function, that of the model first."""
-        return [*([] if self.files is None else [self.files]), *self.functions.values()]
+        return {
+            f"{_start_of(value)}{place}": text
+            for value, files in self.files.items()
+            for place, text in files.texts.items()
+        }
 
     def own_code(self) -> OwnCode:
         """Return the functions that the job names next to its model; ModelError if there is no such function."""
-        found: dict[str, Any] = {name: _function_of(files, _run(files)) for name, files in self.functions.items()}
-        return OwnCode.of(found)
+        others = {value: files for value, files in self.files.items() if value != MODEL}
+        return OwnCode.of({value: _function_of(files, _run(files)) for value, files in others.items()})
 
     def build(self, seed: int) -> Model:
         """Build the model of a job with that seed; ModelError if it cannot be built or trained.
 
         The draws of the files from PyTorch's generator, or from ours, follow from the seed.
         """
-        if self.files is None:
+        files = self.files.get(MODEL)
+        if files is None:
             return AutogradModel(MODELS[self.own]() if isinstance(self.own, str) else build(self.own))
-        built = _called(self.files, seed)
+        built = _called(files, seed)
         if isinstance(built, Module):
             return _begun(AutogradModel(built), seed)
         if is_torch_module(built):
             return torch_model(built)
         raise ModelError(
-            f"{self.files} returned {built!r}: expected a Module; does the function end in `return model`?"
+            f"{files} returned {built!r}: expected a Module; does the function end in `return model`?"
         )
 
     def check_repeated(
@@ -324,22 +327,17 @@ def _function_of(files: ModelFiles, module: ModuleType) -> Callable[[], object]:
     raise ModelError(f"model file {str(files.path)!r} has no function {files.function!r}: {advice}")
 
 
-def names_files(model: str | Mapping[str, Any]) -> bool:
-    """Return whether a job's model is code in files, and not one of the library's or a description."""
-    return isinstance(model, str) and (":" in model or model.endswith(".py"))
-
-
-def names_own_files(job: Job) -> bool:
-    """Return whether anything of a job is code in files."""
-    return names_files(job.model) or bool(functions_of(job))
+def code_of(job: Job) -> dict[str, str]:
+    """Return all that a job names in files, by the value that names it: its model first."""
+    return {**({MODEL: str(job.model)} if names_code(job.model) else {}), **functions_of(job)}
 
 
 def read_model_source(model: str | Mapping[str, Any]) -> ModelSource:
     """Read what a model is built from, once; ModelError if there is nothing of that name. Runs nothing."""
     if not isinstance(model, str):
         return ModelSource(model)
-    if names_files(model):
-        return ModelSource(files=read_model_files(model))
+    if names_code(model):
+        return ModelSource(files={MODEL: read_model_files(model)})
     if model in SIZED:
         raise ModelError(f"model = {model!r} without data: expected a job whose data it can take the sizes from")
     if model not in MODELS:
@@ -353,8 +351,12 @@ def read_model_source(model: str | Mapping[str, Any]) -> ModelSource:
 
 def read_job_source(job: Job) -> ModelSource:
     """Read what a job's model is built from, and its other functions; ModelError as of `read_model_source`."""
-    functions = {value: read_model_files(name) for value, name in functions_of(job).items()}
-    return replace(read_model_source(job.model), functions=functions)
+    return _source_of(job, {value: read_model_files(name) for value, name in code_of(job).items()})
+
+
+def _source_of(job: Job, files: Mapping[str, ModelFiles]) -> ModelSource:
+    """Return the source of a job with these files, of which those of the model may be a copy."""
+    return replace(ModelSource() if MODEL in files else read_model_source(job.model), files=files)
 
 
 def default_numerics(texts: Iterable[bytes]) -> Numerics:
@@ -402,20 +404,19 @@ class WantedSource(msgspec.Struct, frozen=True, kw_only=True):
         raise ModelError(f"{reason}: {self.advice}")
 
     def _copied(self, copy: Path, job: Job) -> ModelSource:
-        of_model = [file for file in self.files if not file.place.startswith(MARK)]
-        own = ModelSource(files=_copy(copy, job.model, of_model)) if names_files(job.model) else None
-        functions = {value: self._function(copy, value, name) for value, name in functions_of(job).items()}
-        found = replace(own or read_model_source(job.model), functions=functions)
+        found = _source_of(job, {value: self._copy_of(copy, value, name) for value, name in code_of(job).items()})
         if found.digest != self.digest:
             raise ModelError(f"the copy of the model in {str(copy)!r} is not {self.owner}: {self.advice}")
         return found
 
-    def _function(self, copy: Path, value: str, name: str) -> ModelFiles:
-        start = f"{MARK}{value}/"
+    def _copy_of(self, copy: Path, value: str, name: str) -> ModelFiles:
+        start = _start_of(value)
         files = [
-            replace_place(file, file.place.removeprefix(start)) for file in self.files if file.place.startswith(start)
+            ModelFile(file.place.removeprefix(start), file.sha256)
+            for file in self.files
+            if (file.place.startswith(start) if start else not file.place.startswith(MARK))
         ]
-        return _copy(copy / start, name, files)
+        return read_copy(copy / start, name.rpartition(":")[2], files)
 
 
 def source_from_welcome(job: Job, digest: str, files: Sequence[ModelFile], folder: str) -> ModelSource:
@@ -428,15 +429,6 @@ def source_from_welcome(job: Job, digest: str, files: Sequence[ModelFile], folde
         owner="the server's",
         advice=f"copy the server's files to this machine: {names or 'it has none'}",
     ).read(job)
-
-
-def _copy(folder: Path, name: str | Mapping[str, Any], files: Sequence[ModelFile]) -> ModelFiles:
-    return read_copy(folder, str(name).rpartition(":")[2], files)
-
-
-def replace_place(file: ModelFile, place: str) -> ModelFile:
-    """Return a file at another place."""
-    return ModelFile(place, file.sha256)
 
 
 def torch_model(module: Any) -> Model:

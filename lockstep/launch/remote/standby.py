@@ -17,7 +17,7 @@ from rich.console import Console
 from lockstep.common.data.source import digest_of, load
 from lockstep.common.errors import DataError, LedElsewhereError, ModelError, NumericsError, RunError, UsageError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.model.source import names_files, read_model_source
+from lockstep.common.model.source import read_job_source
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.fingerprint import fingerprint_of
 from lockstep.common.protocol.messages import NAME_LIMIT, PROTOCOL_VERSION, StandbyAddress
@@ -161,12 +161,11 @@ def check_machine(folder: Path, state: StandbyState, say: Callable[[str], None])
         demand("cryptography", "signing", "a run whose results are signed")
     job, receipt = recorded_job(folder), read_receipt(folder)
     take_numerics(job.numerics)
-    if names_files(job.model):
-        with suppress(ModelError):
-            source = read_model_source(job.model)
-            # As a worker: a file that is here, and is the server's, belongs to this user.
-            if source.digest == receipt.model_source_sha256:
-                trust_source(source)
+    with suppress(ModelError):
+        source = read_job_source(job)
+        # As a worker: a file that is here, and is the server's, belongs to this user.
+        if source.digest == receipt.model_source_sha256:
+            trust_source(source)
     resumed_job(folder, {})
     _check_numerics(folder, receipt)
     DatasetCache(say=say).pack_again(folder, job.data)
