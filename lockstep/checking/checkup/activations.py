@@ -192,7 +192,7 @@ def check_activations(signals: Signals) -> list[Finding]:
 def _examine(call: ModuleCall, primitive: str, result: Array, samples: int) -> Finding | None:
     match primitive:
         case "relu" if result.ndim >= 2:
-            return _dead(call, result, samples)
+            return dead_units(call.named, result, samples)
         case "tanh":
             return _saturated(call, float(np.mean(np.abs(result) > _TANH_FLAT)), "-1 or 1")
         case "sigmoid":
@@ -201,13 +201,14 @@ def _examine(call: ModuleCall, primitive: str, result: Array, samples: int) -> F
             return None
 
 
-def _dead(call: ModuleCall, result: Array, samples: int) -> Finding | None:
+def dead_units(layer: str, result: Array, samples: int) -> Finding | None:
+    """Return a finding for a ReLU with this result, (n, units, ...), if most of its units are dead."""
     # A unit is a feature, or a whole feature map.
     others = tuple(axis for axis in range(result.ndim) if axis != 1)
     dead, units = int(np.count_nonzero(~(result > 0).any(axis=others))), result.shape[1]
     if dead <= MOST_DEAD * units:
         return None
-    return found("dead-relu", dead=dead, units=units, layer=call.named, samples=samples)
+    return found("dead-relu", dead=dead, units=units, layer=layer, samples=samples)
 
 
 def _saturated(call: ModuleCall, share: float, ends: str) -> Finding | None:

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
+from lockstep.checking.checkup.activations import dead_units
 from lockstep.checking.checkup.target import ExaminedData, Finding, found
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array
@@ -58,8 +59,8 @@ LOWER, HIGHER = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 #: The largest norm of the first gradient. In healthy nets it is below 20.
 LARGEST_GRADIENT = 1e3
 
-#: The share of a layer's ReLUs that may be dead, and of outputs that are exactly 0 if the last layer is not a ReLU.
-MOST_DEAD, ZEROS = 0.5, 0.02
+#: The share of outputs that may be exactly 0 if the last layer is not a ReLU.
+ZEROS = 0.02
 
 #: A loss is never this many times the sum of the first loss and of that of guessing, if the rate is good.
 OVERSHOOT = 5.0
@@ -221,13 +222,9 @@ def check_dead_units(subject: TrialSubject) -> Iterator[Finding]:
     images = subject.preparation.images(train.images[:LOOKED_AT])
     targets = subject.objective.targets(train.labels[:LOOKED_AT])
     for layer in engine.inspect(images, targets, DrawKey(subject.job.seed, 0, 0)).layers:
-        if layer.kind != "ReLU" or layer.output.ndim < 2:
-            continue
-        others = tuple(axis for axis in range(layer.output.ndim) if axis != 1)
-        dead, units = int(np.count_nonzero(~(layer.output > 0).any(axis=others))), layer.output.shape[1]
-        if dead > MOST_DEAD * units:
-            named = f"{layer.name} ({layer.kind})"
-            yield found("dead-relu", dead=dead, units=units, layer=named, samples=len(images))
+        if layer.kind == "ReLU" and layer.output.ndim >= 2:
+            finding = dead_units(f"{layer.name} ({layer.kind})", layer.output, len(images))
+            yield from [finding] if finding is not None else []
 
 
 def check_mixed_samples(subject: TrialSubject) -> Iterator[Finding]:

@@ -177,10 +177,6 @@ class Program:
             if isinstance(sink, Sink):
                 sink.observe(*own[batch].last)
 
-    def poison(self) -> None:
-        """Fill the memory of intermediate results with NaN, so that what the program does not compute is wrong."""
-        self._memory.fill(0xFF)
-
     def forward(self, shared: Sequence[Array]) -> list[CallList]:
         """Return the forward pass that reads `shared`, in the order of the tape."""
         emitter = self._emitter(shared, ())
@@ -398,7 +394,7 @@ def proven(
         return None
     sums = [np.full(tensor.shape, np.nan, tensor.dtype) for tensor in tensors]
     weights = [*(tensor.data for tensor in tensors), *frozen]
-    program.poison()
+    program._memory.fill(0xFF)  # NaN
     program.reseed(reseed)
     for index, array in enumerate(program.inputs):
         for place, batch in enumerate(batches):
