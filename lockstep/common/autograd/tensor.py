@@ -174,7 +174,7 @@ class Tensor:
             result, saved = result
         if type(result) is not np.ndarray:
             result = np.asarray(result)
-        tensor = _wrap(result, version_of(result, arrays, versions), None)
+        tensor = _wrap(result, version_of(result, arrays, versions))
         if recording.get() and parents.count(None) != len(parents):
             tensor._node = node = record(primitive, parents, options, result)
             if node is not None:
@@ -184,7 +184,7 @@ class Tensor:
     @staticmethod
     def _compare(ufunc: np.ufunc, *operands: Any) -> "Tensor":
         arrays = [operand._data if isinstance(operand, Tensor) else operand for operand in operands]
-        return _wrap(np.asarray(ufunc(*arrays)), Version(), None)
+        return _wrap(np.asarray(ufunc(*arrays)), Version())
 
     @property
     def data(self) -> Array:
@@ -334,7 +334,7 @@ class Tensor:
 
     def detach(self) -> "Tensor":
         """Return a tensor of the same memory and shape outside of the graph."""
-        return _wrap(self._data, self._version, None)
+        return _wrap(self._data, self._version)
 
     def numpy(self) -> Array:
         """Return the array itself, of the tensor's shape. Raises RuntimeError for a tensor that requires a gradient."""
@@ -655,12 +655,12 @@ class Tensor:
 apply = Tensor._apply
 
 
-def _wrap(array: Array, version: Version, node: Parent) -> Tensor:
-    """Return a tensor around an array that is known to be one."""
+def _wrap(array: Array, version: Version) -> Tensor:
+    """Return a tensor around an array that is known to be one, outside of the graph."""
     tensor = Tensor.__new__(Tensor)
     tensor._data = array
     tensor._version = version
-    tensor._node = node
+    tensor._node = None
     return tensor
 
 

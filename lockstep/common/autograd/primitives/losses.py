@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lockstep.common.autograd.primitives.elementwise import softplus
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
 from lockstep.common.autograd.primitives.softmax import shifted
 from lockstep.common.numerics import leaves
@@ -236,14 +237,8 @@ def _weighted_bce(logits: Array, target: Array, *, pos_weight: Array, reduction:
     """Return the mean of -(w t log σ(x) + (1 - t) log(1 - σ(x))), with a weight w for each place of the last axis."""
     _check_same(logits, target, "bce_with_logits")
     factor = 1 + (pos_weight.astype(logits.dtype, copy=False) - 1) * target
-    losses = (1 - target) * logits + factor * _softplus(-logits)
+    losses = (1 - target) * logits + factor * softplus.forward(-logits, 1.0)
     return _reduced(losses, losses.shape, reduction)
-
-
-def _softplus(x: Array) -> Array:
-    """Return log(1 + exp(x)), which does not overflow."""
-    result: Array = leaves.log1p(leaves.exp(-np.abs(x))) + np.maximum(x, 0)
-    return result
 
 
 def _weighted_bce_logits(
@@ -257,7 +252,7 @@ def _weighted_bce_logits(
 def _weighted_bce_target(
     gradient: Array, _: None, logits: Array, __: None, *, pos_weight: Array, reduction: str = "mean"
 ) -> Array:
-    result: Array = (pos_weight.astype(logits.dtype, copy=False) - 1) * _softplus(-logits) - logits
+    result: Array = (pos_weight.astype(logits.dtype, copy=False) - 1) * softplus.forward(-logits, 1.0) - logits
     return np.asanyarray(result * _spread(gradient, logits.size, reduction))
 
 
