@@ -4,7 +4,7 @@ The function runs once, as it always does, on arrays whose memory a tape knows. 
 the primitives as arrays that record their own use.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,9 +30,9 @@ from lockstep.common.autograd.tensor import Tensor
 class Capture(msgspec.Struct, frozen=True):
     """The calls of NumPy that a function of arrays consists of, and those of its backward pass."""
 
-    tape: Tape
-    #: How many of the calls are the forward pass.
-    forward: int
+    #: Those on which an output or a gradient depends, in their order, each with whether it is of the backward pass.
+    calls: list[tuple[Call, bool]]
+    memories: list[Memory]
     outputs: tuple[View, ...]
     #: For each tensor, whether a gradient reaches it.
     is_reached: tuple[bool, ...]
@@ -67,19 +67,20 @@ def capture(
     finally:
         for leaf, known in zip(leaves, before, strict=True):
             leaf.grad, leaf.buffer = known
-    return Capture(tape, forward, tuple(_computed(tape, result) for result in results), is_reached)
+    outputs = tuple(_computed(tape, result) for result in results)
+    return Capture(_needed(tape.calls, forward, outputs), tape.memories, outputs, is_reached)
 
 
-def needed(capture: Capture) -> Iterator[tuple[Call, bool]]:
-    """Yield the calls on which an output or a gradient depends, each with whether it is of the backward pass."""
-    wanted: set[Resource] = {view.memory for view in capture.outputs}
+def _needed(calls: Sequence[Call], forward: int, outputs: Sequence[View]) -> list[tuple[Call, bool]]:
+    """Return the calls of a capture, of which so many are the forward pass."""
+    wanted: set[Resource] = {view.memory for view in outputs}
     found = list[tuple[Call, bool]]()
-    for place, call in reversed(list(enumerate(capture.tape.calls))):
+    for place, call in reversed(list(enumerate(calls))):
         written = set(call.written())
         if written & wanted or any(isinstance(each, Memory) and each.kind is MemoryKind.GRADIENT for each in written):
             wanted.update(call.touched())
-            found.append((call, place >= capture.forward))
-    return reversed(found)
+            found.append((call, place >= forward))
+    return found[::-1]
 
 
 def _leaf_of(tensor: Tensor) -> Leaf:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from lockstep.common.autograd.capture import Capture, needed
+from lockstep.common.autograd.capture import Capture
 from lockstep.common.autograd.primitives.primitive import Array, Sink
 from lockstep.common.autograd.tape import Call, Memory, MemoryKind, Saved, View
 from lockstep.common.autograd.tensor import Tensor
@@ -122,7 +122,7 @@ class Program:
     def __init__(self, capture: Capture, count: int) -> None:
         """Make a program for so many batches."""
         self._count = count
-        calls = list(needed(capture))
+        calls = capture.calls
         uses = _uses([call for call, _ in calls])
         self._parts = list(_parts(calls, {memory: last for memory, (_, last) in uses.items() if _is_gradient(memory)}))
         self._products = _sole_products(call for call, _ in calls)
@@ -134,7 +134,7 @@ class Program:
         }
         self._memory, offsets = placed(own, count)
         self._bases = {memory: Base(self._memory, offset, memory.size) for memory, offset in offsets.items()}
-        self._memories = capture.tape.memories
+        self._memories = capture.memories
         given = [memory for memory in self._memories if memory.kind is MemoryKind.INPUT]
         self._inputs = {memory: Base(aligned(count * memory.size), step=memory.size) for memory in given}
         operands = [each for call, _ in calls for each in call.operands]

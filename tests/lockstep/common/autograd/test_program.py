@@ -233,11 +233,10 @@ def planted(kind: CallKind, function: Any, name: str, samples: int, width: int) 
     loss = Loss(nn.Sequential(nn.Linear(width, 10), nn.Softmax()))
     stack = batches(4, samples, width)
     captured = capture(loss, stack[0], loss.tensors)
-    calls = [
-        replace(call, function=function, kind=kind) if _name_of(call.function) == name else call
-        for call in captured.tape.calls
+    captured.calls[:] = [
+        (replace(call, function=function, kind=kind) if _name_of(call.function) == name else call, is_backward)
+        for call, is_backward in captured.calls
     ]
-    captured.tape.calls[:] = calls
     return proven(loss, captured, loss.tensors, stack)
 
 
