@@ -230,6 +230,9 @@ cross_entropy_gradient = LeafFunction(
     "cross_entropy_gradient", CallKind.ALONE, lambda scores, *_: np.empty(scores.shape, scores.dtype), indices=(1,)
 )
 
+#: `add_rows(gradient, indices, out=rows)`: each row of the gradient (uses, width) is added to that of (rows, width) that
+#: its index names, in order. Raises IndexError for an index that is not a row.
+add_rows = LeafFunction("add_rows", CallKind.ALONE, _no_memory, indices=(1,))
 
 #: All steps of a recurrent layer, and their gradients. They are bound; each array lies row after row. Both begin with
 #: x (steps, batch, features) and its weights (gates · hidden, features), and end with the length of each sequence
@@ -269,12 +272,3 @@ def bind_momentum(
         weights, old, out, new, momentum, weight_decay, is_nesterov
     )
     return bound
-
-
-def add_rows(gradient: Array, indices: Array, out: Array) -> None:
-    """Add each row of `gradient` (uses, width) to the row of `out` (rows, width) that its index names, in order.
-
-    Raises IndexError for an index that is not a row.
-    """
-    is_exact = own_numerics() == "portable" and out.dtype == gradient.dtype == np.float32
-    (KERNELS if is_exact else NUMPY)["add_rows"](gradient, indices, out)()

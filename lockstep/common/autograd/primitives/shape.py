@@ -150,9 +150,8 @@ def _embedding_weight(
     """Add up the gradients of each row, in the order in which it was used."""
     result = np.empty(shape, gradient.dtype) if out is None else out
     result.fill(0)
-    flat = indices.reshape(-1)
-    add_rows(gradient.reshape(flat.size, shape[1]), flat, result)
-    return result
+    flat = indices.reshape(-1).astype(np.int64, copy=False)
+    return add_rows(gradient.reshape(flat.size, shape[1]), flat, out=result)
 
 
 take = Primitive("index", _take, (_take_derivative,), keeps=True, reads=((),), is_opaque=True)

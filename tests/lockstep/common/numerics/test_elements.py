@@ -248,7 +248,7 @@ def test_rows_are_added_in_the_order_of_their_use(width: int, indices: list[int]
     rows = _usual(5, width, seed=1)
     expected = reference.add_rows(gradient, indices, rows)
     out = rows.copy() if is_flat else np.repeat(rows, 2, axis=1)[:, ::2]
-    leaves.add_rows(gradient, np.array(indices, np.int64), out)
+    leaves.add_rows(gradient, np.array(indices, np.int64), out=out)
     assert _same(out.copy(), expected)
 
 
@@ -256,7 +256,7 @@ def test_rows_are_added_in_the_order_of_their_use(width: int, indices: list[int]
 def test_an_index_that_is_not_a_row_is_refused(wrong: int) -> None:
     rows = np.zeros((5, 3), np.float32)
     with pytest.raises(IndexError, match="expected indices from 0 to the last row"):
-        leaves.add_rows(np.ones((2, 3), np.float32), np.array([1, wrong]), rows)
+        leaves.add_rows(np.ones((2, 3), np.float32), np.array([1, wrong]), out=rows)
     assert not rows.any()
 
 
