@@ -216,18 +216,8 @@ def _row_and_column(array: Array) -> tuple[int, int]:
 
 def _stack_step(array: Array) -> int | None:
     """Return how far apart the matrices of a stack are, None if not evenly."""
-    sizes, strides = array.shape[:-2], [stride // 4 for stride in array.strides[:-2]]
-    step: int | None = None
-    reach = 1
-    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
-        if size == 1:
-            continue
-        if step is None:
-            step = stride
-        elif stride != step * reach:
-            return None
-        reach *= size
-    return step or 0
+    axes = _coalesced(list(zip(array.shape[:-2], array.strides[:-2], strict=True)))
+    return None if len(axes) > 1 else sum(stride // 4 for _, stride in axes)
 
 
 def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> Instruction:
