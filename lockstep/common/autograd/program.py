@@ -141,6 +141,8 @@ class Program:
         self._own = {each: [_fresh(each) for _ in range(count)] for each in operands if isinstance(each, Own)}
         #: One array for each input, to be filled before each pass: the batches along the first axis.
         self.inputs = [base.stack(_whole_of(memory), count, memory.array.ndim) for memory, base in self._inputs.items()]
+        #: The number of segments, and whether random numbers are drawn on the way.
+        self.length, self.draws = len(self._parts), any(isinstance(each, Source) for each in self._own)
         #: One array for each output, with the batches along the first axis; valid until the next pass.
         self.outputs = [self._bases[view.memory].stack(view, count, len(view.shape)) for view in capture.outputs]
 
@@ -154,11 +156,6 @@ class Program:
     def nbytes(self) -> int:
         """The memory that it takes."""
         return self._memory.size + sum(base.array.size for base in self._inputs.values())
-
-    @property
-    def draws(self) -> bool:
-        """True if random numbers are drawn on the way."""
-        return any(isinstance(each, Source) for each in self._own)
 
     def reseed(self, reseed: Callable[[int], None]) -> None:
         """Call `reseed` with the number of each batch, and draw for it from what the sources then have.
@@ -191,11 +188,6 @@ class Program:
         assert not adds or self._count == 1
         emitter = self._emitter(shared, () if adds or self._count > 1 else gradients)
         return [self._segment(part, emitter, gradients, adds=adds) for part in self._parts if part.is_backward]
-
-    @property
-    def length(self) -> int:
-        """The number of segments."""
-        return len(self._parts)
 
     def _emitter(self, shared: Sequence[Array], gradients: Sequence[Array]) -> "_Emitter":
         given = {MemoryKind.SHARED: shared, MemoryKind.GRADIENT: gradients}

@@ -140,6 +140,8 @@ class StackedPass:
     unreached: Sequence[LayoutEntry]
     images: Array = field(init=False)
     targets: Array = field(init=False)
+    length: int = field(init=False)
+    draws: bool = field(init=False)
     #: The vectors of weights, and the index of the one that the next pass reads.
     _weights: Sequence[Vector] = ()
     _reads: int = 0
@@ -150,14 +152,7 @@ class StackedPass:
 
     def __post_init__(self) -> None:
         self.images, self.targets = self.program.inputs
-
-    @property
-    def length(self) -> int:
-        return self.program.length
-
-    @property
-    def draws(self) -> bool:
-        return self.program.draws
+        self.length, self.draws = self.program.length, self.program.draws
 
     def reseed(self, keys: Sequence[DrawKey]) -> None:
         self.program.reseed(lambda batch: self.module.reseed(*keys[batch]))

@@ -52,14 +52,10 @@ class OnePass(Protocol):
     images: Array
     #: and what its outputs are compared with.
     targets: Array
-
-    @property
-    def length(self) -> int:
-        """The number of times that a pass calls `between`."""
-
-    @property
-    def draws(self) -> bool:
-        """True if random numbers are drawn: then `reseed` is called before each pass."""
+    #: The number of times that a pass calls `between`.
+    length: int
+    #: Whether random numbers are drawn: then `reseed` is called before each pass.
+    draws: bool
 
     def reseed(self, keys: Sequence[DrawKey]) -> None:
         """Draw in the next pass as an engine does for micro-batches of these keys."""
