@@ -6,6 +6,7 @@ micro-batches of a step.
 
 import math
 from collections.abc import Callable, Sequence
+from operator import add
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.port import WARM_UP, Model
+from lockstep.common.numerics.sums import over_tree
 from lockstep.common.protocol.messages import Work
 from lockstep.worker.batches import Batches
 from lockstep.worker.gradient_sink import GradientSink, SendBucket
@@ -152,16 +154,10 @@ class Compute:
         Raises `NotFiniteError`, and `StoppedError` as `train`.
         """
         self._attempt.begin()
-        return self._evaluate(node, work)
-
-    def _evaluate(self, node: Node, work: Work) -> Tally:
-        if len(node) == 1:
-            self._attempt.count()
-            return self._evaluate_chunk(node.lo, work)
-        first, second = node.halves()
-        return self._evaluate(first, work) + self._evaluate(second, work)
+        return over_tree(len(node), lambda chunk: self._evaluate_chunk(chunk, work), add, node.lo)
 
     def _evaluate_chunk(self, chunk: int, work: Work) -> Tally:
+        self._attempt.count()
         images, targets = self.batches.chunk(work, chunk)
         loss, outputs, weight = self.engine.evaluate(images, targets)
         if not math.isfinite(loss):
