@@ -37,11 +37,6 @@ def add_blocks(blocks: Iterable[float]) -> float:
     return math.fsum(blocks)
 
 
-def squared_norm(vector: NDArray[np.float32]) -> float:
-    """Return the squared Euclidean norm of `vector`, from sums of squares in float64."""
-    return add_blocks(block_squares(vector))
-
-
 def scale_for(squared_norm: float, max_norm: float) -> float:
     """Return the factor, at most 1, that brings a gradient of this squared norm to `max_norm` > 0.
 

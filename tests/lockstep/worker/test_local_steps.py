@@ -20,7 +20,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.nn.module import Module
 from lockstep.common.numerics.random import Purpose, generator
-from lockstep.common.optim.clipping import scale_for, squared_norm
+from lockstep.common.optim.clipping import add_blocks, block_squares, scale_for
 from lockstep.common.optim.optimizers import Optimizer
 from lockstep.common.optim.schedules import OneCycle
 from lockstep.worker.compute import Compute
@@ -118,7 +118,7 @@ class Notebook:
             parameter.grad = mean = np.divide(parameter.grad, np.float32(count), dtype=np.float32)
             gradients.append(mean)
         if self.job.local_clip_norm is not None:
-            norm = sum(squared_norm(gradient.reshape(-1)) for gradient in gradients)
+            norm = sum(add_blocks(block_squares(gradient.reshape(-1))) for gradient in gradients)
             for gradient in gradients:
                 gradient *= np.float32(scale_for(norm, self.job.local_clip_norm))
 

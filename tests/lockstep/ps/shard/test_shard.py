@@ -12,7 +12,7 @@ from lockstep.common.aggregation.slices import FRAME, Slice, slices_for
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.job.optimizer import UpdatePolicy
 from lockstep.common.numerics.random import Purpose, generator
-from lockstep.common.optim.clipping import BLOCK, add_blocks, scale_for, squared_norm
+from lockstep.common.optim.clipping import BLOCK, add_blocks, block_squares, scale_for
 from lockstep.common.optim.rules import CHUNK, AdamRule, Rule, SGDRule, SlotSets
 from lockstep.common.optim.schedules import Constant, Cosine
 from lockstep.ps.shard.shard import Shard
@@ -58,7 +58,7 @@ def test_an_update_is_the_optimizers_on_the_mean(rule: Rule, clip_norm: float | 
         mean = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / np.float32(37)
         gradient: Vector = mean[:TRAINED].astype(np.float32)
         if clip_norm is not None:
-            gradient *= np.float32(scale_for(squared_norm(gradient), clip_norm))
+            gradient *= np.float32(scale_for(add_blocks(block_squares(gradient)), clip_norm))
         new = np.empty_like(weights[:TRAINED])
         rule.update(weights[:TRAINED], gradient, SlotSets(state), step, Cosine(0.5, steps=10).rate(step), new)
         weights[:TRAINED] = new
@@ -251,7 +251,7 @@ def test_any_number_of_shards_comes_to_the_same_bits(clip_norm: float | None) ->
 
 def test_a_shard_alone_clips_by_itself() -> None:
     (weights, *sums) = vectors(5)
-    for scale in (None, scale_for(squared_norm(sums_of(sums)[:TRAINED] / np.float32(4)), 0.25)):
+    for scale in (None, scale_for(add_blocks(block_squares(sums_of(sums)[:TRAINED] / np.float32(4))), 0.25)):
         shard = Shard((weights.copy(), weights.copy()), policy_of(SGDRule(), clip_norm=0.25), micro_batches=4)
         add(shard, sums)
         shard.update(0, 4, scale)
