@@ -152,7 +152,7 @@ def _tried(
     If a parameter gets no gradient from it, the other micro-batches of the first step are computed as well.
     """
     batch = micro_batch_to_try(job, data, is_here=not options.ship_data)
-    evidence = source.check_repeated(model, job.seed, objective, *batch, initial.taken)
+    evidence = source.check_repeated(model, objective, *batch, initial.taken)
     metric_sums = objective.metrics.size(0)
     if job.metrics or (objective.kind is LossKind.OWN and not evidence.engine):
         metric_sums = len(try_objective(model, objective, *batch).metrics)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lockstep.common.errors import LockstepError
+from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.source import read_model_source
 from lockstep.common.numerics.random import Purpose, generator
@@ -41,7 +42,7 @@ def outcome_of_layer(layer: str) -> str:
     images = generator(6, Purpose.SIMULATE).standard_normal((4, 1, 28, 28), dtype=np.float32)
     try:
         source = read_model_source(f"{LAYERS}:{layer.replace(', ', '_')}")
-        source.check_repeated(source.build(3), 3, Objective(), images, np.arange(4))
+        source.check_repeated(source.build(3), Objective(Job(seed=3)), images, np.arange(4))
     except LockstepError as error:
         return str(error).replace(f"{LAYERS}:{layer}", "the function")
     return ""

@@ -22,6 +22,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import CallList, Program, proven, run
 from lockstep.common.autograd.tape import UntapeableError
 from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import LossSum, Objective
 from lockstep.common.model.port import (
     WARM_UP,
@@ -30,6 +31,7 @@ from lockstep.common.model.port import (
     Evidence,
     Inspection,
     LayerOutput,
+    Model,
     OnFinal,
     Outcome,
     adopted,
@@ -118,8 +120,27 @@ class AutogradModel:
         found: Array = taken(outputs).data
         return found
 
-    def evidence(self, objective: Objective, images: Array, targets: Array) -> Evidence:
+    def evidence(
+        self, objective: Objective, images: Array, targets: Array, again: Callable[[], Model] | None = None
+    ) -> Evidence:
+        if again is not None and (self.own_values or self.layout.frozen):
+            other = again()
+            assert isinstance(other, AutogradModel)
+            self._check_same_values(other)
         return Evidence()
+
+    def _check_same_values(self, other: "AutogradModel") -> None:
+        """Raise `ModelError` with the first value that the model's function sets to something else each time."""
+        here, there = ({name: each.tobytes() for name, each in model.own_values.items()} for model in (self, other))
+        names = [name for name in (*here, *there) if here.get(name) != there.get(name)]
+        frozen = zip(self.layout.frozen, other.layout.frozen, strict=True)
+        names += [one.name for one, another in frozen if one.sha256 != another.sha256]
+        if names:
+            raise ModelError(
+                f"the model has other initial values when it is built again: {names[0]!r} differs; expected the same "
+                "each time, so that the run can be repeated: set them from a generator with a fixed seed, such as "
+                "numpy.random.default_rng(0)"
+            )
 
     def engine(self, objective: Objective) -> "AutogradEngine":
         return AutogradEngine(self.module, self.layout, objective, self.warm_up)

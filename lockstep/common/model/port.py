@@ -155,7 +155,7 @@ class Engine(Protocol):
         """
 
     def one_pass(self, count: int, samples: int, batches: Callable[[], Sequence[Batch]]) -> OnePass | None:
-        """Return what computes so many micro-batches of so many samples at once, and adds their gradients over the tree.
+        """Return what computes so many micro-batches of so many samples at once, with gradients added over the tree.
 
         None if they have to be computed one by one. `batches` returns them, for which the weights of the moment are
         used: an engine may try with them.
@@ -217,8 +217,14 @@ class Model(Protocol):
     def outputs(self, images: Array) -> Array:
         """Return the outputs of the model in evaluation mode, with the values that it has now."""
 
-    def evidence(self, objective: Objective, images: Array, targets: Array) -> Evidence:
-        """Compute a micro-batch with the first weights; `ModelError` if the model's bits cannot be repeated."""
+    def evidence(
+        self, objective: Objective, images: Array, targets: Array, again: Callable[[], "Model"] | None = None
+    ) -> Evidence:
+        """Compute a micro-batch with the first weights; `ModelError` if the model's bits cannot be repeated.
+
+        `again` builds the model once more: that has to have the same values, and the same results after another
+        micro-batch.
+        """
 
     def engine(self, objective: Objective) -> Engine:
         """Return what computes with this model; it has to be bound to vectors first."""

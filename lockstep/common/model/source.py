@@ -201,7 +201,6 @@ class ModelSource(msgspec.Struct, frozen=True):
     def check_repeated(
         self,
         model: Model,
-        seed: int,
         objective: Objective,
         images: Array,
         targets: Array,
@@ -209,27 +208,15 @@ class ModelSource(msgspec.Struct, frozen=True):
     ) -> Evidence:
         """Return a model's evidence, of a micro-batch; ModelError if it is another one when it is built again.
 
-        It has to have the same values then, which are not changed here but for the frozen ones that it has adopted
-        of `taken`, and the same results after another micro-batch. Other errors as of `Model.evidence`.
+        The model has adopted `taken`. Other errors as of `Model.evidence`.
         """
-        if isinstance(model, AutogradModel):
-            if model.own_values or model.layout.frozen:
-                self._check_own_values(model, seed, taken)
-            return model.evidence(objective, images, targets)
-        from lockstep.common.model.pytorch.model import check_equal, check_order
 
-        again = self.build(seed)
-        again.adopt(taken)
-        check_equal(model, again)
-        evidence = model.evidence(objective, images, targets)
-        check_order(model, again, objective, images, targets)
-        return evidence
+        def again() -> Model:
+            built = self.build(objective.job.seed)
+            built.adopt(taken)
+            return built
 
-    def _check_own_values(self, model: AutogradModel, seed: int, taken: Mapping[str, Array]) -> None:
-        again = self.build(seed)
-        again.adopt(taken)
-        assert isinstance(again, AutogradModel)
-        _check_same_values(model, again)
+        return model.evidence(objective, images, targets, again)
 
 
 def _begun(model: AutogradModel, seed: int) -> AutogradModel:
@@ -237,27 +224,6 @@ def _begun(model: AutogradModel, seed: int) -> AutogradModel:
     if model.layout.frozen:
         model.initialize(seed)
     return model
-
-
-def _check_same_values(model: AutogradModel, again: AutogradModel) -> None:
-    """Raise `ModelError` with the first value that the function of a model of ours sets to something else each time."""
-    here, there = model.own_values, again.own_values
-    names = [name for name in (*here, *there) if not _is_same(here.get(name), there.get(name))]
-    names += [
-        one.name
-        for one, other in zip(model.layout.frozen, again.layout.frozen, strict=True)
-        if one.sha256 != other.sha256
-    ]
-    if names:
-        raise ModelError(
-            f"the model has other initial values when it is built again: {names[0]!r} differs; expected the same each "
-            "time, so that the run can be repeated: set them from a generator with a fixed seed, such as "
-            "numpy.random.default_rng(0)"
-        )
-
-
-def _is_same(one: Array | None, other: Array | None) -> bool:
-    return one is not None and other is not None and one.tobytes() == other.tobytes()
 
 
 def _called(files: ModelFiles, seed: int) -> object:

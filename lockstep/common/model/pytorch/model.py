@@ -1,6 +1,6 @@
 """A `torch.nn.Module` as a run's model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -34,8 +34,6 @@ class TorchModel:
         self._look_at_frozen()
         #: The module's own values, whatever an engine has bound it to.
         self._own = [(parameter, parameter.data) for _, parameter in self.structure.parameters]
-        #: The trial of `evidence`.
-        self.tried: Trial | None = None
         self._averages = [(each, getattr(each.layer, each.buffer)) for each in self.structure.statistics]
 
     @property
@@ -115,9 +113,18 @@ class TorchModel:
     def engine(self, objective: Objective) -> TorchEngine:
         return TorchEngine(self._module, self.structure, objective)
 
-    def evidence(self, objective: Objective, images: Array, targets: Array) -> Evidence:
-        self.tried = self.trial(objective)
-        return self.tried.evidence(images, targets)
+    def evidence(
+        self, objective: Objective, images: Array, targets: Array, again: Callable[[], Model] | None = None
+    ) -> Evidence:
+        other = None if again is None else again()
+        assert isinstance(other, TorchModel | None)
+        if other is not None:
+            check_equal(self, other)
+        trial = self.trial(objective)
+        found = trial.evidence(images, targets)
+        if other is not None:
+            other.trial(objective).check_order(images, targets, trial)
+        return found
 
     def trial(self, objective: Objective) -> Trial:
         """Return what tries the model with its own values."""
@@ -137,10 +144,8 @@ class TorchModel:
         self._module.eval()
 
 
-def check_equal(model: Model, again: Model) -> None:
+def check_equal(model: TorchModel, again: TorchModel) -> None:
     """Raise `ModelError` with the first thing in which a model differs from one that was built again."""
-    assert isinstance(model, TorchModel)
-    assert isinstance(again, TorchModel)
     for one, other in zip_longest(_values(model), _values(again)):
         if one != other:
             name, _ = one or other
@@ -149,17 +154,6 @@ def check_equal(model: Model, again: Model) -> None:
                 "since every worker builds it: draw only from PyTorch's default generator, which is seeded before, and "
                 "change no parameter or buffer in a forward or a hook"
             )
-
-
-def check_order(model: Model, again: Model, objective: Objective, images: Array, targets: Array) -> None:
-    """Raise `ModelError` if a model that was built again has other results of a micro-batch after another one.
-
-    `evidence` of the first must have been called with the same micro-batch.
-    """
-    assert isinstance(model, TorchModel)
-    assert isinstance(again, TorchModel)
-    assert model.tried is not None
-    again.trial(objective).check_order(images, targets, model.tried)
 
 
 def _values(model: TorchModel) -> Iterator[tuple[str, tuple[object, bytes]]]:

@@ -17,6 +17,7 @@ from lockstep.common.aggregation.layout import gather, layout_of
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.errors import FileFormatError, JobError, ModelError
 from lockstep.common.files.safetensors import read, write
+from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.model.initial import read_weights
@@ -286,7 +287,7 @@ def test_what_counts_as_set(tmp_path: Path, line: str, is_kept: bool) -> None:
     first = model.layout.read(model.first_weights(4))["3.weight"]
     assert np.array_equal(first, built) is is_kept
     assert list(model.own_values) == (["3.weight", "3.bias"] if "load" in line else ["3.weight"]) * is_kept
-    source.check_repeated(model, 4, Objective(), np.ones((2, 784), np.float32), np.zeros(2, np.int64))
+    source.check_repeated(model, Objective(Job(seed=4)), np.ones((2, 784), np.float32), np.zeros(2, np.int64))
 
 
 def test_values_that_are_others_each_time_are_refused(tmp_path: Path) -> None:

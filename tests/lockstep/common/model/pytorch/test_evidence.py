@@ -144,8 +144,9 @@ def test_a_planted_model_is_found(tmp_path: Path, what: str) -> None:
 def tried(tmp_path: Path) -> tuple[Any, Any]:
     """Return a trial of a net, and what it computed first."""
     model: Any = model_of(tmp_path, NET.format(made="pass", done="pass"))
-    evidence_of(model)
-    return model.tried, model.tried.first
+    trial = model.trial(Objective())
+    trial.evidence(*batch())
+    return trial, trial.first
 
 
 def test_what_is_compared_is_what_was_computed(tmp_path: Path) -> None:

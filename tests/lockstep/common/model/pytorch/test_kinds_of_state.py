@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lockstep.common.errors import ModelError
+from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.source import read_model_source
 from tests.lockstep.common.model.pytorch.jobs import batch, model_file
@@ -96,4 +97,4 @@ def test_state_of_each_kind_is_found(tmp_path: Path, kind: str, way: str) -> Non
     text = NET.format(made=made, get=get, put=put, seen=seen, change=change)
     source: Any = read_model_source(model_file(tmp_path, text))
     with pytest.raises(ModelError, match=r"keeps state of its own|is not repeatable|is another one"):
-        source.check_repeated(source.build(3), 3, Objective(), *batch())
+        source.check_repeated(source.build(3), Objective(Job(seed=3)), *batch())

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lockstep.common.errors import ModelError
+from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.source import read_model_source
 from lockstep.common.protocol.run_options import RunOptions
@@ -333,7 +334,7 @@ def test_what_a_net_keeps_or_reads_is_found(tmp_path: Path, what: str) -> None:
     text = NET.format(top=top, init=init, extra=extra, body=body)
     source: Any = read_model_source(model_file(tmp_path, text))
     with pytest.raises(ModelError, match=r"keeps state of its own|is not repeatable"):
-        source.check_repeated(source.build(3), 3, Objective(), *batch())
+        source.check_repeated(source.build(3), Objective(Job(seed=3)), *batch())
 
 
 def test_a_switch_that_each_forward_turns_is_found_before_a_run(tmp_path: Path) -> None:
@@ -356,4 +357,4 @@ PLAIN = {
 def test_a_net_whose_result_does_not_follow_them_is_allowed(tmp_path: Path, what: str) -> None:
     top, init, extra = PLAIN[what]
     source: Any = read_model_source(model_file(tmp_path, NET.format(top=top, init=init, extra=extra, body="pass")))
-    assert source.check_repeated(source.build(3), 3, Objective(), *batch()).digest
+    assert source.check_repeated(source.build(3), Objective(Job(seed=3)), *batch()).digest

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lockstep.common.errors import ModelError
+from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.source import open_model, read_model_source
 from tests.lockstep.common.model.pytorch.jobs import NAMES, NETS, batch, model_file, model_of
@@ -209,14 +210,14 @@ def test_what_is_kept_of_the_first_samples_is_found(tmp_path: Path, way: str) ->
     text, place = FIRST_ONLY[way]
     source = read_model_source(model_file(tmp_path, text))
     with pytest.raises(ModelError, match=f"in '{place}': the gradient .* another micro-batch before"):
-        source.check_repeated(source.build(3), 3, Objective(), *batch())
+        source.check_repeated(source.build(3), Objective(Job(seed=3)), *batch())
 
 
 def test_what_is_kept_of_one_sample_is_found_since_another_one_is_made_of_it(tmp_path: Path) -> None:
     text, place = FIRST_ONLY["first samples"]
     source = read_model_source(model_file(tmp_path, text))
     with pytest.raises(ModelError, match=f"in '{place}'"):
-        source.check_repeated(source.build(3), 3, Objective(), *batch(1))
+        source.check_repeated(source.build(3), Objective(Job(seed=3)), *batch(1))
 
 
 def test_what_is_kept_of_the_first_tokens_is_found(tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ class Net(nn.Module):
     source = read_model_source(model_file(tmp_path, text))
     tokens = np.arange(12, dtype=np.int32).reshape(4, 3) % 7
     with pytest.raises(ModelError, match="in '_first'"):
-        source.check_repeated(source.build(3), 3, Objective(), tokens, np.arange(4))
+        source.check_repeated(source.build(3), Objective(Job(seed=3)), tokens, np.arange(4))
 
 
 #: State that only grows: after samples with the same maximum, and the same values, it is what it was.
@@ -261,7 +262,7 @@ def test_what_only_grows_is_found(tmp_path: Path, what: str, scale: float) -> No
     with pytest.raises(
         ModelError, match=r"keeps state of its own from one call to the next, in '(top|range|low|seen)'"
     ):
-        source.check_repeated(source.build(3), 3, Objective(), images * np.float32(scale), labels)
+        source.check_repeated(source.build(3), Objective(Job(seed=3)), images * np.float32(scale), labels)
 
 
 def test_a_set_of_tokens_is_found(tmp_path: Path) -> None:
@@ -277,7 +278,8 @@ class Net(nn.Module):
 """
     source = read_model_source(model_file(tmp_path, text))
     with pytest.raises(ModelError, match="in 'seen'"):
-        source.check_repeated(source.build(3), 3, Objective(), np.array([[1, 7], [7, 1]], np.int32), np.arange(2))
+        tokens = np.array([[1, 7], [7, 1]], np.int32)
+        source.check_repeated(source.build(3), Objective(Job(seed=3)), tokens, np.arange(2))
 
 
 def test_an_object_that_cannot_be_looked_into_is_named_by_its_effect(tmp_path: Path) -> None:
@@ -288,7 +290,7 @@ def test_an_object_that_cannot_be_looked_into_is_named_by_its_effect(tmp_path: P
     )
     source = read_model_source(model_file(tmp_path, text))
     with pytest.raises(ModelError, match=r"not repeatable: .*; '_all' is a Compress, which cannot be looked into"):
-        source.check_repeated(source.build(3), 3, Objective(), *batch())
+        source.check_repeated(source.build(3), Objective(Job(seed=3)), *batch())
 
 
 ALLOWED = {
@@ -304,13 +306,13 @@ ALLOWED = {
 @pytest.mark.parametrize("what", ALLOWED)
 def test_what_changes_no_result_is_allowed(tmp_path: Path, what: str) -> None:
     source = read_model_source(model_file(tmp_path, ALLOWED[what]))
-    assert source.check_repeated(source.build(3), 3, Objective(), *batch()).digest
+    assert source.check_repeated(source.build(3), Objective(Job(seed=3)), *batch()).digest
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ordinary_nets_are_allowed(name: str) -> None:
     source = read_model_source(f"{NETS}:{name}")
-    assert source.check_repeated(source.build(3), 3, Objective(), *batch()).digest
+    assert source.check_repeated(source.build(3), Objective(Job(seed=3)), *batch()).digest
 
 
 VIEWS = {
