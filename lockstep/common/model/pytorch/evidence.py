@@ -234,7 +234,21 @@ class Trial:
         return tuple(name for name, parameter in parameters if id(parameter) not in used)
 
     def _computed(self, images: Array, targets: Array) -> Repetition:
-        return _repeated(self._engine, self.module, self.weights, images, targets)
+        engine, weights, sums = self._engine, self.weights, self.structure.layout.new_vector()
+        before = weights.tobytes()
+        engine.bind([weights], [sums])
+        try:
+            loss, outputs, _ = engine.forward(images, targets, _KEY)
+            kept = outputs.tobytes()
+            engine.backward(None)
+            evaluated = engine.evaluate(images, targets).outputs.tobytes()
+        except RuntimeError as error:
+            raise _refusal(error) from error
+        search = StateSearch.of(self.module)
+        if weights.tobytes() != before:
+            place = int(np.flatnonzero(weights.view(np.uint32) != np.frombuffer(before, np.uint32))[0])
+            raise changed(self.structure.layout.name_at(place))
+        return Repetition(np.float64(loss).tobytes(), kept, sums, evaluated, search.found, search.opaque)
 
     def _difference(self, first: Repetition, second: Repetition) -> str | None:
         """Return the first thing in which two results differ, in words."""
@@ -249,24 +263,6 @@ class Trial:
             if one != other:
                 return what
         return None
-
-
-def _repeated(engine: TorchEngine, module: Any, weights: Vector, images: Array, targets: Array) -> Repetition:
-    before, sums = weights.tobytes(), engine.layout.new_vector()
-    engine.bind([weights], [sums])
-    try:
-        loss, outputs, _ = engine.forward(images, targets, _KEY)
-        kept = outputs.tobytes()
-        engine.backward(None)
-        evaluated = engine.evaluate(images, targets).outputs.tobytes()
-    except RuntimeError as error:
-        raise _refusal(error) from error
-    search = StateSearch.of(module)
-    one = Repetition(np.float64(loss).tobytes(), kept, sums, evaluated, search.found, search.opaque)
-    if weights.tobytes() != before:
-        place = int(np.flatnonzero(weights.view(np.uint32) != np.frombuffer(before, np.uint32))[0])
-        raise changed(engine.layout.name_at(place))
-    return one
 
 
 def _refusal(error: RuntimeError) -> ModelError:
