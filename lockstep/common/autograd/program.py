@@ -134,7 +134,7 @@ class Program:
         }
         self._memory, offsets = placed(own, count)
         self._bases = {memory: Base(self._memory, offset, memory.size) for memory, offset in offsets.items()}
-        self._memories = capture.memories
+        self._memories, self._is_reached = capture.memories, capture.is_reached
         given = [memory for memory in self._memories if memory.kind is MemoryKind.INPUT]
         self._inputs = {memory: Base(aligned(count * memory.size), step=memory.size) for memory in given}
         operands = [each for call, _ in calls for each in call.operands]
@@ -182,12 +182,15 @@ class Program:
     def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[CallList]:
         """Return the backward pass that reads `shared` and writes sums into `gradients`, in the order of the tape.
 
-        If it adds, which a program for one batch can, its gradients are added to the values of the arrays; one that
-        nothing reaches stays in any case.
+        Where nothing reaches, it writes zeros. If it adds, which a program for one batch can, its gradients are added
+        to the values of the arrays.
         """
         assert not adds or self._count == 1
         emitter = self._emitter(shared, () if adds or self._count > 1 else gradients)
-        return [self._segment(part, emitter, gradients, adds=adds) for part in self._parts if part.is_backward]
+        made = [self._segment(part, emitter, gradients, adds=adds) for part in self._parts if part.is_backward]
+        unreached = (each for each, is_reached in zip(gradients, self._is_reached, strict=True) if not is_reached)
+        made[0][0].extend(partial(each.fill, 0) for each in unreached if not adds)
+        return made
 
     def _emitter(self, shared: Sequence[Array], gradients: Sequence[Array]) -> "_Emitter":
         given = {MemoryKind.SHARED: shared, MemoryKind.GRADIENT: gradients}

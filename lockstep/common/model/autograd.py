@@ -9,7 +9,6 @@ import numpy as np
 
 from lockstep.common.aggregation.layout import (
     Binding,
-    LayoutEntry,
     ParameterLayout,
     gather,
     layout_of,
@@ -157,8 +156,6 @@ class StackedPass:
     program: Program
     module: Module
     layout: ParameterLayout
-    #: The parameters that no gradient reaches.
-    unreached: Sequence[LayoutEntry]
     images: Array = field(init=False)
     targets: Array = field(init=False)
     length: int = field(init=False)
@@ -225,9 +222,6 @@ class StackedPass:
             between()
 
         run(self._segments_for(sums, adds=adds), end)
-        if not adds:
-            for entry in self.unreached:
-                entry.view(sums).fill(0.0)
 
     def _segments_for(self, sums: Vector, *, adds: bool) -> list[CallList]:
         known = self._backward.setdefault((self._reads, adds), [])
@@ -298,10 +292,7 @@ class StackedPasses:
             return None
         if program is None:
             return None
-        entries = zip(self._layout.parameters, captured.is_reached, strict=True)
-        made = StackedPass(
-            program, self._module, self._layout, [each for each, is_reached in entries if not is_reached]
-        )
+        made = StackedPass(program, self._module, self._layout)
         made.bind(self._weights)
         return made
 
