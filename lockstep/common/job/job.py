@@ -414,17 +414,25 @@ def _check_updates(job: Job) -> None:
             f"weight_decay = {job.weight_decay!r} with optimizer = {_told(job.optimizer)}: expected 0, since a rule of "
             "your own has its hyperparameters in its code"
         )
-    if job.min_lr > job.lr:
-        raise JobError(f"min_lr = {job.min_lr!r} is above lr = {job.lr!r}: expected at most as much")
+
+
+def _check_steps(job: Job, local: str = "") -> None:
+    """Raise `JobError` if the values of the steps of a job contradict each other, or with a prefix, its local steps."""
+    nesterov, optimizer, momentum, min_lr, lr = (
+        getattr(job, f"{local}{name}") for name in ("nesterov", "optimizer", "momentum", "min_lr", "lr")
+    )
+    if nesterov and (optimizer != "sgd" or momentum == 0.0):
+        raise JobError(
+            f"{local}nesterov = true with {local}optimizer = {optimizer!r} and {local}momentum = {momentum!r}: "
+            f"expected sgd with momentum above 0; set both or remove {local}nesterov"
+        )
+    if min_lr > lr:
+        raise JobError(f"{local}min_lr = {min_lr!r} is above {local}lr = {lr!r}: expected at most as much")
 
 
 def check(job: Job) -> Job:
     """Return the job; `JobError` if two of its values contradict each other."""
-    if job.nesterov and (job.optimizer != "sgd" or job.momentum == 0.0):
-        raise JobError(
-            f"nesterov = true with optimizer = {job.optimizer!r} and momentum = {job.momentum!r}: "
-            "expected sgd with momentum above 0; set both or remove nesterov"
-        )
+    _check_steps(job)
     if job.initial_partial and job.initial is None:
         raise JobError("initial_partial = true without initial: expected initial = 'FILE', the weights to start from")
     if job.hidden is not None and isinstance(job.model, str) and job.model not in SIZED:
@@ -537,15 +545,7 @@ def _check_local_steps(job: Job) -> None:
                 f"{name} = {value!r} with {steps}: it sends differences of weights, and not gradients; "
                 f"set local_{name} instead"
             )
-    if job.local_min_lr > job.local_lr:
-        raise JobError(
-            f"local_min_lr = {job.local_min_lr!r} is above local_lr = {job.local_lr!r}: expected at most as much"
-        )
-    if job.local_nesterov and (job.local_optimizer != "sgd" or job.local_momentum == 0.0):
-        raise JobError(
-            f"local_nesterov = true with local_optimizer = {job.local_optimizer!r} and local_momentum = "
-            f"{job.local_momentum!r}: expected sgd with momentum above 0; set both or remove local_nesterov"
-        )
+    _check_steps(job, "local_")
 
 
 def _without_folder(value: str) -> str:
