@@ -9,10 +9,32 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from lockstep.common.aggregation.tree import Node
 from lockstep.common.numerics.random import Purpose, generator
-from lockstep.common.numerics.sums import first_not_finite, halved_sum, halved_sums
+from lockstep.common.numerics.sums import first_not_finite, halved_sum, halved_sums, over_tree
 
 ROWS = arrays(np.float64, st.tuples(st.integers(0, 4), st.integers(0, 40)), elements=st.floats(-1e300, 1e300))
+
+
+def of_halves(node: Node) -> str:
+    return str(node.lo) if len(node) == 1 else "({} {})".format(*map(of_halves, node.halves()))
+
+
+@pytest.mark.parametrize("first", [0, 8])
+@pytest.mark.parametrize("count", range(1, 18))
+def test_values_are_added_over_the_tree_each_as_late_as_possible(count: int, first: int) -> None:
+    asked = list[int]()
+
+    def value(place: int) -> str:
+        asked.append(place)
+        return str(place)
+
+    def add(left: str, right: str) -> str:
+        assert right.rstrip(")").endswith(str(asked[-1]))
+        return f"({left} {right})"
+
+    assert over_tree(count, value, add, first) == of_halves(Node(first, first + count))
+    assert asked == [*range(first, first + count)]
 
 
 def by_hand(row: list[float]) -> float:
