@@ -208,8 +208,8 @@ class Objective:
             raise ModelError(f"{self.job.loss} returned the count {weight!r}: expected a finite number of at least 0")
         if not hasattr(total, "shape"):
             raise ModelError(
-                f"{self.job.loss} returned {total!r} as the sum of the losses: expected a tensor with one number, which "
-                "has a gradient; remove .item() or float()"
+                f"{self.job.loss} returned {total!r} as the sum of the losses: expected a tensor with one number, "
+                "which has a gradient; remove .item() or float()"
             )
         if total.shape not in ((), (1,)):
             raise ModelError(
@@ -297,8 +297,8 @@ class Objective:
             problem = _misfit(rows)
         if problem:
             raise ModelError(
-                f"metrics has {name!r} with loss = {self.job.loss!r}, and the targets are {problem}: expected what a loss "
-                f"by name takes, as {loss!r}; or give a function of outputs and targets that returns a sum and a count"
+                f"metrics has {name!r} with loss = {self.job.loss!r}, and the targets are {problem}: expected what a "
+                f"loss by name takes, as {loss!r}; or give a function of outputs and targets that returns a sum and a count"
             )
         return rows
 
@@ -419,7 +419,8 @@ class Objective:
                 advice = f"; or, as no label is below {data.values.min()}, count classes from 0"
             raise ModelError(
                 f"the model turns 2 samples of shape {data.sample_shape} into an array of shape {output_shape}: "
-                f"expected {fitting[0]}, one number for each of {classes} classes{_other_outputs(data, self.job)}{advice}"
+                f"expected {fitting[0]}, one number for each of {classes} classes"
+                f"{_other_outputs(data, self.job)}{advice}"
             )
         self._check_weights(output_shape[-1 if output_shape[1:-1] == labels else 1])
 

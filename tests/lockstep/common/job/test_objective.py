@@ -282,7 +282,8 @@ def test_of_images_an_answer_is_right_in_its_place_alone() -> None:
 
 
 def test_what_a_label_weighs_where_it_holds() -> None:
-    objective, outputs = Objective(Job(loss="bce", class_weights=(2.0, 0.5))), np.array([[1.0, -1.0], [0.5, 2.0]], np.float32)
+    objective = Objective(Job(loss="bce", class_weights=(2.0, 0.5)))
+    outputs = np.array([[1.0, -1.0], [0.5, 2.0]], np.float32)
     loss, weight = objective.training_loss(Tensor(outputs), objective.targets(np.array([[1, 0], [0, 1]])))
     holds, not_ = (np.log1p(np.exp(sign * outputs.astype(np.float64))) for sign in (-1, 1))
     assert loss.item() == pytest.approx(2 * holds[0, 0] + not_[0, 1] + not_[1, 0] + 0.5 * holds[1, 1], rel=1e-6)

@@ -17,8 +17,9 @@ def test_shards_cut_at_blocks_give_the_norm_of_the_whole(size: int, cuts: list[i
     vector = np.random.default_rng(seed).normal(size=size).astype(np.float32)
     bounds = sorted({0, *(min(cut * BLOCK, size) for cut in cuts), size})
     shards = [block_squares(vector[low:high]) for low, high in itertools.pairwise(bounds)]
-    assert add_blocks(np.concatenate([np.empty(0), *shards])) == add_blocks(block_squares(vector))
-    assert add_blocks(block_squares(vector)) == pytest.approx(math.fsum(float(value) ** 2 for value in vector), rel=1e-13)
+    whole = add_blocks(block_squares(vector))
+    assert add_blocks(np.concatenate([np.empty(0), *shards])) == whole
+    assert whole == pytest.approx(math.fsum(float(value) ** 2 for value in vector), rel=1e-13)
 
 
 @pytest.mark.parametrize("offset", [1, 3, 5])
