@@ -68,9 +68,9 @@ def open_run(
     source = source or read_job_source(job)
     check_rule(job, code := source.own_code())
     objective = Objective(job, code)
-    model = _built(job, data, options, source, objective, code)
+    model = _built(data, options, source, objective)
     initial = _initial(job, model, model_folder)
-    evidence, metric_sums = _tried(job, data, options, source, model, objective, initial)
+    evidence, metric_sums = _tried(data, options, source, model, objective, initial)
     plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
     info = RunInfo(
         run=run,
@@ -110,15 +110,14 @@ def _own_fingerprint(job: Job, options: RunOptions) -> Fingerprint:
     return fingerprint_of(own_numerics())
 
 
-def _built(
-    job: Job, data: TrainTest, options: RunOptions, source: ModelSource, objective: Objective, code: OwnCode
-) -> Model:
+def _built(data: TrainTest, options: RunOptions, source: ModelSource, objective: Objective) -> Model:
     """Return the model, which takes the samples of the data, and has enough values for all servers."""
+    job = objective.job
     objective.check_labels(data.train, data.class_names)
     model = source.build(job.seed)
     if not model.layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
-    if (transform := transform_of(job, code)) is not None and not options.ship_data:
+    if (transform := transform_of(job, objective.own)) is not None and not options.ship_data:
         one = np.zeros(1, np.int64)
         transform.check(data.train.images.take(one, axis=0), data.train.labels.take(one, axis=0))
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
@@ -139,7 +138,6 @@ def _initial(job: Job, model: Model, model_folder: str) -> InitialWeights:
 
 
 def _tried(
-    job: Job,
     data: TrainTest,
     options: RunOptions,
     source: ModelSource,
@@ -151,6 +149,7 @@ def _tried(
 
     If a parameter gets no gradient from it, the other micro-batches of the first step are computed as well.
     """
+    job = objective.job
     batch = micro_batch_to_try(job, data, is_here=not options.ship_data)
     evidence = source.check_repeated(model, objective, *batch, initial.taken)
     metric_sums = objective.metrics.size(0)
@@ -163,13 +162,13 @@ def _tried(
             "kinds of machines"
         )
     if evidence.unused:
-        evidence = evidence._replace(unused=_unused_in_step(job, data, model, objective, initial.vector))
+        evidence = evidence._replace(unused=_unused_in_step(data, model, objective, initial.vector))
     return evidence, metric_sums
 
 
-def _unused_in_step(job: Job, data: TrainTest, model: Model, objective: Objective, weights: Vector) -> tuple[str, ...]:
+def _unused_in_step(data: TrainTest, model: Model, objective: Objective, weights: Vector) -> tuple[str, ...]:
     """Return the names of the parameters that no micro-batch of the first step has a gradient of."""
-    engine = model.engine(objective)
+    job, engine = objective.job, model.engine(objective)
     engine.bind([weights], [model.layout.new_vector()])
     unused = dict.fromkeys(each.name for each in model.layout.parameters)
     for number in range(job.local_batches):
