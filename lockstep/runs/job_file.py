@@ -6,7 +6,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import resources
@@ -210,10 +210,10 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
 
 
 def _default_numerics(job: Job) -> Numerics:
-    texts: Iterable[bytes] = ()
+    texts = list[bytes]()
     with suppress(ModelError):  # it is raised again where the model is needed
-        files = read_model_source(job.model).files
-        texts = () if files is None else files.texts.values()
+        for files in read_model_source(job.model).files.values():
+            texts += files.texts.values()
     return default_numerics(texts)
 
 

@@ -154,7 +154,8 @@ class Compute:
         Raises `NotFiniteError`, and `StoppedError` as `train`.
         """
         self._attempt.begin()
-        return over_tree(len(node), lambda chunk: self._evaluate_chunk(chunk, work), add, node.lo)
+        tally: Tally = over_tree(len(node), lambda chunk: self._evaluate_chunk(chunk, work), add, node.lo)
+        return tally
 
     def _evaluate_chunk(self, chunk: int, work: Work) -> Tally:
         self._attempt.count()

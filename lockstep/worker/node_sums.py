@@ -306,7 +306,8 @@ def gradient_sums(
 
 def _added(values: Sequence[float]) -> float:
     """Return the sum of the micro-batches' values over the tree."""
-    return over_tree(len(values), values.__getitem__, add)
+    added: float = over_tree(len(values), values.__getitem__, add)
+    return added
 
 
 def not_finite(engine: Engine, micro_batch: int, images: Array, key: DrawKey | None) -> NotFiniteError:

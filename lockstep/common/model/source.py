@@ -194,9 +194,7 @@ class ModelSource(msgspec.Struct, frozen=True):
             return _begun(AutogradModel(built), seed)
         if is_torch_module(built):
             return torch_model(built)
-        raise ModelError(
-            f"{files} returned {built!r}: expected a Module; does the function end in `return model`?"
-        )
+        raise ModelError(f"{files} returned {built!r}: expected a Module; does the function end in `return model`?")
 
     def check_repeated(
         self,

@@ -470,11 +470,15 @@ def layer(*, repeatable: bool) -> Callable[[_Layer], _Layer]:
         if not kind.__module__.startswith("lockstep.common.nn.layers.") or kind.__name__ in LAYERS:
             raise TypeError(f"{kind!r} cannot be registered: expected a layer of this library with a name of its own")
         LAYERS[kind.__name__] = kind
-        if repeatable:
-            _REPEATABLE.add(kind)
-        return kind
+        return repeats(kind) if repeatable else kind
 
     return register
+
+
+def repeats(kind: _Layer) -> _Layer:
+    """Promise of a module what `layer` says of a repeatable one."""
+    _REPEATABLE.add(kind)
+    return kind
 
 
 def arguments_of(module: Module) -> dict[str, Any]:

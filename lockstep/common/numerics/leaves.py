@@ -230,8 +230,8 @@ cross_entropy_gradient = LeafFunction(
     "cross_entropy_gradient", CallKind.ALONE, lambda scores, *_: np.empty(scores.shape, scores.dtype), indices=(1,)
 )
 
-#: `add_rows(gradient, indices, out=rows)`: each row of the gradient (uses, width) is added to that of (rows, width) that
-#: its index names, in order. Raises IndexError for an index that is not a row.
+#: `add_rows(gradient, indices, out=rows)`: each row of the gradient (uses, width) is added to that of (rows, width)
+#: that its index names, in order. Raises IndexError for an index that is not a row.
 add_rows = LeafFunction("add_rows", CallKind.ALONE, _no_memory, indices=(1,))
 
 #: All steps of a recurrent layer, and their gradients. They are bound; each array lies row after row. Both begin with

@@ -300,8 +300,9 @@ def test_what_a_label_weighs_where_it_holds() -> None:
     ],
 )
 def test_a_loss_of_ones_own_that_is_none_is_named(own: Any, text: str) -> None:
+    objective = Objective(Job(loss="mine.py:loss"), OwnCode(loss=own))
     with pytest.raises(ModelError, match=f"^mine.py:loss {text}"):
-        Objective(Job(loss="mine.py:loss"), OwnCode(loss=own)).training_loss(Tensor([[1.0, 2.0]]), np.zeros(1, np.int64))
+        objective.training_loss(Tensor([[1.0, 2.0]]), np.zeros(1, np.int64))
 
 
 def test_a_loss_of_ones_own_may_count_nothing() -> None:

@@ -239,7 +239,7 @@ def test_the_source_of_that_digest_is_taken_from_where_it_is(tmp_path: Path) -> 
     write(tmp_path, texts)
     write(copy, texts)
     source, alone = wanted(tmp_path, copy), wanted(tmp_path, None)
-    assert source.read(Job(model=model)).files == read_model_files(model)
+    assert source.read(Job(model=model)).files == {"model": read_model_files(model)}
     (tmp_path / "helpers.py").write_text("WIDTH = 8")
     assert source.read(Job(model=model)).build(0).layout.size == 4 * 7
     with pytest.raises(ModelError, match=r"is not the run's \('helpers\.py': SHA-256 .*… here, .*… there\): find it"):

@@ -277,8 +277,8 @@ class Net(nn.Module):
         return self.table(x).mean(1) * len(self.seen)
 """
     source = read_model_source(model_file(tmp_path, text))
+    tokens = np.array([[1, 7], [7, 1]], np.int32)
     with pytest.raises(ModelError, match="in 'seen'"):
-        tokens = np.array([[1, 7], [7, 1]], np.int32)
         source.check_repeated(source.build(3), Objective(Job(seed=3)), tokens, np.arange(2))
 
 
