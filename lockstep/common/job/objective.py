@@ -200,8 +200,8 @@ class Objective:
             total, count = self.own.loss(outputs, given)
         except Exception as error:
             raise ModelError(
-                f"{self.job.loss} raised {type(error).__name__}: {' '.join(str(error).split())}: expected a function of "
-                "outputs and targets that returns two numbers, the sum of the losses and what it is divided by"
+                f"{self.job.loss} raised {type(error).__name__}: {' '.join(str(error).split())}: expected a function "
+                "of outputs and targets that returns two numbers, the sum of the losses and what it is divided by"
             ) from error
         weight = float(count)
         if not 0.0 <= weight < np.inf:
@@ -298,7 +298,8 @@ class Objective:
         if problem:
             raise ModelError(
                 f"metrics has {name!r} with loss = {self.job.loss!r}, and the targets are {problem}: expected what a "
-                f"loss by name takes, as {loss!r}; or give a function of outputs and targets that returns a sum and a count"
+                f"loss by name takes, as {loss!r}; or give a function of outputs and targets that returns a sum and a "
+                "count"
             )
         return rows
 
