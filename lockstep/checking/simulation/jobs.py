@@ -179,6 +179,14 @@ def _team_jobs() -> dict[str, Job]:
             warmup_steps=4,
             wire_weights="bfloat16",
         ),
+        **_team_jobs_of_options(),
+    }
+    others = [name for name in RULES if name not in {job.optimizer for job in found.values()}]
+    return found | {f"{TEAM}{name}": replace(found["team-sevenths"], optimizer=name) for name in others}
+
+
+def _team_jobs_of_options() -> dict[str, Job]:
+    return {
         "team-numbers": _job(
             _wide(1_700),
             data=NUMBERS,
@@ -214,8 +222,6 @@ def _team_jobs() -> dict[str, Job]:
             ema_decay=0.9,
         ),
     }
-    others = [name for name in RULES if name not in {job.optimizer for job in found.values()}]
-    return found | {f"{TEAM}{name}": replace(found["team-sevenths"], optimizer=name) for name in others}
 
 
 @cache

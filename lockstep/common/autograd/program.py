@@ -182,8 +182,8 @@ class Program:
     def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[CallList]:
         """Return the backward pass that reads `shared` and writes sums into `gradients`, in the order of the tape.
 
-        Where nothing reaches, it writes zeros. If it adds, which a program for one batch can, its gradients are added
-        to the values of the arrays.
+        Gradients that nothing reaches are zeros. If it adds, which a program for one batch can, its gradients are
+        added to the values of the arrays.
         """
         assert not adds or self._count == 1
         emitter = self._emitter(shared, () if adds or self._count > 1 else gradients)

@@ -70,7 +70,7 @@ class Objective:
 
     @cached_property
     def _weights(self) -> Array | None:
-        """What each class weighs; of several labels, what each weighs where it holds. None if all weigh 1."""
+        """The weight of each class; of several labels, that of each where it holds. None if all weigh 1."""
         return np.array(self.job.class_weights, np.float32) if self.job.class_weights else None
 
     @cached_property

@@ -155,7 +155,7 @@ class ModelSource(msgspec.Struct, frozen=True):
 
     #: A description, or the name of a model of the library, if the model has no files.
     own: str | Mapping[str, Any] = ""
-    #: The files of each function of the user's own, by the value of the job that names it, that of the model first.
+    #: The files of each function that a user wrote, by the value of the job that names it: those of the model first.
     files: Mapping[str, ModelFiles] = msgspec.field(default_factory=dict)
 
     @property
