@@ -166,9 +166,9 @@ def test_an_installed_package_is_found_without_all_that_is_installed_beside_it(t
     write(site, {"models/__init__.py": "", "models/net.py": f"import numpy\nfrom .sizes import WIDTH\n{NET}"})
     write(site, {"models/sizes.py": "WIDTH = 7", "numpy.py": "raise ValueError"})
     program = (
-        "from lockstep.common.model.source import read_model_source\n"
-        "found = read_model_source('models.net:build')\n"
-        "assert list(found.files.texts) == ['models/net.py', 'models/__init__.py', 'models/sizes.py'], found.files\n"
+        "from lockstep.common.model.files import read_model_files\n"
+        "texts = read_model_files('models.net:build').texts\n"
+        "assert list(texts) == ['models/net.py', 'models/__init__.py', 'models/sizes.py'], texts\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:] = [{str(ROOT)!r}, *sys.path, {str(site)!r}]\n{program}"],
