@@ -71,15 +71,6 @@ def test_a_worker_is_welcomed_with_all_that_it_must_know() -> None:
     assert "worker 0 (host host, pid 1) joined" in said(effects)
 
 
-def test_ranks_are_given_in_the_order_of_joining_and_never_again() -> None:
-    drive = Drive()
-    drive.join(1)
-    drive.leave(1)
-    (welcome,) = messages(drive.join(2))
-    assert isinstance(welcome, Welcome)
-    assert welcome.rank == 1
-
-
 def test_a_doubled_join_is_ignored() -> None:
     drive = Drive()
     drive.join(1)

@@ -6,7 +6,7 @@ import pytest
 from lockstep.common.aggregation.tree import Node, TreeSum
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import Eviction, Lease, Result
+from lockstep.common.protocol.messages import Eviction, Lease
 from lockstep.ps.coordinator.effects import Finish, RecordEpoch, Send, UpdateWeights
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.coordinator.transitions import RunPhase
@@ -105,33 +105,6 @@ def test_a_doubled_result_is_ignored() -> None:
     assert drive.send(1, result) == []
     assert drive.counted == [result.node()]
     assert drive.coordinator.membership.members[peer_of(1)].samples == result.count
-
-
-def test_sums_that_nobody_asked_for_are_not_added() -> None:
-    drive = Drive(facts_of(min_workers=2))
-    drive.enter(1, 2)
-    asked = drive.leases[2][0]
-    assert drive.send(1, result_of(asked)) == []
-    assert drive.counted == []
-    drive.answer(2)
-    assert drive.counted == [result_of(asked).node()]
-
-
-@pytest.mark.parametrize(("lo", "hi"), [(0, 3), (1, 3), (0, 5), (3, 3), (4, 2), (0, 2**31)])
-def test_a_result_that_is_no_node_is_ignored(lo: int, hi: int) -> None:
-    drive = Drive()
-    drive.enter(1)
-    odd = Result(work="train", step=0, lo=lo, hi=hi, loss_sum=0.0, count=1, compute_s=0.0)
-    assert drive.send(1, odd) == []
-
-
-@pytest.mark.parametrize("step", [0, 2])
-def test_a_result_of_another_step_is_ignored(step: int) -> None:
-    drive = Drive()
-    drive.enter(1)
-    drive.finish_round()
-    odd = Result(work="train", step=step, lo=0, hi=4, loss_sum=0.0, count=4, compute_s=0.0)
-    assert drive.send(1, odd) == []
 
 
 def test_a_strangers_result_is_not_applied_and_it_is_told_to_join_anew() -> None:
