@@ -308,8 +308,12 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
             demand_unused(path)
     bring_home(folder)
     if not has_begun(folder):
+        named = f"{str(folder)!r} holds no run to resume"
+        if _is_abandoned(folder):
+            anew = f"--run-dir {shlex.quote(str(folder))}"
+            raise JobError(f"{named}: it was killed before it had begun; begin it anew, with {anew}")
         why = ", because `lockstep share` leaves checkpoints out" if folder.is_file() else ""
-        raise JobError(f"{str(folder)!r} holds no run to resume{why}: expected a run folder, with its {JOB}")
+        raise JobError(f"{named}{why}: expected a run folder, with its {JOB}")
     check_records(folder)
     # A resumed run waits for other workers than it began with.
     values = {key: value for key, value in _recorded_values(folder).items() if key != "min_workers"}

@@ -206,6 +206,9 @@ def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="holds no run to resume"):
         resumed_job(tmp_path, {})
     assert finished(tmp_path) is None
+    (tmp_path / "job.toml").touch()
+    with pytest.raises(JobError, match="was killed before it had begun; begin it anew, with --run-dir"):
+        resumed_job(tmp_path, {})
 
 
 @pytest.mark.parametrize(("job", "run_dir"), [(Path("a.toml"), None), (None, Path("new"))])
