@@ -246,7 +246,9 @@ class RunSupervisor:
 
     def _standby_ended(self, now: float) -> None:
         """Restart the standby, as the server if it has led the run: the old server's term is over."""
-        if self.processes.look().standby_leads:
+        files = self.processes.look()
+        # After a run, its folder is that of a leader too.
+        if files.standby_leads and not files.has_result:
             self.processes.stop(SERVER)
             return self._follow_standby(now)
         delay_s = self.places.restart(STANDBY, now)

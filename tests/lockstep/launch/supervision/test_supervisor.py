@@ -276,8 +276,9 @@ def test_a_standby_that_has_died_is_restarted_and_not_followed_meanwhile(end: Pr
     assert (deaths(scene.ended(SERVER, end=KILLED)) == FOLLOWED) is is_back
 
 
-def test_a_standby_whose_run_is_over_is_not_restarted() -> None:
-    scene = Scene(CAN_LEAD, standby=True).served()
+@pytest.mark.parametrize("files", [CAN_LEAD, msgspec.structs.replace(LEADS, has_result=True)])
+def test_a_standby_whose_run_is_over_is_not_restarted(files: FilesSeen) -> None:
+    scene = Scene(files, standby=True).served()
     assert scene.ended(STANDBY, end=DONE) == []
     assert starts(scene.after(STEADY_S)) == []
     assert deaths(scene.ended(SERVER, end=KILLED)) != FOLLOWED
