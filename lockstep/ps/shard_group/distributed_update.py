@@ -110,8 +110,12 @@ class GatheredWeights:
     #: The optimizer's slots, each as long as the trained part of the weights.
     state: dict[str, Vector]
     updates: int
-    #: Elements of the weights that have come since the last `begin`.
-    received: int = field(default=0)
+    #: The weights that come in since the last `begin`, and how many: they may never be whole.
+    coming: Vector = field(init=False)
+    received: int = 0
+
+    def __post_init__(self) -> None:
+        self.coming = np.empty_like(self.weights)
 
     @classmethod
     def of(cls, whole: Shard) -> "GatheredWeights":
@@ -119,12 +123,12 @@ class GatheredWeights:
         return cls(whole.weights.copy(), {name: slot.copy() for name, slot in whole.state.items()}, whole.updates)
 
     def begin(self) -> None:
-        """Begin to gather: until the end of it, the weights are of no use."""
+        """Begin to gather: until the end of it, the slots are of no use."""
         self.received = 0
 
     def put(self, name: str, part: Slice, values: Vector) -> None:
         """Write a part of a vector; `RemoteProtocolError` if there is no such vector or part of it."""
-        vector = self.weights if name == WEIGHTS else self.state.get(name, np.empty(0, np.float32))
+        vector = self.coming if name == WEIGHTS else self.state.get(name, np.empty(0, np.float32))
         if part.stop > vector.size:
             raise RemoteProtocolError(f"values {part.start} to {part.stop} of {name!r}: expected up to {vector.size}")
         vector[part.start : part.stop] = values
@@ -151,5 +155,5 @@ class GatheredWeights:
         """End the gathering; return whether all of the weights have come."""
         if not self.is_whole():
             return False
-        self.updates = updates
+        self.weights, self.coming, self.updates = self.coming, self.weights, updates
         return True

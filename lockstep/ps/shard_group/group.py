@@ -341,13 +341,11 @@ class SliceGroup:
         updates = max(0, self.updates - is_diverged)
         if updates == gathered.updates:
             return gathered.weights, updates
-        before = gathered.weights.copy()
         gathered.begin()
         gathered.put_held(own, updates, has_state=False)
         if not any(self.own.outbox.send(peer, Collect(steps=updates)) for peer in self.shards.members):
             self._receive_weights(gathered, updates)
-        if not gathered.end(updates):
-            gathered.weights[:] = before
+        gathered.end(updates)
         return gathered.weights, gathered.updates
 
     def _receive_weights(self, gathered: GatheredWeights, updates: int) -> None:
