@@ -310,8 +310,8 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
     if not has_begun(folder):
         named = f"{str(folder)!r} holds no run to resume"
         if _is_abandoned(folder):
-            anew = f"--run-dir {shlex.quote(str(folder))}"
-            raise JobError(f"{named}: it was killed before it had begun; begin it anew, with {anew}")
+            again = f"--run-dir {shlex.quote(str(folder))}"
+            raise JobError(f"{named}: it was killed before it had begun; begin it again, with {again}")
         why = ", because `lockstep share` leaves checkpoints out" if folder.is_file() else ""
         raise JobError(f"{named}{why}: expected a run folder, with its {JOB}")
     check_records(folder)
