@@ -206,7 +206,7 @@ class ScalingBench(ComparedBench[ScalingRow]):
       lockstep bench scaling --model mlp --batch 128 --to scaling.json
       lockstep bench scaling --workers 1..16 --sleep 20ms --values 62000,535818
       lockstep bench scaling --workers 8 --teams 2 --transport tcp
-      lockstep bench scaling --workers 1..16 --teams 16 --transport tcp --sleep 20ms
+      lockstep bench scaling --workers 1..8 --teams 8 --transport tcp --sleep 20ms
       lockstep bench scaling --model lenet --busy 1 --micro-batches-per-worker 4
       lockstep bench scaling --strong --workers 1,2,4 --plot scaling.png
       lockstep bench scaling --peer-python ~/torch/bin/python
