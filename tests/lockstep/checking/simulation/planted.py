@@ -236,7 +236,7 @@ PLANTED = {
         Parts(shard=with_trees(AllOrNothing)), OTHER_WEIGHTS, first=31
     ),
     "updates do not wait for all shards": Planted(
-        Parts(coordinator=coordinating(HastyCoordinator)), "reports: the server broke the protocol: step ", first=27
+        Parts(coordinator=coordinating(HastyCoordinator)), "reports: the server broke the protocol: step ", first=80
     ),
     "another learning rate is recorded": Planted(Parts(server=recording(MisreportingRecorder)), ": lr = "),
     "the receipt lacks an epoch": Planted(Parts(server=recording(ForgetfulRecorder)), "the receipt: chain = "),
@@ -244,6 +244,6 @@ PLANTED = {
     "workers are told of a failure": Planted(
         Parts(coordinator=coordinating(Ungrateful)), "ends, although the run is done, with: "
     ),
-    "a server is back without its shards": Planted(Parts(supervisor=Lonely), "the run has not ended within ", first=27),
+    "a server is back without its shards": Planted(Parts(supervisor=Lonely), "the run has not ended within ", first=56),
     "a run is given up after one kill": Planted(Parts(supervisor=Impatient), "the supervisor ends the run, since "),
 }
