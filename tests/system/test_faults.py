@@ -263,11 +263,12 @@ def test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint(place: Plac
     process.line_with("epoch 2/")
     (shard,) = place.pids("lockstep shard")
     os.kill(shard, signal.SIGKILL)
-    told = process.line_with(f"a shard (pid {shard}) was killed by SIGKILL; restarting in ")
-    assert float(told.partition("; restarting in ")[2].partition(" s")[0]) <= FIRST_S
-    process.line_with("resumes after step ")
-    process.line_with("epoch ")
-    assert process.end()[0::2] == (0, "")
+    code, out, error = process.end()
+    assert (code, error) == (0, "")
+    told = out.partition(f"a shard (pid {shard}) was killed by SIGKILL; restarting in ")[2]
+    assert float(told.partition(" s")[0]) <= FIRST_S
+    # By the server, which may notice it before its supervisor does.
+    assert "resumes after step " in out
     assert place.digest() == expected
     assert place.is_empty(GONE_S)
 
