@@ -211,12 +211,16 @@ class MachineTeam:
         expected: int = 1,
         lowest: int = 0,
     ) -> Iterator["MachineTeam"]:
-        """Take part in the team of a run, within the context; `SharingError` if its folder cannot be used."""
+        """Take part in the team of a run, within the context, with the places that are free when it begins.
+
+        Raises `SharingError` if its folder cannot be used.
+        """
         sweep(root)
         name = hashlib.sha256(run.encode()).hexdigest()[:16]
         folder = SharedFolder.open_together(root, f"lockstep-{os.geteuid()}-0-{name}")
         team = cls(folder, wanted, limit, say, expected, lowest)
         try:
+            team._take()
             yield team
         finally:
             for lock in team._locks.values():

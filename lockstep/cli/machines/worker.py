@@ -276,8 +276,6 @@ def supervise(request: WorkerRequest) -> int:
 
 def share_machine(request: WorkerRequest) -> int:
     """Start processes of this machine's team while it needs them, until the run is over; return the exit code."""
-    if not request.supervised:
-        say(f"connecting to {request.address}")
     name, expected = request.ranks or (team_name(request), 1)
     with (
         starter() as start,
@@ -291,6 +289,9 @@ def share_machine(request: WorkerRequest) -> int:
             lowest=int(request.is_later_rank),
         ) as team,
     ):
+        if not request.supervised:
+            # Not before it has its places: a command that is started after this line gets others.
+            say(f"connecting to {request.address}")
         ended = team.run(functools.partial(work_in_team, request, start))
     return conclude(ended, is_silent=ended.code != 0 or request.supervised is not None)
 
