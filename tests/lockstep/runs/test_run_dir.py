@@ -207,7 +207,7 @@ def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
         resumed_job(tmp_path, {})
     assert finished(tmp_path) is None
     (tmp_path / "job.toml").touch()
-    with pytest.raises(JobError, match="was killed before it had begun; begin it again, with --run-dir"):
+    with pytest.raises(JobError, match="was killed before it began; begin it again, with --run-dir"):
         resumed_job(tmp_path, {})
 
 
