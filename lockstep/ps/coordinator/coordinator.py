@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Protocol
 
-from msgspec.structs import replace
-
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.messages import (
     ComputeFailed,
@@ -23,7 +21,6 @@ from lockstep.common.protocol.messages import (
     Result,
     Status,
     Work,
-    shortened,
 )
 from lockstep.common.statemachine.machine import Machine, PeerLeft, Received, Report, ReportKind, Send, kind_of, soonest
 from lockstep.ps.coordinator import events, failures
@@ -104,16 +101,11 @@ class Hooks:
         for keep in self.fails:
             keep()
 
-    def waiting(self) -> str:
-        """Return what a part lets the run wait for, empty if none does."""
-        return next(filter(None, (waits() for waits in self.waits)), "")
-
     def changed(self, status: Status) -> Status:
-        """Return a status with what the parts add to it, and let the run wait for."""
+        """Return a status with what the parts add to it."""
         for change in self.statuses:
             status = change(status)
-        waiting = "" if status.failure else self.waiting()
-        return replace(status, waiting=shortened(waiting)) if waiting else status
+        return status
 
 
 @dataclass
@@ -185,7 +177,7 @@ class Coordinator(Machine[events.Event, Effect]):
         effects = self._dispatch(event, now)
         if not self.is_over():
             effects += self._record_sign_of_life(event, now)
-            waiting = self.hooks.waiting() or waiting_text(self.phase, self.membership, self.info)
+            waiting = waiting_text(self.phase, self.membership, self.info, self.hooks.waits)
             if self.reminder.is_due(now, is_waiting=bool(waiting)):
                 effects.append(Report(text=waiting, kind=ReportKind.REMINDER))
         for after in self.hooks.after:
@@ -403,7 +395,7 @@ class Coordinator(Machine[events.Event, Effect]):
         """Return the status of the run."""
         workers = [each.status(is_busy=each.rank in self.leases.held) for each in self.membership.members.values()]
         failure = "" if self.ended is None else self.ended.failure
-        waiting = waiting_text(self.phase, self.membership, self.info)
+        waiting = "" if failure else waiting_text(self.phase, self.membership, self.info, self.hooks.waits)
         status = status_of(self.info, self.progress, self.phase, self.round, now, workers, failure, waiting)
         return self.hooks.changed(status)
 

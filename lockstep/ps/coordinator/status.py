@@ -1,6 +1,7 @@
 """The description of a run for a person while it is under way. Pure."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lockstep.common.files.sanitize import one_line
@@ -57,8 +58,10 @@ def status_of(
     )
 
 
-def waiting_text(phase: RunPhase, membership: Membership, info: RunInfo) -> str:
-    """Return which workers a run waits for, empty if it does not."""
+def waiting_text(phase: RunPhase, membership: Membership, info: RunInfo, parts: Iterable[Callable[[], str]]) -> str:
+    """Return what a run waits for, as a part of its coordinator says, or which workers; empty if it does not wait."""
+    if text := next(filter(None, (waits() for waits in parts)), ""):
+        return text
     if phase in (RunPhase.AWAITING_SERVERS, RunPhase.FINISHED, RunPhase.FAILED):
         return ""  # of servers, the shard group says so
     if phase is RunPhase.AWAITING_WORKERS:
