@@ -112,8 +112,8 @@ def test_a_model_of_other_inputs_is_refused_with_the_number(
 
 
 def test_dense_takes_pictures_too_and_not_tokens(tmp_path: Path) -> None:
-    images = np.zeros((40, 3, 4), np.uint8)
-    run_of = fit("dense", ((images, np.arange(40) % 3), (images, np.arange(40) % 3)), workers=0, verbose=False, steps=1)
+    data = np.zeros((40, 3, 4), np.uint8), np.arange(40) % 3
+    run_of = fit("dense", (data, data), workers=0, verbose=False, steps=1, run_dir=tmp_path / "run")
     assert [layer["in_features"] for layer in sizes(run_of.job)] == [12, 128, 64]
     np.savez(tmp_path / "tokens.npz", x_train=np.ones((40, 3), np.int64), y_train=np.arange(40) % 3)
     with np.load(tmp_path / "tokens.npz") as known:
