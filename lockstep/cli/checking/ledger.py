@@ -16,7 +16,7 @@ from lockstep.common.data.sampler import Sampler
 from lockstep.common.errors import DifferenceError
 from lockstep.common.files.sanitize import printable
 from lockstep.common.protocol.messages import OF_A_STEP
-from lockstep.ps.records.ledger import UnusedWork, WorkerConvicted, WorkerIn
+from lockstep.ps.records.ledger import RunBegun, UnusedWork, WorkerConvicted, WorkerIn
 from lockstep.ps.run.plan import plan_of
 
 #: Leases of one epoch that are listed for one reason. More are only counted: a busy machine has dozens of copies.
@@ -68,13 +68,19 @@ def coverage_lines(recorded: RecordedRun, report: CoverageReport, *, lists_all: 
     Epochs in a row of which the same is true have one line.
     """
     workers = recorded.workers()
-    lines = [f"resumed after step {begun.step}: {begun.lost_steps} steps were recomputed" for begun in report.resumed]
+    lines = [_resumed_line(begun) for begun in report.resumed]
     lines += [_convicted_line(convicted) for convicted in report.convicted]
     again_lines = partial(_again_lines, workers=workers, lists_all=lists_all)
     for (work, again), alike in groupby(report.epochs, lambda epoch: (_work_of(epoch), again_lines(epoch))):
         first, *rest = (epoch.epoch for epoch in alike)
         lines += [f"epochs {first} to {rest[-1]}, each: {work}" if rest else f"epoch {first}: {work}", *again]
     return lines
+
+
+def _resumed_line(begun: RunBegun) -> str:
+    # Steps that were lost with the ledger of another server are not counted here.
+    lost = f": {begun.lost_steps} steps were recomputed" if begun.lost_steps else ""
+    return f"resumed after step {begun.step}{lost}"
 
 
 def _again_lines(epoch: EpochCoverage, workers: dict[int, dict[int, WorkerIn]], *, lists_all: bool) -> list[str]:

@@ -58,7 +58,8 @@ class RunBegun(LedgerEntry, frozen=True, kw_only=True, tag="begun"):
     step: Count
     #: Of the weights that it continues with.
     weights_sha256: str
-    #: Steps that were made before, and are made again: they came after the checkpoint that the run is resumed from.
+    #: Steps of this ledger that are made again, as they came after the checkpoint that the run is resumed from. After a
+    #: takeover they are in the ledger of the server before, in `before-takeover`.
     lost_steps: Count = 0
 
 

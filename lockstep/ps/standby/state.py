@@ -504,7 +504,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             outcome = CommandOutcome(is_accepted=False, text="it has not mirrored the run yet: try again")
             return [Send(peer=peer, message=outcome)]
         outcome = CommandOutcome(is_accepted=True, text=f"it leads the run from now on, from step {self.mirror.step}")
-        return [Send(peer=peer, message=outcome), *self._take_over("it was promoted")]
+        return [Send(peer=peer, message=outcome), *self._take_over("it was told to lead")]
 
     def _take_over(self, reason: str) -> list[StandbyEffect]:
         self.phase = StandbyPhase.TAKING_OVER

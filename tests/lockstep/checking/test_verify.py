@@ -566,6 +566,18 @@ def test_epochs_alike_have_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert beginnings[:5] == ["epochs 1 to 2", "epoch 3", "  step 9", "epoch 4", "epoch 5"]
 
 
+def test_no_number_of_lost_steps_is_said_where_the_ledger_cannot_know_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = record_with_workers(tmp_path, job_in(tmp_path), 2)
+    with (folder / "ledger.jsonl").open("ab") as file:
+        for begun in (RunBegun(step=7, weights_sha256="07"), RunBegun(step=7, lost_steps=3, weights_sha256="07")):
+            file.write(msgspec.json.encode(begun) + b"\n")
+    assert run(["ledger", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["resumed after step 7", "resumed after step 7: 3 steps were recomputed"]
+
+
 @pytest.mark.parametrize(("copies", "arguments", "expected"), [(3, [], 3), (4, [], 1), (4, ["--all"], 4)])
 def test_many_copies_are_counted_unless_all_are_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], copies: int, arguments: list[str], expected: int

@@ -335,7 +335,7 @@ def test_the_mirror_that_it_leads_from_is_a_folder_of_a_run_and_its_ports_stay_o
     bench.send(part(), TEXT)
     client = bench.network.client(OWN.address)
     client.send(encode(Promote()))
-    assert bench.shell.run() == TakeOver(number=5, reason="it was promoted")
+    assert bench.shell.run() == TakeOver(number=5, reason="it was told to lead")
     assert sorted(path.name for path in bench.folder.iterdir()) == [FILE.name]
     assert bench.own.receive(0.0) is None
     assert bench.shell.upstream.receive(0.0) is None

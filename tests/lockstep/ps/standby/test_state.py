@@ -650,8 +650,8 @@ def test_a_run_of_which_nothing_was_computed_says_why_it_goes_on_here() -> None:
 def test_a_person_is_answered_before_it_leads_the_run() -> None:
     assert standby(0).handle(Received(peer=b"x", message=Promote()), 1.0) == [
         Send(peer=b"x", message=CommandOutcome(is_accepted=True, text="it leads the run from now on, from step 0")),
-        Report(text="takes over, from step 0: it was promoted"),
-        TakeOver(number=5, reason="it was promoted"),
+        Report(text="takes over, from step 0: it was told to lead"),
+        TakeOver(number=5, reason="it was told to lead"),
     ]
 
 
