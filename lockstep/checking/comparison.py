@@ -16,7 +16,7 @@ from lockstep.common.protocol.fingerprint import DECIDING_FIELDS, Fingerprint
 from lockstep.packing.options import PackOptions
 from lockstep.ps.records.ledger import EpochDone, Line
 from lockstep.ps.records.receipt import Receipt, next_link
-from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RunResult, read_ledger, read_receipt
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_ledger, read_receipt
 from lockstep.runs.job_file import NONE, named, value_text
 from lockstep.runs.run_dir import finished, has_begun, recorded
 
@@ -54,7 +54,8 @@ def read_compared(path: Path) -> ComparedRun:
     """Return the records in a run's folder, or next to its receipt; `FileFormatError` if one is damaged."""
     receipt, folder = read_receipt(path), path if path.is_dir() else path.parent
     is_of_folder = path.is_dir() or path.name == RECEIPT
-    if is_of_folder and (folder / LEDGER).is_file():
+    # The receipt of a finished run is whole: its ledger, which may be long, need not be read.
+    if is_of_folder and not (folder / RESULT).exists() and (folder / LEDGER).is_file():
         receipt = _continued(receipt, read_ledger(folder))
     if is_of_folder and has_begun(folder):
         job, _ = recorded(folder)

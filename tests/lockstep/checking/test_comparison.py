@@ -102,6 +102,13 @@ def test_a_killed_run_has_the_epochs_of_its_ledger_and_of_no_other_one(tmp_path:
     assert read_compared(folder).receipt == early
 
 
+def test_the_ledger_of_a_finished_run_is_not_needed(tmp_path: Path) -> None:
+    folder = record_alone(tmp_path, job_in(tmp_path))
+    whole = read_compared(folder)
+    (folder / LEDGER).write_bytes(b'{"kind":"of another version"}\n')
+    assert read_compared(folder) == whole
+
+
 def test_the_command_compares_and_computes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "receipt.json").write_bytes(msgspec.json.encode(receipt()))
