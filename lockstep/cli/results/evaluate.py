@@ -103,8 +103,7 @@ def show_recorded(trained: Trained, *, as_json: bool) -> None:
     score, others = Score(epoch.test_accuracy, epoch.test_r2), epoch.of_set("test_")
     samples, source = trained.data.test_samples, trained.data.origin.test_source or "the test set"
     if as_json:
-        named = {"accuracy": score.accuracy, "r2": explained(score.r2), **others}
-        figures = {f"test_{name}": value for name, value in named.items() if value is not None}
+        figures = {**_scored(score), **{f"test_{name}": value for name, value in others.items()}}
         record = {"run": trained.folder.name, "dataset": source, "is_recorded": True, "test_loss": epoch.test_loss}
         rest = {"samples": samples, "weights_sha256": digest}
         if examples.is_file():
@@ -134,7 +133,7 @@ def figures(tested: Assessment) -> dict[str, Any]:
     if tested.objective.is_regression:
         return {"test_r2": explained(r2_of(tested)), "targets": tested.fit}
     if tested.objective.kind is LossKind.OWN and not tested.has_classes:
-        return {**_own_figures(score(tested)), **({"targets": tested.fit} if tested.has_numbers else {})}
+        return {**_scored(score(tested)), **({"targets": tested.fit} if tested.has_numbers else {})}
     if tested.objective.kind is LossKind.LABELS:
         return {"test_accuracy": score(tested).accuracy, "labels": label_figures(tested.outputs, tested.targets)}
     confusion = tested.confusion
@@ -146,10 +145,10 @@ def figures(tested: Assessment) -> dict[str, Any]:
     }
 
 
-def _own_figures(found: Score) -> dict[str, float]:
-    """Return the figures that a run with a loss of its own has if it names them."""
-    named = {"test_accuracy": found.accuracy, "test_r2": explained(found.r2)}
-    return {name: value for name, value in named.items() if value is not None}
+def _scored(found: Score) -> dict[str, float | None]:
+    """Return accuracy and R² as far as the run has them: R² is None if all targets are equal."""
+    accuracy = {} if found.accuracy is None else {"test_accuracy": found.accuracy}
+    return {**accuracy, **({} if found.r2 is None else {"test_r2": explained(found.r2)})}
 
 
 def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:

@@ -57,7 +57,7 @@ def test_a_single_row_has_no_share_of_a_variance(tmp_path: Path, capsys: pytest.
     x = np.arange(32, dtype=np.float32).reshape(16, 2)
     y = x.sum(axis=1)
     values: dict[str, Any] = {"loss": "mse", "steps": 1, "lr": 1e-3, "workers": 0, "verbose": False}
-    done = fit(nn.Sequential(nn.Linear(2, 1)), ((x, y), (x, y)), run_dir=tmp_path / "run", **values)
+    done = fit(nn.Sequential(nn.Linear(2, 1)), ((x, y), (x[:1], y[:1])), run_dir=tmp_path / "run", **values)
     np.savez(tmp_path / "one.npz", x=x[:1], y=y[:1])
     words = ["evaluate", str(done.folder), "--data", str(tmp_path / "one.npz")]
     assert run([*words, "--json"]) == 0
@@ -65,6 +65,10 @@ def test_a_single_row_has_no_share_of_a_variance(tmp_path: Path, capsys: pytest.
     assert (told["samples"], told["test_r2"], told["targets"][0]["r2"]) == (1, None, None)
     assert run(words) == 0
     assert capsys.readouterr().out.startswith("test R²        - over 1 samples of")
+    Path(done.job.data).unlink()
+    assert run([*words[:2], "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["is_recorded"], told["test_r2"]) == (True, None)
 
 
 def test_other_data_is_tested_with_the_runs_own_preparation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
