@@ -78,6 +78,12 @@ def check_identity(checkpoint: Checkpoint, info: RunInfo, *, allows_mixed_numeri
             f"{here.dataset[:12]}… now): expected the same data"
         )
     differences = [] if allows_mixed_numerics else there.numerics.differences(here.numerics)
+    if any(name == "code" for name, *_ in differences):
+        raise UsageError(
+            f"another version of Lockstep wrote {path}, and with this one the bits may differ (code "
+            f"{there.numerics.code} then, {here.numerics.code} now): resume the run with that version; a new run may "
+            f"start from --initial {path}"
+        )
     if differences:
         named = "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
         raise UsageError(

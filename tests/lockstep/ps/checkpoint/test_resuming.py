@@ -325,6 +325,15 @@ DIFFERENCES: list[tuple[dict[str, Any], type[UsageError], str]] = [
         ),
     ),
     (
+        {"numerics": msgspec.structs.replace(OTHER_NUMERICS, code="9a7f17e401bd27a7")},
+        UsageError,
+        (
+            "another version of Lockstep wrote step-4, and with this one the bits may differ (code 9a7f17e401bd27a7 "
+            f"then, {HERE.fingerprint.code} now): resume the run with that version; a new run may start from "
+            "--initial step-4"
+        ),
+    ),
+    (
         {"layout": "b" * 64},
         ModelError,
         (
