@@ -265,15 +265,16 @@ class RunSupervisor:
             return self._over(RunEnd.CRASH, crashed)
         is_restarted = {place: self.places.restart(place, now) is not None for place in ended}
         died = [place for place in ended if self.places.at(place).end.code]
-        lost = next((place for place in died if not is_restarted[place]), None)
+        given_up = [worker for worker in self._workers() if self.places.are_given_up([worker])]
+        lost = [place for place in died if not is_restarted[place]] or given_up
         leaders = self._workers()[:: self.team_size]
         # The other processes of a team cannot work without their leader.
-        if lost is not None and self.places.are_given_up(leaders) and not self.has_external_workers:
-            return self._over(RunEnd.NO_WORKER, lost)
-        left = self.options.workers - sum(self.places.are_given_up([worker]) for worker in self._workers())
+        if lost and self.places.are_given_up(leaders) and not self.has_external_workers:
+            return self._over(RunEnd.NO_WORKER, lost[0])
+        # Not only when one dies: the server may not have answered then, as it loads the data while workers start.
         awaited = self._status.min_workers if self._status is not None and self._status.phase in BEFORE else 0
-        if lost is not None and awaited > left:
-            return self._over(RunEnd.NOT_ALL_WORKERS, lost)
+        if lost and awaited > self.options.workers - len(given_up):
+            return self._over(RunEnd.NOT_ALL_WORKERS, lost[0])
         for place in died:
             self.processes.report(place, Outlook.RESTARTED if is_restarted[place] else Outlook.GIVEN_UP, 0.0)
         return None

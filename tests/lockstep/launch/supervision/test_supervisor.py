@@ -375,6 +375,17 @@ def test_a_run_that_has_not_begun_needs_all_its_workers_and_does_not_restart_one
     assert deaths(actions) == ([(WORKERS[0], outlook)] if expected is None else [])
 
 
+def test_a_worker_that_is_lost_before_the_server_answers_is_missed_once_it_does() -> None:
+    scene = Scene().served()
+    assert deaths([*scene.ended(WORKERS[0], end=REFUSED), *scene.after(GRACE_S)]) == [(WORKERS[0], Outlook.GIVEN_UP)]
+    scene.seen(phase=BEFORE.phase, min_workers=1)
+    scene.after(0.0)
+    assert scene.supervisor.end is None
+    scene.seen(phase=BEFORE.phase)
+    scene.after(0.0)
+    assert scene.is_over(RunEnd.NOT_ALL_WORKERS, WORKERS[0])
+
+
 @pytest.mark.parametrize("has_external_workers", [True, False])
 def test_a_run_without_any_worker_is_hopeless_unless_others_take_part(has_external_workers: bool) -> None:
     scene = Scene(max_restarts=0, has_external_workers=has_external_workers).served()
