@@ -204,10 +204,8 @@ class Cluster:
             takeover_s = self.starter.destination.options.takeover_seconds
             after = "" if leads(self.starter.home / STANDBY_FOLDER) else f" after {takeover_s:g} s without it"
             return f"{text}; its workers go to the standby{after}"
-        if place == STANDBY and outlook is Outlook.RESTARTED:
+        if outlook is Outlook.RESTARTED and place.role is not Role.WORKER:
             return f"{text}; restarting in {delay_s:.1f} s"
-        if place.role in (Role.SERVER, Role.SHARD):
-            return f"{text}; restarting in {delay_s:.1f} s, from the last checkpoint"
         after = "it is restarted" if outlook is Outlook.RESTARTED else "it is not restarted"
         return f"{text}; {'' if place == STANDBY else 'its micro-batches go to the others, and '}{after}"
 

@@ -6,11 +6,17 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.errors import DivergedError, FailureKind, JobError, LockstepError, RunError, UsageError
+from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.launch.cluster import check_launch, server_error
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.launch.cluster import Cluster, check_launch, server_error
+from lockstep.launch.process_backend import LocalBackend
+from lockstep.launch.run_starter import RunStarter
 from lockstep.launch.supervision.channel import EndReport
 from lockstep.launch.supervision.child import ProcessLog
-from lockstep.launch.supervision.restarts import USAGE
+from lockstep.launch.supervision.restarts import SERVER, STANDBY, USAGE, ProcessPlace, Role
+from lockstep.launch.supervision.supervisor import Outlook
+from lockstep.runs.session import Destination
 from tests.lockstep.launch.processes import Pretended
 
 
@@ -31,6 +37,18 @@ def test_why_a_run_failed_is_what_its_server_reports(
     log.add(b"its log\n")
     server = Pretended("the server", log, ended=code, next_reports=[] if report is None else [report])
     assert repr(server_error(server)) == repr(error)
+
+
+@pytest.mark.parametrize("place", [SERVER, STANDBY, ProcessPlace(Role.SHARD, 1)])
+def test_from_where_a_run_is_resumed_is_left_to_its_server(tmp_path: Path, place: ProcessPlace) -> None:
+    launch, said = RunOptions(workers=2, servers=2), list[str]()
+    starter = RunStarter(Job(), Destination(folder=tmp_path / "run", options=launch), LocalBackend(launch), tmp_path)
+    cluster = Cluster(starter, said.append, lambda status: None, SystemClock())
+    log = ProcessLog.at_end_of(tmp_path / "process.log")
+    cluster.crew.processes[place] = Pretended(place.name, log, ended=-9)
+    cluster.report(place, Outlook.RESTARTED, 0.1)
+    # There may be no checkpoint.
+    assert said == [f"{place.name} (pid 4711) was killed by SIGKILL; restarting in 0.1 s"]
 
 
 @pytest.mark.parametrize(
