@@ -189,9 +189,8 @@ class Simulation:
     def leftovers(self) -> list[str]:
         """Return the names of what a closed run has left in shared memory, or half written on the disk."""
         shared = [path.name for path in self.run.root.iterdir()]
-        # The disk of a lost host is of no interest.
-        folders = self.watch.finished if self.launcher.is_lost else [self.run.folder]
-        return [*shared, *(path.name for folder in folders for path in folder.rglob("*.partial"))]
+        # A server that is lost, or is killed when another has ended the run, is not started again to clear its folder.
+        return [*shared, *(path.name for folder in self.watch.finished for path in folder.rglob("*.partial"))]
 
     def close(self) -> None:
         """End all processes."""

@@ -220,6 +220,7 @@ ONCE = {
     "a standby that has a part of the second run of a server leads the first": (100896, 3, 2),
     "a server whose folder was deleted begins a run without shards, and a standby takes over the first": (42123, 3, 2),
     "a worker leaves a standby in term 3 for a server that has begun another run in term 1": (781067, 3, 2),
+    "a server is killed in the middle of a checkpoint when a standby has ended the run": (2001145, 3, 2),
 }
 
 
