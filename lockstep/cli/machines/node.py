@@ -21,7 +21,7 @@ from lockstep.common.runtime.environment import own_environment
 from lockstep.common.transport.address import parse
 from lockstep.launch.client import say
 from lockstep.launch.cluster import train_on
-from lockstep.launch.endpoints import WARNING, server_key_in
+from lockstep.launch.endpoints import WARNING, server_key_in, tcp_address
 from lockstep.launch.process_backend import start_here
 from lockstep.launch.remote.launcher import LauncherPlace, detect
 from lockstep.launch.run_end import kept_on_failure, show_end
@@ -71,7 +71,9 @@ def node(
     and form a team. If the launcher does not provide the address of rank 0, set MASTER_ADDR.
 
     With --run-dir, the same command resumes a run that was interrupted. Rank 0 needs --keys. The other ranks need
-    --key, or the same --keys if they see that folder. Exit codes are those of `lockstep train`.
+    --key, or the same --keys if they see that folder. Rank 0 restarts a server that has died. To survive the loss of
+    its machine too, start a standby on another one, with `lockstep server --standby-of`. Exit codes are those of
+    `lockstep train`.
 
     \b
       srun lockstep node job.toml --run-dir runs/mine --keys keys
@@ -159,7 +161,7 @@ class HeadBackend:
             return start_here(place, [*words, *flags], folder)
         access = [] if self.keys is None else ["--keys", str(self.keys)]
         access += ["--insecure"] if self.is_insecure else []
-        # At the same address again: the others know no other.
+        # The server, at the same address again: the others know no other.
         return start_here(place, [*words, "--bind", self.place.bind, *access], folder)
 
     def _team(self, number: int, folder: Path) -> list[str]:
@@ -170,12 +172,20 @@ class HeadBackend:
 
 
 def with_all_workers(place: LauncherPlace, launch: RunOptions, workers: int | None) -> RunOptions:
-    """Return the launch with so many workers of each rank, at least one; `JobError` if it asks for shards.
+    """Return the launch with so many workers of each rank, at least one.
 
     How many cores other machines have is not known here: a run does not wait for more than one process of each.
+    `JobError` if it asks for shards, or for a standby: next to the server, that would be lost with it.
     """
     if launch.servers != 1:
         raise JobError(f"servers = {launch.servers!r} under {place.launcher}: expected 1, which rank 0 starts")
+    if launch.standby:
+        server = tcp_address(place.host or "HOST", place.port)
+        raise JobError(
+            f"standby = true under {place.launcher}: expected --no-standby, because rank 0 restarts its server itself, "
+            "and a standby next to it would be lost with its machine; on another machine, start `lockstep server "
+            f"--standby-of {server} --bind ADDRESS --run-dir DIR`"
+        )
     return replace(launch, workers=(place.size or max(1, launch.min_workers or 1)) * (workers or 1))
 
 
