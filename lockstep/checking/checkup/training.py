@@ -5,7 +5,7 @@ samples, with a constant rate after a short warm-up or with given rates, in this
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import msgspec
@@ -30,14 +30,16 @@ from lockstep.worker.gradient_sink import NotFiniteError
 #: Steps of the trial, and of those with other rates; samples of a step at most, and steps of warm-up.
 STEPS, SHORT_STEPS, SAMPLES, WARM_UP_STEPS = 200, 80, 128, 20
 
-#: Seconds after which a trial ends with fewer steps, and the fewest that say something.
-TRIAL_S, FEWEST_STEPS = 4.0, 20
+#: Seconds after which a trial ends with fewer steps, and a short one, of which more steps count; the fewest steps that
+#: say something.
+TRIAL_S, SHORT_S, FEWEST_STEPS = 4.0, 8.0, 20
 
 #: Samples that are looked at before, and of the test set after it.
 LOOKED_AT, TESTED = 256, 1000
 
-#: Shares of the loss of guessing: above the first nothing was learned, below the second something was.
-NOTHING, SOMETHING = 0.97, 0.85
+#: Shares of the loss of guessing: above the first nothing was learned, below the second something was, and below the
+#: third, of a test loss, a little that holds for other samples.
+NOTHING, SOMETHING, BEYOND_CHANCE = 0.97, 0.85, 0.99
 
 #: Values of the job that may keep a model from learning: name -> its value if it is off, why it does, advice.
 HOLDING: dict[str, tuple[float | None, str, str]] = {
@@ -105,11 +107,14 @@ class TrialSubject(ExaminedData, frozen=True):
     @cached_property
     def guess(self) -> float:
         """The loss of always giving the frequencies of the classes, or the mean of the targets."""
-        train = self.data.train
-        mean = self.objective.guess(train)
+        return self.guess_of(self.data.train)
+
+    def guess_of(self, part: Dataset) -> float:
+        """Return the loss of guessing, for a set whose frequencies, or mean, are known."""
+        mean = self.objective.guess(part)
         if mean is not None:
             return mean
-        classes = self.objective.compared(self.objective.targets(train.labels[:]))
+        classes = self.objective.compared(self.objective.targets(part.labels[:]))
         shares = np.bincount(classes) / classes.size
         return float(-sum(share * math.log(share) for share in shares if share))
 
@@ -143,7 +148,7 @@ class TrialSubject(ExaminedData, frozen=True):
                 losses.append(math.inf)
                 break
             ends.append(self.clock.now())
-            if step >= FEWEST_STEPS and ends[-1] > ends[0] + TRIAL_S:
+            if step >= FEWEST_STEPS and ends[-1] > ends[0] + (TRIAL_S if steps > SHORT_STEPS else SHORT_S):
                 break
         step_s = float(np.median(np.diff(ends))) if len(ends) > 1 else 0.0
         return TrialRun(losses, shard.weights.copy(), norm, largest, max(rates, default=job.lr), step_s)
@@ -186,9 +191,13 @@ class TrialSubject(ExaminedData, frozen=True):
 
     def first_few(self) -> TrainTest:
         """Return the first samples of the training set, as all that there is."""
-        train = self.data.train
-        few = replace(train, images=train.images[:FEW], labels=train.labels[:FEW])
+        few = first_of(self.data.train, FEW)
         return TrainTest(self.data.name, few, few)
+
+
+def first_of(part: Dataset, most: int) -> Dataset:
+    """Return the first samples of a set."""
+    return replace(part, images=part.images[:most], labels=part.labels[:most])
 
 
 def check_training(subject: TrialSubject) -> Iterator[Finding]:
@@ -289,11 +298,14 @@ def _another_rate(subject: TrialSubject, trial: TrialRun) -> Iterator[Finding]:
     if trial.last > SOMETHING * subject.guess and (held := list(_held_back(subject, trial, shown))):
         yield from held
         return
-    facts = {"lr": subject.job.lr, **shown}
+    facts, tried = {"lr": subject.job.lr, **shown}, dict[str, list[TrialRun]]()
     for name, scales in (("rate-too-high", LOWER), ("rate-too-low", HIGHER)):
-        tried = _first_that(lambda scale: subject.run(SHORT_STEPS, scale), scales, SOMETHING * subject.guess)
-        if tried is not None and tried.last < trial.last - 0.1 * subject.guess:
-            yield found(name, **facts, rate=tried.rate, better=tried.last)
+        tried[name] = _until_one_learns(
+            lambda scale: subject.run(SHORT_STEPS, scale), scales, SOMETHING * subject.guess
+        )
+        rate = tried[name][-1]
+        if rate.last < min(SOMETHING * subject.guess, trial.last - 0.1 * subject.guess):
+            yield found(name, **facts, rate=rate.rate, better=rate.last)
             return
         if trial.last < SOMETHING * subject.guess:
             return  # it learns, and overshot only at first
@@ -301,15 +313,39 @@ def _another_rate(subject: TrialSubject, trial: TrialRun) -> Iterator[Finding]:
         # It learns slowly, or learns samples without a rule by heart: the test set tells these apart.
         yield from _unlike_the_test_set(subject, trial)
         return
+    yield from _rate_that_generalizes(subject, tried, facts) or _by_heart(subject, facts)
+
+
+def _rate_that_generalizes(
+    subject: TrialSubject, tried: Mapping[str, Sequence[TrialRun]], facts: Mapping[str, float]
+) -> list[Finding]:
+    """Return that one of the rates learns a little that is of use on the test set.
+
+    With noisy labels, no model gets far below the loss of guessing. The training loss does not show whether one did:
+    that of a few batches is too rough, and falls while samples are learned by heart.
+    """
+    runs = [(name, run) for name, runs in tried.items() for run in runs if run.last < facts["last"]]
+    losses = [subject.test_loss(run.weights)[0] for _, run in runs]
+    # Of the samples that are tested: by chance, these may have more of the common classes than the training set.
+    guess = subject.guess_of(first_of(subject.data.test, TESTED))
+    if not min(losses, default=math.inf) < BEYOND_CHANCE * guess:
+        return []
+    name, best = runs[losses.index(min(losses))]
+    return [found(name, **facts, rate=best.rate, better=best.last)]
+
+
+def _by_heart(subject: TrialSubject, facts: Mapping[str, float]) -> Iterator[Finding]:
+    """Yield what a few samples show, learned by heart, of a model that learns with no rate."""
     few = subject.first_few()
-    by_heart = _first_that(lambda scale: subject.run(HEART_STEPS, scale, few), (1.0, *LOWER, 10.0), 0.5 * subject.guess)
-    if by_heart is None:
-        yield found("learns-nothing", **facts, few=len(few.train))
+    most, scales = 0.5 * subject.guess, (1.0, *LOWER, 10.0)
+    by_heart = _until_one_learns(lambda scale: subject.run(HEART_STEPS, scale, few), scales, most)[-1].last
+    if by_heart < most:
+        yield found("unrelated-labels", **facts, few=len(few.train), by_heart=by_heart)
     else:
-        yield found("unrelated-labels", **facts, few=len(few.train), by_heart=by_heart.last)
+        yield found("learns-nothing", **facts, few=len(few.train))
 
 
-def _held_back(subject: TrialSubject, trial: TrialRun, facts: dict[str, float]) -> Iterator[Finding]:
+def _held_back(subject: TrialSubject, trial: TrialRun, facts: Mapping[str, float]) -> Iterator[Finding]:
     """Yield that the model learns as soon as one value of the job is left out."""
     for name, (none, why, advice) in HOLDING.items():
         value = getattr(subject.job, name)
@@ -322,9 +358,14 @@ def _held_back(subject: TrialSubject, trial: TrialRun, facts: dict[str, float]) 
             return
 
 
-def _first_that(run: Callable[[float], TrialRun], scales: tuple[float, ...], most: float) -> TrialRun | None:
-    """Return the first of some trials that ends with a loss below `most`, None if none does."""
-    return next((trial for trial in map(run, scales) if trial.last < most), None)
+def _until_one_learns(run: Callable[[float], TrialRun], scales: Sequence[float], most: float) -> list[TrialRun]:
+    """Return trials up to the first that ends with a loss below `most`, or all of them if none does."""
+    trials = list[TrialRun]()
+    for scale in scales:
+        trials.append(run(scale))
+        if trials[-1].last < most:
+            break
+    return trials
 
 
 def _unlike_the_test_set(subject: TrialSubject, trial: TrialRun) -> Iterator[Finding]:

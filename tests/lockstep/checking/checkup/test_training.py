@@ -47,6 +47,12 @@ def shuffled() -> Data:
     return split(x, np.random.default_rng(1).permutation(y))
 
 
+def noisy() -> Data:
+    """Return samples most of whose labels are those of others, as hard data has them."""
+    (x, y), rng = rows(3000), np.random.default_rng(2)
+    return split(x, np.where(rng.random(y.size) < 0.65, rng.permutation(y), y))
+
+
 def with_column(column: NDArray[Any]) -> Data:
     x, y = rows()
     return split(np.column_stack([x, column]).astype(np.float32), y)
@@ -123,6 +129,8 @@ class Recurrent(nn.Module):
 #: Mistake -> model, data, values, and the kinds of which one is to be found.
 MISTAKES: dict[str, tuple[Any, Data, dict[str, Any], set[str]]] = {
     "rate too high": (net(), blobs(), {"optimizer": "adam", "lr": 3.0}, {"rate"}),
+    "rate too high for noisy labels": (net(), noisy(), {"optimizer": "adam", "lr": 0.7}, {"rate"}),
+    "rate too low for noisy labels": (net(), noisy(), {"optimizer": "adam", "lr": 1e-5}, {"rate"}),
     "rate too low": (net(), blobs(), {"lr": 1e-7}, {"rate"}),
     # The weights of a normalisation are 1: steps below its rounding move none of their bits.
     "rate too low for a 1": (net(nn.LayerNorm(3)), blobs(), {"lr": 2e-9}, {"rate"}),
@@ -178,6 +186,7 @@ def images() -> Data:
 #: Healthy job -> model, data, values.
 HEALTHY: dict[str, tuple[Any, Data, dict[str, Any]]] = {
     "classes of rows": (net(), blobs(), {}),
+    "noisy labels": (net(), noisy(), {"optimizer": "adam", "lr": 0.01}),
     "a regression": (net(outputs=1), numbers(), {"loss": "mse"}),
     "a regression far from 0": (net(outputs=1), numbers(1.0), {"loss": "mse", "optimizer": "adam", "lr": 0.01}),
     "weight decay and clipping": (net(), blobs(), {"weight_decay": 1e-3, "clip_norm": 1.0, "clip_value": 0.1}),
