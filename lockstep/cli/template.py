@@ -13,6 +13,7 @@ from typing import NoReturn
 import msgspec
 
 from lockstep.cli.main import cli, main
+from lockstep.common.data.source import keep_loaded
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.runtime.environment import name_process
 from lockstep.launch.supervision.template import MOST_BYTES, ForkReport, ForkRequest
@@ -65,12 +66,16 @@ def _take_streams(streams: Sequence[int]) -> None:
     )
 
 
-def be_template(control: socket.socket, commands: Sequence[str], begin: Begin = become) -> None:
-    """Import commands, and fork processes, each of which calls `begin`, until the owner is gone."""
+def be_template(control: socket.socket, commands: Sequence[str], begin: Begin = become, data: str = "") -> None:
+    """Import commands, read the dataset of that name, if any, and fork processes until the owner is gone.
+
+    Each of them calls `begin`.
+    """
     name_process([*PROGRAM, "lockstep.cli.template"])
     for name in commands:
         _ = cli.commands[name]  # which imports it
     fingerprint()  # which each server and worker needs, and which reads all code that decides bits
+    keep_loaded(data)
     # These objects are never garbage: a process that looks for garbage would copy the pages that they are in.
     gc.collect()
     gc.freeze()
@@ -111,4 +116,4 @@ def _report_end(control: socket.socket, pid: int, descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    be_template(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:-1])
+    be_template(socket.socket(fileno=int(sys.argv[1])), sys.argv[3:-1], data=sys.argv[2])

@@ -306,7 +306,7 @@ def train_here(
     check_launch(launch)
     if launch.workers == 0:
         return train_alone(job, destination, display, is_to_stop)
-    with ProcessTemplate.of("server", "worker") as template:
+    with ProcessTemplate.of("server", "worker", data=job.data) as template:
         return train_on(LocalBackend(launch, template), job, destination, display, chaos, is_to_stop)
 
 

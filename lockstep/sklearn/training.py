@@ -144,10 +144,11 @@ def train_by_workers(setup: RunSetup, data: TrainTest, workers: int, folder: Pat
         for kind, values in (("x", each.images[:]), ("y", each.labels))
     }
     launch = RunOptions(workers=workers, checkpoint_keep=0)
-    with job_inputs(folder, None, arrays) as paths, ProcessTemplate.of("server", "worker") as template:
+    with job_inputs(folder, None, arrays) as paths:
         job = msgspec.structs.replace(setup.info.job, **paths)
         destination = Destination(folder=folder / "run", options=launch)
-        result = train_on(LocalBackend(launch, template), job, destination, display)
+        with ProcessTemplate.of("server", "worker", data=job.data) as template:
+            result = train_on(LocalBackend(launch, template), job, destination, display)
         weights, _ = read(destination.folder / WEIGHTS)
         return _continued(setup, weights, result), result
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ PIECE_BYTES = 2**20
 
 #: The sets of an .npz file.
 PARTS = ("train", "test")
+
+#: Bytes of files at most of a dataset that is kept: more would delay the start of the processes that are to have it.
+MOST_KEPT = 2**28
+
+#: By where they are, the datasets that `keep_loaded` has read.
+_KEPT: dict[str, TrainTest] = {}
 
 
 def load(spec: str, *, is_checked: bool = False) -> TrainTest:
@@ -62,7 +69,7 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
     """
     source = _array_source(spec)
     if source is not None:
-        return _loaded(*source)
+        return _KEPT.get(_whereabouts(source[0])) or _loaded(*source)
     path = _path_of(spec)
     if spec and (path / MANIFEST).is_file():
         return load_folder(path, is_checked=is_checked)
@@ -80,6 +87,31 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
         "files of MNIST, an .npz file with x_train, y_train, x_test, y_test or, for `train` and `fit`, a .csv, a "
         ".parquet or a folder of pictures"
     )
+
+
+def keep_loaded(spec: str) -> None:
+    """Read the arrays of a dataset into memory, for this process and those that are forked from it.
+
+    A packed folder stays on disk, and so does what is large. If the files cannot be read, the processes that need them
+    raise the error.
+    """
+    source = _array_source(spec)
+    if source is not None:
+        with suppress(DataError, OSError):
+            if _file_bytes(Path(source[0])) > MOST_KEPT:
+                return
+            data = _loaded(*source)
+            _ = data.digest  # which each of them compares
+            _KEPT[_whereabouts(source[0])] = data
+
+
+def _file_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in ([*path.iterdir()] if path.is_dir() else [path]) if file.is_file())
+
+
+def _whereabouts(source: str) -> str:
+    """Return where a source is, from any folder."""
+    return source if source == "mnist" else os.path.abspath(source)
 
 
 def _path_of(spec: str) -> Path:

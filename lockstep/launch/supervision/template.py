@@ -91,15 +91,18 @@ class ProcessTemplate:
 
     @classmethod
     @contextmanager
-    def of(cls, *commands: str) -> Iterator["ProcessTemplate | None"]:
-        """Start a template that imports these commands, and end it; None if the system cannot fork in this way."""
+    def of(cls, *commands: str, data: str = "") -> Iterator["ProcessTemplate | None"]:
+        """Start a template that imports these commands and reads that dataset, if any, and end it.
+
+        None if the system cannot fork in this way.
+        """
         if not hasattr(os, "pidfd_open"):
             yield None
             return
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "lockstep.cli.template", str(theirs.fileno()), *commands, ROOM],
+                [sys.executable, "-P", "-m", "lockstep.cli.template", str(theirs.fileno()), data, *commands, ROOM],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.source import PIECE_BYTES, digest_of, load, with_validation
+from lockstep.common.data.source import MOST_KEPT, PIECE_BYTES, digest_of, keep_loaded, load, with_validation
 from lockstep.common.errors import DataError
 from tests.lockstep.common.data.test_idx import idx_bytes
 
@@ -276,3 +276,41 @@ def test_a_digest_in_pieces_takes_little_memory() -> None:
         tracemalloc.stop()
     # A quarter of the training images.
     assert peak < 8 * PIECE_BYTES < 60_000 * 28 * 28 / 4
+
+
+def test_what_is_kept_is_not_read_again_from_whatever_folder_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, added in ((here, 0), (there, 1)):
+        folder.mkdir()
+        save_npz(folder / "kept.npz", x_train=ARRAYS["x_train"] + added)
+    monkeypatch.chdir(here)
+    keep_loaded("kept.npz")
+    kept = load("kept.npz")
+    (here / "kept.npz").unlink()
+    assert load("kept.npz") is load(str(here / "kept.npz")) is kept
+    monkeypatch.chdir(there)
+    assert load("kept.npz").train.images[0, 0, 0, 0] == 1
+
+
+def test_what_is_large_is_not_kept(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    with (tmp_path / "notes").open("wb") as file:
+        file.truncate(MOST_KEPT)  # a hole: it takes no room
+    keep_loaded(str(tmp_path))
+    assert load(str(tmp_path)) is not load(str(tmp_path))
+    (tmp_path / "notes").unlink()
+    keep_loaded(str(tmp_path))
+    assert load(str(tmp_path)) is load(str(tmp_path))
+
+
+@pytest.mark.parametrize("spec", ["", "no.npz", "damaged.npz", "no-such-dataset"])
+def test_what_cannot_be_kept_is_left_to_the_process_that_needs_it(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged.npz").write_bytes(b"PK damaged")
+    keep_loaded(spec)
+    with pytest.raises(DataError):
+        load(spec)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lockstep.common.runtime.environment import child_environment
@@ -214,6 +215,25 @@ def test_an_interrupt_while_a_process_is_forked_leaves_none_behind(tmp_path: Pat
             assert others == []
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_process_has_the_data_that_its_template_has_read(tmp_path: Path) -> None:
+    data, run = tmp_path / "tiny.npz", tmp_path / "run"
+    x, y = np.arange(64, dtype=np.float32).reshape(16, 4) % 7, np.arange(16) % 3
+    np.savez(data, x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
+    train = ["train", "--model", "dense", "--workers", "0", "--steps", "2", "--global-batch", "4"]
+    with ProcessTemplate.of(data=str(data)) as template:
+        if template is None:
+            pytest.skip("this system cannot fork a template")
+        # It is forked once the data has been read.
+        first = Child.start("help", ["--version"], tmp_path / "first.log", template=template)
+        first.end(GONE_S)
+        data.unlink()
+        words = [*train, "--data", str(data), "--run-dir", str(run)]
+        child = Child.start("train", words, tmp_path / "child.log", template=template)
+        child.end(GONE_S)
+    assert (first.code, child.code) == (0, 0), (tmp_path / "child.log").read_text()
+    assert (run / "weights.safetensors").is_file()
 
 
 def test_without_its_template_a_process_goes_on_and_others_are_started_anew(tmp_path: Path) -> None:
