@@ -92,8 +92,8 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
 def keep_loaded(spec: str) -> None:
     """Read the arrays of a dataset into memory, for this process and those that are forked from it.
 
-    A packed folder stays on disk, and so does what is large. If the files cannot be read, the processes that need them
-    raise the error.
+    A packed folder and large files stay on disk. If the files cannot be read, the processes that need them raise the
+    error.
     """
     source = _array_source(spec)
     if source is not None:
