@@ -30,9 +30,8 @@ from lockstep.worker.gradient_sink import NotFiniteError
 #: Steps of the trial, and of those with other rates; samples of a step at most, and steps of warm-up.
 STEPS, SHORT_STEPS, SAMPLES, WARM_UP_STEPS = 200, 80, 128, 20
 
-#: Seconds after which a trial ends with fewer steps, and a short one, of which more steps count; the fewest steps that
-#: say something.
-TRIAL_S, SHORT_S, FEWEST_STEPS = 4.0, 8.0, 20
+#: Seconds after which a trial ends with fewer steps, and the fewest that say something.
+TRIAL_S, FEWEST_STEPS = 8.0, 20
 
 #: Samples that are looked at before, and of the test set after it.
 LOOKED_AT, TESTED = 256, 1000
@@ -148,7 +147,7 @@ class TrialSubject(ExaminedData, frozen=True):
                 losses.append(math.inf)
                 break
             ends.append(self.clock.now())
-            if step >= FEWEST_STEPS and ends[-1] > ends[0] + (TRIAL_S if steps > SHORT_STEPS else SHORT_S):
+            if step >= FEWEST_STEPS and ends[-1] > ends[0] + TRIAL_S:
                 break
         step_s = float(np.median(np.diff(ends))) if len(ends) > 1 else 0.0
         return TrialRun(losses, shard.weights.copy(), norm, largest, max(rates, default=job.lr), step_s)

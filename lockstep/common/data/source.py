@@ -33,7 +33,7 @@ PIECE_BYTES = 2**20
 #: The sets of an .npz file.
 PARTS = ("train", "test")
 
-#: Bytes of files at most of a dataset that is kept: more would delay the start of the processes that are to have it.
+#: Bytes at most of an array that is kept: more would delay the start of the processes that are to have it.
 MOST_KEPT = 2**28
 
 #: By where they are, the datasets that `keep_loaded` has read.
@@ -92,21 +92,17 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
 def keep_loaded(spec: str) -> None:
     """Read the arrays of a dataset into memory, for this process and those that are forked from it.
 
-    A packed folder and large files stay on disk. If the files cannot be read, the processes that need them raise the
-    error.
+    Packed folders, larger arrays and samples of several arrays are left to the processes that need them, and so is what
+    cannot be read: they raise the error.
     """
     source = _array_source(spec)
     if source is not None:
-        with suppress(DataError, OSError):
-            if _file_bytes(Path(source[0])) > MOST_KEPT:
-                return
+        with suppress(DataError):
+            with open_arrays(source[0], most_bytes=MOST_KEPT):
+                pass  # it looks at the sizes alone
             data = _loaded(*source)
             _ = data.digest  # which each of them compares
             _KEPT[_whereabouts(source[0])] = data
-
-
-def _file_bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in ([*path.iterdir()] if path.is_dir() else [path]) if file.is_file())
 
 
 def _whereabouts(source: str) -> str:

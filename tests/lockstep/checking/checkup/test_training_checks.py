@@ -203,7 +203,7 @@ def test_another_rate_that_learns_is_named(scale: float) -> None:
         f"the learning rate is too {is_wrong}: lr = 0.5: after 6 steps the loss is 0.693; guessing has 0.6"
     )
     rate = f"{0.5 * scale:.3g}"
-    assert text.endswith(f"{change} lr: with {rate} (--lr {rate}) the loss came to 0.2 in fewer steps")
+    assert text.endswith(f"{change} lr to {rate} (--lr {rate}): with it the loss came to 0.2 in fewer steps")
     assert given.asked[-1] == (80, scale, False)
 
 
@@ -257,7 +257,7 @@ def test_a_test_set_with_more_of_a_common_class_shows_nothing_by_that() -> None:
 def test_the_rate_that_is_best_on_the_test_set_is_named() -> None:
     ((_, text),) = found_in(trials_of(own=(1.0, 1.0), lower=(0.94, 0.98), higher=(0.96, 0.97)))
     assert "too small: lr = 0.5" in text
-    assert text.endswith(f"raise lr: with 5 (--lr 5) the loss came to {0.96 * GUESS:.3g} in fewer steps")
+    assert text.endswith(f"raise lr to 5 (--lr 5): with it the loss came to {0.96 * GUESS:.3g} in fewer steps")
 
 
 def test_a_rate_that_learns_less_is_not_named() -> None:
@@ -452,19 +452,14 @@ def test_a_trial_ends_with_the_first_number_that_is_not_finite() -> None:
     assert all(map(math.isfinite, found.losses[:-1]))
 
 
-@pytest.mark.parametrize(
-    ("asked", "seconds", "steps"),
-    [(81, 0.0, 81), (81, 0.19, 22), (81, 0.2, 21), (81, 900.0, 21), (80, 0.0, 80), (80, 0.19, 43), (80, 900.0, 21)],
-)
-def test_a_trial_ends_after_four_seconds_or_eight_and_has_twenty_one_steps_at_least(
-    asked: int, seconds: float, steps: int
-) -> None:
+@pytest.mark.parametrize(("seconds", "steps"), [(0.0, 50), (0.38, 22), (0.4, 21), (900.0, 21)])
+def test_a_trial_ends_after_eight_seconds_and_has_twenty_one_steps_at_least(seconds: float, steps: int) -> None:
     class Slow(ManualClock):
         def now(self) -> float:
             self.advance(seconds)
             return super().now()
 
-    assert len(replace(real(), clock=Slow()).run(asked).losses) == steps
+    assert len(replace(real(), clock=Slow()).run(50).losses) == steps
 
 
 def test_the_samples_that_are_learned_by_heart_are_the_first() -> None:
