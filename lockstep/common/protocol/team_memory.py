@@ -55,12 +55,12 @@ WORKS: tuple[Work, ...] = get_args(Work)
 MOST_SLICES, LEAST_SLICE = 64, 16_384
 
 #: The state that a process shows, a cache line each: the order that it has seen last, the one that it cannot carry out,
-#: whether it sleeps until another process wakes it, the session that it is ready for, and when it looked last; then the
-#: seconds that a micro-batch takes it, which part of a core it needs meanwhile, both 0 if that is not known, and for
-#: which part of its time it waits for a core.
+#: whether it sleeps until another process wakes it, the session that it is ready for, and when it was last seen to run:
+#: when it looked, or its kernels did something. Then the seconds that a micro-batch takes it, which part of a core it
+#: needs meanwhile, both 0 if that is not known, and for which part of its time of computing it had no core.
 PROCESS = np.dtype(
     [(name, "<i8") for name in ("at", "failed", "sleeps", "ready")]
-    + [(name, "<f8") for name in ("looked_s", "seconds", "load", "waits")]
+    + [(name, "<f8") for name in ("seen_s", "seconds", "load", "waits")]
 )
 
 #: The columns that a process shows of each of its vectors of sums: its order (negative while it is being written) and

@@ -3,7 +3,6 @@
 The assignment never changes the result: sums are added over one fixed tree, whichever process computed a node.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,9 +18,9 @@ from lockstep.common.protocol.team_memory import MOST_SLICES, OWN_PARTS
 #: A new plan is made if a process has become faster or slower by more than this part.
 DIFFERENT = 0.1
 
-#: Parts that take longer are cut if a process waits for a core for more than this part of its time, and another does
-#: not: some milliseconds pass until it has its core. They are not cut otherwise, because more of them take longer.
-LONGEST_S, WAITS = 0.0008, 0.2
+#: A process that has no core for more than this part of its time gets no slices if another has one: it would delay all
+#: others by the milliseconds until it has its core again, with a lock that no process can take from it.
+WAITS = 0.2
 
 #: A process that takes so many times as long as the fastest would delay all others with a slice.
 SLOW = 2.0
@@ -67,38 +66,25 @@ class Speed(NamedTuple):
     #: Seconds for a micro-batch, and which part of a core it needs meanwhile; 0 of one that has computed nothing yet.
     seconds: float
     load: float = 0.0
-    #: For which part of its time it waits for a core.
+    #: For which part of its time it has no core.
     waits: float = 0.0
 
 
 def plan_for(
-    node: Node, seconds: Mapping[int, float], makers: int = MOST_SLICES, longest: float = math.inf
+    node: Node, seconds: Mapping[int, float], makers: int = MOST_SLICES, unsteady: Collection[int] = ()
 ) -> OrderPlan:
     """Divide a node of the tree among processes, by the seconds that each takes for a micro-batch.
 
     Each of at least one gets as many micro-batches as it can compute until all are done, in at most `OWN_PARTS` nodes.
-    Those with more than `longest` micro-batches are cut, so that the others can take over most of what a process that
-    waits for a core was given. At most so many `makers` get slices, which are equally long and so not for the slow: the
-    last ones, since the first has to listen to the server.
+    At most so many `makers` get slices, which are equally long and so not for the slow, nor for those that are
+    `unsteady` if others are not: the last ones, since the first has to listen to the server.
     """
     grain = 1
     while (parts := _share_out(node, seconds, grain)) is None:
         grain *= 2
-    cut = _cut(parts, longest) if len(seconds) > 1 else parts
-    slow = SLOW * min(seconds.values())
-    return OrderPlan(tuple(cut), tuple(sorted(process for process in seconds if seconds[process] < slow)[-makers:]))
-
-
-def _cut(parts: Sequence[TeamPart], longest: float) -> list[TeamPart]:
-    """Cut parts that are too long into halves, the largest first, as long as their process has few."""
-    cut = list[TeamPart]()
-    for process in {part.process for part in parts}:
-        own = [part.node for part in parts if part.process == process]
-        while len(own) < OWN_PARTS and len(largest := max(own, key=len)) > max(1.0, longest):
-            own.remove(largest)
-            own += largest.halves()
-        cut += [TeamPart(node, process) for node in own]
-    return sorted(cut, key=lambda part: part.node.lo)
+    steady = {process: each_s for process, each_s in seconds.items() if process not in unsteady} or seconds
+    slow = SLOW * min(steady.values())
+    return OrderPlan(tuple(parts), tuple(sorted(process for process in steady if steady[process] < slow)[-makers:]))
 
 
 def _share_out(node: Node, seconds: Mapping[int, float], grain: int) -> list[TeamPart] | None:
@@ -133,8 +119,7 @@ class Planner:
     #: Most processes that can compute at a time without waiting for a core: more if they wait for something else.
     _room: int = 0
     _node: Node | None = None
-    #: Whether parts are cut, since some process waits for a core.
-    _is_cut: bool = False
+    _unsteady: frozenset[int] = frozenset()
     #: The time of each process for a micro-batch, in times of the fastest.
     _times: Mapping[int, float] = field(default_factory=dict)
     _plan: OrderPlan | None = None
@@ -148,15 +133,12 @@ class Planner:
         }
         if len(times) > self.cores:
             times = self._enough_of(times, [one.load for one in speeds.values() if one.load > 0.0], before)
-        waits = [speeds[process].waits for process in times]
-        # If all of them wait, none has the time to take over.
-        is_cut = max(waits) > WAITS > 2 * min(waits)
-        if is_cut:
-            # A process that waits now may not do so in the next step: so each begins with as many as the others.
-            times = dict.fromkeys(times, 1.0)
-        if self._plan is None or (node, is_cut) != (self._node, self._is_cut) or not self._is_near(times):
-            self._node, self._is_cut, self._times = node, is_cut, times
-            self._plan = plan_for(node, times, self.cores, LONGEST_S / least if is_cut else math.inf)
+        # If all of them wait, those are steady that do not wait much longer than the others.
+        most = max(WAITS, 2 * min(speeds[process].waits for process in times))
+        unsteady = frozenset(process for process in times if speeds[process].waits > most)
+        if self._plan is None or (node, unsteady) != (self._node, self._unsteady) or not self._is_near(times):
+            self._node, self._unsteady, self._times = node, unsteady, times
+            self._plan = plan_for(node, times, self.cores, unsteady)
         return self._plan
 
     def _enough_of(

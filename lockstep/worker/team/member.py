@@ -59,6 +59,21 @@ class OrderAtWork:
         if isinstance(begun, MakeSlice) and begun.stage is OrderStage.UPDATE and self.chain is not None:
             self.chain.updates.locks[begun.slice_].release()
 
+    def is_made_by_others(self, memory: TeamMemory) -> bool:
+        """Tell whether the sums are there of which this process computes a second copy."""
+        begun = self.begun
+        if not isinstance(begun, ComputeNode) or begun.row < OWN_PARTS:
+            return False
+        return memory.is_made(begun.node, self.order.number)
+
+    def leave(self, memory: TeamMemory, now: float) -> bool:
+        """Drop the unit that was begun; tell whether others have made it, so that this process looks for another."""
+        is_made = self.is_made_by_others(memory)
+        self.drop()
+        if is_made:
+            self.progress.on_refused(now)
+        return is_made
+
     def goes_on(self) -> bool:
         """Tell whether something is due at once that takes no time to speak of."""
         if self.begun is not None:
@@ -157,9 +172,9 @@ class TeamMember:
         )
 
     def is_wanted(self) -> bool:
-        """Tell whether the current order is still the team's."""
+        """Tell whether the current unit is wanted: its order is the team's, and no other process has made it."""
         at = self.last
-        if at is None or not self.is_busy:
+        if at is None or not self.is_busy or at.is_made_by_others(self.memory):
             return False
         return self.memory.marks.newest == at.order.number if at.chain is None else at.chain.is_wanted(at.order)
 
@@ -234,8 +249,9 @@ class TeamMember:
         try:
             outcome = self._do(at, at.progress.action())
         except StoppedError:
-            at.drop()
-            outcome = OrderOutcome.STOPPED if at.chain is None else self._catch_up(at.order, at.chain)
+            outcome = None
+            if not at.leave(self.memory, self.clock.now()):
+                outcome = OrderOutcome.STOPPED if at.chain is None else self._catch_up(at.order, at.chain)
         except Exception as error:  # noqa: BLE001  # a user's model may raise anything, and will again, lease by lease
             self.error = f"{type(error).__name__}: {error}"
             outcome = self._fail(at.order)
@@ -268,7 +284,8 @@ class TeamMember:
         return None
 
     def _compute(self, order: Order, part: ComputeNode) -> None:
-        self.sums.add_node(order, part)
+        with self.waking.shows_running(self.memory.seen_at):
+            self.sums.add_node(order, part)
 
     def _begin_action(self, at: OrderAtWork, action: ComputeNode | MakeSlice) -> None:
         self.wake_up()
@@ -316,7 +333,7 @@ class TeamMember:
 
     def _look(self, at: OrderAtWork, stage: OrderStage) -> OrderOutcome | None:
         order, chain, progress = at.order, at.chain, at.progress
-        now = self.memory.mine["looked_s"] = asked_for_core(progress, self.clock, self.waking)
+        now = self.memory.mine["seen_s"] = asked_for_core(progress, self.clock, self.waking)
         if not self.pace.patience.spin_s:
             self.waking.show_asleep(is_asleep=True)  # it will sleep unless it finds all, and need not look twice then
         if chain is not None and not self.is_wanted():

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -147,6 +148,11 @@ class TeamMemory:
         """The row that this process publishes."""
         return self.marks.processes[self.process]  # type: ignore[no-any-return]  # a row, through which it is written
 
+    @cached_property
+    def seen_at(self) -> int:
+        """The address at which it is seen when this process last ran: a float64."""
+        return int(self.marks.processes[self.process :]["seen_s"].ctypes.data)
+
     def show(self, name: str, value: int) -> None:
         """Show something of ourselves: a field of `PROCESS`."""
         self.mine[name] = value
@@ -229,14 +235,20 @@ class TeamMemory:
         processes, rows = np.nonzero(np.abs(nodes[:, :, ORDER]) == order.number)
         self.keep_order()
         found, began = nodes[processes, rows].tolist(), self.marks.figures[processes, rows, BEGAN_S].tolist()
+        seen: list[float] = self.marks.processes["seen_s"].tolist()
         for process, (number, lo, hi, _), began_s in zip(processes.tolist(), found, began, strict=True):
             if number == order.number:
                 made[lo] = max(hi, made.get(lo, 0))
             elif lo not in begun or begun[lo].began < began_s:
-                begun[lo] = BegunCopy(process, began_s)
+                begun[lo] = BegunCopy(process, began_s, seen[process])
         # Each copy is of a whole part, or of all.
         parts = () if made.get(order.node.lo) == order.node.hi else order.plan.parts
         return [OpenPart(part, begun.get(part.node.lo)) for part in parts if part.node.lo not in made]
+
+    def is_made(self, node: Node, order: int) -> bool:
+        """Tell whether a process has sums over a node, alone or with others that come after it."""
+        copy = self._found(order).get(node.lo)
+        return copy is not None and copy.node.hi >= node.hi
 
     def covered(self, order: int, node: Node) -> bytes:
         """Return a byte for each micro-batch of a node, 1 if a process has its sums, alone or with others."""

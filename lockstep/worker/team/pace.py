@@ -1,11 +1,13 @@
 """The pace of a team: how fast its processes are, which are present and awake, and the plan that follows from that."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from lockstep.common.aggregation.tree import Node
+from lockstep.common.numerics.kernels.library import shows_running
 from lockstep.common.runtime.clock import ThreadClock, ThreadTimes
 from lockstep.common.runtime.environment import yield_core
 from lockstep.worker.team.division import OrderPlan, Planner, Speed
@@ -16,7 +18,7 @@ from lockstep.worker.team.progress import SLEEP_S, Order, Patience
 #: The weight of a new measurement of a process's speed.
 NEW = 0.3
 
-#: The seconds of computing over which it counts for how long a process waits for a core: each time it does for some
+#: The seconds of computing over which it counts for how long a process has no core: each time it is for some
 #: milliseconds.
 WAITS_S = 0.1
 
@@ -49,6 +51,8 @@ class Waking:
     has_added: bool = False
     #: Called between two looks without a pause, since a process of another run may wait for the core meanwhile.
     yield_core: Callable[[], None] = yield_core
+    #: Lets kernels show, at an address, that this process has a core while it computes.
+    shows_running: Callable[[int], AbstractContextManager[None]] = shows_running
 
     def show_asleep(self, *, is_asleep: bool) -> None:
         """Show whether this process sleeps, if that has changed."""
@@ -93,8 +97,15 @@ class Pace:
         took_s, waited_s = max(1e-9, took_s), after.waited - before.waited
         self.record_speed(took_s / micro_batches)
         self.record_load((after.ran - before.ran) / max(1e-9, took_s - waited_s))
-        mine = self.memory.mine
-        mine["waits"] += min(took_s / WAITS_S, 1.0) * (min(waited_s / took_s, 1.0) - mine["waits"])
+
+    def record_waits(self, took_s: float, ran_s: float) -> None:
+        """Record for how long this process computed, whether or not to an end, and for how long it had a core then.
+
+        Another process may have its core, or a limit of its control group or a signal prevents it from running: the
+        system counts the first of these only.
+        """
+        mine, took_s = self.memory.mine, max(1e-9, took_s)
+        mine["waits"] += min(took_s / WAITS_S, 1.0) * (max(0.0, 1.0 - ran_s / took_s) - mine["waits"])
 
     def record_speed(self, seconds: float) -> None:
         """Record the seconds that a micro-batch has taken this process."""
@@ -150,7 +161,7 @@ class Pace:
         processes = self.memory.marks.processes
         is_present = processes["at"] >= (0 if before is None else before.number)
         if before is not None and self.is_crowded:
-            lives = processes["looked_s"] > self.clock.now() - IDLE_S
+            lives = processes["seen_s"] > self.clock.now() - IDLE_S
             lives[list(before.plan.workers)] = False
             is_present |= lives
         is_present &= processes["ready"] == self.session

@@ -109,6 +109,8 @@ class BegunCopy(NamedTuple):
 
     process: int
     began: float
+    #: When the process was last seen to run.
+    seen: float
 
 
 class OpenPart(NamedTuple):
@@ -146,6 +148,9 @@ def patience_of(processes: int, cores: int) -> Patience:
     return PATIENT if processes <= cores else replace(CROWDED, cores=cores)
 
 
+#: The part of the time of a part for which its process may not show that it runs, and have a core all the same.
+SILENT = 0.125
+
 #: Seconds that a process looks again and again before it yields its core in between: most waits are shorter.
 SHORT_S = 0.0005
 
@@ -175,8 +180,11 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
         """Return from when on the sums over a part are late: at once if no process has begun with them."""
         if one.begun is None:
             return 0.0
+        began, seen = one.begun.began, one.begun.seen
         takes_s = len(one.part.node) * (self.seconds[one.begun.process] or UNKNOWN_S)
-        return one.begun.began + (1 + self.patience.slack) * takes_s + self.patience.slack_s
+        by = began + (1 + self.patience.slack) * takes_s + self.patience.slack_s
+        # Kernels show again and again that they run, or else they have no core; other models may not show it at all.
+        return min(by, seen + SILENT * takes_s + self.patience.slack_s) if seen > began else by
 
     def is_own(self, one: OpenPart) -> bool:
         """Tell whether a part is left to this process, which may have begun with it before it was restarted."""
@@ -290,7 +298,7 @@ class OrderProgress:
     def _late(self, one: OpenPart, now: float) -> float:
         """Return from when on a part is late; if its clock is ahead of ours, since the beginning of the stage."""
         if one.begun is not None and one.begun.began > now:
-            one = OpenPart(one.part, BegunCopy(one.begun.process, self.since))
+            one = OpenPart(one.part, BegunCopy(one.begun.process, self.since, self.since))
         return self.view.late(one)
 
     def _take_over(self, node: Node) -> ComputeNode:

@@ -91,11 +91,14 @@ class OrderSums:
         compute, clock, is_training = self.compute, self.pace.clock, order.work in OF_A_STEP
         began, before = clock.now(), clock.times()
         compute.turn(order.step, into=part.row)
-        if is_training:
-            _, tally = compute.train(order.step, part.node)
-        else:
-            tally = compute.evaluate(part.node, order.work)
-        ended, after = clock.now(), clock.times()
+        try:
+            if is_training:
+                _, tally = compute.train(order.step, part.node)
+            else:
+                tally = compute.evaluate(part.node, order.work)
+        finally:
+            ended, after = clock.now(), clock.times()
+            self.pace.record_waits(ended - began, after.ran - before.ran)
         if is_training or not self.pace.is_measured:  # an evaluation takes less than half of the time
             self.pace.record(len(part.node), ended - began, before, after)
         losses = compute.losses if is_training else ()

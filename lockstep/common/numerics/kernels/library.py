@@ -9,7 +9,8 @@ import ctypes
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -110,12 +111,14 @@ SELF_TEST = {
 #: The types that each function returns and takes. A test compares this with the sources.
 #:
 #: - `ls_run` carries out calls: the address of their rows, and how many they are (calls.c).
+#: - `ls_show_running` takes the address of a float64, to which the thread's kernels write the time; or 0.
 #: - `ls_product_scratch` returns the floats of scratch memory for products: (count, rows of a left operand that a stack
 #:   shares or 0, columns, terms, stride of the right operand's columns).
 #: - `ls_convolution_scratch` returns the same for a convolution and its gradients: the address of eleven sizes.
 #: - `ls_recurrent_scratch` returns the same for a recurrent layer: the address of a row without its operation.
 SIGNATURES: Mapping[str, tuple[Returned, Taken]] = {
     "ls_run": (None, (A, N)),
+    "ls_show_running": (None, (A,)),
     "ls_momentum": (N, (N, A, A, A, A, F, F, N, A, A, F, N, F, N, F)),
     "ls_product_scratch": (N, (N, N, N, N, N)),
     "ls_convolution_scratch": (N, (A,)),
@@ -166,6 +169,17 @@ def load(target: str = "", folder: Path = FOLDER) -> Library:
             "gcc libc6-dev), and then Lockstep again"
         )
     raise NumericsError(f"there are no kernels for machines of the kind {this_machine()!r}: expected x86_64 or aarch64")
+
+
+@contextmanager
+def shows_running(place: int) -> Iterator[None]:
+    """Let kernels that this thread calls within show that they run: at an address, the seconds of `perf_counter`."""
+    show = load().functions.ls_show_running
+    show(place)
+    try:
+        yield
+    finally:
+        show(None)
 
 
 def check_libraries(targets: Iterable[Target]) -> None:

@@ -5,6 +5,7 @@ the process may be killed, or stand still until all is over, and then wake up.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -345,13 +346,20 @@ def compute_of(job: Job, data: TrainTest | None, slots: tuple[Vector, Vector], s
     return FaultyCompute(job, model, with_validation(data or digits(), job.validation_split, job.seed), slots, sums)
 
 
+def no_clock(place: int) -> AbstractContextManager[None]:
+    """Let kernels show nothing: their clock is not the one that is moved here."""
+    return nullcontext()
+
+
 def _member(
     compute: Compute, memory: TeamMemory, clock: ManualClock, patience: Patience, place: SharedPlace | None
 ) -> TeamMember:
     # Some do several things at once, as processes do, and others one.
     is_stepwise = memory.process % 2 == 0
     pace = Pace(memory, clock, patience)
-    member = TeamMember(compute, memory, clock, pace, Waking(memory, None), place, is_stepwise=is_stepwise)
+    member = TeamMember(
+        compute, memory, clock, pace, Waking(memory, None, shows_running=no_clock), place, is_stepwise=is_stepwise
+    )
     compute.is_wanted = member.is_wanted
     # As if it had computed before: otherwise others would wait for seconds.
     member.pace.record_speed(TICK_S)

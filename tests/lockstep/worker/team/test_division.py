@@ -9,7 +9,6 @@ from lockstep.common.aggregation.tree import Node, is_node, largest_node_at
 from lockstep.common.protocol.team_memory import OWN_PARTS
 from lockstep.worker.team.division import (
     DIFFERENT,
-    LONGEST_S,
     SLOW,
     WAITS,
     OrderPlan,
@@ -94,30 +93,6 @@ def test_slices_are_made_in_turn_by_the_processes_of_the_plan() -> None:
     assert plan.slices_of(7, 2) == []
 
 
-@settings(derandomize=True, deadline=None)
-@given(divisions(), SPEEDS, st.floats(0.1, 8.0))
-def test_long_parts_are_cut_so_that_others_can_take_them_over(
-    what: tuple[Node, int], seconds: dict[int, float], longest: float
-) -> None:
-    node, micro_batches = what
-    plan, whole = plan_for(node, seconds, longest=longest), plan_for(node, seconds)
-    assert [m for part in plan.parts for m in range(part.node.lo, part.node.hi)] == list(range(node.lo, node.hi))
-    assert all(is_node(part.node.lo, part.node.hi, micro_batches) for part in plan.parts)
-    for process in seconds:
-        own = plan.of(process)
-        assert sum(map(len, own)) == sum(map(len, whole.of(process)))
-        assert len(own) == OWN_PARTS or len(seconds) == 1 or all(len(node) <= max(1.0, longest) for node in own)
-    assert plan.owners == whole.owners
-
-
-def test_parts_that_are_too_long_are_cut_and_those_of_one_that_is_alone_are_not() -> None:
-    what = Node(0, 8)
-    assert plan_for(what, {3: 1.0}, longest=1.0).of(3) == [Node(0, 8)]
-    assert plan_for(what, {0: 1.0, 1: 1.0}, longest=1.0).of(1) == [Node(lo, lo + 1) for lo in range(4, 8)]
-    assert plan_for(what, {0: 1.0, 1: 1.0}, longest=2.0).of(1) == [Node(4, 6), Node(6, 8)]
-    assert plan_for(what, {0: 3.0, 1: 5.0}, longest=0.1).of(0) == [Node(0, 1), Node(1, 2), Node(2, 4), Node(6, 7)]
-
-
 def test_no_more_make_slices_than_there_is_room_for() -> None:
     assert plan_for(Node(0, 8), dict.fromkeys(range(5), 1.0), makers=2).owners == (3, 4)
 
@@ -150,23 +125,26 @@ def test_a_plan_is_kept_as_long_as_the_same_are_as_fast(then: dict[int, float], 
     assert planner.plan(Node(0, 4), speeds(then)) is not first
 
 
-def test_long_parts_are_cut_while_a_process_that_has_some_waits_for_a_core() -> None:
-    planner, slow, fast = Planner(), LONGEST_S, LONGEST_S / 2
-    for each_s, waits, parts in (
-        (slow, 0.0, 2),
-        (slow, WAITS, 2),
-        (slow, 1.1 * WAITS, 8),
-        (slow, 0.0, 2),
-        (fast, 0.9, 4),
+def test_who_has_no_core_for_some_of_the_time_makes_no_slices_if_another_has_one() -> None:
+    planner, least = Planner(), 2 * WAITS
+    for waits, owners in (
+        ((0.0, WAITS, 0.0), (0, 1, 2)),
+        ((0.0, 1.1 * WAITS, 0.0), (0, 2)),
+        ((0.5, 0.3, 0.59), (0, 1, 2)),
+        ((least, 2.1 * least, 1.9 * least), (0, 2)),
+        ((0.9, 0.9, 0.1), (2,)),
     ):
-        plan = planner.plan(WHAT, {0: Speed(each_s), 1: Speed(each_s, waits=waits)})
-        assert len(plan.parts) == parts
-        assert planner.plan(WHAT, {0: Speed(each_s), 1: Speed(each_s, waits=waits)}) is plan
-    # If both wait, neither has the time to take over.
-    assert len(planner.plan(WHAT, dict.fromkeys((0, 1), Speed(slow, waits=0.9))).parts) == 2
-    # Each is given as many, because the others take over what is not begun.
-    plan = planner.plan(WHAT, {0: Speed(slow), 1: Speed(3 * slow, waits=0.5)})
-    assert sum(map(len, plan.of(1))) == 4
+        of_all = {process: Speed(1.0, waits=one) for process, one in enumerate(waits)}
+        plan = planner.plan(WHAT, of_all)
+        assert plan.owners == owners
+        assert planner.plan(WHAT, of_all) is plan
+        assert len(plan.of(1)) > 0
+
+
+def test_slices_are_for_the_fast_ones_of_those_that_are_steady() -> None:
+    plan = plan_for(WHAT, {0: 1.0, 1: 2.5, 2: 3.0, 3: 5.5}, unsteady=(0,))
+    assert plan.owners == (1, 2)
+    assert sum(map(len, plan.of(0))) == 5
 
 
 def test_small_changes_that_go_on_lead_to_another_plan_in_the_end() -> None:

@@ -15,13 +15,13 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.nn.description import describe
 from lockstep.common.protocol.messages import Lease, Work
-from lockstep.common.protocol.team_memory import ROWS
+from lockstep.common.protocol.team_memory import OWN_PARTS, ROWS
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.team.division import OrderPlan, TeamPart
 from lockstep.worker.team.leader import Found
 from lockstep.worker.team.memory import OwnVectors
 from lockstep.worker.team.pace import IDLE_S
-from lockstep.worker.team.progress import CROWDED, PATIENT, Order, OrderOutcome, Patience
+from lockstep.worker.team.progress import CROWDED, PATIENT, ComputeNode, Order, OrderOutcome, Patience
 from tests.lockstep.worker.team.crew import TEAM_JOBS, Alone, Crew, FaultyCompute, Turns, bits, whole, wide
 from tests.simulation.small import JOBS, digits, job_of, long_test_set
 
@@ -238,6 +238,32 @@ def test_what_nobody_wants_any_more_is_stopped(memory: Path) -> None:
             check(crew, alone, whole(job, 1 - turns % 2))
 
 
+def test_a_second_copy_is_left_once_the_first_one_is_there(memory: Path) -> None:
+    job = wide(micro_batches=8)
+    with crew_of(Crew.of(job, 2, memory)) as crew:
+        first, second = crew.members
+        first.is_stepwise = second.is_stepwise = True
+        crew.leader.begin_lease(whole(job))
+        order = second.newest()
+        assert order is not None
+        second.begin(order)
+        assert second.last is not None
+        copied = ComputeNode(order.plan.of(0)[0], OWN_PARTS)
+        second.last.progress.todo.clear()
+        second.last.progress.todo.append(copied)
+        assert second.advance() is None  # it has begun
+        assert second.is_wanted()
+        for _ in range(2):
+            first.advance()
+        assert not second.is_wanted()
+        assert second.advance() is None
+        assert second.order is order
+        assert not second.last.progress.todo
+        assert not second.memory.has_made(order, copied)
+        crew.run()
+        assert crew.ended == dict.fromkeys(range(2), OrderOutcome.DONE)
+
+
 def test_a_process_that_is_ready_for_another_session_than_this_is_given_nothing(memory: Path) -> None:
     job = wide(micro_batches=6)
     with crew_of(Crew.of(job, 3, memory)) as crew:
@@ -287,7 +313,7 @@ def test_where_cores_are_short_who_had_nothing_to_do_counts_as_present_while_it_
         leader, idle = crew.members[0], crew.members[1]
         assert leader.last is not None
         assert leader.last.order.plan.workers == {2}
-        idle.memory.mine["at"], idle.memory.mine["looked_s"] = 0, crew.clock.now()
+        idle.memory.mine["at"], idle.memory.mine["seen_s"] = 0, crew.clock.now()
         assert leader.pace.present(leader.last.order) == [0, 1, 2]
         crew.clock.advance(IDLE_S)
         assert leader.pace.present(leader.last.order) == [0, 2]

@@ -12,6 +12,8 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
+from lockstep.common.numerics.kernels.library import shows_running
+from lockstep.common.numerics.leaves import exp
 from lockstep.common.protocol.team_memory import (
     ENDED_S,
     HI,
@@ -24,7 +26,7 @@ from lockstep.common.protocol.team_memory import (
     WORKS,
     TeamShape,
 )
-from lockstep.common.runtime.clock import ManualClock, ThreadTimes
+from lockstep.common.runtime.clock import ManualClock, SystemClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.team.division import OrderPlan, TeamPart, plan_for
 from lockstep.worker.team.memory import (
@@ -165,9 +167,30 @@ def test_parts_are_open_until_they_are_there_and_show_who_began_them_last(team: 
         team[process].begin_row(ComputeNode(Node(4, 6), row), order, began_s)
     team[0].begin_row(ComputeNode(Node(6, 8), 4), order_of(5, plan=plan), 9.0)
     first, _, third, fourth = plan.parts
-    assert team[0].open_parts(order) == [OpenPart(first), OpenPart(third, BegunCopy(1, 7.0)), OpenPart(fourth)]
+    team[1].mine["seen_s"], team[2].mine["seen_s"] = 7.5, 9.5
+    assert team[0].open_parts(order) == [OpenPart(first), OpenPart(third, BegunCopy(1, 7.0, 7.5)), OpenPart(fourth)]
     team[2].begin_row(ComputeNode(Node(4, 6), 6), order, 8.0)
-    assert team[0].open_parts(order)[1] == OpenPart(third, BegunCopy(2, 8.0))
+    assert team[0].open_parts(order)[1] == OpenPart(third, BegunCopy(2, 8.0, 9.5))
+
+
+def test_sums_are_made_if_a_process_has_them_alone_or_with_those_that_come_after(team: list[TeamMemory]) -> None:
+    show(team[1], 0, 2, 4)
+    show(team[2], 1, 4, 8)
+    begin_row(team[0], 2)
+    made = [node for node in (Node(2, 4), Node(2, 3), Node(4, 6), Node(0, 4), Node(3, 4)) if team[0].is_made(node, 4)]
+    assert made == [Node(2, 4), Node(2, 3), Node(4, 6)]
+    assert not team[0].is_made(Node(2, 4), 5)
+
+
+def test_kernels_show_that_a_process_runs_in_its_own_row(team: list[TeamMemory]) -> None:
+    seen, clock, values = team[0].marks.processes["seen_s"], SystemClock(), np.linspace(-2, 2, 64, dtype=np.float32)
+    with shows_running(team[1].seen_at):
+        began = clock.now()
+        exp(values)
+        ended = clock.now()
+    exp(values)
+    assert (seen[0], seen[2]) == (0.0, 0.0)
+    assert began <= seen[1] <= ended
 
 
 def test_what_belongs_to_sums_comes_with_them(team: list[TeamMemory]) -> None:
@@ -445,15 +468,15 @@ def test_a_process_measures_which_part_of_a_core_it_needs(team: list[TeamMemory]
     assert loads[1] == pytest.approx(LEAST_LOAD)
 
 
-def test_a_process_measures_for_which_part_of_its_time_it_waits_for_a_core(team: list[TeamMemory]) -> None:
-    pace, waits, none = pace_of(team[1]), team[0].marks.processes["waits"], ThreadTimes(0.0, 0.0)
+def test_a_process_measures_for_which_part_of_its_time_it_has_no_core(team: list[TeamMemory]) -> None:
+    pace, waits = pace_of(team[1]), team[0].marks.processes["waits"]
     for _ in range(100):
-        pace.record(2, 0.02, none, ThreadTimes(0.015, 0.005))
+        pace.record_waits(0.02, 0.015)
     assert waits.tolist() == [0.0, pytest.approx(0.25), 0.0]
-    pace.record(2, 0.02, none, ThreadTimes(0.02, 0.09))  # its thread has waited at other times too
-    assert waits[1] == pytest.approx(0.4)
-    pace.record(2, 2.0, none, ThreadTimes(2.0, 0.0))
-    assert waits[1] == 0.0
+    pace.record_waits(0.02, 0.021)  # clocks differ a little
+    assert waits[1] == pytest.approx(0.2)
+    pace.record_waits(2.0, 0.5)
+    assert waits[1] == pytest.approx(0.75)
 
 
 # Memory that is not there

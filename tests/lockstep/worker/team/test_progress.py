@@ -11,6 +11,7 @@ from lockstep.worker.team.progress import (
     PATIENT,
     SHARED_S,
     SHORT_S,
+    SILENT,
     SLEEP_S,
     UNKNOWN_S,
     BegunCopy,
@@ -42,9 +43,9 @@ OPEN = [OpenPart(part) for part in PLAN.parts]
 OTHERS = OPEN[1], OPEN[3]
 
 
-def copied(one: OpenPart, process: int, began: float) -> OpenPart:
-    """Return a part that a process has begun to compute."""
-    return OpenPart(one.part, BegunCopy(process, began))
+def copied(one: OpenPart, process: int, began: float, seen: float = 0.0) -> OpenPart:
+    """Return a part that a process has begun to compute, and when the process was seen to run."""
+    return OpenPart(one.part, BegunCopy(process, began, seen))
 
 
 def begun(now: float = 10.0, **values: object) -> OrderProgress:
@@ -86,6 +87,12 @@ def test_sums_are_late_when_a_process_takes_longer_for_them_than_it_did_before()
     assert VIEW.late(OPEN[3]) == 0.0
     assert VIEW.late(copied(OPEN[3], 2, 7.0)) == pytest.approx(7.0 + 0.4 * (1 + PATIENT.slack) + PATIENT.slack_s)
     assert VIEW.late(copied(OPEN[3], 1, 7.0)) == pytest.approx(7.0 + 0.8 * (1 + PATIENT.slack) + PATIENT.slack_s)
+    # If kernels have shown that their process runs, it is late as soon as they do not any more.
+    for seen in (7.1, 7.3):
+        found = VIEW.late(copied(OPEN[3], 1, 7.0, seen))
+        assert found == pytest.approx(seen + 0.8 * SILENT + PATIENT.slack_s)
+    assert VIEW.late(copied(OPEN[3], 1, 7.0, 9.9)) == VIEW.late(copied(OPEN[3], 1, 7.0))
+    assert VIEW.late(copied(OPEN[3], 1, 7.0, 6.9)) == VIEW.late(copied(OPEN[3], 1, 7.0))
     unknown = replace(VIEW, seconds=[0.1, 0.2, 0.0])
     assert unknown.late(copied(OPEN[3], 2, 7.0)) >= 7.0 + 4 * UNKNOWN_S
 

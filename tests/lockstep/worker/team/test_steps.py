@@ -241,7 +241,7 @@ def test_whoever_is_killed_wherever_it_is(name: str, cores: int, every: int, mem
 
 @pytest.mark.parametrize(
     ("name", "process", "every"),
-    [("sgd", 0, 1), ("clipped", 2, 3), pytest.param("clipped", 2, 1, marks=pytest.mark.slow)],
+    [("sgd", 0, 1), ("clipped", 2, 2), pytest.param("clipped", 2, 1, marks=pytest.mark.slow)],
 )
 def test_who_stands_still_anywhere_and_wakes_up_late_writes_nothing_that_counts(
     name: str, process: int, every: int, memory: Path

@@ -107,6 +107,7 @@ void convolve(const Convolution *c, const float *x, const float *kernels, const 
         .offsets = offsets, .c_row = rows * width, .bias = bias,
     };
     for (int64_t row = 0; row < rows; row++) {
+        show_running();
         product.b = x + row * c->stride_y * row_length(c);
         product.c = y + row * width;
         multiply(&product, scratch);
@@ -164,6 +165,7 @@ void convolve_to_input(const Convolution *c, const float *gradient, const float 
             };
             for (int64_t y = above; width > 0 && y < c->height; y += c->stride_y) {
                 if (y < c->padding_y || y >= c->height - c->padding_y) continue;
+                show_running();
                 /* Rows of the kernel that see no window below the image, or above it, come first, or last. */
                 const int64_t window = (y - above) / c->stride_y;
                 int64_t below = 0, seen = 0;
@@ -280,6 +282,7 @@ void convolve_to_kernels(const Convolution *c, const float *gradient, const floa
         outputs = c->outputs - output < OUTPUTS ? c->outputs - output : OUTPUTS;
         memset(lanes, 0, (size_t)(outputs * terms * LANES) * sizeof *lanes);
         for (int64_t row = 0; row < rows; row += rows_at_once) {
+            show_running();
             for (int64_t term = 0, elements; term < terms; term += elements) {
                 elements = terms - term < ELEMENTS ? terms - term : ELEMENTS;
                 const KernelTile tile = {

@@ -5,6 +5,9 @@
 
 #include "vector.h"
 
+/* Show that this thread runs, where it wants to (calls.c): called between parts that take some microseconds. */
+void show_running(void);
+
 /* As many of a vector's numbers as are left. */
 INLINE V take(const float *p, int64_t left) { return left < WIDTH ? load_first(p, left) : load(p); }
 INLINE void give(float *p, V v, int64_t left) {

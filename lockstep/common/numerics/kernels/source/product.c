@@ -6,6 +6,8 @@
    their tree while a tile is in the first cache, so that the sum is written once. */
 #include "product.h"
 
+#include "kernels.h"
+
 /* Halves of a tree over up to 2^LEVELS products. */
 enum { LEVELS = 20 };
 
@@ -203,6 +205,9 @@ static void pack(Product *p, int64_t vectors, int64_t last, float *panel, int64_
     p->offsets = offsets;
 }
 
+/* Terms of a panel's column that take some microseconds, and after which it is worth it to show that we run. */
+enum { LONG = 1 << 14 };
+
 /* The result of terms that are added at once. */
 static void multiply_terms(const Product *p, float *panel) {
     const int64_t all_vectors = (p->columns + WIDTH - 1) / WIDTH;
@@ -215,6 +220,7 @@ static void multiply_terms(const Product *p, float *panel) {
     for (int64_t i = 0, height; i < p->rows; i += height) {
         height = is_small ? part(p->rows - i, ROWS) : p->rows;
         for (int64_t v = 0, vectors, beside; v < all_vectors; v += beside * vectors) {
+            if (p->rows * p->terms > LONG) show_running();
             vectors = part(all_vectors - v, VECTORS);
             /* Of those side by side, none may be cut off by the end of the columns. */
             beside = is_small && is_one_chain ? alike(p->columns / WIDTH - v, vectors, VECTORS) : 1;

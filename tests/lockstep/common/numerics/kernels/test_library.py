@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,12 @@ from lockstep.common.numerics.kernels.library import (
     check_libraries,
     library_path,
     load,
+    shows_running,
     sources,
     targets_of,
     this_machine,
 )
+from lockstep.common.numerics.leaves import exp
 from lockstep.common.numerics.operands import GATES, Mean, Window
 from lockstep.common.runtime.environment import child_environment, kernels_target
 
@@ -90,6 +93,22 @@ def test_a_call_keeps_subnormal_numbers_whatever_another_library_has_set(
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True True\n"
+
+
+def test_kernels_show_that_a_thread_runs_only_where_it_wants_that() -> None:
+    shown, values = np.zeros(2), np.full(3, 0.5, np.float32)
+    other = threading.Thread(target=exp, args=(values,))
+    with shows_running(shown.ctypes.data):
+        other.start()
+        other.join()
+        assert shown.tolist() == [0.0, 0.0]
+        exp(values)
+        first = float(shown[0])
+        exp(values)
+    last = float(shown[0])
+    exp(values)
+    assert 0.0 < first < last == shown[0]
+    assert shown[1] == 0.0
 
 
 def test_the_types_of_arguments_are_those_of_the_sources() -> None:
