@@ -169,6 +169,7 @@ class TeamMember:
             stages=order.stages(slices, updated, clips=self.compute.job.clip_norm is not None),
             seconds=self.memory.marks.processes["seconds"].tolist(),
             patience=self.pace.patience,
+            has_core=self.pace.has_core,
         )
 
     def is_wanted(self) -> bool:

@@ -10,7 +10,7 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.numerics.kernels.library import shows_running
 from lockstep.common.runtime.clock import ThreadClock, ThreadTimes
 from lockstep.common.runtime.environment import yield_core
-from lockstep.worker.team.division import OrderPlan, Planner, Speed
+from lockstep.worker.team.division import WAITS, OrderPlan, Planner, Speed
 from lockstep.worker.team.meeting import Meeting
 from lockstep.worker.team.memory import TeamMemory
 from lockstep.worker.team.progress import SLEEP_S, Order, Patience
@@ -91,6 +91,11 @@ class Pace:
     def is_measured(self) -> bool:
         """True if the seconds that a micro-batch takes this process are known."""
         return bool(self.memory.mine["seconds"])
+
+    @property
+    def has_core(self) -> bool:
+        """True if this process has a core for most of the time for which it computes."""
+        return bool(self.memory.mine["waits"] <= WAITS)
 
     def record(self, micro_batches: int, took_s: float, before: ThreadTimes, after: ThreadTimes) -> None:
         """Record the seconds that so many micro-batches have taken, and the times of the thread around them."""

@@ -175,6 +175,9 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
     #: Seconds that a micro-batch takes each process, 0 if that is not known.
     seconds: Sequence[float]
     patience: Patience
+    #: Whether this process has a core for most of its time. Otherwise other programs want that core, and would lose it
+    #: to second copies.
+    has_core: bool = True
 
     def late(self, one: OpenPart) -> float:
         """Return from when on the sums over a part are late: at once if no process has begun with them."""
@@ -184,7 +187,8 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
         takes_s = len(one.part.node) * (self.seconds[one.begun.process] or UNKNOWN_S)
         by = began + (1 + self.patience.slack) * takes_s + self.patience.slack_s
         # Kernels show again and again that they run, or else they have no core; other models may not show it at all.
-        return min(by, seen + SILENT * takes_s + self.patience.slack_s) if seen > began else by
+        has_stopped_by = seen + SILENT * takes_s + self.patience.slack_s
+        return min(by, has_stopped_by) if self.has_core and seen > began else by
 
     def is_own(self, one: OpenPart) -> bool:
         """Tell whether a part is left to this process, which may have begun with it before it was restarted."""

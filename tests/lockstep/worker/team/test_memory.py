@@ -475,8 +475,10 @@ def test_a_process_measures_for_which_part_of_its_time_it_has_no_core(team: list
     assert waits.tolist() == [0.0, pytest.approx(0.25), 0.0]
     pace.record_waits(0.02, 0.021)  # clocks differ a little
     assert waits[1] == pytest.approx(0.2)
+    assert pace.has_core
     pace.record_waits(2.0, 0.5)
     assert waits[1] == pytest.approx(0.75)
+    assert not pace.has_core
 
 
 # Memory that is not there

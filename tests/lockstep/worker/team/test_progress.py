@@ -91,6 +91,7 @@ def test_sums_are_late_when_a_process_takes_longer_for_them_than_it_did_before()
     for seen in (7.1, 7.3):
         found = VIEW.late(copied(OPEN[3], 1, 7.0, seen))
         assert found == pytest.approx(seen + 0.8 * SILENT + PATIENT.slack_s)
+        assert replace(VIEW, has_core=False).late(copied(OPEN[3], 1, 7.0, seen)) == VIEW.late(copied(OPEN[3], 1, 7.0))
     assert VIEW.late(copied(OPEN[3], 1, 7.0, 9.9)) == VIEW.late(copied(OPEN[3], 1, 7.0))
     assert VIEW.late(copied(OPEN[3], 1, 7.0, 6.9)) == VIEW.late(copied(OPEN[3], 1, 7.0))
     unknown = replace(VIEW, seconds=[0.1, 0.2, 0.0])
