@@ -18,8 +18,8 @@ from lockstep.worker.team.progress import SLEEP_S, Order, Patience
 #: The weight of a new measurement of a process's speed.
 NEW = 0.3
 
-#: The seconds of computing over which it counts for how long a process has no core: each time it is for some
-#: milliseconds.
+#: The seconds of computing over which the time without a core is averaged: a process loses its core for some
+#: milliseconds each time.
 WAITS_S = 0.1
 
 #: A process counts as one that needs at least this part of a core.

@@ -148,7 +148,7 @@ def patience_of(processes: int, cores: int) -> Patience:
     return PATIENT if processes <= cores else replace(CROWDED, cores=cores)
 
 
-#: The part of the time of a part for which its process may not show that it runs, and have a core all the same.
+#: For this share of a part's time, its process may show nothing although it has a core.
 SILENT = 0.125
 
 #: Seconds that a process looks again and again before it yields its core in between: most waits are shorter.
