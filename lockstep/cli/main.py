@@ -21,6 +21,7 @@ from lockstep.launch.supervision.channel import EndReport, ParentLink
 from lockstep.launch.supervision.restarts import INTERRUPTED, USAGE
 from lockstep.runs.job_file import ELSEWHERE
 from lockstep.runs.own_command import own_command
+from lockstep.runs.removed import removed_command, removed_option
 
 #: The commands by what they are for, and the module and the function of each below this package. The import is
 #: always one of these texts, never a text from outside.
@@ -101,6 +102,8 @@ class Root(click.Group):
         """Return the command that the first argument names, with the rest; a usage error has the nearest name."""
         name = args[0]
         if name not in self.commands and not name.startswith("-") and not ctx.resilient_parsing:
+            if gone := removed_command(name):
+                raise click.UsageError(gone, ctx)
             meant = f" (did you mean {ELSEWHERE_COMMANDS[name]!r}?)" if name in ELSEWHERE_COMMANDS else ""
             raise click.UsageError(f"no such command {name!r}{meant or nearest(name, self.commands)}", ctx)
         return super().resolve_command(ctx, args)
@@ -255,7 +258,8 @@ def _complaint(error: click.ClickException) -> str:
     """Return the fact, in our own words if click's exception has what these need."""
     match error:
         case click.NoSuchOption():
-            return f"no such option {error.option_name!r}{_meant(error)}"
+            gone = removed_option(error.option_name)
+            return gone or f"no such option {error.option_name!r}{_meant(error)}"
         case click.MissingParameter():
             kind = error.param_type or (error.param.param_type_name if error.param is not None else "parameter")
             return f"missing {kind} {_parameter(error)}"

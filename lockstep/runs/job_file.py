@@ -31,6 +31,7 @@ from lockstep.common.protocol.run_options import (
     kept,
 )
 from lockstep.common.runtime.numerics import Numerics
+from lockstep.runs.removed import is_ignored
 
 S = TypeVar("S", Job, RunOptions)
 
@@ -189,7 +190,7 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
     values = {**base, **flags}
     known = (*Job.__struct_fields__, *KEPT_OPTIONS)
     for key in values:
-        if key not in known and not (key in flags and key in OF_A_SERVER):
+        if key not in known and not (key in flags and key in OF_A_SERVER) and not is_ignored(key, values[key]):
             # The whole list only if nothing is near: it is long.
             near = f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key[:MOST_TOLD], known)
             advice = near or f": expected one of {', '.join(known)}"

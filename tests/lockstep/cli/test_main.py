@@ -60,6 +60,10 @@ MISTAKES = {
     ),
     "option of another command": (["predict", "run", "--batch-size", "3"], "no such option '--batch-size': see"),
     "resume": (["resume"], "no such command 'resume' (did you mean 'train --resume'?): see `lockstep --help`"),
+    "an option that is gone": (
+        [*HERE, "--standby-of", "tcp://a:1"],
+        "the option '--standby-of' is gone: start the server again with the same command",
+    ),
     "list": (["list"], "no such command 'list' (did you mean 'watch'?): see `lockstep --help`"),
     "arrays as a job": (["train", "tiny.npz"], "'tiny.npz' is not a job file: expected a .toml, or --data tiny.npz to"),
     "a table as a job": (["doctor", "no.csv"], "'no.csv' is not a job file: expected a .toml, or --data no.csv to"),

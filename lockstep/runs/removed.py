@@ -1,0 +1,68 @@
+"""Names of earlier versions that are gone, and what to do instead: no other file of the package has them.
+
+A command line or a job that uses one gets one line with this, and exit code 2. Values that a run's folder has in its
+job file are ignored if they are those that change nothing, because earlier versions wrote out every value.
+"""
+
+from typing import Any, NamedTuple
+
+from lockstep.common.errors import JobError
+from lockstep.common.files.sanitize import one_line
+
+_STARTED_AGAIN = (
+    "start the server again with the same command, as compose, systemd or Kubernetes do by themselves, and it resumes "
+    "from its last checkpoint; a second place for checkpoints is --checkpoint-copy DIR"
+)
+_FIXED_SERVERS = "the number of servers is fixed in a run, by --servers"
+
+#: Commands.
+COMMANDS: dict[str, str] = {
+    "promote": _STARTED_AGAIN,
+    "drain": f"stop the server, and {_STARTED_AGAIN}",
+}
+
+#: Options of any command, without those of a job's values.
+OPTIONS: dict[str, str] = {
+    "--standby-of": _STARTED_AGAIN,
+    "--standbys": _STARTED_AGAIN,
+}
+
+
+class RemovedValue(NamedTuple):
+    """A value of a job, or an option of its run, that is gone."""
+
+    instead: str
+    #: The values with which the run was what it is without: by default, all.
+    ignored: tuple[Any, ...] = ()
+
+
+#: Values of a job, with an underscore; their flags are options that are gone too.
+VALUES: dict[str, RemovedValue] = {
+    "spread": RemovedValue(_FIXED_SERVERS, ("never",)),
+    "standby": RemovedValue(_STARTED_AGAIN, (False,)),
+    "takeover_seconds": RemovedValue("workers wait for the server as long as their --patience says"),
+}
+
+
+def removed_command(name: str) -> str:
+    """Return the line on a command that is gone, empty for another name."""
+    return _line(f"the command {name!r}", COMMANDS.get(name))
+
+
+def removed_option(flag: str) -> str:
+    """Return the line on an option that is gone, empty for another one."""
+    value = VALUES.get(flag.removeprefix("--").removeprefix("no-").replace("-", "_"))
+    return _line(f"the option {flag!r}", OPTIONS.get(flag) or (value and value.instead))
+
+
+def is_ignored(name: str, value: object) -> bool:
+    """Tell whether a value of a job is gone and changed nothing; `JobError` if it is gone and did change something."""
+    if (gone := VALUES.get(name)) is None:
+        return False
+    if gone.ignored and value not in gone.ignored:
+        raise JobError(f"{name} = {one_line(repr(value))}: {_line('the value', gone.instead)}")
+    return True
+
+
+def _line(what: str, instead: str | None) -> str:
+    return f"{what} is gone: {instead}" if instead else ""
