@@ -8,6 +8,7 @@ The site makes them again, with links and with a form of its own: see `expansion
 import importlib
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,15 @@ import click
 
 from docs.generators import pictures
 from docs.generators.expansion import SECTION, collapsed, end_of, piece
+from docs.generators.tables import code, first_sentence, table
 
 ROOT = Path(__file__).parents[2]
 
-#: Whatever the width of a terminal is.
-WIDTH = 80
-
 _DIRECTIVE = re.compile(r"^```\{eval-rst\}\n\.\. (\w+):: (\S+)\n(.*?)```$", re.MULTILINE | re.DOTALL)
-#: GitHub shows no drawing that a page holds; the table below one has the same.
+#: Entries one below the other, which become one list.
+_ENTRIES = re.compile(rf"(?:{_DIRECTIVE.pattern}\n*)+", re.MULTILINE | re.DOTALL)
+#: GitHub shows no drawing that a page holds; the table above one has the same.
 _DRAWING = re.compile(r"^<(div|figure|svg)\b.*?</\1>\n*", re.MULTILINE | re.DOTALL)
-_ROLE = re.compile(r"\{py:\w+\}`([^`<]+?)\s*(?:<[^`>]*>)?`")
 _MEMBERS = re.compile(r":members: (.+)")
 _PROGRAM = re.compile(r":prog: (.+)")
 
@@ -35,44 +35,41 @@ def committed(text: str) -> str:
 
 
 def readable(text: str) -> str:
-    """Return a generated part without what only Sphinx understands."""
-    text = _DRAWING.sub("", _DIRECTIVE.sub(_described, text))
-    return _ROLE.sub(r"`\1`", text).strip()
+    """Return a generated part without what only Sphinx understands: of entries, a list of their first sentences."""
+    return _DRAWING.sub("", _ENTRIES.sub(_listed, text)).strip()
 
 
 def _comment(name: str) -> str:
     return f"<!-- generated: {name} -->"
 
 
-def _described(found: re.Match[str]) -> str:
-    kind, target, options = found[1], found[2], found[3]
+def _listed(found: re.Match[str]) -> str:
+    rows = [row for entry in _DIRECTIVE.finditer(found[0]) for row in _rows(*entry.groups())]
+    return f"{table(('name', 'what it does'), rows)}\n"
+
+
+def _rows(kind: str, target: str, options: str) -> Iterator[list[str]]:
     if kind == "click":
         program = _PROGRAM.search(options)
         assert program is not None  # each entry names it
-        return _help_of(target, program[1])
+        module, _, name = target.partition(":")
+        yield from _rows_of_command(getattr(importlib.import_module(module), name), program[1])
+        return
     member = _member(target)
-    parts = [_entry(target, member)]
+    yield _row(target.removeprefix("lockstep."), member)
     named = _MEMBERS.search(options)
     for name in named[1].split(", ") if named else ():
-        own = f"{target.rpartition('.')[2]}.{name}"
-        parts += [_entry(own, inspect.getattr_static(member, name), level=5)]
-    return "\n\n".join(parts)
+        yield _row(f"{target.rpartition('.')[2]}.{name}", inspect.getattr_static(member, name))
 
 
-def _help_of(target: str, program: str) -> str:
-    module, _, name = target.partition(":")
-    command: click.Command = getattr(importlib.import_module(module), name)
-    commands = [_help_of_command(command, program)]
+def _rows_of_command(command: click.Command, program: str) -> Iterator[list[str]]:
+    arguments = [
+        each.make_metavar(click.Context(command)) for each in command.params if each.param_type_name == "argument"
+    ]
+    yield [code(" ".join([program, *arguments])), first_sentence(command.help)]
     if isinstance(command, click.Group):
-        commands += [_help_of_command(each, f"{program} {name}") for name, each in sorted(command.commands.items())]
-    return "\n\n".join(commands)
-
-
-def _help_of_command(command: click.Command, program: str) -> str:
-    context = click.Context(
-        command, info_name=program, terminal_width=WIDTH, max_content_width=WIDTH, help_option_names=["-h", "--help"]
-    )
-    return f"### `{program}`\n\n```text\n{command.get_help(context)}\n```"
+        for name, each in sorted(command.commands.items()):
+            yield from _rows_of_command(each, f"{program} {name}")
 
 
 def _member(target: str) -> Any:
@@ -85,11 +82,12 @@ def _member(target: str) -> Any:
     return found
 
 
-def _entry(name: str, member: Any, level: int = 4) -> str:
-    """Return a heading with the call, and what the docstring says, quoted as it is written."""
+def _row(name: str, member: Any) -> list[str]:
     function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
-    text = inspect.cleandoc(getattr(function, "__doc__", None) or "")
-    return f"{'#' * level} `{name}{_call(function)}`\n\n{text}".strip()
+    return [
+        code(f"{name}{_call(function)}"),
+        first_sentence(inspect.cleandoc(getattr(function, "__doc__", None) or "")),
+    ]
 
 
 def _call(member: Any) -> str:

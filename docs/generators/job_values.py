@@ -21,13 +21,12 @@ def job_values() -> str:
 
 def _group(names: tuple[str, ...], known: dict[str, Field], ranges: dict[str, str]) -> str:
     rows = [
-        [code(name), ranges[name], _default(known[name]), known[name].description.split("  [")[0], _flag(known[name])]
-        for name in names
+        [code(name), ranges[name], _default(known[name]), known[name].description.split("  [")[0]] for name in names
     ]
     harmless = [name for name in names if name not in JOB_FIELDS]
     which = "These values do" if len(harmless) == len(names) else f"{', '.join(map(code, harmless))}: this does"
     note = f"{which} not change the bits.\n\n" if harmless else ""
-    return note + table(("value", "type and range", "default", "what it does", "flag"), rows)
+    return note + table(("value", "type and range", "default", "what it does"), rows)
 
 
 def _ranges() -> dict[str, str]:
@@ -46,11 +45,6 @@ def _default(field: Field) -> str:
     if field.default in (None, msgspec.NODEFAULT):
         return "none"
     return code(str(field.default).lower() if isinstance(field.default, bool) else field.default)
-
-
-def _flag(field: Field) -> str:
-    flag = "--" + field.name.replace("_", "-")
-    return f"{code(flag)}, {code(f'--no-{flag[2:]}')}" if field.kind is bool else code(flag)
 
 
 def shipped_jobs() -> str:

@@ -14,7 +14,7 @@ import lockstep.ps.shard.state as shard
 import lockstep.ps.shard_group.members as shard_group
 import lockstep.ps.standby.state as standby
 import lockstep.worker.state as worker
-from docs.generators.tables import code, comments_of, fields_table, first_sentence, table
+from docs.generators.tables import code, comments_of, first_sentence, table
 from lockstep.common.protocol import messages, shard_messages, standby_messages
 from lockstep.common.protocol.codec import HEADER_LIMIT, ITEMS_LIMIT, MAY_CARRY_A_FRAME, WITH_AN_ARRAY
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message
@@ -47,10 +47,10 @@ def state_machines() -> str:
 
 def _section(machine: Machine) -> str:
     comments = comments_of(machine.states)
-    rows = [[_state(state), comments.get(state.name, "")] for state in machine.states]
+    rows = [[_state(state), comments.get(state.name, ""), _next(machine, state)] for state in machine.states]
     return (
         f"### {machine.title}\n\n{first_sentence(machine.states.__doc__)} The code is in `{machine.path}/`.\n\n"
-        f"{table(('state', 'what it is'), rows)}\n{drawing(machine)}\n\n{_events(machine)}"
+        f"{table(('state', 'what it is', 'can become'), rows)}\n{drawing(machine)}\n"
     )
 
 
@@ -58,21 +58,11 @@ def _state(state: Enum) -> str:
     return f"*{state.value}*"
 
 
-def _events(machine: Machine) -> str:
-    events = list(dict.fromkeys(event for _, event in machine.transitions))
-    rows = [[code(event.__name__), *(_targets(machine, state, event) for state in machine.states)] for event in events]
-    return table(("event", *map(_state, machine.states)), rows)
-
-
-def _targets(machine: Machine, state: Enum, event: type) -> str:
-    targets = machine.transitions[state, event]
-    if targets is None:
-        return "illegal"
-    if not targets:
-        return "—"
-    return ", ".join(
-        "stays" if target is state else str(target.value) for target in machine.states if target in targets
-    )
+def _next(machine: Machine, state: Enum) -> str:
+    found = {
+        target for (source, _), targets in machine.transitions.items() if source is state for target in targets or ()
+    }
+    return ", ".join(_state(target) for target in machine.states if target in found - {state})
 
 
 #: The tip of an arc.
@@ -155,9 +145,9 @@ _DIRECTION = re.compile(r"^# (\S.*)$", re.MULTILINE)
 
 
 def wire_messages() -> str:
-    """Return the messages in the order of their modules, under their directions."""
+    """Return the messages in the order of their modules, as a table for each direction."""
     return "\n".join(
-        f"### {direction}\n\n" + "\n".join(map(_message, kinds))
+        f"### {direction}\n\n{table(('message', 'fields', 'what it is'), map(_message, kinds))}"
         for module in (messages, shard_messages, standby_messages)
         for direction, kinds in directions(module).items()
     )
@@ -175,13 +165,9 @@ def directions(module: Any) -> dict[str, list[type[Message]]]:
     return found
 
 
-def _message(kind: type[Message]) -> str:
-    doc = inspect.getdoc(kind) or ""
-    tag = kind.__struct_config__.tag
-    arrays = ", with one array" if issubclass(kind, WITH_AN_ARRAY) else ""
-    arrays = ", with one array if `start` is not null" if issubclass(kind, MAY_CARRY_A_FRAME) else arrays
-    fields = fields_table(kind) if kind.__struct_fields__ else "It has no fields.\n"
-    return f'#### {kind.__name__}\n\n`"type": "{tag}"`{arrays}. {doc}\n\n{fields}'
+def _message(kind: type[Message]) -> list[str]:
+    fields = [*kind.__struct_fields__, *(["one array"] if issubclass(kind, (WITH_AN_ARRAY, MAY_CARRY_A_FRAME)) else [])]
+    return [code(kind.__struct_config__.tag), ", ".join(fields), first_sentence(kind.__doc__)]
 
 
 def wire_limits() -> str:

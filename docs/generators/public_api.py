@@ -1,10 +1,9 @@
-"""The public names of the library, the first sentence of each docstring, and how each differs from PyTorch."""
+"""The public names of the library as directives of Sphinx, and how each differs from PyTorch."""
 
 import inspect
 import re
 from types import ModuleType
 
-from docs.generators.tables import first_sentence, table
 from lockstep import F, nn, optim
 from lockstep.common.nn.module import LAYERS, Module
 
@@ -61,28 +60,6 @@ def difference(docstring: str | None) -> str:
             text = " ".join(paragraph.removeprefix(DIFFERS).split())
             return f"{text[:1].upper()}{text[1:]}"
     return ""
-
-
-def operations() -> str:
-    """Return a table of `lockstep.F`."""
-    return _described("F", {name: getattr(F, name) for name in functions_of(F)})
-
-
-def layers() -> str:
-    """Return a table of the layers, in the order of their modules."""
-    return _described("nn", dict(LAYERS))
-
-
-def _described(module: str, named: dict[str, object]) -> str:
-    rows = [
-        [
-            f"{{py:obj}}`{module}.{name} <lockstep.{module}.{name}>`",
-            first_sentence(getattr(member, "__doc__", "")),
-            difference(getattr(member, "__doc__", "")),
-        ]
-        for name, member in named.items()
-    ]
-    return table(("name", "what it computes", "differs from PyTorch"), rows)
 
 
 def api_functional() -> str:

@@ -10,28 +10,22 @@ OUTCOMES = Path(__file__).parents[2] / "tests" / "zoo" / "outcomes.json"
 
 
 def pytorch_nets() -> str:
-    """Return the nets with their sizes, and how often each was trained."""
-    rows = []
-    for net, found in sorted(_recorded()["nets"].items(), key=lambda each: (_library(each[0]), each[0])):
-        size = next(iter(found.values()))["parameters"]
-        counts = [f"{outcome['digests']} in {outcome['runs']} runs" for outcome in found.values()]
-        agrees = all(outcome["plain loop"] for outcome in found.values())
-        rows.append([_library(net), code(net), f"{size:,}", *counts, "equal" if agrees else "differs"])
-    processors = [f"digests, {_words(name)}" for name in next(iter(_recorded()["nets"].values()))]
-    return table(("library", "net", "parameters", *processors, "plain loop"), rows)
+    """Return the nets of each library, with the version of the library."""
+    versions, nets = _recorded()["versions"], sorted(_recorded()["nets"])
+    rows = [
+        [f"{library} {version}", ", ".join(code(net) for net in nets if _library(net) == library)]
+        for library, version in versions.items()
+        if library != "torch"
+    ]
+    return table(("library", "nets"), rows)
 
 
 def pytorch_layers() -> str:
     """Return the layers that can be trained, and why the others are refused."""
-    found = _recorded()["layers"]
-    trained = ", ".join(code(name) for name, reason in found.items() if not reason)
-    refused = [[code(name), reason] for name, reason in found.items() if reason]
-    return table(("layer", "outcome"), [[trained, "trains"], *refused])
-
-
-def pytorch_versions() -> str:
-    """Return the versions of the libraries."""
-    return table(("library", "version"), [[code(name), text] for name, text in _recorded()["versions"].items()])
+    outcomes: dict[str, list[str]] = {}
+    for name, reason in sorted(_recorded()["layers"].items(), key=lambda each: bool(each[1])):
+        outcomes.setdefault(reason or "trains", []).append(code(name))
+    return table(("layers", "outcome"), [[", ".join(names), reason] for reason, names in outcomes.items()])
 
 
 def _recorded() -> dict[str, Any]:
@@ -41,7 +35,3 @@ def _recorded() -> dict[str, Any]:
 
 def _library(net: str) -> str:
     return "timm" if net.startswith("test_") else "transformers" if net[0].isupper() else "torchvision"
-
-
-def _words(processor: str) -> str:
-    return "native" if processor == "as it is" else processor

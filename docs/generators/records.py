@@ -3,17 +3,12 @@
 from typing import Any, get_args
 
 from docs.generators.tables import code, fields_table, first_sentence, table
-from lockstep.common.data.columns import Column
-from lockstep.common.data.folder import Origin, Reading
-from lockstep.common.data.preparation import Preparation
 from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.messages import EpochRecord
-from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, RunProgress
 from lockstep.ps.records.ledger import LedgerShare, Line
 from lockstep.ps.records.metrics import Record
 from lockstep.ps.records.receipt import Receipt, ReceiptLink
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.ps.run.description import ArrayForm, DataDescription
 from lockstep.ps.run.progress import Moved, Split
 from lockstep.ps.standby.terms import LedTerm, TermHistory
 from lockstep.results.watch import figures
@@ -47,17 +42,8 @@ def result_file() -> str:
 
 def receipt_file() -> str:
     """Return the schema of receipt.json."""
-    parts = (_record(f"`{kind.__name__}`", kind) for kind in (ReceiptLink, ModelFile, *OF_DATA))
+    parts = (_record(f"`{kind.__name__}`", kind) for kind in (ReceiptLink, ModelFile))
     return "\n".join([fields_table(Receipt), *parts])
-
-
-#: The records of a receipt that describe the data.
-OF_DATA = (DataDescription, ArrayForm, Column, Reading, Origin, Preparation)
-
-
-def checkpoint_file() -> str:
-    """Return the schema of what a checkpoint has next to its arrays."""
-    return "\n".join(_record(f"`{kind.__name__}`", kind) for kind in (RunProgress, CheckpointIdentity))
 
 
 def _record(title: str, kind: Any) -> str:
@@ -85,7 +71,4 @@ RECORDS = (
     Moved,
     Receipt,
     ReceiptLink,
-    *OF_DATA,
-    RunProgress,
-    CheckpointIdentity,
 )

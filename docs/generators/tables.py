@@ -58,11 +58,20 @@ def _above(lines: Sequence[str], index: int) -> str:
     return " ".join(line.strip().removeprefix("#:").strip() for line in lines[start:index])
 
 
+#: Limits of the validator, which a reader of a file need not know.
+_RANGES = re.compile(
+    r",? (?:(?:at least|at most|above|below|of at most) [-\d,.]*\d|from \d+ to [\d,]*\d)(?: characters)?"
+)
+
+
 def fields_table(kind: type[msgspec.Struct]) -> str:
     """Return the fields of a record: name, type, and what it is."""
     comments, info = comments_of(kind), types.type_info(kind)
     assert isinstance(info, types.StructType)
-    rows = [[code(field.encode_name), words(field.type), comments.get(field.name, "")] for field in info.fields]
+    rows = [
+        [code(field.encode_name), _RANGES.sub("", words(field.type)), comments.get(field.name, "")]
+        for field in info.fields
+    ]
     return table(("field", "type", "what it is"), rows)
 
 
