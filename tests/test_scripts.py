@@ -1,6 +1,5 @@
 """The scripts make, keep and repair their environment. A stub stands for Python, so that nothing is installed."""
 
-import errno
 import json
 import os
 import re
@@ -27,7 +26,7 @@ STUB = """#!/bin/sh
 case "$1 $2" in
 "-m venv")
     echo venv >>"$LOG"
-    mkdir -p "$3/bin" && cp "$STUB" "$3/bin/python" && touch "$3/pyvenv.cfg" ;;
+    mkdir -p "$4/bin" && cp "$STUB" "$4/bin/python" && touch "$4/pyvenv.cfg" ;;
 "-m pip")
     echo "pip $*" >>"$LOG"
     if [ -n "$PIP_TRAP" ]; then trap 'exit 1' INT; kill -INT 0; fi
@@ -40,7 +39,6 @@ case "$1 $2" in
 "-m pytest" | "-m ruff" | "-m mypy" | "-m sphinx" | "-m tests."* | "-m docs."*)
     echo "$PWD: $*"
     if [ "$2" = "$FAILING" ]; then exit 3; fi ;;
-"-Ic import pyarrow") exit 1 ;;
 *)
     exec "$REAL" "$@" ;;
 esac
@@ -130,15 +128,11 @@ def test_the_environment_is_made_once_and_says_so_on_one_line(checkout: Checkout
 
 def test_what_reads_tables_is_installed_for_a_table(checkout: Checkout) -> None:
     checkout.run("train", "--data", "csv")
-    assert checkout.steps() == ["venv", "pip", "pip"]
     done = checkout.run("train", "--data", "my houses.csv", "--target", "price")
-    assert done.stderr == "installing pyarrow into .venv, which reads tables (once, a few seconds)\n"
+    assert done.stderr == "updating .venv (once, a few seconds)\n"
     assert done.stdout == f"{checkout.root} train --data my houses.csv --target price\n"
-    assert checkout.steps() == ["pip"]
-    first, *others = (checkout.root / ".venv" / "pyarrow.txt").read_text(encoding="utf-8").splitlines()
-    assert first.startswith("pyarrow==")
-    assert all(line.startswith("    --hash=sha256:") for line in others)
-    assert not others[-1].endswith("\\")
+    found = re.findall(r"requirements/(\w+)\.txt", checkout.log.read_text(encoding="utf-8"))
+    assert found == ["train", "data"]
 
 
 def test_a_compiler_is_installed_if_none_works_here(checkout: Checkout) -> None:
@@ -202,7 +196,7 @@ def test_another_python_makes_it_anew(checkout: Checkout, tmp_path: Path) -> Non
     assert checkout.steps() == ["venv", "pip", "pip"]
 
 
-@pytest.mark.parametrize("damage", ["bin/python", "installed"])
+@pytest.mark.parametrize("damage", ["bin/python", "installed-train"])
 def test_a_damaged_environment_is_repaired(checkout: Checkout, damage: str) -> None:
     checkout.run("train")
     (checkout.root / ".venv" / damage).unlink()
@@ -217,7 +211,7 @@ def test_an_interrupt_while_it_is_made_is_repaired_by_the_next_start(checkout: C
     )
     assert checkout.steps() == ["venv", "pip"]
     assert checkout.run("train").returncode == 7
-    assert checkout.steps() == ["venv", "pip", "pip"]
+    assert checkout.steps() == ["pip", "pip"]
 
 
 @pytest.mark.parametrize(
@@ -236,15 +230,11 @@ def test_an_interrupt_while_it_is_made_is_repaired_by_the_next_start(checkout: C
             "pip does not trust the certificate of the package index: set PIP_CERT",
         ),
         (
-            f"ERROR: Could not install packages due to an OSError: [Errno 28] {os.strerror(errno.ENOSPC)}",
-            "no space is left for .venv",
-        ),
-        (
             "  Preparing metadata\nERROR: Package 'x' requires a different Python\n[notice] A new release of pip",
-            "pip install failed: Package 'x' requires a different Python: fix that",
+            "cannot install into .venv: Package 'x' requires a different Python: fix that",
         ),
     ],
-    ids=["network", "certificate", "space", "anything else"],
+    ids=["network", "certificate", "anything else"],
 )
 def test_a_failed_installation_is_one_line_with_what_to_do_and_is_tried_again(
     checkout: Checkout, prints: str, expected: str
@@ -268,10 +258,10 @@ def test_many_starts_at_once_make_it_once(checkout: Checkout) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("#!/bin/sh\necho Python 3.10.1\nexit 1\n", "/python is Python 3.10.1: install a newer one"),
+        ("#!/bin/sh\necho Python 3.10.1\nexit 1\n", "/python is Python 3.10.1: install it"),
         (
             '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\nexec "$REAL" "$@"\n',
-            "has no venv module: install it",
+            "its module venv (Debian, Ubuntu: ",
         ),
     ],
 )

@@ -78,7 +78,7 @@ def _make_environment(clone: Path) -> None:
         text=True,
         check=True,
     )
-    for stamp in ("installed", "installed-dev"):
+    for stamp in ("installed-train", "installed-data", "installed-dev"):
         (venv / stamp).write_text(said.stdout, encoding="utf-8")
 
 
