@@ -141,7 +141,7 @@ PLANTED = {
     "exec": ("lockstep.common.nn.module", "exec('1')", "uses exec"),
     "exec, passed on": ("lockstep.common.nn.module", "f = exec", "uses exec"),
     "importlib": ("lockstep.common.nn.module", "import importlib.util", "imports importlib.util"),
-    "import by name": ("lockstep.cli.simulate", "import importlib\nimportlib.import_module('x')", "uses importlib"),
+    "import by name": ("lockstep.cli.bench", "import importlib\nimportlib.import_module('x')", "uses importlib"),
     "global randomness": ("lockstep.common.nn.module", "import numpy as np\nnp.random.normal()", "uses numpy.random"),
     "own generator": ("lockstep.common.nn.module", "import numpy\nnumpy.random.Generator(None)", "uses numpy.random"),
     "generator's maker": (

@@ -10,7 +10,6 @@ from types import FrameType
 
 import pytest
 
-from lockstep.checking.simulation.processes import Parts
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -19,6 +18,7 @@ from lockstep.ps.run.info import RunInfo
 from tests.architecture.direction import ORDERS
 from tests.architecture.source import ROOT
 from tests.simulation.cluster import Simulation
+from tests.simulation.simulator.processes import Parts
 from tests.simulation.small import job_of
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

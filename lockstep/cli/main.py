@@ -61,7 +61,6 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Develop": {
         "bench": "bench:bench",
-        "simulate": "simulate:simulate_command",
     },
     "Shell": {"completion": "completion:completion"},
 }

@@ -19,6 +19,7 @@ _FIXED_SERVERS = "the number of servers is fixed in a run, by --servers"
 COMMANDS: dict[str, str] = {
     "promote": _STARTED_AGAIN,
     "drain": f"stop the server, and {_STARTED_AGAIN}",
+    "simulate": "it is a tool for developers: run scripts/simulate in a clone",
 }
 
 #: Options of any command, without those of a job's values.

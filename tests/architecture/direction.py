@@ -31,7 +31,6 @@ PACKAGE_ORDER = Order(
     groups=(
         ("lockstep.__main__",),
         ("lockstep.cli",),
-        ("lockstep.checking.simulation",),
         ("lockstep.checking.verify",),
         ("lockstep.checking.recorded_run",),
         ("lockstep.checking.comparison",),

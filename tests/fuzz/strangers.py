@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from lockstep.checking.simulation.jobs import data, jobs
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import Buffer, decode, encode
@@ -42,6 +41,7 @@ from lockstep.common.transport.in_memory import MemoryClient
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up
 from tests.simulation.cluster import Simulation
+from tests.simulation.simulator.jobs import data, jobs
 
 #: Turns that are taken after each lie, and steps of a run: enough that it does not end before its liar.
 TURNS, STEPS = 3, 40

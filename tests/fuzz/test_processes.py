@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from lockstep.checking.simulation.jobs import data, jobs
 from lockstep.common.protocol.codec import Buffer, encode
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Weights, Welcome
@@ -27,6 +26,7 @@ from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up
 from tests.lockstep.common.protocol.test_codec import EXAMPLES
 from tests.lockstep.worker.states import worker_at
+from tests.simulation.simulator.jobs import data, jobs
 
 #: Lies that are told to one run.
 TOLD = 40

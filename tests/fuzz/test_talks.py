@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from lockstep.checking.simulation.jobs import data, jobs
 from lockstep.common.job.tally import pack_losses
 from lockstep.common.protocol.codec import Buffer, decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint
@@ -31,6 +30,7 @@ from tests.fuzz.tape import Tape
 from tests.fuzz.test_processes import OPENING, Employer
 from tests.fuzz.wire import almost, packed
 from tests.simulation.cluster import Simulation
+from tests.simulation.simulator.jobs import data, jobs
 
 JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="liar", host="h", pid=1, fingerprint=fingerprint(), run="")
 

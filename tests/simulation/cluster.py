@@ -10,9 +10,6 @@ from typing import Generic, Self, TypeVar
 
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.oracle import RunRecords, violations
-from lockstep.checking.simulation.processes import Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
-from lockstep.checking.simulation.world import Process, World
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.numerics.random import Purpose, generator
@@ -25,6 +22,9 @@ from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.shard.shell import ShardShell
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
+from tests.simulation.simulator.oracle import RunRecords, violations
+from tests.simulation.simulator.processes import Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
+from tests.simulation.simulator.world import Process, World
 from tests.simulation.small import digits
 
 #: Events after which a run counts as stuck, and seconds within which what is under way goes on.

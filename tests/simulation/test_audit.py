@@ -7,11 +7,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.run_options import RunOptions
 from tests.simulation.cluster import Simulation
+from tests.simulation.simulator.oracle import RunRecords, reference_run, violations
 from tests.simulation.small import JOBS, digits, job_of
 
 

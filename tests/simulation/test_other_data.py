@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.oracle import RunRecords, reference_run
 from lockstep.common import nn
 from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.tensor import Tensor
@@ -22,6 +21,7 @@ from lockstep.ps.setup import RunSetup, open_run
 from lockstep.runs.single_process import SerialRun
 from tests.lockstep.common.model.built import build_model
 from tests.simulation.cluster import Simulation
+from tests.simulation.simulator.oracle import RunRecords, reference_run
 from tests.simulation.small import job_of
 
 

@@ -1,6 +1,6 @@
 """THE PROMISE: one job, one digest, whoever computed it, and whatever went over a network or lay in shared memory.
 
-What may happen to processes and connections meanwhile is drawn from seeds: tests/lockstep/checking/simulation.
+What may happen to processes and connections meanwhile is drawn from seeds: tests/simulation/seeds.
 """
 
 from functools import cache
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.checking.simulation.oracle import RunRecords, reference_run
 from lockstep.common.protocol.run_options import RunOptions
 from tests.simulation.cluster import Simulation
+from tests.simulation.simulator.oracle import RunRecords, reference_run
 from tests.simulation.small import JOBS, digits, long_test_set
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd import functional as F
@@ -18,6 +17,7 @@ from lockstep.common.nn.models import MODELS
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.shard.shard import Shard
 from tests.simulation.cluster import Simulation
+from tests.simulation.simulator.processes import Parts
 from tests.simulation.small import digits, job_of
 
 #: Pieces of different sizes: 40 samples are two batches of 17 and one of 6, cut into five.

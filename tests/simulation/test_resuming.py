@@ -7,7 +7,6 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common import nn
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FileFormatError, JobError, UsageError
@@ -23,6 +22,7 @@ from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from tests.simulation.cluster import Simulation
+from tests.simulation.simulator.oracle import RunRecords, reference_run, violations
 from tests.simulation.small import digits, job_of, noisy_net, other_digits
 
 #: Seven steps, three an epoch; all that could depend on where it stopped: momenta, statistics, dropout, a schedule,

@@ -9,8 +9,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.oracle import RunRecords, reference_run
-from lockstep.checking.simulation.processes import Parts, ServerProcess
 from lockstep.common.aggregation.slices import slices_for
 from lockstep.common.errors import FailureKind, JobError
 from lockstep.common.files.safetensors import read
@@ -35,6 +33,8 @@ from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.distributed_update import DistributedUpdate
 from lockstep.ps.shard_group.group import SliceGroup
 from tests.simulation.cluster import LIMIT, Simulation
+from tests.simulation.simulator.oracle import RunRecords, reference_run
+from tests.simulation.simulator.processes import Parts, ServerProcess
 from tests.simulation.small import digits, job_of
 
 #: A net whose running statistics are longer than a block, so that slices begin among them too.

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.oracle import RunRecords, reference_run
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, Diagnosis
@@ -20,6 +19,7 @@ from lockstep.common.transport.port import ClientPort, Frames
 from lockstep.worker.samples import PARTS
 from lockstep.worker.shell import WorkerShell
 from tests.simulation.cluster import Member, Simulation
+from tests.simulation.simulator.oracle import RunRecords, reference_run
 from tests.simulation.small import digits, job_of, noisy_net, other_digits
 
 SHIPPING = RunOptions(ship_data=True)

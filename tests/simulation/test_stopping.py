@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import CallbackDecision, EpochRecord
@@ -18,6 +17,7 @@ from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, RunResult
 from lockstep.ps.setup import open_run
 from lockstep.runs.single_process import SerialRun
 from tests.simulation.cluster import Simulation
+from tests.simulation.simulator.oracle import RunRecords, reference_run, violations
 from tests.simulation.small import JOBS, digits, job_of
 from tests.simulation.test_resuming import run
 

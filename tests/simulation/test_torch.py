@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common.errors import NumericsError
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.numerics import kept_numerics, use_numerics
 from lockstep.ps.setup import open_run
 from tests.lockstep.common.model.pytorch.jobs import NAMES, characters, model_file, torch_job
 from tests.simulation.cluster import Simulation, prove
+from tests.simulation.simulator.oracle import RunRecords, reference_run, violations
 from tests.simulation.small import digits, job_of
 from tests.simulation.test_resuming import run
 

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.oracle import RunRecords, reference_run
-from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.quantization import EXACT, RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Addition, Node, Vector
@@ -26,6 +24,8 @@ from lockstep.ps.setup import open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.worker.compute import Compute
 from tests.simulation.cluster import Simulation
+from tests.simulation.simulator.oracle import RunRecords, reference_run
+from tests.simulation.simulator.processes import Parts
 from tests.simulation.small import digits, job_of, noisy_net, wide_net
 from tests.simulation.test_reference import Rounding, keep, reference
 

@@ -10,7 +10,7 @@ own. In some, the disk of the first server is small and full for a while. Some a
 or `fit` with a callback, starts all processes. The faults then happen to these.
 
 What this cannot show: no date is wrong, because Linux has one for all namespaces; a lost machine or a shortage of
-memory is not tried, and the kernel neither delays nor reorders packets. For these, `lockstep simulate` has virtual
+memory is not tried, and the kernel neither delays nor reorders packets. For these, `scripts/simulate` has virtual
 time.
 """
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.architecture.source import ROOT
-from tests.lockstep.checking.simulation import test_standbys
 from tests.lockstep.launch.supervision import test_child
 from tests.lockstep.ps.server import test_succession
 from tests.lockstep.ps.shard_group import test_members
 from tests.lockstep.ps.standby import test_mirror, test_shell, test_state
 from tests.simulation import test_shards
+from tests.simulation.seeds import test_standbys
 from tests.system import (
     test_bad_network,
     test_by_hand,

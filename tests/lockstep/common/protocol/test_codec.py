@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from lockstep.checking.simulation.simulation import AnyMessage
 from lockstep.common.aggregation.slices import FRAME
 from lockstep.common.data.manifest import Manifest
 from lockstep.common.errors import ProtocolError, RemoteProtocolError
@@ -37,6 +36,7 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.standby_messages import CommandOutcome
 from lockstep.common.transport.port import Limits
+from tests.simulation.simulator.simulation import AnyMessage
 
 DIGEST = "0123456789abcdef" * 4
 

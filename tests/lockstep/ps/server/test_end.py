@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.errors import FailureKind
@@ -24,6 +23,7 @@ from lockstep.ps.server.server import Server
 from lockstep.ps.shard.shard import Shard
 from tests.lockstep.ps.server.test_server import digest_of
 from tests.simulation.cluster import Simulation
+from tests.simulation.simulator.processes import Parts
 from tests.simulation.small import job_of
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.errors import DivergedError, FailureKind
@@ -19,6 +18,7 @@ from lockstep.ps.records.run_folder import WEIGHTS
 from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SerialRun
 from tests.simulation.cluster import Simulation
+from tests.simulation.simulator.processes import Parts
 from tests.simulation.small import JOBS
 
 #: Running statistics are what training computes nothing from: no loss tells of them before the epoch is over.

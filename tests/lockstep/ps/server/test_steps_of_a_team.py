@@ -9,8 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
-from lockstep.checking.simulation.processes import Parts
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import RunOptions
@@ -19,8 +17,10 @@ from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.parts.assembly import part_of
 from lockstep.ps.coordinator.parts.multi_step import MultiStep
 from lockstep.ps.coordinator.transitions import RunPhase
-from tests.lockstep.checking.simulation.planted import coordinating
 from tests.simulation.cluster import Simulation
+from tests.simulation.seeds.planted import coordinating
+from tests.simulation.simulator.oracle import RunRecords, reference_run, violations
+from tests.simulation.simulator.processes import Parts
 from tests.simulation.small import digits, job_of
 
 PLAIN = job_of(steps=45, global_batch=2, micro_batches=2, momentum=0.9)

@@ -11,11 +11,6 @@ from typing import Any, Self
 
 import msgspec
 
-from lockstep.checking.simulation.jobs import data, job_named
-from lockstep.checking.simulation.processes import RUN, Parts
-from lockstep.checking.simulation.scenario import Scenario
-from lockstep.checking.simulation.simulation import Simulation
-from lockstep.checking.simulation.world import World
 from lockstep.checking.verify import check_coverage
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.sampler import Sampler
@@ -33,6 +28,11 @@ from lockstep.ps.records.run_folder import RunFolder, RunResult, read_ledger, re
 from lockstep.ps.run.plan import plan_of
 from lockstep.ps.setup import open_run
 from lockstep.runs.single_process import SerialRun
+from tests.simulation.simulator.jobs import data, job_named
+from tests.simulation.simulator.processes import RUN, Parts
+from tests.simulation.simulator.scenario import Scenario
+from tests.simulation.simulator.simulation import Simulation
+from tests.simulation.simulator.world import World
 
 #: The fields of a result, a step or an epoch that depend on the processes that computed it.
 FREE = {

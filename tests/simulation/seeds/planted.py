@@ -6,9 +6,6 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.oracle import simulate
-from lockstep.checking.simulation.processes import Parts
-from lockstep.checking.simulation.scenario import scenario_of
 from lockstep.common.aggregation.tree import Node, TreeSum, Vector, VectorTree
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
@@ -30,6 +27,9 @@ from lockstep.ps.run.progress import NOTHING, Moved, StepTime
 from lockstep.ps.server.server import Server
 from lockstep.ps.server.shared_memory import ServerSharedMemory
 from lockstep.ps.shard.shard import Shard
+from tests.simulation.simulator.oracle import simulate
+from tests.simulation.simulator.processes import Parts
+from tests.simulation.simulator.scenario import scenario_of
 
 
 def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coordinator]:

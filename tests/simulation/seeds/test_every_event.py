@@ -7,8 +7,8 @@ all.
 import pytest
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.oracle import simulate
-from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault, scenario_of
+from tests.simulation.simulator.oracle import simulate
+from tests.simulation.simulator.scenario import FaultKind, Scenario, ScheduledFault, scenario_of
 
 #: More than there are slots of weights: what is left over from one step would come up again in a later one.
 STEPS = 3

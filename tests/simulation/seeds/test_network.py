@@ -5,7 +5,7 @@ import pytest
 from lockstep.common.errors import AddressError
 from lockstep.common.transport.in_memory import SILENCE_S
 from lockstep.common.transport.port import PeerGone, PeerSlow
-from tests.lockstep.checking.simulation.listeners import Scene, link_of
+from tests.simulation.seeds.listeners import Scene, link_of
 
 LETTERS = [bytes([letter]) for letter in b"abcdefgh"]
 

@@ -5,10 +5,10 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from lockstep.checking.simulation.jobs import TEAM, data, jobs
-from lockstep.checking.simulation.scenario import scenario_of
 from lockstep.common.job.job import SCHEDULES, Job
 from lockstep.common.optim.rules import RULES
+from tests.simulation.simulator.jobs import TEAM, data, jobs
+from tests.simulation.simulator.scenario import scenario_of
 
 #: The jobs of teams that make most steps by themselves.
 BY_TEAMS = [job for name, job in jobs().items() if name.startswith(TEAM)]

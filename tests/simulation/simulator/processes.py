@@ -13,10 +13,6 @@ from typing import Self
 import msgspec
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.jobs import data
-from lockstep.checking.simulation.strand import Killed
-from lockstep.checking.simulation.team import MICRO_BATCH_S, Hall, SimulatedMember, TickingFolder
-from lockstep.checking.simulation.world import Process, SimulatedShell
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import RESUMED_HERE, FailureKind
 from lockstep.common.files.atomic import write_atomically
@@ -59,6 +55,10 @@ from lockstep.worker.state import WorkerState
 from lockstep.worker.team.helper import INTERRUPTED, TeamProcess
 from lockstep.worker.team.progress import PATIENT, Patience
 from lockstep.worker.team.session import TeamContext
+from tests.simulation.simulator.jobs import data
+from tests.simulation.simulator.strand import Killed
+from tests.simulation.simulator.team import MICRO_BATCH_S, Hall, SimulatedMember, TickingFolder
+from tests.simulation.simulator.world import Process, SimulatedShell
 
 RUN = "simulated"
 

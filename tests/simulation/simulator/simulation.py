@@ -6,22 +6,6 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.faults import LEADERLESS_S, Faults
-from lockstep.checking.simulation.jobs import data, job_named, load_nothing
-from lockstep.checking.simulation.launching import Launcher
-from lockstep.checking.simulation.processes import (
-    SILENCE_S,
-    HelperProcess,
-    NodeProcess,
-    Parts,
-    ServerProcess,
-    SimulatedRun,
-    StandbyProcess,
-    server_of,
-)
-from lockstep.checking.simulation.scenario import Scenario
-from lockstep.checking.simulation.watch import RunWatch
-from lockstep.checking.simulation.world import Process, World
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.codec import decode_header
 from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
@@ -32,6 +16,22 @@ from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import ADDRESS, Link, MemoryNetwork
 from lockstep.launch.supervision.restarts import SERVER, ProcessPlace, Role
 from lockstep.worker.team.progress import CROWDED, PATIENT
+from tests.simulation.simulator.faults import LEADERLESS_S, Faults
+from tests.simulation.simulator.jobs import data, job_named, load_nothing
+from tests.simulation.simulator.launching import Launcher
+from tests.simulation.simulator.processes import (
+    SILENCE_S,
+    HelperProcess,
+    NodeProcess,
+    Parts,
+    ServerProcess,
+    SimulatedRun,
+    StandbyProcess,
+    server_of,
+)
+from tests.simulation.simulator.scenario import Scenario
+from tests.simulation.simulator.watch import RunWatch
+from tests.simulation.simulator.world import Process, World
 
 #: Seconds until a lease expires.
 LEASE_S = 2.0

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from lockstep.checking.simulation.strand import Killed, Strand
 from lockstep.common.runtime.clock import ThreadTimes
 from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.in_memory import Host, Timeline
+from tests.simulation.simulator.strand import Killed, Strand
 
 #: Seconds that a tick takes, if nothing else is given.
 TICK_S = 1e-4

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.processes import NodeProcess, StandbyProcess, server_of
-from lockstep.checking.simulation.world import VARYING, Process, World
 from lockstep.common.errors import CONTINUED, RESUMED_HERE, FailureKind
 from lockstep.common.protocol.messages import Term
 from lockstep.common.statemachine.client import Exit
 from lockstep.ps.records.run_folder import RESULT
+from tests.simulation.simulator.processes import NodeProcess, StandbyProcess, server_of
+from tests.simulation.simulator.world import VARYING, Process, World
 
 #: The ends of a server whose run continues at another one.
 ELSEWHERE = CONTINUED - RESUMED_HERE

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 import pytest
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.oracle import simulate
-from lockstep.checking.simulation.processes import Parts
-from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault, scenario_of
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.messages import NO_TERM, StandbyAddress, Term, Welcome
 from lockstep.common.protocol.shard_messages import ShardWelcome
@@ -23,7 +20,10 @@ from lockstep.ps.server.succession import ABSENT_S, Rivals
 from lockstep.ps.standby.mirror import Mirror
 from lockstep.ps.standby.state import StandbyEffect, StandbyState
 from lockstep.worker.shell import WorkerShell
-from tests.lockstep.checking.simulation.planted import Planted
+from tests.simulation.seeds.planted import Planted
+from tests.simulation.simulator.oracle import simulate
+from tests.simulation.simulator.processes import Parts
+from tests.simulation.simulator.scenario import FaultKind, Scenario, ScheduledFault, scenario_of
 
 #: Seeds that are tried, and how many of them in one test.
 SEEDS, EACH = 4, 2
@@ -235,7 +235,7 @@ def test_every_seed_keeps_the_promise(first: int) -> None:
     for seed in range(first, first + EACH):
         for standbys in (1, 2):
             found = simulate(scenario_of(seed, standbys=standbys)).violations
-            assert found == (), f"replay: lockstep simulate --seeds {seed} --standbys {standbys} --trace"
+            assert found == (), f"replay: scripts/simulate --seeds {seed} --standbys {standbys} --trace"
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ def test_every_seed_keeps_the_promise(first: int) -> None:
 def test_many_more_seeds_keep_the_promise(first: int) -> None:
     for seed in range(first, first + 100):
         found = simulate(scenario_of(seed, standbys=1 + seed % 2)).violations
-        assert found == (), f"replay: lockstep simulate --seeds {seed} --standbys {1 + seed % 2} --trace"
+        assert found == (), f"replay: scripts/simulate --seeds {seed} --standbys {1 + seed % 2} --trace"
 
 
 @pytest.mark.parametrize("bug", PLANTED)

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from lockstep.checking.simulation.oracle import simulate
-from lockstep.checking.simulation.scenario import FaultKind, scenario_of
 from lockstep.common.runtime.environment import child_environment
 from tests.architecture.source import ROOT
-from tests.lockstep.checking.simulation.planted import PLANTED
-from tests.lockstep.checking.simulation.planted_in_teams import OF_TEAMS
+from tests.simulation.seeds.planted import PLANTED
+from tests.simulation.seeds.planted_in_teams import OF_TEAMS
+from tests.simulation.simulator.oracle import simulate
+from tests.simulation.simulator.scenario import FaultKind, scenario_of
 
 #: All bugs that are planted, by what is wrong.
 BUGS = {**PLANTED, **OF_TEAMS}
@@ -28,7 +28,7 @@ OF_MANY = (2, 6, 13)
 @pytest.mark.parametrize("first", range(0, SEEDS, EACH))
 def test_every_seed_keeps_the_promise(first: int) -> None:
     for seed in range(first, first + EACH):
-        assert simulate(scenario_of(seed)).violations == (), f"replay: lockstep simulate --seeds {seed} --trace"
+        assert simulate(scenario_of(seed)).violations == (), f"replay: scripts/simulate --seeds {seed} --trace"
 
 
 def test_a_process_that_takes_anothers_place_leaves_its_sums_alone() -> None:
@@ -40,7 +40,7 @@ def test_a_process_that_takes_anothers_place_leaves_its_sums_alone() -> None:
 @pytest.mark.parametrize("first", range(SEEDS, 5000, 100))
 def test_many_more_seeds_keep_the_promise(first: int) -> None:
     for seed in range(first, first + 100):
-        assert simulate(scenario_of(seed)).violations == (), f"replay: lockstep simulate --seeds {seed} --trace"
+        assert simulate(scenario_of(seed)).violations == (), f"replay: scripts/simulate --seeds {seed} --trace"
 
 
 @pytest.mark.slow

@@ -8,10 +8,6 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.jobs import AUDITED, data
-from lockstep.checking.simulation.oracle import SimulationOutcome, simulate
-from lockstep.checking.simulation.processes import Parts
-from lockstep.checking.simulation.scenario import Scenario, scenario_of
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.tally import Tally
@@ -24,6 +20,10 @@ from lockstep.worker.gradient_sink import SendBucket
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 from tests.lockstep.ps.coordinator.parts.test_audit import steps_to_find
+from tests.simulation.simulator.jobs import AUDITED, data
+from tests.simulation.simulator.oracle import SimulationOutcome, simulate
+from tests.simulation.simulator.processes import Parts
+from tests.simulation.simulator.scenario import Scenario, scenario_of
 
 #: Seeds that are tried, and those with `--all`.
 SEEDS, MORE_SEEDS = range(8), range(40)

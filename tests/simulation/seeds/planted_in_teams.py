@@ -6,8 +6,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from lockstep.checking.simulation.processes import Parts
-from lockstep.checking.simulation.team import SimulatedMember
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.protocol.team_memory import HI, LO, ORDER, UpdateMarks
@@ -16,7 +14,9 @@ from lockstep.worker.team.memory import Copies, Copy, TeamMemory
 from lockstep.worker.team.progress import ComputeNode, MakeSlice, OpenPart, Order, OrderStage
 from lockstep.worker.team.sums import Operands, OrderSums
 from lockstep.worker.team.updates import StepChain, UpdateMaker
-from tests.lockstep.checking.simulation.planted import OTHER_LOSSES, OTHER_WEIGHTS, Planted
+from tests.simulation.seeds.planted import OTHER_LOSSES, OTHER_WEIGHTS, Planted
+from tests.simulation.simulator.processes import Parts
+from tests.simulation.simulator.team import SimulatedMember
 
 
 class Lockless(UpdateMaker):

@@ -1,5 +1,6 @@
-"""`lockstep simulate`: many runs in virtual time, with faults of all kinds, and the violations found."""
+"""`scripts/simulate`: many runs in virtual time, with faults of all kinds, and the violations found."""
 
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
@@ -7,12 +8,11 @@ from collections.abc import Mapping
 import click
 from rich.console import Console
 
-from lockstep.checking.simulation.oracle import simulate
-from lockstep.checking.simulation.scenario import scenario_of
 from lockstep.cli.options.types import number_range, whole_number
-from lockstep.common.errors import DifferenceError
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
+from tests.simulation.simulator.oracle import simulate
+from tests.simulation.simulator.scenario import scenario_of
 
 #: Characters per line.
 WIDTH = 80
@@ -21,7 +21,7 @@ WIDTH = 80
 MOST_FAILURES = 5
 
 
-@click.command("simulate", short_help="Test the protocol with simulated faults.")
+@click.command()
 @click.option("--seeds", type=number_range, default="0..99", metavar="A..B", help="runs to simulate  [0..99]")
 @click.option("--workers", type=whole_number(1, 64), metavar="N", help="number of workers  [1 to 4, by the seed]")
 @click.option("--processes", type=whole_number(1, 8), metavar="N", help="processes per worker  [1 to 4, by the seed]")
@@ -56,8 +56,8 @@ def simulate_command(
     to replay it is printed, and the exit code is 1.
 
     \b
-      lockstep simulate --seeds 0..499
-      lockstep simulate --seeds 17 --trace
+      scripts/simulate --seeds 0..499
+      scripts/simulate --seeds 17 --trace
     """
     counts = {"workers": workers, "processes": processes, "servers": servers, "standbys": standbys, "steps": steps}
     given = {**counts, "spread": spread}
@@ -87,7 +87,7 @@ def simulate_command(
     if len(seeds) == 1:
         print_plainly(console, f"digest of the trace: {outcome.world.digest()}")
     if failed:
-        raise DifferenceError(f"{len(failed)} of {runs} simulated runs broke the promise: seeds {failed}")
+        sys.exit(f"error: {len(failed)} of {runs} simulated runs broke the promise: seeds {failed}")
 
 
 def fault_lines(faults: Mapping[str, int]) -> list[str]:
@@ -103,4 +103,8 @@ def replay_command(seed: int, given: Mapping[str, int | None]) -> str:
         for name, value in given.items()
         if value is not None
     )
-    return f"lockstep simulate --seeds {seed}{flags} --trace"
+    return f"scripts/simulate --seeds {seed}{flags} --trace"
+
+
+if __name__ == "__main__":
+    simulate_command()

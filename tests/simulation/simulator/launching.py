@@ -8,22 +8,6 @@ from functools import partial
 import numpy as np
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.processes import (
-    HelperProcess,
-    Say,
-    ServerProcess,
-    ShardProcess,
-    SimulatedRun,
-    StandbyProcess,
-    WorkerProcess,
-    could_lead,
-    server_of,
-)
-from lockstep.checking.simulation.scenario import Scenario
-from lockstep.checking.simulation.strand import Strand
-from lockstep.checking.simulation.team import Hall
-from lockstep.checking.simulation.watch import ELSEWHERE, RunWatch
-from lockstep.checking.simulation.world import Process, SimulatedShell, World
 from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.client import Exit
@@ -45,6 +29,22 @@ from lockstep.launch.supervision.supervisor import (
 from lockstep.launch.team import LEADER
 from lockstep.ps.records.run_folder import RESULT
 from lockstep.runs.run_dir import leads
+from tests.simulation.simulator.processes import (
+    HelperProcess,
+    Say,
+    ServerProcess,
+    ShardProcess,
+    SimulatedRun,
+    StandbyProcess,
+    WorkerProcess,
+    could_lead,
+    server_of,
+)
+from tests.simulation.simulator.scenario import Scenario
+from tests.simulation.simulator.strand import Strand
+from tests.simulation.simulator.team import Hall
+from tests.simulation.simulator.watch import ELSEWHERE, RunWatch
+from tests.simulation.simulator.world import Process, SimulatedShell, World
 
 #: Seconds by which the clock of each process is ahead of that of the one before: clocks do not begin at zero, and those
 #: of two hosts have nothing in common.

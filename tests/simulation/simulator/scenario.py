@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.jobs import LOCAL, LOCAL_SHARDED, LOCAL_TEAM, LONG, SHARDED, TEAM, jobs
 from lockstep.common.numerics.random import Purpose, generator
+from tests.simulation.simulator.jobs import LOCAL, LOCAL_SHARDED, LOCAL_TEAM, LONG, SHARDED, TEAM, jobs
 
 #: Most faults in a run, and the last event at which one may occur.
 MOST_FAULTS, LAST_EVENT = 10, 250

@@ -8,16 +8,16 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.launching import Launcher
-from lockstep.checking.simulation.processes import server_of
-from lockstep.checking.simulation.scenario import FaultKind, ScheduledFault
-from lockstep.checking.simulation.world import Process
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import Message
 from lockstep.common.protocol.standby_messages import Drain, Promote
 from lockstep.common.transport.in_memory import ADDRESS, MemoryClient
 from lockstep.launch.supervision.restarts import SERVER, ProcessPlace, Role
 from lockstep.runs.run_dir import leads
+from tests.simulation.simulator.launching import Launcher
+from tests.simulation.simulator.processes import server_of
+from tests.simulation.simulator.scenario import FaultKind, ScheduledFault
+from tests.simulation.simulator.world import Process
 
 #: Seconds after which a person lets a standby lead a run that nothing leads, and until the connection is closed.
 LEADERLESS_S, COMMAND_S = 10.0, 3.0

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from lockstep.checking.simulation.strand import Strand
-from lockstep.checking.simulation.world import TICK_S, Process, Ticks, World
-from tests.lockstep.checking.simulation.listeners import Listener, listener
+from tests.simulation.seeds.listeners import Listener, listener
+from tests.simulation.simulator.strand import Strand
+from tests.simulation.simulator.world import TICK_S, Process, Ticks, World
 
 
 def run(world: World) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lockstep.checking.simulation.simulation import LEAST_S, REDIAL_S, SWALLOWED
-from lockstep.checking.simulation.world import Process, SimulatedShell, World
 from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.in_memory import Link, MemoryNetwork, Message
 from lockstep.common.transport.port import ClientPort, ServerPort
+from tests.simulation.simulator.simulation import LEAST_S, REDIAL_S, SWALLOWED
+from tests.simulation.simulator.world import Process, SimulatedShell, World
 
 
 @dataclass

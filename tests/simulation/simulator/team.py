@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.world import Process
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP
@@ -23,6 +22,7 @@ from lockstep.worker.team.member import OrderAtWork, TeamMember
 from lockstep.worker.team.memory import RESULT
 from lockstep.worker.team.progress import ComputeNode, MakeSlice, Order, OrderStage
 from lockstep.worker.team.updates import UpdateMaker
+from tests.simulation.simulator.world import Process
 
 #: Seconds that a fast process takes for a micro-batch, and for a slice.
 MICRO_BATCH_S, SLICE_S = 0.004, 0.001
