@@ -1,6 +1,7 @@
-"""How much there is: figures of a tree of sources, each with the limit that it must not pass.
+"""How much there is: figures of a tree of sources, some of which have a limit that they must not pass.
 
-A limit is a figure that was reached once. `scripts/figures` prints them all, and with `--record` it lowers limits.
+What a reader has to hold in mind at once is limited: fields, functions, folders, what a process loads. How much there is
+in all is only printed, by `scripts/figures`.
 """
 
 import ast
@@ -109,19 +110,12 @@ def limits() -> dict[str, int]:
 
 
 def faults(figures: list[Figure], table: Mapping[str, int]) -> Iterator[str]:
-    """Yield figures above their limits, with all places that they count; and limits and figures without a partner."""
+    """Yield figures above their limits, with all places that they count; and limits of no figure."""
     for figure in figures:
-        if figure.name not in table:
-            yield f"{figure} has no limit: scripts/figures --record adds it to {LIMITS.name}"
-        elif figure.value > table[figure.name]:
+        if figure.value > table.get(figure.name, figure.value):
             yield "\n  ".join([f"{figure}, above its limit of {table[figure.name]}", *figure.places])
     for name in sorted(set(table) - {figure.name for figure in figures}):
         yield f"{name}: a limit of {LIMITS.name} that no figure has"
-
-
-def lowered(figures: list[Figure], table: Mapping[str, int]) -> dict[str, int]:
-    """Return the limits that these figures allow: none is higher than before."""
-    return {figure.name: min(figure.value, table.get(figure.name, figure.value)) for figure in figures}
 
 
 def _lines(name: str, modules: Mapping[str, str]) -> Figure:
