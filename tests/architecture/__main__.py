@@ -11,7 +11,7 @@ from tests.architecture.source import ROOT
 def figures(are_places_shown: bool) -> None:
     """Print the figures of the sources, and the limits that the tests of the architecture keep.
 
-    A figure above its limit fails a test. To raise a limit on purpose, edit limits.json, and give the reason in the commit.
+    A figure above its limit fails a test. To raise a limit, edit limits.json, and give the reason in the commit.
     """
     table = limits()
     for figure in [*figures_of(Tree.read(ROOT)), start_up()]:
