@@ -1,6 +1,6 @@
 """How much there is: figures of a tree of sources, some of which have a limit that they must not pass.
 
-What a reader has to hold in mind at once is limited: fields, functions, folders, what a process loads. `scripts/figures`
+What a reader has to hold in mind at once is limited: fields, functions, folders, modules. The command `scripts/figures`
 prints how much there is in all.
 """
 
