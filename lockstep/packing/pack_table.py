@@ -1,30 +1,23 @@
-"""Packs a table: which columns are learned from and predicted, and one set or two.
+"""Packs a table: which columns are learned from and predicted, and one set or two."""
 
-A table is a file, or a data frame: whatever gives its rows as Arrow does, without importing what it is of. pandas,
-Polars, DuckDB and Arrow itself have `__arrow_c_stream__`; Hugging Face's datasets give tables batch by batch.
-"""
-
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from lockstep.common.data.folder import PARTS
 from lockstep.common.data.folder_writer import dataset_folder
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
-from lockstep.packing.csv_table import open_table
 from lockstep.packing.encoding import TableEncoder
 from lockstep.packing.options import COLUMN_LISTS, Packed, PackOptions, ReadProgress, Watch
 from lockstep.packing.survey import LARGEST, TablePlan, survey
-from lockstep.packing.tables import ROWS, Advance, KeptTable, StreamTable, Table, columns_called, is_usable
+from lockstep.packing.table_sources import open_table, opened_frame
+from lockstep.packing.tables import Table, columns_called, kept_in
 
 #: Columns that packing shows.
 MOST_LINES = 30
-#: Errors of Arrow for values that no type of its has; an integer of more than 64 bits is an OverflowError.
-_NOT_TAKEN = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 def pack_table_file(source: Path, destination: Path, options: PackOptions, watch: Watch) -> Packed:
@@ -55,7 +48,7 @@ def pack_table(
 ) -> Packed:
     """Pack a table, of which a share of the rows becomes the test set, or two; `source` is as of `Origin`."""
     with dataset_folder(destination) as writer:
-        tables = [KeptTable.of(each, writer.scratch(str(number))) for number, each in enumerate(tables)]
+        tables = [kept_in(writer.scratch(str(place)), each, progress.advance) for place, each in enumerate(tables)]
         plan = planned(tables, options, progress, passes=2)
         encoder = TableEncoder(writer, options, plan)
         columns = [each.column.name for each in (*plan.features, *plan.targets)]
@@ -167,76 +160,3 @@ def pack_frame(data: Any, destination: Path, options: PackOptions) -> Packed:
 def _is_column(part: Any) -> bool:
     """Tell whether something is one column alone: a series of any library, an array or a list."""
     return isinstance(part, list) or len(getattr(part, "shape", ())) == 1
-
-
-def opened_frame(frame: Any, advance: Advance, options: PackOptions) -> StreamTable:
-    """Open a frame of any library; DataError if it has a value that is not a text, a number or a date."""
-    if is_lazy(frame):
-        raise DataError(f"the {type(frame).__name__} has no rows yet: expected a data frame; call .collect() first")
-    named, length = f"the {type(frame).__name__}", len(frame) if hasattr(frame, "__len__") else 1
-    if isinstance(frame, pa.RecordBatchReader):
-        # It can be read once only.
-        frame = frame.read_all()
-    if hasattr(frame, "with_format") and hasattr(frame, "features"):
-        return StreamTable(
-            named, advance, length, options, frame.features.arrow_schema, lambda: _of_hugging_face(frame)
-        )
-    try:
-        schema = pa.RecordBatchReader.from_stream(frame).schema
-    except _NOT_TAKEN:
-        frame = _with_texts(named, frame, options)
-        schema = frame.schema
-    return StreamTable(named, advance, length, options, schema, lambda: pa.RecordBatchReader.from_stream(frame))
-
-
-def is_lazy(frame: Any) -> bool:
-    """Tell whether a frame is a plan of one, as Polars has them."""
-    return hasattr(frame, "collect") and not hasattr(frame, "__arrow_c_stream__")
-
-
-def _with_texts(named: str, frame: Any, options: PackOptions) -> pa.Table:
-    """Return a frame whose columns of mixed objects are texts, as in a file; DataError for other objects."""
-    if not hasattr(frame, "columns") or not hasattr(frame, "__getitem__"):
-        raise DataError(f"{named} has no columns: expected a data frame; pandas.DataFrame([row]) makes one of one row")
-    names = [str(name).strip() for name in frame.columns]
-    arrays = []
-    for name, column in zip(names, frame.columns, strict=True):
-        if names.count(name) > 1:
-            raise DataError(f"{named}: two columns are called {one_line(name, 60)!r}: expected different names")
-        is_used = name in (*options.columns, *options.target) or not options.columns
-        values = frame[column] if is_used and name not in options.drop else [None] * len(frame)
-        try:
-            arrays.append(pa.array(values, from_pandas=True))
-        except _NOT_TAKEN:
-            arrays.append(pa.array(_texts_of(f"{named}: row", name, values, options), pa.string()))
-    return pa.table(arrays, names)
-
-
-def _texts_of(named: str, name: str, values: Iterable[Any], options: PackOptions) -> Iterator[str | None]:
-    for row, value in enumerate(values, start=1):
-        is_missing = value is None or type(value).__name__ in ("NAType", "NaTType")
-        if not is_missing and not _is_plain(value):
-            raise DataError(
-                f"{named} {row}, column {one_line(name, 60)!r}: {one_line(repr(value), 60)} is of type "
-                f"{type(value).__name__}: expected numbers and texts; {options.spelled('drop', [name])} leaves it out"
-            )
-        # NaN alone differs from itself.
-        yield None if is_missing or value != value else str(value)
-
-
-def _is_plain(value: Any) -> bool:
-    """Tell whether an object is a text, a number or a date."""
-    try:
-        return isinstance(value, int) or is_usable(pa.scalar(value).type)
-    except _NOT_TAKEN:
-        return False
-
-
-def _of_hugging_face(frame: Any) -> Iterator[pa.RecordBatch]:
-    names = {name: list(feature.names) for name, feature in frame.features.items() if getattr(feature, "names", None)}
-    for table in frame.with_format("arrow").iter(batch_size=ROWS):
-        for name, texts in names.items():
-            at = table.schema.get_field_index(name)
-            codes = table.column(name).combine_chunks().cast(pa.int32())
-            table = table.set_column(at, name, pa.DictionaryArray.from_arrays(codes, pa.array(texts)))
-        yield from table.to_batches()

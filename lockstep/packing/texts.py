@@ -5,7 +5,7 @@ a program may read another one.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from enum import IntEnum
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lockstep.common.data.columns import Floats
+from lockstep.common.data.columns import ColumnKind, Floats
 
 
 class TextKind(IntEnum):
@@ -96,15 +96,28 @@ def as_numpy(values: Any, missing: float) -> NDArray[Any]:
 def kinds_of(texts: pa.StringArray, decimal: str = ".") -> NDArray[np.int8]:
     """Return the `TextKind` of each text, none of which is missing: int8 (n,)."""
     plain = _with_point(texts, decimal)
-    kinds = np.where(_matches(plain, _NUMBER), np.int8(TextKind.NUMBER), np.int8(TextKind.NAME))
-    kinds[_matches(plain, _PADDED) & _matches(plain, r"^\d+$")] = TextKind.PADDED
+    if _are_numbers(plain):
+        return np.full(len(texts), np.int8(TextKind.NUMBER))
+    kinds = np.where(matches(plain, _NUMBER), np.int8(TextKind.NUMBER), np.int8(TextKind.NAME))
+    kinds[matches(plain, _PADDED) & matches(plain, r"^\d+$")] = TextKind.PADDED
     if kinds.all():
         return kinds
-    dated = _matches(texts, _DATE)
+    dated = matches(texts, _DATE)
     kinds[dated] = np.where(np.isnan(dates_of(taken(texts, dated))), TextKind.WRITTEN_DATE, TextKind.DATE)
     for kind, pattern in _WRITTEN:
-        kinds[(kinds == TextKind.NAME) & _matches(texts, pattern)] = kind
+        kinds[(kinds == TextKind.NAME) & matches(texts, pattern)] = kind
     return kinds
+
+
+def _are_numbers(texts: pa.StringArray) -> bool:
+    """Tell, sooner than by patterns, whether all texts are numbers, none with a zero before it; perhaps False if so."""
+    try:
+        # Names are told from numbers by a few of them: each that is none costs more than ten that are.
+        texts.slice(0, 16).cast(pa.float64())
+        values = _as_floats(texts.cast(pa.float64()))
+    except pa.ArrowInvalid:
+        return False
+    return not np.isnan(values).any() and not matches(texts, _PADDED).any()
 
 
 def numbers_of(texts: pa.StringArray, decimal: str = ".") -> Floats:
@@ -146,16 +159,6 @@ def booleans_of(texts: pa.StringArray) -> Floats:
     return np.array([truths.get((text or "").lower(), np.nan) for text in texts.to_pylist()], np.float64)
 
 
-def has_padded(texts: pa.StringArray) -> bool:
-    """Tell whether a number among texts begins with a zero before another digit."""
-    return bool(pc.any(pc.match_substring_regex(texts.filter(pc.starts_with(texts, "0")), _PADDED)).as_py())
-
-
-def are_digits(texts: pa.StringArray) -> bool:
-    """Tell whether all texts are digits alone."""
-    return bool(_matches(texts, r"^\d+$").all())
-
-
 def number_name(value: float) -> str:
     """Return a number as a name: without a point if it is whole."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))
@@ -181,6 +184,15 @@ def date_name(moment: float) -> str:
     return str(exact.astype(f"datetime64[{unit}]")).replace("T", " ")
 
 
+def names_of(kind: ColumnKind, values: Iterable[float]) -> list[str]:
+    """Return the names of values of a kind."""
+    if kind is ColumnKind.DATE:
+        return list(map(date_name, values))
+    if kind is ColumnKind.BOOLEAN:
+        return ["true" if value else "false" for value in values]
+    return list(map(number_name, values))
+
+
 def in_order(names: set[str] | list[str]) -> list[str]:
     """Return names as they are numbered: by the alphabet, or by size if all are numbers."""
     if names and all(re.match(r"^-?(0|[1-9]\d*)(\.\d+)?$", name) for name in names if name):
@@ -196,7 +208,8 @@ def _with_point(texts: pa.StringArray, decimal: str) -> pa.StringArray:
     return pc.replace_substring(pc.replace_substring(texts, ".", "\0"), decimal, ".")
 
 
-def _matches(texts: pa.StringArray, pattern: str) -> NDArray[np.bool_]:
+def matches(texts: pa.StringArray, pattern: str) -> NDArray[np.bool_]:
+    """Return whether each text has a pattern in it, (n,); a missing one has none."""
     return as_numpy(pc.match_substring_regex(texts, pattern), False).astype(np.bool_, copy=False)
 
 

@@ -14,9 +14,8 @@ from lockstep.common.data.columns import Column, ColumnKind, scaled, spread
 from lockstep.common.data.folder import Conversion, Reading
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
-from lockstep.packing.csv_table import open_table
 from lockstep.packing.options import MISSING_TEXT, PackOptions, Spelling
-from lockstep.packing.pack_table import opened_frame
+from lockstep.packing.table_sources import open_table, opened_frame
 from lockstep.packing.tables import MOST_NAMED, TableBatch, columns_called, too
 from lockstep.packing.texts import numbers_of
 
@@ -115,14 +114,12 @@ class TableRows(msgspec.Struct, frozen=True):
         is_bad = ~np.isfinite(numbers)
         for place, column in enumerate(columns):
             is_bad[:, place] |= batch.is_odd(column, values[:, place])
-        problems, texts = [""] * batch.count, dict[str, Any]()
+        problems = [""] * batch.count
         for row in np.flatnonzero(is_bad.any(axis=1)).tolist():
             place = int(np.argmax(is_bad[row]))
             column, value = columns[place], float(values[row, place])
             is_missing = bool(batch.columns[column.name].is_missing[row])
-            if np.isnan(value) and not is_missing and column.name not in texts:
-                texts[column.name] = batch.columns[column.name].as_texts()
-            text = None if is_missing or not np.isnan(value) else texts[column.name].at(row)
+            text = None if is_missing or not np.isnan(value) else batch.columns[column.name].at(row)
             others = [columns[other].name for other in np.flatnonzero(is_bad[row])[1:]]
             problems[row] = f"{batch.place(row, column.name)}: {self._problem(column, value, text)}{too(others)}"
         return numbers, problems
