@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 
-from docs.generators import pictures
 from docs.generators.expansion import SECTION, collapsed, end_of, piece
 from docs.generators.tables import code, first_sentence, table
 
@@ -109,7 +108,7 @@ def pages() -> list[Path]:
 
 
 def main() -> None:
-    """Write all generated parts into the pages, and draw the pictures of what was measured."""
+    """Write all generated parts into the pages."""
     for path in pages():
         text = path.read_text(encoding="utf-8")
         try:
@@ -121,7 +120,6 @@ def main() -> None:
         if new != text:
             path.write_text(new, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")
-    pictures.main()
 
 
 if __name__ == "__main__":

@@ -5,14 +5,12 @@ What is committed there, up to the comment that ends it, is what GitHub shows: `
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 from docs.generators import (
     command_line,
     differences,
     job_values,
-    local_steps,
     measured,
     outcomes,
     protocol,
@@ -37,10 +35,6 @@ PIECES: Mapping[str, Callable[[], str]] = {
     "prometheus metrics": records.prometheus_metrics,
     "pytorch nets": pytorch_models.pytorch_nets,
     "pytorch layers": pytorch_models.pytorch_layers,
-    "local steps of mlp": partial(local_steps.accuracy_of, "mlp"),
-    "local steps of lenet": partial(local_steps.accuracy_of, "lenet"),
-    "local steps of lstm": partial(local_steps.accuracy_of, "lstm"),
-    "local steps with other outer values": local_steps.outer_values,
     "differences": differences.differences,
     "exit codes": outcomes.exit_codes,
     "error classes": outcomes.error_classes,

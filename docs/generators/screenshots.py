@@ -18,7 +18,7 @@ from typing import Any
 
 from playwright.sync_api import sync_playwright
 
-from docs.generators.pictures import IMAGES
+IMAGES = Path(__file__).parents[1] / "images"
 
 #: The runs of the list, oldest first, as flags of `train`.
 RUNS = {

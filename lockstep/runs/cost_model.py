@@ -2,7 +2,7 @@
 
 In a step, the slowest process computes its micro-batches, each team adds up the vectors of its processes, teams
 exchange one vector each with the servers, and the weights are updated. The model assumes no overlap, so that hiding an
-exchange behind computing can only be faster than predicted. docs/explanation/hosts.md has the formulas.
+exchange behind computing can only be faster than predicted. docs/explanation/performance.md has the formulas.
 """
 
 from bisect import bisect_left

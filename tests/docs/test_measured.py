@@ -8,15 +8,13 @@ import pytest
 
 from docs.generators.expansion import COMMENT, MEASURED, collapsed
 from docs.generators.measured import MAKERS, Report
-from docs.generators.pictures import IMAGES, is_current, main, pictures
 from lockstep.bench.bench import Bench
-from lockstep.bench.coordinator import CoordinatorRow
 from lockstep.bench.peers import BaselineRow
-from lockstep.bench.performance import PARTS, BenchMachine, MeasuredPart, Measurements, command_text, parts_of
+from lockstep.bench.performance import BenchMachine, MeasuredPart, Measurements, command_text, parts_of
 from lockstep.bench.step import StepFigures
 from tests.architecture.source import ROOT
 from tests.docs.pages import page_paths
-from tests.lockstep.bench.scaling_rows import hosts_row, scaling_row
+from tests.lockstep.bench.scaling_rows import scaling_row
 
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
 
@@ -88,29 +86,10 @@ def report(tmp_path: Path) -> Report:
         compiled=None,
         ms_spread=(80.0, 125.0),
     )
-    sleeping = [
-        scaling_row(workers=n, exchange_s=0.001, model="sleep", sleep_s=0.02, of_one_worker=None) for n in (1, 2)
-    ]
-    hosts = [hosts_row(count, server_ms=1.0 + count) for count in (1, 2, 4)]
-    decided = CoordinatorRow(
-        workers=1000,
-        micro_batches=4000,
-        steps=20,
-        events=100,
-        decide_s=1.0,
-        events_per_s=100.0,
-        us_per_event=74.0,
-        us_spread=(70.0, 81.5),
-        growth=1.0,
-        ms_per_step=92.0,
-    )
     rows: dict[str, list[msgspec.Struct]] = {
         "step": [step(1, 2.0, peer(0.95))],
         "scaling": [scaling],
         "micro-batches": [step(1, 2.0), step(2, 4.0)],
-        "teams": list(sleeping),
-        "hosts": list(hosts),
-        "coordinator": [decided],
     }
     Measurements(parts={name: part(benches[name], found) for name, found in rows.items()}).write(file)
     return Report(file)
@@ -124,8 +103,6 @@ def test_each_figure_is_that_of_the_file_with_its_spread(report: Report) -> None
         report.piece("step")
     )
     assert "| lenet 128 | 2.00 (1.60 to 2.50) | 0.50 (0.40 to 0.62) |" in report.piece("micro-batches")
-    assert "| 535,818 | 4 | 30.0 (29.0 to 33.0) | 27.0 | 5.0 | 1.25 | 2.00 | 17.1 |" in report.piece("hosts")
-    assert "| 1,000 | 74.0 (70.0 to 81.5) | 92.00 |" in report.piece("coordinator")
     assert report.piece("scaling").startswith("```bash\nlockstep bench scaling --model mlp,lenet,cnn")
 
 
@@ -140,32 +117,6 @@ def test_machine_and_time_are_those_of_the_file(report: Report) -> None:
     text = report.piece("machine")
     assert "2 cores (Some Processor)" in text
     assert "kernel Haswell, which `OPENBLAS_CORETYPE=Haswell` asked for" in text
-    assert "| scaling | 2026-11-28 23:31 | 12 | 5 | 0.0 |" in text
-
-
-def test_a_part_that_was_not_measured_has_the_command_that_does(report: Report) -> None:
-    assert "`lockstep bench all --only wire --peer-python PYTHON --to docs/measured.json`" in report.piece("wire")
-
-
-def test_predictions_are_made_from_the_file(report: Report) -> None:
-    assert len(report.piece("slow network").splitlines()) == 2 + 2 + 2 * 4
-    # The server takes 1 ms, of which 0.5 ms are the update, and its link 3.43 ms per host; a host works 2 ms.
-    assert "| 16 | 77.9 | 26.0 |" in report.piece("more hosts")
-    assert len(report.piece("more hosts").splitlines()) == 2 + 6
-
-
-def test_pictures_are_drawn_if_they_show_something_else(report: Report, tmp_path: Path) -> None:
-    (tmp_path / "bench-step.png").write_bytes(b"another")
-    main(report, tmp_path)
-    found = list(pictures(report))
-    assert [each.name for each in found] == ["bench-step.png", "bench-scaling.png"]
-    assert all(is_current(tmp_path / each.name, each.digest) for each in found)
-    assert (tmp_path / "bench-step.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_committed_pictures_show_the_committed_figures() -> None:
-    told = "run .venv/bin/python -m docs.generators.committed"
-    assert [each.name for each in pictures(Report()) if not is_current(IMAGES / each.name, each.digest)] == [], told
 
 
 #: A number with a unit of what is measured. The speed of a link is an assumption, and the numbers of things are no
@@ -185,7 +136,6 @@ def test_figures_are_found(text: str) -> None:
 
 def test_each_part_is_on_the_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert [name for name in PARTS if f"<!-- generated: measured {name} -->" not in text] == []
     shown = {name for page in page_paths() for name in COMMENT.findall(page.read_text(encoding="utf-8"))}
     assert {MEASURED + name for name in MAKERS} <= shown
     # Losses first.

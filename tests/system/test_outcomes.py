@@ -1,4 +1,4 @@
-"""The table of outcomes in docs/how-to/server-fails.md: each row has a test that makes it, here or elsewhere."""
+"""The table of outcomes in docs/how-to/restart.md: each row has a test that makes it, here or elsewhere."""
 
 import os
 import shutil
@@ -9,11 +9,8 @@ import pytest
 
 from tests.architecture.source import ROOT
 from tests.lockstep.launch.supervision import test_child
-from tests.lockstep.ps.server import test_succession
 from tests.lockstep.ps.shard_group import test_members
-from tests.lockstep.ps.standby import test_mirror, test_shell, test_state
 from tests.simulation import test_shards
-from tests.simulation.seeds import test_standbys
 from tests.system import (
     test_bad_network,
     test_by_hand,
@@ -21,7 +18,6 @@ from tests.system import (
     test_faults,
     test_full_disk,
     test_interrupts,
-    test_standby,
     test_teams,
 )
 from tests.system.processes import GONE_S, Place, Process
@@ -109,30 +105,10 @@ ROWS = {
     ("server", "SIGSTOP"): test_faults.test_a_server_that_is_stopped_holds_it_against_nobody,
     ("server", "folder deleted"): test_a_server_whose_folder_is_deleted_fails_with_its_workers,
     ("server", "disk full"): test_full_disk.test_a_run_waits_for_room_on_a_full_disk,
-    ("server with a standby", "kill -9"): test_standby.test_a_run_whose_server_is_killed_goes_on_at_its_standby,
-    ("server with a standby", "SIGTERM"): test_standby.test_a_server_that_is_drained_loses_no_step,
-    ("server with a standby", "cut off"): test_standby.test_a_host_that_is_cut_off_at_any_moment_is_replaced,
-    (
-        "server with a standby",
-        "alone",
-    ): test_succession.test_a_server_that_is_alone_for_long_ends_because_its_standby_may_have_ended_the_run,
-    (
-        "server with a standby",
-        "SIGSTOP",
-    ): test_standby.test_a_server_counts_for_nothing_however_long_it_was_stopped,
-    (
-        "server with a standby",
-        "folder deleted",
-    ): test_standbys.test_a_run_that_has_failed_once_keeps_the_promise,
     ("shard", "kill -9"): test_faults.test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint,
     ("shard", "SIGTERM"): test_a_shard_that_gets_sigterm_is_replaced_by_another,
     ("shard", "cut off"): test_members.test_a_silent_shard_is_lost_after_its_time_and_one_that_answers_is_not,
     ("shard", "SIGSTOP"): test_shards.test_a_shard_that_hangs_fails_the_run_in_the_end,
-    ("standby", "kill -9"): test_standby.test_train_restarts_its_standby_and_shows_a_takeover,
-    ("standby", "SIGTERM"): test_shell.test_an_interrupt_ends_it,
-    ("standby", "cut off"): test_state.test_a_silent_server_is_reported_once_and_again_when_it_is_there,
-    ("standby", "folder deleted"): test_mirror.test_a_mirror_whose_folder_was_deleted_has_nothing_and_is_filled_again,
-    ("standby", "disk full"): test_state.test_a_full_disk_is_reported_once_and_tried_again,
     ("worker", "kill -9"): test_failures.test_a_worker_that_is_killed_is_told_and_the_run_goes_on,
     ("worker", "SIGTERM"): test_by_hand.test_a_worker_may_join_later_and_a_status_tells_so,
     ("worker", "cut off"): test_bad_network.test_a_cut_is_survived,
@@ -145,7 +121,7 @@ ROWS = {
 
 
 def test_each_row_of_the_table_has_a_test_and_each_test_a_row() -> None:
-    page = (ROOT / "docs/how-to/server-fails.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/how-to/restart.md").read_text(encoding="utf-8")
     _, _, table = page.partition("| process | fault |")
     lines = [line for line in table.partition("\n\n")[0].splitlines()[2:] if line.startswith("|")]
     found = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in lines]

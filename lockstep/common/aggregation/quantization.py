@@ -34,7 +34,7 @@ class StochasticRounding:
 
     They are those of the values from `start` on, a multiple of `SPAN`, in one node of one step: drawn from Philox,
     keyed by seed, step and node, and counted by the value's position in the flat vector. A hash of the position in
-    NumPy's own arithmetic would cost about the same (docs/explanation/rounding.md), and need a proof.
+    NumPy's own arithmetic would cost about the same, and need a proof.
     """
 
     seed: int
