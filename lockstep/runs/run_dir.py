@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from lockstep.common.data.records import WEIGHT, fields_of
-from lockstep.common.data.source import digest_of
+from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, JobError, ModelError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.reading import read_regular
@@ -333,7 +333,7 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
 
 def _with_moved_data(folder: Path, job: Job, place: str) -> Job:
     """Return the job of a run whose data is in another place now, and record it; `DataError` if that has other data."""
-    check_data(folder, place, digest_of(place))
+    check_data(folder, place, load(place).digest)
     moved = msgspec.structs.replace(job, data=place)
     if moved.digest() != job.digest():
         # The records of the run cover the name.

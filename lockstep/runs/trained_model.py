@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.data.source import digest_of, load, with_validation
+from lockstep.common.data.source import load, with_validation
 from lockstep.common.errors import DataError, FileFormatError, JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.files.sanitize import one_line
@@ -203,7 +203,7 @@ def job_with_data(folder: Path, job: Job, data: str | None) -> Job:
     """
     if data is None:
         return job
-    check_data(folder, data, digest_of(data))
+    check_data(folder, data, load(data).digest)
     return msgspec.structs.replace(job, data=data)
 
 

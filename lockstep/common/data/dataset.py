@@ -136,14 +136,10 @@ class TrainTest(msgspec.Struct, frozen=True, eq=False, dict=True):
         digest = hashlib.sha256()
         for part in (self.train, self.test):
             for array in (part.images[:], part.labels):
-                digest.update(digest_head(array.dtype, array.shape, part.classes))
+                described = array.dtype.descr if array.dtype.names else array.dtype.str
+                digest.update(f"{described} {array.shape} {part.classes};".encode())
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
-
-
-def digest_head(dtype: np.dtype[Any], shape: tuple[int, ...], classes: int) -> bytes:
-    """Return what the digest of a dataset has before the bytes of each array."""
-    return f"{dtype.descr if dtype.names else dtype.str} {shape} {classes};".encode()
 
 
 def _check_kind(images: Samples) -> None:

@@ -1,36 +1,30 @@
-"""The header of an .npy file, read and written; it knows nothing of what the array means.
+"""The header of an .npy file, read by NumPy and compared with limits; it knows nothing of what the array means.
 
-`numpy.load` allocates what a header claims before it reads the data, and parses the header as Python; this takes of it
-three things only, and reads no pickles. The format: numpy.lib.format (NEP 1).
+`numpy.load` allocates what a header claims before it reads the data; this reads the header alone, and no pickles. The
+format: numpy.lib.format (NEP 1).
 """
 
 import math
-import re
 import struct
+import warnings
+from tokenize import TokenError
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
+from numpy.lib import format as npy
 
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 
 #: Most bytes of an array that is read into memory: forty times MNIST's training images.
 MAX_BYTES = 2 * 1024**3
-#: Bytes of an array's header: NumPy reads no longer ones either.
-MAX_HEADER_BYTES = 10_000
 MAX_DIMENSIONS = 32
 
 #: Bytes before the data of a file that is written here: a page, so that mapped samples begin where pages do.
 DATA_OFFSET = 4096
 
-_MAGIC = b"\x93NUMPY"
-#: By version, the length of an array's header.
-_LENGTHS = {b"\x01\x00": struct.Struct("<H"), b"\x02\x00": struct.Struct("<I")}
-#: One key of a header, which is a dict of Python as text, with its value: of simple arrays they are no more than these.
-_PAIR = re.compile(r"""\s*'(descr|fortran_order|shape)'\s*:\s*('[^']{0,40}'|True|False|\([0-9, ]*\))\s*,?""", re.ASCII)
-_SIZES = re.compile(r"\((?:|(?:[0-9]{1,19}, ?)+(?:[0-9]{1,19})?)\)", re.ASCII)
-_PLAIN_DTYPE = re.compile(r"'[<>|=]?[biuf][0-9]{1,2}'", re.ASCII)
+_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 class ByteStream(Protocol):
@@ -55,50 +49,30 @@ class NpyHeader(msgspec.Struct, frozen=True):
 def read_header(stream: ByteStream, named: str, most_values: int = MAX_BYTES) -> NpyHeader:
     """Return the header at the beginning of a stream, which is then at the data.
 
-    Raises DataError, which begins with `named`, for arrays of other values, and ValueError or struct.error if it is
-    damaged or claims more than so many values.
+    Raises DataError, which begins with `named`, for arrays of other values, and ValueError if it is damaged or claims
+    more than so many values.
     """
-    magic, version = stream.read(len(_MAGIC)), stream.read(2)
-    if magic != _MAGIC:
-        raise ValueError(f"it begins with {magic!r}, and not with {_MAGIC!r}")
-    if version not in _LENGTHS:
-        raise DataError(f"{named} is of .npy version {tuple(version)!r}: expected (1, 0) or (2, 0)")
-    (length,) = _LENGTHS[version].unpack(stream.read(_LENGTHS[version].size))
-    if length > MAX_HEADER_BYTES:
-        raise ValueError(f"a header of {length} bytes, above {MAX_HEADER_BYTES}")
-    text = stream.read(length).decode("ascii")
-    pairs = _pairs(text)
-    descr, order, sizes = (pairs.get(key, "") for key in ("descr", "fortran_order", "shape"))
-    if not _PLAIN_DTYPE.fullmatch(descr) or order not in ("True", "False") or not _SIZES.fullmatch(sizes):
-        advice = "; number classes from 0, as numpy.unique(labels, return_inverse=True) does" if "U" in descr else ""
-        raise DataError(f"{named} has the header {one_line(text.strip(), 120)!r}: expected plain numbers{advice}")
-    shape = tuple(int(size) for size in re.findall("[0-9]+", sizes))
+    source: Any = stream
+    version = npy.read_magic(source)
+    if version not in _READERS:
+        raise DataError(f"{named} is of .npy version {version!r}: expected (1, 0) or (2, 0)")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a header as Python 2 wrote it
+            shape, is_fortran, dtype = _READERS[version](source)
+    except (RecursionError, MemoryError, TypeError, SyntaxError, TokenError) as error:
+        raise ValueError(one_line(str(error))) from None
+    if dtype.kind not in "biuf":
+        advice = "; number classes from 0, as numpy.unique(labels, return_inverse=True) does" * (dtype.kind == "U")
+        raise DataError(f"{named} has values of type {one_line(str(dtype), 120)!r}: expected plain numbers{advice}")
     # Sizes next to a 0 count as well: NumPy has no array of them.
-    if len(shape) > MAX_DIMENSIONS or math.prod(size or 1 for size in shape) > most_values:
-        raise ValueError(f"it claims the shape {sizes}")
-    return NpyHeader(shape, _dtype(descr.strip("'")), order == "True")
+    is_odd = any(type(size) is not int or size < 0 for size in shape)
+    if is_odd or len(shape) > MAX_DIMENSIONS or math.prod(size or 1 for size in shape) > most_values:
+        raise ValueError(f"it claims the shape {one_line(str(shape), 120)}")
+    return NpyHeader(shape, dtype, is_fortran)
 
 
 def header_bytes(header: NpyHeader) -> bytes:
     """Return a header in C order, of the same length for any shape, so that it may be written before this is known."""
     text = f"{{'descr': '{header.dtype.str}', 'fortran_order': False, 'shape': {header.shape}, }}"
-    length = DATA_OFFSET - len(_MAGIC) - 4
-    return _MAGIC + b"\x01\x00" + struct.pack("<H", length) + f"{text:<{length - 1}}\n".encode("ascii")
-
-
-def _pairs(text: str) -> dict[str, str]:
-    """Return the keys of a header with their values as text; none if there is anything else."""
-    body, at, pairs = text.strip(" \n"), 1, dict[str, str]()
-    while (found := _PAIR.match(body, at)) is not None:
-        key, value = found.groups()
-        if key in pairs:
-            return {}
-        pairs[key], at = value, found.end()
-    return pairs if body.startswith("{") and body[at:].strip() == "}" else {}
-
-
-def _dtype(descr: str) -> np.dtype[Any]:
-    try:
-        return np.dtype(descr)
-    except TypeError:
-        raise ValueError(f"no dtype {descr!r}") from None
+    length = DATA_OFFSET - npy.MAGIC_LEN - 2
+    return npy.magic(1, 0) + struct.pack("<H", length) + f"{text:<{length - 1}}\n".encode("ascii")

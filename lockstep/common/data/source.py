@@ -1,9 +1,7 @@
 """Finds a dataset by the name that a job gives it, names the fault of one that cannot be used, and splits it."""
 
-import hashlib
 import os
 import shlex
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,9 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from lockstep.common.data.array_files import ArrayReader, open_npz
-from lockstep.common.data.array_source import ArraySet, ArraySource, as_labels, as_samples, open_arrays, rows_of
-from lockstep.common.data.dataset import Dataset, TrainTest, digest_head
+from lockstep.common.data.array_files import open_npz
+from lockstep.common.data.array_source import as_labels, as_samples, open_arrays
+from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.folder import MANIFEST, load_folder
 from lockstep.common.data.mapped import MappedSamples
 from lockstep.common.data.preparation import Preparation
@@ -26,9 +24,6 @@ from lockstep.common.numerics.random import Purpose, generator
 #: Arrays by name, and the samples and labels of a set.
 Arrays = dict[str, NDArray[Any]]
 Pair = tuple[NDArray[Any], NDArray[Any]]
-
-#: Bytes of an array at most that are in memory for a digest.
-PIECE_BYTES = 2**20
 
 #: The sets of an .npz file.
 PARTS = ("train", "test")
@@ -123,49 +118,6 @@ def _array_source(spec: str) -> tuple[str, str] | None:
     if spec and path.is_dir() and not (path / MANIFEST).is_file():
         return str(path), path.resolve().name
     return (str(path), path.stem) if path.suffix == ".npz" and not path.is_dir() else None
-
-
-def digest_of(spec: str) -> str:
-    """Return the digest of a dataset, that of `load(spec)`, and have no more than a MiB of it in memory.
-
-    Only samples of several arrays, or with weights, are loaded. Raises `DataError` as `load` does for a dataset that
-    cannot be read. Its values are not checked: those of a dataset with the digest of another one are as good.
-    """
-    source, _ = _array_source(spec) or ("", "")
-    if not source or (source.endswith(".npz") and record_parts(source) is not None):
-        return load(spec).digest
-    with open_arrays(source) as opened:
-        if opened.test is None or any(reader.header.is_fortran for part in _sets(opened) for reader in _arrays(part)):
-            return load(spec).digest
-        classes = opened.classes
-        if not classes and not opened.train.has_real_labels:
-            labels = (rows for part in _sets(opened) for rows in _pieces(part.labels, as_labels))
-            classes = 1 + max(int(rows.max(initial=0)) for rows in labels)
-    digest = hashlib.sha256()
-    with open_arrays(source) as opened:
-        for part in _sets(opened):
-            for reader, convert in zip(_arrays(part), (as_samples, as_labels), strict=True):
-                for first, rows in enumerate(_pieces(reader, convert)):
-                    if not first:
-                        digest.update(digest_head(rows.dtype, (len(part), *rows.shape[1:]), classes))
-                    digest.update(np.ascontiguousarray(rows).data)
-    return digest.hexdigest()
-
-
-def _sets(opened: ArraySource) -> list[ArraySet]:
-    return [part for part in (opened.train, opened.test) if part is not None]
-
-
-def _arrays(part: ArraySet) -> tuple[ArrayReader, ArrayReader]:
-    return part.samples, part.labels
-
-
-def _pieces(reader: ArrayReader, convert: Callable[[str, NDArray[Any]], NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    """Yield an array, some rows at a time, as a dataset has it."""
-    rows = rows_of(reader, PIECE_BYTES)
-    for _ in range(0, reader.header.shape[0], rows):
-        yield convert(reader.named, reader.read(rows))
-    reader.check_end()
 
 
 def _loaded(source: str, name: str) -> TrainTest:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 from rich.console import Console
 
-from lockstep.common.data.source import digest_of, load
+from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, LedElsewhereError, ModelError, NumericsError, RunError, UsageError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.model.source import read_job_source
@@ -170,7 +170,7 @@ def check_machine(folder: Path, state: StandbyState, say: Callable[[str], None])
     _check_numerics(folder, receipt)
     DatasetCache(say=say).pack_again(folder, job.data)
     # A standby has no more memory than its mirror needs, until it leads the run.
-    digest = digest_of(job.data)
+    digest = load(job.data).digest
     if digest != receipt.dataset_sha256:
         raise DataError(
             f"the dataset {job.data!r} is not the server's (SHA-256 {digest[:12]}… here, "

@@ -62,7 +62,7 @@ def test_a_member_that_is_no_array_is_none_of_them(file: Path) -> None:
 
 def test_objects_are_refused_and_not_unpickled(file: Path) -> None:
     np.savez(file, a=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(DataError, match=r"'a' has the header .*'\|O'.*: expected plain numbers"):
+    with pytest.raises(DataError, match=r"'a' has values of type 'object': expected plain numbers"):
         read_npz(file, ["a"])
 
 
@@ -74,7 +74,7 @@ def test_objects_are_refused_and_not_unpickled(file: Path) -> None:
             npy_file({"descr": "<f4", "fortran_order": False, "shape": (2,)}, bytes(9)),
             "longer than its header says: 9 bytes",
         ),
-        (npy_file({"descr": "<f4", "fortran_order": False, "shape": (-2,)}, bytes(8)), "plain numbers"),
+        (npy_file({"descr": "<f4", "fortran_order": False, "shape": (-2,)}, bytes(8)), "claims the shape"),
         (b"no numpy", "damaged"),
         (b"\x93NUMPY\x03\x00" + bytes(8), "version"),
     ],

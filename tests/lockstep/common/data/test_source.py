@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import re
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.source import MOST_KEPT, PIECE_BYTES, digest_of, keep_loaded, load, with_validation
+from lockstep.common.data.source import MOST_KEPT, keep_loaded, load, with_validation
 from lockstep.common.errors import DataError
 from tests.lockstep.common.data.test_idx import idx_bytes
 
@@ -79,7 +78,6 @@ def test_labels_that_are_all_0_are_one_class(tmp_path: Path) -> None:
     zeros = {"y_train": np.zeros(6, np.int64), "y_test": np.zeros(2, np.int64)}
     path = save_npz(tmp_path / "some.npz", **zeros)
     assert load(path).train.classes == 1
-    assert digest_of(path) == load(path).digest
 
 
 def test_arrays_of_other_names_do_not_stand_for_labels_that_are_missing(tmp_path: Path) -> None:
@@ -221,61 +219,6 @@ def test_sequences_and_numbers_keep_their_rows_of_labels() -> None:
             assert part is not None
             rows = [int(row[0]) // 4 for row in part.images[:]]
             np.testing.assert_array_equal(part.labels, data.train.labels[rows])
-
-
-#: By what is odd about it, an .npz file.
-ODD: dict[str, dict[str, NDArray[Any]]] = {
-    "plain": {},
-    "real numbers": {"y_train": np.linspace(0, 1, 6), "y_test": np.linspace(0, 1, 2)},
-    "floats of 64 bits": {"x_train": np.ones((6, 3)), "x_test": np.ones((2, 3))},
-    "tokens": {
-        "x_train": np.arange(24).reshape(6, 4),
-        "y_train": np.arange(24).reshape(6, 4),
-        "x_test": np.arange(8).reshape(2, 4),
-        "y_test": np.arange(8).reshape(2, 4),
-    },
-    "the last class is in the test set alone": {"y_test": np.array([4, 7])},
-    "Fortran order": {
-        "x_train": np.asfortranarray(np.arange(18, dtype=np.float32).reshape(6, 3)),
-        "x_test": np.ones((2, 3)),
-    },
-    "weights of samples": {"w_train": np.ones(6, np.float32), "w_test": np.ones(2, np.float32)},
-    "more than a piece": {
-        "x_train": np.arange(6 * 2**19, dtype=np.float32).reshape(6, 2**19),
-        "x_test": np.ones((2, 2**19)),
-    },
-}
-
-
-@pytest.mark.parametrize("odd", ODD)
-def test_a_digest_in_pieces_is_that_of_the_whole(tmp_path: Path, odd: str) -> None:
-    path = save_npz(tmp_path / "odd.npz", **ODD[odd])
-    assert digest_of(path) == load(path).digest
-
-
-def test_a_digest_in_pieces_of_other_kinds_is_that_of_the_whole(tmp_path: Path) -> None:
-    write_folder(tmp_path)
-    assert digest_of(str(tmp_path)) == load(str(tmp_path)).digest
-    assert digest_of("mnist") == load("mnist").digest
-
-
-def test_what_cannot_be_loaded_has_no_digest(tmp_path: Path) -> None:
-    for spec in ("", "nowhere", str(tmp_path / "nowhere.npz"), str(tmp_path)):
-        with pytest.raises(DataError) as loaded:
-            load(spec)
-        with pytest.raises(DataError, match=re.escape(str(loaded.value))):
-            digest_of(spec)
-
-
-def test_a_digest_in_pieces_takes_little_memory() -> None:
-    tracemalloc.start()
-    try:
-        digest_of("mnist")
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    # A quarter of the training images.
-    assert peak < 8 * PIECE_BYTES < 60_000 * 28 * 28 / 4
 
 
 def test_what_is_kept_is_not_read_again_from_whatever_folder_it_is_named(
