@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -122,130 +121,46 @@ class ColumnPlan(msgspec.Struct, frozen=True):
         return one_line(self.column.name, 40), taken, values + filled
 
 
-@dataclass
-class ColumnSurvey:
-    """One column while all of its values are looked at."""
+class Looked(msgspec.Struct, frozen=True):
+    """The different values of a column that occur in the rows of a batch that are kept."""
 
+    batch: TableBatch
     name: str
-    is_target: bool
-    options: PackOptions
-    #: Whether points may separate thousands in its numbers.
-    may_group: bool
-    rows: int = 0
-    missing: int = 0
-    #: The first value that is missing, and the first number that float32 does not hold.
-    first_missing: Place | None = None
-    beyond: Place | None = None
-    facts: dict[ColumnKind, Facts] = field(default_factory=dict)
-    #: Whether it has whole numbers of which float64 does not hold every digit.
-    is_inexact: bool = False
-    #: Values that are numbers by their type.
-    typed: Counter[ColumnKind] = field(default_factory=Counter)
-    #: Texts by what each is alone, and the first of each kind; how many are categories by their type.
-    counts: Counter[TextKind] = field(default_factory=Counter)
-    first: dict[TextKind, Place] = field(default_factory=dict)
-    declared: int = 0
-    #: The different texts up to a limit, the first that was too many, and the first that is too long for a name.
-    distinct: dict[str, TextKind] = field(default_factory=dict)
-    most: int = MOST_CATEGORIES
-    too_many: Place | None = None
-    too_long: Place | None = None
-    #: Whether all numbers among the texts are digits alone, as codes are.
-    is_digits: bool = True
-    #: The first number in which a point may separate thousands, and whether there are whole numbers and fractions too.
+    #: How many rows were looked at before this batch.
+    before: int
+    values: Values
+    #: The places of those that occur, ascending, and how often each does.
+    used: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def at(cls, batch: TableBatch, name: str, before: int, rows: NDArray[np.bool_]) -> "Looked":
+        values = batch.columns[name].without(~rows)
+        counts = np.bincount(values.indices[values.indices >= 0], minlength=len(values.different))
+        used = np.flatnonzero(counts)
+        return cls(batch, name, before, values, used, counts[used])
+
+    def place(self, rows: NDArray[np.bool_], text: str) -> Place:
+        """Return where the first of some rows is."""
+        at = int(np.argmax(rows))
+        return Place(self.batch.place(at, self.name), text, self.before + at)
+
+    def first(self, chosen: NDArray[np.bool_]) -> Place:
+        """Return where the first of some of the values is."""
+        rows = np.isin(self.values.indices, self.used[chosen])
+        return self.place(rows, self.values.at(int(np.argmax(rows))))
+
+
+@dataclass
+class PointSurvey:
+    """The points in numbers of a column that a file has as texts: some may separate thousands."""
+
+    #: The first number in which a point may, and whether there are whole numbers and fractions as well.
     grouped: str | None = None
     has_whole: bool = False
     has_fractions: bool = False
 
-    def __post_init__(self) -> None:
-        self.most = MOST_CLASSES if self.is_target else MOST_CATEGORIES
-
-    def add(self, batch: TableBatch, rows: NDArray[np.bool_]) -> None:
-        """Look at the values of a batch, but for the rows that will be left out."""
-        values = batch.columns[self.name]
-        is_missing = rows & values.is_missing
-        self.missing += int(np.count_nonzero(is_missing))
-        if self.first_missing is None and is_missing.any():
-            self.first_missing = self._place(batch, is_missing, "")
-        values = values.without(~rows)
-        counts = np.bincount(values.indices[values.indices >= 0], minlength=len(values.different))
-        used = np.flatnonzero(counts)
-        if len(used) and values.kind is not None and not self._is_named():
-            self.typed[values.kind] += int(counts.sum())
-            numbers = typed_numbers(taken(values.different, used), values.kind)
-            self._add_numbers(batch, values, used, values.kind, numbers)
-            if self.is_target and self.too_many is None:
-                names = Values(used, taken(values.different, used), values.kind).names()
-                self._count(batch, values, used, names, np.full(len(used), TextKind.NUMBER, np.int8))
-        elif len(used):
-            texts = text_array(values.names()) if values.kind is not None else values.different
-            self.declared += int(counts.sum()) if values.is_declared else 0
-            self._add_texts(batch, values, used, counts[used], taken(texts, used))
-        self.rows += batch.count
-
-    def _add_texts(
-        self, batch: TableBatch, values: Values, used: NDArray[np.int64], counts: NDArray[np.int64], texts: Any
-    ) -> None:
-        names = texts.to_pylist() if self.too_many is None else []
-        if names and all(name in self.distinct for name in names):
-            # As in most batches of a column with few texts: patterns need not be looked for again.
-            for name, count in zip(names, counts.tolist(), strict=True):
-                self.counts[self.distinct[name]] += count
-            return
-        kinds = kinds_of(texts, self.options.decimal)
-        for kind in map(TextKind, np.unique(kinds).tolist()):
-            self.counts[kind] += int(counts[kinds == kind].sum())
-            if kind not in self.first:
-                self.first[kind] = self._first_of(batch, values, used[kinds == kind])
-        is_number = kinds == TextKind.NUMBER
-        if self.is_digits and is_number.any():
-            self.is_digits = bool(matches(taken(texts, is_number), r"^\d+$").all())
-        if self.may_group and is_number.any():
-            self._add_points(taken(texts, is_number))
-        if self.too_many is None:
-            self._count(batch, values, used, names, kinds)
-        for column_kind, readable in _READABLE.items():
-            is_read = np.isin(kinds, list(readable))
-            if is_read.any():
-                read = Values(np.arange(len(texts)), texts).numbers(column_kind, self.options.decimal)
-                self._add_numbers(batch, values, used, column_kind, np.where(is_read, read, np.nan))
-
-    def _count(
-        self,
-        batch: TableBatch,
-        values: Values,
-        used: NDArray[np.int64],
-        names: Sequence[str],
-        kinds: NDArray[np.int8],
-    ) -> None:
-        """Record the different texts, until they are too many."""
-        if set(self.counts) == {TextKind.NUMBER} and not self.is_digits:
-            # Numbers with fractions or signs do not name classes: once they are many, the others need not be looked at.
-            self.most = min(self.most, MOST_CATEGORIES)
-        for index, name, kind in zip(used.tolist(), names, map(_KINDS.__getitem__, kinds), strict=True):
-            if name not in self.distinct and len(self.distinct) == self.most:
-                self.too_many = self._place(batch, values.indices == index, name)
-                return
-            self.distinct[name] = kind
-            if len(name) > LONGEST_TEXT and self.too_long is None:
-                self.too_long = self._place(batch, values.indices == index, name)
-
-    def _add_numbers(
-        self, batch: TableBatch, values: Values, used: NDArray[np.int64], kind: ColumnKind, numbers: Floats
-    ) -> None:
-        """Look at what the used values are as numbers of a kind, NaN for others."""
-        facts = self.facts.setdefault(kind, Facts(whole=set() if self.is_target else None))
-        facts.add(numbers[~np.isnan(numbers)])
-        if kind is ColumnKind.NUMBER and not self.is_inexact and max(-facts.low, facts.high) >= INEXACT:
-            largest = str(values.different[int(used[np.nanargmax(np.abs(numbers))])].as_py())
-            self.is_inexact = largest.lstrip("+-").isdigit()
-        if self.beyond is None and max(-facts.low, facts.high) > LARGEST:
-            is_beyond = np.abs(numbers) > LARGEST
-            place = self._first_of(batch, values, used[is_beyond])
-            number = numbers[np.flatnonzero(used == values.indices[place.order - self.rows])[0]]
-            self.beyond = msgspec.structs.replace(place, text=repr(float(number)))
-
-    def _add_points(self, numbers: pa.StringArray) -> None:
+    def add(self, numbers: pa.StringArray) -> None:
         is_pointed = matches(numbers, r"\.")
         is_grouped = matches(numbers, r"^[+-]?[1-9]\d{0,2}\.\d{3}$")
         if self.grouped is None and is_grouped.any():
@@ -253,35 +168,147 @@ class ColumnSurvey:
         self.has_whole = self.has_whole or not is_pointed.all()
         self.has_fractions = self.has_fractions or bool((is_pointed & ~is_grouped).any())
 
-    def _is_named(self) -> bool:
-        return self.name in (*self.options.categories, *(self.options.one_hot or ()))
 
-    def _place(self, batch: TableBatch, rows: NDArray[np.bool_], text: str) -> Place:
-        at = int(np.argmax(rows))
-        return Place(batch.place(at, self.name), text, self.rows + at)
+@dataclass
+class TextSurvey:
+    """The texts of one column while all of its values are looked at."""
 
-    def _first_of(self, batch: TableBatch, values: Values, used: NDArray[np.int64]) -> Place:
-        """Return the first of some of the different values."""
-        rows = np.isin(values.indices, used)
-        return self._place(batch, rows, values.at(int(np.argmax(rows))))
+    #: The most different ones that are looked at.
+    most: int
+    #: Texts by what each is alone, and the first of each kind; how many are categories by their type.
+    counts: Counter[TextKind] = field(default_factory=Counter)
+    first: dict[TextKind, Place] = field(default_factory=dict)
+    declared: int = 0
+    #: The different texts up to a limit, the first that was too many, and the first that is too long for a name.
+    distinct: dict[str, TextKind] = field(default_factory=dict)
+    too_many: Place | None = None
+    too_long: Place | None = None
+    #: Whether all numbers among the texts are digits alone, as codes are.
+    is_digits: bool = True
 
-    def _first(self, kinds: set[TextKind]) -> Place:
+    def first_of(self, kinds: set[TextKind]) -> Place:
         """Return the first text of any of these kinds."""
         return min((self.first[kind] for kind in kinds), key=lambda place: place.order)
 
+    def add(self, looked: Looked, texts: pa.StringArray, decimal: str) -> NDArray[np.int8] | None:
+        """Look at texts; return the kind of each, None if all were seen before."""
+        names = texts.to_pylist() if self.too_many is None else []
+        if names and all(name in self.distinct for name in names):
+            # As in most batches of a column with few texts: patterns need not be looked for again.
+            for name, count in zip(names, looked.counts.tolist(), strict=True):
+                self.counts[self.distinct[name]] += count
+            return None
+        kinds = kinds_of(texts, decimal)
+        for kind in map(TextKind, np.unique(kinds).tolist()):
+            self.counts[kind] += int(looked.counts[kinds == kind].sum())
+            if kind not in self.first:
+                self.first[kind] = looked.first(kinds == kind)
+        if self.is_digits and (kinds == TextKind.NUMBER).any():
+            self.is_digits = bool(matches(taken(texts, kinds == TextKind.NUMBER), r"^\d+$").all())
+        self.count(looked, names, kinds)
+        return kinds
+
+    def count(self, looked: Looked, names: Sequence[str], kinds: NDArray[np.int8]) -> None:
+        """Record the different texts, until they are too many."""
+        if self.too_many is not None:
+            return
+        if set(self.counts) == {TextKind.NUMBER} and not self.is_digits:
+            # Numbers with fractions or signs do not name classes: once they are many, the others need not be looked at.
+            self.most = min(self.most, MOST_CATEGORIES)
+        for index, name, kind in zip(looked.used.tolist(), names, map(_KINDS.__getitem__, kinds), strict=True):
+            if name not in self.distinct and len(self.distinct) == self.most:
+                self.too_many = looked.place(looked.values.indices == index, name)
+                return
+            self.distinct[name] = kind
+            if len(name) > LONGEST_TEXT and self.too_long is None:
+                self.too_long = looked.place(looked.values.indices == index, name)
+
+
+@dataclass
+class ColumnSurvey:
+    """One column while all of its values are looked at."""
+
+    name: str
+    is_target: bool
+    options: PackOptions
+    #: The points in its numbers, None if they cannot separate thousands.
+    points: PointSurvey | None
+    texts: TextSurvey = field(init=False)
+    #: Values that are numbers by their type.
+    typed: Counter[ColumnKind] = field(default_factory=Counter)
+    facts: dict[ColumnKind, Facts] = field(default_factory=dict)
+    rows: int = 0
+    missing: int = 0
+    #: The first value that is missing, and the first number that float32 does not hold.
+    first_missing: Place | None = None
+    beyond: Place | None = None
+    #: Whether it has whole numbers of which float64 does not hold every digit.
+    is_inexact: bool = False
+
+    def __post_init__(self) -> None:
+        self.texts = TextSurvey(MOST_CLASSES if self.is_target else MOST_CATEGORIES)
+
+    def add(self, batch: TableBatch, rows: NDArray[np.bool_]) -> None:
+        """Look at the values of a batch, but for the rows that will be left out."""
+        looked = Looked.at(batch, self.name, self.rows, rows)
+        is_missing = rows & looked.values.is_missing
+        self.missing += int(np.count_nonzero(is_missing))
+        if self.first_missing is None and is_missing.any():
+            self.first_missing = looked.place(is_missing, "")
+        kind, different = looked.values.kind, taken(looked.values.different, looked.used)
+        if len(different) and kind is not None and not self._is_named():
+            self.typed[kind] += int(looked.counts.sum())
+            self._add_numbers(looked, kind, typed_numbers(different, kind))
+            if self.is_target and self.texts.too_many is None:
+                names = Values(looked.used, different, kind).names()
+                self.texts.count(looked, names, np.full(len(names), TextKind.NUMBER, np.int8))
+        elif len(different):
+            self.texts.declared += int(looked.counts.sum()) * looked.values.is_declared
+            self._add_texts(looked, Values(np.arange(len(different)), different, kind))
+        self.rows += batch.count
+
+    def _add_texts(self, looked: Looked, values: Values) -> None:
+        texts = values.different if values.kind is None else text_array(values.names())
+        kinds = self.texts.add(looked, texts, self.options.decimal)
+        if kinds is None:
+            return
+        is_number = kinds == TextKind.NUMBER
+        if self.points is not None and is_number.any():
+            self.points.add(taken(texts, is_number))
+        for kind, readable in _READABLE.items():
+            is_read = np.isin(kinds, list(readable))
+            if is_read.any():
+                read = Values(values.indices, texts).numbers(kind, self.options.decimal)
+                self._add_numbers(looked, kind, np.where(is_read, read, np.nan))
+
+    def _add_numbers(self, looked: Looked, kind: ColumnKind, numbers: Floats) -> None:
+        """Look at what the values are as numbers of a kind, NaN for others."""
+        facts = self.facts.setdefault(kind, Facts(whole=set() if self.is_target else None))
+        facts.add(numbers[~np.isnan(numbers)])
+        if kind is ColumnKind.NUMBER and not self.is_inexact and max(-facts.low, facts.high) >= INEXACT:
+            largest = looked.values.different[int(looked.used[np.nanargmax(np.abs(numbers))])]
+            self.is_inexact = str(largest.as_py()).lstrip("+-").isdigit()
+        if self.beyond is None and max(-facts.low, facts.high) > LARGEST:
+            place = looked.first(np.abs(numbers) > LARGEST)
+            number = numbers[looked.used == looked.values.indices[place.order - self.rows]][0]
+            self.beyond = msgspec.structs.replace(place, text=repr(float(number)))
+
+    def _is_named(self) -> bool:
+        return self.name in (*self.options.categories, *(self.options.one_hot or ()))
+
     def _note(self) -> str:
         """Return a line about values that may be misread; empty without such values."""
-        named = one_line(self.name, 60)
+        named, points = one_line(self.name, 60), self.points
         if self.is_inexact:
             drop = "" if self.is_target else f", or {self.options.spelled('drop', [self.name])}"
             return (
                 f"{named!r} has whole numbers above 2^53, whose last digits are lost; if they are names, give "
                 f"{self._as_names()}{drop}"
             )
-        if self.grouped is None or self.has_fractions or not self.has_whole:
+        if points is None or points.grouped is None or points.has_fractions or not points.has_whole:
             return ""
         return (
-            f"{named!r} has {self.grouped} among whole numbers, and is read with a fraction; if the point separates "
+            f"{named!r} has {points.grouped} among whole numbers, and is read with a fraction; if the point separates "
             "thousands, write the numbers without it"
         )
 
@@ -294,7 +321,7 @@ class ColumnSurvey:
         facts = self.facts.get(kind, Facts())
         if kind is ColumnKind.CATEGORY:
             is_filled = self.options.is_filled() and self.missing > 0
-            names = in_order([*self.distinct, ""] if is_filled else list(self.distinct))
+            names = in_order([*self.texts.distinct, ""] if is_filled else list(self.texts.distinct))
             chosen = self.options.one_hot
             # Of two names, a code says as much as two inputs.
             one_hot = 2 < len(names) <= FEW_NAMES if chosen is None else self.name in chosen
@@ -305,7 +332,7 @@ class ColumnSurvey:
 
     def _kind(self) -> ColumnKind:
         found = {kind for kind, count in self.typed.items() if count}
-        if self.counts:
+        if self.texts.counts:
             found.add(self._kind_of_texts())
         if len(found) > 1:
             several = " and ".join(sorted(kind.value for kind in found))
@@ -313,18 +340,18 @@ class ColumnSurvey:
         return next(iter(found), ColumnKind.CATEGORY if self._is_named() else ColumnKind.NUMBER)
 
     def _kind_of_texts(self) -> ColumnKind:
-        present, task = set(self.counts), self.options.task if self.is_target else None
+        present, task = set(self.texts.counts), self.options.task if self.is_target else None
         is_number = self.name in self.options.numbers or task == "numbers"
-        if self._is_named() or (self.declared and not is_number):
+        if self._is_named() or (self.texts.declared and not is_number):
             return self._category()
-        codes = TextKind.PADDED in present and self.is_digits and not is_number
+        codes = TextKind.PADDED in present and self.texts.is_digits and not is_number
         pure = next((kind for kind, readable in _READABLE.items() if present <= readable), None)
         if pure is not None and not codes:
             return pure
         if is_number and self.is_target and present == {TextKind.NAME}:
             return self._category()  # which `_target` refuses, with the advice for texts
         if is_number:
-            odd = self._first(present - _READABLE[ColumnKind.NUMBER])
+            odd = self.texts.first_of(present - _READABLE[ColumnKind.NUMBER])
             raise DataError(f"{odd} is not a number: {self._advice(odd, ColumnKind.NUMBER)}")
         if not codes and task != "classes":
             self._check_family()
@@ -332,32 +359,32 @@ class ColumnSurvey:
 
     def _check_family(self) -> None:
         """Raise DataError if most values are of a kind that not all of them are."""
-        total, distinct = sum(self.counts.values()), Counter(self.distinct.values())
+        total, distinct = sum(self.texts.counts.values()), Counter(self.texts.distinct.values())
         for kind, members, expected in _FAMILIES:
-            count = sum(self.counts[member] for member in members)
-            if 2 * count < total and 2 * sum(distinct[member] for member in members) < len(self.distinct):
+            count = sum(self.texts.counts[member] for member in members)
+            if 2 * count < total and 2 * sum(distinct[member] for member in members) < len(self.texts.distinct):
                 continue
-            odd = self._first(set(self.counts) - (_READABLE[kind] if kind is not None else set()))
+            odd = self.texts.first_of(set(self.texts.counts) - (_READABLE[kind] if kind is not None else set()))
             share = f", as {count:,} of the {total:,} values in the column are" if count < total else ""
             raise DataError(f"{odd} is not {expected}{share}: {self._advice(odd, kind)}")
 
     def _category(self) -> ColumnKind:
         """Return that the texts are categories; DataError if they are too many, or each occurs once."""
-        spelled, total = self.options.spelled, sum(self.counts.values())
+        spelled, texts, total = self.options.spelled, self.texts, sum(self.texts.counts.values())
         drop = f"{spelled('drop', [self.name])} leaves the column out"
-        if self.too_many is not None:
+        if texts.too_many is not None:
             advice = f"expected another {spelled('target')}" if self.is_target else drop
             raise DataError(
-                f"{self.too_many} is one text more than the {self.most:,} that categories may have: {advice}"
+                f"{texts.too_many} is one text more than the {texts.most:,} that categories may have: {advice}"
             )
-        if self.too_long is not None:
-            length = f"is a text of {len(self.too_long.text):,} characters"
-            raise DataError(f"{self.too_long} {length}: expected at most {LONGEST_TEXT:,} of a category; {drop}")
-        is_declared = self._is_named() or self.declared or (self.is_target and self.options.task == "classes")
-        if not is_declared and len(self.distinct) > max(FEW_TEXTS, total // 2):
-            place, advice = self._first(set(self.counts)), f"{self._as_names()} makes each a category"
+        if texts.too_long is not None:
+            length = f"is a text of {len(texts.too_long.text):,} characters"
+            raise DataError(f"{texts.too_long} {length}: expected at most {LONGEST_TEXT:,} of a category; {drop}")
+        is_declared = self._is_named() or texts.declared or (self.is_target and self.options.task == "classes")
+        if not is_declared and len(texts.distinct) > max(FEW_TEXTS, total // 2):
+            place, advice = texts.first_of(set(texts.counts)), f"{self._as_names()} makes each a category"
             raise DataError(
-                f"{place} is one of {len(self.distinct):,} different texts among {total:,}, too many for categories: "
+                f"{place} is one of {len(texts.distinct):,} different texts among {total:,}, too many for categories: "
                 f"{advice if self.is_target else f'{drop}, {advice}'}"
             )
         return ColumnKind.CATEGORY
@@ -389,9 +416,9 @@ class ColumnSurvey:
 
     def _has_commas(self, text: str) -> bool:
         """Tell whether numbers have a comma where others have a point: not if some have one, or commas of thousands."""
-        if self.options.decimal != "." or not self.is_digits or not re.fullmatch(r"[+-]?\d*,\d+", text):
+        if self.options.decimal != "." or not self.texts.is_digits or not re.fullmatch(r"[+-]?\d*,\d+", text):
             return False
-        return not (self.counts[TextKind.NUMBER] and re.fullmatch(r"[+-]?\d{1,3},\d{3}", text))
+        return not (self.texts.counts[TextKind.NUMBER] and re.fullmatch(r"[+-]?\d{1,3},\d{3}", text))
 
     def _na(self, text: str) -> str:
         """Return what makes a text a missing value, with a rule for these."""
@@ -443,7 +470,7 @@ class ColumnSurvey:
         if kind is ColumnKind.NUMBER and max(abs(facts.low), abs(facts.high)) >= INEXACT:
             kind = ColumnKind.CATEGORY
         is_named = kind is ColumnKind.CATEGORY
-        names = in_order(list(self.distinct)) if is_named else names_of(kind, sorted(facts.whole or ()))
+        names = in_order(list(self.texts.distinct)) if is_named else names_of(kind, sorted(facts.whole or ()))
         if len(names) == 1:
             raise DataError(
                 f"column {named!r} has one class only, {one_line(names[0], 60)!r}: expected at least two to tell apart"
@@ -497,7 +524,10 @@ def survey(tables: Sequence[Table], features: Sequence[str], options: PackOption
     """Look at all rows of tables; DataError with row, column and value for what cannot be learned from."""
     columns = [*features, *options.target]
     may_group = any(table.may_group for table in tables)
-    found = [ColumnSurvey(name, name in options.target, options, may_group) for name in columns]
+    points = [PointSurvey() if may_group else None for _ in columns]
+    found = [
+        ColumnSurvey(name, name in options.target, options, each) for name, each in zip(columns, points, strict=True)
+    ]
     counts, dropped = [], 0
     for table in tables:
         kept = 0

@@ -1,4 +1,4 @@
-"""Opens what has rows: CSV, Parquet and Arrow files, folders of them, and data frames of any library. pyarrow reads.
+"""Opens tables: CSV, Parquet and Arrow files, folders of them, and data frames of any library. pyarrow reads.
 
 Every value of a CSV file is read as a text: the kind of a column follows from all of them, not from the first rows. A
 frame gives its rows as Arrow does, without importing what it is of. pandas, Polars, DuckDB and Arrow itself have
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import msgspec
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.ipc
@@ -82,53 +83,63 @@ def named_errors(path: Path, kind: str) -> Iterator[None]:
 # CSV
 
 
+class CsvForm(msgspec.Struct, frozen=True):
+    """The form of a CSV file: what separates its values, its encoding by pyarrow's name, and a note for each guess."""
+
+    delimiter: str
+    encoding: str
+    notes: list[str]
+
+
+def _csv_reader(path: Path, form: CsvForm, names: Sequence[str], options: PackOptions) -> Any:
+    """Open a file, with these columns as texts, or with all as pyarrow takes them."""
+    with _csv_errors(path, form.delimiter, options):
+        return pyarrow.csv.open_csv(
+            path,
+            # By one thread, whose errors name the row: parsing is a sixth of the work, and is done ahead of it.
+            read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK, encoding=form.encoding),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=form.delimiter, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                # Other missing values are found later, in the texts.
+                null_values=[*MISSING_TEXTS, *options.na],
+                strings_can_be_null=True,
+                column_types=dict.fromkeys(names, pa.string()),
+                include_columns=names or None,
+            ),
+        )
+
+
 def _open_csv(named: str, paths: Sequence[Path], advance: Advance, options: PackOptions) -> Table:
     forms = {path: _form_of(path, options) for path in paths}
-    for path, (delimiter, encoding, _) in forms.items():
-        _check_quotes(path, delimiter, encoding)
-
-    def read(path: Path, names: Sequence[str]) -> Any:
-        delimiter, encoding, _ = forms[path]
-        with _csv_errors(path, delimiter, options):
-            return pyarrow.csv.open_csv(
-                path,
-                # By one thread, whose errors name the row: parsing is a sixth of the work, and is done ahead of it.
-                read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK, encoding=encoding),
-                parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    # Other missing values are found later, in the texts.
-                    null_values=[*MISSING_TEXTS, *options.na],
-                    strings_can_be_null=True,
-                    column_types=dict.fromkeys(names, pa.string()),
-                    include_columns=names or None,
-                ),
-            )
+    for path, form in forms.items():
+        _check_quotes(path, form)
 
     def opened(columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         for path in paths:
             row, size = 2, path.stat().st_size
             try:
-                batches = read(path, columns)
+                batches = _csv_reader(path, forms[path], columns, options)
             except KeyError:
                 expected = one_line(paths[0].name)
                 raise DataError(
                     f"{one_line(str(path))}: has not the columns of {expected}: expected the same header"
                 ) from None
-            with _csv_errors(path, forms[path][0], options):
+            with _csv_errors(path, forms[path].delimiter, options):
                 for batch in ahead(batches):
                     yield one_line(str(path)), row, batch
                     row += batch.num_rows
                     advance(min(size, BLOCK))
 
-    with _csv_errors(paths[0], forms[paths[0]][0], options):
-        schema = pa.schema([pa.field(name, pa.string()) for name in read(paths[0], []).schema.names])
-    notes = [note for *_, found in forms.values() for note in found]
-    may_group = options.decimal == "." and any(delimiter == ";" for delimiter, *_ in forms.values())
+    first = forms[paths[0]]
+    with _csv_errors(paths[0], first.delimiter, options):
+        schema = pa.schema([(name, pa.string()) for name in _csv_reader(paths[0], first, [], options).schema.names])
+    notes = [note for form in forms.values() for note in form.notes]
+    may_group = options.decimal == "." and any(form.delimiter == ";" for form in forms.values())
     return Table(named, options, schema, opened, _whole_size(paths), notes, may_group)
 
 
-def _form_of(path: Path, options: PackOptions) -> tuple[str, str, list[str]]:
-    """Return what separates the values of a file, its encoding by pyarrow's name, and a note for each guess."""
+def _form_of(path: Path, options: PackOptions) -> CsvForm:
+    """Return the form of a file by its first bytes."""
     with named_errors(path, "a CSV file"), _bytes_of(path) as file:
         head, notes = file.read(HEAD_BYTES), list[str]()
     mark = next((name for start, name in _MARKS if head.startswith(start)), None)
@@ -145,7 +156,7 @@ def _form_of(path: Path, options: PackOptions) -> tuple[str, str, list[str]]:
     if delimiter != (options.delimiter or usual):
         flag = options.spelled("delimiter", delimiter)
         notes.append(f"{one_line(path.name)} has {DELIMITERS[delimiter]} between its values ({flag})")
-    return delimiter, encoding, notes
+    return CsvForm(delimiter, encoding, notes)
 
 
 def _bytes_of(path: Path) -> BinaryIO:
@@ -196,15 +207,15 @@ def _not_decodable(path: Path, delimiter: str, options: PackOptions) -> DataErro
     return DataError(f"{named}: is not in {encoding.upper()}: expected it, or the name of its encoding, as {flag}")
 
 
-def _check_quotes(path: Path, delimiter: str, encoding: str) -> None:
+def _check_quotes(path: Path, form: CsvForm) -> None:
     """Raise DataError for a quote that is never closed: pyarrow takes all rows after it for one value, in silence."""
     with named_errors(path, "a CSV file"), _bytes_of(path) as file:
         if not sum(block.count(b'"') for block in iter(lambda: file.read(BLOCK), b"")) % 2:
             return
         file.seek(0)
-        row, text = 1, io.TextIOWrapper(file, encoding, errors="replace", newline="")
+        row, text = 1, io.TextIOWrapper(file, form.encoding, errors="replace", newline="")
         try:
-            for values in csv.reader(text, delimiter=delimiter, strict=True):
+            for values in csv.reader(text, delimiter=form.delimiter, strict=True):
                 row += bool(values)
         except csv.Error:
             raise DataError(

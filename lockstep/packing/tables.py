@@ -269,7 +269,7 @@ def is_usable(kind: pa.DataType) -> bool:
 
 
 def _values_of(column: Any, missing: tuple[pa.StringArray, Floats], decimal: str, *, is_declared: bool) -> Values:
-    """Return a column of Arrow's; `missing` has the texts and the numbers that stand for missing values."""
+    """Return the values of a column of Arrow; `missing` has the texts and the numbers that stand for missing values."""
     if pa.types.is_string_view(column.type):
         column = column.cast(pa.string())
     if pa.types.is_null(column.type):

@@ -114,7 +114,7 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "below 0": ({"y_train": np.array([0, 1, 2, -3, 0, 1])}, "'y_train': label -3 in row 3: expected classes from 0"),
     "fewer labels": ({"y_train": np.arange(5)}, "'y_train': 5 labels for 6 samples"),
     "more labels": ({"y_train": np.arange(7)}, "'y_train': 7 labels for 6 samples"),
-    "objects": ({"x_train": np.array(["a"] * 6)}, "has the header"),
+    "objects": ({"x_train": np.array(["a"] * 6)}, "of type '<U1'"),
     "shapes": ({"x_test": np.zeros((2, 3, 3), np.uint8)}, "samples to test with are uint8 of shape (1, 3, 3)"),
     "one class": ({"y_train": np.zeros(6, int), "y_test": np.zeros(2, int)}, "the labels have one class only, 0"),
     "kinds": ({"y_test": np.ones(2)}, "the test set real numbers: expected one kind in both"),
