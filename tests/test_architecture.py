@@ -189,6 +189,17 @@ PLANTED = {
         "from dataclasses import field\nclass Stored(Struct):\n    names: list[str] = field(default_factory=list)",
         "Stored is not a dataclass",
     ),
+    "address": ("lockstep.common.numerics.kernel_leaves", "f(x.ctypes.data)", "takes an address by ctypes"),
+    "address, by the interface": (
+        "lockstep.common.autograd.tape",
+        "a.__array_interface__['data'][0]",
+        "takes an address",
+    ),
+    "address, by ctypes": (
+        "lockstep.worker.team.memory",
+        "from ctypes import addressof\naddressof(a)",
+        "takes an address",
+    ),
     "long": ("lockstep.common.nn.module", "\n" * (LONGEST + 1), "lines, above"),
 }
 

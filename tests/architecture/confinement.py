@@ -36,6 +36,11 @@ CONFINED_USES = {
     "os.unsetenv": "lockstep.common.runtime.environment",
 }
 
+#: What takes the address of an array, as an attribute of anything; and the only module that may, because it keeps the
+#: array until the address was used.
+ADDRESSES = ("__array_interface__", "ctypes", "data_as", "addressof", "byref")
+KEEPS_ARRAYS = "lockstep.common.numerics.kernels.calls"
+
 #: Of numpy.random, what a type annotation may name anywhere.
 RANDOM_TYPES = ("numpy.random.Generator", "numpy.random.BitGenerator")
 
@@ -125,6 +130,19 @@ def check_uses(sources: Mapping[str, Source]) -> Iterator[Violation]:
                 yield Violation(source.module, _line(node), f"uses {name}, which only {CONFINED_USES[name]} may")
             if _is_random(source, node, name) and source.module != "lockstep.common.numerics.random":
                 text = "uses numpy.random, which only lockstep.common.numerics.random may"
+                yield Violation(source.module, _line(node), text)
+
+
+def check_addresses(sources: Mapping[str, Source]) -> Iterator[Violation]:
+    """Find what takes the address of an array elsewhere than where the array is kept."""
+    for source in sources.values():
+        if source.module == KEEPS_ARRAYS:
+            continue
+        taken = {f"ctypes.{name}" for name in ADDRESSES}
+        for node in source.nodes:
+            name = node.attr if isinstance(node, ast.Attribute) else ""
+            if name in ADDRESSES or source.dotted(node) in taken:
+                text = f"takes an address by {name or source.dotted(node)}, which only {KEEPS_ARRAYS} may"
                 yield Violation(source.module, _line(node), text)
 
 

@@ -4,7 +4,13 @@ import ast
 from collections.abc import Callable, Iterator, Mapping
 
 from tests.architecture.code_from_data import check_code_from_data
-from tests.architecture.confinement import check_imports, check_length, check_purity, check_uses
+from tests.architecture.confinement import (
+    check_addresses,
+    check_imports,
+    check_length,
+    check_purity,
+    check_uses,
+)
 from tests.architecture.direction import check_cycles, check_directions, check_form
 from tests.architecture.leaves import check_leaves
 from tests.architecture.naming import check_class_names, check_words
@@ -32,6 +38,7 @@ RULES: tuple[Rule, ...] = (
     check_form,
     check_imports,
     check_uses,
+    check_addresses,
     check_leaves,
     check_code_from_data,
     check_purity,

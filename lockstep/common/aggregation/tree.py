@@ -17,13 +17,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.common.numerics.kernels.calls import LINE_BYTES, aligned
+
 T = TypeVar("T")
 
 #: A flat vector of weights or of sums.
 Vector = NDArray[np.float32]
 
-#: Bytes of a line of the cache, and the number of float32 in it.
-LINE_BYTES = 64
+#: The number of float32 in a line of the cache.
 LINE = LINE_BYTES // 4
 
 #: Writes the value of a node, given those of its two halves, into the last vector, which may be either of them.
@@ -165,9 +166,7 @@ def new_vector(size: int) -> Vector:
     The arrays of a model have to: kernels of PyTorch have other bits at another alignment, and NumPy promises 16 bytes
     only.
     """
-    memory = np.zeros(4 * size + LINE_BYTES, np.uint8)
-    start = -memory.ctypes.data % LINE_BYTES
-    return memory[start : start + 4 * size].view(np.float32)
+    return aligned(4 * size, np.zeros).view(np.float32)
 
 
 @dataclass

@@ -22,12 +22,10 @@ from lockstep.common.autograd.capture import Capture
 from lockstep.common.autograd.primitives.primitive import Array, Sink
 from lockstep.common.autograd.tape import Call, Memory, MemoryKind, Saved, View
 from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.numerics.kernels.calls import LINE_BYTES, aligned
 from lockstep.common.numerics.leaves import CallKind, LeafFunction, joined, matrix_product, product_sum
 from lockstep.common.numerics.random import Source
 from lockstep.common.numerics.sums import over_tree
-
-#: Arrays begin at multiples of it.
-_ALIGNMENT = 64
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -51,13 +49,6 @@ class Base(msgspec.Struct, frozen=True):
         return np.ndarray(shape, view.dtype, self.array.data, self.offset + view.offset, strides)
 
 
-def aligned(size: int) -> Array:
-    """Return so many bytes, the first of them where a vector may begin."""
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
-    return memory[start : start + size]
-
-
 def placed(uses: Mapping[Memory, tuple[int, int]], count: int) -> tuple[Array, dict[Memory, int]]:
     """Return new memory, and the offset of each one, for `count` batches: as low as it fits next to those in use.
 
@@ -67,7 +58,7 @@ def placed(uses: Mapping[Memory, tuple[int, int]], count: int) -> tuple[Array, d
     offsets: dict[Memory, int] = {}
     whole = 0
     for memory, (first, last) in sorted(uses.items(), key=lambda use: (use[1][0], -use[0].size)):
-        size, offset = -(-count * memory.size // _ALIGNMENT) * _ALIGNMENT, 0
+        size, offset = -(-count * memory.size // LINE_BYTES) * LINE_BYTES, 0
         in_use = sorted(each for each in in_use if each[2] >= first)
         for begin, end, _ in in_use:
             if begin - offset >= size:

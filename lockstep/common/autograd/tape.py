@@ -18,6 +18,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from lockstep.common.autograd.primitives.primitive import Array, Sink
+from lockstep.common.numerics.kernels.calls import place_of
 from lockstep.common.numerics.leaves import CallKind, LeafFunction
 from lockstep.common.numerics.random import Source
 
@@ -123,7 +124,7 @@ class TapedArray(np.ndarray[Any, np.dtype[Any]]):
         target = self[index]
         if not isinstance(target, TapedArray) or not np.may_share_memory(target, self):
             raise UntapeableError(f"elements are replaced at {index!r}, which is not a view")
-        if isinstance(value, TapedArray) and value.__array_interface__ == target.__array_interface__:
+        if isinstance(value, TapedArray) and _lies_at(value) == _lies_at(target):
             return  # as of `x[...] += y`, which has changed them
         np.copyto(target, value)
 
@@ -146,6 +147,10 @@ class TapedArray(np.ndarray[Any, np.dtype[Any]]):
         if recorder is None:  # what only changes the view; the memory of anything else is unknown to the tape
             return super().__array_function__(function, types, arguments, options)
         return recorder(_tape_of(arguments), *arguments, **options)
+
+
+def _lies_at(array: Array) -> tuple[Any, ...]:
+    return place_of(array), array.shape, array.strides, array.dtype
 
 
 def _tape_of(operands: Iterable[Any]) -> "Tape":
@@ -186,7 +191,7 @@ class Tape:
 
     def view_of(self, array: Array) -> View | None:
         """Return where an array lies, None if the tape does not know its memory."""
-        address = array.__array_interface__["data"][0]
+        address = place_of(array)
         place = bisect_right(self._starts, address) - 1
         if place < 0 or not array.size:
             return None

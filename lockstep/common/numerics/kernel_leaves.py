@@ -1,29 +1,25 @@
 """The leaves by the kernels: portable numerics, whose bits are those of the contract on every processor.
 
-A call is a row of whole numbers: the operation, sizes, strides in elements, addresses. Everything is checked here
-before an address is taken: types, shapes, and that each operand lies as its kernel reads it; what does not is copied
-first.
+A call is a row: the operation, sizes, strides in elements, arrays. Everything is checked here before it is made: types,
+shapes, and that each operand lies as its kernel reads it; what does not is copied first.
 """
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import product as cartesian
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lockstep.common.numerics.kernels.calls import Argument, Array, Calls, Written, pinned, place_of, scratch, sizes_of
 from lockstep.common.numerics.kernels.library import load
 from lockstep.common.numerics.numpy_leaves import NUMPY
 from lockstep.common.numerics.operands import GATES, Mean, Windows
 
-Array = NDArray[Any]
 Instruction = Callable[..., Any]
 
-#: Numbers of a row, and operations, as in kernels/source/calls.c.
-ROW = 23
+#: Operations, as in kernels/source/calls.c.
 OPERATIONS = (
     "product", "stack", "sum", "convolution", "convolution_to_input", "convolution_to_kernels", "exp", "log", "log1p",
     "tanh", "sigmoid", "erf", "power", "relu", "relu_gradient", "max_pool", "max_pool_gradient",
@@ -40,71 +36,9 @@ MOST_ELEMENTS = 1 << 40
 #: Classes whose numbers a float32 can have.
 MOST_CLASSES = 1 << 24
 
-#: Bytes at whose multiples scratch memory begins.
-_LINE = 64
 
-
-class KernelCalls:
-    """Calls of kernels, made one after the other without a return to Python."""
-
-    __slots__ = ("_address", "_count", "_run", "arrays", "rows")
-
-    def __init__(self, rows: NDArray[np.int64], arrays: Sequence[Array], run: Callable[[int, int], None]) -> None:
-        self.rows = rows
-        #: The arrays that the addresses point to.
-        self.arrays = arrays
-        self._run, self._address, self._count = run, _address(rows), len(rows)
-
-    def __call__(self) -> None:
-        self._run(self._address, self._count)
-
-    def joined(self, others: Sequence["KernelCalls"]) -> "KernelCalls":
-        """Return these calls and others behind them."""
-        every = (self, *others)
-        return KernelCalls(
-            np.concatenate([each.rows for each in every]),
-            [array for each in every for array in each.arrays],
-            self._run,
-        )
-
-
-class _Scratch(threading.local):
-    """Memory in which kernels put together what they read: one piece for all calls of a thread, and so in its cache."""
-
-    memory: Array | None = None
-
-    def of(self, floats: int) -> Array:
-        if self.memory is None or self.memory.size < floats:
-            raw = np.empty(floats + _LINE // 4, np.float32)
-            start = -raw.ctypes.data % _LINE // 4
-            self.memory = raw[start : start + floats]
-        return self.memory
-
-
-_scratch = _Scratch()
-
-
-def _address(array: Array) -> int:
-    found: int = array.__array_interface__["data"][0]
-    return found
-
-
-def _result_address(array: Array) -> int:
-    """Return the address of what a kernel writes. Raises ValueError if the array is read-only."""
-    address: int
-    address, is_read_only = array.__array_interface__["data"]
-    if is_read_only:
-        raise ValueError(f"the result of shape {array.shape} would go to an array that is read-only")
-    return address
-
-
-def _calls(rows: Iterable[Sequence[int]], *arrays: Array) -> KernelCalls:
-    table = np.array([(*row, *_REST[len(row) :]) for row in rows], np.int64).reshape(-1, ROW)
-    return KernelCalls(table, arrays, load().functions.ls_run)
-
-
-#: Fills a row.
-_REST = (0,) * ROW
+def _calls(rows: Iterable[Sequence[Argument]]) -> Calls:
+    return Calls.of(load().functions.ls_run, rows)
 
 
 def _in_order(*instructions: Instruction) -> Instruction:
@@ -133,9 +67,9 @@ def _is_flat(array: Array) -> bool:
     return array.flags.c_contiguous and array.flags.aligned
 
 
-def _flat(arrays: Sequence[Array], written: int) -> tuple[list[Array], list[int], list[Instruction], list[Instruction]]:
-    """Return flat arrays in place of these, the written one apart from the others, and their addresses; what fills the
-    copies before a call; and what copies the result after it.
+def _flat(arrays: Sequence[Array], written: int) -> tuple[list[Argument], list[Instruction], list[Instruction]]:
+    """Return flat arrays in place of these, the written one apart from the others; what fills the copies before a call;
+    and what copies the result after it.
     """
     lying = [each if _is_flat(each) else np.empty(each.shape, each.dtype) for each in arrays]
     result, others = arrays[written], [*lying[:written], *lying[written + 1 :]]
@@ -144,8 +78,7 @@ def _flat(arrays: Sequence[Array], written: int) -> tuple[list[Array], list[int]
     copied = [(copy, each) for copy, each in zip(lying, arrays, strict=True) if copy is not each]
     before: list[Instruction] = [partial(np.copyto, copy, each) for copy, each in copied if each is not result]
     after: list[Instruction] = [partial(np.copyto, result, copy) for copy, each in copied if each is result]
-    addresses = [(_result_address if place == written else _address)(each) for place, each in enumerate(lying)]
-    return lying, addresses, before, after
+    return [Written(each) if place == written else each for place, each in enumerate(lying)], before, after
 
 
 def _prepared(array: Array) -> tuple[Array, list[Instruction]]:
@@ -178,9 +111,8 @@ def _product(left: Array, right: Array, *rest: Array) -> Instruction:
     return _in_order(*before, *also_before, _stack(left, right, target, bias), *after)
 
 
-def _stack(left: Array, right: Array, out: Array, bias: Array | None) -> KernelCalls:
+def _stack(left: Array, right: Array, out: Array, bias: Array | None) -> Calls:
     """Multiply stacks of one shape, which lie as they must."""
-    added = 0 if bias is None else _address(bias)
     stack = out.shape[:-2]
     steps = [_stack_step(each) for each in (left, right, out)]
     if all(step is not None for step in steps):
@@ -191,15 +123,11 @@ def _stack(left: Array, right: Array, out: Array, bias: Array | None) -> KernelC
     (rows, terms), columns = left.shape[-2:], right.shape[-1]
     a_row, a_column = _row_and_column(left)
     b_row, b_column = _row_and_column(right)
-    scratch = _scratch.of(load().functions.ls_product_scratch(count, 0 if a_step else rows, columns, terms, b_column))
+    memory = scratch(load().functions.ls_product_scratch(count, 0 if a_step else rows, columns, terms, b_column))
     return _calls(
-        (
-            (_NUMBER["stack"], count, rows, columns, terms, _address(left[place]), a_row, a_column, a_step,
-             _address(right[place]), b_row, b_column, b_step, _result_address(out[place]), _row_and_column(out)[0],
-             c_step, _address(scratch), added)
-            for place in places
-        ),
-        left, right, out, scratch, *([] if bias is None else [bias]),
+        (_NUMBER["stack"], count, rows, columns, terms, left[place], a_row, a_column, a_step, right[place], b_row,
+         b_column, b_step, Written(out[place]), _row_and_column(out)[0], c_step, memory, bias)
+        for place in places
     )  # fmt: skip
 
 
@@ -229,19 +157,17 @@ def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> Instruc
     )  # fmt: skip
     lefts, before = _prepared(lefts)
     rights, also_before = _prepared(rights)
-    assert _has_rows(out)
+    target, after = out, list[Instruction]()
+    if not _has_rows(out) or any(_shares(out, each) for each in (lefts, rights)):
+        target = np.empty(out.shape, out.dtype)
+        after = [partial(np.copyto, out, target)]
+        before += [partial(np.copyto, target, out)] * adds
     (a_row, a_column), (b_row, b_column) = _row_and_column(lefts), _row_and_column(rights)
-    scratch = _scratch.of(load().functions.ls_product_scratch(count, 0, columns, terms, b_column))
+    memory = scratch(load().functions.ls_product_scratch(count, 0, columns, terms, b_column))
     a_step, b_step = (each.strides[0] // 4 if count > 1 else 0 for each in (lefts, rights))
-    call = _calls(
-        [
-            (_NUMBER["product"], count, rows, columns, terms, _address(lefts), a_row, a_column, a_step,
-             _address(rights), b_row, b_column, b_step, _result_address(out), _row_and_column(out)[0], int(adds),
-             _address(scratch))
-        ],
-        lefts, rights, out, scratch,
-    )  # fmt: skip
-    return _in_order(*before, *also_before, call)
+    row = (_NUMBER["product"], count, rows, columns, terms, lefts, a_row, a_column, a_step, rights, b_row, b_column,
+           b_step, Written(target), _row_and_column(target)[0], adds, memory)  # fmt: skip
+    return _in_order(*before, *also_before, _calls([row]), *after)
 
 
 def _sum(x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> Instruction:
@@ -256,12 +182,12 @@ def _sum(x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> Instruc
     form = _sum_form(x, kept, axes) if x.flags.aligned else None
     if form is not None:
         outer, inner, step, stride = form
-        row = (_NUMBER["sum"], outer, terms, inner, step, stride, _address(x), _result_address(target))
-        return _in_order(_calls([row], x, target), *after)
+        row = (_NUMBER["sum"], outer, terms, inner, step, stride, x, Written(target))
+        return _in_order(_calls([row]), *after)
     copy = np.empty((*(x.shape[axis] for axis in kept), *(x.shape[axis] for axis in axes)), x.dtype)
     fill = partial(np.copyto, copy, x.transpose(*kept, *axes))
-    row = (_NUMBER["sum"], out.size, terms, 1, terms, 1, _address(copy), _result_address(target))
-    return _in_order(fill, _calls([row], copy, target), *after)
+    row = (_NUMBER["sum"], out.size, terms, 1, terms, 1, copy, Written(target))
+    return _in_order(fill, _calls([row]), *after)
 
 
 def _sum_form(x: Array, kept: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int, int] | None:
@@ -306,8 +232,7 @@ def _elementwise(name: str) -> Callable[..., Instruction]:
         # A kernel may overwrite an operand, element by element, and no other part of it.
         lying = [each if _lies_as(each, target) else np.empty_like(target) for each in arrays]
         fills = [partial(np.copyto, copy, each) for copy, each in zip(lying, arrays, strict=True) if copy is not each]
-        row = (_NUMBER[name], out.size, *map(_address, lying), _result_address(target))
-        call = _calls([row], *lying, target)
+        call = _calls([(_NUMBER[name], out.size, *lying, Written(target))])
         return _in_order(*fills, call, *([] if target is out else [partial(np.copyto, out, target)]))
 
     return bind
@@ -317,7 +242,7 @@ def _lies_as(array: Array, other: Array) -> bool:
     """Tell whether two arrays of one shape have their elements in the same order, each without gaps; and whether they
     are the same elements, or share none.
     """
-    is_apart = _address(array) == _address(other) or not _shares(array, other)
+    is_apart = place_of(array) == place_of(other) or not _shares(array, other)
     return is_apart and _strides(array) == _strides(other) and _is_dense(array)
 
 
@@ -368,14 +293,12 @@ def _convolve(
     arrays = [x, kernels, y] if bias is None else [x, kernels, y, bias]
     if not arrays[written].size:
         return _in_order()
-    lying, addresses, before, after = _flat(arrays, written)
+    lying, before, after = _flat(arrays, written)
     dilation, padding = ([getattr(each, name) for each in windows] for name in ("dilation", "padding"))
     sizes = (depth, *padded, images, outputs // groups, *kernel, *stride, *dilation)
-    scratch = _scratch.of(load().functions.ls_convolution_scratch(np.array(sizes, np.int64).ctypes.data))
-    added = 0 if bias is None else addresses[3]
-    row = (_NUMBER[name], *sizes, groups, *addresses[:3], _address(scratch), added, *padding)
-    call = _calls([row], *lying, scratch)
-    return _in_order(*before, call, *after)
+    memory = scratch(load().functions.ls_convolution_scratch(sizes_of(sizes)))
+    row = (_NUMBER[name], *sizes, groups, *lying[:3], memory, *(lying[3:] or [None]), *padding)
+    return _in_order(*before, _calls([row]), *after)
 
 
 def _max_pool(x: Array, out: Array, windows: Windows) -> Instruction:
@@ -397,10 +320,10 @@ def _pool(name: str, arrays: Sequence[Array], x: Array, pooled: Array, windows: 
     _check(fits and pooled.shape == (len(x), *counts, x.shape[3]), name, *arrays)
     if any(each.dilation > 1 for each in windows):
         return NUMPY[name](*arrays, windows)
-    lying, addresses, before, after = _flat(arrays, len(arrays) - 1)
+    lying, before, after = _flat(arrays, len(arrays) - 1)
     options = (getattr(each, name) for name in ("kernel", "stride", "padding") for each in windows)
-    row = (_NUMBER[name], *x.shape, *counts, *options, *addresses)
-    return _in_order(*before, _calls([row], *lying), *after)
+    row = (_NUMBER[name], *x.shape, *counts, *options, *lying)
+    return _in_order(*before, _calls([row]), *after)
 
 
 def _momentum(
@@ -413,9 +336,8 @@ def _momentum(
     if not all(map(_is_flat, arrays)):
         # The same operations, each of which is rounded in the same way.
         return by_numpy
-    addresses = [None if each is None else _address(each) for each in (weights, old)]
-    addresses += [None if each is None else _result_address(each) for each in (out, new)]
-    run = partial(load().functions.ls_momentum, out.size, *addresses, momentum, decay, is_nesterov)
+    vectors = (weights, old, Written(out), None if new is None else Written(new))
+    run = partial(load().functions.ls_momentum, out.size, *map(pinned, vectors), momentum, decay, is_nesterov)
 
     def update(mean: Mean, rate: float) -> bool:
         terms, factor = mean.terms, mean.factor
@@ -425,7 +347,7 @@ def _momentum(
             is_flat = is_flat and _is_flat(each) and each.dtype == np.float32
         if not is_flat:
             return by_numpy(mean, rate)
-        first, second = _address(terms[0]), _address(terms[1]) if len(terms) > 1 else None
+        first, second = pinned(terms[0]), pinned(terms[1] if len(terms) > 1 else None)
         divisor, scale = factor or mean.divisor, mean.scale
         return bool(run(first, second, divisor, factor is None, scale or 0.0, scale is not None, rate))
 
@@ -436,17 +358,20 @@ def _add_rows(gradient: Array, indices: Array, out: Array) -> Instruction:
     """Add each row of (uses, width) to the row of `out` (rows, width) whose index it has, in order."""
     fits = indices.ndim == 1 and out.ndim == 2 and gradient.shape == (len(indices), out.shape[1])
     _check(fits, "add_rows", gradient, indices, out)
-    indices = np.require(indices, np.int64, ["C", "A"])
-    if indices.size and not 0 <= indices.min() <= indices.max() < len(out):
-        raise IndexError(
-            f"rows {indices.min()} to {indices.max()} of {len(out)}: expected indices from 0 to the last row"
-        )
-    if not _is_flat(gradient) or not _is_flat(out):
+    if not _is_flat(gradient) or not _is_flat(out) or not _is_flat(indices):
         # The same additions in the same order.
         return NUMPY["add_rows"](gradient, indices, out)
-    addresses = (_address(gradient), _address(indices), _result_address(out))
-    row = (_NUMBER["add_rows"], len(indices), out.shape[1], *addresses)
-    return _calls([row], gradient, indices, out)
+    call = _calls([(_NUMBER["add_rows"], len(indices), out.shape[1], gradient, indices, Written(out))])
+
+    def add() -> None:
+        # Each time, because a program that repeats its calls has other indices in the same array.
+        if indices.size and not 0 <= indices.min() <= indices.max() < len(out):
+            raise IndexError(
+                f"rows {indices.min()} to {indices.max()} of {len(out)}: expected indices from 0 to the last row"
+            )
+        call()
+
+    return add
 
 
 def _cross_entropy(scores: Array, targets: Array, out: Array, smoothing: float) -> Instruction:
@@ -472,9 +397,9 @@ def _losses(name: str, arrays: Sequence[Array], losses: Array, smoothing: float,
     if not losses.size:
         return _in_order()
     shares = np.array([1.0 - smoothing, smoothing / len(scores)], np.float32)
-    lying, addresses, before, after = _flat(arrays, len(arrays) - 1)
-    row = (_NUMBER[name], *scores.shape, _address(shares) if smoothing else 0, *addresses, *steps)
-    return _in_order(*before, _calls([row], *lying, shares), *after)
+    lying, before, after = _flat(arrays, len(arrays) - 1)
+    row = (_NUMBER[name], *scores.shape, shares if smoothing else None, *lying, *steps)
+    return _in_order(*before, _calls([row]), *after)
 
 
 def _recurrent(name: str) -> Callable[..., Instruction]:
@@ -495,12 +420,9 @@ def _recurrent(name: str) -> Callable[..., Instruction]:
         arrays = [each for each, _ in given]
         _check(all(each.shape == shape and _is_flat(each) for each, shape in given), name, *arrays)
         numbers = (list(GATES).index(kind), steps, batch, features, hidden)
-        scratch = _scratch.of(
-            load().functions.ls_recurrent_scratch(_address(np.array([*numbers, *_REST[5:]], np.int64)))
-        )
-        kept = (lengths, to_state, gates, curves, cells, states, scratch, *others)
-        addresses = (0 if each is None else _address(each) for each in kept)
-        return _calls([(_NUMBER[name], *numbers, int(is_reversed), *addresses)], *arrays, scratch)
+        memory = scratch(load().functions.ls_recurrent_scratch(sizes_of(numbers)))
+        kept = (lengths, to_state, gates, curves, cells, states, memory, *others)
+        return _calls([(_NUMBER[name], *numbers, is_reversed, *kept)])
 
     return bind
 

@@ -15,7 +15,8 @@ from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import NDArray
 
 from lockstep.common.numerics.choice import kernels_here, prefer_numerics
-from lockstep.common.numerics.kernel_leaves import KERNELS, KernelCalls
+from lockstep.common.numerics.kernel_leaves import KERNELS
+from lockstep.common.numerics.kernels.calls import Calls
 from lockstep.common.numerics.numpy_leaves import NUMPY
 from lockstep.common.numerics.operands import Mean
 from lockstep.common.runtime.numerics import own_numerics
@@ -83,9 +84,9 @@ class LeafFunction(msgspec.Struct, frozen=True, eq=False):
 def joined(instructions: Sequence[Instruction]) -> list[Instruction]:
     """Return the same instructions, those of kernels that follow one another as one."""
     found: list[Instruction] = []
-    run: list[KernelCalls] = []
+    run: list[Calls] = []
     for each in [*instructions, None]:
-        if isinstance(each, KernelCalls):
+        if isinstance(each, Calls):
             run.append(each)
             continue
         if run:

@@ -149,9 +149,10 @@ class TeamMemory:
         return self.marks.processes[self.process]  # type: ignore[no-any-return]  # a row, through which it is written
 
     @cached_property
-    def seen_at(self) -> int:
-        """The address at which it is seen when this process last ran: a float64."""
-        return int(self.marks.processes[self.process :]["seen_s"].ctypes.data)
+    def seen_at(self) -> NDArray[np.float64]:
+        """The place at which it is seen when this process last ran, shape (1,)."""
+        place: NDArray[np.float64] = self.marks.processes["seen_s"][self.process : self.process + 1]
+        return place
 
     def show(self, name: str, value: int) -> None:
         """Show something of ourselves: a field of `PROCESS`."""

@@ -5,9 +5,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.numerics.kernels.library import shows_running
+from lockstep.common.numerics.kernels.calls import shows_running
 from lockstep.common.runtime.clock import ThreadClock, ThreadTimes
 from lockstep.common.runtime.environment import yield_core
 from lockstep.worker.team.division import WAITS, OrderPlan, Planner, Speed
@@ -51,8 +52,8 @@ class Waking:
     has_added: bool = False
     #: Called between two looks without a pause, since a process of another run may wait for the core meanwhile.
     yield_core: Callable[[], None] = yield_core
-    #: Lets kernels show, at an address, that this process has a core while it computes.
-    shows_running: Callable[[int], AbstractContextManager[None]] = shows_running
+    #: Lets kernels show, at a place of memory, that this process has a core while it computes.
+    shows_running: Callable[[NDArray[np.float64]], AbstractContextManager[None]] = shows_running
 
     def show_asleep(self, *, is_asleep: bool) -> None:
         """Show whether this process sleeps, if that has changed."""

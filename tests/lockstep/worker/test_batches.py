@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lockstep.common.aggregation.tree import LINE_BYTES
+from lockstep.common.numerics.kernels.calls import LINE_BYTES
 from lockstep.worker.batches import MOST_SHAPES, Batches
 from tests.simulation.small import digits, job_of
 

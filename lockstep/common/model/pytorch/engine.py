@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from lockstep.common.aggregation.tree import LINE_BYTES, Vector
+from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError
@@ -28,6 +28,7 @@ from lockstep.common.model.port import (
 from lockstep.common.model.pytorch.places import PlacedGradients, PlacedStatistics, PlacedWeights
 from lockstep.common.model.pytorch.runtime import make_repeatable, placed, seed_draws
 from lockstep.common.model.pytorch.structure import Structure
+from lockstep.common.numerics.kernels.calls import is_aligned
 
 #: The name of a layer, its class, and its output.
 OnLayer = Callable[[str, str, Any], None]
@@ -49,7 +50,7 @@ class TorchEngine:
 
     def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
         for vector in (*weights, *sums):
-            assert vector.ctypes.data % LINE_BYTES == 0, "kernels may have other bits at another alignment"
+            assert is_aligned(vector), "kernels may have other bits at another alignment"
         for vector in sums:
             self.layout.clear_gaps(vector)
         self._weights.bind(weights)

@@ -25,6 +25,7 @@ from lockstep.common.model.pytorch.places import changed
 from lockstep.common.model.pytorch.runtime import build_name, fill_new_memory
 from lockstep.common.model.pytorch.state import State, StateSearch, bytes_of, views_of
 from lockstep.common.model.pytorch.structure import Structure, frozen_arrays
+from lockstep.common.numerics.kernels.calls import place_of
 from lockstep.common.numerics.random import shared_generators
 from lockstep.common.runtime.clock import clocks_ahead
 
@@ -48,7 +49,7 @@ class WeightWrites(TorchDispatchMode):  # type: ignore[misc]  # PyTorch's classe
 
     def __init__(self, weights: Vector) -> None:
         super().__init__()
-        self._start = weights.ctypes.data
+        self._start = place_of(weights)
         self._stop = self._start + weights.nbytes
         #: In elements of the vector.
         self.places = list[int]()

@@ -8,8 +8,8 @@ import msgspec
 import torch
 import torch.utils.deterministic
 
-from lockstep.common.aggregation.tree import LINE_BYTES
 from lockstep.common.model.port import DrawKey
+from lockstep.common.numerics.kernels.calls import LINE_BYTES
 from lockstep.common.numerics.random import Purpose, Seeds
 from lockstep.common.runtime.lent_process import lend
 

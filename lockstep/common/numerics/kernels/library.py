@@ -9,8 +9,7 @@ import ctypes
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,7 +114,7 @@ SELF_TEST = {
 #: - `ls_product_scratch` returns the floats of scratch memory for products: (count, rows of a left operand that a stack
 #:   shares or 0, columns, terms, stride of the right operand's columns).
 #: - `ls_convolution_scratch` returns the same for a convolution and its gradients: the address of eleven sizes.
-#: - `ls_recurrent_scratch` returns the same for a recurrent layer: the address of a row without its operation.
+#: - `ls_recurrent_scratch` returns the same for a recurrent layer: the address of its kind and four sizes.
 SIGNATURES: Mapping[str, tuple[Returned, Taken]] = {
     "ls_run": (None, (A, N)),
     "ls_show_running": (None, (A,)),
@@ -169,17 +168,6 @@ def load(target: str = "", folder: Path = FOLDER) -> Library:
             "gcc libc6-dev), and then Lockstep again"
         )
     raise NumericsError(f"there are no kernels for machines of the kind {this_machine()!r}: expected x86_64 or aarch64")
-
-
-@contextmanager
-def shows_running(place: int) -> Iterator[None]:
-    """Let kernels that this thread calls within show that they run: at an address, the seconds of `perf_counter`."""
-    show = load().functions.ls_show_running
-    show(place)
-    try:
-        yield
-    finally:
-        show(None)
 
 
 def check_libraries(targets: Iterable[Target]) -> None:

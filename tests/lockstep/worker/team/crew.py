@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from lockstep.common import nn
 from lockstep.common.aggregation.layout import gather, layout_of
@@ -346,7 +347,7 @@ def compute_of(job: Job, data: TrainTest | None, slots: tuple[Vector, Vector], s
     return FaultyCompute(job, model, with_validation(data or digits(), job.validation_split, job.seed), slots, sums)
 
 
-def no_clock(place: int) -> AbstractContextManager[None]:
+def no_clock(place: NDArray[np.float64]) -> AbstractContextManager[None]:
     """Let kernels show nothing: their clock is not the one that is moved here."""
     return nullcontext()
 

@@ -12,7 +12,7 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
-from lockstep.common.numerics.kernels.library import shows_running
+from lockstep.common.numerics.kernels.calls import shows_running
 from lockstep.common.numerics.leaves import exp
 from lockstep.common.protocol.team_memory import (
     ENDED_S,

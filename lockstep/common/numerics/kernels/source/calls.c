@@ -1,6 +1,7 @@
 /* What Python calls: a list of operations, each with its arguments in a row of whole numbers, is carried out at once.
 
-   Addresses are whole numbers too. Python has checked every size, stride and address before it writes a row. */
+   Addresses are whole numbers too. Python has checked every size, stride and address before it writes a row, and keeps
+   the arrays until all calls are over (calls.py). */
 #include "convolution.h"
 #include "kernels.h"
 
@@ -77,13 +78,26 @@ INLINE Pool pool_of(const int64_t *g) {
     };
 }
 
-INLINE Recurrence recurrence_of(const int64_t *g) {
+INLINE Recurrence recurrence_sizes_of(const int64_t *g) {
     return (Recurrence){
         .kind = (enum Recurring)g[0], .steps = g[1], .batch = g[2], .features = g[3], .hidden = g[4],
-        .gates_count = g[0] == RECUR_LSTM ? 4 : g[0] == RECUR_GRU ? 3 : 1, .is_reversed = g[5] != 0,
-        .lengths = integers(g[6]), .to_state = from(g[7]), .gates = to(g[8]), .curves = to(g[9]), .cells = to(g[10]),
-        .states = to(g[11]), .scratch = to(g[12]), .x = from(g[13]), .to_input = from(g[14]),
+        .gates_count = g[0] == RECUR_LSTM ? 4 : g[0] == RECUR_GRU ? 3 : 1,
     };
+}
+
+INLINE Recurrence recurrence_of(const int64_t *g) {
+    Recurrence r = recurrence_sizes_of(g);
+    r.is_reversed = g[5] != 0;
+    r.lengths = integers(g[6]);
+    r.to_state = from(g[7]);
+    r.gates = to(g[8]);
+    r.curves = to(g[9]);
+    r.cells = to(g[10]);
+    r.states = to(g[11]);
+    r.scratch = to(g[12]);
+    r.x = from(g[13]);
+    r.to_input = from(g[14]);
+    return r;
 }
 
 static void call_recurrent(const int64_t *g) {
@@ -112,16 +126,24 @@ static void call_recurrent_gradient(const int64_t *g) {
 #if defined(TARGET_AVX512) || defined(TARGET_AVX2)
 enum { DEFAULT_MODE = 0x1f80, STATUS = 0x3f };
 INLINE uint64_t floating_point_mode(void) { return _mm_getcsr() & ~(unsigned)STATUS; }
-INLINE void set_floating_point_mode(uint64_t mode) { _mm_setcsr((unsigned)mode); }
+INLINE void write_floating_point_mode(uint64_t mode) { _mm_setcsr((unsigned)mode); }
 #elif defined(TARGET_NEON)
 enum { DEFAULT_MODE = 0 };
 INLINE uint64_t floating_point_mode(void) { uint64_t mode; __asm__ volatile("mrs %0, fpcr" : "=r"(mode)); return mode; }
-INLINE void set_floating_point_mode(uint64_t mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+INLINE void write_floating_point_mode(uint64_t mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
 #else
 enum { DEFAULT_MODE = 0 };
 INLINE uint64_t floating_point_mode(void) { return DEFAULT_MODE; }
-INLINE void set_floating_point_mode(uint64_t mode) { (void)mode; }
+INLINE void write_floating_point_mode(uint64_t mode) { (void)mode; }
 #endif
+
+/* A compiler knows of no other effect of the mode, and could move reads and writes of memory, with the arithmetic between
+   them, before or behind the change: the empty instruction may read and write all of it. */
+INLINE void set_floating_point_mode(uint64_t mode) {
+    __asm__ volatile("" : : : "memory");
+    write_floating_point_mode(mode);
+    __asm__ volatile("" : : : "memory");
+}
 
 /* Seconds of the clock that Python calls perf_counter are written there; NULL if nobody wants to know. */
 static _Thread_local double *shown;
@@ -227,8 +249,8 @@ EXPORT int64_t ls_convolution_scratch(const int64_t *sizes) {
     return convolution_scratch(&c);
 }
 
-/* The same of a recurrent layer and its gradients; `row` has the first five numbers of theirs, and zeros. */
-EXPORT int64_t ls_recurrent_scratch(const int64_t *row) {
-    const Recurrence r = recurrence_of(row);
+/* The same of a recurrent layer and its gradients; `sizes` are the first five numbers of their rows. */
+EXPORT int64_t ls_recurrent_scratch(const int64_t *sizes) {
+    const Recurrence r = recurrence_sizes_of(sizes);
     return recurrence_scratch(&r);
 }

@@ -12,12 +12,17 @@ typedef struct {
     float *to_input, *to_state, *panel, *lanes, *turned, *rows;
 } Pieces;
 
-static Pieces pieces_of(const Recurrence *r, int is_back) {
+/* The same as numbers of floats from the beginning, because there is no memory yet while its size is asked for. */
+typedef struct {
+    int64_t features, hidden, to_input, to_state, panel, lanes, turned, rows;
+} Offsets;
+
+static Offsets offsets_of(const Recurrence *r, int is_back) {
+    enum { NUMBER = sizeof(int64_t) / sizeof(float) };
     const int64_t count = r->gates_count * r->hidden, longest = count > r->features ? count : r->features;
-    Pieces at = {.packed = (int64_t *)r->scratch};
-    at.features = at.packed + longest;
-    at.hidden = at.features + CHAIN;
-    at.to_input = (float *)(at.hidden + CHAIN);
+    Offsets at = {.features = NUMBER * longest};
+    at.hidden = at.features + NUMBER * CHAIN;
+    at.to_input = at.hidden + NUMBER * CHAIN;
     at.to_state = at.to_input + (is_back ? packed_size(count, r->features) : packed_size(r->features, count));
     at.panel = at.to_state + (is_back ? packed_size(count, r->hidden) : packed_size(r->hidden, count));
     at.lanes = at.panel + PANEL;
@@ -26,8 +31,18 @@ static Pieces pieces_of(const Recurrence *r, int is_back) {
     return at;
 }
 
+static Pieces pieces_of(const Recurrence *r, int is_back) {
+    const Offsets at = offsets_of(r, is_back);
+    float *begin = r->scratch;
+    return (Pieces){
+        .packed = (int64_t *)begin, .features = (int64_t *)(begin + at.features), .hidden = (int64_t *)(begin + at.hidden),
+        .to_input = begin + at.to_input, .to_state = begin + at.to_state, .panel = begin + at.panel,
+        .lanes = begin + at.lanes, .turned = begin + at.turned, .rows = begin + at.rows,
+    };
+}
+
 int64_t recurrence_scratch(const Recurrence *r) {
-    const int64_t forward = pieces_of(r, 0).rows - r->scratch, backward = pieces_of(r, 1).rows - r->scratch;
+    const int64_t forward = offsets_of(r, 0).rows, backward = offsets_of(r, 1).rows;
     /* Products of a step; or gradients, kept, and directly of states. */
     return (forward > backward ? forward : backward) + r->batch * (r->gates_count + 2) * r->hidden;
 }
