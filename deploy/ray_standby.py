@@ -1,6 +1,6 @@
 """Train on a Ray cluster of which any node but the head may be lost, that of the server too. See docs/how-to/ray.md.
 
-    python deploy/ray_standby.py runs/mine --workers 4 --model lenet --checkpoint-every-seconds 10
+    python deploy/ray_standby.py runs/mine --workers 4 --model lenet --set checkpoint_every_seconds=10
 
 Ray only places processes, finds their addresses and notices that they are gone. What `lockstep server` and `lockstep
 worker` do, they do everywhere: a server that is started again finds out whether it leads the run or mirrors it.

@@ -177,7 +177,7 @@ def call(*words: str | Path, cwd: Path) -> str:
 
 def train(*command: str | Path, cwd: Path) -> str:
     """Train some steps with two workers, and return the digest of the weights."""
-    words = ("train", "--model", "linear", "--steps", "5", "--workers", "2", "--numerics", "portable")
+    words = ("train", "--model", "linear", "--steps", "5", "--workers", "2", "--set", "numerics=portable")
     call(*command, *words, "--run-dir", "run", cwd=cwd)
     result = json.loads((cwd / "run" / "result.json").read_text(encoding="utf-8"))
     assert isinstance(result["weights_sha256"], str)

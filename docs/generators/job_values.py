@@ -4,7 +4,6 @@ import msgspec
 from msgspec import inspect as types
 
 from docs.generators.tables import code, table, words
-from lockstep.cli.options.job import JOB_FIELDS
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import OF_A_SERVER, RunOptions
 from lockstep.runs.job_file import GROUPS, SHIPPED, Field, fields, shipped_values
@@ -23,7 +22,7 @@ def _group(names: tuple[str, ...], known: dict[str, Field], ranges: dict[str, st
     rows = [
         [code(name), ranges[name], _default(known[name]), known[name].description.split("  [")[0]] for name in names
     ]
-    harmless = [name for name in names if name not in JOB_FIELDS]
+    harmless = [name for name in names if name not in Job.__struct_fields__]
     which = "These values do" if len(harmless) == len(names) else f"{', '.join(map(code, harmless))}: this does"
     note = f"{which} not change the bits.\n\n" if harmless else ""
     return note + table(("value", "type and range", "default", "what it does"), rows)

@@ -34,7 +34,7 @@ RUNS = {
 
 #: A run that is interrupted, and one that trains while it is shown, with a metric of its own.
 INTERRUPTED = ("mlp-interrupted", "--model", "mlp", "--epochs", "30")
-SHOWN = ("lenet-8-epochs", "--model", "lenet", "--epochs", "8", "--metrics", "f1")
+SHOWN = ("lenet-8-epochs", "--model", "lenet", "--epochs", "8", "--set", "metrics=f1")
 
 #: The runs that are compared.
 COMPARED = ("mlp-baseline", "mlp-lower-rate", "mlp-adam-rate-too-high")

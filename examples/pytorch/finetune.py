@@ -4,8 +4,8 @@
     lockstep train --model examples/pytorch/finetune.py:whole --epochs 1 --run-dir runs/backbone
     lockstep train --job examples/pytorch/finetune.toml
 
-The second run takes the backbone from the first one's file and trains the head alone. With `--no-initial-partial` or
-without `--initial` the backbone would be a random one.
+The second run takes the backbone from the first one's file and trains the head alone. With `--set
+initial_partial=false` or without `--initial` the backbone would be a random one.
 """
 
 import timm

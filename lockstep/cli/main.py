@@ -276,9 +276,12 @@ def _meant(error: click.NoSuchOption) -> str:
     known = () if error.ctx is None else [option for each in error.ctx.command.params for option in each.opts]
     if flag in known:
         return f" (did you mean {flag!r}?)"
-    # Imported here, since it is needed by errors only.
+    # Imported here, since they are needed by errors only.
+    from lockstep.cli.options.job import set_instead
     from lockstep.packing.options import DIRECT
 
+    if "--set" in known and (instead := set_instead(error.option_name)):
+        return f": expected {instead}"
     if "--data" in known and error.option_name.lstrip("-").replace("-", "_") in DIRECT:
         return ": a table is packed first, with `lockstep pack`"
     return nearest(error.option_name, error.possibilities or ())

@@ -94,7 +94,7 @@ def check_chaos(wanted: dict[ChaosAction, int], launch: RunOptions) -> None:
             "expected 2 or more"
         )
     if not launch.max_restarts and wanted.keys() & KILLS:
-        raise UsageError("--chaos kills processes, and with --max-restarts 0 none is restarted: expected 1 or more")
+        raise UsageError("--chaos kills processes, and with max_restarts = 0 none is restarted: expected 1 or more")
 
 
 def planned_actions(wanted: dict[ChaosAction, int], seed: int) -> list[PlannedAction]:

@@ -158,7 +158,7 @@ def _tried(
     if evidence.engine and job.numerics == "portable":
         raise NumericsError(
             f"numerics = 'portable' with a model that is computed by {evidence.engine}, whose kernels depend on the "
-            "processor: expected a model of lockstep.nn; or add --numerics native, and give up equal bits on other "
+            "processor: expected a model of lockstep.nn; or add --set numerics=native, and give up equal bits on other "
             "kinds of machines"
         )
     if evidence.unused:

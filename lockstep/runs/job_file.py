@@ -88,6 +88,33 @@ class Field(msgspec.Struct, frozen=True):
     #: Whether it is a share, which may be given in per cent.
     is_share: bool = False
 
+    def kind_name(self) -> str:
+        """Return the kind of value in a few words."""
+        kind = "share" if self.is_share else KINDS[self.kind.__name__].removeprefix("a ")
+        return f"{kind}, ..." if self.is_list else kind
+
+
+def typed(field: Field, text: str) -> Any:
+    """Return the value that a text on a command line is.
+
+    A text that is none of the field's kind is returned as it is: `resolve` refuses it as it does in a job file.
+    """
+    if field.is_list:
+        parts = text.removeprefix("[").removesuffix("]").split(",")
+        return [_typed(field, part.strip()) for part in parts if part.strip()]
+    return _typed(field, text)
+
+
+def _typed(field: Field, text: str) -> Any:
+    try:
+        if field.is_share and text.endswith("%"):
+            return float(text.removesuffix("%")) / 100.0
+        if field.kind is bool:
+            return {"true": True, "yes": True, "false": False, "no": False}.get(text.lower(), text)
+        return field.kind(text)
+    except ValueError:
+        return text
+
 
 @cache
 def fields() -> dict[str, Field]:
@@ -188,13 +215,9 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
     if isinstance(local_steps, int) and local_steps > 1:
         base = {**local_defaults(shipped, given), **file_values}
     values = {**base, **flags}
-    known = (*Job.__struct_fields__, *KEPT_OPTIONS)
     for key in values:
-        if key not in known and not (key in flags and key in OF_A_SERVER) and not is_ignored(key, values[key]):
-            # The whole list only if nothing is near: it is long.
-            near = f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key[:MOST_TOLD], known)
-            advice = near or f": expected one of {', '.join(known)}"
-            raise JobError(f"the job has no key {cut(key, MOST_TOLD)!r}{advice}")
+        if not (key in flags and key in OF_A_SERVER) and not is_ignored(key, values[key]):
+            check_key(key)
     if "local_steps" not in given:
         _check_no_local(given)
     options = msgspec.to_builtins(default_options()) | {
@@ -208,6 +231,16 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
     if "numerics" not in job_values:
         job = msgspec.structs.replace(job, numerics=_default_numerics(job))
     return job, check_options(_convert(options, RunOptions))
+
+
+def check_key(key: str) -> None:
+    """Raise `JobError` if no job file has that key, with the nearest right one."""
+    known = (*Job.__struct_fields__, *KEPT_OPTIONS)
+    if key not in known:
+        # The whole list only if nothing is near: it is long.
+        near = f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key[:MOST_TOLD], known)
+        advice = near or f": expected one of {', '.join(known)}"
+        raise JobError(f"the job has no key {cut(key, MOST_TOLD)!r}{advice}")
 
 
 def _default_numerics(job: Job) -> Numerics:
@@ -232,7 +265,7 @@ def _check_no_local(given: Mapping[str, Any]) -> None:
         if (local := f"local_{name}") in given:
             raise JobError(
                 f"{local} = {cut(repr(given[local]), MOST_TOLD)} without local_steps: expected local_steps too, as "
-                f"--local-steps 16, or {name} in place of {local}"
+                f"--set local_steps=16, or {name} in place of {local}"
             )
 
 
@@ -286,9 +319,6 @@ def _toml_value(value: Any) -> str:
             raise JobError(f"{value!r} cannot be written to a job file: expected text, a number, a list or a table")
 
 
-#: When checkpoints are written, and how many are kept.
-CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_every_seconds", "with_examples")
-
 #: The groups in their order; the help has values in no group before them, the page after them.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Model and data": (
@@ -327,7 +357,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("audit", "audit_ends", "ship_data"),
     ),
     "Standbys": ("standby", "takeover_seconds"),
-    "Checkpoints": CHECKPOINT_FIELDS,
+    "Checkpoints": ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_every_seconds", "with_examples"),
 }
 
 #: Values that follow from the machine: none of them is unusual; and those of a run, of which none is usual.

@@ -95,7 +95,7 @@ def _best(folder: Path, job: Job, model: Model, checkpoints: Sequence[Checkpoint
             return kept
     raise JobError(
         f"{str(folder)!r} holds no checkpoint of its best epoch, which was {best.epoch}: "
-        f"{_advice(folder, checkpoints)}; a run with --keep-best always has it"
+        f"{_advice(folder, checkpoints)}; a run with --set keep_best=true always has it"
     )
 
 

@@ -127,7 +127,8 @@ def _data_of(welcome: Welcome, load: Loader, cache: Path | None) -> tuple[TrainT
         return _shipped(welcome, manifest, cache)
     raise DataError(
         f"the dataset {job.data!r} is not the server's (SHA-256 {data.digest[:12]}… here, "
-        f"{welcome.dataset[:12]}… there): copy the server's data to this machine, or start the server with --ship-data"
+        f"{welcome.dataset[:12]}… there): copy the server's data to this machine, or start the server "
+        "with --set ship_data=true"
     )
 
 

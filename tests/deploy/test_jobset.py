@@ -279,7 +279,7 @@ def test_nodes_die_and_are_drained_and_the_run_comes_to_the_same_bits(machine: M
     assert run(["train", "--model", "lenet", *LONG, "--workers", "0", "--run-dir", "alone"]) == 0
     with hosts(5, "1gbit") as net:
         kubelet = Kubelet(machine, net)
-        often = ("--checkpoint-every-steps", "20", "--takeover-seconds", "1", "--min-workers", "3")
+        often = ("--set", "checkpoint_every_steps=20", "--takeover-seconds", "1", "--min-workers", "3")
         server = kubelet.start("server", 0, *LONG, *often)
         standby = kubelet.start("standby", 1)
         workers = [kubelet.start("worker", number) for number in (2, 3, 4)]

@@ -53,7 +53,7 @@ def test_the_servers_node_dies_and_the_run_goes_on_to_the_same_bits(
     expected = digest_alone(*data)
     for _ in range(2):
         three.ask("add 1")
-    often = ("--checkpoint-every-steps", "20", "--takeover-seconds", "2")
+    often = ("--set", "checkpoint_every_steps=20", "--takeover-seconds", "2")
     script = started(place, three, "run", "--workers", "2", *data, *often)
     script.line_with("has the checkpoint of step ")
     (server,) = three.place.pids("--standbys")

@@ -37,7 +37,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(folder: Path, capsys: p
     whole = trained(folder)
     job = ["--model", "linear", "--data", str(folder), "--global-batch", "40", "--micro-batches", "4", "--workers", "0"]
     stopped = folder.parent / "stopped"
-    flags = ["--epochs", "3", "--checkpoint-every-steps", "1", "--run-dir", str(stopped)]
+    flags = ["--epochs", "3", "--set", "checkpoint_every_steps=1", "--run-dir", str(stopped)]
     assert run(["train", *job, *flags]) == 0
     # As if it had been killed in its second epoch: what came later is gone.
     for name in ("result.json", "weights.safetensors", "receipt.json"):

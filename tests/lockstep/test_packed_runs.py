@@ -102,7 +102,7 @@ def test_without_its_data_a_run_says_how_to_make_it_again_and_takes_the_source(
 
 def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
-         "--metrics", "mae", "--run-dir", "run", *BRIEF)  # fmt: skip
+         "--set", "metrics=mae", "--run-dir", "run", *BRIEF)  # fmt: skip
     (figures,) = json.loads(told(capsys, "evaluate", "run", "--json"))["targets"]
     homes = csv.read_csv("homes.csv")
     csv.write_csv(homes, "all.csv")
@@ -662,7 +662,7 @@ def test_predictions_are_scaled_as_in_training_without_the_validation_set(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
-         "--validation-split", "0.5", "--run-dir", "run", *BRIEF)  # fmt: skip
+         "--set", "validation_split=0.5", "--run-dir", "run", *BRIEF)  # fmt: skip
     homes = csv.read_csv("homes.csv")
     csv.write_csv(homes, "all.csv")
     (figures,) = json.loads(told(capsys, "evaluate", "run", "--data", "all.csv", "--json"))["targets"]

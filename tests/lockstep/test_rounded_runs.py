@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trained(name: str, wire: str, wire_weights: str) -> dict[str, Any]:
     """Train into the folder of that name; return the result."""
-    flags = ["--wire", wire, "--wire-weights", wire_weights, "--checkpoint-every-steps", "3"]
+    flags = ["--set", f"wire={wire}", "--set", f"wire_weights={wire_weights}", "--set", "checkpoint_every_steps=3"]
     assert run(["train", *BRIEF, "--lr", "0.01", "--workers", "0", "--run-dir", name, *flags]) == 0
     return _json_of((Path(name) / "result.json").read_text())
 

@@ -182,4 +182,4 @@ def test_a_server_that_sends_no_samples_names_the_way_out(tmp_path: Path) -> Non
     simulation.run(until=lambda: worker.runner.ended is not None)
     assert worker.runner.ended is not None
     assert worker.runner.ended.code == 2
-    assert "start the server with --ship-data" in worker.runner.ended.reason
+    assert "start the server with --set ship_data=true" in worker.runner.ended.reason

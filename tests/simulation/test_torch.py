@@ -37,7 +37,7 @@ def test_portable_numerics_are_refused() -> None:
     job = torch_job(NAMES[0], numerics="portable")
     with pytest.raises(
         NumericsError,
-        match=r"numerics = 'portable' with a model that is computed by torch .*; or add --numerics native",
+        match=r"numerics = 'portable' with a model that is computed by torch .*; or add --set numerics=native",
     ):
         open_run("torch", job, digits(), RunOptions(allow_mixed_numerics=True))
 

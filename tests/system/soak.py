@@ -52,10 +52,10 @@ MODEL = "unhurried.py:delicate_without_pauses"
 COMMON = ("--model", MODEL, "--data", "tiny.npz", "--global-batch", "32", "--micro-batches", "4")
 JOBS = {
     "plain": ("--momentum", "0.9", "--steps", "600"),
-    "local steps": ("--momentum", "0.9", "--local-steps", "4", "--steps", "200"),
-    "int8": ("--momentum", "0.9", "--wire", "int8", "--steps", "600"),
-    "adam, clipped": ("--optimizer", "adam", "--lr", "0.002", "--clip-norm", "0.5", "--steps", "600"),
-    "early stopping": ("--momentum", "0.9", "--patience", "30", "--epochs", "60"),
+    "local steps": ("--momentum", "0.9", "--set", "local_steps=4", "--steps", "200"),
+    "int8": ("--momentum", "0.9", "--set", "wire=int8", "--steps", "600"),
+    "adam, clipped": ("--optimizer", "adam", "--lr", "0.002", "--set", "clip_norm=0.5", "--steps", "600"),
+    "early stopping": ("--momentum", "0.9", "--set", "patience=30", "--epochs", "60"),
 }
 
 #: A program with a callback, which decides by the number of an epoch: then it may be called again after a restart.
@@ -84,7 +84,7 @@ else:
 DISK, RUN, MIRROR, DISK_MIB = "disk", "disk/run", "mirror", 64
 
 #: Options of all runs. Two workers are enough for a vote in which both have to agree.
-OPTIONS = ("--transport", "tcp", "--takeover-seconds", "1", "--checkpoint-every-steps", "10", "--min-workers", "1")
+OPTIONS = ("--transport", "tcp", "--takeover-seconds", "1", "--set", "checkpoint_every_steps=10", "--min-workers", "1")
 WORKERS = 2
 
 #: Kinds of faults: those of any process, and one of the first server only.

@@ -23,7 +23,7 @@ JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "48", "--micro-
 def test_all_is_computed_twice_and_is_the_same(
     place: Place, capsys: pytest.CaptureFixture[str], how: tuple[str, ...]
 ) -> None:
-    process = place.start("train", *JOB, "--workers", "2", "--audit", "100%", *how, "--run-dir", "run")
+    process = place.start("train", *JOB, "--workers", "2", "--set", "audit=100%", *how, "--run-dir", "run")
     code, out, error = process.end()
     assert (code, error) == (0, "")
     assert place.digest() == digest_alone(*JOB)
@@ -34,7 +34,7 @@ def test_all_is_computed_twice_and_is_the_same(
 
 
 def test_a_share_that_is_none_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, error = run_here(place.folder, capsys, "train", *JOB, "--audit", "101%", "--run-dir", "run")
+    code, _, error = run_here(place.folder, capsys, "train", *JOB, "--set", "audit=101%", "--run-dir", "run")
     assert code == 2
     assert "'101%' is not a valid share: expected 0% to 100%, or a number from 0 to 1" in error
 
@@ -94,7 +94,7 @@ def test_a_worker_that_computes_wrongly_is_evicted_and_the_run_goes_on(
     place: Place, workers: str, how: tuple[str, ...]
 ) -> None:
     job = lying_job(place)
-    process = place.start("train", *job, "--workers", workers, "--audit", "50%", *how, "--run-dir", "run")
+    process = place.start("train", *job, "--workers", workers, "--set", "audit=50%", *how, "--run-dir", "run")
     code, out, error = process.end()
     assert (code, error) == (0, "")
     assert out.count(" computes wrongly, and is evicted\n") == 1
@@ -106,7 +106,7 @@ def test_a_worker_that_computes_wrongly_is_evicted_and_the_run_goes_on(
 
 def test_a_server_that_was_started_by_hand_goes_back_by_itself(place: Place) -> None:
     job = lying_job(place)
-    flags = ("--audit", "100%", "--min-workers", "2", "--run-dir", "run")
+    flags = ("--set", "audit=100%", "--min-workers", "2", "--run-dir", "run")
     server = place.start("server", *job, *flags, "--bind", place.address())
     address = server.line_with("lockstep worker").split()[-1]
     workers = [place.start("worker", address, "--workers", "1", "--apart") for _ in range(2)]
@@ -121,7 +121,7 @@ def test_a_server_that_was_started_by_hand_goes_back_by_itself(place: Place) -> 
 
 def test_an_audit_may_end_the_run(place: Place) -> None:
     job = lying_job(place)
-    flags = ("--workers", "2", "--audit", "100%", "--audit-ends", "--run-dir", "run")
+    flags = ("--workers", "2", "--set", "audit=100%", "--set", "audit_ends=true", "--run-dir", "run")
     code, _, error = place.start("train", *job, *flags).end()
     assert code == 1
     assert error.count("\n") == 1

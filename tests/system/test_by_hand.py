@@ -106,7 +106,7 @@ def test_a_worker_without_the_data_is_sent_its_samples_and_keeps_them(place: Pla
     assert place.start("worker", keys[1]).end()[0] == there.end()[0] == 0
     for number in range(2):
         keys = ("--bind", place.address(), "--run-dir")
-        server = place.start("server", *BRIEF, "--ship-data", *keys, f"without-{number}")
+        server = place.start("server", *BRIEF, "--set", "ship_data=true", *keys, f"without-{number}")
         server.line_with("waiting for workers")
         data = (place.folder / "tiny.npz").rename(place.folder / "elsewhere.npz")
         worker = place.start("worker", keys[1], "--cache", "cache").end()

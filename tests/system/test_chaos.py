@@ -62,7 +62,7 @@ def test_a_shard_may_be_killed_too(place: Place) -> None:
         (("--workers", "0", "--chaos", "stop-worker=1"), "--workers 0 has none"),
         (("--workers", "2", "--chaos", "kill=1"), "unknown fault 'kill'"),
         (("--workers", "2", "--chaos", "kill-shard=1"), "--servers 1, which has no shards"),
-        (("--workers", "2", "--chaos", "kill-server=1", "--max-restarts", "0"), "none is restarted"),
+        (("--workers", "2", "--chaos", "kill-server=1", "--set", "max_restarts=0"), "none is restarted"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_begins(

@@ -92,7 +92,7 @@ class Scene:
         kernel = other_kernel()
         if kernel is None:
             pytest.skip("the BLAS here has no other kernel that works")
-        return (self.serve("--numerics", "native", environ={"OPENBLAS_CORETYPE": kernel}),)
+        return (self.serve("--set", "numerics=native", environ={"OPENBLAS_CORETYPE": kernel}),)
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_the_other_jobs_on_all_processors_at_once(bench: Bench, name: str) -> No
 
 
 def test_workers_on_different_processors_audit_one_another(bench: Bench) -> None:
-    run = bench.train("lenet", "Haswell", (HOST, "EPYC-Rome"), "--audit", "1.0", "--transport", "tcp")
+    run = bench.train("lenet", "Haswell", (HOST, "EPYC-Rome"), "--set", "audit=1.0", "--transport", "tcp")
     assert digest_in(run) == known("lenet")
     assert result_in(run)["audited"] > 0
     for processor in (HOST, "Skylake-Client"):
@@ -126,7 +126,7 @@ def test_workers_on_different_processors_audit_one_another(bench: Bench) -> None
 @pytest.mark.parametrize(("first", "then"), [("Haswell", HOST), (HOST, "EPYC-Rome"), ("EPYC-Rome", "Skylake-Client")])
 def test_a_run_is_resumed_on_another_processor(bench: Bench, first: str, then: str) -> None:
     name = "lenet"
-    job = ("--job", str(bench.job(name)), "--run-dir", "run", "--workers", "0", "--checkpoint-every-steps", "2")
+    job = ("--job", str(bench.job(name)), "--run-dir", "run", "--workers", "0", "--set", "checkpoint_every_steps=2")
     code, _, err = bench.start(first, "train", *job, "--no-picture").end()
     assert code == 0, err
     run = bench.place.folder / "run"
@@ -159,7 +159,7 @@ BEGINNINGS = {
 
 @pytest.mark.parametrize("command", BEGINNINGS.values(), ids=BEGINNINGS)
 def test_a_processor_without_avx2_is_refused(place: Place, command: tuple[str, ...]) -> None:
-    job = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--numerics", "portable")
+    job = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--set", "numerics=portable")
     line = error_of(place.start(*command, *job, within=on(OLD)))
     assert line.startswith("error: numerics = 'portable' on a machine without kernels: ")
     assert {path.name for path in place.folder.iterdir()} == FILES

@@ -10,7 +10,7 @@ from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place, Process
 
 #: Flags by which nobody who died is started again.
-ONCE = ("--max-restarts", "0")
+ONCE = ("--set", "max_restarts=0")
 
 RAISES = """
 from lockstep import nn

@@ -40,7 +40,7 @@ def build():
 """
 
 DATA = ("--data", "tiny.npz", "--global-batch", "32", "--micro-batches", "4", "--momentum", "0.9")
-OFTEN = ("--checkpoint-every-steps", "10")
+OFTEN = ("--set", "checkpoint_every_steps=10")
 
 #: Seconds between two looks at a run.
 LOOK_S = 0.005
@@ -74,7 +74,7 @@ def kill(pid: int) -> None:
 def test_workers_that_are_killed_again_and_again_change_nothing(place: Place, kills: int) -> None:
     flags, draw, done = job(200 + 100 * kills), random.Random(kills), 0
     expected = calm(200 + 100 * kills)
-    process = place.start("train", *flags, "--workers", "2", "--run-dir", "run", "--max-restarts", "1000")
+    process = place.start("train", *flags, "--workers", "2", "--run-dir", "run", "--set", "max_restarts=1000")
     for line in process.lines():
         workers = place.pids("lockstep worker")
         if line.startswith("epoch ") and done < kills and workers:
@@ -276,7 +276,7 @@ def test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint(place: Plac
 def test_a_run_that_is_hopeless_ends_with_the_root_cause(place: Place) -> None:
     (place.folder / "broken.py").write_text(BROKEN)
     flags = ("--model", "broken.py:build", *DATA, "--steps", "1000", "--workers", "1", "--run-dir", "run")
-    process = place.start("train", *flags, "--max-restarts", "2")
+    process = place.start("train", *flags, "--set", "max_restarts=2")
     code, out, error = process.end()
     assert code == 1
     assert error.count("\n") == 1

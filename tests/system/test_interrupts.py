@@ -101,7 +101,7 @@ def test_a_reader_that_goes_away_ends_the_run(place: Place) -> None:
 
 #: A run of some seconds that does all that a run does: it loads, begins, trains, evaluates, writes checkpoints, ends.
 WHOLE = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "60", "--micro-batches", "4", "--epochs", "16",
-         "--checkpoint-every-steps", "3", "--workers", "2")  # fmt: skip
+         "--set", "checkpoint_every_steps=3", "--workers", "2")  # fmt: skip
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ def test_a_crash_before_a_process_is_ready_is_one_line_with_the_signal_and_the_k
     if kernel is None:
         pytest.skip("no kernel of the BLAS here crashes")
     process = place.start(
-        "train", *BRIEF, "--numerics", "native", "--servers", servers, environ={"OPENBLAS_CORETYPE": kernel}
+        "train", *BRIEF, "--set", "numerics=native", "--servers", servers, environ={"OPENBLAS_CORETYPE": kernel}
     )
     _, err = process.popen.communicate(timeout=60)
     assert process.popen.returncode == 1

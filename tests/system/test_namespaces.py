@@ -161,7 +161,7 @@ def test_a_host_that_drops_packets_is_told_by_doctor_and_worker(lab: Lab) -> Non
 )
 def test_a_step_takes_what_the_cost_model_predicts_within_a_fifth(lab: Lab, wire: str, wire_weights: str) -> None:
     """Predicted by `bench predict --from` of the same run on this machine alone."""
-    job = (*TIMED, "--wire", wire, "--wire-weights", wire_weights)
+    job = (*TIMED, "--set", f"wire={wire}", "--set", f"wire_weights={wire_weights}")
     here = lab.result(*lab.begin_here(*job))
     (row,) = predict(basis_of_result(here), [2], [1], [1], speed(lab.net.rate)).rows
     there = lab.result(*lab.begin(*job))
@@ -174,7 +174,7 @@ def test_a_step_takes_what_the_cost_model_predicts_within_a_fifth(lab: Lab, wire
 
 #: Four micro-batches with 32 samples in each local step.
 LOCAL = ("--model", "mlp", "--micro-batches", "4", "--seed", "1")
-SIXTEEN = (*LOCAL, "--local-steps", "16", "--global-batch", "2048", "--steps", "4")
+SIXTEEN = (*LOCAL, "--set", "local_steps=16", "--global-batch", "2048", "--steps", "4")
 
 
 @pytest.mark.slow
@@ -213,7 +213,7 @@ def build():
 @pytest.mark.slow
 def test_four_workers_with_local_steps_are_two_and_a_half_times_as_fast_as_one(slow_pair: Lab) -> None:
     (slow_pair.place.folder / "sleeper.py").write_text(SLEEPER)
-    values = ("--data", "mnist", "--micro-batches", "4", "--local-steps", "16", "--global-batch", "256")
+    values = ("--data", "mnist", "--micro-batches", "4", "--set", "local_steps=16", "--global-batch", "256")
     job = ("--model", "sleeper.py:build", *values, "--steps", "4")
     speeds, digests = [], set()
     for processes in (1, 4):

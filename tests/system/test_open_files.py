@@ -45,7 +45,7 @@ def test_a_run_of_two_workers_needs_64_files_at_most(place: Place) -> None:
 def test_a_file_that_may_not_be_as_large_as_a_checkpoint_is_refused_before_the_run(
     place: Place, workers: str, keep: str, most: int, *, is_refused: bool
 ) -> None:
-    momentum = ("--momentum", "0.9", "--checkpoint-keep", keep)
+    momentum = ("--momentum", "0.9", "--set", f"checkpoint_keep={keep}")
     process = place.start("train", *BRIEF, *momentum, "--workers", workers, "--run-dir", "run", file_bytes=most)
     code, _, error = process.end()
     assert (code, bool(error)) == ((2, True) if is_refused else (0, False))

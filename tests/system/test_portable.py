@@ -41,7 +41,7 @@ def test_fit_in_this_process_gives_the_bits_of_workers_and_leaves_its_numerics_a
 
 def test_processes_that_a_person_starts_take_the_numerics_of_the_job(place: Place) -> None:
     address = place.address()
-    job = (*BRIEF, "--numerics", "native")
+    job = (*BRIEF, "--set", "numerics=native")
     server = place.start("server", *job, "--bind", address, "--run-dir", "run", "--servers", "2")
     server.line_with("listening")
     shard, worker = place.start("shard", address), place.start("worker", address)

@@ -18,7 +18,7 @@ EPOCHS = 30
 STEPS = 3 * EPOCHS
 JOB = ("--model", "unhurried.py:delicate", "--data", "tiny.npz", "--global-batch", "60", "--micro-batches", "4",
        "--epochs", str(EPOCHS))  # fmt: skip
-OFTEN = ("--checkpoint-every-steps", "7")
+OFTEN = ("--set", "checkpoint_every_steps=7")
 
 #: What may differ between a run and one that stopped: times, and how it was carried out.
 FREE = (
@@ -104,7 +104,7 @@ def test_another_number_of_servers_goes_on(place: Place, calm: dict[str, Any], b
 @pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_an_interrupt_loses_no_step_and_verify_follows(place: Place, calm: dict[str, Any], workers: int) -> None:
     process = place.start(
-        "train", *JOB, "--checkpoint-every-seconds", "1e6", "--workers", str(workers), "--run-dir", "run"
+        "train", *JOB, "--set", "checkpoint_every_seconds=1e6", "--workers", str(workers), "--run-dir", "run"
     )
     process.line_with("epoch 3/")
     process.send(signal.SIGINT)

@@ -15,7 +15,7 @@ from tests.system.jobs import FILES
 from tests.system.processes import GONE_S, Place
 
 #: Some steps of a model whose vectors are several frames long; clipped, so that all slices count in each.
-JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--clip-norm", "0.5")
+JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--set", "clip_norm=0.5")
 BRIEF = (*JOB, "--steps", "6")
 ENDLESS = (*JOB, "--epochs", "1000000")
 
@@ -61,7 +61,7 @@ def test_shards_started_by_hand(place: Place) -> None:
 
 
 def test_a_shard_that_is_killed_fails_the_run_with_one_line(place: Place) -> None:
-    flags = ("--workers", "2", "--servers", "2", "--run-dir", "run", "--max-restarts", "0")
+    flags = ("--workers", "2", "--servers", "2", "--run-dir", "run", "--set", "max_restarts=0")
     process = place.start("train", *ENDLESS, *flags)
     process.line_with("epoch 2/")
     (pid,) = place.pids("lockstep shard")

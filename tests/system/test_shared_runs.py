@@ -112,7 +112,7 @@ def write_table(path: Path, rows: int, seed: int) -> None:
 #: What the owner trains on, what the colleague predicts from, and what it is tested on.
 TABLE = ("--data", "clients.csv", "--target", "price", "--missing", "mean", "--model", "net.py:five", "--loss", "mse")
 PICTURES = ("--data", "pictures", "--size", "4x4", "--model", "net.py:colour")
-ARRAYS = ("--data", "arrays.npz", "--model", "net.py:four", "--with-examples")
+ARRAYS = ("--data", "arrays.npz", "--model", "net.py:four", "--set", "with_examples=true")
 CASES = {
     "table": (TABLE, ["new.csv"], "new.csv"),
     "pictures": (PICTURES, ["others/night/one.png", "others/noon/one.png"], "others"),

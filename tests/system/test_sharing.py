@@ -86,7 +86,7 @@ def test_whatever_ends_the_command_leaves_nothing(place: Place, number: signal.S
 
 
 def test_a_server_that_is_killed_leaves_nothing_once_its_command_has_ended(place: Place) -> None:
-    shared = ["--workers", "2", "--transport", "shm", "--max-restarts", "0"]
+    shared = ["--workers", "2", "--transport", "shm", "--set", "max_restarts=0"]
     process = place.start("train", *ENDLESS, *shared, "--run-dir", "run")
     process.line_with("epoch 2/")
     servers = place.pids("lockstep server")

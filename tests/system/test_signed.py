@@ -55,7 +55,7 @@ def test_results_are_signed_and_a_change_of_the_record_is_found(
 
 def test_a_convicted_key_is_refused_whatever_process_has_it(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     job = lying_job(place)
-    code, out, codes = served(place, capsys, *job, "--audit", "100%")
+    code, out, codes = served(place, capsys, *job, "--set", "audit=100%")
     assert (code, codes) == (0, [0, 2])
     assert "the run goes back to its beginning" in out
     assert place.digest() == honest_digest(place, job)

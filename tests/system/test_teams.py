@@ -31,23 +31,32 @@ LONG = ("--micro-batches", "4", "--steps", "200")
 REAL = {
     "adam, clipped": (
         *("--model", "classes.py:build", "--data", "tiny.npz", "--global-batch", "9", "--optimizer", "adam"),
-        *("--lr", "0.001", "--clip-norm", "0.5", "--schedule", "step", "--class-weights", "1,2.5,1,1,1,0.3,1,1,1,1"),
+        *(
+            "--lr",
+            "0.001",
+            "--set",
+            "clip_norm=0.5",
+            "--schedule",
+            "step",
+            "--set",
+            "class_weights=1,2.5,1,1,1,0.3,1,1,1,1",
+        ),
     ),
     "rounded": (
-        *("--model", "mlp", "--data", "tiny.npz", "--global-batch", "4", "--wire", "int8"),
-        *("--wire-weights", "bfloat16", "--lr", "0.002", "--schedule", "one-cycle"),
+        *("--model", "mlp", "--data", "tiny.npz", "--global-batch", "4", "--set", "wire=int8"),
+        *("--set", "wire_weights=bfloat16", "--lr", "0.002", "--schedule", "one-cycle"),
     ),
     "several targets": (
         *("--model", "numbers.py:build", "--data", "numbers.npz", "--loss", "mse", "--global-batch", "9"),
-        *("--optimizer", "rmsprop", "--lr", "0.001", "--schedule", "polynomial", "--validation-split", "0.2"),
+        *("--optimizer", "rmsprop", "--lr", "0.001", "--schedule", "polynomial", "--set", "validation_split=0.2"),
     ),
     "averaged": (
-        *("--model", "classes.py:build", "--data", "tiny.npz", "--global-batch", "7", "--nesterov"),
-        *("--ema-decay", "0.9", "--clip-value", "0.01", "--wire", "float16", "--schedule", "exponential"),
+        *("--model", "classes.py:build", "--data", "tiny.npz", "--global-batch", "7", "--set", "nesterov=true"),
+        *("--set", "ema_decay=0.9", "--set", "clip_value=0.01", "--set", "wire=float16", "--schedule", "exponential"),
     ),
     "local steps": (
-        *("--model", "classes.py:build", "--data", "tiny.npz", "--global-batch", "16", "--local-steps", "2"),
-        *("--optimizer", "adamw", "--lr", "0.001", "--schedule", "cosine", "--local-clip-norm", "1"),
+        *("--model", "classes.py:build", "--data", "tiny.npz", "--global-batch", "16", "--set", "local_steps=2"),
+        *("--optimizer", "adamw", "--lr", "0.001", "--schedule", "cosine", "--set", "local_clip_norm=1"),
     ),
 }
 

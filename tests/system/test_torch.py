@@ -28,7 +28,7 @@ def digest_with(place: Place, arguments: tuple[str, ...], *flags: str, run: str 
 
 def test_killed_and_over_shared_memory_a_run_comes_to_the_bits_of_one_process(place: Place, tmp_path: Path) -> None:
     arguments = job("mlp", 150)
-    flags = ("--workers", "2", "--chaos", "kill-worker=1", "--chaos-seed", "3", "--audit", "5%")
+    flags = ("--workers", "2", "--chaos", "kill-worker=1", "--chaos-seed", "3", "--set", "audit=5%")
     assert digest_with(place, arguments, *flags) == digest_in(train_alone(tmp_path, *arguments))
 
 
@@ -49,9 +49,9 @@ def test_nine_nets_have_one_digest_each(place: Place, tmp_path: Path, name: str)
 
 @pytest.mark.slow
 def test_servers_wires_and_deaths_change_nothing(place: Place, tmp_path: Path) -> None:
-    arguments = (*job("lenet", 60), "--wire", "int8", "--wire-weights", "bfloat16")
+    arguments = (*job("lenet", 60), "--set", "wire=int8", "--set", "wire_weights=bfloat16")
     calm = digest_in(train_alone(tmp_path, *arguments))
-    wild = ("--workers", "2", "--servers", "3", "--checkpoint-every-steps", "5")
+    wild = ("--workers", "2", "--servers", "3", "--set", "checkpoint_every_steps=5")
     assert digest_with(place, arguments, *wild, "--chaos", "kill-server=1 kill-worker=1") == calm
 
 
@@ -59,7 +59,7 @@ def test_servers_wires_and_deaths_change_nothing(place: Place, tmp_path: Path) -
 def test_a_run_that_was_interrupted_is_resumed_with_other_workers(place: Place, tmp_path: Path) -> None:
     arguments = job("lenet", 300)
     calm = digest_in(train_alone(tmp_path, *arguments))
-    train = place.start("train", *arguments, "--workers", "2", "--checkpoint-every-steps", "5", "--run-dir", "run")
+    train = place.start("train", *arguments, "--workers", "2", "--set", "checkpoint_every_steps=5", "--run-dir", "run")
     train.line_with("epoch 3/")
     train.send(signal.SIGINT)
     assert train.end(GONE_S)[0] == 130

@@ -25,14 +25,14 @@ def accuracy_of(folder: Path, seed: int, wire: str, wire_weights: str) -> float:
         "8",
         "--seed",
         str(seed),
-        "--wire",
-        wire,
-        "--wire-weights",
-        wire_weights,
+        "--set",
+        f"wire={wire}",
+        "--set",
+        f"wire_weights={wire_weights}",
         "--workers",
         str(cores()),
     ]
-    assert run(["train", "--model", "lenet", "--checkpoint-keep", "0", "--run-dir", str(run_dir), *flags]) == 0
+    assert run(["train", "--model", "lenet", "--set", "checkpoint_keep=0", "--run-dir", str(run_dir), *flags]) == 0
     return 100 * float(json.loads((run_dir / "result.json").read_text())["test_accuracy"])
 
 

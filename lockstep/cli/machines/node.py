@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from lockstep.cli.machines.worker import WorkerRequest, shard_flags, take_place
-from lockstep.cli.options.job import JOB_FIELDS, OPTION_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
+from lockstep.cli.options.job import JobCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.packing import cache_shown_on
 from lockstep.cli.options.run import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION, PICTURE_OPTION
 from lockstep.cli.options.types import seconds, whole_number
@@ -33,8 +33,8 @@ from lockstep.runs.run_dir import finished, has_begun
 from lockstep.runs.session import Destination, destination_of
 
 
-@click.command(cls=GroupedCommand, short_help="Take part in a run under Slurm, torchrun or MPI.")
-@takes_job(*JOB_FIELDS, *(name for name in OPTION_FIELDS if name not in ("workers", "servers")))
+@click.command(cls=JobCommand, short_help="Take part in a run under Slurm, torchrun or MPI.")
+@takes_job("min_workers", "transport")
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
+from lockstep.cli.options.job import JobCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.packing import cache_shown_on
 from lockstep.cli.options.run import (
     INSECURE_OPTION,
@@ -50,7 +50,6 @@ from lockstep.launch.run_end import keep_logs
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.launch.supervision.channel import ParentLink
 from lockstep.results.reports.display import print_plainly
-from lockstep.runs.job_file import CHECKPOINT_FIELDS
 from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, keep_parts, unclaim
 from lockstep.runs.session import Destination, destination_of
@@ -62,7 +61,7 @@ def addresses(context: click.Context, option: click.Parameter, text: str | None)
     return tuple(StandbyAddress(address=str(one)) for one in found)
 
 
-@click.command(cls=GroupedCommand, short_help="Serve a run to workers on any machine.")
+@click.command(cls=JobCommand, short_help="Serve a run to workers on any machine.")
 @click.option(
     "--bind",
     required=True,
@@ -81,19 +80,7 @@ def addresses(context: click.Context, option: click.Parameter, text: str | None)
     help="where the run's standbys are: mirror the run into --run-dir if one of them leads it, and otherwise begin or "
     "resume it there",
 )
-@takes_job(
-    *JOB_FIELDS,
-    "min_workers",
-    "servers",
-    "spread",
-    "transport",
-    "audit",
-    "audit_ends",
-    "ship_data",
-    "takeover_seconds",
-    *CHECKPOINT_FIELDS,
-    *OF_A_SERVER,
-)
+@takes_job("min_workers", "servers", "transport", *OF_A_SERVER)
 @RUN_DIR_OPTION
 @RESUME_OPTION
 @KEYS_OPTION

@@ -148,7 +148,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="folder for samples from a server with --ship-data  [~/.cache/lockstep]",
+    help="folder for samples from a server whose job has ship_data  [~/.cache/lockstep]",
 )
 @KEY_OPTION
 @SUPERVISED_OPTION

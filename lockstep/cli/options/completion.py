@@ -106,6 +106,13 @@ def complete_names(names: Sequence[str]) -> Complete | None:
     return complete if names else None
 
 
+def complete_settings(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    """Return the values of a job whose names begin like that."""
+    from lockstep.runs.job_file import fields
+
+    return items(f"{name}=" for name in fields() if name.startswith(incomplete))
+
+
 def complete_list(names: Iterable[str], incomplete: str) -> "list[CompletionItem]":
     """Return what may come next in a list of names with commas between them."""
     before, comma, last = incomplete.rpartition(",")

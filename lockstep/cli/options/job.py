@@ -1,32 +1,41 @@
-"""One command-line flag for each value of a job and each option of a run, made from their fields, shown in groups."""
+"""How commands take a job: a file, flags for the values that most people set, and `--set` for any other."""
 
 import functools
+import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from lockstep.cli.options.completion import complete_models, complete_names
-from lockstep.cli.options.types import list_of, share
+from lockstep.cli.options.completion import complete_models, complete_names, complete_settings
 from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import SCHEDULES, Job
 from lockstep.common.job.losses import LOSSES
 from lockstep.common.optim.rules import RULES
-from lockstep.common.protocol.run_options import KEPT_OPTIONS, OF_A_SERVER, RunOptions
+from lockstep.common.protocol.run_options import OF_A_SERVER, RunOptions
 from lockstep.packing.cache import is_to_be_packed
 from lockstep.packing.files import table_files
 from lockstep.packing.options import DIRECT
 from lockstep.runs.job_data import draft_of, values_of_data, with_data_values
-from lockstep.runs.job_file import GROUPS, Field, fields, read_values, resolve, shipped_values
+from lockstep.runs.job_file import GROUPS, Field, check_key, fields, read_values, resolve, shipped_values, typed
+from lockstep.runs.removed import removed_option
 from lockstep.runs.run_dir import JOB, has_begun, job_of_file, trust
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Flags of `train` that are not values of a job: how a table, or a folder of pictures, becomes its data.
-PACKING_GROUP = {"Tables and folders of pictures": DIRECT}
+#: The values of a job that have a flag, in the order of the help. All others are set by `--set`.
+JOB_FLAGS = (
+    *("model", "data", "initial", "seed", "epochs", "steps", "global_batch", "micro_batches"),
+    *("optimizer", "lr", "momentum", "weight_decay", "schedule", "loss"),
+)
+
+#: The flags of packing that the help of a command that trains has.
+USUAL_DIRECT = ("target", "drop", "missing", "size")
 
 #: The names that a value may have, besides that of a user's function.
 NAMED: Mapping[str, tuple[str, ...]] = {
@@ -36,42 +45,44 @@ NAMED: Mapping[str, tuple[str, ...]] = {
 }
 
 #: The name of a value in the help, if that is not its kind.
-METAVARS = {
-    "model": "MODEL",
-    "data": "DATA",
-    "initial": "FILE",
-    "checkpoint_every_seconds": "SECONDS",
-    "takeover_seconds": "SECONDS",
-    "lease_timeout": "SECONDS",
-}
+METAVARS = {"model": "MODEL", "data": "DATA", "initial": "FILE", "lease_timeout": "SECONDS"}
 #: The shipped jobs whose values the help shows next to those of other models.
 SHOWN_JOBS = ("lenet", "dense")
 #: Flags that only other commands of ours give.
 HIDDEN = ("pause",)
 KINDS = {str: "NAME", int: "INT", float: "NUMBER"}
 
-JOB_FIELDS = Job.__struct_fields__
-OPTION_FIELDS = KEPT_OPTIONS
+
+#: Options that are being removed, for as long as they are there.
+_LEAVING = ("spread", "standby", "takeover_seconds")
 
 
-class GroupedCommand(click.Command):
-    """A command whose help shows the flags of a job in groups."""
+class JobCommand(click.Command):
+    """A command whose help shows the flags of a job, the usual ones of tables, and the others, in sections."""
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections of flags: click's own place for this."""
-        records = {
-            parameter.name: record
-            for parameter in self.get_params(context)
-            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)) is not None
-        }
-        groups = {**PACKING_GROUP, **GROUPS}
-        grouped = {name for names in groups.values() for name in names}
-        sections = {"Options": tuple(name for name in records if name not in grouped), **groups}
-        for heading, names in sections.items():
-            rows = [records[name] for name in names if name in records]
+        sections: dict[str, list[tuple[str, str]]] = {"Job": [], "Tables and pictures": [], "Options": []}
+        for parameter in self.get_params(context):
+            record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
+            if record is not None and not (parameter.name in DIRECT and parameter.name not in USUAL_DIRECT):
+                sections[_section_of(parameter)].append(record)
+        for heading, rows in sections.items():
             if rows:
                 with formatter.section(heading):
                     formatter.write_dl(rows)
+                    if heading == "Tables and pictures":
+                        formatter.write_text("The other options of `lockstep pack` are taken too.")
+
+
+class JobOption(click.Option):
+    """A flag that says something of the job."""
+
+
+def _section_of(parameter: click.Parameter) -> str:
+    if isinstance(parameter, JobOption):
+        return "Job"
+    return "Tables and pictures" if parameter.name in DIRECT else "Options"
 
 
 class JobRequest(msgspec.Struct, frozen=True):
@@ -112,31 +123,63 @@ class JobRequest(msgspec.Struct, frozen=True):
         return with_data_values(job, self.values()), options
 
 
-def takes_job(*names: str) -> Callable[[F], F]:
-    """Add a job file and flags of these values to a command; they arrive as `job`, a `JobRequest`."""
+def takes_job(*options: str) -> Callable[[F], F]:
+    """Add a job file, and flags of its values and of these options of its run, to a command.
+
+    They arrive as `job`, a `JobRequest`.
+    """
+    names = (*JOB_FLAGS, *options, *(name for name in _LEAVING if name in fields()))
 
     def decorate(command: F) -> F:
         @functools.wraps(command)
-        def with_job(*arguments: Any, job: Path | None, job_flag: Path | None, **values: Any) -> Any:
+        def with_job(
+            *arguments: Any, job: Path | None, job_flag: Path | None, settings: Sequence[tuple[str, Any]], **values: Any
+        ) -> Any:
             if job is not None and (meant := flag_of(job)):
                 raise UsageError(f"{str(job)!r} is not a job file: expected a .toml, or {meant}")
             if job is not None and job_flag is not None:
                 raise UsageError(f"{str(job)!r} and --job {str(job_flag)!r} are two job files: remove one")
-            flags = {name: values.pop(name) for name in names}
-            given = {name: value for name, value in flags.items() if value is not None}
-            return command(*arguments, job=JobRequest(job or job_flag, given), **values)
+            given = {name: value for name in names if (value := values.pop(name)) is not None}
+            if twice := next((name for name, _ in settings if name in given), ""):
+                raise UsageError(f"{flag_name(twice)} and --set {twice}=... are given: remove one")
+            return command(*arguments, job=JobRequest(job or job_flag, {**given, **dict(settings)}), **values)
 
         path = click.Path(path_type=Path)
-        help_text = "job file (TOML), as JOB  [the shipped job of the model]"
         parameters = [
             click.argument("job", metavar="[JOB]", required=False, type=path),
-            click.option("--job", "job_flag", type=path, metavar="FILE", help=help_text),
             *(_option(fields()[name]) for name in names),
+            click.option(
+                "--set",
+                "settings",
+                multiple=True,
+                type=setting,
+                metavar="NAME=VALUE",
+                cls=JobOption,
+                shell_complete=complete_settings,
+                help="set any value that a job file may have, as keep_best=true; may be repeated; `lockstep train "
+                "--help-job` lists them",
+            ),
+            click.option("--job", "job_flag", type=path, metavar="FILE", cls=JobOption, help="job file (TOML), as JOB"),
         ]
         # The same function, with more parameters.
         return functools.reduce(lambda made, add: add(made), reversed(parameters), with_job)  # type: ignore[return-value]
 
     return decorate
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Return the name and the value that `--set` gives. Raises `JobError` as a job file with them, and BadParameter."""
+    name, is_given, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not is_given:
+        raise click.BadParameter(f"{text!r}: expected NAME=VALUE, as lr=0.1")
+    if name in DIRECT or (name in OF_A_SERVER and name not in HIDDEN):
+        of = "`lockstep server`" if name in OF_A_SERVER else "`lockstep pack` and `lockstep train`"
+        raise click.BadParameter(f"{name!r} is not a value of a job: expected {flag_name(name)}, an option of {of}")
+    if gone := removed_option(flag_name(name)):
+        raise click.BadParameter(gone)
+    check_key(name)
+    return name, typed(fields()[name], value.strip())
 
 
 def flag_of(path: Path) -> str:
@@ -149,28 +192,39 @@ def flag_of(path: Path) -> str:
     return f"--data {shlex.quote(str(path))} to train on it" if is_data else ""
 
 
+def flag_name(name: str) -> str:
+    """Return the flag of a value."""
+    return f"--{name.replace('_', '-')}"
+
+
+def set_instead(flag: str) -> str:
+    """Return what a value of a job without a flag is given with, empty if the flag is of nothing that a job has."""
+    name = flag.removeprefix("--").replace("-", "_")
+    is_no = name not in fields() and name.startswith("no_")
+    field = fields().get(name.removeprefix("no_") if is_no else name)
+    if field is None or field.name in OF_A_SERVER:
+        return ""
+    return f"--set {field.name}={str(not is_no).lower() if field.kind is bool else 'VALUE'}"
+
+
 def _option(field: Field) -> Callable[[F], F]:
-    flag = "--" + field.name.replace("_", "-")
-    if field.kind is bool and field.name not in OF_A_SERVER:  # no file has those, so there is nothing to override
-        flag = f"{flag}/--no-{flag[2:]}"
-    kind: Any = click.Choice(field.choices) if field.choices else share if field.is_share else field.kind
-    if field.is_list:
-        kind = list_of(field.kind)
-    # A choice is shown in the text: in the column of flags it would push all texts to a line of their own.
-    metavar = "SHARE" if field.is_share else METAVARS.get(field.name, KINDS.get(field.kind))
-    if field.is_list:
-        metavar = f"{metavar},..."
-    complete = complete_models if field.name == "model" else complete_names(NAMED.get(field.name, ()))
+    def convert(text: str) -> Any:
+        return typed(field, text)
+
+    convert.__name__ = "text" if field.kind is str else field.kind.__name__
+    is_flag = field.kind is bool
+    complete = complete_models if field.name == "model" else complete_names(NAMED.get(field.name, field.choices))
     return click.option(
-        flag,
+        flag_name(field.name),
         field.name,
-        type=kind,
-        is_flag=field.kind is bool,
+        type=bool if is_flag else convert,
+        is_flag=is_flag,
         default=None,
-        metavar=metavar,
+        metavar=METAVARS.get(field.name, KINDS.get(field.kind)),
         help=_help(field),
         shell_complete=complete,
-        hidden=field.name in HIDDEN,
+        hidden=field.name in HIDDEN + _LEAVING,
+        cls=click.Option if field.name in RunOptions.__struct_fields__ else JobOption,
     )
 
 
@@ -189,8 +243,41 @@ def _help(field: Field) -> str:
 def _shown(field: Field, value: Any) -> str:
     """Return a default as the help shows it, empty if there is nothing to show."""
     if isinstance(value, bool):
-        return "" if field.name in OF_A_SERVER else "yes" if value else "no"
+        return "" if field.name in OF_A_SERVER else str(value).lower()
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def job_lines() -> Iterator[str]:
+    """Yield a line for each value of a job: its name, kind, default and description."""
+    for group, names in GROUPS.items():
+        yield f"{group}:"
+        for name in names:
+            field = fields()[name]
+            description, _, without = field.description.partition("  [")
+            default = re.split("[;,] ", without.rstrip("]"))[0] or _shown(field, field.default) or "none"
+            choices = f" ({', '.join(field.choices)})" if field.choices else ""
+            yield f"  {name:<24}  {field.kind_name():<13}  {default:<12}  {description}{choices}"
+        yield ""
+
+
+def _show_job(context: click.Context, option: click.Parameter, is_asked: bool) -> None:
+    if is_asked and not context.resilient_parsing:
+        # A line that does not fit is cut in a terminal: the reference has all of it.
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for line in job_lines():
+            click.echo(line if width is None or len(line) <= width else f"{line[: width - 1]}…")
+        context.exit()
+
+
+HELP_JOB_OPTION = click.option(
+    "--help-job",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_job,
+    cls=JobOption,
+    help="list all values of a job, one per line, and exit",
+)
 
 
 def takes_trust(command: F) -> F:

@@ -10,15 +10,15 @@ from rich.console import Console
 from lockstep.checking.checkup.connection import Examiner
 from lockstep.checking.checkup.consultation import examine_job
 from lockstep.checking.checkup.machine import examine_machine, machine_lines
-from lockstep.cli.options.job import JOB_FIELDS, OPTION_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
+from lockstep.cli.options.job import JobCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.packing import DIRECT_OPTIONS, direct_options, with_packed_data
 from lockstep.cli.options.run import KEY_OPTION
 from lockstep.launch.endpoints import check_worker_key, credential_of
 from lockstep.results.reports.display import print_plainly
 
 
-@click.command(cls=GroupedCommand, short_help="Find out why a job does not learn.")
-@takes_job(*JOB_FIELDS, *OPTION_FIELDS)
+@click.command(cls=JobCommand, short_help="Find out why a job does not learn.")
+@takes_job("workers")
 @click.option("--machine", "is_machine", is_flag=True, help="examine this machine instead of a job")
 @click.option("--connect", metavar="ADDRESS", help="examine the connection to the server at ADDRESS instead")
 @KEY_OPTION

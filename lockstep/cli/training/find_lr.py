@@ -8,7 +8,7 @@ import msgspec
 from rich.console import Console
 
 from lockstep.api.learning_rates import rates_of
-from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
+from lockstep.cli.options.job import JobCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.packing import DIRECT_OPTIONS, direct_options, with_packed_data
 from lockstep.cli.options.types import whole_number
 from lockstep.results.reports.display import print_plainly
@@ -17,8 +17,8 @@ from lockstep.results.reports.display import print_plainly
 FIGURES = ("suggestion", "steepest", "at_minimum")
 
 
-@click.command("find-lr", cls=GroupedCommand, short_help="Find a good learning rate in seconds.")
-@takes_job(*JOB_FIELDS)
+@click.command("find-lr", cls=JobCommand, short_help="Find a good learning rate in seconds.")
+@takes_job()
 @click.option("--lowest", type=float, default=1e-6, metavar="RATE", help="learning rate of the first step  [1e-06]")
 @click.option("--highest", type=float, default=10.0, metavar="RATE", help="learning rate of the last step  [10]")
 @click.option("--tries", type=whole_number(1), default=100, metavar="INT", help="number of steps  [100]")

@@ -10,7 +10,7 @@ import click
 from msgspec.structs import replace
 from rich.console import Console
 
-from lockstep.cli.options.job import JOB_FIELDS, OPTION_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
+from lockstep.cli.options.job import HELP_JOB_OPTION, JobCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.packing import DIRECT_OPTIONS, cache_shown_on, direct_options, with_packed_data
 from lockstep.cli.options.run import PICTURE_OPTION, RESUME_OPTION, RUN_DIR_OPTION, WATCH_OPTION
 from lockstep.cli.options.types import SEED, worker_counts
@@ -31,8 +31,9 @@ from lockstep.runs.run_dir import check_resume_flags, finished
 from lockstep.runs.session import Destination, destination_of
 
 
-@click.command(cls=GroupedCommand, short_help="Train a model on this machine.")
-@takes_job(*JOB_FIELDS, *(name for name in OPTION_FIELDS if name != "workers"))
+@click.command(cls=JobCommand, short_help="Train a model on this machine.")
+@takes_job("servers", "transport")
+@HELP_JOB_OPTION
 @RUN_DIR_OPTION
 @RESUME_OPTION
 @click.option(
@@ -77,25 +78,18 @@ def train(
 ) -> None:
     """Train a model on this machine, with a parameter server and one worker per core.
 
-    The values come from the job file JOB, or from the job that is shipped with the model (linear, mlp, lenet, cnn,
-    dense, conv). Flags override them. The brackets show the default for a model of your own, and that of lenet and
-    dense if it is another. Your own data needs no model: tables and vectors are learned by dense, and pictures by
-    conv, with the loss that their targets ask for. The result depends on the job alone: any number of workers
-    gives the same weights, to the bit. If this process alone would be done as soon, it trains without workers, unless
-    an option of processes is given.
+    The values of the job come from the file JOB, or from the job that is shipped with the model. Flags override them,
+    and the brackets show what holds without them. The result depends on the job alone: any number of workers gives
+    the same weights, to the bit. If this process alone would be done as soon, it trains without workers.
 
     \b
       lockstep train                         # LeNet on MNIST, to 99 %
       lockstep train --model mlp --workers 3 --epochs 2 --seed 7
-      lockstep train examples/cnn.toml --run-dir runs/mine
+      lockstep train job.toml --run-dir runs/mine --set keep_best=true
       lockstep train --model examples/my_model.py:build
       lockstep train --data houses.csv --target price
       lockstep train --data pictures         # a folder for each class
-      lockstep train --workers 0             # in this process: the same bits
       lockstep train --resume runs/mine      # from where it stopped
-      lockstep train --resume runs/mine --data /mnt/digits.npz  # moved
-      lockstep train --chaos kill-worker=2   # kill two workers on the way
-      lockstep train --on ray --workers 2..16
     """
     packing, console = direct_options(packing_flags), Console(highlight=False)
     job = replace(job, given={**(workers or {}), **job.given})

@@ -79,7 +79,7 @@ def manifest_of(data: TrainTest) -> Manifest:
     if data.train.images.dtype.names or data.train.labels.dtype.names:
         raise DataError(
             "samples of several arrays, or with weights, are not sent to workers: expected one array of samples and "
-            "one of labels; copy the data to the workers' machines, and remove --ship-data"
+            "one of labels; copy the data to the workers' machines, and remove ship_data"
         )
     preparation, validation = Preparation.of(data.train), data.validation
     return Manifest(

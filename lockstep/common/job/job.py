@@ -76,8 +76,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     data: Annotated[
         str,
         Meta(
-            description="mnist, a folder from `lockstep pack`, an .npz, or a folder of IDX files; `train`, "
-            "`find-lr`, `doctor` and `fit` also take a .csv, a .parquet or a folder of pictures"
+            description="mnist, a folder from `lockstep pack`, an .npz, or a folder of IDX files; where the data is "
+            "packed as well, a .csv, a .parquet or a folder of pictures"
         ),
     ] = "mnist"
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="seed of all random numbers")] = 0
@@ -97,8 +97,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         Meta(
             ge=1,
             le=4096,
-            description="micro-batches per step; at most as many workers are useful; part of the bits; if not given, "
-            "fewer for a batch under 128, so that each has 16 samples",
+            description="micro-batches per step; at most as many workers are useful; part of the bits  [8, or fewer so "
+            "that each has 16 samples]",
         ),
     ] = MICRO_BATCHES
     initial: (

@@ -130,7 +130,7 @@ def read_initial(job: Job, model: Model, copy: Path | None = None) -> WeightsFit
     if problems and (is_copy or not job.initial_partial):
         raise ModelError(
             f"the weights in {str(path)!r} do not fit the model: {problems}: expected all of its values and no "
-            "others; to take those that fit, add --initial-partial (in Python, initial_partial=True)"
+            "others; to take those that fit, add --set initial_partial=true (in Python, initial_partial=True)"
         )
     if not found.taken:
         raise ModelError(

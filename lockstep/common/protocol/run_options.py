@@ -122,7 +122,7 @@ def check_options(options: RunOptions) -> RunOptions:
     """Return the options; `JobError` if two of them contradict each other."""
     if options.audit and options.allow_mixed_numerics:
         raise JobError(
-            f"--audit {options.audit:g} with --allow-mixed-numerics: remove one; a worker whose numerics differ would "
+            f"audit = {options.audit:g} with --allow-mixed-numerics: remove one; a worker whose numerics differ would "
             "be evicted although it computes as it should"
         )
     if options.spread != "never" and not options.checkpoint_keep:

@@ -59,10 +59,10 @@ def refusal(join: Join | ShardJoin, info: RunInfo) -> Refused | None:
         return refused(
             RefusalKind.NUMERICS,
             f"host {join.host!r} has no kernels for the portable numerics of this run: `lockstep doctor` there reports "
-            "why; or begin the run with --numerics native, on machines of one kind",
+            "why; or begin the run with --set numerics=native, on machines of one kind",
         )
     named = "; ".join(f"{name} {here!r} at the server, {there!r} there" for name, here, there in differences)
-    equal = "versions," if ours.mode == "portable" else "machines and versions, or a job with --numerics portable,"
+    equal = "versions," if ours.mode == "portable" else "machines and versions, or a job with --set numerics=portable,"
     return refused(
         RefusalKind.VERSION if is_version else RefusalKind.NUMERICS,
         f"the numerics of host {join.host!r} differ from the server's, and so would its bits: {named}: "

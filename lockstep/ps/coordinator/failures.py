@@ -74,7 +74,7 @@ def diverged_text(
     by = f" by {who}," if who else ""
     return (
         f"the {quantity} of step {step}, {what} {micro_batch},{by} is not finite; first seen in {where}: "
-        "lower the learning rate, warm it up or clip the gradient (--lr, --warmup-steps, --clip-norm)"
+        "lower the learning rate (--lr), warm it up (--set warmup_steps=100) or clip the gradient (--set clip_norm=1)"
     )
 
 
@@ -90,7 +90,7 @@ def not_finite_text(step: int, parameter: str, shares: Sequence[tuple[int, int, 
         f"the weights{where} after step {step} are not finite, although every loss was; they were updated from "
         f"micro-batches {named}{more}. "
         f"Compute one again with `lockstep replay RUN --step {step} --micro-batch M`: if its gradient is not finite, "
-        "lower the learning rate or clip (--lr, --clip-norm); if it is, its worker sent something else"
+        "lower the learning rate or clip (--lr, --set clip_norm=1); if it is, its worker sent something else"
     )
 
 

@@ -32,7 +32,7 @@ class SampleSender:
         """Send samples to a worker, whose leases do not run out while they are on their way."""
         assert isinstance(message, SamplesRequest)
         if self.manifest is None:
-            raise RemoteProtocolError("samples are asked for, which this run does not send: it lacks --ship-data")
+            raise RemoteProtocolError("samples are asked for, which this run does not send: its job lacks ship_data")
         if peer not in self.membership.members:
             return []
         answer = answer_to(message, self.data, self.manifest)

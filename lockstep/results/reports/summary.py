@@ -174,13 +174,13 @@ def on_length(result: RunResult) -> str:
     (lowest, _), (before, _), (last, _) = held_out[best], held_out[at], held_out[-1]
     number = history[-1].epoch
     if last > RISEN * lowest and _gain(held_out[best], held_out[-1]) <= 0.0 and result.weights_epoch == number:
-        split = "--validation-split 0.1 " if name == "test" else ""
+        split = "--set validation_split=0.1 " if name == "test" else ""
         # While samples are learned by heart, the loss of training falls: a rate that is too high makes it rise too.
         has_left = history[-1].loss > RISEN * min(epoch.loss for epoch in history)
         return (
             f"the {name} loss was lowest in epoch {history[best].epoch} ({lowest:.4g}; {last:.4g} at the end): "
             + ("that of training has risen too, so try a lower --lr; " if has_left else "")
-            + f"{split}--keep-best would end with the weights of the best epoch"
+            + f"{split}--set keep_best=true would end with the weights of the best epoch"
         )
     if last > lowest or not _gain(held_out[at], held_out[-1]) > WORTHWHILE:
         return ""

@@ -22,8 +22,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("numerics", "shown"),
     [
         ([], "portable, contract 1"),
-        (["--numerics", "portable"], "portable, contract 1"),
-        (["--numerics", "native"], "native, NumPy"),
+        (["--set", "numerics=portable"], "portable, contract 1"),
+        (["--set", "numerics=native"], "native, NumPy"),
     ],
 )
 def test_a_command_computes_with_those_of_its_job_and_gives_them_back(

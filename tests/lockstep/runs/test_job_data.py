@@ -63,7 +63,7 @@ def test_a_table_and_its_target_are_enough(houses: Path, capfd: pytest.CaptureFi
 
 
 def test_classes_have_another_loss_and_values_that_are_given_stay(houses: Path) -> None:
-    flags = ["--hidden", "5,4", "--steps", "3", "--global-batch", "20", "--lr", "0.5", "--metrics", "f1"]
+    flags = ["--set", "hidden=5,4", "--steps", "3", "--global-batch", "20", "--lr", "0.5", "--set", "metrics=f1"]
     assert run(["train", "--data", str(houses), "--target", "town", "--workers", "0", "--run-dir", "new", *flags]) == 0
     job, _ = resolve(read_values(houses.parent / "new" / "job.toml"), {})
     assert (job.loss, job.hidden, job.steps, job.global_batch, job.lr) == ("cross-entropy", (5, 4), 3, 20, 0.5)
@@ -72,8 +72,8 @@ def test_classes_have_another_loss_and_values_that_are_given_stay(houses: Path) 
 
 def test_metrics_of_numbers_need_no_loss(houses: Path) -> None:
     call = ["train", "--data", str(houses), "--target", "price", "--workers", "0", "--steps", "2", "--run-dir", "new"]
-    assert run([*call, "--metrics", "mae", "--monitor", "test_mae"]) == 0
-    assert run([*call[:-1], "other", "--metrics", "f1"]) == 2
+    assert run([*call, "--set", "metrics=mae", "--set", "monitor=test_mae"]) == 0
+    assert run([*call[:-1], "other", "--set", "metrics=f1"]) == 2
 
 
 @pytest.mark.parametrize("form", ["frame", "file", "named", "packed"])

@@ -83,7 +83,7 @@ def test_sharing_code_names_the_flag_by_which_others_agree_to_it(
 ) -> None:
     (tmp_path / "own.py").write_text("def same(sample, rng):\n    return sample\n")
     command = ["train", "--data", "tiny.npz", "--model", "linear", "--steps", "1", "--workers", "0", "--no-picture"]
-    assert run([*command, "--transform", "own.py:same", "--run-dir", "code"]) == 0
+    assert run([*command, "--set", "transform=own.py:same", "--run-dir", "code"]) == 0
     capsys.readouterr()
     for folder, told in ((str(done.folder), []), ("code", ["--trust-model"])):
         assert run(["share", folder, f"{folder}.zip"]) == 0

@@ -68,7 +68,7 @@ def test_signatures_need_keys_that_can_sign(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_an_audit_of_workers_with_other_numerics_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--audit 0.05 with --allow-mixed-numerics" in refused(capsys, "--audit", "5%", "--allow-mixed-numerics")
+    assert "audit = 0.05 with --allow-mixed-numerics" in refused(capsys, "--set", "audit=5%", "--allow-mixed-numerics")
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ RUNS = ["runs/20261125-mlp", "runs/20261124-lenet"]
 CASES: dict[str, tuple[Sequence[str], list[str]]] = {
     "commands": (["tr"], ["train"]),
     "commands of a group": (["keys", "re"], ["revoke"]),
-    "flags": (["train", "--checkpoint-every-s"], ["--checkpoint-every-steps", "--checkpoint-every-seconds"]),
+    "flags": (["train", "--chaos"], ["--chaos", "--chaos-seed"]),
+    "values": (["train", "--set", "checkpoint_every_s"], ["checkpoint_every_steps=", "checkpoint_every_seconds="]),
     "choices": (["train", "--optimizer", "adam"], ["adam", "adamw"]),
     "models": (["train", "--model", "l"], ["linear", "lenet"]),
     "lists of models": (["bench", "step", "--model", "mlp,l"], ["mlp,linear", "mlp,lenet"]),

@@ -240,7 +240,7 @@ def test_a_node_that_goes_and_one_that_comes_change_nothing(place: Place, three:
 
 @pytest.mark.slow
 def test_the_server_is_here_and_one_that_is_killed_is_back_from_the_checkpoint(place: Place, three: Ray) -> None:
-    flags = ("--on", "ray", "--workers", "2", "--checkpoint-every-steps", "10")
+    flags = ("--on", "ray", "--workers", "2", "--set", "checkpoint_every_steps=10")
     train = place.start("train", *flags, *SHORT, "--run-dir", "run", environ={"RAY_ADDRESS": three.address})
     deadline = SystemClock().now() + RAY_S
     while not list((place.folder / "run").glob("checkpoints/*.safetensors")):

@@ -83,7 +83,7 @@ def test_divergence_stops_the_run_and_names_the_place() -> None:
     (finish,) = finished(effects)
     assert finish.kind is FailureKind.DIVERGED
     assert "the loss of step 1, micro-batch 2, is not finite; first seen in layer 3 (Linear)" in finish.failure
-    assert "--clip-norm" in finish.failure
+    assert "--set clip_norm=1" in finish.failure
     assert messages(effects) == [Finished(reason=finish.failure, kind=FailureKind.DIVERGED)]
 
 

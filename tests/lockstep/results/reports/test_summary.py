@@ -127,12 +127,12 @@ STILL_FALLS = (
 
 #: That of a run whose test loss was lowest in its second epoch.
 HAS_RISEN = (
-    "the test loss was lowest in epoch 2 (0.7; 0.8 at the end): --validation-split 0.1 --keep-best would end with the "
-    "weights of the best epoch"
+    "the test loss was lowest in epoch 2 (0.7; 0.8 at the end): --set validation_split=0.1 --set keep_best=true would "
+    "end with the weights of the best epoch"
 )
 
 #: That of a run whose training loss has risen as well.
-HAS_LEFT = HAS_RISEN.replace(": --val", ": that of training has risen too, so try a lower --lr; --val")
+HAS_LEFT = HAS_RISEN.replace(": --set val", ": that of training has risen too, so try a lower --lr; --set val")
 
 LEARNING = {
     "it still learns": (learning([0.3, 0.5, 0.6, 0.7], [1.2, 1.0, 0.9, 0.8]), [STILL_FALLS]),
