@@ -1,4 +1,4 @@
-"""How commands take a job: a file, flags for the values that most people set, and `--set` for any other."""
+"""The job of a command: a file, flags for the values that most people set, and `--set` for any other."""
 
 import functools
 import re
