@@ -124,7 +124,7 @@ _scratch = _Scratch()
 
 
 def scratch(floats: int) -> Array:
-    """Return so many floats or more, of this thread: what was there before may be overwritten."""
+    """Return so many floats or more, of this thread; earlier contents may be overwritten."""
     memory = _scratch.memory
     if memory is None or memory.size < floats:
         memory = _scratch.memory = aligned(4 * floats).view(np.float32)
@@ -155,7 +155,7 @@ def _number(argument: object, arrays: list[Array]) -> int:
     if isinstance(argument, Written):
         argument = _writable(argument.array)
     if not isinstance(argument, np.ndarray):
-        return int(argument)  # type: ignore[call-overload,no-any-return]  # a whole number of NumPy's, or a bool
+        return int(argument)  # type: ignore[call-overload,no-any-return]  # a whole number that NumPy made, or a bool
     arrays.append(argument)
     return _address(argument)
 
