@@ -7,7 +7,7 @@ from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.ledger import LedgerShare, Line
 from lockstep.ps.records.metrics import Record
-from lockstep.ps.records.receipt import Receipt, ReceiptLink
+from lockstep.ps.records.receipt import Receipt, ReceiptLink, Statement, SubjectFile
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.progress import Moved, Split
 from lockstep.ps.standby.terms import LedTerm, TermHistory
@@ -42,8 +42,8 @@ def result_file() -> str:
 
 def receipt_file() -> str:
     """Return the schema of receipt.json."""
-    parts = (_record(f"`{kind.__name__}`", kind) for kind in (ReceiptLink, ModelFile))
-    return "\n".join([fields_table(Receipt), *parts])
+    parts = (_record(f"`{kind.__name__}`", kind) for kind in (SubjectFile, Receipt, ReceiptLink, ModelFile))
+    return "\n".join([fields_table(Statement), *parts])
 
 
 def _record(title: str, kind: Any) -> str:
@@ -69,6 +69,8 @@ RECORDS = (
     RunResult,
     Split,
     Moved,
+    Statement,
+    SubjectFile,
     Receipt,
     ReceiptLink,
 )

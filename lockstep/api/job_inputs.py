@@ -23,10 +23,14 @@ from lockstep.common.model.source import MARK
 from lockstep.packing.cache import DatasetCache
 from lockstep.packing.files import table_files
 from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, is_delimiter, known_encoding
+from lockstep.ps.records.run_folder import MODEL
 from lockstep.runs.job_data import draft_of, values_of_data, with_data_values
 from lockstep.runs.job_file import SHIPPED, resolve
 from lockstep.runs.own_command import demand
-from lockstep.runs.run_dir import DATA, DATA_FOLDER, MODEL
+from lockstep.runs.run_dir import (
+    DATA,
+    DATA_FOLDER,
+)
 
 #: `((x_train, y_train), (x_test, y_test))`, as Keras has it.
 Arrays = tuple[tuple[ArrayLike, ArrayLike], tuple[ArrayLike, ArrayLike]]

@@ -25,11 +25,16 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.checkpoint.resuming import fill
 from lockstep.ps.records.ledger import Line, StepDone, WorkerIn, with_workers
-from lockstep.ps.records.receipt import Receipt, receipt_of
-from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, read_ledger, read_receipt
+from lockstep.ps.records.receipt import Receipt, SubjectFile, receipt_of
+from lockstep.ps.records.run_folder import CHECKPOINTS, JOB, RECEIPT, read_ledger, read_statement
 from lockstep.ps.run.description import DataDescription
 from lockstep.ps.setup import RunSetup, open_run
-from lockstep.runs.run_dir import JOB, has_begun, recorded_job, told_folder, trusted_source
+from lockstep.runs.run_dir import (
+    has_begun,
+    recorded_job,
+    told_folder,
+    trusted_source,
+)
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.runs.trained_model import demand_data, description_of, job_with_data
 from lockstep.worker.compute import Compute
@@ -42,6 +47,8 @@ class RecordedRun(msgspec.Struct, frozen=True):
     folder: Path
     job: Job
     receipt: Receipt
+    #: The files that the receipt is about.
+    subjects: list[SubjectFile]
     #: The ledger's.
     lines: list[Line]
     #: The current place of its data, if that is not the one in the job.
@@ -76,7 +83,8 @@ def read_run(folder: Path, data: str | None = None) -> RecordedRun:
         raise JobError(f"{str(folder)!r} holds no run: expected a run folder, with its {JOB}")
     job = recorded_job(folder)
     job_with_data(folder, job, data)  # raises if it is other data
-    return RecordedRun(folder, job, read_receipt(folder), read_ledger(folder), data)
+    statement = read_statement(folder)
+    return RecordedRun(folder, job, statement.predicate, statement.subject, read_ledger(folder), data)
 
 
 def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:

@@ -1,9 +1,8 @@
-"""Compute a recorded run again on this machine, step by step, and find the first difference. Check its signatures.
+"""Compute a recorded run again on this machine, step by step, and find the first difference.
 
 The ledger shows that each epoch used every sample once, and lists repeated computations."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,25 +12,19 @@ from numpy.typing import NDArray
 from lockstep.checking.recorded_run import RecordedRun
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.layout import weights_digest
-from lockstep.common.aggregation.tree import Node, is_node
 from lockstep.common.data.sampler import Sampler
-from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import OF_A_STEP
-from lockstep.common.protocol.statement import result_digest, signed_run
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.records.ledger import (
     EpochDone,
-    LedgerShare,
     Line,
     OmittedEntries,
     RunBegun,
-    SignedResult,
     StepDone,
     UnusedWork,
     WeightsAt,
     WorkerConvicted,
     WorkerIn,
-    with_workers,
 )
 from lockstep.ps.run.plan import Plan
 from lockstep.ps.setup import RunSetup
@@ -130,68 +123,6 @@ def _check_order(done: list[StepDone], plan: Plan, epochs: dict[int, EpochCovera
             return
 
 
-def has_signatures(run: RecordedRun) -> bool:
-    """Tell whether any result of a run is signed, or was to be."""
-    return any(
-        line.signer if isinstance(line, WorkerIn) else isinstance(line, StepDone) and line.signed for line in run.lines
-    )
-
-
-def check_signatures(run: RecordedRun, known: Mapping[str, str] | None = None) -> tuple[Counter[str], list[str]]:
-    """Check the signature of each result of a run; return how many are right by each owner, and the faults in order.
-
-    An owner is the name of a key, or of a worker. `known` are the keys that are believed, by the names of their owners:
-    by default those that the ledger names, which a forger of the ledger may have chosen.
-    """
-    # The library for it is not part of the core, and most runs have no signatures.
-    from lockstep.common.transport.auth.signing import is_signed
-
-    by, faults, job = Counter[str](), list[str](), run.receipt.job_sha256
-    name = signed_run(run.receipt.run, run.receipt.chain[0].link)
-    owners = None if known is None else {public: owner for owner, public in known.items()}
-    for line, workers in with_workers(run.lines):
-        if not isinstance(line, StepDone):
-            continue
-        for share, signed in _pairs(line):
-            worker = workers.get(share.rank)
-            fault = _missing(signed, worker, owners)
-            if not fault and signed is not None and worker is not None:
-                is_valid = is_signed(worker.signer, signed.statement(job), signed.signature)
-                forged = f"the signature is forged: it is not one of the key {worker.signer[:12]}…"
-                fault = _replayed(line.step, share, signed, name) if is_valid else forged
-            if fault:
-                who = f"worker {share.rank}" if worker is None else worker.named()
-                faults.append(f"step {line.step}, micro-batches {Node(share.lo, share.hi)}, {who}: {fault}")
-            elif worker is not None:
-                by[worker.named() if owners is None else f"key {owners[worker.signer]!r}"] += 1
-    return by, faults
-
-
-def _pairs(line: StepDone) -> Iterator[tuple[LedgerShare, SignedResult | None]]:
-    for number, share in enumerate(line.shares):
-        yield share, line.signed[number] if number < len(line.signed) else None
-
-
-def _missing(signed: SignedResult | None, worker: WorkerIn | None, owners: Mapping[str, str] | None) -> str:
-    """Describe which signature, or key, a share lacks; empty if it has both."""
-    if signed is None or worker is None or not worker.signer:
-        return "the result is not signed: expected a signature of its worker's key"
-    if owners is not None and worker.signer not in owners:
-        return f"signed with the key {worker.signer[:12]}…, which is not one of those that are known"
-    return ""
-
-
-def _replayed(step: int, share: LedgerShare, signed: SignedResult, run: str) -> str:
-    """Describe what else a signature is of, which its worker has really made; empty if it is of this share."""
-    if signed.run != run:
-        return f"the signature is of another run, {signed.run[:12]}…: expected {run[:12]}…"
-    if signed.step != step:
-        return f"the signature is of another step, {signed.step}"
-    if (signed.lo, signed.hi) != (share.lo, share.hi):
-        return f"the signature is of other micro-batches, {Node(signed.lo, signed.hi)}"
-    return ""
-
-
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
     """The first place where the run and its recomputation differ."""
 
@@ -210,8 +141,6 @@ class Verifier:
     #: Micro-batches and steps that were found equal.
     micro_batches: int = 0
     steps: int = 0
-    #: The losses of the last step, as computed here.
-    _losses: list[float] = field(default_factory=list)
     _steps: dict[int, StepDone] = field(init=False)
     _workers: dict[int, dict[int, WorkerIn]] = field(init=False)
     #: Number of steps -> (source, SHA-256 of the weights after them).
@@ -246,13 +175,12 @@ class Verifier:
         if recorded is None:
             return Difference(step=step, text=f"step {step} is not in the ledger: expected its entry")
         try:
-            if (found := self._compute(recorded, trainer)) is not None:
-                return found
+            trainer.step(step)
         except NotFiniteError as error:
             diverged = diverged_text("train", step, error.micro_batch, error.layer, error.quantity)
             text = f"{diverged}; in the run it was finite"
             return Difference(step=step, micro_batch=error.micro_batch, text=text)
-        here = np.array(self._losses, "<f4")
+        here = np.array(trainer.compute.losses, "<f4")
         if here.tobytes() != recorded.losses:
             return self._loss_difference(recorded, here)
         self.micro_batches += len(here)
@@ -262,35 +190,6 @@ class Verifier:
         self.steps += 1
         odd = self._other_digest(step + 1)
         return None if odd is None else self._weights_difference(recorded, odd)
-
-    def _compute(self, recorded: StepDone, trainer: SingleProcessTrainer) -> Difference | None:
-        """Make a step; return the first result that differs from what its worker has signed.
-
-        The signed results are of parts of the step, which add up to the same sums.
-        """
-        step, found = recorded.step, None
-        if not is_signed_whole(recorded, self.run.job.micro_batches):
-            trainer.step(step)
-            self._losses = trainer.compute.losses
-            return None
-        losses: dict[int, float] = {}
-        total = Tally()
-        for share, signed in sorted(zip(recorded.shares, recorded.signed, strict=True), key=lambda pair: pair[0].lo):
-            node = Node(share.lo, share.hi)
-            sums, tally = trainer.node_sums(step, node)
-            losses.update(zip(range(node.lo, node.hi), trainer.compute.losses, strict=True))
-            total += tally
-            digest = result_digest(sums, trainer.compute.losses, tally)
-            if digest != signed.digest and found is None:
-                text = (
-                    f"step {step}, micro-batches {node}: {self._who(recorded, node.lo)}, which has signed a result "
-                    f"with SHA-256 {signed.digest[:12]}…; computed again it is {digest[:12]}…"
-                )
-                found = Difference(step=step, micro_batch=node.lo, text=text)
-            trainer.setup.shard.add(node, sums.copy())
-        trainer.setup.shard.update(step, total.divisor)
-        self._losses = [losses[micro_batch] for micro_batch in sorted(losses)]
-        return found
 
     def _loss_difference(self, recorded: StepDone, here: NDArray[np.float32]) -> Difference:
         there = recorded.loss_sums()
@@ -329,12 +228,3 @@ class Verifier:
             f"({where}): a gradient differs, or the update; computed {workers}"
         )
         return Difference(step=recorded.step, text=text)
-
-
-def is_signed_whole(recorded: StepDone, micro_batches: int) -> bool:
-    """Tell whether the signed results of a step are nodes of its tree that add up to all of it."""
-    nodes = sorted((share.lo, share.hi) for share in recorded.shares)
-    begins = [0, *(hi for _, hi in nodes)]
-    is_tiled = begins == [*(lo for lo, _ in nodes), micro_batches]
-    has_nodes = all(is_node(lo, hi, micro_batches) for lo, hi in nodes)
-    return len(recorded.signed) == len(nodes) and is_tiled and has_nodes

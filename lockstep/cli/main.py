@@ -257,7 +257,8 @@ def _complaint(error: click.ClickException) -> str:
     """Return the fact, in our own words if click's exception has what these need."""
     match error:
         case click.NoSuchOption():
-            gone = removed_option(error.option_name)
+            command = error.ctx.command_path.partition(" ")[2] if error.ctx is not None else ""
+            gone = removed_option(error.option_name, command)
             return gone or f"no such option {error.option_name!r}{_meant(error)}"
         case click.MissingParameter():
             kind = error.param_type or (error.param.param_type_name if error.param is not None else "parameter")

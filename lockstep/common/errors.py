@@ -141,8 +141,6 @@ class RefusalKind(StrEnum):
     MEMORY = "memory"
     #: No more processes of its sort are needed.
     FULL = "full"
-    #: It does not sign its results, as this run demands.
-    UNSIGNED = "unsigned"
     #: It was evicted since it computed wrongly, and may not come back.
     CONVICTED = "convicted"
     #: Another server leads the run, in a higher term.

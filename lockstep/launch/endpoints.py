@@ -4,7 +4,6 @@ import platform
 import secrets
 import shlex
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +15,6 @@ from lockstep.common.transport.auth.credentials import ClientKeys, Credential, L
 from lockstep.common.transport.auth.keys import ALLOWED, SERVER, KeyFolder, read_key, read_ours, write_new
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import dial
-
-#: Returns the signature of a statement.
-Sign = Callable[[bytes], bytes]
 
 #: The file with the token of a run whose processes are all of one machine, in the private folder that they share.
 TOKEN = "token"
@@ -61,21 +57,6 @@ def check_worker_key(path: Path) -> None:
         f"{str(path)!r} is the key of the server, and stays on its machine: expected the key of a worker, "
         f"such as '{folder / 'worker-1.key'}'; `lockstep keys add {shlex.quote(str(folder))} NAME` makes one"
     )
-
-
-def signer_of(credential: Credential) -> tuple[str, Sign | None]:
-    """Return the public key of a worker's signatures, and what signs; nothing without a seed in its key file.
-
-    Nor without the library for it: only some runs demand signatures, and these refuse the worker.
-    """
-    if not isinstance(credential, ClientKeys) or not credential.seed:
-        return "", None
-    try:
-        from lockstep.common.transport.auth.signing import Signer
-    except ImportError:
-        return "", None
-    signer = Signer.of(credential.seed)
-    return signer.key.public, signer.sign
 
 
 def server_key_in(keys: Path | None) -> Path | None:

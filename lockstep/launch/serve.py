@@ -239,7 +239,6 @@ def serve_once(
             sharing=offer.memory,
             rejections=listening.rejections,
             recompute=recompute_micro_batch,
-            signers=lock.signers if isinstance(lock, ServerKeys) else dict,
             allowed=lock.allowed if isinstance(lock, ServerKeys) else None,
             dial=service.dial,
             others=service.standbys,
@@ -268,8 +267,6 @@ def open_server(
     A `UsageError` says why the folder cannot be used. The session is closed again if anything is raised here.
     """
     session = open_session(setup, setting, destination, context.clock, context.say)
-    if setup.info.options.signed:
-        setup = replace(setup, info=replace(setup.info, signed_run=session.signed_run()))
     try:
         setup = replace(setup, info=replace(setup.info, term=session.term))
         coordinator = coordinator_at(setup.info, session.start)

@@ -13,6 +13,7 @@ _STARTED_AGAIN = (
     "start the server again with the same command, as compose, systemd or Kubernetes do by themselves, and it resumes "
     "from its last checkpoint; a second place for checkpoints is --checkpoint-copy DIR"
 )
+_SIGNED_BY_OTHERS = "sign the run's receipt.json, which is an in-toto statement, with cosign or another tool"
 _FIXED_SERVERS = "the number of servers is fixed in a run, by --servers"
 
 #: Commands.
@@ -22,8 +23,10 @@ COMMANDS: dict[str, str] = {
     "simulate": "it is a tool for developers: run scripts/simulate in a clone",
 }
 
-#: Options of any command, without those of a job's values.
+#: Options of any command, or of one that is named before it, without those of a job's values.
 OPTIONS: dict[str, str] = {
+    "--signed": _SIGNED_BY_OTHERS,
+    "verify --keys": _SIGNED_BY_OTHERS,
     "--standby-of": _STARTED_AGAIN,
     "--standbys": _STARTED_AGAIN,
 }
@@ -50,10 +53,12 @@ def removed_command(name: str) -> str:
     return _line(f"the command {name!r}", COMMANDS.get(name))
 
 
-def removed_option(flag: str) -> str:
-    """Return the line on an option that is gone, empty for another one."""
+def removed_option(flag: str, command: str = "") -> str:
+    """Return the line on an option of a command that is gone, empty for another one."""
     value = VALUES.get(flag.removeprefix("--").removeprefix("no-").replace("-", "_"))
-    return _line(f"the option {flag!r}", OPTIONS.get(flag) or (value and value.instead))
+    return _line(
+        f"the option {flag!r}", OPTIONS.get(flag) or OPTIONS.get(f"{command} {flag}") or (value and value.instead)
+    )
 
 
 def is_ignored(name: str, value: object) -> bool:

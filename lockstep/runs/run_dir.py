@@ -36,7 +36,9 @@ from lockstep.ps.records.run_folder import (
     AVERAGE_WEIGHTS,
     CHECKPOINTS,
     EPOCH_WEIGHTS,
+    JOB,
     LEDGER,
+    MODEL,
     RECEIPT,
     RESULT,
     WEIGHTS,
@@ -54,13 +56,6 @@ from lockstep.runs.job_file import read_values, resolve, to_toml
 
 #: The folder of runs that were given no folder.
 RUNS = Path("runs")
-
-#: The resolved job in a run's folder. While a folder is only claimed, the file is empty, and the process that begins a
-#: run there has it locked: without that lock, the claim is of a process that was killed, and counts for nothing.
-JOB = "job.toml"
-
-#: The copy of the model's files in a run's folder.
-MODEL = "model"
 
 #: Data in a run's folder that `fit` was given in memory: of arrays, and the folder of a packed table.
 DATA, DATA_FOLDER = "data.npz", "data"

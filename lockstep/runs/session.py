@@ -12,7 +12,6 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Term
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.statement import signed_run
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import demand_file_size
 from lockstep.common.runtime.notice import notice
@@ -91,10 +90,6 @@ class RunSession(msgspec.Struct, frozen=True, kw_only=True):
     start: Resumption
     #: The term that begins here.
     term: Term
-
-    def signed_run(self) -> str:
-        """Return what names the run in signatures of results."""
-        return signed_run(self.recorder.info.run, self.recorder.chain[0].link)
 
 
 def open_session(

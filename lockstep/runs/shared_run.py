@@ -26,25 +26,31 @@ from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.files.reading import decode, open_regular, read_regular
 from lockstep.common.files.safetensors import parts_of, read
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.job.job import Job
 from lockstep.common.model.initial import INITIAL
 from lockstep.common.runtime.environment import own_cache
 from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, FailureRecord, read_metrics
-from lockstep.ps.records.receipt import Receipt
+from lockstep.ps.records.receipt import SubjectFile, statement_of
 from lockstep.ps.records.run_folder import (
     AVERAGE_WEIGHTS,
+    JOB,
     LEDGER,
+    MODEL,
     RECEIPT,
     RESULT,
     WEIGHTS,
-    RunResult,
+    json_text,
     read_ledger,
     read_receipt,
     read_result,
 )
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.run_dir import EXAMPLES, JOB, MODEL, finished, has_begun, recorded
+from lockstep.runs.run_dir import (
+    EXAMPLES,
+    finished,
+    has_begun,
+    recorded,
+)
 from lockstep.runs.trained_model import description_of
 
 #: The entries, next to the files of the model.
@@ -87,8 +93,11 @@ def share(folder: Path, file: Path) -> None:
     coming = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(coming, "x") as archive:
+            subjects = list[SubjectFile]()
             for name, parts in _entries(folder):
-                _add(archive, f"{_name_of(folder)}/{name}", parts)
+                digest = _add(archive, f"{_name_of(folder)}/{name}", parts)
+                subjects.append(SubjectFile(name, {"sha256": digest}))
+            _add(archive, f"{_name_of(folder)}/{RECEIPT}", [_receipt(folder, subjects)])
         os.replace(coming, file)
     except OSError as error:
         raise UsageError(
@@ -102,24 +111,27 @@ def _name_of(folder: Path) -> str:
     return re.sub(r"[^\w.-]+", "-", read_receipt(folder).run).strip(".-")[:100] or "run"
 
 
-def _add(archive: zipfile.ZipFile, name: str, parts: Iterable[bytes | memoryview]) -> None:
+def _add(archive: zipfile.ZipFile, name: str, parts: Iterable[bytes | memoryview]) -> str:
+    """Add a file; return its SHA-256 in hex."""
+    digest = hashlib.sha256()
     entry = zipfile.ZipInfo(name, TIME)
     # Weights do not get smaller.
     entry.compress_type = zipfile.ZIP_STORED if name.endswith((".safetensors", ".npz")) else zipfile.ZIP_DEFLATED
     entry.external_attr = (stat.S_IFREG | 0o644) << 16
     with archive.open(entry, "w", force_zip64=True) as out:
         for part in parts:
+            digest.update(part)
             out.write(part)
+    return digest.hexdigest()
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
-    """Yield the files of a run by name, without what only says where it was made."""
+    """Yield the files of a run by name but for its receipt, without what only says where it was made."""
     job, options = recorded(folder)
     receipt, result = read_receipt(folder), read_result(folder)
     shared = job.without_folders()
     yield JOB, [to_toml(shared, options).encode()]
-    yield RECEIPT, [_json(_receipt(folder, job, receipt))]
-    yield RESULT, [_json(replace(result, dataset=shared.data, model=shared.model_name()))]
+    yield RESULT, [json_text(replace(result, dataset=shared.data, model=shared.model_name()))]
     yield LEDGER, _ledger(folder)
     yield METRICS, _figures(folder)
     for name in (WEIGHTS, AVERAGE_WEIGHTS):
@@ -137,17 +149,14 @@ def _pieces(path: Path) -> Iterator[bytes]:
         yield from iter(lambda: file.read(PIECE_BYTES), b"")
 
 
-def _json(record: RunResult | Receipt) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-
-
-def _receipt(folder: Path, job: Job, receipt: Receipt) -> Receipt:
-    """Return the receipt with the data's description, in which sources have names in place of paths."""
-    data = description_of(folder, job)
+def _receipt(folder: Path, subjects: list[SubjectFile]) -> bytes:
+    """Return the receipt of the shared files; in the data's description, sources have names in place of paths."""
+    data = description_of(folder, recorded(folder)[0])
     paths = {name: os.path.basename(path) for name in ("test", "labels") if (path := data.origin.options.get(name))}
     source = os.path.basename(data.origin.source)
     origin = replace(data.origin, source=source, options={**data.origin.options, **paths})
-    return replace(receipt, data=replace(data, origin=origin))
+    receipt = replace(read_receipt(folder), data=replace(data, origin=origin))
+    return json_text(statement_of(subjects, receipt))
 
 
 def _figures(folder: Path) -> Iterator[bytes]:

@@ -11,10 +11,9 @@ from lockstep.common.aggregation.quantization import RoundingKey
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import ComputeError, DivergedError, FailureKind, LockstepError, RunError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.job.tally import Tally, pack_losses
+from lockstep.common.job.tally import Tally, pack_losses, result_digest
 from lockstep.common.optim.rules import averaged
 from lockstep.common.protocol.messages import NAME_LIMIT, EpochRecord, Status
-from lockstep.common.protocol.statement import result_digest
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
 from lockstep.common.runtime.notice import notice, warning

@@ -25,10 +25,18 @@ from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import Model
 from lockstep.common.numerics.sums import first_not_finite
 from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointFolder
-from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RECEIPT, WEIGHTS, read_receipt
+from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, JOB, RECEIPT, WEIGHTS, read_receipt
 from lockstep.ps.run.description import DataDescription, describe
 from lockstep.ps.run.plan import best_epoch
-from lockstep.runs.run_dir import DATA, DATA_FOLDER, JOB, check_data, finished, has_begun, recorded_job, trusted_source
+from lockstep.runs.run_dir import (
+    DATA,
+    DATA_FOLDER,
+    check_data,
+    finished,
+    has_begun,
+    recorded_job,
+    trusted_source,
+)
 
 #: Runs that an error names, at most.
 MOST_NAMED = 8

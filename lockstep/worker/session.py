@@ -9,7 +9,7 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector, is_node
 from lockstep.common.errors import DataError, RemoteProtocolError, SharingError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.job.tally import Tally, pack_losses, pack_sums
+from lockstep.common.job.tally import Tally, pack_losses, pack_sums, result_digest
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import (
     NAME_LIMIT,
@@ -29,7 +29,6 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import Hello
-from lockstep.common.protocol.statement import result_digest, statement_of
 from lockstep.worker import state as machine
 from lockstep.worker.connections import SEND_TIMEOUT_S, ServerConnections, WeightsAssembly
 from lockstep.worker.gradient_sink import NotFiniteError
@@ -154,7 +153,6 @@ class LeaseRun:
             start=None if self.last is None else self.last[0],
             losses=pack_losses(found.losses) if lease.work in OF_A_STEP else b"",
             digest=digest,
-            signature=self.session.signature(lease, digest),
         )
 
 
@@ -194,8 +192,6 @@ class WorkerSession:
     loaded: LoadedRun
     context: TeamContext
     servers: ServerConnections
-    #: Signs with the key of this worker; None if it has none.
-    sign: Callable[[bytes], bytes] | None
     setup: LeaderSetup = field(init=False)
     #: Gives orders to the team; None if there is no other process, and no memory is shared.
     leader: Leader | None = field(init=False)
@@ -308,13 +304,6 @@ class WorkerSession:
         """Return the frame of sums that a result carries, which is of the current work."""
         work = self.work
         return [work.last[1]] if isinstance(work, LeaseRun) and work.last and result.start is not None else []
-
-    def signature(self, lease: Lease, digest: str) -> bytes:
-        """Return the signature of a result with this digest, empty if the run or the result has none."""
-        run, job = self.welcome.signed_run, self.welcome.job
-        if self.sign is None or not (run and digest):
-            return b""
-        return self.sign(statement_of(run, job.digest(), lease.step, lease.node(), digest))
 
     def begin_lease(self, lease: Lease, later: Iterable[Lease]) -> list[machine.Event]:
         """Compute a lease, alone or with the team; return its result, nothing if that comes later."""

@@ -47,8 +47,6 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     context: TeamContext
     #: Builds the model of a run, and loads its data.
     gather: Callable[[Welcome], LoadedRun]
-    #: Signs what the server records of this worker, None if there is no key for that.
-    sign: Callable[[bytes], bytes] | None = None
     ended: Exit | None = None
     expected = ServerMessage
     arrays: list[Vector] = field(default_factory=list)
@@ -184,7 +182,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             if self.context.meeting is not None:
                 announce(self.context.meeting, Session(welcome=welcome))
             loaded = self.gather(welcome)
-            session = WorkerSession(welcome, loaded, self.context, self.servers, self.sign)
+            session = WorkerSession(welcome, loaded, self.context, self.servers)
             session.connect(self.state.client.join().incarnation)
         except LockstepError as error:
             return PreparationFailed(reason=str(error))

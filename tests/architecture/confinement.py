@@ -10,7 +10,6 @@ from tests.architecture.source import Source, Violation, is_within
 CONFINED = {
     "zmq": ("lockstep.common.transport.zeromq.*", "lockstep.common.transport.auth.curve"),
     "msgpack": ("lockstep.common.protocol.codec",),
-    "cryptography": ("lockstep.common.transport.auth.signing",),
     "ray": ("lockstep.launch.remote.ray_*",),
     "sklearn": ("lockstep.sklearn.estimators",),
     "torch": ("lockstep.common.model.pytorch.*",),

@@ -91,7 +91,6 @@ PROTOCOL_ORDER = Order(
         (
             "lockstep.common.protocol.fingerprint",
             "lockstep.common.protocol.run_options",
-            "lockstep.common.protocol.statement",
         ),
     ),
 )

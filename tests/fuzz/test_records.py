@@ -30,11 +30,10 @@ from lockstep.ps.records.ledger import (
 )
 from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.receipt import Receipt, ReceiptLink
-from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, read_result
+from lockstep.ps.records.run_folder import JOB, LEDGER, RECEIPT, RESULT, read_result
 from lockstep.ps.run.plan import plan_of
 from lockstep.results.reports.plots.curves import read_curves, read_timeline
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.run_dir import JOB
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of
 from tests.fuzz.tape import Tape

@@ -474,7 +474,7 @@ def as_a_standby(folder: str) -> Service:
     )
     server = StandbyAddress(address="tcp://127.0.0.1:1")
     request = StandbyRequest(flags=flags, server=server, folder=Path(folder), given={})
-    return service_of(request, None, print, is_signed=False)
+    return service_of(request, None, print)
 
 
 @pytest.mark.parametrize("way", ["train", "resume", "node", "standby"])

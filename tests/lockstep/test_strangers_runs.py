@@ -13,9 +13,12 @@ import pytest
 from lockstep import load_run, resume
 from lockstep.cli.main import PLACES, run
 from lockstep.common.errors import UsageError
-from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, RESULT, read_receipt
+from lockstep.ps.records.run_folder import CHECKPOINTS, MODEL, RECEIPT, RESULT, read_receipt
 from lockstep.results.evaluation.model_answers import ModelAnswers
-from lockstep.runs.run_dir import MODEL, RECORDS, trusted_list
+from lockstep.runs.run_dir import (
+    RECORDS,
+    trusted_list,
+)
 from tests.lockstep.small_runs import small_run
 
 NET = (
@@ -102,8 +105,8 @@ class Folders:
         files = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
         sums = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
         receipt = json.loads((theirs / RECEIPT).read_text())
-        receipt["model_files"] = [{"place": name, "sha256": digest} for name, digest in files.items()]
-        receipt["model_source_sha256"] = hashlib.sha256(sums.encode()).hexdigest()
+        receipt["predicate"]["model_files"] = [{"place": name, "sha256": digest} for name, digest in files.items()]
+        receipt["predicate"]["model_source_sha256"] = hashlib.sha256(sums.encode()).hexdigest()
         (theirs / RECEIPT).write_text(json.dumps(receipt))
 
     def name(self, theirs: Path, model: str) -> None:
@@ -134,7 +137,7 @@ def named(folders: Folders, theirs: Path) -> None:
 def of_an_older_version(folders: Folders, theirs: Path) -> None:
     text = folders.evil.replace("from helpers import WIDTH", "WIDTH = 12")
     folders.sign(theirs, {"evil.py": text})
-    receipt = json.loads((theirs / RECEIPT).read_text())
+    receipt = json.loads((theirs / RECEIPT).read_text())["predicate"]
     del receipt["model_files"]
     receipt["model_source_sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (theirs / RECEIPT).write_text(json.dumps(receipt))
@@ -297,7 +300,7 @@ def test_a_changed_file_is_not_believed(folders: Folders, capfd: pytest.CaptureF
 def test_the_run_of_an_older_version_is_still_read(folders: Folders, capfd: pytest.CaptureFixture[str]) -> None:
     folders.write({"old.py": NET.replace("from helpers import WIDTH", "WIDTH = 12")})
     old = small_run(folders.root, f"{folders.root}/mine/old.py:build", "old").folder
-    receipt = json.loads((old / RECEIPT).read_text())
+    receipt = json.loads((old / RECEIPT).read_text())["predicate"]
     del receipt["model_files"]
     (old / RECEIPT).write_text(json.dumps(receipt))
     shutil.rmtree(old / MODEL)

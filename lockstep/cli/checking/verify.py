@@ -17,12 +17,7 @@ from lockstep.checking.recorded_run import (
     other_numerics,
     read_run,
 )
-from lockstep.checking.verify import (
-    Difference,
-    Verifier,
-    check_signatures,
-    has_signatures,
-)
+from lockstep.checking.verify import Difference, Verifier
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
 from lockstep.cli.options.completion import RunPath
 from lockstep.cli.options.job import takes_trust
@@ -35,13 +30,11 @@ from lockstep.common.errors import DifferenceError, NumericsError, UsageError
 from lockstep.common.files.safetensors import read
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.ps.records.ledger import EpochDone
 from lockstep.ps.records.receipt import read_chain
-from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, WEIGHTS, subject_in
 from lockstep.ps.setup import RunSetup
 from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
-from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import finished
 
 
@@ -54,12 +47,6 @@ from lockstep.runs.run_dir import finished
     metavar="RECEIPT",
     help="compare with the receipt of another run (a receipt.json or run folder), and compute nothing",
 )
-@click.option(
-    "--keys",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="folder of a server's keys: each result must be signed by one of them",
-)
 @click.option("--allow-mixed-numerics", is_flag=True, help="allow a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 @TRAINING_DATA_OPTION
@@ -70,17 +57,16 @@ def verify(
     run: Path,
     steps: str | None,
     against: Path | None,
-    keys: Path | None,
     allow_mixed_numerics: bool,
     as_json: bool,
     training_data: str | None,
 ) -> None:
     """Recompute the run in the folder RUN in this process, and compare every bit.
 
-    The command compares the ledger, the loss of each micro-batch, a checksum of the weights after each step, and their
-    SHA-256 after each epoch and checkpoint. It reports the first step and micro-batch that differ, and the worker that
-    computed them. If workers have signed their results, the signatures are checked first. The exit code is 1 if
-    anything differs.
+    The command compares the ledger, the loss of each micro-batch, a checksum of the weights after each step, their
+    SHA-256 after each epoch and checkpoint, and the files of a finished run with the digests in its receipt. It reports
+    the first step and micro-batch that differ, and the worker that computed them. The exit code is 1 if anything
+    differs.
 
     \b
       lockstep verify runs/20261124-231714-lenet
@@ -99,13 +85,13 @@ def verify(
     say_if_changed(run, training_data)
     print_plainly(console, *coverage_lines(recorded, report := coverage_of(recorded)))
     demand_coverage(report)
-    print_plainly(console, *signature_lines(recorded, keys))
     setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)
     check_chain(recorded, setup)
     if low:
         load_checkpoint_before(setup, run, low, lambda text: print_plainly(console, text))
     verifier, first = Verifier(recorded, setup), setup.shard.updates
     found = verifier.verify(high, progress_to(console, high)) or end_difference(recorded, setup, high)
+    found = found or file_difference(recorded, high)
     if found is not None and (numerics := other_numerics(recorded, setup)):
         differ = f"the numerics differ from the run's, and so may the bits: {numerics}"
         found = replace(found, text=f"{differ}; {found.text}")
@@ -126,19 +112,6 @@ def compared(run: Path, against: Path) -> str:
         raise DifferenceError(difference)
     chain = ours.receipt.chain
     return f"the same weights after each of {len(chain) - 1} epochs: {chain[-1].weights_sha256}"
-
-
-def signature_lines(recorded: RecordedRun, keys: Path | None) -> list[str]:
-    """Check the signatures of a run that has some, or has to; raise `DifferenceError` if any is wrong or missing."""
-    if keys is None and not has_signatures(recorded):
-        return []
-    demand("cryptography", "signing", "a run whose results are signed")
-    valid, faults = check_signatures(recorded, None if keys is None else KeyFolder(keys).signers())
-    if faults:
-        more = f"; and {len(faults) - 1:,} more" if len(faults) > 1 else ""
-        raise DifferenceError(f"{faults[0]}{more}")
-    by = ", ".join(f"{count:,} by {owner}" for owner, count in valid.items())
-    return [f"signatures: all {valid.total():,} results are signed: {by}"]
 
 
 def progress_to(console: Console, until: int) -> Callable[[int], None]:
@@ -197,4 +170,18 @@ def end_difference(recorded: RecordedRun, setup: RunSetup, steps: int) -> Differ
         if digest != here:
             text = f"{recorded.folder / name} holds weights {digest[:12]}…, and the run computed {here[:12]}…"
             return Difference(step=steps, text=text)
+    return None
+
+
+def file_difference(recorded: RecordedRun, steps: int) -> Difference | None:
+    """Return which file of a finished run is not the one that its receipt is about."""
+    if finished(recorded.folder) is None:
+        return None  # its files still change
+    for subject in recorded.subjects:
+        here = None
+        with suppress(OSError):
+            here = subject_in(recorded.folder, subject.name)
+        if here != subject:
+            changed = f"{recorded.folder / subject.name} has another SHA-256 than in {RECEIPT}"
+            return Difference(step=steps, text=f"{changed}: it was changed or removed")
     return None

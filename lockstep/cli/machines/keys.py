@@ -12,7 +12,6 @@ from lockstep.common.transport.auth.keys import (
     KeyFolder,
     SecretKey,
     check_names,
-    new_signing_key,
     read_ours,
     write_secret,
 )
@@ -92,23 +91,19 @@ def make(file: Path, server: str, standbys: tuple[str, ...]) -> None:
             raise click.UsageError(
                 f"{standby!r} is not a public key: expected 40 characters, as `lockstep keys list` has"
             )
-    pair, signing = new_pair(), new_signing_key()
-    write_secret(file, SecretKey(name, pair, public, signing.secret, standbys))
+    pair = new_pair()
+    write_secret(file, SecretKey(name, pair, public, standbys))
     click.echo(f"made {file}; admit it on the server's machine, where DIR is the folder of keys:")
-    click.echo(f"  lockstep keys allow DIR {name} '{pair.public}'{f' {signing.public}' * bool(signing.public)}")
+    click.echo(f"  lockstep keys allow DIR {name} '{pair.public}'")
 
 
 @keys.command(short_help="Admit a worker whose key was made elsewhere.")
 @_FOLDER
 @click.argument("name")
 @click.argument("public")
-@click.argument("signer", default="")
-def allow(folder: Path, name: str, public: str, signer: str) -> None:
-    """Admit the worker NAME with the PUBLIC key that `lockstep keys make` printed.
-
-    SIGNER is the public key of its signatures, if one was printed: a run with --signed needs it.
-    """
-    KeyFolder(folder).allow(name, public, signer)
+def allow(folder: Path, name: str, public: str) -> None:
+    """Admit the worker NAME with the PUBLIC key that `lockstep keys make` printed."""
+    KeyFolder(folder).allow(name, public)
     click.echo(f"{name} is admitted from now on")
 
 
@@ -124,12 +119,8 @@ def revoke(folder: Path, name: str) -> None:
 @keys.command("list", short_help="List the admitted keys.")
 @_FOLDER
 def list_command(folder: Path) -> None:
-    """Print the server's public key, and the name and public keys of each worker that it admits.
-
-    A worker that can sign its results has a second one, for signatures.
-    """
+    """Print the server's public key, and the name and the public key of each worker that it admits."""
     made = KeyFolder(folder)
     click.echo(f"server  {made.server_key().pair.public}")
-    signers = made.signers()
     for public, name in made.names().items():
-        click.echo("  ".join([name, public, *filter(None, [signers.get(name)])]))
+        click.echo(f"{name}  {public}")

@@ -31,7 +31,6 @@ from lockstep.common.protocol.run_options import OF_A_SERVER, RunOptions
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import demand_open_files
 from lockstep.common.transport.address import parse
-from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.launch.endpoints import credential_of, dial_with, lock_of, server_key_in
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.page_process import PageRequest
@@ -50,7 +49,6 @@ from lockstep.launch.run_end import keep_logs
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.launch.supervision.channel import ParentLink
 from lockstep.results.reports.display import print_plainly
-from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, keep_parts, unclaim
 from lockstep.runs.session import Destination, destination_of
 
@@ -189,8 +187,6 @@ def lead(flags: ServerFlags, job: Job, options: RunOptions, page: PageRequest | 
     # Before there is anything to tidy up.
     take_numerics(job.numerics)
     lock = lock_of(flags.keys, flags.supervised, is_insecure=flags.insecure)
-    if options.signed:
-        check_signers(lock)
     listening = Listening(flags.bind, lock, flags.insecure)
     dial = partial(dial_with, credential_of(server_key_in(flags.keys), flags.supervised))
     if flags.supervised is not None and folder is not None:
@@ -219,18 +215,6 @@ def lead(flags: ServerFlags, job: Job, options: RunOptions, page: PageRequest | 
         request = flags.standby(flags.standbys[0], folder)
         return stand_by(follow(request, elsewhere, Console(highlight=False)))
     return HANDED_OVER if result is None and flags.standbys else 0
-
-
-def check_signers(lock: Lock) -> None:
-    """Raise `UsageError` if results cannot be checked: no keys of workers' signatures are known."""
-    if not isinstance(lock, ServerKeys):
-        raise UsageError("--signed without --keys: expected a folder of keys, by which workers are known")
-    demand("cryptography", "signing", "--signed")
-    if not lock.signers():
-        raise UsageError(
-            "--signed with keys of which none can sign: expected workers' keys with seeds, which `lockstep keys add` "
-            "makes now that the extra signing is installed"
-        )
 
 
 def folder_to_rejoin(run_dir: Path | None, resume: Path | None) -> Path:

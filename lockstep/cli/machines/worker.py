@@ -36,7 +36,6 @@ from lockstep.launch.endpoints import (
     check_worker_key,
     credential_of,
     dial_with,
-    signer_of,
     tcp_address,
 )
 from lockstep.launch.lifetime import ends_with_parent
@@ -230,8 +229,7 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
     give_way()
     # While it may use all cores of the team.
     context = request.context()
-    public, sign = signer_of(credential)
-    join = msgspec.structs.replace(own_join(request.processes), signer=public)
+    join = own_join(request.processes)
     silence_s = SILENCE_S if request.timeout is None else request.timeout
     addresses = request.addresses()
     if len(addresses) > 1 and isinstance(credential, ClientKeys) and not credential.standbys:
@@ -246,7 +244,6 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
             ServerConnections(port, functools.partial(dial_with, credential), PortPoller()),
             context,
             functools.partial(gather, load=functools.cache(load), cache=request.cache_folder()),
-            sign,
         )
         return take_part(shell.run, request.supervised)
 

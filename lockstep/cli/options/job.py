@@ -21,10 +21,11 @@ from lockstep.common.protocol.run_options import OF_A_SERVER, RunOptions
 from lockstep.packing.cache import is_to_be_packed
 from lockstep.packing.files import table_files
 from lockstep.packing.options import DIRECT
+from lockstep.ps.records.run_folder import JOB
 from lockstep.runs.job_data import draft_of, values_of_data, with_data_values
 from lockstep.runs.job_file import GROUPS, Field, check_key, fields, read_values, resolve, shipped_values, typed
 from lockstep.runs.removed import removed_option
-from lockstep.runs.run_dir import JOB, has_begun, job_of_file, trust
+from lockstep.runs.run_dir import has_begun, job_of_file, trust
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -1,10 +1,13 @@
 """The figures that are counted along with the gradients of some samples; a tally is summed over the same tree."""
 
+import hashlib
 import operator
 import struct
 from collections.abc import Sequence
 
 import msgspec
+
+from lockstep.common.aggregation.tree import Vector
 
 
 class Tally(msgspec.Struct, frozen=True):
@@ -60,3 +63,15 @@ def unpacked_sums(packed: bytes) -> tuple[float, ...]:
 def pack_losses(losses: Sequence[float]) -> bytes:
     """Return the loss sums of micro-batches as little-endian float32: the bits that they computed."""
     return struct.pack(f"<{len(losses)}f", *losses)
+
+
+def result_digest(sums: Vector, losses: Sequence[float], tally: Tally) -> str:
+    """Return the SHA-256, in hex, by which an audit tells whether another worker's result has the same bits.
+
+    It is taken of the sums as they are sent, the sum of losses of each micro-batch, and the tally.
+    """
+    digest = hashlib.sha256(sums.data)
+    digest.update(pack_losses(losses))
+    digest.update(struct.pack("<dqqd", tally.loss_sum, tally.count, tally.ignored, tally.divisor))
+    digest.update(pack_sums(tally.metrics))
+    return digest.hexdigest()

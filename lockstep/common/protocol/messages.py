@@ -162,8 +162,6 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     size: Count = 0
     #: Sums of metrics in each tally.
     metric_sums: Annotated[int, Meta(ge=0, le=MOST_SUMS)] = 0
-    #: The name of the run in signatures of results, empty if results are not to be signed.
-    signed_run: OptionalHex = ""
     #: In which the server leads the run.
     term: Term = NO_TERM
     #: The options of the run, with those that the server alone uses.
@@ -190,8 +188,6 @@ class Join(Message, frozen=True, kw_only=True):
     processes: Annotated[int, Meta(ge=1, le=PROCESSES_LIMIT)] = 1
     #: The run that it was evicted from; empty if it was in none.
     run: ShortText = ""
-    #: The public key of its signatures, in hex; empty if it has none.
-    signer: OptionalHex = ""
     #: The highest term that it has seen, and its rank in the last one that it was in.
     term: Term = NO_TERM
     last_rank: Count | None = None
@@ -245,8 +241,6 @@ class Result(NodeMessage, frozen=True, kw_only=True):
     losses: Annotated[bytes, Meta(max_length=4 * 4096)] = b""
     #: Of the sums and the figures here, if the lease asks for it; otherwise empty.
     digest: OptionalHex = ""
-    #: Of the digest and what it is of, if the run asks for it: see `common.protocol.statement`. Otherwise empty.
-    signature: Annotated[bytes, Meta(max_length=64)] = b""
 
     def tally(self) -> Tally:
         return Tally(self.loss_sum, self.count, self.ignored, self.weight, unpacked_sums(self.metrics))

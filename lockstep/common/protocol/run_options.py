@@ -90,13 +90,6 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         float, Meta(ge=0.1, le=1e9, description="seconds after which a micro-batch is given to another worker")
     ] = 60.0
     allow_mixed_numerics: Annotated[bool, Meta(description="admit workers on machines whose bits may differ")] = False
-    signed: Annotated[
-        bool,
-        Meta(
-            description="admit only workers that sign their results with their keys (needs --keys and the extra "
-            "signing)"
-        ),
-    ] = False
     pause: Annotated[bool, Meta(description="started by `fit`: wait for its callbacks between two epochs")] = False
 
     def least_workers(self) -> int:
@@ -106,7 +99,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 #: Options of a server that its flags alone give: neither a job file nor the record of the run has them, so each server
 #: that resumes the run is given them again.
-OF_A_SERVER = ("lease_timeout", "allow_mixed_numerics", "signed", "pause")
+OF_A_SERVER = ("lease_timeout", "allow_mixed_numerics", "pause")
 
 #: The other options.
 KEPT_OPTIONS = tuple(name for name in RunOptions.__struct_fields__ if name not in OF_A_SERVER)

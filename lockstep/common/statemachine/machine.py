@@ -73,8 +73,6 @@ class Received(Struct, frozen=True, kw_only=True):
     message: Message
     #: The name of the key with which the peer was let in, empty if there are no keys or if it does not matter.
     key: str = ""
-    #: The public key of signatures that belongs to that key, or empty.
-    signer: str = ""
 
 
 class PeerLeft(Struct, frozen=True, kw_only=True):

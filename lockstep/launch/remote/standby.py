@@ -44,16 +44,14 @@ from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_run
 from lockstep.launch.supervision.channel import ListeningReport, ParentLink
 from lockstep.packing.cache import DatasetCache
-from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.run_folder import LEDGER, read_ledger, read_receipt, read_result
+from lockstep.ps.records.run_folder import read_receipt, read_result
 from lockstep.ps.standby.mirror import CONTENTS, MIRROR, Mirror
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.state import StandbyState, TakeOver
 from lockstep.ps.standby.terms import read_terms
 from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
-from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import (
     check_run_dir,
     finished,
@@ -125,7 +123,7 @@ def access_of(request: StandbyRequest) -> tuple[Credential, Lock]:
             "standby-1` makes"
         )
     path = request.folder / ALLOWED
-    lock = ServerKeys(key.pair, partial(admitted, path, key), partial(signers_in, path))
+    lock = ServerKeys(key.pair, partial(admitted, path, key))
     return ClientKeys(key.pair, key.server, key.standbys), lock
 
 
@@ -133,11 +131,6 @@ def admitted(path: Path, key: SecretKey) -> Mapping[str, str]:
     """Return whom a standby admits, by public key: the server that it mirrors, and whom that admits."""
     names = AllowList(path)() if path.exists() else {}
     return {**names, key.server: SERVER_NAME}
-
-
-def signers_in(path: Path) -> Mapping[str, str]:
-    """Return by name the public keys of signatures, as the server that is mirrored knows them."""
-    return AllowList(path).signers() if path.exists() else {}
 
 
 def prepare(request: StandbyRequest, say: Callable[[str], None]) -> None:
@@ -157,8 +150,6 @@ def check_machine(folder: Path, state: StandbyState, say: Callable[[str], None])
 
     Its data is packed again if the cache has it no more, as it is for a run that is resumed.
     """
-    if is_signed(state):
-        demand("cryptography", "signing", "a run whose results are signed")
     job, receipt = recorded_job(folder), read_receipt(folder)
     take_numerics(job.numerics)
     with suppress(ModelError):
@@ -186,17 +177,6 @@ def leave_nothing(folder: Path) -> None:
         with suppress(OSError):
             mirror.unlink()
             folder.rmdir()
-
-
-def is_signed(state: StandbyState) -> bool:
-    """Tell whether the workers of the run that is mirrored sign their results."""
-    return state.offer is not None and state.offer.options.signed
-
-
-def was_signed(folder: Path) -> bool:
-    """Tell whether the workers of the run in a folder have signed their results."""
-    lines = read_ledger(folder) if (folder / LEDGER).exists() else []
-    return any(isinstance(line, WorkerIn) and line.signer for line in lines)
 
 
 def _check_numerics(folder: Path, receipt: Receipt) -> None:
@@ -357,7 +337,7 @@ def lead(
     console: Console,
 ) -> int:
     """Serve the run that was mirrored, to its end; return the exit code."""
-    service = service_of(request, credential, say_of(request, console), is_signed=is_signed(shell.state))
+    service = service_of(request, credential, say_of(request, console))
     destination = replace(service.destination, term=takeover.number)
     shell.upstream.close(LINGER_S)
     service = replace(service, destination=destination, standbys=(shell.state.search.server, *service.standbys))
@@ -373,11 +353,9 @@ def lead(
     return 0
 
 
-def service_of(
-    request: StandbyRequest, credential: Credential, say: Callable[[str], None], *, is_signed: bool
-) -> Service:
+def service_of(request: StandbyRequest, credential: Credential, say: Callable[[str], None]) -> Service:
     """Return what a standby serves once it leads the run in its folder, whose data is packed again if it is gone."""
-    job, options = resumed_job(request.folder, {**request.given, "signed": is_signed})
+    job, options = resumed_job(request.folder, request.given)
     DatasetCache(say=say).pack_again(request.folder, job.data)
     return Service(
         job,
@@ -394,6 +372,5 @@ def lead_again(request: StandbyRequest, credential: Credential, listening: Liste
     `LedElsewhereError` if another server leads it by now.
     """
     take_numerics(recorded_job(request.folder).numerics)
-    is_signed = was_signed(request.folder)
-    service = service_of(request, credential, say_of(request, console), is_signed=is_signed)
+    service = service_of(request, credential, say_of(request, console))
     return HANDED_OVER if serve_by_hand(service, listening) is None else 0

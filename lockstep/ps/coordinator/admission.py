@@ -82,20 +82,6 @@ def convicted_text(why: str) -> str:
     return f"{why}; test the memory and the processor of its machine"
 
 
-def unsigned_text(join: Join, signer: str) -> str:
-    """Return why results of a worker could not be checked: it has no key for signatures, or another one."""
-    if not join.signer:
-        return (
-            "this run accepts signed results only: expected a worker with --key FILE, whose file has a seed; with the "
-            "extra signing, `lockstep keys add DIR NAME` makes one"
-        )
-    known = f"{signer[:12]}…" if signer else "none"
-    return (
-        f"this run accepts signed results only, and knows {known} as the key of this worker's signatures, which is "
-        f"{join.signer[:12]}…: expected the key that the server's list names; see `lockstep keys list DIR`"
-    )
-
-
 @dataclass
 class Admission:
     """Decides which workers take part, and tells them what they must know."""
@@ -125,8 +111,6 @@ class Admission:
         info = self.info
         if (conviction := self.convicted.get(identity_of(join, event.key))) is not None:
             return refused(RefusalKind.CONVICTED, convicted_text(conviction))
-        if info.options.signed and not (event.signer and join.signer == event.signer):
-            return refused(RefusalKind.UNSIGNED, unsigned_text(join, event.signer))
         if join.run not in ("", info.run):
             reason = f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
             return refused(RefusalKind.OTHER_RUN, reason)
@@ -163,7 +147,6 @@ class Admission:
             pid=join.pid,
             processes=join.processes,
             identity=member.identity,
-            signer=event.signer if self.info.signed_run else "",
         )
         account.add(entry)
         welcome = self.info.welcome(member.rank, shards=self.shards, standbys=self.standbys)

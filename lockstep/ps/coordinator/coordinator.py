@@ -136,7 +136,7 @@ class Coordinator(Machine[events.Event, Effect]):
         self.admission = Admission(self.info, self.membership, convicted or {})
         self.stragglers = StragglerMonitor(self.membership, LeaseTimeouts(options.lease_timeout))
         timeouts, withdrawals = self.stragglers.timeouts, self.stragglers.withdrawals
-        self.scheduler = Scheduler(self.membership, timeouts, withdrawals, digests_all=options.signed)
+        self.scheduler = Scheduler(self.membership, timeouts, withdrawals)
         self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
         self.progress.metrics = self.info.metrics
         self.parts = [plug(self) for plug in plugs]
@@ -321,7 +321,7 @@ class Coordinator(Machine[events.Event, Effect]):
         """Begin a round of which nothing is leased."""
         single = frozenset[int]().union(*(watch.opened(following) for watch in self.hooks.rounds))
         began, numbers = self.progress.round_started, self.scheduler.numbers
-        self.state = RoundState(following, single, self.info.signed_run, began, numbers)
+        self.state = RoundState(following, single, began, numbers)
 
     def begin_round(self, now: float) -> None:
         """Count the time of the current round from now on: there was something to wait for."""

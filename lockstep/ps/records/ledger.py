@@ -19,7 +19,6 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.reading import decode
 from lockstep.common.protocol.messages import Result, Work
-from lockstep.common.protocol.statement import statement_of
 
 
 class UnusedCause(StrEnum):
@@ -76,8 +75,6 @@ class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker", omit_defaul
     processes: Count = 1
     #: By what it is known when it comes back: the name of its key, or what its process has drawn at its start.
     identity: str = ""
-    #: The public key of its signatures, in a run whose results are signed.
-    signer: str = ""
 
     def named(self) -> str:
         """Return how the worker is named in messages to people."""
@@ -119,32 +116,6 @@ class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
             raise ValueError(f"micro-batches from {self.lo} to {self.hi}: expected at least one")
 
 
-class SignedResult(msgspec.Struct, frozen=True, array_like=True):
-    """The part of a result that its worker has signed: its public key proves that no other process has."""
-
-    #: The run's name in signatures: a digest of its name, and of all that its bits follow from.
-    run: str
-    #: The step, from 0.
-    step: Count
-    #: The first micro-batch.
-    lo: MicroBatch
-    #: The end: the first micro-batch that is not meant.
-    hi: MicroBatch
-    #: The digest of the sums, losses and counts.
-    digest: str
-    #: The Ed25519 signature.
-    signature: bytes
-
-    @classmethod
-    def of(cls, run: str, result: Result) -> "SignedResult":
-        """Return the signed part of a result, in the run of that name in signatures."""
-        return cls(run, result.step, result.lo, result.hi, result.digest, result.signature)
-
-    def statement(self, job: str) -> bytes:
-        """Return the statement that was signed, in a run of a job with that digest."""
-        return statement_of(self.run, job, self.step, Node(self.lo, self.hi), self.digest)
-
-
 class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step", omit_defaults=True):
     """A training step, after its update."""
 
@@ -158,8 +129,6 @@ class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step", omit_defaults
     checksum: Annotated[int, Meta(ge=0)] = msgspec.field(name="mark")
     #: For each share, which process of its worker computed it. Empty if that is unknown, or each worker is one process.
     processes: list[Count] = []
-    #: For each share, what its worker has signed, in a run whose results are signed.
-    signed: list[SignedResult] = []
 
     def __post_init__(self) -> None:
         if self.checksum >= 2**64:  # more than the validator can compare with
@@ -289,8 +258,6 @@ class Account:
     entries: list[LedgerEntry] = field(default_factory=list)
     shares: list[LedgerShare] = field(default_factory=list)
     processes: list[int] = field(default_factory=list)
-    #: For each share, its signed part, if workers sign.
-    signed: list[SignedResult] = field(default_factory=list)
     omitted: int = 0
     _losses: bytearray = field(init=False)
 
@@ -305,7 +272,6 @@ class Account:
         began_s: float | None = None,
         ended_s: float | None = None,
         process: int | None = None,
-        signed: SignedResult | None = None,
     ) -> None:
         """Record micro-batches that were accepted; `losses` as in `StepDone`, of these alone.
 
@@ -315,7 +281,6 @@ class Account:
         share = LedgerShare(node.lo, node.hi, rank, in_microseconds(began_s), in_microseconds(ended_s))
         self.shares.append(share)
         self.processes += [] if process is None else [process]
-        self.signed += [] if signed is None else [signed]
         if len(losses) == 4 * len(node):
             self._losses[4 * node.lo : 4 * node.hi] = losses
 
@@ -379,7 +344,6 @@ class Account:
             losses=losses,
             checksum=checksum,
             processes=self.processes,
-            signed=self.signed,
         )
 
     def other_entries(self, work: Work, step: int) -> list[LedgerEntry]:

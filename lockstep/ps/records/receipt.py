@@ -2,17 +2,21 @@
 
 Each link covers the one before it, so that the last one stands for the whole run: two runs of one job that agree in it
 agreed after every epoch.
+
+On the disk it is the predicate of an in-toto statement, whose subject is the run's files. So a tool that signs such
+statements, as cosign does, binds a person to the files and to how they were computed.
+https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md
 """
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from lockstep.common.errors import FileFormatError
-from lockstep.common.files.reading import convert
-from lockstep.common.model.files import ModelFile
+from lockstep.common.files.reading import convert, decode
+from lockstep.common.model.files import ModelFile, Place
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.ps.records.ledger import EpochDone, Line, RunBegun
 from lockstep.ps.run.description import DataDescription
@@ -34,7 +38,7 @@ class ReceiptLink(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of `receipt.json`, of a run that has finished or not."""
+    """All that decides the bits of a run, and what came out, whether it has finished or not."""
 
     #: The name of the run.
     run: str
@@ -66,6 +70,47 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
             return convert(self.numerics, Fingerprint)
         except msgspec.MsgspecError as error:
             raise FileFormatError(f"{name}: has no numerics of this version: {error}") from error
+
+
+class SubjectFile(msgspec.Struct, frozen=True):
+    """A file of the run."""
+
+    #: Its path in the run's folder.
+    name: Place
+    #: Its digests in hex by algorithm: one, `sha256`.
+    digest: dict[str, str]
+
+
+class Statement(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of `receipt.json`: an in-toto statement about a run's files."""
+
+    #: The version of in-toto's statements.
+    kind: Literal["https://in-toto.io/Statement/v1"] = msgspec.field(name="_type")
+    #: The run's files. A run that has not finished has its job alone, because the others still change.
+    subject: list[SubjectFile]
+    #: The meaning of the predicate: another meaning of a field needs another name.
+    predicate_type: Literal["https://pypi.org/project/lockstep-sgd/receipt/v1"] = msgspec.field(name="predicateType")
+    #: The receipt.
+    predicate: Receipt
+
+
+def statement_of(subject: list[SubjectFile], receipt: Receipt) -> Statement:
+    """Return the statement that a receipt makes about those files."""
+    return Statement(
+        kind="https://in-toto.io/Statement/v1",
+        subject=subject,
+        predicate_type="https://pypi.org/project/lockstep-sgd/receipt/v1",
+        predicate=receipt,
+    )
+
+
+def statement_in(data: bytes) -> Statement:
+    """Return the statement in a receipt's bytes; raises `msgspec.DecodeError` if they are not one.
+
+    An earlier version wrote the receipt alone, about no file.
+    """
+    values = decode(data, dict[str, Any])
+    return convert(values, Statement) if "_type" in values else statement_of([], convert(values, Receipt))
 
 
 def receipt_of(info: RunInfo, chain: list[ReceiptLink]) -> Receipt:

@@ -16,7 +16,7 @@ from lockstep.common.runtime.notice import warning
 from lockstep.ps.records.ledger import Account, EpochDone, LedgerEntry, RunBegun
 from lockstep.ps.records.metrics import FailureRecord, StepRecord
 from lockstep.ps.records.receipt import ReceiptLink, first_link, next_link, receipt_of
-from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, RECEIPT, RESULT, DiskRoom, RunFolder, RunResult
+from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, DiskRoom, RunFolder, RunResult
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import best_epoch, is_stopped
 from lockstep.ps.run.progress import NOTHING, Moved, Progress, StepTime, StepTimeTotals
@@ -153,7 +153,7 @@ class MetricsRecorder:
     def keep_receipt(self) -> None:
         """Write the receipt as it is by now."""
         if self.folder is not None:
-            self.folder.keep(RECEIPT, receipt_of(self.info, self.chain))
+            self.folder.keep_receipt(receipt_of(self.info, self.chain))
 
     def finish(
         self,
@@ -179,8 +179,7 @@ class MetricsRecorder:
             self.folder.keep_weights(self.layout, weights, metadata)
             if average is not None:
                 self.folder.keep_weights(self.layout, average, self._metadata(progress.steps), AVERAGE_WEIGHTS)
-            self.keep_receipt()
-            self.folder.keep(RESULT, result)
+            self.folder.keep_result(result, receipt_of(self.info, self.chain))
         self.result = result
         return result
 

@@ -5,6 +5,7 @@ keep its lines in memory, without a checkpoint, and lose them all at its end."""
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
@@ -18,7 +19,7 @@ from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.files.atomic import Sync, write_atomically
-from lockstep.common.files.reading import decode, read_regular
+from lockstep.common.files.reading import decode, open_regular, read_regular
 from lockstep.common.files.safetensors import write
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.common.runtime.notice import warning
@@ -33,7 +34,7 @@ from lockstep.ps.records.ledger import (
     with_workers,
 )
 from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, Record, encode_record
-from lockstep.ps.records.receipt import Receipt
+from lockstep.ps.records.receipt import Receipt, Statement, SubjectFile, statement_in, statement_of
 from lockstep.ps.run.progress import NOTHING, Moved, RunTotals, Split
 
 #: Errors of a write that only room can end: no space, and more than the user's quota.
@@ -191,6 +192,9 @@ class LineFile:
             self._descriptor = -1
 
 
+#: The resolved job. While a folder is only claimed, the file is empty, and the process that begins a run there has it
+#: locked: without that lock, the claim is of a process that was killed, and counts for nothing.
+JOB = "job.toml"
 LEDGER = "ledger.jsonl"
 RECEIPT = "receipt.json"
 CHECKPOINTS = "checkpoints"
@@ -200,6 +204,15 @@ AVERAGE_WEIGHTS = "weights-ema.safetensors"
 #: The weights after the last epoch, while callbacks may ask for them.
 EPOCH_WEIGHTS = "epoch.safetensors"
 RESULT = "result.json"
+
+#: The files that a finished run's receipt is about, besides its result and the model's own files.
+SUBJECTS = (JOB, WEIGHTS, AVERAGE_WEIGHTS, LEDGER, METRICS)
+
+#: The copy of the model's files.
+MODEL = "model"
+
+#: Bytes of any file.
+MOST_FILE_BYTES = 2**62
 
 #: Bytes of a result or a receipt: an epoch takes a quarter of a KiB.
 MOST_BYTES = 2**26
@@ -287,9 +300,14 @@ def read_result(folder: Path) -> RunResult:
 
 def read_receipt(path: Path) -> Receipt:
     """Return a receipt, from its file or a run's folder; `FileFormatError` if it is damaged or missing."""
+    return read_statement(path).predicate
+
+
+def read_statement(path: Path) -> Statement:
+    """Return a receipt with the files that it is about; raises as `read_receipt`."""
     file = path / RECEIPT if path.is_dir() else path
     try:
-        return decode(_read(file, MOST_BYTES, "the receipt of a run"), Receipt)
+        return statement_in(_read(file, MOST_BYTES, "the receipt of a run"))
     except msgspec.MsgspecError as error:
         raise FileFormatError(f"{file}: is not a receipt of a run: {error}") from error
 
@@ -357,10 +375,33 @@ class RunFolder:
         except OSError as error:
             self.say(warning(f"cannot write {str(self.path / EPOCH_WEIGHTS)!r}: {error.strerror}: the run continues"))
 
-    def keep(self, name: str, value: RunResult | Receipt) -> None:
-        """Write `result.json` or `receipt.json`, whole or not at all."""
-        text = msgspec.json.format(msgspec.json.encode(value), indent=2)
-        write_atomically(self.path / name, [text, b"\n"])
+    def keep_receipt(self, receipt: Receipt) -> None:
+        """Write the receipt of a run that has not finished, whole or not at all."""
+        self._keep(receipt, self._subjects(JOB))
+
+    def keep_result(self, result: RunResult, receipt: Receipt) -> None:
+        """Write the result, and the receipt about all files before it: with the result, the run has finished."""
+        text = json_text(result)
+        subjects = self._subjects(*SUBJECTS, *(f"{MODEL}/{file.place}" for file in receipt.model_files))
+        self._keep(receipt, [*subjects, SubjectFile(RESULT, {"sha256": hashlib.sha256(text).hexdigest()})])
+        write_atomically(self.path / RESULT, [text])
+
+    def _subjects(self, *names: str) -> list[SubjectFile]:
+        return [subject_in(self.path, name) for name in names if (self.path / name).exists()]
+
+    def _keep(self, receipt: Receipt, subjects: list[SubjectFile]) -> None:
+        write_atomically(self.path / RECEIPT, [json_text(statement_of(subjects, receipt))])
+
+
+def json_text(record: RunResult | Statement) -> bytes:
+    """Return the content of `result.json` or `receipt.json`."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
+def subject_in(folder: Path, name: str) -> SubjectFile:
+    """Return the digest of a file in a folder. Raises OSError."""
+    with open_regular(folder / name, MOST_FILE_BYTES) as file:
+        return SubjectFile(name, {"sha256": hashlib.file_digest(file, "sha256").hexdigest()})
 
 
 #: The workers that were evicted from a run for good: entries of its ledger, which is cut off when the run goes back.

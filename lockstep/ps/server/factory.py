@@ -31,7 +31,7 @@ from lockstep.ps.server.server import Server
 from lockstep.ps.server.shared_memory import ServerSharedMemory
 from lockstep.ps.server.step_committer import StepCommitter
 from lockstep.ps.server.succession import Rivals, Succession
-from lockstep.ps.server.workers import WorkerMessages, check_signature
+from lockstep.ps.server.workers import WorkerMessages
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.partition import own_part
@@ -66,8 +66,6 @@ class ServerContext:
     rejections: RejectionLog = field(default_factory=RejectionLog)
     #: Returns what an honest worker finds for a micro-batch, given the weights and the step.
     recompute: Callable[[RunSetup, Vector, int, int], MicroBatchOutcome | None] | None = None
-    #: Returns, by the names of keys, the public keys of signatures.
-    signers: Callable[[], Mapping[str, str]] = dict
     #: Returns, by public key, the names of all that are admitted; None if the run has no keys.
     allowed: Callable[[], Mapping[str, str]] | None = None
     #: How other servers are reached; and those that may lead the run, besides its standbys.
@@ -101,9 +99,7 @@ def build_server(
     group = _slices(coordinator, setup, outbox, blocklist, context)
     committer = StepCommitter(coordinator, group, checkpointer, context.say, outbox.traffic, context.sharing)
     succession = _succession(coordinator, group, outbox, checkpointer.run.path, context)
-    signers = context.signers if info.options.signed else dict
-    checks = [partial(check_signature, info.signed_run, info.job.digest())] if info.options.signed else []
-    workers = WorkerMessages(info, membership, group, outbox, context.sharing, checks, signers)
+    workers = WorkerMessages(info, membership, group, outbox, context.sharing)
     part_of(coordinator, MultiStep).serve(committer)
     part_of(coordinator, Audit).serve(partial(_recompute, context, setup, group))
     samples = SampleSender(setup.data, info.manifest, membership, outbox)
@@ -163,7 +159,7 @@ def _succession(
     return Succession(
         coordinator,
         group,
-        MirrorSource(folder, context.allowed, context.signers),
+        MirrorSource(folder, context.allowed),
         outbox,
         context.clock,
         context.say,

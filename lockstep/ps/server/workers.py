@@ -1,7 +1,7 @@
 """The part of the server that handles messages of workers: shared memory, sums, results."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -10,7 +10,6 @@ from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import (
     ECHO_LIMIT,
-    OF_A_STEP,
     Echo,
     Eviction,
     Join,
@@ -27,31 +26,10 @@ from lockstep.ps.coordinator.events import Event, PeerLeft, Received
 from lockstep.ps.coordinator.failures import check_result
 from lockstep.ps.coordinator.membership import Member, Membership
 from lockstep.ps.coordinator.transitions import MESSAGES
-from lockstep.ps.records.ledger import SignedResult
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.shared_memory import ServerSharedMemory
 from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard_group.group import SliceGroup
-
-#: Raises RemoteProtocolError if a result of a worker must not be.
-ResultCheck = Callable[[Member, Result], None]
-
-
-def check_signature(run: str, job: str, member: Member, result: Result) -> None:
-    """Raise RemoteProtocolError if a result of a step is not signed with its worker's key.
-
-    So a recorded result can be shown to be of its worker. `run` is the name of the run in signatures, `job` the digest
-    of its job.
-    """
-    # Only where it is needed: its library is not part of the core.
-    from lockstep.common.transport.auth.signing import is_signed
-
-    signer, signed = member.join.signer, SignedResult.of(run, result)
-    if result.work in OF_A_STEP and not (result.digest and is_signed(signer, signed.statement(job), result.signature)):
-        raise RemoteProtocolError(
-            f"a result of micro-batches {result.node()} of step {result.step} without a signature of its worker's "
-            f"key, {signer[:12]}…"
-        )
 
 
 @dataclass
@@ -64,10 +42,6 @@ class WorkerMessages:
     outbox: Outbox
     #: The memory that workers on this machine share, None if no memory is shared.
     sharing: ServerSharedMemory | None = None
-    #: Checks of results besides those that all runs need.
-    checks: Sequence[ResultCheck] = ()
-    #: Returns, by the names of keys, the public keys of signatures; none if results are not signed.
-    signers: Callable[[], Mapping[str, str]] = field(default=dict)
 
     def handles(self, peer: bytes, message: Message) -> bool:
         return type(message) in MESSAGES or isinstance(message, Leave | Echo)
@@ -78,8 +52,7 @@ class WorkerMessages:
         match message:
             case Join():
                 # Only a worker that joins says which one it is.
-                key = self.outbox.port.key_name(peer)
-                return [Received(peer=peer, message=message, key=key, signer=self.signers().get(key, ""))]
+                return [Received(peer=peer, message=message, key=self.outbox.port.key_name(peer))]
             case Leave():
                 return [PeerLeft(peer=peer, reason=one_line(message.reason))]
             case Echo():
@@ -90,9 +63,6 @@ class WorkerMessages:
                 return [received] if self.group.own.on_frame(peer, message, arrays[0]) else []
             case Result():
                 check_result(message, self.info)
-                if member is not None:
-                    for check in self.checks:
-                        check(member, message)
                 for words in arrays:
                     self.group.own.on_frame(peer, message, words)
                 return [received] if self.group.own.on_result(peer, message) else []

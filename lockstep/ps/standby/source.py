@@ -76,8 +76,6 @@ class MirrorSource:
     folder: Path
     #: Returns the names of admitted processes by public key; None if the run has no keys.
     allowed: Callable[[], Mapping[str, str]] | None = None
-    #: Returns, by name, the public keys of signatures.
-    signers: Callable[[], Mapping[str, str]] = dict
     #: The last whole set. A later one never lacks what it has: the folder of a run that lasts may be deleted.
     shown: FileSet = field(default_factory=FileSet)
     #: Whether the folder lacks files that are shown.
@@ -162,12 +160,11 @@ class MirrorSource:
         if self.allowed is None:
             return []
         try:
-            allowed, signers = self.allowed(), self.signers()
+            allowed = self.allowed()
         except LockstepError:
             # Its authenticator reports that as well. The list that is shown stays.
             return [file for file in self.shown.files if file.name == ALLOWED]
-        lines = [" ".join(filter(None, (public, name, signers.get(name)))) for public, name in allowed.items()]
-        text = "".join(f"{line}\n" for line in lines).encode()
+        text = "".join(f"{public} {name}\n" for public, name in allowed.items()).encode()
         digest = hashlib.sha256(text).hexdigest()
         self._contents[digest] = text
         return [RunFile(name=ALLOWED, size=len(text), digest=digest)]

@@ -14,8 +14,7 @@ from lockstep.api.callbacks import Training
 from lockstep.common.errors import CallbackError, JobError, RunError
 from lockstep.common.files.safetensors import read
 from lockstep.common.protocol.messages import EpochRecord
-from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
-from lockstep.runs.run_dir import JOB
+from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, JOB, RESULT
 from tests.lockstep.tiny_data import tiny_arrays
 
 #: Ten steps: five epochs of two.

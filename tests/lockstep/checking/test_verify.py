@@ -414,7 +414,7 @@ def test_files_that_were_changed_are_found(tmp_path: Path, capsys: pytest.Captur
     assert said(capsys, "verify", str(folder))[0] == 2
     (folder / LEDGER).write_text(original)
     receipt = json.loads((folder / RECEIPT).read_text())
-    receipt["chain"][1]["link"] = "0" * 64
+    receipt["predicate"]["chain"][1]["link"] = "0" * 64
     (folder / RECEIPT).write_text(json.dumps(receipt))
     code, _, error = said(capsys, "verify", str(folder))
     assert (code, "the receipt and the ledger disagree on epoch 1" in error) == (1, True)
@@ -428,6 +428,26 @@ def test_final_weights_that_were_exchanged_are_found(tmp_path: Path, capsys: pyt
     code, _, error = said(capsys, "verify", str(folder))
     assert code == 1
     assert f"{folder / WEIGHTS} holds weights" in error
+
+
+@pytest.mark.parametrize("change", ["other", "gone", "link"])
+def test_a_file_that_only_the_receipt_covers_is_found(
+    tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = record_alone(tmp_path, job_in(tmp_path))
+    assert said(capsys, "verify", str(folder))[0] == 0
+    path = folder / "metrics.jsonl"
+    if change == "other":
+        changed(path, '"lr":0.05', '"lr":0.06')
+    else:
+        path.unlink()
+    if change == "link":
+        path.symlink_to(tmp_path)
+    code, _, error = said(capsys, "verify", str(folder))
+    assert (code, error) == (
+        1,
+        f"error: {path} has another SHA-256 than in receipt.json: it was changed or removed\n",
+    )
 
 
 def test_a_checkpoint_of_other_weights_is_found(tmp_path: Path) -> None:
@@ -445,7 +465,7 @@ def test_a_checkpoint_of_other_weights_is_found(tmp_path: Path) -> None:
 def test_another_machine_or_job_is_refused_with_both_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = record_alone(tmp_path, job_in(tmp_path))
     receipt = json.loads((folder / RECEIPT).read_text())
-    receipt["numerics"]["kernels"] = "Z80"
+    receipt["predicate"]["numerics"]["kernels"] = "Z80"
     (folder / RECEIPT).write_text(json.dumps(receipt))
     code, _, error = said(capsys, "verify", str(folder))
     assert (code, "kernels 'Z80' in the run, " in error) == (2, True)
@@ -561,7 +581,7 @@ def test_epochs_alike_have_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     with (folder / "ledger.jsonl").open("ab") as file:
         again = UnusedWork(work="train", step=9, lo=0, hi=2, rank=1, why="it left: killed")
         file.write(msgspec.json.encode(again) + b"\n")
-    assert run(["verify", str(folder)]) == 0
+    assert run(["ledger", str(folder)]) == 0
     beginnings = [line.partition(",")[0].partition(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert beginnings[:5] == ["epochs 1 to 2", "epoch 3", "  step 9", "epoch 4", "epoch 5"]
 

@@ -13,9 +13,8 @@ from rich.console import Console
 from lockstep.cli.main import Commands
 from lockstep.common.errors import DivergedError, RunError
 from lockstep.launch.run_end import PICTURE, draw_picture, keep_logs, kept_on_failure, next_steps
-from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
+from lockstep.ps.records.run_folder import CHECKPOINTS, JOB, RESULT, WEIGHTS
 from lockstep.runs.own_command import own_command
-from lockstep.runs.run_dir import JOB
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.statuses import result
 

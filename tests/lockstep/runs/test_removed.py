@@ -22,9 +22,11 @@ def test_a_command_that_is_gone_says_what_to_do_instead(name: str, capsys: pytes
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_that_is_gone_says_what_to_do_instead(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["find-lr", name, "x"]) == 2
+    *own, flag = name.rsplit(" ", 1)
+    command = own[0] if own else "find-lr"
+    assert run([*command.split(), flag, "x"]) == 2
     shown = capsys.readouterr().err
-    assert shown == f"error: the option {name!r} is gone: {OPTIONS[name]}: see `lockstep find-lr --help`\n"
+    assert shown == f"error: the option {flag!r} is gone: {OPTIONS[name]}: see `lockstep {command} --help`\n"
 
 
 @pytest.mark.parametrize("name", VALUES)

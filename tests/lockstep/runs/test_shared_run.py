@@ -1,5 +1,6 @@
 """A run in one file: it is read as its folder is, says nothing of the machine, and hostile ones are refused."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -73,8 +74,12 @@ def test_a_file_has_no_paths_and_no_machines(done: Run, file: Path, tmp_path: Pa
 
 def test_the_digests_of_a_file_are_those_of_the_folder(done: Run, file: Path) -> None:
     one, other = (json.loads((folder / "receipt.json").read_text()) for folder in (done.folder, opened_run(file)))
-    source = other["data"]["origin"].pop("source")
-    assert os.path.basename(one["data"]["origin"].pop("source")) == source
+    for receipt, folder in ((one, done.folder), (other, opened_run(file))):
+        for subject in receipt.pop("subject"):
+            data = (folder / subject["name"]).read_bytes()
+            assert subject["digest"] == {"sha256": hashlib.sha256(data).hexdigest()}
+    source = other["predicate"]["data"]["origin"].pop("source")
+    assert os.path.basename(one["predicate"]["data"]["origin"].pop("source")) == source
     assert one == other
 
 

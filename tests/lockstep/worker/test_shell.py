@@ -1,6 +1,5 @@
 """The worker's shell: it answers what it is asked, refuses what is not the server's, and brings its errors home."""
 
-import hashlib
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, Diagnosis, RemoteProtocolError, SharingError, Stage
 from lockstep.common.job.job import Job
-from lockstep.common.job.tally import Tally, pack_losses, pack_sums
+from lockstep.common.job.tally import Tally, pack_losses, pack_sums, result_digest
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     ComputeFailed,
@@ -42,7 +41,6 @@ from lockstep.common.protocol.messages import (
     WorkerMessage,
 )
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.statement import result_digest, statement_of
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.statemachine.machine import TimePassed
@@ -545,7 +543,6 @@ def lease_run(lease: Lease, leader: Any = None) -> LeaseRun:
         servers=SimpleNamespace(
             send=lambda frames, timeout_s, start: sent.append(frames), sent=sent, is_for_first=lambda start: not start
         ),
-        signature=lambda lease, digest: b"",
     )
     return LeaseRun(session, lease)
 
@@ -575,21 +572,17 @@ def test_a_result_of_a_team_has_the_digest_of_its_sums_which_are_sent_but_for_th
 
 # What a result carries
 
-SIGNED = "5" * 64
 
-
-@pytest.mark.parametrize(("run", "is_digested"), [("", False), ("", True), (SIGNED, True), (SIGNED, False)])
-def test_a_result_carries_all_that_was_found_and_is_signed_if_the_run_asks_for_it(run: str, is_digested: bool) -> None:
+@pytest.mark.parametrize("is_digested", [False, True])
+def test_a_result_carries_all_that_was_found(is_digested: bool) -> None:
     bench, job = Bench(job_of(metrics=["f1"])), job_of(metrics=["f1"])
-    bench.runner.sign = lambda statement: hashlib.sha256(statement).digest()
-    bench.enter(msgspec.structs.replace(bench.welcome(), signed_run=run))
+    bench.enter()
     bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
     (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2, number=3, is_digested=is_digested))
     alone = open_run("alone", job, digits(), RunOptions())
     compute = Compute(job, alone.model, alone.data, alone.shard.slots)
     sums, tally = compute.train(0, Node(0, 2))
     digest = result_digest(sums, compute.losses, tally) if is_digested else ""
-    statement = statement_of(run, job.digest(), 0, Node(0, 2), digest)
     assert result == Result(
         work="train",
         step=0,
@@ -605,7 +598,6 @@ def test_a_result_carries_all_that_was_found_and_is_signed_if_the_run_asks_for_i
         start=0,
         losses=pack_losses(compute.losses),
         digest=digest,
-        signature=hashlib.sha256(statement).digest() if run and is_digested else b"",
     )
     assert len(compute.losses) == 2
 

@@ -18,7 +18,7 @@ Z85_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A CURVE key, both halves in Z85; or an Ed25519 key that signs results, with the seed of its secret, in hex."""
+    """A CURVE key, both halves in Z85."""
 
     public: str
     secret: str = field(repr=False)
@@ -32,8 +32,6 @@ class ClientKeys:
     server: str
     #: Public keys of standbys, one of which may have the server's place.
     standbys: tuple[str, ...] = ()
-    #: Of the key that signs results, 32 bytes in hex, or empty.
-    seed: str = field(default="", repr=False)
 
 
 class ServerKeys(msgspec.Struct, frozen=True):
@@ -42,8 +40,6 @@ class ServerKeys(msgspec.Struct, frozen=True):
     pair: KeyPair
     #: Returns the current names by public key. A `LockstepError` lets no client in.
     allowed: Callable[[], Mapping[str, str]]
-    #: Returns, by name, the current public keys of those that sign; as `allowed`.
-    signers: Callable[[], Mapping[str, str]] = dict
 
 
 @dataclass(frozen=True)

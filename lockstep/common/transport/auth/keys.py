@@ -5,7 +5,7 @@ Secrets are written once, for this user only, and read only if they are still pr
 DIR            0700
 ├── server.key      0600  the server's secret
 ├── server.public         its public key, for workers that create their own
-├── allowed               the admitted clients: a public key and a name per line, and the key of its signatures
+├── allowed               the admitted clients: a public key and a name per line
 └── NAME.key        0600  a worker's secret and the server's public key: move it to the worker's machine
 """
 
@@ -16,7 +16,7 @@ import shutil
 import stat
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -29,9 +29,6 @@ from lockstep.common.transport.auth.curve import new_pair, public_of
 #: Valid names of keys.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-#: A key of Ed25519, or the seed of one: 32 bytes in hex.
-SIGNING_KEY = re.compile(r"[0-9a-f]{64}")
-
 #: How the names of standbys' keys begin: only with these may a run be mirrored, and handed over.
 STANDBY = "standby-"
 
@@ -39,7 +36,7 @@ STANDBY = "standby-"
 MOST_BYTES = 4096
 
 #: Limits of a key file.
-_FIELDS = {"name", "public", "secret", "server", "seed", "standbys"}
+_FIELDS = {"name", "public", "secret", "server", "standbys"}
 
 _BANNER = "# A secret key of Lockstep. A process that has it can join as {name}: keep it readable for its user only.\n"
 
@@ -52,15 +49,13 @@ class SecretKey:
     pair: KeyPair
     #: The public key of the server that a worker talks to; empty in the server's own file.
     server: str = ""
-    #: Of the key with which the worker signs its results, 32 bytes in hex; empty if it does not.
-    seed: str = field(default="", repr=False)
     #: Public keys of the standbys that were known when it was made.
     standbys: tuple[str, ...] = ()
 
     def client(self) -> ClientKeys:
         """Return what a client presents with it; with the server's own key, or a standby's, also to that one itself."""
         own = (self.pair.public,) if self.name.startswith(STANDBY) else ()
-        return ClientKeys(self.pair, self.server or self.pair.public, (*own, *self.standbys), self.seed)
+        return ClientKeys(self.pair, self.server or self.pair.public, (*own, *self.standbys))
 
 
 def write_secret(path: Path, key: SecretKey) -> None:
@@ -68,8 +63,6 @@ def write_secret(path: Path, key: SecretKey) -> None:
     lines = {"name": key.name, "public": key.pair.public, "secret": key.pair.secret}
     if key.server:
         lines["server"] = key.server
-    if key.seed:
-        lines["seed"] = key.seed
     # No character of a name or of Z85 needs an escape in TOML.
     text = _BANNER.format(name=key.name) + "".join(f'{name} = "{value}"\n' for name, value in lines.items())
     if key.standbys:
@@ -104,25 +97,23 @@ def read_key(path: Path) -> SecretKey:
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise KeyFileError(_malformed(path, str(error))) from None
-    if not {"name", "public", "secret"} <= values.keys() <= _FIELDS:
-        raise KeyFileError(
-            _malformed(path, "it lacks name, public or secret, or has more than these, server, seed and standbys")
-        )
+    if not {"name", "public", "secret"} <= values.keys():
+        raise KeyFileError(_malformed(path, "it lacks name, public or secret"))
+    if other := ", ".join(sorted(values.keys() - _FIELDS)):
+        raise KeyFileError(_malformed(path, f"it has {other}, which keys of this version have not"))
     if not NAME.fullmatch(str(values["name"])):
         raise KeyFileError(_malformed(path, f"its name is {values['name']!r}"))
-    for name in values.keys() - {"name", "seed", "standbys"}:
+    for name in values.keys() - {"name", "standbys"}:
         if not (isinstance(values[name], str) and Z85_KEY.fullmatch(values[name])):
             # Without the value: it may be a secret.
             raise KeyFileError(_malformed(path, f"its {name} is not a key of 40 characters"))
-    if not SIGNING_KEY.fullmatch(str(values.get("seed", "0" * 64))):
-        raise KeyFileError(_malformed(path, "its seed is not 64 hexadecimal digits"))
     standbys = values.get("standbys", [])
     if not isinstance(standbys, list) or not all(Z85_KEY.fullmatch(str(public)) for public in standbys):
         raise KeyFileError(_malformed(path, "its standbys are not a list of keys of 40 characters"))
     if public_of(values["secret"]) != values["public"]:
         raise KeyFileError(f"the public and the secret key in {str(path)!r} do not belong together: make a new one")
     pair = KeyPair(values["public"], values["secret"])
-    return SecretKey(values["name"], pair, values.get("server", ""), values.get("seed", ""), tuple(standbys))
+    return SecretKey(values["name"], pair, values.get("server", ""), tuple(standbys))
 
 
 def read_ours(path: Path, *, forbidden: int, most: int = MOST_BYTES) -> str:
@@ -214,7 +205,7 @@ class KeyFolder(msgspec.Struct, frozen=True):
         key, allowed = self.server_key(), AllowList(self.path / ALLOWED)
         # A list that cannot be read is an error now, and not a server that refuses all.
         allowed()
-        return ServerKeys(key.pair, allowed, allowed.signers)
+        return ServerKeys(key.pair, allowed)
 
     def server_key(self) -> SecretKey:
         """Return the server's own key."""
@@ -230,33 +221,23 @@ class KeyFolder(msgspec.Struct, frozen=True):
         """Return the public keys of the standbys that are let in."""
         return tuple(public for public, name in self.names().items() if name.startswith(STANDBY))
 
-    def signers(self) -> Mapping[str, str]:
-        """Return, by name, the public keys of those that sign their results."""
-        self._check_private()
-        return AllowList(self.path / ALLOWED).signers()
-
     def add(self, name: str) -> Path:
         """Create the key of another worker, and let it in; return the worker's file."""
         check_names([name])
         self._check_new(name)
         path = self.path / f"{name}.key"
-        pair, signing = new_pair(), new_signing_key()
-        write_secret(path, SecretKey(name, pair, self.server_key().pair.public, signing.secret, self.standbys()))
+        pair = new_pair()
+        write_secret(path, SecretKey(name, pair, self.server_key().pair.public, self.standbys()))
         try:
-            self.allow(name, pair.public, signing.public)
+            self.allow(name, pair.public)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
         return path
 
-    def allow(self, name: str, public: str, signer: str = "") -> None:
-        """Let in the owner of a key that was created elsewhere; `signer` is the key of its signatures, if it signs."""
+    def allow(self, name: str, public: str) -> None:
+        """Let in the owner of a key that was created elsewhere."""
         check_names([name])
-        if signer and not SIGNING_KEY.fullmatch(signer):
-            raise KeyFileError(
-                f"{signer!r} is not the public key of signatures: expected 64 hexadecimal digits, as `lockstep keys "
-                "make` prints"
-            )
         if not Z85_KEY.fullmatch(public):
             raise KeyFileError(
                 f"{public!r} is not a public key: expected 40 characters, as `lockstep keys make` prints"
@@ -265,7 +246,7 @@ class KeyFolder(msgspec.Struct, frozen=True):
         names = self.names()
         if public in names:
             raise KeyFileError(f"the key {public!r} is already admitted, as {names[public]!r}: nothing to do")
-        self._write({**names, public: name}, {**self.signers(), **({name: signer} if signer else {})})
+        self._write({**names, public: name})
 
     def revoke(self, name: str) -> None:
         """No longer let a worker in."""
@@ -273,17 +254,16 @@ class KeyFolder(msgspec.Struct, frozen=True):
         if name not in names.values():
             known = f"expected one of {', '.join(names.values())}" if names else "the list is empty"
             raise KeyFileError(f"no worker {name!r} is admitted: {known}")
-        self._write({public: other for public, other in names.items() if other != name}, self.signers())
+        self._write({public: other for public, other in names.items() if other != name})
 
     def _check_new(self, name: str) -> None:
         if name in self.names().values():
             raise KeyFileError(f"a worker {name!r} is already admitted: choose another name, or revoke that one first")
 
-    def _write(self, names: Mapping[str, str], signers: Mapping[str, str]) -> None:
+    def _write(self, names: Mapping[str, str]) -> None:
         path = self.path / ALLOWED
-        lines = (" ".join([public, name, *filter(None, [signers.get(name)])]) for public, name in names.items())
         try:
-            write_atomically(path, [f"{line}\n".encode() for line in lines])
+            write_atomically(path, [f"{public} {name}\n".encode() for public, name in names.items()])
             path.chmod(0o600)
         except OSError as error:
             raise _unwritable(path, error) from None
@@ -311,7 +291,6 @@ class AllowList:
         self._path = path
         self._state: tuple[int, int, int] | None = None
         self._names: Mapping[str, str] = {}
-        self._signers: Mapping[str, str] = {}
 
     def __call__(self) -> Mapping[str, str]:
         """Return names by public key; KeyFileError if the list is missing, malformed, or writable by others."""
@@ -322,36 +301,16 @@ class AllowList:
         state = found.st_mtime_ns, found.st_size, found.st_ino
         if state != self._state:
             text = read_ours(self._path, forbidden=0o022, most=_LIST_BYTES)
-            entries = [_entry(self._path, line) for line in text.splitlines() if line and line[0] != "#"]
-            self._names = {public: name for public, name, _ in entries}
-            self._signers = {name: signer for _, name, signer in entries if signer}
+            self._names = dict(_entry(self._path, line) for line in text.splitlines() if line and line[0] != "#")
             self._state = state
         return self._names
 
-    def signers(self) -> Mapping[str, str]:
-        """Return by name the public keys of signatures; raises as a call."""
-        self()
-        return self._signers
 
-
-def _entry(path: Path, line: str) -> tuple[str, str, str]:
-    public, _, rest = line.partition(" ")
-    name, _, signer = rest.partition(" ")
-    if not (Z85_KEY.fullmatch(public) and NAME.fullmatch(name) and SIGNING_KEY.fullmatch(signer or "0" * 64)):
-        raise KeyFileError(
-            f"the list {str(path)!r} has the line {line!r}: expected a public key, a space, and a name, and another "
-            "space and the key of its signatures if the worker signs"
-        )
-    return public, name, signer
-
-
-def new_signing_key() -> KeyPair:
-    """Return a new key for signatures, an empty one if the library for them is not installed."""
-    try:
-        from lockstep.common.transport.auth.signing import Signer
-    except ImportError:
-        return KeyPair("", "")
-    return Signer.new().key
+def _entry(path: Path, line: str) -> tuple[str, str]:
+    public, _, name = line.partition(" ")
+    if not (Z85_KEY.fullmatch(public) and NAME.fullmatch(name)):
+        raise KeyFileError(f"the list {str(path)!r} has the line {line!r}: expected a public key, a space, and a name")
+    return public, name
 
 
 def is_standbys(name: str) -> bool:

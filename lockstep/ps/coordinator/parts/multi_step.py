@@ -70,7 +70,7 @@ class MultiStepPlan:
 
 def may_lease_steps(info: RunInfo) -> bool:
     """Tell whether a team that shares the server's memory has all that it needs for a step."""
-    return info.options.servers == 1 and not (info.options.audit or info.options.signed) and info.manifest is None
+    return info.options.servers == 1 and not info.options.audit and info.manifest is None
 
 
 def _team_alone(membership: Membership, scheduler: Scheduler) -> Member | None:

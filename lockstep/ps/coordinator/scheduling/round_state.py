@@ -15,7 +15,7 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import Result
 from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
-from lockstep.ps.records.ledger import Account, SignedResult, UnusedCause
+from lockstep.ps.records.ledger import Account, UnusedCause
 from lockstep.ps.run.plan import Round
 
 #: Seconds from the begin of a lease's round until it was leased, and until its worker was past it.
@@ -114,8 +114,6 @@ class RoundState:
     round: Round
     #: Micro-batches that are leased alone, and whose results have digests.
     single: frozenset[int] = frozenset()
-    #: The name of the run in signatures of results, empty if they are not signed.
-    signed_run: str = ""
     #: When it began: the ledger's times are counted from there.
     began: float = 0.0
     #: As of `LeaseTable`.
@@ -180,9 +178,7 @@ class RoundState:
         if result.work == "train":
             granted = [lease.began for lease in ended if (lease.rank, lease.node) == (member.rank, node)]
             began_s = granted[0] - self.began if granted else None
-            signed = SignedResult.of(self.signed_run, result) if self.signed_run else None
-            ended_s = now - self.began
-            self.account.record_accepted(node, member.rank, result.losses, began_s, ended_s, signed=signed)
+            self.account.record_accepted(node, member.rank, result.losses, began_s, now - self.began)
         return [lease for lease in ended if lease.rank != member.rank], leases.free() > free
 
     def record_dropped(self, withdrawn: WithdrawnLease, computed: int, now: float) -> None:

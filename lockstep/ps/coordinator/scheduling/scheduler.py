@@ -11,7 +11,7 @@ from itertools import count
 
 from lockstep.common.aggregation.finishing_time import finishing_time_s, whole
 from lockstep.common.aggregation.tree import Node, largest_node_at
-from lockstep.common.protocol.messages import OF_A_STEP, Dropped, Lease, Result, Withdrawal
+from lockstep.common.protocol.messages import Dropped, Lease, Result, Withdrawal
 from lockstep.common.statemachine.machine import soonest
 from lockstep.ps.coordinator.effects import Effect, Send
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState, SlowWorkerTrial
@@ -30,8 +30,6 @@ class Scheduler:
     membership: Membership
     timeouts: LeaseTimeouts
     withdrawals: Withdrawals = field(default_factory=Withdrawals)
-    #: Whether each result of a step is to have a digest, to be signed.
-    digests_all: bool = False
     #: The numbers of the leases to come, by which workers and the server name them.
     numbers: Iterator[int] = field(default_factory=partial(count, 1))
 
@@ -331,6 +329,6 @@ class Scheduler:
             lo=node.lo,
             hi=node.hi,
             number=lease.number,
-            is_digested=node.lo in state.leases.single or (self.digests_all and work in OF_A_STEP),
+            is_digested=node.lo in state.leases.single,
         )
         return [Send(peer=member.peer, message=message)]

@@ -20,8 +20,10 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
 from lockstep.ps.records.metrics import METRICS, FailureRecord, Record, StepRecord, read_metrics
-from lockstep.ps.records.run_folder import LEDGER, read_ledger
-from lockstep.runs.run_dir import JOB, recorded_job
+from lockstep.ps.records.run_folder import JOB, LEDGER, read_ledger
+from lockstep.runs.run_dir import (
+    recorded_job,
+)
 
 Floats = NDArray[np.float64]
 

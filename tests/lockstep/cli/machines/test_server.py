@@ -8,8 +8,6 @@ import pytest
 
 from lockstep.cli.main import run
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.transport.auth.curve import new_pair
-from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.common.transport.port import Limits, PeerSlow
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.serve import Listening
@@ -56,15 +54,6 @@ def test_data_is_refused_before_it_listens(
     assert run([*SERVER, "--data", "one.npz"]) == 2
     out, error = capsys.readouterr()
     assert (out, error.startswith("error: one.npz: has no test set")) == ("", True)
-
-
-def test_signatures_need_keys_that_can_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("cryptography")
-    assert "--signed without --keys: expected a folder of keys" in refused(capsys, "--signed")
-    folder = KeyFolder.create(tmp_path / "keys", [])
-    folder.allow("old", new_pair().public)
-    keys = ("--keys", str(folder.path), "--signed")
-    assert "--signed with keys of which none can sign" in refused(capsys, *keys)
 
 
 def test_an_audit_of_workers_with_other_numerics_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

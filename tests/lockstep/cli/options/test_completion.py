@@ -114,10 +114,11 @@ def test_bash_completes_with_the_script(place: Path, capfd: pytest.CaptureFixtur
 def test_what_is_offered_is_what_there_is() -> None:
     from lockstep.cli.options import completion
     from lockstep.common.nn.models import MODELS as BUILT
+    from lockstep.ps.records.run_folder import JOB
     from lockstep.runs import job_file, run_dir
 
     assert (*BUILT, "dense", "conv") == completion.MODELS == job_file.SHIPPED
-    assert (completion.RUNS, completion.JOB) == (run_dir.RUNS, run_dir.JOB)
+    assert (completion.RUNS, completion.JOB) == (run_dir.RUNS, JOB)
 
 
 @pytest.mark.parametrize("command", ["watch", "evaluate"])

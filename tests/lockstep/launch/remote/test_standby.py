@@ -19,10 +19,12 @@ from lockstep.launch.remote.standby import (
     has_led_as_standby,
     server_with_more,
 )
-from lockstep.ps.records.run_folder import RESULT
+from lockstep.ps.records.run_folder import JOB, RESULT
 from lockstep.ps.standby.mirror import MIRROR
 from lockstep.ps.standby.terms import TermHistory, write_terms
-from lockstep.runs.run_dir import JOB, set_aside
+from lockstep.runs.run_dir import (
+    set_aside,
+)
 from tests.lockstep.common.statemachine.answering import AnsweringPort
 
 

@@ -1,12 +1,24 @@
 """A chain covers all that decides a run's bits, link after link, and a ledger that was changed does not follow it."""
 
+import json
+
 import msgspec
 import pytest
 from msgspec.structs import replace
 
 from lockstep.common.errors import FileFormatError
 from lockstep.ps.records.ledger import EpochDone, Line, RunBegun
-from lockstep.ps.records.receipt import ReceiptLink, first_link, next_link, read_chain, receipt_of
+from lockstep.ps.records.receipt import (
+    ReceiptLink,
+    SubjectFile,
+    first_link,
+    next_link,
+    read_chain,
+    receipt_of,
+    statement_in,
+    statement_of,
+)
+from lockstep.ps.records.run_folder import json_text
 from lockstep.ps.run.info import RunInfo
 from tests.lockstep.ps.runs import facts_of
 
@@ -95,3 +107,38 @@ def test_a_receipt_says_what_decides_the_bits() -> None:
     assert (receipt.dataset_sha256, receipt.layout_sha256) == ("1" * 64, "2" * 64)
     assert (receipt.model_source_sha256, receipt.code) == ("3" * 64, info.fingerprint.code)
     assert (receipt.numerics, receipt.chain) == (msgspec.to_builtins(info.fingerprint), chain)
+
+
+def test_the_receipt_is_an_in_toto_statement() -> None:
+    receipt = receipt_of(INFO, chain_of(2)[1])
+    written = json_text(statement_of([SubjectFile("weights.safetensors", {"sha256": "a" * 64})], receipt))
+    values = json.loads(written)
+    assert list(values) == ["_type", "subject", "predicateType", "predicate"]
+    assert values["_type"] == "https://in-toto.io/Statement/v1"
+    assert values["subject"] == [{"name": "weights.safetensors", "digest": {"sha256": "a" * 64}}]
+    assert values["predicateType"] == "https://pypi.org/project/lockstep-sgd/receipt/v1"
+    assert values["predicate"] == msgspec.to_builtins(receipt)
+    assert statement_in(written).predicate == receipt
+    # A reader of statements ignores fields that it does not know.
+    assert statement_in(json.dumps({**values, "later": 1}).encode()) == statement_in(written)
+
+
+def test_a_receipt_of_the_version_before_is_about_no_file() -> None:
+    receipt = receipt_of(INFO, chain_of(2)[1])
+    assert statement_in(msgspec.json.encode(receipt)) == statement_of([], receipt)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"_type": "https://in-toto.io/Statement/v0.1"},
+        {"predicateType": "https://slsa.dev/provenance/v1"},
+        {"subject": [{"name": "../weights", "digest": {}}]},
+        {"predicate": {}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_statement_is_not_a_receipt(change: dict[str, object]) -> None:
+    values = msgspec.to_builtins(statement_of([], receipt_of(INFO, chain_of(0)[1])))
+    with pytest.raises(msgspec.DecodeError):
+        statement_in(json.dumps({**values, **change}).encode())

@@ -1,5 +1,6 @@
 """What a run leaves on disk: lines of JSON, weights that others can read, a result with the fixed names."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,9 +19,18 @@ from lockstep.common.job.tally import Tally, pack_losses
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.ledger import Account, EpochDone, LedgerShare, RunBegun, StepDone, UnusedWork, read_lines
 from lockstep.ps.records.metrics import METRICS
-from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.recorder import MetricsRecorder, Setting, carried
-from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, WEIGHTS, RunFolder, read_result
+from lockstep.ps.records.run_folder import (
+    JOB,
+    LEDGER,
+    RECEIPT,
+    RESULT,
+    WEIGHTS,
+    RunFolder,
+    read_receipt,
+    read_result,
+    read_statement,
+)
 from lockstep.ps.run.progress import Moved, Progress, Split
 from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.lockstep.ps.runs import facts_of
@@ -248,9 +258,21 @@ def test_the_ledger_tells_who_computed_what_and_what_was_in_vain(tmp_path: Path)
     assert [line.step for line in lines if isinstance(line, StepDone)] == list(range(6))
 
 
+def test_the_receipt_of_a_finished_run_is_about_its_files(tmp_path: Path) -> None:
+    (tmp_path / JOB).write_text("seed = 3\n")
+    recorder = recorder_in(tmp_path)
+    assert [subject.name for subject in read_statement(tmp_path).subject] == [JOB]
+    recorder.close()
+    record(tmp_path)
+    subjects = {subject.name: subject.digest for subject in read_statement(tmp_path).subject}
+    assert subjects.keys() == {JOB, WEIGHTS, LEDGER, METRICS, RESULT}
+    for name, digest in subjects.items():
+        assert digest == {"sha256": hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}
+
+
 def test_the_receipt_and_the_ledger_have_the_same_chain(tmp_path: Path) -> None:
     recorder = record(tmp_path)
-    receipt = msgspec.json.decode((tmp_path / RECEIPT).read_bytes(), type=Receipt)
+    receipt = read_receipt(tmp_path)
     assert receipt.chain == recorder.chain
     assert [(link.epoch, link.step) for link in receipt.chain] == [(0, 0), (1, 3), (2, 6)]
     assert len({link.link for link in receipt.chain}) == 3

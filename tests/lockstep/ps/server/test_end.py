@@ -143,10 +143,9 @@ def test_no_worker_is_told_of_an_end_that_is_not_written(tmp_path: Path) -> None
 class DeletedFolder(RunFolder):
     """Is deleted before the result is written."""
 
-    def keep(self, name: str, value: RunResult | Receipt) -> None:
-        if isinstance(value, RunResult):
-            shutil.rmtree(self.path)
-        super().keep(name, value)
+    def keep_result(self, result: RunResult, receipt: Receipt) -> None:
+        shutil.rmtree(self.path)
+        super().keep_result(result, receipt)
 
 
 def without_a_folder_at_its_end(server: Server) -> Server:
@@ -175,10 +174,8 @@ def test_a_server_without_standbys_that_cannot_write_lets_its_workers_know(tmp_p
 class InterruptedFolder(RunFolder):
     """Ctrl-C while the result is written."""
 
-    def keep(self, name: str, value: RunResult | Receipt) -> None:
-        if isinstance(value, RunResult):
-            raise KeyboardInterrupt
-        super().keep(name, value)
+    def keep_result(self, result: RunResult, receipt: Receipt) -> None:
+        raise KeyboardInterrupt
 
 
 def interrupted_at_its_result(server: Server) -> Server:

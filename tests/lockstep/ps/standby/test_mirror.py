@@ -276,13 +276,12 @@ def test_a_mirror_that_is_led_from_is_a_folder_of_a_run_whose_lines_grow(folder:
     assert files_in(folder.there) == {**folder.mirrored(), "ledger.jsonl": LINES + MORE}
 
 
-def test_who_is_admitted_comes_with_the_keys_of_signatures(folder: MirroredFolder) -> None:
-    pair, signer = new_pair(), "ab" * 32
+def test_who_is_admitted_is_mirrored(folder: MirroredFolder) -> None:
+    pair = new_pair()
     folder.source.allowed = lambda: {pair.public: "worker-1"}
-    folder.source.signers = lambda: {"worker-1": signer}
     folder.mirror_once()
     listed = AllowList(folder.there / ALLOWED)
-    assert (listed(), listed.signers()) == ({pair.public: "worker-1"}, {"worker-1": signer})
+    assert listed() == {pair.public: "worker-1"}
     assert (folder.there / ALLOWED).stat().st_mode & 0o133 == 0
 
 

@@ -186,8 +186,7 @@ def test_who_is_admitted_is_shown_as_a_file_of_keys_has_it(folder: MirroredFolde
     source = folder.source
     assert ALLOWED not in names(source.files())
     source.allowed = lambda: {"key-1": "worker-1", "key-2": "worker-2"}
-    source.signers = lambda: {"worker-2": "signer"}
-    text = b"key-1 worker-1\nkey-2 worker-2 signer\n"
+    text = b"key-1 worker-1\nkey-2 worker-2\n"
     shown = source.files()
     assert shown.files[0] == RunFile(name=ALLOWED, size=len(text), digest=sha256(text))
     found = part(source, ALLOWED, sha256(text), 6)
