@@ -11,12 +11,13 @@ import pytest
 from tests.fuzz.bar import BATCH, CASE_BYTES, CASE_S, CASES, IN_ALL, bear, bounded, examine, measured, timed
 from tests.fuzz.mutation import damaged
 from tests.fuzz.tape import Tape
+from tests.fuzz.test_files import FORMATS
 
 
 def test_there_are_as_many_cases_as_are_promised() -> None:
     assert all(sum(numbers) >= least for numbers, least in zip(zip(*CASES.values(), strict=True), IN_ALL, strict=True))
     rooms = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    assert sorted(re.findall(r'^@amounts\("(.+)"\)$', rooms, re.MULTILINE)) == sorted(CASES)
+    assert sorted([*re.findall(r'^@amounts\("(.+)"\)$', rooms, re.MULTILINE), *FORMATS]) == sorted(CASES)
 
 
 def test_so_many_cases_are_looked_at_and_the_same_ones_each_time() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.source import MOST_KEPT, keep_loaded, load, with_validation
 from lockstep.common.errors import DataError
-from tests.lockstep.common.data.test_idx import idx_bytes
+from tests.lockstep.common.data.test_array_files import idx_bytes
 
 FILES = {
     "train-images-idx3-ubyte": np.arange(24, dtype=np.uint8).reshape(6, 2, 2),

@@ -1,32 +1,59 @@
-"""Files of arrays, damaged or made up: they are read, or refused by a typed error, and cost what they may."""
+"""Files of arrays and checkpoints, damaged or made up: each is read, or refused by a typed error, at a small cost."""
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lockstep.common.aggregation.layout import layout_of
 from lockstep.common.data.array_files import read_npz
-from lockstep.common.errors import DataError, FileFormatError
+from lockstep.common.errors import DataError, FileFormatError, UsageError
 from lockstep.common.files.safetensors import parts_of, read
-from tests.fuzz.bar import FILE_BYTES, amounts, bear, examine
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, RunProgress, read_checkpoint, sealed_parts
+from tests.fuzz.bar import CASE_BYTES, CASES, FILE_BYTES, bear, examine
 from tests.fuzz.mutation import EDGES, damaged
 from tests.fuzz.tape import Tape
-from tests.lockstep.common.data.test_idx import read_idx
+from tests.fuzz.test_records import DIGEST, odd_json
+from tests.lockstep.common.data.test_array_files import header, read_idx
+from tests.lockstep.common.model.built import build_model
+
+#: Returns the arrays of a file.
+Read = Callable[[Path], Sequence[NDArray[Any]]]
 
 
-@pytest.fixture
-def file(folder: Path) -> Path:
-    return folder / "file.npz"
+class Format(NamedTuple):
+    """A format of files, and what is tried with it."""
+
+    read: Read
+    #: What a file that cannot be read raises.
+    refusal: type[Exception]
+    #: Files that can be read.
+    wholes: Sequence[bytes]
+    #: Draws a file that is damaged or made up.
+    draw: Callable[[Tape], bytes]
+    #: Files that claim what is not so, by what that is.
+    lies: Mapping[str, bytes]
+    #: Times the bytes of a file that its arrays may have.
+    ratio: float = 1.0
+    #: Bytes that a lie may take.
+    most: int = CASE_BYTES
+
+
+# safetensors
 
 
 def safetensors_of(header: Any, data: bytes = b"") -> bytes:
@@ -70,18 +97,8 @@ def odd_header(tape: Tape) -> bytes:
     return safetensors_of(header, data)
 
 
-@amounts("safetensors")
-def test_safetensors(cases: int, file: Path) -> None:
-    def make(tape: Tape) -> bytes:
-        return odd_header(tape) if tape.happens(3) else damaged(tape, tape.choose(SAFETENSORS), SAFETENSORS)
-
-    def check(contents: bytes) -> None:
-        file.write_bytes(contents)
-        with contextlib.suppress(FileFormatError):
-            arrays, _ = read(file)
-            assert sum(array.nbytes for array in arrays.values()) <= len(contents)
-
-    examine(cases, make, check)
+def odd_safetensors(tape: Tape) -> bytes:
+    return odd_header(tape) if tape.happens(3) else damaged(tape, tape.choose(SAFETENSORS), SAFETENSORS)
 
 
 SAFETENSORS_BOMBS = {
@@ -107,42 +124,23 @@ SAFETENSORS_BOMBS = {
 }
 
 
-@pytest.mark.parametrize("contents", SAFETENSORS_BOMBS.values(), ids=list(SAFETENSORS_BOMBS))
-def test_safetensors_that_lie(contents: bytes, file: Path) -> None:
-    file.write_bytes(contents)
-
-    def explode() -> None:
-        with pytest.raises(FileFormatError) as caught:
-            read(file)
-        assert len(str(caught.value)) < 2000
-        assert str(caught.value).isprintable()
-
-    bear(explode, FILE_BYTES)
+# IDX
 
 
 def idx_of(*shape: int, data: bytes = b"", kind: int = 8) -> bytes:
-    return struct.pack(f">BBBB{len(shape)}I", 0, 0, kind, len(shape), *shape) + data
+    return header(*shape, kind=kind) + data
 
 
 IDX = [idx_of(2, 3, 4, data=bytes(24)), idx_of(0, 3, 4), idx_of(1, 1, 1, data=b"1")]
 GZIPPED = [gzip.compress(contents, mtime=0) for contents in IDX]
 
 
-@amounts("idx")
-def test_idx(cases: int, file: Path) -> None:
-    def make(tape: Tape) -> bytes:
-        if tape.happens(3):
-            contents = idx_of(*(tape.choose(EDGES) % 2**32 for _ in range(3)), data=tape.raw(tape.below(30)))
-        else:
-            contents = damaged(tape, tape.choose(IDX + GZIPPED), IDX + GZIPPED)
-        return gzip.compress(contents, 1, mtime=0) if tape.happens(4) else contents
-
-    def check(contents: bytes) -> None:
-        file.write_bytes(contents)
-        with contextlib.suppress(DataError):
-            assert read_idx(file, dimensions=3).nbytes <= 1032 * len(contents)
-
-    examine(cases, make, check)
+def odd_idx(tape: Tape) -> bytes:
+    if tape.happens(3):
+        contents = idx_of(*(tape.choose(EDGES) % 2**32 for _ in range(3)), data=tape.raw(tape.below(30)))
+    else:
+        contents = damaged(tape, tape.choose(IDX + GZIPPED), IDX + GZIPPED)
+    return gzip.compress(contents, 1, mtime=0) if tape.happens(4) else contents
 
 
 IDX_BOMBS = {
@@ -160,21 +158,7 @@ IDX_BOMBS = {
 }
 
 
-@pytest.mark.parametrize("contents", IDX_BOMBS.values(), ids=list(IDX_BOMBS))
-def test_idx_that_lies(contents: bytes, file: Path) -> None:
-    file.write_bytes(contents)
-    explode_quietly(lambda: read_idx(file, dimensions=3))
-
-
-def explode_quietly(read_file: Any) -> None:
-    """Demand a `DataError`, and that within the bounds."""
-
-    def explode() -> None:
-        with pytest.raises(DataError) as caught:
-            read_file()
-        assert str(caught.value).isprintable()
-
-    bear(explode)
+# npz
 
 
 def npy_of(array: Any, *, allow_pickle: bool = False) -> bytes:
@@ -199,20 +183,11 @@ NPY = [npy_of(np.arange(6, dtype=np.uint8).reshape(2, 3)), npy_of(np.float32(1.5
 NPZ = [npz_of(a=NPY[0]), npz_of(zipfile.ZIP_DEFLATED, a=NPY[0], b=NPY[1]), npz_of(a=NPY[2])]
 
 
-@amounts("npz")
-def test_npz(cases: int, file: Path) -> None:
-    def make(tape: Tape) -> bytes:
-        if tape.happens():
-            method = tape.choose((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-            return npz_of(method, a=damaged(tape, tape.choose(NPY), NPY))
-        return damaged(tape, tape.choose(NPZ), NPZ)
-
-    def check(contents: bytes) -> None:
-        file.write_bytes(contents)
-        with contextlib.suppress(DataError):
-            assert read_npz(file, ("a",))["a"].nbytes <= 1032 * len(contents)
-
-    examine(cases, make, check)
+def odd_npz(tape: Tape) -> bytes:
+    if tape.happens():
+        method = tape.choose((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+        return npz_of(method, a=damaged(tape, tape.choose(NPY), NPY))
+    return damaged(tape, tape.choose(NPZ), NPZ)
 
 
 def with_size(contents: bytes, size: int) -> bytes:
@@ -232,6 +207,15 @@ BIG = npy_of(np.zeros(32 * 2**20, np.uint8))
 #: Larger than it may claim to be; its methods take seconds for what is really big.
 LARGER = npy_of(np.zeros(2**16, np.uint8))
 PLAIN = "{'descr': '|u1', 'fortran_order': False, 'shape': (1,), }"
+
+
+def archive_of(members: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for number in range(members):
+            archive.writestr(zipfile.ZipInfo(f"{number}"), b"")
+    return buffer.getvalue()
+
 
 NPZ_BOMBS = {
     "pickled objects": npz_of(a=OBJECTS),
@@ -255,22 +239,155 @@ NPZ_BOMBS = {
     "a directory that claims much": NPZ[0][:-10] + struct.pack("<II", 2**32 - 1, 0) + NPZ[0][-2:],
     "encrypted": NPZ[0].replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"),
     "no archive": b"PK\x05\x06",
+    "a directory of very many members": archive_of(30_000),
 }
 
 
-@pytest.mark.parametrize("contents", NPZ_BOMBS.values(), ids=list(NPZ_BOMBS))
-def test_npz_that_lies(contents: bytes, file: Path) -> None:
-    file.write_bytes(contents)
-    explode_quietly(lambda: read_npz(file, ("a",)))
+# Checkpoints
+
+JOB = Job(model={"class": "Linear", "args": [2, 3]}, data="digits", epochs=2, global_batch=16, micro_batches=4)
+LAYOUT = layout_of(build_model(JOB.model))
+PROGRESS = RunProgress(
+    steps=3,
+    is_evaluated=True,
+    loss_sum=1.5,
+    count=8,
+    samples=40,
+    history=[],
+    elapsed_s=1.0,
+    wall_s=1.0,
+    train_s=1.0,
+    compute_s=1.0,
+    update_s=0.1,
+    metrics_bytes=0,
+    ledger_bytes=0,
+)
+IDENTITY = CheckpointIdentity(job=JOB, source="", dataset=DIGEST, layout=LAYOUT.digest(), numerics=fingerprint())
+HELD = np.zeros(LAYOUT.size, np.float32), {"momentum_buffer": np.ones(LAYOUT.size, np.float32)}
+LENGTH, HEADER, *ARRAYS = (bytes(part) for part in sealed_parts(IDENTITY, PROGRESS, LAYOUT, *HELD))
+WHOLE = b"".join((LENGTH, HEADER, *ARRAYS))
+KEY = b'"sha256":"'
 
 
-def test_a_directory_of_very_many_members_is_not_read(file: Path) -> None:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for number in range(30_000):
-            archive.writestr(zipfile.ZipInfo(f"{number}"), b"")
-    file.write_bytes(buffer.getvalue())
-    explode_quietly(lambda: read_npz(file, ("a",)))
+def sealed(header: bytes, data: bytes) -> bytes:
+    """Return a file with that header and data, under the seal that belongs to it, where there is room for one."""
+    header += b" " * (-len(header) % 8)
+    before, key, after = header.partition(KEY)
+    contents = [struct.pack("<Q", len(header)), before + key, b"0" * 64, after[64:], data]
+    contents[2] = hashlib.sha256(b"".join(contents)).hexdigest().encode()
+    return b"".join(contents)
+
+
+def odd_checkpoint(tape: Tape) -> bytes:
+    data = b"".join(ARRAYS)
+    match tape.below(4):
+        case 0:
+            return damaged(tape, WHOLE)
+        case 1:
+            return sealed(HEADER, damaged(tape, data))
+        case 2:
+            # The past is the last array: longer or shorter, its place in the header is not right any more.
+            return sealed(HEADER, (data[: -len(ARRAYS[-1])] + odd_json(tape, ARRAYS[-1]))[: len(data)].ljust(len(data)))
+        case _:
+            return sealed(odd_json(tape, HEADER), data)
+
+
+DEEP = b'{\\"a\\":' * 20_000
+CHECKPOINT_LIES = {
+    "a job of objects in objects": sealed(
+        HEADER.replace(b'"job":"', b'"job":"{\\"model\\":' + DEEP, 1), b"".join(ARRAYS)
+    ),
+    "a header of the greatest length": struct.pack("<Q", 2**64 - 1) + WHOLE[8:],
+    "a header longer than the file": struct.pack("<Q", 2**30) + WHOLE[8:],
+    "nothing": b"",
+    "a length alone": LENGTH,
+    "another seal": WHOLE.replace(KEY, KEY + b"f", 1),
+}
+
+
+def held(path: Path) -> list[NDArray[Any]]:
+    """Read a checkpoint, and take out of it what a run would."""
+    weights, slots = read_checkpoint(path).held(LAYOUT, ["momentum_buffer"])
+    return [weights, *slots.values()]
+
+
+FORMATS = {
+    "safetensors": Format(
+        lambda path: [*read(path)[0].values()],
+        FileFormatError,
+        SAFETENSORS,
+        odd_safetensors,
+        SAFETENSORS_BOMBS,
+        most=FILE_BYTES,
+    ),
+    "idx": Format(lambda path: [read_idx(path)], DataError, [*IDX, *GZIPPED], odd_idx, IDX_BOMBS, 1032),
+    # NumPy parses a header, of 10,000 bytes at most, as Python.
+    "npz": Format(lambda path: [read_npz(path, ("a",))["a"]], DataError, NPZ, odd_npz, NPZ_BOMBS, 1032, 2**23),
+    "checkpoints": Format(held, UsageError, [WHOLE], odd_checkpoint, CHECKPOINT_LIES),
+}
+
+
+@pytest.fixture
+def file(folder: Path) -> Path:
+    return folder / "step-00000003.safetensors"
+
+
+AMOUNTS = [(kind, CASES[kind][0]) for kind in FORMATS]
+MANY = [pytest.param(kind, CASES[kind][1], marks=pytest.mark.slow) for kind in FORMATS]
+
+
+@pytest.mark.parametrize(("kind", "cases"), [*AMOUNTS, *MANY])
+def test_a_damaged_file_is_refused_or_read(kind: str, cases: int, file: Path) -> None:
+    tried = FORMATS[kind]
+
+    def check(contents: bytes) -> None:
+        file.write_bytes(contents)
+        with contextlib.suppress(tried.refusal):
+            assert sum(array.nbytes for array in tried.read(file)) <= tried.ratio * len(contents)
+
+    examine(cases, tried.draw, check)
+
+
+@pytest.mark.parametrize(("kind", "lie"), [(kind, lie) for kind, tried in FORMATS.items() for lie in tried.lies])
+def test_a_file_that_lies_is_refused(kind: str, lie: str, file: Path) -> None:
+    tried = FORMATS[kind]
+    file.write_bytes(tried.lies[lie])
+
+    def explode() -> None:
+        with pytest.raises(tried.refusal) as caught:
+            tried.read(file)
+        assert len(str(caught.value)) < 2000
+        assert str(caught.value).isprintable()
+
+    bear(explode, tried.most)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_whole_file_is_read_and_each_truncation_refused(kind: str, file: Path) -> None:
+    tried = FORMATS[kind]
+    for whole in tried.wholes:
+        file.write_bytes(whole)
+        tried.read(file)
+        for length in range(0, len(whole), 1 + len(whole) // 400):
+            file.write_bytes(whole[:length])
+            with pytest.raises(tried.refusal):
+                tried.read(file)
+
+
+@pytest.mark.parametrize(("kind", "whole"), [("idx", GZIPPED[0]), ("npz", NPZ[1])], ids=["idx", "npz"])
+def test_a_flipped_byte_of_a_file_with_checksums_is_refused_or_harmless(kind: str, whole: bytes, file: Path) -> None:
+    file.write_bytes(whole)
+    (expected,) = FORMATS[kind].read(file)
+    for index in range(len(whole)):
+        file.write_bytes(whole[:index] + bytes([whole[index] ^ 0x55]) + whole[index + 1 :])
+        with contextlib.suppress(DataError):
+            np.testing.assert_array_equal(FORMATS[kind].read(file)[0], expected)
+
+
+def test_a_whole_checkpoint_is_under_the_seal_that_belongs_to_it(file: Path) -> None:
+    assert sealed(HEADER, b"".join(ARRAYS)) == WHOLE
+    file.write_bytes(WHOLE)
+    assert read_checkpoint(file).progress == PROGRESS
 
 
 def test_the_size_of_deflate_is_what_the_readers_take_it_for() -> None:
