@@ -260,14 +260,21 @@ def _complaint(error: click.ClickException) -> str:
             command = error.ctx.command_path.partition(" ")[2] if error.ctx is not None else ""
             gone = removed_option(error.option_name, command)
             return gone or f"no such option {error.option_name!r}{_meant(error)}"
+        case click.NoSuchCommand():
+            command = error.ctx.command_path.partition(" ")[2] if error.ctx is not None else ""
+            return removed_command(f"{command} {error.command_name}") or _text(error)
         case click.MissingParameter():
             kind = error.param_type or (error.param.param_type_name if error.param is not None else "parameter")
             return f"missing {kind} {_parameter(error)}"
         case click.BadParameter():
             return f"invalid value for {_parameter(error)}: {_flat(error.message)}"
         case _:
-            text = _flat(error.format_message())
-            return f"{text[:1].lower()}{text[1:]}"
+            return _text(error)
+
+
+def _text(error: click.ClickException) -> str:
+    text = _flat(error.format_message())
+    return f"{text[:1].lower()}{text[1:]}"
 
 
 def _meant(error: click.NoSuchOption) -> str:

@@ -16,7 +16,7 @@ _STARTED_AGAIN = (
 _SIGNED_BY_OTHERS = "sign the run's receipt.json, which is an in-toto statement, with cosign or another tool"
 _FIXED_SERVERS = "the number of servers is fixed in a run, by --servers"
 
-#: Commands.
+#: Commands; a part of a command by both words, as `keys make`.
 COMMANDS: dict[str, str] = {
     "promote": _STARTED_AGAIN,
     "drain": f"stop the server, and {_STARTED_AGAIN}",

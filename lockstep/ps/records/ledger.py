@@ -380,6 +380,7 @@ def read_lines(data: bytes, name: str) -> list[Line]:
             lines.append(decode(line, Line))
         except msgspec.MsgspecError as error:
             raise FileFormatError(
-                f"{name}: line {number} is not an entry of a ledger: {error}: it was changed"
+                f"{name}: line {number} is not an entry of a ledger: {error}: it was changed, or another version of "
+                "lockstep wrote it: use that version"
             ) from error
     return lines
