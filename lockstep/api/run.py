@@ -250,7 +250,7 @@ class Run(msgspec.Struct, frozen=True, dict=True):
 
 
 def load_run(folder: str | Path, *, trust_model: bool = False, training_data: str | Path | None = None) -> Run:
-    """Return a finished run from its folder, or from a file of `lockstep share`.
+    """Return a finished run from its folder, or from a file of `lockstep export`.
 
     Raises `JobError` without a run there, or if it is not finished.
 

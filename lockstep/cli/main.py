@@ -30,6 +30,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "train": "training.train:train",
         "find-lr": "training.find_lr:find_lr",
         "doctor": "training.doctor:doctor",
+        "pack": "training.pack:pack_command",
     },
     "Use a run": {
         "evaluate": "results.evaluate:evaluate",
@@ -38,16 +39,11 @@ SECTIONS: dict[str, dict[str, str]] = {
         "compare": "results.compare:compare",
         "plot": "results.plot:plot",
         "watch": "results.watch:watch",
-        "share": "results.share:share_command",
     },
     "Check": {
         "ledger": "checking.ledger:ledger",
         "verify": "checking.verify:verify",
         "replay": "checking.replay:replay_command",
-    },
-    "Data": {
-        "pack": "data_folders:pack_command",
-        "check-data": "data_folders:check_data",
     },
     "Several machines": {
         "server": "machines.server:server",
@@ -62,7 +58,6 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Develop": {
         "bench": "bench:bench",
     },
-    "Shell": {"completion": "completion:completion"},
 }
 
 #: Characters of an error's text: a value in it may be as long as a file.

@@ -18,6 +18,9 @@ _FIXED_SERVERS = "the number of servers is fixed in a run, by --servers"
 
 #: Commands; a part of a command by both words, as `keys make`.
 COMMANDS: dict[str, str] = {
+    "check-data": "`lockstep verify FOLDER` checks a dataset",
+    "completion": 'a shell completes with `eval "$(_LOCKSTEP_COMPLETE=bash_source lockstep)"`, or zsh_source',
+    "share": "`lockstep export RUN FILE.zip` writes a run to one file",
     "promote": _STARTED_AGAIN,
     "drain": f"stop the server, and {_STARTED_AGAIN}",
     "simulate": "it is a tool for developers: run scripts/simulate in a clone",

@@ -307,7 +307,7 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
         if _is_abandoned(folder):
             again = f"--run-dir {shlex.quote(str(folder))}"
             raise JobError(f"{named}: the run was killed before it began; begin it again, with {again}")
-        why = ", because `lockstep share` leaves checkpoints out" if folder.is_file() else ""
+        why = ", because a zip leaves checkpoints out" if folder.is_file() else ""
         raise JobError(f"{named}{why}: expected a run folder, with its {JOB}")
     check_records(folder)
     # A resumed run waits for other workers than it began with.

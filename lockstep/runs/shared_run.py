@@ -1,4 +1,4 @@
-"""A run in one file: `lockstep share` writes it, and commands read it as they read the folder of a run.
+"""A run in one file: `lockstep export` writes it, and commands read it as they read the folder of a run.
 
 It is a zip of the folder's records, with names in place of paths and of machines, and without logs and checkpoints. A
 file may come from anywhere, so each entry has to be a record of a run, and no larger than such a file can have made it.
@@ -74,7 +74,7 @@ ENCRYPTED = 1
 #: The kind of the lines of failures.
 FAILURE = FailureRecord.__struct_config__.tag
 
-_EXPECTED = "a file that `lockstep share` has written"
+_EXPECTED = "a file that `lockstep export` has written"
 
 #: The errors of unpacking damaged bytes.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, StopIteration)
@@ -183,9 +183,9 @@ def _ledger(folder: Path) -> Iterator[bytes]:
 
 
 def opened_run(path: Path) -> Path:
-    """Return the folder of a run, which is `path` unless that is a file of `share`: then it is where that is unpacked.
+    """Return the folder of a run, which is `path`, or where the file of `lockstep export` there is unpacked.
 
-    FileFormatError if it is a zip, and not one of `share`.
+    FileFormatError if it is a zip, and not one of `lockstep export`.
     """
     if not path.is_file() or not zipfile.is_zipfile(path):
         return path

@@ -112,8 +112,7 @@ def _advice(folder: Path, checkpoints: Sequence[Checkpoint]) -> str:
     has_last = (folder / WEIGHTS).exists()
     if has_last and not steps:
         return (
-            "it has only its last weights (`lockstep share` leaves checkpoints out): to use these, remove --best and "
-            "--checkpoint"
+            "it has only its last weights (a zip leaves checkpoints out): to use these, remove --best and --checkpoint"
         )
     there = [f"--checkpoint {step}" for step in steps] + ["--checkpoint last"] * has_last
     return f"expected {', '.join(there)}" if there else "it has none"
@@ -239,7 +238,7 @@ def data_advice(folder: Path, job: Job, flag: str = "--training-data") -> str:
             f"`{flag} {shlex.quote(source)}`"
         )
     if job.data in (DATA, DATA_FOLDER):
-        place = "in the run's folder, where `fit` keeps it and `lockstep share` leaves it out, or where it was trained"
+        place = "in the run's folder, where `fit` keeps it and a zip leaves it out, or where it was trained"
     elif Path(job.data).expanduser().is_absolute():
         place = "where it was trained"
     else:

@@ -68,10 +68,10 @@ def test_verify_names_a_block_that_has_changed(folder: Path, capsys: pytest.Capt
 
 
 def test_a_command_checks_every_byte(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["check-data", str(folder)]) == 0
+    assert run(["verify", str(folder)]) == 0
     assert capsys.readouterr().out.startswith(f"{folder}: all 158,400 bytes are as they were packed; dataset sha256 ")
     changed = change(folder, 7)
-    assert run(["check-data", str(folder)]) == 2
+    assert run(["verify", str(folder)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {changed}: block 0 ")
 
 
@@ -88,7 +88,6 @@ MISTAKES = {
     "no source": (["pack", "gone", "new"], "error: no source 'gone': expected a file or a folder"),
     "no labels": (["pack", "x.npy", "new"], "error: x.npy: has samples alone: expected --labels FILE.npy"),
     "packed": (["pack", "tiny.data", "new"], "error: 'tiny.data' is packed already: train on it with --data tiny.data"),
-    "not a dataset": (["check-data", "."], "error: .: is not a packed dataset: expected a folder"),
 }
 
 

@@ -22,14 +22,19 @@ FILES = (
 )
 CALLS = (
     *(["evaluate", "R"], ["ledger", "R"], ["export", "R", "new.npz"], ["train", "--resume", "U", "--workers", "0"]),
-    ["share", "R", "new.zip"],
+    ["export", "R", "new.zip"],
 )
 
 #: Files that a run of more values has, and the other commands that open its folder.
 MORE_FILES = ("checkpoints", "checkpoints/step-00000005.safetensors", "weights-ema.safetensors", "examples.npz")
 MORE_CALLS = (
     *(["evaluate", "R", "--json"], ["evaluate", "R", "--data", "tiny.npz"], ["evaluate", "R", "--checkpoint", "ema"]),
-    *(["predict", "R", "new.npy"], ["export", "R", "new.onnx"], ["compare", "R", "good"], ["check-data", "R"]),
+    *(
+        ["predict", "R", "new.npy"],
+        ["export", "R", "new.onnx"],
+        ["compare", "R", "good"],
+        ["verify", "R", "--steps", "0"],
+    ),
     *(["verify", "R"], ["verify", "R", "--against", "good"], ["replay", "R", "--step", "0", "--micro-batch", "0"]),
     ["train", "R/job.toml", "--workers", "0", "--steps", "1", "--run-dir", "new", "--no-picture"],
     *(["find-lr", "R/job.toml", "--tries", "30"], ["doctor", "R/job.toml"], ["plot", "R", "--to", "plots"]),

@@ -48,12 +48,10 @@ SERVING = ("server", "node")
 RECORDS_ONLY = {
     "ledger": ["{run}"],
     "compare": ["{run}", "{run}"],
-    "check-data": ["{run}"],
-    "share": ["{run}", "{out}/shared.zip"],
 }
 
 #: The page is asked below, and the others open no folder of a run.
-OTHERS = {"watch", "pack", "worker", "shard", "keys", "status", "promote", "drain", "bench", "simulate", "completion"}
+OTHERS = {"watch", "pack", "worker", "shard", "keys", "status", "promote", "drain", "bench"}
 
 CASES = [(name, arguments) for name, calls in OPENING.items() for arguments in calls]
 

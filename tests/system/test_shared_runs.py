@@ -132,7 +132,7 @@ def test_a_colleague_uses_a_run_without_its_data(kind: str, owner: Person, colle
     flags, inputs, tests = CASES[kind]
     if kind != "table":
         owner.run("train", *flags, "--run-dir", f"run-{kind}", *BRIEF)
-    owner.run("share", f"run-{kind}", str(colleague.folder / "run.zip"))
+    owner.run("export", f"run-{kind}", str(colleague.folder / "run.zip"))
     for name in ("new.csv", "others", "new.npy"):
         if not (owner.folder / name).exists():
             (owner.folder / name).symlink_to(colleague.folder / name)
@@ -162,7 +162,7 @@ def test_a_colleague_uses_a_run_without_its_data(kind: str, owner: Person, colle
 
 
 def test_a_run_is_recomputed_from_the_source_of_its_data(owner: Person, colleague: Person) -> None:
-    owner.run("share", "run-table", str(colleague.folder / "run.zip"))
+    owner.run("export", "run-table", str(colleague.folder / "run.zip"))
     refused = colleague.run("verify", "run.zip", "--trust-model", code=2)
     command = "lockstep pack clients.csv clients.data --target price --task numbers --missing mean"
     assert command.partition(" ")[2] in refused
@@ -175,8 +175,8 @@ def test_a_run_is_recomputed_from_the_source_of_its_data(owner: Person, colleagu
 
 def test_a_model_in_onnx_is_the_owners(owner: Person, colleague: Person) -> None:
     pytest.importorskip("onnx")
-    owner.run("share", "run-table", str(colleague.folder / "run.zip"))
-    owner.run("share", "run-table", "run.zip")
+    owner.run("export", "run-table", str(colleague.folder / "run.zip"))
+    owner.run("export", "run-table", "run.zip")
     owner.run("export", "run.zip", "model.onnx")
     colleague.run("export", "run.zip", "model.onnx", "--trust-model")
     assert (colleague.folder / "model.onnx").read_bytes() == (owner.folder / "model.onnx").read_bytes()
@@ -184,7 +184,7 @@ def test_a_model_in_onnx_is_the_owners(owner: Person, colleague: Person) -> None
 
 def test_the_page_and_the_plots_of_a_run_that_was_sent(owner: Person, colleague: Person) -> None:
     pytest.importorskip("matplotlib")
-    owner.run("share", "run-table", str(colleague.folder / "run.zip"))
+    owner.run("export", "run-table", str(colleague.folder / "run.zip"))
     told = colleague.run("plot", "run.zip", "--trust-model")
     assert "wrote plots/run/learning.png" in told
     assert "left out answers.png: the run in " in told
@@ -196,7 +196,7 @@ def test_the_page_and_the_plots_of_a_run_that_was_sent(owner: Person, colleague:
 
 
 def test_messages_name_the_file_that_was_given(owner: Person, colleague: Person) -> None:
-    owner.run("share", "run-table", str(colleague.folder / "named.zip"))
+    owner.run("export", "run-table", str(colleague.folder / "named.zip"))
     told = colleague.run("export", "named.zip", "model.onnx", code=2)
     assert "error: the run in 'named.zip' has Python code" in told
     # The file to read is where it was unpacked.
@@ -210,7 +210,7 @@ def test_messages_name_the_file_that_was_given(owner: Person, colleague: Person)
 
 
 def test_the_page_of_a_run_that_was_sent(owner: Person, colleague: Person) -> None:
-    owner.run("share", "run-table", str(colleague.folder / "seen.zip"))
+    owner.run("export", "run-table", str(colleague.folder / "seen.zip"))
     call = [sys.executable, "-m", "lockstep", "watch", "seen.zip"]
     with subprocess.Popen(
         call, cwd=colleague.folder, env=colleague.environment(), stderr=subprocess.PIPE, text=True

@@ -21,15 +21,17 @@ from lockstep.checking.verify import Difference, Verifier
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
 from lockstep.cli.options.completion import RunPath
 from lockstep.cli.options.job import takes_trust
-from lockstep.cli.options.packing import say_if_changed, training_data_of
+from lockstep.cli.options.packing import progress_of, say_if_changed, training_data_of
 from lockstep.cli.options.run import RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.cli.options.types import number_range
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
+from lockstep.common.data.folder import MANIFEST, check_folder
 from lockstep.common.errors import DifferenceError, NumericsError, UsageError
 from lockstep.common.files.safetensors import read
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.packing.options import ReadProgress
 from lockstep.ps.records.ledger import EpochDone
 from lockstep.ps.records.receipt import read_chain
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, WEIGHTS, subject_in
@@ -61,21 +63,25 @@ def verify(
     as_json: bool,
     training_data: str | None,
 ) -> None:
-    """Recompute the run in the folder RUN in this process, and compare every bit.
+    """Recompute the run in the folder RUN in this process, and compare every bit; or check a packed dataset.
 
     The command compares the ledger, the loss of each micro-batch, a checksum of the weights after each step, their
     SHA-256 after each epoch and checkpoint, and the files of a finished run with the digests in its receipt. It reports
     the first step and micro-batch that differ, and the worker that computed them. The exit code is 1 if anything
-    differs.
+    differs. If RUN is the folder of a dataset, each of its blocks is compared with its digest.
 
     \b
       lockstep verify runs/20261124-231714-lenet
       lockstep verify runs/20261124-231714-lenet --steps 400..419
       lockstep verify runs/20261124-231714-lenet --against hers/receipt.json
+      lockstep verify pictures.data
     """
     console = Console(highlight=False, stderr=as_json)
     if against is not None:
         click.echo(compared(run, against))
+        return
+    if (run / MANIFEST).is_file():
+        print_plainly(console, checked_dataset(run))
         return
     recorded = read_run(run, training_data_of(run, training_data))
     with suppress(NumericsError) if allow_mixed_numerics else nullcontext():
@@ -103,6 +109,15 @@ def verify(
         raise DifferenceError(found.text)
     counted = f"the losses of {verifier.micro_batches:,} micro-batches"
     print_plainly(console, f"the same bits: steps {first} to {high - 1}, {counted} and the weights after each step")
+
+
+def checked_dataset(folder: Path) -> str:
+    """Compare every block of a dataset with its digest; return what was checked. `DataError` if one has changed."""
+    with progress_of(f"checking {folder}") as watch:
+        progress = ReadProgress(watch, sum(path.stat().st_size for path in folder.glob("*.npy")))
+        manifest = check_folder(folder, progress.advance)
+    checked = f"all {progress.done:,} bytes are as they were packed"
+    return f"{folder}: {checked}; dataset sha256 {manifest.digest()}"
 
 
 def compared(run: Path, against: Path) -> str:

@@ -20,12 +20,12 @@ RUNS, JOB = Path("runs"), "job.toml"
 #: The models that are part of Lockstep.
 MODELS = ("linear", "mlp", "lenet", "cnn", "dense", "conv")
 
-#: The files of `lockstep share` that a command was given, by the folders into which they are unpacked.
+#: The files of `lockstep export` that a command was given, by the folders into which they are unpacked.
 GIVEN: dict[str, str] = {}
 
 
 class RunPath(click.Path):
-    """The folder of a run, of which a shell offers those below `runs`, newest first; or a file of `lockstep share`.
+    """The folder of a run, of which a shell offers those below `runs`, newest first; or a file of `lockstep export`.
 
     The command gets the folder into which such a file is unpacked, unless it asks for a folder alone.
     """
@@ -45,14 +45,14 @@ class RunPath(click.Path):
 
 
 def unpacked(path: Path) -> Path:
-    """Return the folder of a run, whether it is given or in a file of `lockstep share`.
+    """Return the folder of a run, whether it is given or in a file of `lockstep export`.
 
     Raises BadParameter if such a file is not there: a folder may begin to exist while its page is shown, a file was
     sent, or is another one.
     """
     if not path.is_file():
         if path.suffix == ".zip" and not path.exists():
-            raise click.BadParameter(f"there is no file {str(path)!r}: expected one of `lockstep share`")
+            raise click.BadParameter(f"there is no file {str(path)!r}: expected one of `lockstep export`")
         return path
     # Imported here, since a completion, and the processes of a run, need none of it.
     from lockstep.runs.shared_run import opened_run

@@ -1,4 +1,4 @@
-"""`lockstep pack` makes a dataset folder from files of other formats; `lockstep check-data` checks all of one."""
+"""`lockstep pack`: a dataset folder from files of other formats."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,6 @@ import click
 from rich.console import Console
 
 from lockstep.cli.options.packing import PACK_OPTIONS, options_of, progress_of
-from lockstep.common.data.folder import check_folder
-from lockstep.packing.options import ReadProgress
 from lockstep.packing.pack import pack, plan_lines
 from lockstep.results.reports.display import print_plainly
 
@@ -51,22 +49,3 @@ def pack_command(source: str, dest: Path | None, *, dry_run: bool, **given: Any)
         else:
             lines = list(pack(source, dest, options_of(given), watch).lines())
     print_plainly(Console(highlight=False), *lines)
-
-
-@click.command("check-data", short_help="Check every byte of a packed dataset.")
-@click.argument("folder", type=click.Path(path_type=Path))
-def check_data(folder: Path) -> None:
-    """Compare every block of the dataset in FOLDER with its digest, and report the first that has changed.
-
-    When a run begins, it checks only a few blocks, however large the dataset is. `lockstep verify` checks the blocks
-    that it reads.
-
-    \b
-      lockstep check-data pictures.data
-    """
-    console = Console(highlight=False)
-    with progress_of(f"checking {folder}") as watch:
-        progress = ReadProgress(watch, sum(path.stat().st_size for path in folder.glob("*.npy")))
-        manifest = check_folder(folder, progress.advance)
-    checked = f"all {progress.done:,} bytes are as they were packed"
-    print_plainly(console, f"{folder}: {checked}; dataset sha256 {manifest.digest()}")

@@ -91,7 +91,7 @@ def test_sharing_code_names_the_flag_by_which_others_agree_to_it(
     assert run([*command, "--set", "transform=own.py:same", "--run-dir", "code"]) == 0
     capsys.readouterr()
     for folder, told in ((str(done.folder), []), ("code", ["--trust-model"])):
-        assert run(["share", folder, f"{folder}.zip"]) == 0
+        assert run(["export", folder, f"{folder}.zip"]) == 0
         assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]] == told
 
 
@@ -169,5 +169,5 @@ def test_another_file_is_not_a_run(done: Run, tmp_path: Path) -> None:
     assert opened_run(tmp_path / "text") == tmp_path / "text"
     with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
         pass
-    with pytest.raises(FileFormatError, match="it is empty: expected a file that `lockstep share` has written"):
+    with pytest.raises(FileFormatError, match="it is empty: expected a file that `lockstep export` has written"):
         opened_run(tmp_path / "empty.zip")

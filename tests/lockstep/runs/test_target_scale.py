@@ -208,7 +208,7 @@ def test_an_exported_graph_gives_the_units(tmp_path: Path) -> None:
 
 def test_a_colleague_without_the_data_predicts_the_same(tmp_path: Path) -> None:
     of = trained(tmp_path, BOTH)
-    assert run(["share", str(of.folder), str(tmp_path / "run.zip")]) == 0
+    assert run(["export", str(of.folder), str(tmp_path / "run.zip")]) == 0
     expected = of.predict(X)
     (of.folder / "data.npz").unlink()
     assert load_run(tmp_path / "run.zip").predict(X).tobytes() == expected.tobytes()

@@ -117,12 +117,3 @@ def test_a_tab_and_names_with_commas_can_be_given(homes: Path, capsys: pytest.Ca
     assert run(["pack", "t.csv", "--target", "y", "--delimiter", "tab", "--categories", pasted, "--dry-run"]) == 0
     for name in ("a, b", pasted):
         assert run(["pack", "t.csv", "--target", name, "--delimiter", "tab", "--dry-run"]) == 0
-
-
-@pytest.mark.parametrize("name", ["wine.csv", "nowhere"])
-def test_a_file_that_is_no_packed_dataset_is_named_as_such(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "wine.csv").write_text("a,b\n1,2\n")
-    assert run(["check-data", str(tmp_path / name)]) == 2
-    assert "is not a packed dataset: expected a folder that `lockstep pack` wrote" in capsys.readouterr().err
