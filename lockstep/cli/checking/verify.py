@@ -77,11 +77,8 @@ def verify(
       lockstep verify pictures.data
     """
     console = Console(highlight=False, stderr=as_json)
-    if against is not None:
-        click.echo(compared(run, against))
-        return
-    if (run / MANIFEST).is_file():
-        print_plainly(console, checked_dataset(run))
+    if against is not None or (run / MANIFEST).is_file():
+        print_plainly(console, checked_dataset(run) if against is None else compared(run, against))
         return
     recorded = read_run(run, training_data_of(run, training_data))
     with suppress(NumericsError) if allow_mixed_numerics else nullcontext():
@@ -112,7 +109,7 @@ def verify(
 
 
 def checked_dataset(folder: Path) -> str:
-    """Compare every block of a dataset with its digest; return what was checked. `DataError` if one has changed."""
+    """Compare every block of a dataset with its digest; return a line about it. `DataError` if one has changed."""
     with progress_of(f"checking {folder}") as watch:
         progress = ReadProgress(watch, sum(path.stat().st_size for path in folder.glob("*.npy")))
         manifest = check_folder(folder, progress.advance)
