@@ -6,6 +6,7 @@ folder. Only the rows of the training set count for means.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,8 @@ class Scratch:
     """The rows of one set on their way, in a file."""
 
     path: Path
-    #: Values of a row that are learned from, and how many more are to be predicted.
-    features: int
-    targets: int
+    #: The values of a row.
+    width: int
     rows: int = 0
 
     def append(self, rows: Floats) -> None:
@@ -44,22 +44,13 @@ class Scratch:
             rows.tofile(file)
         self.rows += len(rows)
 
-    def blocks(self) -> Iterator[Floats]:
-        """Return the rows again, in blocks that do not depend on how they came."""
+    def blocks(self, columns: slice = slice(None)) -> Iterator[Floats]:
+        """Return the rows again, or some columns of them, in blocks that do not depend on how they came."""
         if not self.rows:
             return
-        width = self.features + self.targets
         with self.path.open("rb") as file:
-            while len(values := np.fromfile(file, np.float64, BLOCK_ROWS * width)):
-                yield values.reshape(-1, width)
-
-    def samples(self) -> Iterator[Floats]:
-        """Return the values that are learned from, (rows, features) in each block."""
-        return (block[:, : self.features] for block in self.blocks())
-
-    def labels(self) -> Iterator[Floats]:
-        """Return the values to predict, (rows, targets) in each block."""
-        return (block[:, self.features :] for block in self.blocks())
+            while len(values := np.fromfile(file, np.float64, BLOCK_ROWS * self.width)):
+                yield values.reshape(-1, self.width)[:, columns]
 
 
 @dataclass
@@ -72,8 +63,8 @@ class TableEncoder:
     parts: dict[PartName, Scratch] = field(init=False)
 
     def __post_init__(self) -> None:
-        features, targets = len(self.plan.features), len(self.plan.targets)
-        self.parts = {name: Scratch(self.writer.scratch(name), features, targets) for name in PARTS}
+        width = len(self.plan.features) + len(self.plan.targets)
+        self.parts = {name: Scratch(self.writer.scratch(name), width) for name in PARTS}
 
     def read(self, name: PartName, batches: Iterator[TableBatch], division: Division | None) -> None:
         """Read a table into a set, or into both as it is divided."""
@@ -96,13 +87,14 @@ class TableEncoder:
     def finish(self, origin: Origin) -> FolderManifest:
         """Write both sets and the manifest."""
         train, options, classes = self.parts["train"], self.options, self.plan.targets[0].column.categories
-        columns = _scaled(self.plan.features, train.samples, options, options.missing)
+        count = len(self.plan.features)
+        columns = _scaled(self.plan.features, partial(train.blocks, slice(count)), options, options.missing)
         targets = [plan.column for plan in self.plan.targets]
         if not classes:
-            targets = _scaled(self.plan.targets, train.labels, options, None)
+            targets = _scaled(self.plan.targets, partial(train.blocks, slice(count, None)), options, None)
 
         def encoded(block: Floats) -> tuple[NDArray[np.float32], NDArray[Any]]:
-            samples, labels = block[:, : len(columns)], block[:, len(columns) :]
+            samples, labels = block[:, :count], block[:, count:]
             codes = labels[:, 0].astype(np.int64) if classes else _converted(labels, targets)
             return _converted(samples, columns), codes
 

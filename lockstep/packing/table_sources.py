@@ -92,7 +92,7 @@ class CsvForm(msgspec.Struct, frozen=True):
 
 
 def _csv_reader(path: Path, form: CsvForm, names: Sequence[str], options: PackOptions) -> Any:
-    """Open a file, with these columns as texts, or with all as pyarrow takes them."""
+    """Open a file, with the different texts of these columns and their places, or with all as pyarrow takes them."""
     with _csv_errors(path, form.delimiter, options):
         return pyarrow.csv.open_csv(
             path,
@@ -103,7 +103,7 @@ def _csv_reader(path: Path, form: CsvForm, names: Sequence[str], options: PackOp
                 # Other missing values are found later, in the texts.
                 null_values=[*MISSING_TEXTS, *options.na],
                 strings_can_be_null=True,
-                column_types=dict.fromkeys(names, pa.string()),
+                column_types=dict.fromkeys(names, pa.dictionary(pa.int32(), pa.string())),
                 include_columns=names or None,
             ),
         )
