@@ -7,6 +7,7 @@ from contextlib import suppress
 from types import FrameType
 
 from lockstep.common.runtime.environment import collector_paused
+from lockstep.common.runtime.exit_codes import ExitCode
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
             from lockstep.cli.main import main as run
     except KeyboardInterrupt:
         sys.stderr.write("\nerror: interrupted\n")
-        sys.exit(130)
+        sys.exit(ExitCode.INTERRUPTED)
     run()
 
 
@@ -29,7 +30,7 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
     """
     with suppress(OSError):
         os.write(2, b"\nerror: interrupted\n")
-    os._exit(130)
+    os._exit(ExitCode.INTERRUPTED)
 
 
 if __name__ == "__main__":

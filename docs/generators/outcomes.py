@@ -1,23 +1,15 @@
 """How a command ends: exit codes from the constants of the command line, errors from their tree."""
 
-from docs.generators.tables import code, first_sentence, table
-from lockstep.cli.main import FAILED
+from docs.generators.tables import code, comments_of, first_sentence, table
 from lockstep.common import errors
 from lockstep.common.errors import LockstepError, UsageError
-from lockstep.launch.supervision.restarts import INTERRUPTED, USAGE
-
-#: What each code means.
-MEANINGS = {
-    0: "The command did what it was asked to do.",
-    FAILED: "It failed, or a check found a difference. The last line on standard error gives the reason.",
-    USAGE: "Wrong usage, job, model or data. Nothing was begun.",
-    INTERRUPTED: "It was interrupted, by Ctrl-C or a signal.",
-}
+from lockstep.common.runtime.exit_codes import ExitCode
 
 
 def exit_codes() -> str:
     """Return the exit codes of every command."""
-    return table(("code", "meaning"), [[code(number), text] for number, text in sorted(MEANINGS.items())])
+    meanings = comments_of(ExitCode)
+    return table(("code", "meaning"), [[code(int(each)), meanings[each.name]] for each in ExitCode])
 
 
 def error_classes() -> str:
@@ -31,7 +23,7 @@ def error_classes() -> str:
 
 def exit_code(kind: type[LockstepError]) -> int:
     """Return the code with which the command line ends after an error."""
-    return USAGE if issubclass(kind, UsageError) else FAILED
+    return int(ExitCode.USAGE if issubclass(kind, UsageError) else ExitCode.FAILED)
 
 
 def _tree(kind: type[LockstepError], depth: int) -> list[tuple[int, type[LockstepError]]]:

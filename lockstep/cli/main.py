@@ -13,12 +13,12 @@ from lockstep.cli.options.completion import as_given
 from lockstep.common.errors import LockstepError, UsageError, nearest
 from lockstep.common.files.sanitize import cut, one_line, printable
 from lockstep.common.runtime.environment import collector_paused, most_open_files
+from lockstep.common.runtime.exit_codes import ExitCode
 from lockstep.common.runtime.interrupts import held_back
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.common.runtime.version import VERSION
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
 from lockstep.launch.supervision.channel import EndReport, ParentLink
-from lockstep.launch.supervision.restarts import INTERRUPTED, USAGE
 from lockstep.runs.job_file import ELSEWHERE
 from lockstep.runs.own_command import own_command
 from lockstep.runs.removed import removed_command, removed_option
@@ -140,9 +140,6 @@ ELSEWHERE_COMMANDS = {
     "diff": "compare",
 }
 
-#: The exit code of a run that failed.
-FAILED = 1
-
 
 def main() -> None:
     """Run the command line and exit."""
@@ -154,14 +151,14 @@ def main() -> None:
     try:
         called = own_command()
     except FileNotFoundError:
-        sys.exit(_end("the current folder was removed: change to another one, such as `cd ~`", USAGE))
+        sys.exit(_end("the current folder was removed: change to another one, such as `cd ~`", ExitCode.USAGE))
     code = run(sys.argv[1:], called=called)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         # As click ends a command whose reader has seen enough, `head` for one: quietly, and without the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = code or FAILED
+        code = code or ExitCode.FAILED
     # The interpreter takes our handlers away before it is gone, and an impatient Ctrl-C would have the last word.
     ignore_signals()
     sys.exit(code)
@@ -203,27 +200,27 @@ def run(arguments: list[str], called: str = "lockstep") -> int:
             return end(
                 f"{argument!r} is not text in {sys.getfilesystemencoding()}, the encoding of file names here: expected "
                 "a name that a run can record; set PYTHONUTF8=1, or rename it",
-                USAGE,
+                ExitCode.USAGE,
             )
     try:
         with kept_numerics():
             code = cli.main(arguments, prog_name="lockstep", standalone_mode=False, obj=link)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        return USAGE
+        return ExitCode.USAGE
     except click.ClickException as error:
-        return end(_one_line(error), USAGE)
+        return end(_one_line(error), ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
-        return end("interrupted", INTERRUPTED)
+        return end("interrupted", ExitCode.INTERRUPTED)
     except UsageError as error:
         # One line, whatever is in the name of a file.
-        return end(one_line(str(error), 10 * len(str(error))), USAGE)
+        return end(one_line(str(error), 10 * len(str(error))), ExitCode.USAGE)
     except LockstepError as error:
-        return end(str(error), FAILED, error)
+        return end(str(error), ExitCode.FAILED, error)
     except OSError as error:
         # Unforeseen: a full disk, a folder that was removed. The reason says more than our frames would.
-        return end(system_error_text(error), FAILED)
-    return code if isinstance(code, int) else 0
+        return end(system_error_text(error), ExitCode.FAILED)
+    return code if isinstance(code, int) else ExitCode.DONE
 
 
 def _end(text: str, code: int) -> int:

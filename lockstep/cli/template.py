@@ -16,6 +16,7 @@ from lockstep.cli.main import cli, main
 from lockstep.common.data.source import keep_loaded
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.runtime.environment import name_process
+from lockstep.common.runtime.exit_codes import ExitCode
 from lockstep.launch.supervision.template import MOST_BYTES, ForkReport, ForkRequest
 
 #: The beginning of the command of a process of ours.
@@ -27,7 +28,7 @@ Begin = Callable[[bytes, Sequence[int]], NoReturn]
 
 def become(text: bytes, streams: Sequence[int]) -> NoReturn:
     """Be the process that `python -m lockstep` would be with the arguments and the folder of a request."""
-    request, code = msgspec.msgpack.decode(text, type=ForkRequest), 1
+    request, code = msgspec.msgpack.decode(text, type=ForkRequest), int(ExitCode.FAILED)
     try:
         os.setsid()
         _take_streams(streams)
@@ -37,9 +38,9 @@ def become(text: bytes, streams: Sequence[int]) -> NoReturn:
         sys.argv = [str(Path(__file__).parents[1] / "__main__.py"), *request.words]
         main()
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        code = end.code if isinstance(end.code, int) else ExitCode.FAILED
     except KeyboardInterrupt:
-        code = 130  # before the command had begun
+        code = ExitCode.INTERRUPTED  # before the command had begun
     except BaseException:  # noqa: BLE001  # nothing may reach the frames of the template
         traceback.print_exc()
     finally:

@@ -14,6 +14,7 @@ from types import FrameType
 
 from lockstep.common.errors import LockstepError
 from lockstep.common.runtime.clock import Clock, SystemClock
+from lockstep.common.runtime.exit_codes import ExitCode
 from lockstep.common.runtime.interrupts import interrupt
 from lockstep.launch.supervision.child import LOG
 
@@ -126,7 +127,7 @@ def _watch(folder: Path, rescue: Callable[[], object] | None) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(GRACE_S)
     _sweep(folder, rescue)
-    os._exit(130)
+    os._exit(ExitCode.INTERRUPTED)
 
 
 def _sweep(folder: Path, rescue: Callable[[], object] | None) -> None:

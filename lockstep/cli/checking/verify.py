@@ -31,6 +31,7 @@ from lockstep.common.errors import DifferenceError, NumericsError, UsageError
 from lockstep.common.files.safetensors import read
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.exit_codes import ExitCode
 from lockstep.packing.options import ReadProgress
 from lockstep.ps.records.ledger import EpochDone
 from lockstep.ps.records.receipt import read_chain
@@ -101,7 +102,7 @@ def verify(
     if as_json:
         figures = {"run": run.name, "steps": [first, high], "micro_batches": verifier.micro_batches}
         click.echo(msgspec.json.encode({**figures, "is_same": found is None, "difference": found}).decode())
-        context.exit(0 if found is None else 1)
+        context.exit(ExitCode.DONE if found is None else ExitCode.FAILED)
     if found is not None:
         raise DifferenceError(found.text)
     counted = f"the losses of {verifier.micro_batches:,} micro-batches"
