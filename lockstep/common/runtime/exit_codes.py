@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a process ended."""
+    """The ends of a process."""
 
     #: The command did what it was asked to do.
     DONE = 0
