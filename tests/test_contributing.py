@@ -23,12 +23,11 @@ from tests.simulation.small import job_of
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
-#: A stop on a walk: its number, the module, and the function that is called there; or a row of the table of walks.
+#: A stop on a walk: its number, the module, and the function that is called there.
 STOP = re.compile(r"^\d+\. `(?P<path>[\w/]+\.py)` `(?P<function>[\w.]+)`", re.MULTILINE)
-ROW = re.compile(r"^\| `(?P<path>[\w/]+\.py)` `(?P<function>[\w.]+)` \|[^|]+\|(?P<ways>.*)\|$", re.MULTILINE)
 
-#: The ways that a gradient can go, in the order of the table's columns.
-WAYS = ("frames", "several steps")
+#: The walks, by the titles of their sections.
+FRAMES, BY_ITSELF = "The way of a gradient", "Steps without the server"
 
 Call = tuple[str, str]
 
@@ -41,13 +40,6 @@ def section(title: str) -> str:
 def walk(title: str) -> list[Call]:
     """Return the stops of a walk, in order."""
     return [(found["path"], found["function"]) for found in STOP.finditer(section(title))]
-
-
-def way(name: str) -> list[Call]:
-    """Return the stops of a gradient that goes this way, in order."""
-    rows = ROW.finditer(section("The way of a gradient"))
-    column = WAYS.index(name)
-    return [(row["path"], row["function"]) for row in rows if row["ways"].split("|")[column].strip()]
 
 
 @dataclass
@@ -77,10 +69,9 @@ def eager(info: RunInfo, start: Resumption) -> Coordinator:
     return Coordinator(info, all_parts(first_steps=0))
 
 
-@pytest.fixture(params=WAYS)
-def step(request: pytest.FixtureRequest, short_root: Path) -> tuple[str, list[Call]]:
-    """Return a way, and the calls of a training step of a server and two workers whose gradients go there."""
-    name, by_itself = request.param, request.param == "several steps"
+@pytest.mark.parametrize("title", [FRAMES, BY_ITSELF])
+def test_a_step_goes_the_way_that_is_described(title: str, short_root: Path) -> None:
+    by_itself = title == BY_ITSELF
     job = job_of(steps=20, global_batch=2, micro_batches=2) if by_itself else job_of(model="mlp", steps=6)
     options, parts = RunOptions(min_workers=1 if by_itself else 2), Parts(coordinator=eager) if by_itself else Parts()
     with Simulation(job, 1, options, root=short_root if by_itself else None, parts=parts) as simulation:
@@ -92,7 +83,7 @@ def step(request: pytest.FixtureRequest, short_root: Path) -> tuple[str, list[Ca
             simulation.run_to(2)
         with logged() as log:
             simulation.run_to(4)
-    return name, log.calls
+    check(walk(title), log.calls)
 
 
 def check(stops: list[Call], calls: list[Call]) -> None:
@@ -102,33 +93,6 @@ def check(stops: list[Call], calls: list[Call]) -> None:
     for stop in stops:
         assert stop in calls[place:], f"{stop} is not called after the stops before it"
         place += calls[place:].index(stop)
-
-
-def test_a_gradient_and_the_weights_go_the_way_that_is_described(step: tuple[str, list[Call]]) -> None:
-    name, calls = step
-    check(way(name), calls)
-    if name == "frames":
-        check(walk("The way of the weights"), calls)
-
-
-def test_no_stop_is_missing(step: tuple[str, list[Call]]) -> None:
-    """Each module of a worker or a server that takes part in a step is on a walk, or named as one that is asked."""
-    named = tuple(re.findall(r"`((?:ps|worker)/[\w/]+(?:\.py|/))`", CONTRIBUTING))
-    entered = {path for path, _ in step[1] if path.startswith(("ps/", "worker/"))}
-    missing = sorted(path for path in entered if not path.startswith(named))
-    assert missing == [], f"not in CONTRIBUTING: {missing}"
-
-
-def test_few_modules_are_asked_on_the_way() -> None:
-    asked = CONTRIBUTING.split("These are asked on the way", 1)[1].split("\n\n", 1)[0]
-    assert len(re.findall("`[^`]+`", asked)) <= 10
-
-
-@pytest.mark.parametrize("name", WAYS)
-def test_a_gradient_passes_through_few_modules(name: str) -> None:
-    stops = way(name)
-    assert len({path for path, _ in stops if path.startswith("ps/")}) <= 12
-    assert len({path for path, _ in stops if path.startswith("worker/")}) <= 8
 
 
 def test_every_path_exists() -> None:
