@@ -3,7 +3,9 @@
 The ledger shows that each epoch used every sample once, and lists repeated computations."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -12,7 +14,10 @@ from numpy.typing import NDArray
 from lockstep.checking.recorded_run import RecordedRun
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.sampler import Sampler
+from lockstep.common.errors import DifferenceError
+from lockstep.common.files.safetensors import read
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.records.ledger import (
@@ -26,8 +31,11 @@ from lockstep.ps.records.ledger import (
     WorkerConvicted,
     WorkerIn,
 )
+from lockstep.ps.records.receipt import SubjectFile, read_chain
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, WEIGHTS, RunResult, subject_in
 from lockstep.ps.run.plan import Plan
 from lockstep.ps.setup import RunSetup
+from lockstep.runs.run_dir import finished
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.gradient_sink import NotFiniteError
 
@@ -228,3 +236,51 @@ class Verifier:
             f"({where}): a gradient differs, or the update; computed {workers}"
         )
         return Difference(step=recorded.step, text=text)
+
+
+def check_chain(recorded: RecordedRun, setup: RunSetup) -> None:
+    """Raise `DifferenceError` if the receipt's chain is not the ledger's."""
+    chain = read_chain(setup.info, recorded.lines, str(recorded.folder / LEDGER))
+    known = recorded.receipt.chain
+    for link, ours in zip(known, chain, strict=False):
+        if link != ours:
+            raise DifferenceError(
+                f"the receipt and the ledger disagree on epoch {ours.epoch}: {link.weights_sha256[:12]}… and "
+                f"{ours.weights_sha256[:12]}…: one of them was changed"
+            )
+    if len(known) > len(chain):
+        raise DifferenceError(f"the receipt has {len(known) - 1} epochs and the ledger {len(chain) - 1}")
+
+
+def file_difference(run: RecordedRun, setup: RunSetup, steps: int) -> Difference | None:
+    """Return which file of a finished run is not of what was computed, or not of its receipt: None if there is none.
+
+    `setup` holds the weights after `steps` steps, which are compared if they are those of the run's end.
+    """
+    if (result := finished(run.folder)) is None:
+        return None  # its files still change
+    text = _weights_fault(run, setup, result) if steps == result.steps else ""
+    text = text or next(filter(None, (_file_fault(run.folder, subject) for subject in run.subjects)), "")
+    return Difference(step=steps, text=text) if text else None
+
+
+def _weights_fault(run: RecordedRun, setup: RunSetup, result: RunResult) -> str:
+    arrays, _ = read(run.folder / WEIGHTS)
+    kept: Vector = setup.shard.weights.copy()
+    setup.layout.write(kept, arrays)
+    here = weights_digest(setup.shard.weights)
+    if 0 < result.weights_epoch < len(result.history):
+        # They were compared with the weights of that epoch.
+        ends = (line for line in run.lines if isinstance(line, EpochDone) and line.epoch == result.weights_epoch)
+        here = next((line.weights_sha256 for line in ends), "")
+    for name, digest in ((WEIGHTS, weights_digest(kept)), (RESULT, result.weights_sha256)):
+        if digest != here:
+            return f"{run.folder / name} holds weights {digest[:12]}…, and the run computed {here[:12]}…"
+    return ""
+
+
+def _file_fault(folder: Path, subject: SubjectFile) -> str:
+    with suppress(OSError):
+        if subject_in(folder, subject.name) == subject:
+            return ""
+    return f"{folder / subject.name} has another SHA-256 than in {RECEIPT}: it was changed or removed"

@@ -63,8 +63,6 @@ def result(**values: Any) -> RunResult:
         test_loss=0.25,
         test_accuracy=0.9375,
         weights_sha256="ab" * 32,
-        job_sha256="cd" * 32,
-        dataset_sha256="ef" * 32,
         numerics={"mode": "native", "numpy": "2.4.6", "blas": "openblas 0.3", "kernel": "Zen"},
         history=[msgspec.structs.replace(EPOCH, weights_sha256="ab" * 32)],
     )

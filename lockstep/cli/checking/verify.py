@@ -17,28 +17,20 @@ from lockstep.checking.recorded_run import (
     other_numerics,
     read_run,
 )
-from lockstep.checking.verify import Difference, Verifier
+from lockstep.checking.verify import Verifier, check_chain, file_difference
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
 from lockstep.cli.options.completion import RunPath
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.packing import progress_of, say_if_changed, training_data_of
 from lockstep.cli.options.run import RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.cli.options.types import number_range
-from lockstep.common.aggregation.layout import weights_digest
-from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.folder import MANIFEST, check_folder
 from lockstep.common.errors import DifferenceError, NumericsError, UsageError
-from lockstep.common.files.safetensors import read
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.exit_codes import ExitCode
 from lockstep.packing.options import ReadProgress
-from lockstep.ps.records.ledger import EpochDone
-from lockstep.ps.records.receipt import read_chain
-from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, WEIGHTS, subject_in
-from lockstep.ps.setup import RunSetup
 from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
-from lockstep.runs.run_dir import finished
 
 
 @click.command(short_help="Recompute a run and compare every bit.")
@@ -94,8 +86,7 @@ def verify(
     if low:
         load_checkpoint_before(setup, run, low, lambda text: print_plainly(console, text))
     verifier, first = Verifier(recorded, setup), setup.shard.updates
-    found = verifier.verify(high, progress_to(console, high)) or end_difference(recorded, setup, high)
-    found = found or file_difference(recorded, high)
+    found = verifier.verify(high, progress_to(console, high)) or file_difference(recorded, setup, high)
     if found is not None and (numerics := other_numerics(recorded, setup)):
         differ = f"the numerics differ from the run's, and so may the bits: {numerics}"
         found = replace(found, text=f"{differ}; {found.text}")
@@ -151,50 +142,3 @@ def wanted_steps(recorded: RecordedRun, text: str | None) -> tuple[int, int]:
     except click.BadParameter:
         raise UsageError(f"--steps {text!r}: expected A..B with 0 <= A <= B <= {total - 1}, the run's steps") from None
     return steps.start, steps.stop
-
-
-def check_chain(recorded: RecordedRun, setup: RunSetup) -> None:
-    """Raise `DifferenceError` if the receipt's chain is not the ledger's."""
-    chain = read_chain(setup.info, recorded.lines, str(recorded.folder / LEDGER))
-    known = recorded.receipt.chain
-    for link, ours in zip(known, chain, strict=False):
-        if link != ours:
-            raise DifferenceError(
-                f"the receipt and the ledger disagree on epoch {ours.epoch}: {link.weights_sha256[:12]}… and "
-                f"{ours.weights_sha256[:12]}…: one of them was changed"
-            )
-    if len(known) > len(chain):
-        raise DifferenceError(f"the receipt has {len(known) - 1} epochs and the ledger {len(chain) - 1}")
-
-
-def end_difference(recorded: RecordedRun, setup: RunSetup, steps: int) -> Difference | None:
-    """Return where the files of a finished run differ from the computed ones, if all its steps were."""
-    if (result := finished(recorded.folder)) is None or steps != result.steps:
-        return None
-    arrays, _ = read(recorded.folder / WEIGHTS)
-    kept: Vector = setup.shard.weights.copy()
-    setup.layout.write(kept, arrays)
-    here = weights_digest(setup.shard.weights)
-    if 0 < result.weights_epoch < len(result.history):
-        # They were compared with the weights of that epoch.
-        ends = (line for line in recorded.lines if isinstance(line, EpochDone) and line.epoch == result.weights_epoch)
-        here = next((line.weights_sha256 for line in ends), "")
-    for name, digest in ((WEIGHTS, weights_digest(kept)), (RESULT, result.weights_sha256)):
-        if digest != here:
-            text = f"{recorded.folder / name} holds weights {digest[:12]}…, and the run computed {here[:12]}…"
-            return Difference(step=steps, text=text)
-    return None
-
-
-def file_difference(recorded: RecordedRun, steps: int) -> Difference | None:
-    """Return which file of a finished run is not the one that its receipt is about."""
-    if finished(recorded.folder) is None:
-        return None  # its files still change
-    for subject in recorded.subjects:
-        here = None
-        with suppress(OSError):
-            here = subject_in(recorded.folder, subject.name)
-        if here != subject:
-            changed = f"{recorded.folder / subject.name} has another SHA-256 than in {RECEIPT}"
-            return Difference(step=steps, text=f"{changed}: it was changed or removed")
-    return None

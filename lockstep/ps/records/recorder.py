@@ -211,8 +211,6 @@ class MetricsRecorder:
             test_r2=kept.test_r2,
             test_metrics=kept.of_set("test_"),
             weights_sha256=digest,
-            job_sha256=job.digest(),
-            dataset_sha256=info.dataset,
             numerics=msgspec.to_builtins(info.fingerprint),
             history=self.history,
             obstacle=self.setting.obstacle,

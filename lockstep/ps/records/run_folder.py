@@ -253,10 +253,6 @@ class RunResult(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  # 
     test_accuracy: float | None
     #: The digest of the final weights.
     weights_sha256: str
-    #: The digest of the job's values.
-    job_sha256: str
-    #: The digest of the data.
-    dataset_sha256: str
     #: The numerics that computed it: versions, BLAS kernel, processor features.
     numerics: dict[str, Any]
     #: One record per epoch.

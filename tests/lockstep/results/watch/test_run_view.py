@@ -9,6 +9,7 @@ import pytest
 from lockstep.common.protocol.messages import ShardStatus
 from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn, WorkerOut
 from lockstep.ps.records.metrics import FailureRecord, encode_record
+from lockstep.ps.records.run_folder import read_receipt
 from lockstep.results.watch.figures import RunState
 from lockstep.results.watch.run_files import NOWHERE, EventKind, WatchedFiles
 from lockstep.results.watch.run_view import STOPPED_S, RunView
@@ -225,7 +226,7 @@ def test_a_finished_run_has_its_digest_and_a_receipt(tmp_path: Path) -> None:
     assert view.snapshot().weights_sha256 == run.weights_sha256
     facts = view.facts()
     assert facts["receipt"]["weights_sha256"] == run.weights_sha256
-    assert facts["receipt"]["job_sha256"] == run.result.job_sha256
+    assert facts["receipt"]["job_sha256"] == read_receipt(run.folder).job_sha256
     assert view.snapshot().figures.left_s is None
 
 
