@@ -253,7 +253,7 @@ def check_chain(recorded: RecordedRun, setup: RunSetup) -> None:
 
 
 def file_difference(run: RecordedRun, setup: RunSetup, steps: int) -> Difference | None:
-    """Return which file of a finished run is not of what was computed, or not of its receipt: None if there is none.
+    """Return which file of a finished run has other weights than those computed, or another digest than in its receipt.
 
     `setup` holds the weights after `steps` steps, which are compared if they are those of the run's end.
     """

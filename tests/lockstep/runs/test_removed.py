@@ -1,5 +1,7 @@
 """Names that are gone: each is refused with one line that says what to do instead, or changes nothing."""
 
+from pathlib import Path
+
 import pytest
 
 from lockstep.cli.main import PLACES, run
@@ -8,6 +10,11 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.runs.job_file import resolve
 from lockstep.runs.removed import COMMANDS, OPTIONS, VALUES, removed_command, removed_option
+
+ROOT = Path(__file__).parents[3]
+
+#: Options that no command has any more.
+GONE_OPTIONS = [name for name in OPTIONS if not (name.startswith("--standby") and "promote" in PLACES)]
 
 GONE_VALUES = sorted(VALUES.keys() - {*Job.__struct_fields__, *RunOptions.__struct_fields__})
 
@@ -34,6 +41,13 @@ def test_an_option_that_is_gone_says_what_to_do_instead(name: str, capsys: pytes
 def test_so_does_the_flag_of_a_value(name: str) -> None:
     for flag in (f"--{name.replace('_', '-')}", f"--no-{name.replace('_', '-')}"):
         assert removed_option(flag) == f"the option {flag!r} is gone: {VALUES[name].instead}"
+
+
+def test_the_changelog_has_a_row_for_each_name_that_is_gone() -> None:
+    unreleased = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
+    rows = [row for row in unreleased.splitlines() if row.startswith("| ")]
+    gone = [*(name for name in COMMANDS if name.split()[0] not in PLACES), *GONE_OPTIONS, *GONE_VALUES]
+    assert [name for name in gone if not any(name.replace("_", "-") in row.replace("_", "-") for row in rows)] == []
 
 
 def test_other_names_are_not_gone() -> None:
