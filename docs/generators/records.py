@@ -4,7 +4,6 @@ from typing import Any, get_args
 
 from docs.generators.tables import code, fields_table, first_sentence, table
 from lockstep.common.model.files import ModelFile
-from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.ledger import LedgerShare, Line
 from lockstep.ps.records.metrics import Record
 from lockstep.ps.records.receipt import Receipt, ReceiptLink, Statement, SubjectFile
@@ -36,7 +35,7 @@ def terms_file() -> str:
 def result_file() -> str:
     """Return the schema of result.json."""
     return "\n".join(
-        [fields_table(RunResult), *(_record(f"`{kind.__name__}`", kind) for kind in (EpochRecord, Split, Moved))]
+        [fields_table(RunResult), *(_record(f"`{kind.__name__}`", kind) for kind in (Split, Moved))]
     )
 
 
