@@ -26,7 +26,7 @@ def test_a_message_that_is_quoted_is_one_that_is_printed(quote: str) -> None:
 
 
 def test_there_are_messages_and_one_that_nobody_prints_is_found() -> None:
-    assert len(LINES) > 5
+    assert len(LINES) > 2
     assert len(CELLS) > 10
     assert missing_parts("the moon is made of cheese, since 5 mice said so") == [
         "the moon is made of cheese, since",
