@@ -22,7 +22,6 @@ from lockstep.bench import peers, timed_run
 from lockstep.bench.bench import ComparedBench, Panel, Series, ranged, whole_machine_marks, with_torch
 from lockstep.bench.peers import WARM_UP, Answer, BaselineRow
 from lockstep.bench.timed_run import BenchSession
-from lockstep.checking.checkup.machine import measured
 from lockstep.cli.options.types import whole_number
 from lockstep.common.autograd.graph import no_grad, observe
 from lockstep.common.autograd.primitives.primitive import Primitive
@@ -48,6 +47,20 @@ from lockstep.runs.single_process import SingleProcessTrainer
 
 #: Turns in which steps with and without a profile alternate.
 PROFILED = 6
+
+#: Rows and columns of a product at full speed, which fit into the second-level cache; seconds of measuring it.
+GEMM_SIZE, GEMM_S = 384, 0.15
+
+
+def gemm_gflops(clock: Clock) -> float:
+    """Return the speed of the fastest of some float32 matrix products of NumPy, with one thread."""
+    left, right = np.full((GEMM_SIZE, GEMM_SIZE), 0.5, np.float32), np.full((GEMM_SIZE, GEMM_SIZE), 0.25, np.float32)
+    out, best_s, until = np.empty_like(left), float("inf"), clock.now() + GEMM_S
+    while clock.now() < until:
+        start = clock.now()
+        np.matmul(left, right, out=out)
+        best_s = min(best_s, clock.now() - start)
+    return 2e-9 * GEMM_SIZE**3 / best_s
 
 
 class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -212,7 +225,7 @@ class StepBench(ComparedBench[StepFigures]):
         # The products are the same in any number of micro-batches.
         local, median = LocalSteps(jobs[0], load(self.data), session.clock), statistics.median
         for job, process in zip(jobs, ours, strict=True):
-            turns, peak = process.seconds(), measured(session.clock).gflops
+            turns, peak = process.seconds(), gemm_gflops(session.clock)
             step_s, peer = timed_run.middle_s(turns, median), peers.faster(alone, median, turns, batch)
             is_other = model not in MODELS and peer is not None and peer.layout != peers.CONTIGUOUS
             yield StepFigures(

@@ -32,6 +32,7 @@ OPTIONS: dict[str, str] = {
     "verify --keys": _SIGNED_BY_OTHERS,
     "--standby-of": _STARTED_AGAIN,
     "--standbys": _STARTED_AGAIN,
+    "--machine": "`lockstep doctor --report` prints versions and numerics",
 }
 
 

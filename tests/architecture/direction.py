@@ -36,7 +36,7 @@ PACKAGE_ORDER = Order(
         ("lockstep.checking.comparison",),
         ("lockstep.bench",),
         ("lockstep.cli.options",),
-        ("lockstep.checking.checkup",),
+        ("lockstep.checking.doctor",),
         ("lockstep.sklearn",),
         ("lockstep.api", "lockstep.results.watch"),
         ("lockstep.launch",),

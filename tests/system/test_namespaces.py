@@ -140,7 +140,7 @@ def test_a_host_that_drops_packets_is_told_by_doctor_and_worker(lab: Lab) -> Non
     worker = lab.place.start("worker", *asked, within=lab.net.within(1))
     code, out, _ = lab.place.start("doctor", "--connect", *asked, "--json", within=lab.net.within(1)).end(DEADLINE_S)
     assert code == 1
-    assert [finding["kind"] for finding in json.loads(out)["findings"]] == ["firewall"]
+    assert ["allow inbound TCP" in finding["fix"] for finding in json.loads(out)["findings"]] == [True]
     worker.error_with("check the firewalls in between")
     # Only the one whose packets are dropped.
     assert lab.place.start("doctor", "--connect", *asked, within=lab.net.within(2)).end(DEADLINE_S)[0] == 0

@@ -58,8 +58,8 @@ def refusal(join: Join | ShardJoin, info: RunInfo) -> Refused | None:
     if ours.mode == "portable" and not join.fingerprint.kernels and not is_version:
         return refused(
             RefusalKind.NUMERICS,
-            f"host {join.host!r} has no kernels for the portable numerics of this run: `lockstep doctor` there reports "
-            "why; or begin the run with --set numerics=native, on machines of one kind",
+            f"host {join.host!r} has no kernels for the portable numerics of this run: `lockstep doctor --report` "
+            "there shows why; or begin the run with --set numerics=native, on machines of one kind",
         )
     named = "; ".join(f"{name} {here!r} at the server, {there!r} there" for name, here, there in differences)
     equal = "versions," if ours.mode == "portable" else "machines and versions, or a job with --set numerics=portable,"

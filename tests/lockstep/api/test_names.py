@@ -18,9 +18,9 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_what_has_the_name_of_a_room_too_is_the_function() -> None:
-    import lockstep.checking.checkup.consultation
+    import lockstep.checking.doctor.examination
 
-    assert lockstep.doctor is lockstep.checking.checkup.consultation.doctor
+    assert lockstep.doctor is lockstep.checking.doctor.examination.doctor
 
 
 @pytest.mark.parametrize("function", [lockstep.load, lockstep.check_gradients])

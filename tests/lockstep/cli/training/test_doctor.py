@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.cli.main import run
+from lockstep.common.protocol.fingerprint import fingerprint
 from tests.lockstep.tiny_data import write_tiny
 
 
@@ -15,19 +16,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tiny(tmp_path)
     (tmp_path / "good.toml").write_text("model = 'mlp'\ndata = 'tiny.npz'\nglobal_batch = 32\n")
     (tmp_path / "fast.toml").write_text("model = 'mlp'\ndata = 'tiny.npz'\nglobal_batch = 32\nlr = 40.0\n")
-    (tmp_path / "crowd.toml").write_text("model = 'mlp'\ndata = 'tiny.npz'\nglobal_batch = 32\nworkers = 64\n")
+    (tmp_path / "crowd.toml").write_text("model = 'mlp'\ndata = 'tiny.npz'\nglobal_batch = 32\nworkers = 4\n")
     return tmp_path
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["good.toml"], 0, "mlp on tiny.npz: no findings in"),
-        (["fast.toml"], 1, "1. the learning rate is too large: lr = 40"),
-        (["good.toml", "--lr", "40"], 1, "1. the learning rate is too large: lr = 40"),
-        (["fast.toml", "--lr", "0.05"], 0, "no findings"),
-        (["crowd.toml"], 1, "1. 64 workers are more than 2 micro-batches keep busy"),
-        (["good.toml", "--workers", "9"], 1, "1. 9 workers are more than 2 micro-batches keep busy"),
+        (["good.toml"], 0, "mlp on tiny.npz: no findings\n"),
+        (["fast.toml"], 1, "first steps: in 4 steps at up to 40 the loss went from 2.33 to inf"),
+        (["good.toml", "--lr", "40"], 1, "; run `lockstep find-lr`\n"),
+        (["fast.toml", "--lr", "0.05"], 0, "mlp on tiny.npz: no findings\n"),
+        (["crowd.toml"], 0, "mlp on tiny.npz: no findings\n"),
     ],
 )
 def test_a_job_is_examined(
@@ -38,7 +38,7 @@ def test_a_job_is_examined(
     out, error = capsys.readouterr()
     assert text in out
     assert error == ""
-    assert max(map(len, out.splitlines())) <= 80
+    assert out.count("\n") == 1
     assert set(place.iterdir()) == before
 
 
@@ -47,24 +47,24 @@ def test_findings_as_json(place: Path, capsys: pytest.CaptureFixture[str]) -> No
     told = json.loads(capsys.readouterr().out)
     assert told["subject"] == "mlp on tiny.npz"
     (finding,) = told["findings"]
-    assert set(finding) == {"kind", "what", "evidence", "cause", "change"}
-    assert finding["kind"] == "rate"
+    assert (finding["group"], finding["fix"]) == ("first steps", "run `lockstep find-lr`")
+    assert finding["what"].startswith("in 4 steps at up to 40 the loss went from 2.33 to inf")
 
 
-def test_this_machine_is_examined(capsys: pytest.CaptureFixture[str]) -> None:
-    code = run(["doctor", "--machine", "--json"])
-    told = json.loads(capsys.readouterr().out)
-    assert code == (1 if told["findings"] else 0)
-    assert told["facts"]["cores"] >= 1
+def test_the_versions_and_numerics_of_this_machine_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--report"]) == 0
+    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    here = fingerprint()
+    assert (told["lockstep"], told["numpy"], told["contract"]) == (here.lockstep, here.numpy, str(here.contract))
+    assert (told["kernels"], told["target"]) == (here.kernels, here.target)
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (
-            ["--machine", "good.toml"],
-            "--machine does not examine a job: give one or the other: see `lockstep doctor --help`",
-        ),
+        (["--machine"], "the option '--machine' is gone: `lockstep doctor --report` prints versions and numerics"),
+        (["--connect", "tcp://127.0.0.1:1", "good.toml"], "--connect does not examine a job: give one or the other"),
+        (["--connect", "here"], "address 'here' is malformed"),
         (["gone.toml"], "cannot read the job file 'gone.toml'"),
         (["good.toml", "--model", "mlpp"], "model = 'mlpp' is not known (did you mean 'mlp'?)"),
         (["good.toml", "--data", "gone.npz"], "gone.npz: cannot be read"),

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from lockstep import Tensor, nn
-from lockstep.checking.checkup.consultation import model_of
 from lockstep.cli.main import run
 from lockstep.common.aggregation.layout import layout_of
 from lockstep.common.autograd.graph import no_grad
 from lockstep.common.errors import ModelError
 from lockstep.common.files.safetensors import read
+from lockstep.common.job.job import Job
+from lockstep.common.model.autograd import AutogradModel
+from lockstep.common.model.initial import initial_weights
+from lockstep.common.model.source import open_model
 from lockstep.runs.job_file import resolve
 from tests.lockstep.small_runs import small_run
 
@@ -20,6 +23,14 @@ from tests.lockstep.small_runs import small_run
 #: wrote them, its count of batches among them; and what that net made of three samples.
 FROM_TORCH = Path(__file__).parent / "from_torch.safetensors"
 LOGITS = Path(__file__).parent / "torch_logits.safetensors"
+
+
+def model_of(job: Job) -> nn.Module:
+    """Return the module of a job with its initial values."""
+    model = open_model(job.model, job.seed)
+    assert isinstance(model, AutogradModel)
+    model.load(initial_weights(job, model).vector)
+    return model.module
 
 
 def the_net() -> nn.Sequential:
@@ -30,7 +41,7 @@ def the_net() -> nn.Sequential:
 
 def test_pytorchs_weights_give_pytorchs_logits() -> None:
     job, _ = resolve({"model": nn.description.describe(the_net()), "initial": str(FROM_TORCH)}, {})
-    model = model_of(job).module.eval()
+    model = model_of(job).eval()
     arrays, _ = read(LOGITS)
     with no_grad():
         logits = model(Tensor(arrays["samples"])).data
@@ -129,7 +140,7 @@ def test_what_cannot_be_written_is_one_line(
 def test_a_layout_refuses_a_count_without_its_statistics() -> None:
     state = the_net().state_dict()
     job, _ = resolve({"model": nn.description.describe(the_net())}, {})
-    model = model_of(job).module
+    model = model_of(job)
     layout = layout_of(model)
     with pytest.raises(ModelError, match=r"'9.num_batches_tracked' is in only one of them"):
         layout.write(np.zeros(layout.size, np.float32), {**state, "9.num_batches_tracked": np.zeros((), np.float32)})

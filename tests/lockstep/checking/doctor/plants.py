@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 
 from lockstep import Tensor, nn
-from lockstep.common.autograd.graph import GraphNode, Leaf, backward_over
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
 from lockstep.common.autograd.tensor import apply
 
@@ -103,43 +102,70 @@ def deep(activation: type[nn.Module], layers: int, scale: float) -> nn.Sequentia
     return model
 
 
-def breadth_first(loss: Tensor) -> None:
-    """The course's walk: each node once, in the order in which a queue finds them."""
-    assert loss.grad_fn is not None
-    nodes = [loss.grad_fn]
-    for node in nodes:
-        nodes += [parent for parent in _computed(node) if parent not in nodes]
-    backward_over(nodes, np.ones(loss.shape, loss.dtype), retain_graph=True)
+class Detached(nn.Module):
+    """A layer whose output is detached, so that nothing before it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu().detach())
 
 
-def visited_twice(loss: Tensor) -> None:
-    """The course's other walk: from each node to its parents, at each of its uses, with all that they have got."""
-    got: dict[GraphNode, Array] = {}
+class Unused(nn.Module):
+    """A net with a layer that its forward does not call."""
 
-    def visit(node: GraphNode) -> None:
-        arrays = node.check()
-        for index, parent in enumerate(node.parents):
-            if parent is None:
-                continue
-            derivatives = node.primitive.derivatives
-            assert isinstance(derivatives, tuple)
-            derivative = derivatives[index]
-            assert derivative is not None
-            gradient = np.broadcast_to(derivative(got[node], node.saved, *arrays, **node.options), parent.shape)
-            if isinstance(parent, Leaf):
-                parent.accumulate(gradient)
-            else:
-                got[parent] = got.get(parent, 0) + gradient
-                visit(parent)
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
 
-    assert loss.grad_fn is not None
-    got[loss.grad_fn] = np.ones(loss.shape, loss.dtype)
-    visit(loss.grad_fn)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x)
 
 
-def raising(loss: Tensor) -> None:
-    raise KeyError("no gradient yet")
+class Drawn(nn.Module):
+    """A layer with numbers of its own in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.rng = nn.Linear(6, 3), np.random.default_rng(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x * self.rng.random(6).astype(np.float32))
 
 
-def _computed(node: GraphNode) -> list[GraphNode]:
-    return [parent for parent in node.parents if isinstance(parent, GraphNode)]
+class Halved(nn.Module):
+    """A net of whose two factors, which are equal, one is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * Tensor(self.last(x).data)
+
+
+class Blind(nn.Module):
+    """A layer that takes the mean of the bare array."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1.0 + Tensor(x.data - x.data.mean())
+
+
+def tiny_before_normalisation() -> nn.Sequential:
+    """Return a net whose first weights are tiny, which a normalisation makes up for in the forward."""
+    model = net(nn.LayerNorm(32, eps=1e-14))
+    for parameter in model[1].parameters():
+        parameter.data *= 1e-5
+    return model
+
+
+def logarithm() -> nn.Sequential:
+    """Return a net that takes the logarithm of negative numbers."""
+
+    def forward(x: Array) -> Array:
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.log(x))
+
+    return net(Elementwise(forward, lambda g, y, x: g / x))
