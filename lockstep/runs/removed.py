@@ -32,7 +32,9 @@ OPTIONS: dict[str, str] = {
     "verify --keys": _SIGNED_BY_OTHERS,
     "--standby-of": _STARTED_AGAIN,
     "--standbys": _STARTED_AGAIN,
-    "--machine": "`lockstep doctor --report` prints versions and numerics",
+    "doctor --machine": "`lockstep doctor --report` prints versions and numerics",
+    "find-lr --lowest": "give find_lr(lowest=...) in Python",
+    "find-lr --highest": "give find_lr(highest=...) in Python",
 }
 
 

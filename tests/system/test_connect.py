@@ -106,7 +106,7 @@ def scene(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 OBSTACLES = {
     "name": ("is not known here", "correct the name"),
     "route": ("cannot be reached", "ip route get ADDRESS"),
-    "port": ("nothing listens at", "start `lockstep server`"),
+    "port": ("nothing listens at", "--bind is not 127.0.0.1"),
     "firewall": ("check the firewalls in between", "allow inbound TCP"),
     "service": ("is not a Lockstep server", "compare the port"),
     "key": ("breaks off the handshake", "pass --key"),

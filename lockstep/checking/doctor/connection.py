@@ -36,12 +36,12 @@ FIXES: dict[Stage | RefusalKind, str] = {
     Stage.NAME: "correct the name, or use the IP address, which `lockstep server` shows",
     Stage.ROUTE: "compare the address, and look for a way to it with `ip route get ADDRESS`",
     Stage.FIREWALL: "allow inbound TCP to that one port at the server",
-    Stage.PORT: "start `lockstep server`, and check that its --bind is not 127.0.0.1",
+    Stage.PORT: "check that the server's --bind is not 127.0.0.1",
     Stage.SERVICE: "compare the port with the one that `lockstep server` shows",
     Stage.KEY: "pass --key with one of the keys that `lockstep keys list DIR` shows there",
     Stage.VERSION: SAME_VERSION,
     RefusalKind.VERSION: SAME_VERSION,
-    RefusalKind.NUMERICS: "compare `lockstep doctor --report` of both machines, or begin with --numerics portable",
+    RefusalKind.NUMERICS: "compare `lockstep doctor --report` of both machines, or begin with --set numerics=portable",
 }
 
 #: Obstacles that are certain at once: waiting longer would not change the diagnosis.

@@ -68,7 +68,7 @@ def _classes(subject: ExaminedJob) -> Iterator[Finding]:
     if not may_dominate and len(counts) > 1 and counts.max() > MOST_OF_ONE * train.size:
         what = f"{counts.max():,} of {train.size:,} training samples are of class {names[counts.argmax()]}"
         yield Finding(
-            Group.DATA, what, "give rare classes more weight (--class-weights), or use as many samples of each"
+            Group.DATA, what, "give rare classes more weight (--set class_weights=1,10), or use as many samples of each"
         )
 
 
@@ -95,7 +95,7 @@ def _samples(subject: ExaminedJob) -> Iterator[Finding]:
         yield Finding(Group.DATA, f"{subject.named(int(sizes.argmax()))} is far larger than the others", scale)
     elif not LEAST_DEVIATION <= deviation <= MOST_DEVIATION or abs(mean) > MOST_MEAN:
         what = f"the samples are not normalised: they have mean {mean:.4g} and deviation {deviation:.4g}"
-        scale = "remove samples that are far from the rest" if subject.job.normalize else "--normalize"
+        scale = "remove samples that are far from the rest" if subject.job.normalize else "--set normalize=true"
         yield Finding(Group.DATA, what, scale)
 
 

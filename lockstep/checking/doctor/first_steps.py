@@ -106,5 +106,5 @@ def _first_loss(subject: ExaminedJob, loss: float) -> Iterator[Finding]:
         return
     if most < loss < math.inf:
         what = f"the loss begins at {loss:.3g}, and guessing costs {guess:.3g}"
-        fix = "begin with smaller weights in the last layer, and scale samples (--normalize) and numbers to predict"
+        fix = "begin with smaller weights in the last layer, and scale samples and targets to deviation 1"
         yield Finding(Group.FIRST_STEPS, what, fix)

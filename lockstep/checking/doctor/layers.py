@@ -193,7 +193,7 @@ def _sizes(subject: ExaminedJob) -> Iterator[Finding]:
         yield Finding(Group.GRADIENTS, what, "use ReLU, fewer layers, or a normalisation between them")
     if sizes[first] > LARGEST * sizes[last]:
         what = f"the gradient of {first!r} is {sizes[first] / sizes[last]:.3g} times larger than that of {last!r}"
-        yield Finding(Group.GRADIENTS, what, f"{INITIALIZE}, or --clip-norm 1")
+        yield Finding(Group.GRADIENTS, what, f"{INITIALIZE}, or --set clip_norm=1")
 
 
 #: Largest share of a layer's units that are dead, or of its values that are saturated, at the start. With few samples,

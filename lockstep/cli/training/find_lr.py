@@ -19,22 +19,18 @@ FIGURES = ("suggestion", "steepest", "at_minimum")
 
 @click.command("find-lr", cls=JobCommand, short_help="Find a good learning rate in seconds.")
 @takes_job()
-@click.option("--lowest", type=float, default=1e-6, metavar="RATE", help="learning rate of the first step  [1e-06]")
-@click.option("--highest", type=float, default=10.0, metavar="RATE", help="learning rate of the last step  [10]")
 @click.option("--tries", type=whole_number(1), default=100, metavar="INT", help="number of steps  [100]")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="plot the loss over the learning rate as FILE, a .png",
+    help="plot the loss over the rate as FILE, a .png",
 )
 @click.option("--json", "as_json", is_flag=True, help="print the rates and losses as JSON")
 @DIRECT_OPTIONS
 @takes_trust
 def find_lr(
     job: JobRequest,
-    lowest: float,
-    highest: float,
     tries: int,
     plot: Path | None,
     as_json: bool,
@@ -42,19 +38,16 @@ def find_lr(
 ) -> None:
     """Find a good learning rate for the job file JOB, or for the job that the flags describe.
 
-    The learning rate rises from step to step, until the loss shows that it is too large (Smith's range test). The test
-    is made with four seeds and averaged, takes seconds in this process, and leaves no run. It ignores the job's
-    schedule and length and uses the rest.
+    The rate rises from 0.000001 to 10 in a hundred steps, until the loss shows that it is too large (Smith's range
+    test). The test takes seconds and leaves no run.
 
     \b
-      lockstep find-lr --model lenet --plot rates.png
-      lockstep find-lr job.toml --optimizer adam
-      lockstep find-lr --data houses.csv --target price
+      lockstep find-lr job.toml --plot rates.png
     """
     packing = direct_options(packing_flags)
     # On standard error: the report of packing is not a figure.
     resolved, _ = with_packed_data(job, packing, Console(stderr=True, highlight=False)).resolve()
-    test = rates_of(resolved, lowest=lowest, highest=highest, steps=tries)
+    test = rates_of(resolved, steps=tries)
     if plot is not None:
         test.plot(plot)
     if as_json:

@@ -134,7 +134,7 @@ MISTAKES: dict[str, tuple[Any, Data, dict[str, Any], str]] = {
         net(),
         split(rows()[0], (np.arange(600) % 50 == 0) * 2),
         {},
-        "data: 490 of 500 training samples are of class 0; give rare classes more weight (--class-weights)",
+        "data: 490 of 500 training samples are of class 0; give rare classes more weight (--set class_weights=1,10)",
     ),
     "unscaled column": (
         net(inputs=7),
@@ -382,7 +382,10 @@ SEVERAL: dict[str, tuple[Any, Data, dict[str, Any], list[str]]] = {
         plants.net(nn.ReLU()),
         RAW,
         {"normalize": False},
-        ["data: the samples are not normalised: they have mean 57.31 and deviation 47.42; --normalize", "first steps:"],
+        [
+            "data: the samples are not normalised: they have mean 57.31 and deviation 47.42; --set normalize=true",
+            "first steps:",
+        ],
     ),
     "lost in a cast": (
         plants.net(nn.ReLU()),

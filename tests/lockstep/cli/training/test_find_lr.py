@@ -28,10 +28,10 @@ def test_three_figures(data: list[str], capsys: pytest.CaptureFixture[str]) -> N
 def test_as_json_with_a_picture(tmp_path: Path, data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     plot = tmp_path / "rates.png"
-    assert run(["find-lr", *BRIEF, *data, "--tries", "40", "--highest", "0.01", "--json", "--plot", str(plot)]) == 0
+    assert run(["find-lr", *BRIEF, *data, "--tries", "40", "--json", "--plot", str(plot)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["rates"]) == len(found["losses"]) == 40
-    assert found["rates"][-1] == pytest.approx(0.01)
+    assert found["rates"][-1] == pytest.approx(10.0)
     assert plot.read_bytes()[:4] == b"\x89PNG"
 
 
@@ -46,9 +46,9 @@ def test_a_job_file_gives_the_rest(tmp_path: Path, data: list[str], capsys: pyte
     assert told[0] == told[1]
 
 
-def test_rates_that_do_not_rise_are_told(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["find-lr", *BRIEF, *data, "--lowest", "1", "--highest", "0.1"]) == 2
-    assert capsys.readouterr().err.startswith("error: rates from 1.0 to 0.1 in 100 steps: expected")
+def test_too_few_steps_are_refused(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["find-lr", *BRIEF, *data, "--tries", "9"]) == 2
+    assert capsys.readouterr().err.startswith("error: rates from 1e-06 to 10.0 in 9 steps: expected")
 
 
 def test_a_table_is_packed_first_and_is_no_figure(
