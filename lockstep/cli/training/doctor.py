@@ -46,7 +46,7 @@ def doctor(
     if is_report:
         shown = msgspec.to_builtins(fingerprint())
         shown["target"] = shown["target"] or f"no kernels: {kernels_here().obstacle}"
-        print_plainly(console, *(f"{name:<9} {shown[name]}" for name in REPORTED))
+        print_plainly(console, *(f"{name:<9} {shown[name] or '-'}" for name in REPORTED))
         return 0
     if connect is None:
         # On standard error: the report of packing is not a finding.
