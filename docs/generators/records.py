@@ -34,9 +34,7 @@ def terms_file() -> str:
 
 def result_file() -> str:
     """Return the schema of result.json."""
-    return "\n".join(
-        [fields_table(RunResult), *(_record(f"`{kind.__name__}`", kind) for kind in (Split, Moved))]
-    )
+    return "\n".join([fields_table(RunResult), *(_record(f"`{kind.__name__}`", kind) for kind in (Split, Moved))])
 
 
 def receipt_file() -> str:
