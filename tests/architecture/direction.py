@@ -31,6 +31,7 @@ PACKAGE_ORDER = Order(
     groups=(
         ("lockstep.__main__",),
         ("lockstep.cli",),
+        ("lockstep.checking.coverage",),
         ("lockstep.checking.verify",),
         ("lockstep.checking.recorded_run",),
         ("lockstep.checking.comparison",),

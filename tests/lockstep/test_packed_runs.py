@@ -13,13 +13,13 @@ from lockstep import fit, load_run, nn, resume
 from lockstep.api.callbacks import LambdaCallback
 from lockstep.api.run import Run
 from lockstep.cli.main import run
-from lockstep.cli.results.export import write_model
 from lockstep.common.errors import DataError, JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.launch.remote.standby import StandbyRequest, StartFlags, service_of
 from lockstep.launch.serve import Service
 from lockstep.launch.supervision.channel import ParentLink
+from lockstep.results.evaluation.export import write_model
 from lockstep.runs.own_command import with_own_commands
 from lockstep.runs.trained_model import open_trained
 

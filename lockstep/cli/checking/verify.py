@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from lockstep.checking.comparison import comparison, read_compared
+from lockstep.checking.coverage import coverage_lines, coverage_of, demand_coverage
 from lockstep.checking.recorded_run import (
     RecordedRun,
     load_checkpoint_before,
@@ -18,7 +19,6 @@ from lockstep.checking.recorded_run import (
     read_run,
 )
 from lockstep.checking.verify import Verifier, check_chain, file_difference
-from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
 from lockstep.cli.options.completion import RunPath
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.packing import progress_of, say_if_changed, training_data_of

@@ -1,11 +1,10 @@
 """`lockstep plot`: plots of runs, or their curves as event files of TensorBoard."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import click
-import numpy as np
 from rich.console import Console
 
 from lockstep.cli.options.completion import RunPath, as_given
@@ -16,15 +15,13 @@ from lockstep.common.errors import UsageError
 from lockstep.launch.run_end import PICTURE
 from lockstep.ps.records.metrics import METRICS
 from lockstep.results.reports.display import print_plainly
-from lockstep.results.reports.plots.curves import RunCurves, parts_of, read_curves
+from lockstep.results.reports.plots.curves import RunCurves, read_curves
+from lockstep.results.reports.plots.events import write_events
 from lockstep.runs.own_command import demand, with_own_commands
 
 #: The default folder for plots of several runs, and with a folder in it for each file of a run. Those of a single run
 #: go into its own folder.
 PLOTS = Path("plots")
-
-#: The suffix of our event files.
-SUFFIX = ".lockstep"
 
 
 @click.command(short_help="Plot runs as PNG files.")
@@ -124,53 +121,3 @@ def _events(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> It
         duration_s = max([float(each.seconds[-1]), *(epoch.wall_s for epoch in each.epochs)])
         write_events(each, folder / each.name, ended - duration_s)
         yield f"wrote {folder / each.name}: show it with `tensorboard --logdir {folder}`"
-
-
-def write_events(curves: RunCurves, folder: Path, start: float) -> None:
-    """Write the figures of one run into a folder of its own; `start` is its beginning in seconds since 1970.
-
-    Training figures are by step, and evaluations at the number of steps before them. Replaces the files of an earlier
-    call, since TensorBoard would draw both as one zigzag line.
-    """
-    # Imported here, since the extra may not be installed.
-    from tensorboardX import SummaryWriter
-
-    for earlier in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
-        earlier.unlink()
-    with SummaryWriter(str(folder), max_queue=1000, filename_suffix=SUFFIX) as writer:
-        seconds, steps = curves.steps["round_s"], curves.steps["step"].astype(int).tolist()
-        scores = [name for name in ("accuracy", "r2", *curves.steps.others) if curves.has(name)]
-        columns = {
-            "loss/train": curves.steps["loss"],
-            **{f"{name}/train": curves.steps[name] for name in scores},
-            "learning_rate": curves.steps["lr"],
-            "throughput/samples_per_s": np.divide(
-                curves.steps["samples"], seconds, out=np.zeros(len(steps)), where=seconds > 0
-            ),
-            **{f"step_ms/{name}": 1e3 * values for name, values in parts_of(curves.steps).items()},
-        }
-        ended_s = curves.seconds
-        for place, step in enumerate(steps):
-            for tag, values in columns.items():
-                writer.add_scalar(tag, float(values[place]), step, walltime=start + float(ended_s[place]))
-        ends = curves.ends
-        for epoch in curves.epochs:
-            at, after = start + epoch.wall_s, ends.get(epoch.epoch, 0)
-            figures = {
-                "loss/test": epoch.test_loss,
-                **_score("test", epoch.test_accuracy, epoch.test_r2, epoch.of_set("test_")),
-            }
-            if epoch.val_loss is not None:
-                figures |= {
-                    "loss/validation": epoch.val_loss,
-                    **_score("validation", epoch.val_accuracy, epoch.val_r2, epoch.of_set("val_")),
-                }
-            for tag, value in figures.items():
-                writer.add_scalar(tag, value, after, walltime=at)
-
-
-def _score(
-    part: str, accuracy: float | None, r2: float | None, metrics: Mapping[str, float] | None
-) -> dict[str, float]:
-    named = {"accuracy": accuracy, "r2": r2, **(metrics or {})}
-    return {f"{name}/{part}": value for name, value in named.items() if value is not None}

@@ -1,22 +1,18 @@
 """`lockstep predict`: the classes or numbers that a trained model predicts of pictures, arrays, or rows of tables."""
 
-import csv
-import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
-import numpy as np
 from rich.console import Console
 
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.packing import READING_OPTIONS, training_data_of
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
-from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.columns import ColumnKind
 from lockstep.common.data.folder import Conversion, Reading
 from lockstep.common.errors import DataError
@@ -24,15 +20,12 @@ from lockstep.common.files.reading import near_file
 from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.runtime.notice import notice
 from lockstep.packing.files import CSV, pictures_below, table_files
-from lockstep.results.evaluation.figures import shown_names
 from lockstep.results.evaluation.pictures import Recognizer
-from lockstep.results.evaluation.predictor import ARRAYS, Predictor, RowPrediction, problems_text, rows_in
+from lockstep.results.evaluation.prediction_lines import by_class, line, write_rows
+from lockstep.results.evaluation.predictor import ARRAYS, Predictor, problems_text, rows_in
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.own_command import demand
 from lockstep.runs.trained_model import Moment, open_trained
-
-#: Classes that are shown after the likeliest.
-OTHERS = 2
 
 #: Ends of the names of tables, which could be meant for a prediction.
 TABLES = (".csv", ".tsv", ".parquet", ".arrow")
@@ -46,7 +39,7 @@ WIDTH, MOST_NAME = 80, 36
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @CHECKPOINT_OPTION
 @BEST_OPTION
-@click.option("--no-center", is_flag=True, help="only resize pictures, without centring the digit")
+@click.option("--no-center", is_flag=True, help="only resize pictures, without centring a digit")
 @click.option("--json", "as_json", is_flag=True, help="print all probabilities as JSON, one line per picture or row")
 @READING_OPTIONS
 @TRAINING_DATA_OPTION
@@ -64,10 +57,9 @@ def predict(
 
     INPUTS are pictures, tables if the model was trained on one, or files of arrays.
 
-    Pictures are JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of up to 25 million pixels. If the model takes images of
-    28 by 28 pixels, as MNIST's are, each picture should show one digit, dark on light or light on dark. It is scaled to
-    fit 20 by 20 pixels and centred by its centre of mass, as the digits of MNIST are. A folder stands for the pictures
-    in it; its other files are counted and skipped.
+    Pictures are JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of up to 25 million pixels. A folder stands for the
+    pictures in it; its other files are counted and skipped. If the model takes gray images of 28 by 28 pixels, and its
+    classes have no names, a picture should show one digit, dark on light or light on dark. It is scaled and centred.
 
     If the model was trained on a table, INPUTS are CSV or Parquet files with the same columns. The output is CSV,
     with one row per input row: the class and its probability, or the predicted numbers in the units of the training
@@ -139,12 +131,6 @@ def files_of(inputs: Sequence[Path]) -> list[Path]:
     return found
 
 
-def by_class(names: Sequence[str], probabilities: Sequence[float]) -> dict[str, Any]:
-    """Return the likeliest class, and the probability of each class by its name."""
-    likeliest = names[int(np.argmax(probabilities))]
-    return {"class": likeliest, "probabilities": dict(zip(names, probabilities, strict=True))}
-
-
 def predict_tables(
     predictor: Predictor, manifest: Conversion, tables: Sequence[Path], reading: Reading, *, as_json: bool
 ) -> None:
@@ -156,7 +142,7 @@ def predict_tables(
     targets = {column.name: column.std for column in manifest.targets}
     dates = [column.name for column in manifest.targets if column.kind is ColumnKind.DATE]
     rows = chain.from_iterable(predictor.rows(manifest, table, reading) for table in tables)
-    count, problems = print_rows(rows, targets, predictor.class_names, dates, as_json=as_json)
+    count, problems = write_rows(sys.stdout, rows, targets, predictor.class_names, dates, as_json=as_json)
     if problems:
         sys.stdout.flush()
         header = any(each.name.lower().endswith(CSV) for table in tables for each in table_files(table))
@@ -173,71 +159,4 @@ def predict_arrays(predictor: Predictor, files: Sequence[Path], *, as_json: bool
     names = predictor.class_names if targets == ["class"] else []
     # One scale may be that of all.
     scales = [column.std for column in predictor.trained.data.targets] or [1.0]
-    print_rows(chain(first, rows), dict(zip(targets, cycle(scales), strict=False)), names, as_json=as_json)
-
-
-def print_rows(
-    rows: Iterator[RowPrediction],
-    targets: Mapping[str, float],
-    class_names: Sequence[str],
-    dates: Sequence[str] = (),
-    *,
-    as_json: bool,
-) -> tuple[int, list[str]]:
-    """Print a line for each row, below the names of the targets; return the number of rows, and their problems.
-
-    `targets` have their deviations, which decide how many digits are printed. `dates` are the targets whose numbers are
-    microseconds since 1970.
-    """
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    # Before anything is printed: data that cannot be read leaves no file with a head alone.
-    first = list(islice(rows, 1))
-    if not as_json:
-        out.writerow([*targets, "probability"] if class_names else targets)
-    problems, count = list[str](), 0
-    for row in chain(first, rows):
-        count += 1
-        if row.problem:
-            problems.append(row.problem)
-        if as_json:
-            click.echo(msgspec.json.encode(_fields_of(row, targets, class_names, dates)).decode())
-        elif row.problem:
-            out.writerow([""] * (2 if class_names else len(targets)))
-        else:
-            fields = _fields_of(row, targets, (), dates) if not row.name else {}
-            shown = [text if isinstance(text, str) else spelled(text, targets[name]) for name, text in fields.items()]
-            out.writerow(shown or [row.name, f"{max(row.values):.4f}"])
-    return count, problems
-
-
-def spelled(number: float, deviation: float) -> str:
-    """Return a number with six significant digits, or with nine if so many may be in front of its point.
-
-    A number that is far from 0 has as many as show a millionth of its deviation.
-    """
-    digits = 6 if abs(number) < 1e6 else 9
-    if deviation < abs(number) < math.inf:
-        digits = max(digits, 6 + math.floor(math.log10(abs(number)) - math.log10(deviation)))
-    return f"{number:.{min(15, digits)}g}"
-
-
-def _fields_of(
-    row: RowPrediction, targets: Iterable[str], class_names: Sequence[str], dates: Sequence[str]
-) -> dict[str, Any]:
-    if row.problem:
-        return {"error": row.problem}
-    if class_names:
-        return by_class(class_names, row.values)
-    numbers = dict(zip(targets, row.values, strict=True))
-    times = {name: np.datetime64(round(numbers[name]), "us") for name in dates}
-    return {**numbers, **{name: str(np.datetime_as_string(time, "s")) for name, time in times.items()}}
-
-
-def line(name: str, probabilities: Array, width: int, class_names: Sequence[str] = ()) -> str:
-    """Return what a picture shows, and what else it may, on one line."""
-    shown = name if len(name) <= width else f"…{name[1 - width :]}"
-    order = np.argsort(-probabilities, kind="stable")
-    called = shown_names(class_names, len(probabilities))
-    others = ", ".join(f"{called[label]} {probabilities[label]:.2%}" for label in order[1 : 1 + OTHERS].tolist())
-    first = int(order[0])
-    return f"{shown:<{width}}  {called[first]}  {probabilities[first]:>7.2%}" + (f"   or {others}" if others else "")
+    write_rows(sys.stdout, chain(first, rows), dict(zip(targets, cycle(scales), strict=False)), names, as_json=as_json)

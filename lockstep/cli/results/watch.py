@@ -56,7 +56,7 @@ def watch(
     is_metrics_only: bool,
     is_fed: bool,
 ) -> None:
-    """Show a run in a browser: curves, workers, events, and what the model makes of a digit that you draw.
+    """Show a run in a browser: curves, workers, events, and what the model makes of what you draw.
 
     The page follows a run while it trains. It also shows a run that has ended or has not started yet. Of
     several runs, or a folder of them, it lists all and compares their curves. It runs in a separate process and never

@@ -26,7 +26,7 @@ def pack_command(source: str, dest: Path | None, *, dry_run: bool, **given: Any)
     arrays.npz                x_train, y_train, x_test, y_test; or x and y
     arrays/                   x_train.npy, y_train.npy and so on
     samples.npy               with --labels labels.npy
-    idx/                      the four IDX files of MNIST, gzipped or not
+    idx/                      four IDX files, as train-images-idx3-ubyte.gz
 
     SOURCE may be larger than the memory. DEST appears once it is complete. It holds .npy files, which numpy.load can
     open, and dataset.json, which describes them. Tables and pictures need the extra data.

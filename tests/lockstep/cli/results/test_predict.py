@@ -13,11 +13,11 @@ import pytest
 
 from lockstep import fit, load_run, nn
 from lockstep.cli.main import run
-from lockstep.cli.results.predict import line, spelled
 from lockstep.common.autograd import functional as F
 from lockstep.common.errors import DataError
 from lockstep.common.runtime.environment import child_environment
 from lockstep.results.evaluation.assessment import assess, probabilities_of
+from lockstep.results.evaluation.prediction_lines import line, spelled
 from lockstep.runs.trained_model import open_trained
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import tiny_arrays

@@ -116,7 +116,7 @@ def test_safetensors_load_into_the_same_pytorch_model(tmp_path: Path) -> None:
     [
         (
             ["weights.st"],
-            "'weights.st' does not end in .safetensors, .onnx or .npz: add --format: see `lockstep export",
+            "'weights.st' does not end in .safetensors, .onnx, .npz or .zip: add --format: see `lockstep export",
         ),
         (["gone/weights.npz"], "cannot write 'gone/weights.npz': expected an existing folder, 'gone'"),
     ],
