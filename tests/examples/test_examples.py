@@ -133,12 +133,10 @@ def test_the_text_is_cut_into_what_follows_each_character(
     assert f"costs {UNIGRAM} nats a character" in capsys.readouterr().out
 
 
-def test_a_folder_of_idx_and_an_npz_of_ones_own_are_the_same_data_and_are_learned(tmp_path: Path) -> None:
+def test_a_folder_of_idx_and_an_npz_of_ones_own_are_the_same_data(tmp_path: Path) -> None:
     script("own_data.py")["main"](tmp_path / "segments")
     folder, npz = (load(str(tmp_path / name)) for name in ("segments", "segments.npz"))
     assert folder.digest == npz.digest
-    run = fit("mlp", tmp_path / "segments", run_dir=tmp_path / "run", epochs=4, lr=0.1, workers=0, verbose=False)
-    assert run.test_accuracy > 0.8
 
 
 @pytest.mark.usefixtures("in_root")
