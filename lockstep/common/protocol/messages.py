@@ -32,9 +32,6 @@ HISTORY_LIMIT = 1000
 #: Bytes of the places of samples at most.
 PLACES_BYTES = 4 * SAMPLES_AT_ONCE
 
-#: Values of an array that is sent there and back, at most: half of a frame, so that a few of them take little memory.
-ECHO_LIMIT = 2**17
-
 #: Standbys of a run at most.
 STANDBYS_LIMIT = 16
 
@@ -286,15 +283,6 @@ class SamplesRequest(Message, frozen=True, kw_only=True):
     part: PartName
     #: Places in that set, unsigned 32-bit, little-endian: at most `PartInfo.in_a_message` of them.
     places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
-
-
-class Echo(Message, frozen=True, kw_only=True):
-    """Send this back with the array that it carries, of at most `ECHO_LIMIT` values: how long it takes measures a link.
-
-    From a member of the run only. The answer is as long as the question, so that a peer gets no more than it has sent.
-    """
-
-    number: Count
 
 
 class Ping(Message, frozen=True, kw_only=True):
@@ -559,7 +547,6 @@ WorkerMessage = (
     | Dropped
     | Leave
     | SamplesRequest
-    | Echo
     | Ping
     | StatusRequest
     | CallbackDecision

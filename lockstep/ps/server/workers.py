@@ -9,8 +9,6 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import (
-    ECHO_LIMIT,
-    Echo,
     Eviction,
     Join,
     Lease,
@@ -44,7 +42,7 @@ class WorkerMessages:
     sharing: ServerSharedMemory | None = None
 
     def handles(self, peer: bytes, message: Message) -> bool:
-        return type(message) in MESSAGES or isinstance(message, Leave | Echo)
+        return type(message) in MESSAGES or isinstance(message, Leave)
 
     def on_message(self, peer: bytes, message: Message, arrays: Sequence[Vector]) -> Sequence[Event]:
         received = Received(peer=peer, message=message)
@@ -55,8 +53,6 @@ class WorkerMessages:
                 return [Received(peer=peer, message=message, key=self.outbox.port.key_name(peer))]
             case Leave():
                 return [PeerLeft(peer=peer, reason=one_line(message.reason))]
-            case Echo():
-                return self._send_back(peer, message, arrays[0])
             case Ready():
                 return [received] if member is None else self._prepared(member, message, received)
             case SumsFrame():
@@ -67,12 +63,6 @@ class WorkerMessages:
                     self.group.own.on_frame(peer, message, words)
                 return [received] if self.group.own.on_result(peer, message) else []
         return [received]
-
-    def _send_back(self, peer: bytes, echo: Echo, array: Vector) -> Sequence[Event]:
-        """Answer a worker that measures the link with the array that it has sent."""
-        if len(array) > ECHO_LIMIT:
-            raise RemoteProtocolError(f"an echo of {len(array)} values: expected at most {ECHO_LIMIT}")
-        return self.outbox.send(peer, echo, array) if peer in self.membership.members else []
 
     # Shared memory
 

@@ -102,7 +102,7 @@ EXAMPLES = [
     example for kind in sorted(get_args(ANY), key=lambda kind: str(kind.__name__)) for example in examples_of(kind)
 ]
 
-CARRIERS = {"Echo", "SumsFrame", "Samples", "Weights", "SliceFrame", "Squares", "FilePart"}
+CARRIERS = {"SumsFrame", "Samples", "Weights", "SliceFrame", "Squares", "FilePart"}
 
 
 def vectors_for(message: Message) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:

@@ -13,9 +13,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import (
-    ECHO_LIMIT,
     PROTOCOL_VERSION,
-    Echo,
     Eviction,
     Finished,
     Join,
@@ -203,32 +201,6 @@ def test_whoever_asks_gets_the_status() -> None:
     (status,) = heard(observer)
     assert isinstance(status, Status)
     assert status.phase == "waiting for workers"
-
-
-def test_a_member_that_measures_its_link_gets_back_what_it_sends() -> None:
-    simulation = Simulation(job_of())
-    member, stranger = simulation.network.client(), simulation.network.client()
-    member.send(encode(JOIN))
-    sent = np.arange(5, dtype=np.float32)
-    member.send(encode(Echo(number=3), [sent]))
-    stranger.send(encode(Echo(number=4), [sent]))
-    simulation.run_until_quiet()
-    assert isinstance(decode(member.receive(None) or [], ServerMessage)[0], Welcome)
-    echo, arrays = decode(member.receive(None) or [], Echo)
-    assert echo == Echo(number=3)
-    assert np.array_equal(arrays[0], sent)
-    # Whoever is not in the run is not sent anything.
-    assert stranger.receive(None) is None
-
-
-def test_an_echo_that_is_too_long_costs_its_place() -> None:
-    simulation = Simulation(job_of())
-    member = simulation.network.client()
-    member.send(encode(JOIN))
-    member.send(encode(Echo(number=0), [np.zeros(ECHO_LIMIT + 1, np.float32)]))
-    simulation.run_until_quiet()
-    refused = [message for message in heard(member) if isinstance(message, Refused)]
-    assert f"an echo of {ECHO_LIMIT + 1} values: expected at most {ECHO_LIMIT}" in refused[0].reason
 
 
 def test_while_it_waits_it_says_for_whom() -> None:
