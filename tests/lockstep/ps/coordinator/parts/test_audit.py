@@ -464,6 +464,5 @@ def test_a_worker_is_found_within_the_steps_of_the_formula(share: float, wrong: 
 def test_the_table_of_the_docs_is_that_of_the_formula() -> None:
     page = (Path(__file__).parents[5] / "docs" / "how-to" / "audit.md").read_text(encoding="utf-8")
     for name, wrong in (("all", 1.0), ("half", 0.5), ("1 of 10", 0.1), ("1 of 100", 0.01)):
-        shares = [(0.01, 0.99), (0.05, 0.99), (0.2, 0.99), (1.0, 0.99), (0.05, 0.9999)]
-        cells = [f"{steps_to_find(share, wrong, 1, probability):,}" for share, probability in shares]
+        cells = [f"{steps_to_find(share, wrong, 1, 0.99):,}" for share in (0.01, 0.05, 0.2, 1.0)]
         assert f"| {name} | {' | '.join(cells)} |" in page
