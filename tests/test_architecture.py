@@ -200,6 +200,18 @@ PLANTED = {
         "from ctypes import addressof\naddressof(a)",
         "takes an address",
     ),
+    "address, by a name in a text": (
+        "lockstep.worker.compute",
+        "getattr(x, '__array_interface__')",
+        "takes an address",
+    ),
+    "address, of a buffer": ("lockstep.worker.compute", "(kind * 4).from_buffer(x)", "takes an address by from_buffer"),
+    "address, of an end": (
+        "lockstep.worker.compute",
+        "from numpy.lib.array_utils import byte_bounds as f\nf(x)",
+        "takes an address by numpy.lib.array_utils.byte_bounds",
+    ),
+    "memory at an address": ("lockstep.worker.compute", "import ctypes as c\nc.memmove(to, x, 4)", "by memmove"),
     "long": ("lockstep.common.nn.module", "\n" * (LONGEST + 1), "lines, above"),
 }
 

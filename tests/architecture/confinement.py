@@ -35,10 +35,22 @@ CONFINED_USES = {
     "os.unsetenv": "lockstep.common.runtime.environment",
 }
 
-#: What takes the address of an array, as an attribute of anything; and the only module that may, because it keeps the
-#: array until the address was used.
-ADDRESSES = ("__array_interface__", "ctypes", "data_as", "addressof", "byref")
+#: What takes the address of an array, as an attribute of anything or by its name; and the only module that may, because
+#: it keeps the array until the address was used.
+ADDRESSES = (
+    "__array_interface__", "__array_struct__", "_as_parameter_", "ctypes", "data_as", "addressof", "byref",
+    "byte_bounds", "from_address", "from_buffer",
+)  # fmt: skip
 KEEPS_ARRAYS = "lockstep.common.numerics.kernels.calls"
+
+#: What follows addresses, or takes them in another way; and what does so elsewhere, with no array: the words of the
+#: command of this process.
+ADDRESS_FUNCTIONS = (
+    *(f"ctypes.{name}" for name in (*ADDRESSES, "cast", "memmove", "memset", "pointer", "string_at")),
+    "numpy.ctypeslib",
+    "numpy.lib.array_utils.byte_bounds",
+)
+NAMES_PROCESS = {("lockstep.common.runtime.environment", name) for name in ("ctypes.memmove", "ctypes.memset")}
 
 #: Of numpy.random, what a type annotation may name anywhere.
 RANDOM_TYPES = ("numpy.random.Generator", "numpy.random.BitGenerator")
@@ -137,12 +149,19 @@ def check_addresses(sources: Mapping[str, Source]) -> Iterator[Violation]:
     for source in sources.values():
         if source.module == KEEPS_ARRAYS:
             continue
-        taken = {f"ctypes.{name}" for name in ADDRESSES}
         for node in source.nodes:
-            name = node.attr if isinstance(node, ast.Attribute) else ""
-            if name in ADDRESSES or source.dotted(node) in taken:
-                text = f"takes an address by {name or source.dotted(node)}, which only {KEEPS_ARRAYS} may"
+            name, dotted = _attribute(node), source.dotted(node)
+            is_taken = name in ADDRESSES or dotted in ADDRESS_FUNCTIONS
+            if is_taken and (source.module, dotted) not in NAMES_PROCESS:
+                text = f"takes an address by {name or dotted}, which only {KEEPS_ARRAYS} may"
                 yield Violation(source.module, _line(node), text)
+
+
+def _attribute(node: ast.AST) -> str:
+    """Return the attribute that a node names, also in a text, as for `getattr`."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value != "ctypes":
+        return node.value
+    return node.attr if isinstance(node, ast.Attribute) else ""
 
 
 def _is_random(source: Source, node: ast.AST, name: str) -> bool:

@@ -15,10 +15,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
 from lockstep.common.autograd.primitives.primitive import Array, Sink
-from lockstep.common.numerics.kernels.calls import place_of
+from lockstep.common.numerics.kernels.calls import extent_of, place_of
 from lockstep.common.numerics.leaves import CallKind, LeafFunction
 from lockstep.common.numerics.random import Source
 
@@ -181,7 +180,7 @@ class Tape:
         """Return an array as one whose use is recorded; no two share memory."""
         if not array.size:
             raise UntapeableError(f"an array of shape {array.shape} has no memory")
-        low, high = byte_bounds(array)
+        low, high = extent_of(array)
         memory = Memory(kind, sum(each.kind is kind for each in self.memories), high - low, array)
         place = bisect_right(self._starts, low)
         self._starts.insert(place, low)

@@ -30,7 +30,7 @@ _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 #: Products that one sum over a tree can add.
 MOST_PRODUCTS = 1 << 20
 
-#: Elements of padded images, so that no size of scratch memory overflows.
+#: Elements that a call reads or puts together in scratch memory, whose size in C does not overflow then.
 MOST_ELEMENTS = 1 << 40
 
 #: Classes whose numbers a float32 can have.
@@ -123,12 +123,21 @@ def _stack(left: Array, right: Array, out: Array, bias: Array | None) -> Calls:
     (rows, terms), columns = left.shape[-2:], right.shape[-1]
     a_row, a_column = _row_and_column(left)
     b_row, b_column = _row_and_column(right)
-    memory = scratch(load().functions.ls_product_scratch(count, 0 if a_step else rows, columns, terms, b_column))
+    memory = _product_scratch(count, 0 if a_step else rows, columns, terms, b_column)
     return _calls(
         (_NUMBER["stack"], count, rows, columns, terms, left[place], a_row, a_column, a_step, right[place], b_row,
          b_column, b_step, Written(out[place]), _row_and_column(out)[0], c_step, memory, bias)
         for place in places
     )  # fmt: skip
+
+
+def _product_scratch(count: int, shared_rows: int, columns: int, terms: int, b_column: int) -> Array:
+    """Return scratch memory for products; `shared_rows` are those of a left operand that a stack shares, or 0."""
+    # Stacks that are broadcast may be larger than all memory.
+    if count * columns * (shared_rows + terms) > MOST_ELEMENTS:
+        sizes = f"{count} products of {terms} terms and {columns} columns"
+        raise ValueError(f"{sizes} have too many elements: expected at most {MOST_ELEMENTS}")
+    return scratch(load().functions.ls_product_scratch(count, shared_rows, columns, terms, b_column))
 
 
 def _row_and_column(array: Array) -> tuple[int, int]:
@@ -163,7 +172,7 @@ def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> Instruc
         after = [partial(np.copyto, out, target)]
         before += [partial(np.copyto, target, out)] * adds
     (a_row, a_column), (b_row, b_column) = _row_and_column(lefts), _row_and_column(rights)
-    memory = scratch(load().functions.ls_product_scratch(count, 0, columns, terms, b_column))
+    memory = _product_scratch(count, 0, columns, terms, b_column)
     a_step, b_step = (each.strides[0] // 4 if count > 1 else 0 for each in (lefts, rights))
     row = (_NUMBER["product"], count, rows, columns, terms, lefts, a_row, a_column, a_step, rights, b_row, b_column,
            b_step, Written(target), _row_and_column(target)[0], adds, memory)  # fmt: skip
@@ -287,6 +296,8 @@ def _convolve(
     counts = [each.count for each in windows]
     _check(min(counts) >= 1 and y.shape == (outputs, *counts, images), name, x, kernels, y)
     _check(bias is None or bias.shape == (outputs,), name, x, kernels, y)
+    # The gradient to the input has margins of zeros in its rows, at most as wide as the padded images.
+    _check(math.prod((outputs, counts[0], 2 * padded[1], images)) <= MOST_ELEMENTS, name, x, kernels, y)
     # If there is one window, all strides from the size on are alike, and the columns are sorted by them.
     stride = [min(each.stride, max(each.padded, 1)) for each in windows]
     written = {"convolution": 2, "convolution_to_input": 0, "convolution_to_kernels": 1}[name]
@@ -407,10 +418,11 @@ def _recurrent(name: str) -> Callable[..., Instruction]:
 
     def bind(*operands: Any) -> Instruction:
         *others, lengths, to_state, gates, curves, cells, states, kind, is_reversed = operands
+        is_back = name == "recurrent_gradient"
         (steps, batch, features), hidden = others[0].shape, to_state.shape[1]
         x, state, count = (steps, batch, features), (steps, batch, hidden), GATES[kind] * hidden
         shapes = [x, (count, features), (count,), (count,)]
-        if name == "recurrent_gradient":
+        if is_back:
             shapes = [*shapes[:2], state, (2, *state[1:]), gates.shape, x, (count, features)]
             shapes += [(count, hidden), (2, count)]
         shapes += [(batch,), (count, hidden), (steps, batch, count)]
@@ -418,10 +430,18 @@ def _recurrent(name: str) -> Callable[..., Instruction]:
         shapes += [((steps + 1) * is_cell, *state[1:]) for is_cell in (kind == "lstm", True)]
         given = [(each, shape) for each, shape in zip(operands, shapes, strict=False) if each is not None]
         arrays = [each for each, _ in given]
-        _check(all(each.shape == shape and _is_flat(each) for each, shape in given), name, *arrays)
+        # Biases, the gradient of x, and lengths may be left out.
+        optional = {*((5,) if is_back else (2, 3)), len(others)}
+        fits = all(each is not None or place in optional for place, each in enumerate(operands))
+        _check(fits and all(each.shape == shape and _is_flat(each) for each, shape in given), name, *arrays)
         numbers = (list(GATES).index(kind), steps, batch, features, hidden)
         memory = scratch(load().functions.ls_recurrent_scratch(sizes_of(numbers)))
-        kept = (lengths, to_state, gates, curves, cells, states, memory, *others)
+        passed = (gates, curves, cells, states)
+        read, written = (others[:3], others[3:]) if is_back else (others, ())
+        kept = (
+            *(lengths, to_state, *(passed if is_back else map(Written, passed)), memory, *read),
+            *(None if each is None else Written(each) for each in written),
+        )
         return _calls([(_NUMBER[name], *numbers, is_reversed, *kept)])
 
     return bind

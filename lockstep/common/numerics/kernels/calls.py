@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 from lockstep.common.numerics.kernels.library import load
@@ -146,6 +147,11 @@ def is_aligned(array: Array) -> bool:
 def place_of(array: Array) -> int:
     """Return a number by which arrays in one memory are compared: not an argument of a call."""
     return _address(array)
+
+
+def extent_of(array: Array) -> tuple[int, int]:
+    """Return the numbers between which the places of all elements are."""
+    return byte_bounds(array)
 
 
 def _number(argument: object, arrays: list[Array]) -> int:

@@ -228,8 +228,7 @@ EXPORT int64_t ls_momentum(int64_t n, const float *weights, const float *velocit
     const Momentum m = {
         .n = n, .first = first, .second = second, .divisor = divisor, .scale = scale, .divides = divides != 0,
         .has_scale = has_scale != 0, .weights = weights, .velocity = velocity, .new_weights = new_weights,
-        .new_velocity = new_velocity, .momentum = momentum, .rate = rate, .decay = decay, .has_decay = decay != 0.0f,
-        .is_nesterov = is_nesterov != 0,
+        .new_velocity = new_velocity, .momentum = momentum, .rate = rate, .decay = decay, .is_nesterov = is_nesterov != 0,
     };
     const uint64_t mode = floating_point_mode();
     if (mode != DEFAULT_MODE) set_floating_point_mode(DEFAULT_MODE);

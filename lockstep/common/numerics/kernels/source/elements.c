@@ -46,6 +46,7 @@ void rectify_gradient(int64_t n, const float *gradient, const float *result, flo
 int follow_momentum(const Momentum *m) {
     const V momentum = all(m->momentum), rate = all(m->rate), decay = all(m->decay);
     const V divisor = all(m->divisor), scale = all(m->scale);
+    const int has_decay = m->decay != 0.0f;
     V checked = all(0.0f);
 #define ACT(from, to, rest) { \
         const V weights = from(m->weights + i rest); \
@@ -53,7 +54,7 @@ int follow_momentum(const Momentum *m) {
         if (m->second) gradient = add(gradient, from(m->second + i rest)); \
         gradient = m->divides ? divide(gradient, divisor) : mul(gradient, divisor); \
         if (m->has_scale) gradient = mul(gradient, scale); \
-        if (m->has_decay) gradient = add(gradient, mul(weights, decay)); \
+        if (has_decay) gradient = add(gradient, mul(weights, decay)); \
         if (m->velocity) { \
             const V velocity = add(mul(from(m->velocity + i rest), momentum), gradient); \
             to(m->new_velocity + i, velocity rest); \

@@ -78,7 +78,7 @@ typedef struct {
     const float *weights, *velocity; /* without momentum, velocities are NULL */
     float *new_weights, *new_velocity;
     float momentum, rate, decay;
-    int has_decay, is_nesterov;
+    int is_nesterov;
 } Momentum;
 
 int follow_momentum(const Momentum *m);

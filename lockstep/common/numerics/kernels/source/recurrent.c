@@ -84,13 +84,15 @@ static void multiply_inputs(const Recurrence *r, int64_t place, int64_t count, c
 /* A step of one sequence. */
 static void step_of_row(const Recurrence *r, int64_t step, int64_t b, const float *products) {
     const int64_t hidden = r->hidden, row = b * hidden, all = step * r->batch * hidden + row;
-    const float *before = before_step(r, r->states, step) + row, *cell_before = before_step(r, r->cells, step) + row;
-    float *after = after_step(r, r->states, step) + row, *cell = after_step(r, r->cells, step) + row;
+    const int has_cell = r->kind == RECUR_LSTM;
+    const float *before = before_step(r, r->states, step) + row;
+    const float *cell_before = has_cell ? before_step(r, r->cells, step) + row : NULL;
+    float *after = after_step(r, r->states, step) + row, *cell = has_cell ? after_step(r, r->cells, step) + row : NULL;
     float *gates = r->gates + all * r->gates_count;
     if (has_ended(r, step, b)) {
         memset(gates, 0, (size_t)(r->gates_count * hidden) * sizeof *gates);
         memcpy(after, before, (size_t)hidden * sizeof *after);
-        if (r->kind == RECUR_LSTM) memcpy(cell, cell_before, (size_t)hidden * sizeof *cell);
+        if (has_cell) memcpy(cell, cell_before, (size_t)hidden * sizeof *cell);
         return;
     }
     switch (r->kind) {
