@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.layout import layout_of
-from lockstep.common.data.array_files import read_npz
+from lockstep.common.data.array_files import open_npz
 from lockstep.common.errors import DataError, FileFormatError, UsageError
 from lockstep.common.files.safetensors import parts_of, read
 from lockstep.common.job.job import Job
@@ -311,6 +311,12 @@ def held(path: Path) -> list[NDArray[Any]]:
     return [weights, *slots.values()]
 
 
+def whole_array(path: Path) -> NDArray[Any]:
+    """Return the array of an archive."""
+    with open_npz(path) as archive:
+        return archive.array("a").read_whole()
+
+
 FORMATS = {
     "safetensors": Format(
         lambda path: [*read(path)[0].values()],
@@ -322,7 +328,7 @@ FORMATS = {
     ),
     "idx": Format(lambda path: [read_idx(path)], DataError, [*IDX, *GZIPPED], odd_idx, IDX_BOMBS, 1032),
     # NumPy parses a header, of 10,000 bytes at most, as Python.
-    "npz": Format(lambda path: [read_npz(path, ("a",))["a"]], DataError, NPZ, odd_npz, NPZ_BOMBS, 1032, 2**23),
+    "npz": Format(lambda path: [whole_array(path)], DataError, NPZ, odd_npz, NPZ_BOMBS, 1032, 2**23),
     "checkpoints": Format(held, UsageError, [WHOLE], odd_checkpoint, CHECKPOINT_LIES),
 }
 

@@ -104,17 +104,5 @@ def whole_number(least: int, most: int | None = None) -> Callable[[object], int]
     return convert
 
 
-def list_of(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    """Return what makes a text values of one kind, with commas between them."""
-
-    def convert(text: str) -> tuple[T, ...]:
-        try:
-            return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
-        except ValueError:
-            raise click.BadParameter(f"{text!r}: expected numbers with commas between them, as 1,1,2.5") from None
-
-    return convert
-
-
 #: The range of seeds: that of a job's.
 SEED = whole_number(0, 2**63 - 1)

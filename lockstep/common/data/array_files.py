@@ -13,7 +13,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,12 +197,6 @@ class NpzArchive:
                 f"{named} claims {entry.file_size} bytes: expected at most {self._most_bytes}, and as packed"
             )
         return entry
-
-
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return whole arrays by their names; DataError as `open_npz` and `NpzArchive.array`."""
-    with open_npz(path) as archive:
-        return {name: archive.array(name).read_whole() for name in names}
 
 
 def _check_length(named: str, header: NpyHeader, found: int) -> None:

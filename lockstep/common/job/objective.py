@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from lockstep.common.autograd import functional
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.data.mapped import MappedSamples
 from lockstep.common.data.records import LABEL, WEIGHT, parts_of
@@ -145,13 +144,6 @@ class Objective:
     def test_loss(self, outputs: Any, targets: Array, library: LossLibrary = AUTOGRAD) -> LossSum:
         """Return the same without label smoothing, which is for training only."""
         return self._loss(outputs, targets, 0.0, library)
-
-    def mean_loss(self, outputs: Tensor, targets: Array) -> Tensor:
-        """Return the mean of the training losses over the targets, as a tensor with a gradient."""
-        total, weight = self.training_loss(outputs, targets)
-        divisor = float(targets.size - self.ignored(targets)) if weight is None else weight
-        mean: Tensor = total * (1.0 / divisor if divisor else 0.0)
-        return mean
 
     def _loss(self, outputs: Any, targets: Array, smoothing: float, library: LossLibrary) -> LossSum:
         if self.kind is LossKind.OWN:

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from lockstep.common.data.array_files import open_idx, read_npz
+from lockstep.common.data.array_files import open_idx, open_npz
 from lockstep.common.data.npy import MAX_BYTES
 from lockstep.common.errors import DataError
 
@@ -86,7 +86,7 @@ def test_an_idx_file_is_read_as_it_was_written(
 def test_an_npz_file_is_read_as_it_was_written(save: Any, array: NDArray[Any], file: Path) -> None:
     with file.open("wb") as stream:
         save(stream, a=array, other=np.ones(2))
-    read = read_npz(file, ["a"])["a"]
+    read = read_a(file)
     assert (read.dtype, read.shape) == (array.dtype, array.shape)
     np.testing.assert_array_equal(read, array)
 
@@ -127,7 +127,8 @@ NPZ: list[tuple[bytes, str]] = [
 
 
 def read_a(path: Path) -> NDArray[Any]:
-    return read_npz(path, ["a"])["a"]
+    with open_npz(path) as archive:
+        return archive.array("a").read_whole()
 
 
 @pytest.mark.parametrize(
