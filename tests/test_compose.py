@@ -57,7 +57,7 @@ def arguments_of(stage: list[tuple[str, str]], instruction: str) -> list[str]:
 
 def test_there_is_a_server_and_workers_of_one_image() -> None:
     services = compose()["services"]
-    assert set(services) == {"server", "worker", "shard", "standby", "watch", "keys"}
+    assert set(services) == {"server", "worker", "shard", "watch", "keys"}
     assert len({service["image"] for service in services.values()}) == 1
     assert {service["build"] for service in services.values()} == {"."}
 
@@ -86,12 +86,6 @@ def test_there_is_one_server_unless_more_are_asked_for() -> None:
     assert services["shard"]["networks"] == services["server"]["networks"]
 
 
-def test_shards_get_slices_later_if_that_is_asked_for() -> None:
-    for given, found in ((compose(), "never"), (compose(SPREAD="always"), "always")):
-        command = given["services"]["server"]["command"]
-        assert command[command.index("--spread") + 1] == found
-
-
 def test_the_server_is_asked_for_its_health_at_the_port_it_listens_on() -> None:
     services = compose()["services"]
     server, worker = services["server"], services["worker"]
@@ -108,21 +102,10 @@ def test_each_has_the_keys_that_it_needs_and_no_more() -> None:
     }
     servers = {"server": "/run/secrets/server.key", "allowed": "/run/secrets/allowed"}
     workers = {"worker": "/run/secrets/worker.key"}
-    everywhere = {"server": servers, "shard": servers, "standby": servers}
+    everywhere = {"server": servers, "shard": servers}
     assert given == everywhere | {"worker": workers, "watch": {}, "keys": {}}
     assert set(loaded["secrets"]) == {"server", "allowed", "worker"}
     assert not [word for service in loaded["services"].values() for word in service["command"] if "insecure" in word]
-
-
-def test_a_standby_mirrors_the_server_into_a_volume_of_its_own() -> None:
-    loaded = compose()
-    server, standby = loaded["services"]["server"], loaded["services"]["standby"]
-    assert standby["scale"] == 0
-    assert standby["command"][:3] == ["server", "--standby-of", "tcp://server:5555"]
-    (mirror,) = [volume for volume in standby["volumes"] if volume["target"] == "/lockstep/runs"]
-    assert mirror["source"] in loaded["volumes"]
-    assert mirror not in server["volumes"]
-    assert standby["restart"] == "no"
 
 
 def test_the_server_is_reached_by_its_workers_only() -> None:

@@ -30,7 +30,6 @@ PIECES: Mapping[str, Callable[[], str]] = {
     "metrics lines": records.metrics_lines,
     "ledger lines": records.ledger_lines,
     "result file": records.result_file,
-    "terms file": records.terms_file,
     "receipt file": records.receipt_file,
     "prometheus metrics": records.prometheus_metrics,
     "pytorch nets": pytorch_models.pytorch_nets,

@@ -12,10 +12,9 @@ import lockstep.common.statemachine.client as client
 import lockstep.ps.coordinator.transitions as coordinator
 import lockstep.ps.shard.state as shard
 import lockstep.ps.shard_group.members as shard_group
-import lockstep.ps.standby.state as standby
 import lockstep.worker.state as worker
 from docs.generators.tables import code, comments_of, first_sentence, table
-from lockstep.common.protocol import messages, shard_messages, standby_messages
+from lockstep.common.protocol import messages, shard_messages
 from lockstep.common.protocol.codec import HEADER_LIMIT, ITEMS_LIMIT, MAY_CARRY_A_FRAME, WITH_AN_ARRAY
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message
 
@@ -36,7 +35,6 @@ MACHINES = (
     Machine("A worker in the run", worker.WorkerPhase, worker.TRANSITIONS, "worker"),
     Machine("A shard in the run", shard.ShardPhase, shard.TRANSITIONS, "ps/shard"),
     Machine("The shards of a run", shard_group.GroupPhase, shard_group.TRANSITIONS, "ps/shard_group"),
-    Machine("A standby", standby.StandbyPhase, standby.TRANSITIONS, "ps/standby"),
 )
 
 
@@ -148,7 +146,7 @@ def wire_messages() -> str:
     """Return the messages in the order of their modules, as a table for each direction."""
     return "\n".join(
         f"### {direction}\n\n{table(('message', 'fields', 'what it is'), map(_message, kinds))}"
-        for module in (messages, shard_messages, standby_messages)
+        for module in (messages, shard_messages)
         for direction, kinds in directions(module).items()
     )
 

@@ -9,7 +9,6 @@ from lockstep.ps.records.metrics import Record
 from lockstep.ps.records.receipt import Receipt, ReceiptLink, Statement, SubjectFile
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.progress import Moved, Split
-from lockstep.ps.standby.terms import LedTerm, TermHistory
 from lockstep.results.watch import figures
 
 
@@ -25,11 +24,6 @@ def ledger_lines() -> str:
 
 def _kinds(lines: Any) -> str:
     return "\n".join(_record(f'`"kind": "{kind.__struct_config__.tag}"`', kind) for kind in get_args(lines))
-
-
-def terms_file() -> str:
-    """Return the schema of terms.json."""
-    return "\n".join([fields_table(TermHistory), _record("`LedTerm`", LedTerm)])
 
 
 def result_file() -> str:

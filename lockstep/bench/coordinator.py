@@ -100,7 +100,7 @@ class SimulatedWorkers:
             peer = number.to_bytes(4, "big")
             join = worker_join(str(number), "run", number, "run", range(min(self.workers, CORES_LIMIT)))
             self._send(0.0, events.Received(peer=peer, message=join))
-            self._send(1.0, events.Received(peer=peer, message=Ready(rank=number, term=info.term)))
+            self._send(1.0, events.Received(peer=peer, message=Ready(rank=number, part=info.part)))
 
     def run(self) -> None:
         """Run to the end."""

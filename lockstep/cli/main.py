@@ -52,8 +52,6 @@ SECTIONS: dict[str, dict[str, str]] = {
         "node": "machines.node:node",
         "keys": "machines.keys:keys",
         "status": "machines.status:status",
-        "promote": "machines.promote:promote",
-        "drain": "machines.drain:drain",
     },
     "Develop": {
         "bench": "bench:bench",

@@ -9,8 +9,7 @@
     │   ├── AddressError          an address is malformed, in use, or not allowed
     │   ├── KeyFileError          a key or a file of keys is missing, malformed, or open to others
     │   ├── NumericsError         the numerics that a job asks for cannot be had in this process or on this machine
-    │   ├── SharingError          memory cannot be shared between processes: no room, or not the same machine
-    │   └── LedElsewhereError     a run that is to be resumed here goes on at another server
+    │   └── SharingError          memory cannot be shared between processes: no room, or not the same machine
     ├── RunError                  the run itself failed; exit code 1
     │   ├── DivergedError         a loss or gradient is not finite
     │   ├── ComputeError          a micro-batch raised on a worker, with its traceback
@@ -86,14 +85,6 @@ class SharingError(UsageError):
     """Memory cannot be shared between processes: there is no room for it, or not both see the same."""
 
 
-class LedElsewhereError(UsageError):
-    """A run that is to be resumed here goes on at another server: carries where, and the public half of its key."""
-
-    def __init__(self, text: str, address: str, public: str) -> None:
-        super().__init__(text)
-        self.address, self.public = address, public
-
-
 class RunError(LockstepError):
     """The run was started properly and failed."""
 
@@ -143,10 +134,6 @@ class RefusalKind(StrEnum):
     FULL = "full"
     #: It was evicted since it computed wrongly, and may not come back.
     CONVICTED = "convicted"
-    #: Another server leads the run, in a higher term.
-    OLD_TERM = "old_term"
-    #: It may not ask for this.
-    NOT_ALLOWED = "not_allowed"
     #: It broke the protocol, or can no longer be served.
     FAILED = "failed"
 
@@ -163,14 +150,10 @@ class FailureKind(StrEnum):
     #: A micro-batch raised an exception, on two workers.
     COMPUTE = "compute"
     INTERRUPTED = "interrupted"
+    #: The system stopped the server, as before a machine is shut down: it may be started again.
+    STOPPED = "stopped"
     #: A server of the run is gone; the run may be resumed from its last checkpoint.
     SERVER_LOST = "server_lost"
-    #: Another server leads the run, in a higher term.
-    SUPERSEDED = "superseded"
-    #: A standby leads the run from now on, as it was asked to.
-    HANDED_OVER = "handed_over"
-    #: The weights are divided among another number of servers: the same server resumes the run with these.
-    SPREAD = "spread"
     #: No server answers at the address, or it has gone silent.
     UNREACHABLE = "unreachable"
     REFUSED = "refused"
@@ -180,19 +163,11 @@ class FailureKind(StrEnum):
     PROTOCOL = "protocol"
 
 
-#: The end of the part of a run that one server led: it continues there, or at another one, and workers look for that.
-CONTINUED = frozenset(
-    {
-        FailureKind.SERVER_LOST,
-        FailureKind.SUPERSEDED,
-        FailureKind.HANDED_OVER,
-        FailureKind.ROLLBACK,
-        FailureKind.SPREAD,
-    }
-)
+#: The ends of a part of a run that a process resumes from a checkpoint without being told to.
+RESUMED_HERE = frozenset({FailureKind.SERVER_LOST, FailureKind.ROLLBACK})
 
-#: Of these, what the same server resumes from a checkpoint.
-RESUMED_HERE = frozenset({FailureKind.SERVER_LOST, FailureKind.ROLLBACK, FailureKind.SPREAD})
+#: The ends after which workers and shards wait for the run to be resumed.
+CONTINUED = RESUMED_HERE | {FailureKind.STOPPED}
 
 
 class Stage(Enum):
@@ -217,5 +192,3 @@ class Diagnosis(NamedTuple):
     stage: Stage
     #: Whether waiting longer is of no use.
     is_final: bool = False
-    #: Whether the server has another key than the one with which it was dialled, as far as can be known.
-    has_other_key: bool = False

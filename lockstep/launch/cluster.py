@@ -1,6 +1,5 @@
 """Trains a job: in this process alone, or with a server and workers, which are started, watched, and ended with it."""
 
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,21 +29,14 @@ from lockstep.launch.run_end import keep_logs
 from lockstep.launch.run_starter import RunStarter
 from lockstep.launch.supervision.channel import NoticeReport
 from lockstep.launch.supervision.child import GRACE_S, Crew, WatchedProcess, exit_message
-from lockstep.launch.supervision.restarts import SERVER, STANDBY, USAGE, ProcessPlace, Role
-from lockstep.launch.supervision.supervisor import (
-    FilesSeen,
-    Outlook,
-    RunEnd,
-    RunSupervisor,
-)
+from lockstep.launch.supervision.restarts import SERVER, USAGE, ProcessPlace, Role
+from lockstep.launch.supervision.supervisor import Outlook, RunEnd, RunSupervisor
 from lockstep.launch.supervision.template import ProcessTemplate
-from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
-from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, RunResult, read_result
+from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
 from lockstep.results.reports.display import Display
 from lockstep.results.reports.summary import final_status
-from lockstep.runs.run_dir import STANDBY_FOLDER, bring_home, leads
 from lockstep.runs.session import Destination, open_run_in, open_session
 from lockstep.runs.single_process import SerialRun
 
@@ -140,36 +132,21 @@ class Cluster:
     # The supervisor acts through these
 
     def start(self, place: ProcessPlace) -> None:
-        process = self.crew.begin(place)
-        if place == STANDBY:
-            self.starter.standby_address = process.listens()
+        self.crew.begin(place)
 
     def stop(self, place: ProcessPlace) -> None:
         self.crew.stop(place)
 
     def report(self, place: ProcessPlace, outlook: Outlook, delay_s: float) -> None:
         self.say(self._death_text(place, outlook, delay_s))
-        if outlook is Outlook.STANDBY:
-            self.starter.follow_standby()
-            self.crew.move(STANDBY, SERVER)
-            self._dial()
 
-    def promote(self) -> None:
-        if self.client is not None:
-            self.client.promote()
-
-    def look(self) -> FilesSeen:
-        standby = self.starter.home / STANDBY_FOLDER
-        return FilesSeen(
-            has_result=(self.starter.run_dir / RESULT).exists(),
-            standby_leads=leads(standby),
-            standby_can_lead=bool(CheckpointFolder(standby / CHECKPOINTS).steps()),
-        )
+    def has_result(self) -> bool:
+        return (self.starter.run_dir / RESULT).exists()
 
     def _dial(self) -> None:
         self._hang_up()
         credential = credential_of(server_key_in(self.starter.backend.keys), self.starter.folder)
-        self.client = StatusClient(dial(self.starter.address, credential=credential))
+        self.client = StatusClient(dial(self.starter.address, credential=credential), self.clock)
 
     def _hang_up(self) -> None:
         if self.client is not None:
@@ -185,7 +162,7 @@ class Cluster:
                     self.say(report.text)
 
     def _show(self, status: Status | None) -> None:
-        if status is not None and not status.is_standby:
+        if status is not None:
             self.watch(status)
             self._run_callbacks(status)
         if self.chaos is not None:
@@ -200,14 +177,10 @@ class Cluster:
     def _death_text(self, place: ProcessPlace, outlook: Outlook, delay_s: float) -> str:
         """Return how a process has died, and what follows."""
         text = exit_message(self.crew.processes[place])
-        if outlook is Outlook.STANDBY:
-            takeover_s = self.starter.destination.options.takeover_seconds
-            after = "" if leads(self.starter.home / STANDBY_FOLDER) else f" after {takeover_s:g} s without it"
-            return f"{text}; its workers go to the standby{after}"
         if outlook is Outlook.RESTARTED and place.role is not Role.WORKER:
             return f"{text}; restarting in {delay_s:.1f} s"
         after = "it is restarted" if outlook is Outlook.RESTARTED else "it is not restarted"
-        return f"{text}; {'' if place == STANDBY else 'its micro-batches go to the others, and '}{after}"
+        return f"{text}; its micro-batches go to the others, and {after}"
 
     def _result(self, end: RunEnd) -> RunResult:
         self._relay()
@@ -248,11 +221,7 @@ class Cluster:
         self.crew.end_all()
         # Of a server that was killed; an orderly one leaves nothing.
         sweep(shared_root())
-        home = self.starter.home
-        bring_home(home)
-        if self.starter.destination.options.standby and (home / RESULT).exists():
-            shutil.rmtree(home / STANDBY_FOLDER, ignore_errors=True)
-        if lost := keep_logs(self.starter.folder, home):
+        if lost := keep_logs(self.starter.folder, self.starter.run_dir):
             self.say(lost)
 
 
@@ -268,7 +237,7 @@ def check_launch(launch: RunOptions) -> None:
             "begin: expected at most as many"
         )
     if launch.workers:
-        demand_open_files(launch.workers + launch.servers + launch.standby)
+        demand_open_files(launch.workers + launch.servers)
 
 
 def exit_error(child: WatchedProcess, text: str) -> LockstepError:

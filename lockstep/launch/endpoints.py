@@ -4,17 +4,13 @@ import platform
 import secrets
 import shlex
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 from lockstep.common.errors import AddressError, UnreachableError, UsageError
-from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.runtime.notice import warning
 from lockstep.common.transport.address import parse
-from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Lock, Token
-from lockstep.common.transport.auth.keys import ALLOWED, SERVER, KeyFolder, read_key, read_ours, write_new
-from lockstep.common.transport.zeromq.client import ZeroMqClient
-from lockstep.common.transport.zeromq.ports import dial
+from lockstep.common.transport.auth.credentials import Credential, Lock, Token
+from lockstep.common.transport.auth.keys import SERVER, KeyFolder, read_key, read_ours, write_new
 
 #: The file with the token of a run whose processes are all of one machine, in the private folder that they share.
 TOKEN = "token"
@@ -34,15 +30,8 @@ def lock_of(keys: Path | None, supervised: Path | None, *, is_insecure: bool = F
 
 
 def credential_of(key: Path | None, supervised: Path | None) -> Credential:
-    """Return what a client shows: the key in a file, or the token of its run, if there is either.
-
-    With the server's own key, it is also shown to the standbys in the folder of keys, one of which may lead the run.
-    """
-    if key is None:
-        return _token_in(supervised)
-    found = read_key(key)
-    is_servers = not found.server and (key.parent / ALLOWED).is_file()
-    return replace(found, standbys=KeyFolder(key.parent).standbys() if is_servers else found.standbys).client()
+    """Return what a client shows: the key in a file, or the token of its run, if there is either."""
+    return _token_in(supervised) if key is None else read_key(key).client()
 
 
 def check_worker_key(path: Path) -> None:
@@ -62,19 +51,6 @@ def check_worker_key(path: Path) -> None:
 def server_key_in(keys: Path | None) -> Path | None:
     """Return the server's own key in a folder of keys, which all servers of a run show; None without a folder."""
     return None if keys is None else keys / SERVER
-
-
-def dial_with(credential: Credential, address: str, public: str = "") -> ZeroMqClient:
-    """Dial one of the servers of a run, which may have another key than the one that was dialled first: `public`."""
-    if public and isinstance(credential, ClientKeys):
-        credential = replace(credential, server=public)
-    return dial(address, credential=credential)
-
-
-def keyed(credential: Credential, address: str) -> tuple[StandbyAddress, ...]:
-    """Return a standby's address with each key that it may have: one that the key file lists, or that of the server."""
-    known = credential.standbys if isinstance(credential, ClientKeys) else ()
-    return tuple(StandbyAddress(address=address, public=public) for public in (*known, ""))
 
 
 def make_token(folder: Path) -> Token:

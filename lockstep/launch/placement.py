@@ -23,7 +23,7 @@ from lockstep.runs.job_file import GROUPS
 from lockstep.runs.single_process import SingleProcessTrainer
 
 #: Values that only a run with processes of its own has: a user who gives one of them wants these.
-OF_PROCESSES = (*GROUPS["Processes"], *GROUPS["Standbys"])
+OF_PROCESSES = GROUPS["Processes"]
 
 #: Seconds that a run with a server takes more than one in this process, besides its steps; and for each worker. Runs of
 #: 40 steps with two workers took 0.4 to 0.5 s more, on a machine with two cores.

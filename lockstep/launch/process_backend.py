@@ -44,7 +44,7 @@ class ProcessBackend(Protocol):
         ...
 
     def start(self, place: ProcessPlace, words: list[str], folder: Path, address: str) -> WatchedProcess:
-        """Start a server, a shard or a standby on this machine, or a process that computes, or a team of these.
+        """Start a server or a shard on this machine, or a process that computes, or a team of these.
 
         `words` are the arguments of `lockstep`, in which `HERE` stands for a private folder of the process; its keys,
         and its address or its place in a team, are added. A server has to listen at `address` again, or at any if that

@@ -69,9 +69,6 @@ LEADER = ProcessPlace(Role.WORKER, 0)
 #: How many looks, which take some ten seconds, a team waits for the processes that are expected of it.
 FIRST_LOOKS = 200
 
-#: The place of a shard next to a team.
-SHARD = ProcessPlace(Role.SHARD)
-
 
 @dataclass
 class TeamSupervisor:
@@ -88,8 +85,6 @@ class TeamSupervisor:
     pause: Callable[[float], object] = field(default_factory=lambda: Event().wait)
     #: Tells whether the team is over for another reason than the end of a leader here.
     is_over: Callable[[], bool] = lambda: False
-    #: The places of other processes of this machine, which end with those of the team.
-    others: Sequence[ProcessPlace] = ()
     places: ProcessTable = field(default_factory=lambda: ProcessTable(MOST_RESTARTS))
 
     def run(self) -> int | None:
@@ -98,7 +93,7 @@ class TeamSupervisor:
         Nothing is left running in any case.
         """
         try:
-            self._start([*(ProcessPlace(Role.WORKER, number) for number in self.numbers), *self.others])
+            self._start(ProcessPlace(Role.WORKER, number) for number in self.numbers)
             while True:
                 # Before it is asked whether the team is over: its processes end after it.
                 ends = self.crew.ends()

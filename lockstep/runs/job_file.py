@@ -353,10 +353,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "keep_best",
     ),
     "Processes": (
-        *("workers", "min_workers", "servers", "spread", "transport", "max_restarts"),
+        *("workers", "min_workers", "servers", "transport", "max_restarts"),
         *("audit", "audit_ends", "ship_data"),
     ),
-    "Standbys": ("standby", "takeover_seconds"),
     "Checkpoints": ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_every_seconds", "with_examples"),
 }
 

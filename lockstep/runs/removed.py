@@ -50,7 +50,7 @@ class RemovedValue(NamedTuple):
 VALUES: dict[str, RemovedValue] = {
     "spread": RemovedValue(_FIXED_SERVERS, ("never",)),
     "standby": RemovedValue(_STARTED_AGAIN, (False,)),
-    "takeover_seconds": RemovedValue("workers wait for the server as long as their --patience says"),
+    "takeover_seconds": RemovedValue("workers wait for the server as long as their --timeout says"),
 }
 
 

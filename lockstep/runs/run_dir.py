@@ -35,6 +35,7 @@ from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.run_folder import (
     AVERAGE_WEIGHTS,
     CHECKPOINTS,
+    CONVICTIONS,
     EPOCH_WEIGHTS,
     JOB,
     LEDGER,
@@ -49,9 +50,6 @@ from lockstep.ps.records.run_folder import (
     read_result,
 )
 from lockstep.ps.setup import RunSetup
-from lockstep.ps.standby.mirror import CONTENTS, MIRROR
-from lockstep.ps.standby.source import ALLOWED, FILES
-from lockstep.ps.standby.terms import read_terms
 from lockstep.runs.job_file import read_values, resolve, to_toml
 
 #: The folder of runs that were given no folder.
@@ -120,12 +118,12 @@ def has_parts(folder: Path) -> bool:
     A folder is deleted file by file. A process that still writes there may leave a part of it.
     """
     names = [path.name for path in folder.glob("*")]
-    return bool(names) and not {JOB, MIRROR} & set(names) and all(map(_is_part, names))
+    return bool(names) and JOB not in names and all(map(_is_part, names))
 
 
 def _is_part(name: str) -> bool:
-    """Tell whether a run, or a mirror, has an entry of this name in its folder, perhaps incomplete."""
-    return name in (*RECORDS, *FILES, EPOCH_WEIGHTS, CONTENTS, ALLOWED) or name.endswith((".log", ".partial"))
+    """Tell whether a run has an entry of this name in its folder, perhaps incomplete."""
+    return name in (*RECORDS, *KEPT, EPOCH_WEIGHTS) or name.endswith((".log", ".partial"))
 
 
 def keep_parts(folder: Path, say: Callable[[str], None]) -> None:
@@ -135,11 +133,11 @@ def keep_parts(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename the folder of a run that goes on elsewhere, or that was deleted in part, after its last term; return it.
+    """Rename the folder of a run that was deleted in part; return it.
 
     `UsageError` if that cannot be done, as with the root of a volume.
     """
-    stem = f"{folder.name}-term-{read_terms(folder).last.number}"
+    stem = f"{folder.name}-parts"
     names = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
     target = next(path for name in names if not (path := folder.with_name(name)).exists())
     try:
@@ -150,37 +148,6 @@ def set_aside(folder: Path) -> Path:
             "within one that you may write to, as --run-dir VOLUME/run"
         ) from error
     return target
-
-
-#: In the folder of a run that has a standby: that of the standby; those with the files that the run had there before a
-#: standby led it; and the standby's while it is brought home.
-STANDBY_FOLDER, BEFORE_TAKEOVER, COMING_HOME = "standby", "before-takeover", "coming-home"
-
-
-def leads(standby: Path) -> bool:
-    """Tell whether the run in the folder of a standby is led from there: until then, that is a mirror."""
-    return has_begun(standby) and not (standby / MIRROR).exists() and not standby.is_symlink()
-
-
-def bring_home(home: Path) -> None:
-    """Move the run that a standby has led to the folder where it began, if it did that; keep the files there.
-
-    No process may be writing there. If this one is killed meanwhile, the next call does the rest: the job is the last
-    file that makes room.
-    """
-    standby, coming = home / STANDBY_FOLDER, home / COMING_HOME
-    if leads(standby) and not (home / RESULT).exists():
-        names = (BEFORE_TAKEOVER, *(f"{BEFORE_TAKEOVER}-{number}" for number in range(2, 1000)))
-        before = next(path for name in names if not has_begun(path := home / name))
-        before.mkdir(exist_ok=True)
-        kept = [path for path in home.iterdir() if path.suffix != ".log" and path.name not in (STANDBY_FOLDER, *names)]
-        for path in sorted(kept, key=lambda path: path.name == JOB):
-            path.replace(before / path.name)
-        standby.rename(coming)
-    if coming.is_dir() and not coming.is_symlink():
-        for path in coming.iterdir():
-            path.replace(home / path.name)
-        coming.rmdir()
 
 
 def demand_unused(folder: Path) -> None:
@@ -297,11 +264,6 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions
     of its data is recorded; `DataError` if other data is there. `ModelError` if its model is not the one of its
     receipt, or is code that this user has not agreed to run.
     """
-    if leads(folder / STANDBY_FOLDER):
-        # The process that was to bring the run home has been killed.
-        for path in (folder, folder / STANDBY_FOLDER):
-            demand_unused(path)
-    bring_home(folder)
     if not has_begun(folder):
         named = f"{str(folder)!r} holds no run to resume"
         if _is_abandoned(folder):
@@ -386,6 +348,9 @@ EXAMPLES = "examples.npz"
 
 #: Most of them.
 MOST_EXAMPLES = 100
+
+#: Other files of a run, besides its records.
+KEPT = (CONVICTIONS, INITIAL, DATA, EXAMPLES)
 
 #: Entries of a run's folder. A job file next to any of them is a run's, whatever else is missing; one without them may
 #: be one that a person wrote.

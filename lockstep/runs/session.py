@@ -1,6 +1,5 @@
 """Opens the session of a run, new or resumed: the files in its folder, its recorder, its checkpointer."""
 
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,6 @@ from msgspec.structs import replace
 
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import Term
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import demand_file_size
@@ -28,7 +26,6 @@ from lockstep.ps.checkpoint.resuming import (
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, RunFolder, read_convictions, read_ledger, read_receipt
 from lockstep.ps.setup import RunSetup, open_run
-from lockstep.ps.standby.terms import TermHistory, read_terms, write_terms
 from lockstep.runs.run_dir import (
     claimed_run_dir,
     keep_examples,
@@ -38,7 +35,6 @@ from lockstep.runs.run_dir import (
     resumed_source,
     told_folder,
     trust_own,
-    writing_to,
 )
 
 
@@ -48,12 +44,8 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path
     options: RunOptions
     is_resumed: bool = False
-    #: The name of the server that leads the run, drawn for it alone; and the number of its term, None if the run begins
-    #: or is resumed in the term that it had.
-    server: str = msgspec.field(default_factory=lambda: secrets.token_hex(4))
-    term: int | None = None
-    #: The address of that server, empty if no other one asks for it.
-    address: str = ""
+    #: As of `RunFacts`.
+    part: str = ""
 
 
 @contextmanager
@@ -88,8 +80,6 @@ class RunSession(msgspec.Struct, frozen=True, kw_only=True):
     recorder: MetricsRecorder
     checkpointer: Checkpointer
     start: Resumption
-    #: The term that begins here.
-    term: Term
 
 
 def open_session(
@@ -108,13 +98,6 @@ def open_session(
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, options.checkpoint_keep)
     try:
         start = _start(setup, recorder, folder, checkpoints, is_resumed=destination.is_resumed)
-        history = read_terms(folder.path).begin(
-            destination.server,
-            number=destination.term,
-            step=start.progress.steps,
-            address=destination.address,
-        )
-        keep_terms(folder.path, history)
         schedule = CheckpointSchedule(
             every_steps=options.checkpoint_every_steps,
             every_s=options.checkpoint_every_seconds,
@@ -131,7 +114,7 @@ def open_session(
     start = replace(start, convicted={one.identity: one.why() for one in convicted})
     seen = (start.progress.steps, len(start.progress.history))
     checkpointer = Checkpointer(recorder, folder, checkpoints, schedule, clock, seen)
-    return RunSession(recorder=recorder, checkpointer=checkpointer, start=start, term=history.last)
+    return RunSession(recorder=recorder, checkpointer=checkpointer, start=start)
 
 
 def _opened_folder(setup: RunSetup, destination: Destination, say: Callable[[str], None]) -> RunFolder:
@@ -152,12 +135,6 @@ def _opened_folder(setup: RunSetup, destination: Destination, say: Callable[[str
         say(notice(f"the model returns several outputs: of these, {setup.model.taken}: {its_use}"))
     folder.ledger.open()
     return folder
-
-
-def keep_terms(folder: Path, history: TermHistory) -> None:
-    """Write the leader's term, before another process can see a line of that server; `UsageError` if that fails."""
-    with writing_to(folder):
-        write_terms(folder, history)
 
 
 def _start(

@@ -118,13 +118,6 @@ class ServerConnections:
             self._owners.update({frame.start: other for frame in owned.frames()})
         self.introduce(SEND_TIMEOUT_S)
 
-    def redial(self, address: str, public: str) -> None:
-        """Leave all servers, whose messages are of no use any more, and dial another one that decides."""
-        self.early.clear()
-        self.disconnect()
-        self.first.close()
-        self.first = self.dial(address, public)
-
     def introduce(self, timeout_s: float = 0.0) -> None:
         """Introduce this worker to the others, perhaps once more."""
         for other in self._others:

@@ -240,7 +240,7 @@ class WorkerSession:
             obstacle=shortened(setup.obstacle),
             makers=0 if shared is None or setup.member is None else setup.member.memory.shape.makers,
             rank=self.welcome.rank,
-            term=self.welcome.term,
+            part=self.welcome.part,
         )
 
     # Messages

@@ -16,7 +16,6 @@ from lockstep.common.protocol.messages import (
     Result,
     Samples,
     ServerMessage,
-    StandbyAddress,
     Status,
     Weights,
     Welcome,
@@ -84,7 +83,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     def deadline(self) -> float | None:
         """Return when `step` has something to do even if no message comes: with work, a moment that is past."""
         has_work = self.state.has_work() or bool(self.servers.early) or self._is_team_busy()
-        return self.state.client.search.heard if has_work else self.state.deadline()
+        return self.state.client.heard if has_work else self.state.deadline()
 
     def on_time(self, now: float) -> Sequence[machine.Event]:
         if self.session is not None and self.session.is_busy:
@@ -121,9 +120,8 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         return session.advance(now)
 
     def _misses_server(self, now: float) -> bool:
-        """Return whether it is time to ask the server, which sends nothing while a team makes steps, or to leave it."""
-        client = self.state.client
-        due = client.deadline() if client.search.named else None
+        """Return whether it is time to ask the server, which sends nothing while a team makes steps: it may be gone."""
+        due = self.state.client.deadline()
         return due is not None and now >= due
 
     # From messages to events
@@ -155,9 +153,6 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
 
     def diagnosis(self) -> Diagnosis | None:
         return self.servers.first.diagnosis()
-
-    def redial(self, server: StandbyAddress) -> None:
-        self.servers.redial(server.address, server.public)
 
     def perform(self, effect: machine.WorkEffect) -> Iterable[machine.Event]:
         match effect:

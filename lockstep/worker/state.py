@@ -25,7 +25,7 @@ from lockstep.common.protocol.messages import (
     Result,
     Samples,
     SamplesRequest,
-    Standby,
+    Spare,
     Withdrawal,
     shortened,
 )
@@ -38,9 +38,6 @@ from lockstep.common.statemachine.client import (
     SendToServer,
 )
 from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, stays, table_of
-
-#: Seconds after which a server that went silent counts as gone: it may be restarted meanwhile.
-SILENCE_S = 600.0
 
 #: Leases that may wait, of which a server sends a few: if one sends more, the first ones are forgotten.
 MOST_LEASES = 1024
@@ -99,7 +96,7 @@ class SamplesNotStored(Struct, frozen=True, kw_only=True):
 
 
 #: The messages of the server for a worker that is in the run.
-Request = Standby | Lease | Withdrawal | Samples | MultiStepLease | Ping
+Request = Spare | Lease | Withdrawal | Samples | MultiStepLease | Ping
 WorkEvent = (
     Request
     | WeightsReceived
@@ -132,7 +129,7 @@ _LATE = {_OUTSIDE: IGNORED, _MULTI_STEP: IGNORED}
 TRANSITIONS = table_of(
     WorkerPhase,
     {
-        Standby: _OUT | stays(_WAITING, _MULTI_STEP),
+        Spare: _OUT | stays(_WAITING, _MULTI_STEP),
         WeightsReceived: _LATE | stays(_WAITING),
         Lease: _LATE | stays(_WAITING),
         Withdrawal: _OUT | stays(_WAITING, _MULTI_STEP),
@@ -217,7 +214,7 @@ class WorkerState(Machine[Event, Effect]):
 
     def react(self, event: Event, now: float) -> list[Effect]:
         match event:
-            case Standby(reason=reason):
+            case Spare(reason=reason):
                 return [Report(text=one_line(reason))]
             case Ping():
                 # It pings those that are silent for a while. One may be waiting for a shard whose connection broke: the
@@ -263,7 +260,7 @@ class WorkerState(Machine[Event, Effect]):
                 self.stopped = (lease, computed)
                 return []
             case SamplesMissing(lease=lease, request=request):
-                self.requested, self.client.search.asked = request, now
+                self.requested, self.client.asked = request, now
                 self.leases.appendleft(lease)
                 return [SendToServer(message=request)]
             case _:

@@ -58,7 +58,6 @@ RANDOM_TYPES = ("numpy.random.Generator", "numpy.random.BitGenerator")
 #: State machines and the rules that they follow: these decide, and shells act.
 PURE = (
     "lockstep.common.statemachine.client",
-    "lockstep.common.statemachine.leader_search",
     "lockstep.common.statemachine.machine",
     "lockstep.ps.coordinator.coordinator",
     "lockstep.ps.coordinator.effects",
@@ -68,7 +67,6 @@ PURE = (
     "lockstep.ps.coordinator.membership",
     "lockstep.ps.coordinator.parts.audit",
     "lockstep.ps.coordinator.parts.callbacks",
-    "lockstep.ps.coordinator.parts.hand_over",
     "lockstep.ps.coordinator.parts.multi_step",
     "lockstep.ps.coordinator.parts.team_lease",
     "lockstep.ps.coordinator.parts.several_servers",

@@ -86,7 +86,6 @@ PROTOCOL_ORDER = Order(
     scope="lockstep.common.protocol",
     groups=(
         ("lockstep.common.protocol.codec",),
-        ("lockstep.common.protocol.standby_messages",),
         ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.team_memory"),
         ("lockstep.common.protocol.messages",),
         (
@@ -116,7 +115,6 @@ SERVER_ORDER = Order(
     groups=(
         ("lockstep.ps.server",),
         ("lockstep.ps.shard_group",),
-        ("lockstep.ps.standby",),
         ("lockstep.ps.checkpoint",),
         ("lockstep.ps.setup",),
         ("lockstep.ps.shard",),

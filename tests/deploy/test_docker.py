@@ -18,7 +18,7 @@ import pytest
 
 from tests.architecture.source import ROOT
 from tests.docs.pages import read_page
-from tests.system.processes import digest_in, line_with
+from tests.system.processes import digest_in
 from tests.test_compose import copied
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ PATIENCE_S = 900
 NEEDED = ("examples", "docker-compose.yml", "Dockerfile", ".dockerignore")
 
 #: A job that lasts until its server has been lost.
-LONG = 'model = "mlp"\nsteps = 1000\nnumerics = "portable"\ncheckpoint_every_steps = 20\ntakeover_seconds = 2.0\n'
+LONG = 'model = "mlp"\nsteps = 1000\nnumerics = "portable"\ncheckpoint_every_steps = 20\n'
 
 #: A job of some seconds with four workers, with the same bits in the image and in this process.
 JOB = 'model = "mlp"\nsteps = 60\nnumerics = "portable"\n'
@@ -137,7 +137,7 @@ def _override(python_image: str) -> str:
     """Return what differs from docker-compose.yml: names, the image of Python, and a port that is free."""
     base = f"additional_contexts: {{ '{_wanted()}': 'docker-image://{python_image}' }}"
     build = f"build: {{ context: ., {base} }}" if python_image != _wanted() else "build: ."
-    services = [f"  {name}: {{ image: {NAME}, {build} }}" for name in ("server", "worker", "shard", "standby", "keys")]
+    services = [f"  {name}: {{ image: {NAME}, {build} }}" for name in ("server", "worker", "shard", "keys")]
     watch = f'  watch: {{ image: {NAME}, {build}, ports: !override ["127.0.0.1::8000"] }}'
     return "\n".join(["services:", *services, watch, ""])
 
@@ -204,39 +204,6 @@ def test_three_servers_give_the_bits_of_one_process(engine: Engine, alone: str) 
     folder = runs(engine)[-1]
     assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["servers"] == 3
     assert digest_in(folder) == alone
-
-
-@pytest.mark.parametrize("loss", ["kill", "pause"])
-def test_a_standby_leads_the_run_of_a_server_that_is_lost(engine: Engine, tmp_path: Path, loss: str) -> None:
-    (engine.folder / "long.toml").write_text(LONG, encoding="utf-8")
-    up = "docker compose up --scale worker=4 --scale standby=1"
-    assert f"`{up}`" in (ROOT / "docs" / "how-to" / "server-fails.md").read_text(encoding="utf-8")
-    running = subprocess.Popen(
-        up.split(),
-        cwd=engine.folder,
-        env={**engine.environment, "JOB": "long.toml"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert running.stdout is not None
-        line_with("has the checkpoint of step", running.stdout, PATIENCE_S)
-        assert engine.do(f"docker compose {loss} server").returncode == 0
-        line_with("takes over, from step", running.stdout, PATIENCE_S)
-        if loss == "pause":
-            assert engine.do("docker compose unpause server").returncode == 0
-            # It counts for nothing when it comes back.
-            line_with("in term 2, and this one in term 1", running.stdout, PATIENCE_S)
-        running.communicate(timeout=PATIENCE_S)
-    finally:
-        running.kill()
-        running.communicate()
-    assert engine.do("docker compose ps --quiet").stdout == ""  # of what runs
-    shutil.rmtree(engine.folder / "mirror", ignore_errors=True)
-    done = engine.do("docker compose cp standby:/lockstep/runs/mirror mirror")
-    assert done.returncode == 0, done.stdout
-    assert digest_in(engine.folder / "mirror") == digest_alone(tmp_path, LONG)
 
 
 def test_the_page_shows_the_runs(engine: Engine, trained: tuple[str, Path]) -> None:

@@ -7,18 +7,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from lockstep.cli.main import run
 from lockstep.launch.remote.launcher import PORT
-from lockstep.ps.server.succession import HAND_OVER_S
 from tests.architecture.source import ROOT
 from tests.deploy.published import DOCUMENTS, faults
 from tests.deploy.stand_in import Machine
-from tests.system.hosts import Hosts, hosts, why_not
 from tests.system.processes import PATIENCE_S, digest_in
 
 
@@ -31,7 +28,7 @@ def job_set() -> dict[str, Any]:
 
 
 #: Pods that hold a part of the run.
-SERVERS = ("server", "standby")
+SERVERS = ("server",)
 
 
 def pod(name: str) -> dict[str, Any]:
@@ -54,7 +51,6 @@ def problems(loaded: list[dict[str, Any]]) -> list[str]:
 def test_it_is_what_the_api_publishes() -> None:
     assert [document["kind"] for document in documents()] == [
         "PersistentVolumeClaim",
-        "PersistentVolumeClaim",
         "JobSet",
     ]
     assert problems(documents()) == []
@@ -72,7 +68,7 @@ def test_it_is_what_the_api_publishes() -> None:
         ("spec.replicatedJobs.0.template.spec.template.spec.restartPolicy", "Always", "none of"),
         ("spec.replicatedJobs.0.template.spec.template.spec.containers.0.args", "node", "no list"),
         ("spec.replicatedJobs.0.template.spec.template.spec.containers", None, "no list"),
-        ("spec.replicatedJobs.1.template.spec.template.spec.setHostnameAsFQDN", "yes", "another type"),
+        ("spec.replicatedJobs.0.template.spec.template.spec.setHostnameAsFQDN", "yes", "another type"),
     ],
 )
 def test_the_schema_finds_what_is_wrong(path: str, value: object, told: str) -> None:
@@ -99,43 +95,15 @@ def address(name: str) -> str:
     return f"tcp://{jobset}-{name}-0-0.{job_set()['spec']['network'].get('subdomain', jobset)}:{PORT}"
 
 
-def test_all_dial_the_names_that_the_headless_service_gives_to_the_servers() -> None:
+def test_all_dial_the_name_that_the_headless_service_gives_to_the_server() -> None:
     network = job_set()["spec"]["network"]
     assert network["enableDNSHostnames"]
     assert network["publishNotReadyAddresses"]  # workers may ask before a server is ready
-    server, standby = (container(name)["args"] for name in SERVERS)
-    assert server[server.index("--standbys") + 1] == address("standby")
-    assert standby[standby.index("--standby-of") + 1] == address("server")
-    # One that is started again knows no more than its command.
-    assert f"{address('server')},{address('standby')}" in container("worker")["args"]
-    for name in SERVERS:
-        assert f"tcp://0.0.0.0:{PORT}" in container(name)["args"]
-        assert [port["containerPort"] for port in container(name)["ports"]] == [PORT]
-        # Its own name is what it tells workers; the short one of a pod leads nowhere.
-        assert pod(name)["setHostnameAsFQDN"] is True
-
-
-def test_shards_know_both_servers_and_workers_reach_them_by_their_names() -> None:
-    args = container("shard")["args"]
-    assert args[:2] == ["shard", f"{address('server')},{address('standby')}"]
-    assert pod("shard")["setHostnameAsFQDN"] is True
-    (term,) = pod("shard")["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
-    _, replicated = term["podAffinityTerm"]["labelSelector"]["matchExpressions"]
-    assert replicated["values"] == ["server", "shard"]
-    # They wait until the server gives them slices, and are not refused.
-    server = container("server")["args"]
-    assert server[server.index("--spread") + 1] == "auto"
-
-
-def test_a_node_that_dies_takes_one_of_both_servers_with_it() -> None:
-    for name in SERVERS:
-        (term,) = pod(name)["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-        assert term["topologyKey"] == "kubernetes.io/hostname"
-        jobset, replicated = term["labelSelector"]["matchExpressions"]
-        assert (jobset["key"], jobset["values"]) == ("jobset.sigs.k8s.io/jobset-name", [job_set()["metadata"]["name"]])
-        assert (replicated["key"], replicated["values"]) == ("jobset.sigs.k8s.io/replicatedjob-name", list(SERVERS))
-        (claim,) = (volume["persistentVolumeClaim"] for volume in pod(name)["volumes"] if volume["name"] == "runs")
-        assert claim["claimName"] == f"lenet-{name}"
+    assert address("server") in container("worker")["args"]
+    assert f"tcp://0.0.0.0:{PORT}" in container("server")["args"]
+    assert [port["containerPort"] for port in container("server")["ports"]] == [PORT]
+    (claim,) = (volume["persistentVolumeClaim"] for volume in pod("server")["volumes"] if volume["name"] == "runs")
+    assert claim["claimName"] == "lenet-server"
 
 
 def test_a_server_that_died_comes_again_alone_and_a_wrong_job_does_not() -> None:
@@ -147,19 +115,17 @@ def test_a_server_that_died_comes_again_alone_and_a_wrong_job_does_not() -> None
         assert (first["action"], first["onExitCodes"]["values"]) == ("FailJob", [2])
         assert first["onExitCodes"]["containerName"] in {it["name"] for it in job["template"]["spec"]["containers"]}
         assert (second["action"], second["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
-    for server in jobs[:2]:
-        assert server["completions"] == server["parallelism"] == 1
-        assert server["podReplacementPolicy"] == "Failed"
-        assert server["template"]["spec"]["terminationGracePeriodSeconds"] > HAND_OVER_S
-    # Whichever of them leads the run to its end: the other's node may be gone.
-    assert job_set()["spec"]["successPolicy"] == {"operator": "Any", "targetReplicatedJobs": list(SERVERS)}
+    server = jobs[0]
+    assert server["completions"] == server["parallelism"] == 1
+    assert server["podReplacementPolicy"] == "Failed"
+    assert job_set()["spec"]["successPolicy"] == {"operator": "All", "targetReplicatedJobs": list(SERVERS)}
     (rule,) = job_set()["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
 
 
 def test_what_is_mounted_is_there_and_memory_is_memory() -> None:
     claims = [document["metadata"]["name"] for document in documents()[:-1]]
-    for name in (*SERVERS, "shard", "worker"):
+    for name in (*SERVERS, "worker"):
         volumes = {volume["name"]: volume for volume in pod(name)["volumes"]}
         for one in (*pod(name)["initContainers"], *pod(name)["containers"]):
             assert {mount["name"] for mount in one["volumeMounts"]} <= volumes.keys()
@@ -198,13 +164,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
 class Kubelet:
     """Starts the pods of the file as processes. Their paths are folders of a test; a volume outlives its pods.
 
-    With hosts, each pod has one, on which names are looked up as the headless service has them. Without, all are on
-    this machine, and each server has a port in place of its name.
+    All are on this machine, and the server has a port in place of its name.
     """
 
-    def __init__(self, machine: Machine, net: Hosts | None = None) -> None:
-        self.machine, self.net = machine, net
-        self.ports = {} if net else {name: machine.free_port() for name in SERVERS}
+    def __init__(self, machine: Machine) -> None:
+        self.machine, self.ports = machine, {name: machine.free_port() for name in SERVERS}
         self.started = 0
         assert run(["keys", "create", "made"]) == 0
 
@@ -218,8 +182,8 @@ class Kubelet:
 
         return [local(word) for word in command]
 
-    def start(self, name: str, index: int, *more: str) -> "subprocess.Popen[bytes]":
-        """Start a pod; with hosts, on the one of that number."""
+    def start(self, name: str, *more: str) -> "subprocess.Popen[bytes]":
+        """Start a pod."""
         self.started += 1
         folder = self.machine.folder / f"pod-{self.started}"
         (folder / "secret").mkdir(parents=True)
@@ -233,83 +197,19 @@ class Kubelet:
         (copying,) = pod(name)["initContainers"]
         self.machine.run(self.words(copying["command"], folder, name))
         args = self.words(container(name)["args"], folder, name)
-        return self.machine.start([*self.within(name, index), "lockstep", *args, *more], {})
+        return self.machine.start(["lockstep", *args, *more], {})
 
     def volume(self, name: str) -> Path:
         return self.machine.folder / f"volume-{name}"
 
-    def within(self, name: str, index: int) -> tuple[str, ...]:
-        """Return what comes before a command in a pod, which has a host name and looks up those of the service."""
-        if self.net is None:
-            return ()
-        table = self.machine.folder / "hosts"
-        hosts = {number: urlsplit(address(server)).hostname for number, server in enumerate(SERVERS)}
-        table.write_text("".join(f"{self.net.address(at)} {host} {host}{DOMAIN}\n" for at, host in hosts.items()))
-        short = f"{job_set()['metadata']['name']}-{name}-0-{index}"
-        full = f"{hosts[index]}{DOMAIN}" if name in SERVERS and pod(name).get("setHostnameAsFQDN") else short
-        begin = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
-        return (*self.net.within(index), "unshare", "--uts", "sh", "-c", begin, full, str(table))
-
-
-#: What a cluster's names end with, after that of the service.
-DOMAIN = ".default.svc.cluster.local"
-
 
 def test_its_commands_train_with_keys(machine: Machine) -> None:
     kubelet = Kubelet(machine)
-    server = kubelet.start("server", 0, *JOB, "--min-workers", "2")
-    standby = kubelet.start("standby", 0)
-    machine.until_said(standby, "mirrors run lenet")
-    workers = [kubelet.start("worker", index) for index in (0, 1)]
-    for process in (server, standby, *workers):
+    server = kubelet.start("server", *JOB, "--min-workers", "2")
+    workers = [kubelet.start("worker") for _ in range(2)]
+    for process in (server, *workers):
         assert process.wait(PATIENCE_S) == 0, machine.said(process)
     assert stat.S_IMODE((machine.folder / "pod-1" / "keys" / "own" / "server.key").stat().st_mode) == 0o600
     assert run(["train", "--model", "lenet", *JOB, "--workers", "0", "--run-dir", "alone"]) == 0
     for name in SERVERS:
         assert digest_in(kubelet.volume(name) / "lenet") == digest_in(machine.folder / "alone")
-
-
-#: A job that lasts until two nodes have been lost.
-LONG = ("--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "6", "--steps", "3000")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bool(why_not()), reason="network namespaces may not be made here")
-def test_nodes_die_and_are_drained_and_the_run_comes_to_the_same_bits(machine: Machine) -> None:
-    assert run(["train", "--model", "lenet", *LONG, "--workers", "0", "--run-dir", "alone"]) == 0
-    with hosts(5, "1gbit") as net:
-        kubelet = Kubelet(machine, net)
-        often = ("--set", "checkpoint_every_steps=20", "--takeover-seconds", "1", "--min-workers", "3")
-        server = kubelet.start("server", 0, *LONG, *often)
-        standby = kubelet.start("standby", 1)
-        workers = [kubelet.start("worker", number) for number in (2, 3, 4)]
-        machine.until_said(standby, "has the checkpoint of step ")
-
-        # The server's node is cut off, and its pod killed later, as by Kubernetes when the node is back.
-        net.pull(0)
-        machine.until_said(standby, "takes over, from step ")
-        server.kill()
-        net.put_back(0)
-        server = kubelet.start("server", 0, *LONG, *often)
-        machine.until_said(server, "the run goes on at ")
-        # By its whole name, which is all that the other pods can look up.
-        assert f"{urlsplit(address('standby')).hostname}{DOMAIN}:{PORT}" in machine.said(server)
-        machine.until_said(server, "has the checkpoint of step ")
-
-        # A worker's pod is replaced, which knows the servers by its command alone.
-        workers[0].kill()
-        workers[0] = kubelet.start("worker", 2)
-        machine.until_said(workers[0], "joined run lenet")
-
-        # The other node is drained.
-        standby.terminate()
-        assert standby.wait(PATIENCE_S) == 130, machine.said(standby)
-        machine.until_said(server, "takes over, from step ")
-        standby = kubelet.start("standby", 1)
-        machine.until_said(standby, "the run goes on at ")
-
-        for process in (server, standby, *workers):
-            assert process.wait(PATIENCE_S) == 0, machine.said(process)
-        for name in SERVERS:
-            assert digest_in(kubelet.volume(name) / "lenet") == digest_in(machine.folder / "alone")
-        assert run(["ledger", str(kubelet.volume("server") / "lenet")]) == 0

@@ -102,7 +102,7 @@ class Stage:
             if isinstance(message, Refused | Eviction | Finished):
                 return True
             if isinstance(message, Welcome):
-                self.client.send(encode(Ready(rank=message.rank, term=message.term)))
+                self.client.send(encode(Ready(rank=message.rank, part=message.part)))
         return False
 
     def lie(self, frames: list[Buffer]) -> None:
@@ -155,7 +155,7 @@ class Stage:
                 nonce=tape.choose(("", "0" * 32, "f" * 32)),
                 obstacle=tape.choose(("", "\x1b[2J\n")),
                 rank=tape.choose((0, 1, 2, 2**31)),
-                term=coordinator.info.term,
+                part=coordinator.info.part,
             ),
             SumsFrame(step=step, lo=lo, hi=hi, start=tape.choose((0, 1, size, 4096, 2**62))),
             Result(

@@ -17,7 +17,7 @@ from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, Mem
 from lockstep.common.transport.port import wait_for_nothing
 from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shard.shell import ShardShell
-from lockstep.ps.shard.state import SILENCE_S, ShardState
+from lockstep.ps.shard.state import ShardState
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
 from tests.fuzz.bar import ROOM_BYTES, amounts, bounded, examine
@@ -173,11 +173,9 @@ class Employed:
         join = ShardJoin(
             protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint(), address=address
         )
-        state = ShardState(ClientConfig(address="memory://", join=join, silence_s=SILENCE_S))
+        state = ShardState(ClientConfig(address="memory://", join=join))
         upstream, port = self.network.client(), self.visited.server()
-        self.shard = ShardShell(
-            state, port, upstream, anywhere(self.network), self.clock, lambda text: None, wait_for_nothing
-        )
+        self.shard = ShardShell(state, port, upstream, self.clock, lambda text: None, wait_for_nothing)
         self.shard.begin()
         self.visitor = self.visited.client()
 

@@ -83,7 +83,7 @@ class Talk:
             self.leave()
             self.come()
             (welcome,) = [message for message in self.say(encode(JOIN)) if isinstance(message, Welcome)]
-            self.say(encode(Ready(rank=welcome.rank, term=welcome.term)))
+            self.say(encode(Ready(rank=welcome.rank, part=welcome.part)))
         assert self.leases
 
 

@@ -15,10 +15,6 @@ from lockstep.api.run import Run
 from lockstep.cli.main import run
 from lockstep.common.errors import DataError, JobError
 from lockstep.common.files.safetensors import read
-from lockstep.common.protocol.messages import StandbyAddress
-from lockstep.launch.remote.standby import StandbyRequest, StartFlags, service_of
-from lockstep.launch.serve import Service
-from lockstep.launch.supervision.channel import ParentLink
 from lockstep.results.evaluation.export import write_model
 from lockstep.runs.own_command import with_own_commands
 from lockstep.runs.trained_model import open_trained
@@ -467,17 +463,7 @@ def test_a_run_has_its_data_and_takes_no_other_when_it_goes_on(place: Path, caps
     assert capsys.readouterr().err.startswith("error: --resume with --target: the run has its data")
 
 
-def as_a_standby(folder: str) -> Service:
-    """Return what a standby serves that has led the run in a folder, and is started again."""
-    flags = StartFlags(
-        bind="tcp://127.0.0.1:0", keys=None, key=None, insecure=False, supervised=None, link=ParentLink(), picture=True
-    )
-    server = StandbyAddress(address="tcp://127.0.0.1:1")
-    request = StandbyRequest(flags=flags, server=server, folder=Path(folder), given={})
-    return service_of(request, None, print)
-
-
-@pytest.mark.parametrize("way", ["train", "resume", "node", "standby"])
+@pytest.mark.parametrize("way", ["train", "resume", "node"])
 def test_data_that_left_the_cache_is_packed_again_if_its_source_is_as_it_was(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
@@ -496,20 +482,12 @@ def test_data_that_left_the_cache_is_packed_again_if_its_source_is_as_it_was(
     table = (place / "homes.csv").read_bytes()
     for content, why in ((b"", " with the file as it was then,"), (None, "")):
         (place / "homes.csv").unlink() if content is None else (place / "homes.csv").write_bytes(content)
-        if way == "standby":
-            with pytest.raises(DataError) as refused:
-                as_a_standby("run")
-            error = f"error: {refused.value}\n"
-        else:
-            assert run(["node", "--run-dir", "run"] if way == "node" else ["train", "--resume", "run"]) == 2
-            error = capsys.readouterr().err
+        assert run(["node", "--run-dir", "run"] if way == "node" else ["train", "--resume", "run"]) == 2
+        error = capsys.readouterr().err
         command = f"lockstep pack {place / 'homes.csv'} {whole.job.data} --target price"
         missing = f"needs its training data, which is not here: make it again{why} with `{command}`"
         assert error.endswith(f"{missing}, or resume the run with --data DATA, its source or a packed copy\n")
     (place / "homes.csv").write_bytes(table)
-    if way == "standby":
-        assert Path(as_a_standby("run").job.data).exists()
-        assert "packed 320 samples" in capsys.readouterr().out
     if way == "train":
         assert "packed 320 samples" in told(capsys, "train", "--resume", "run", "--no-picture")
     else:

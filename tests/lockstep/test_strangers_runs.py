@@ -51,7 +51,7 @@ RECORDS_ONLY = {
 }
 
 #: The page is asked below, and the others open no folder of a run.
-OTHERS = {"watch", "pack", "worker", "shard", "keys", "status", "promote", "drain", "bench"}
+OTHERS = {"watch", "pack", "worker", "shard", "keys", "status", "bench"}
 
 CASES = [(name, arguments) for name, calls in OPENING.items() for arguments in calls]
 

@@ -57,8 +57,8 @@ def spoil(runner: WorkerShell, place: int) -> None:
     assert dial is not None
     servers.first = SpoilingClient(servers.first, place)
 
-    def spoiling(address: str, public: str = "") -> SpoilingClient:
-        return SpoilingClient(dial(address, public), place)
+    def spoiling(address: str) -> SpoilingClient:
+        return SpoilingClient(dial(address), place)
 
     servers.dial = spoiling
 

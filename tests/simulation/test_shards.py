@@ -20,21 +20,15 @@ from lockstep.common.protocol.messages import PROTOCOL_VERSION, Refused, SumsFra
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin, ToShardMessage
 from lockstep.common.statemachine.client import Exit
-from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
-from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import Event
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.records.run_folder import WEIGHTS, read_result
-from lockstep.ps.run.info import RunInfo
-from lockstep.ps.server.server import Server
+from lockstep.ps.records.run_folder import WEIGHTS
 from lockstep.ps.setup import open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.distributed_update import DistributedUpdate
 from lockstep.ps.shard_group.group import SliceGroup
-from tests.simulation.cluster import LIMIT, Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.simulator.oracle import RunRecords, reference_run
-from tests.simulation.simulator.processes import Parts, ServerProcess
 from tests.simulation.small import digits, job_of
 
 #: A net whose running statistics are longer than a block, so that slices begin among them too.
@@ -280,40 +274,3 @@ def test_what_an_interrupted_run_keeps_is_whole(tmp_path: Path) -> None:
     assert {name: array.tobytes() for name, array in arrays.items()} == {
         name: array.tobytes() for name, array in whole.items()
     }
-
-
-def spread_at_once(info: RunInfo, start: Resumption) -> Coordinator:
-    return coordinator_of(info, start, settle_s=0.0)
-
-
-def server_in(simulation: Simulation) -> Server:
-    """Return the server of the current part of the run."""
-    shell = simulation.process.shell
-    assert isinstance(shell, ServerProcess)
-    return shell.server
-
-
-@pytest.mark.parametrize("name", ["clipped", "plain"])
-@pytest.mark.parametrize("dies", [False, True])
-def test_a_run_that_is_spread_and_loses_a_slice_has_the_bits_of_one_process(name: str, dies: bool) -> None:
-    options = RunOptions(spread="always", lease_timeout=TIMEOUT_S, checkpoint_every_steps=1)
-    with Simulation(SHARDED[name], 5, options, parts=Parts(coordinator=spread_at_once)) as simulation:
-        shards = [simulation.add_shard(), simulation.add_shard()]
-        simulation.run(until=lambda: len(simulation.server.group.shards.spares) == 2)
-        simulation.add_worker()
-        simulation.run()
-        assert simulation.server.ended is not None
-        counts = [simulation.server.ended.servers]
-        for _ in range(LIMIT):
-            server = server_in(simulation)
-            if (servers := server.coordinator.info.options.servers) != counts[-1]:
-                counts.append(servers)
-            if dies and len(shards) == 2 and server.coordinator.is_running() and servers == 3:
-                shards.pop().die()
-            if server.ended == Finish():
-                break
-            assert simulation.turn()
-        assert counts[0] == 3
-        # If a shard dies, one server has all weights until they are divided again among the servers that are left.
-        assert counts in ([3, 1], [3, 1, 2]) if dies else counts == [3]
-        assert read_result(simulation.started.folder).weights_sha256 == alone(name).result.weights_sha256

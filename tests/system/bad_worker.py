@@ -43,7 +43,7 @@ class BadWorker:
         assert isinstance(welcome, Welcome)
         self.batch, self.pieces = welcome.job.global_batch, welcome.job.micro_batches
         self.frame = min(FRAME, welcome.size)
-        self.say(Ready(rank=welcome.rank, term=welcome.term))
+        self.say(Ready(rank=welcome.rank, part=welcome.part))
         self.lease = self.first_lease()
 
     def say(self, message: WorkerMessage, size: int = 0) -> None:

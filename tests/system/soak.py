@@ -80,11 +80,11 @@ else:
 """,
 )
 
-#: The folders of a run at its first server and at its standby. The first may be a disk of its own, of so many MiB.
-DISK, RUN, MIRROR, DISK_MIB = "disk", "disk/run", "mirror", 64
+#: The folder of a run. It may be on a disk of its own, of so many MiB.
+DISK, RUN, DISK_MIB = "disk", "disk/run", 64
 
-#: Options of all runs. Two workers are enough for a vote in which both have to agree.
-OPTIONS = ("--transport", "tcp", "--takeover-seconds", "1", "--set", "checkpoint_every_steps=10", "--min-workers", "1")
+#: Options of all runs.
+OPTIONS = ("--transport", "tcp", "--set", "checkpoint_every_steps=10", "--min-workers", "1")
 WORKERS = 2
 
 #: Kinds of faults: those of any process, and one of the first server only.
@@ -130,9 +130,6 @@ SIGNALLED = (130, -signal.SIGKILL, -signal.SIGTERM)
 UNHEARD = (
     "no server answered",
     "is it gone?",
-    "another server leads",
-    "no worker and no standby",
-    "goes on at",
     "evicted",
 )
 
@@ -161,15 +158,15 @@ class Plan(msgspec.Struct, frozen=True):
     clocks: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, seed: int, *, is_spread: bool = False) -> Self:
-        """Return the plan of a seed; with a server on each of three hosts if it is spread."""
+    def of(cls, seed: int, *, has_ranks: bool = False) -> Self:
+        """Return the plan of a seed; with a rank of `lockstep node` on each of three hosts if that is asked for."""
         draw = random.Random(seed)
-        job, shards, standbys = draw.choice(list(JOBS)), draw.choice((0, 0, 2)), int(draw.random() < 0.6)
-        roles: tuple[str, ...] = ("server", *["standby"] * standbys, *["shard"] * shards, *["worker"] * WORKERS)
+        job, shards = draw.choice(list(JOBS)), draw.choice((0, 0, 2))
+        roles: tuple[str, ...] = ("server", *["shard"] * shards, *["worker"] * WORKERS)
         kinds: tuple[str, ...] = KINDS
         if draw.random() < TRAINING:
             job, roles, kinds = draw.choice((job, CALLBACK)), ("train",), TRAIN_KINDS
-        if is_spread:
+        if has_ranks:
             job, roles, kinds = draw.choice(list(JOBS)), ("rank",) * RANKS, RANK_KINDS
         of_disk = [(DELETE, 0)] * (draw.random() < DELETING) + [(FILL, 0)] * (draw.random() < FILLING)
         chosen = [(draw.choice(kinds), draw.randrange(len(roles))) for _ in range(draw.randint(1, MOST_FAULTS))]
@@ -188,23 +185,19 @@ class Plan(msgspec.Struct, frozen=True):
         return cls(seed, job, roles, by_time, draw.choice(RATES), clocks)
 
     @property
-    def has_standby(self) -> bool:
-        return "standby" in self.roles
-
-    @property
     def train_flags(self) -> tuple[str, ...]:
-        """The flags of a `train` for servers and standbys."""
-        return ((), ("--servers", "2"), ("--standby",))[0 if self.job == CALLBACK else self.seed % 3]
+        """The flags of a `train` for servers."""
+        return ((), ("--servers", "2"))[0 if self.job == CALLBACK else self.seed % 2]
 
     def text(self) -> str:
         """Return the plan as a line."""
         servers = 1 + self.roles.count("shard")
-        shape = f"{self.job}, {servers} {'servers' if servers > 1 else 'server'}{', standby' * self.has_standby}"
+        shape = f"{self.job}, {servers} {'servers' if servers > 1 else 'server'}"
         shape += f", {self.rate}{', clocks apart' * bool(self.clocks)}"
         if "train" in self.roles:
             shape = f"{self.job}, {' '.join(('train', *self.train_flags))}{', clocks apart' * bool(self.clocks)}"
         if "rank" in self.roles:
-            shape = f"{self.job}, {RANKS} hosts with a server each, {self.rate}{', clocks apart' * bool(self.clocks)}"
+            shape = f"{self.job}, {RANKS} hosts with a rank each, {self.rate}{', clocks apart' * bool(self.clocks)}"
         faults = ", ".join(f"{one.kind} {self.roles[one.host]} {one.host} @{one.at:.1f}s" for one in self.faults)
         return f"seed {self.seed}: {shape}; {faults}"
 
@@ -260,12 +253,11 @@ class SoakRun:
         return time.monotonic() - self.began
 
     def command(self, number: int) -> list[str]:
-        """Return the command of a host, the same at each start, unless it is to resume the run."""
-        own, first, second = (f"tcp://{self.net.address(host)}:5555" for host in (number, 0, 1))
-        addresses = f"{first},{second}" if self.plan.has_standby else first
+        """Return the command of a host, the same at each start, unless `train` is to resume the run."""
+        own, first = (f"tcp://{self.net.address(host)}:5555" for host in (number, 0))
         bound, job = ["--bind", own, "--insecure"], [*COMMON, *JOBS.get(self.plan.job, ())]
         run_dir = self.place.folder / RUN
-        if number == 0 and not self.plan.has_standby:
+        if number == 0:
             keep_parts(run_dir, lambda text: None)  # as the error demands of a person
         match self.plan.roles[number]:
             case "train" if has_begun(run_dir):
@@ -273,20 +265,15 @@ class SoakRun:
             case "train":
                 return ["train", *job, *OPTIONS, "--workers", str(WORKERS), "--run-dir", RUN, *self.plan.train_flags]
             case "rank":
-                values = [*job, *OPTIONS, "--spread", "always", "--run-dir", RUN, "--workers", "1"]
+                values = [*job, *OPTIONS, "--run-dir", RUN, "--workers", "1"]
                 return ["node", *values, "--insecure", "--timeout", str(TIMEOUT_S)]
-            case "server" if not self.plan.has_standby and has_begun(run_dir):
-                return ["server", "--resume", RUN, "--min-workers", "1", *bound]
             case "server":
                 servers = str(1 + self.plan.roles.count("shard"))
-                others = ["--standbys", second] if self.plan.has_standby else []
-                return ["server", *job, *OPTIONS, "--servers", servers, *bound, "--run-dir", RUN, *others]
-            case "standby":
-                return ["server", "--standby-of", first, *bound, "--run-dir", MIRROR]
+                return ["server", *job, *OPTIONS, "--servers", servers, *bound, "--run-dir", RUN]
             case "shard":
-                return ["shard", addresses, *bound, "--timeout", str(TIMEOUT_S)]
+                return ["shard", first, *bound, "--timeout", str(TIMEOUT_S)]
             case _:
-                return ["worker", addresses, "--workers", "1", "--timeout", str(TIMEOUT_S)]
+                return ["worker", first, "--workers", "1", "--timeout", str(TIMEOUT_S)]
 
     def start(self, number: int) -> Process:
         self.disturbed = max(self.disturbed, self.now())
@@ -310,7 +297,8 @@ class SoakRun:
 
     def results(self) -> list[Path]:
         """Return the folders that hold a result."""
-        return [run for name in (RUN, MIRROR) if ((run := self.place.folder / name) / "result.json").exists()]
+        run = self.place.folder / RUN
+        return [run] if (run / "result.json").exists() else []
 
     def run(self) -> str:
         """Run to the end, with all faults; return the outcome."""
@@ -331,16 +319,8 @@ class SoakRun:
         return self._outcome()
 
     def _is_over(self) -> bool:
-        """Tell whether no process runs or starts, but those that wait for good."""
-        is_late = self.now() > self.disturbed + TIMEOUT_S
-        return all(host.is_over or (is_late and self._waits(number)) for number, host in enumerate(self.hosts))
-
-    def _waits(self, number: int) -> bool:
-        """Tell whether a server was cut off until the run was over at the other one: it waits for workers, or a run."""
-        own = {"server": RUN, "standby": MIRROR}.get(self.plan.roles[number])
-        # A server that has made steps does not wait for good.
-        waits = own is not None and (own == MIRROR or bool(self.hosts[number].codes))
-        return waits and bool(results := self.results()) and self.place.folder / str(own) not in results
+        """Tell whether no process runs or starts."""
+        return all(host.is_over for host in self.hosts)
 
     def _look(self, now: float) -> None:
         """Record the processes that have ended, and start those again that have failed, while there is no result."""
@@ -441,7 +421,7 @@ class SoakRun:
         """Demand that each process has ended, and has heard of the same end or of none; and that nothing is left."""
         for number, (role, host) in enumerate(zip(self.plan.roles, self.hosts, strict=True)):
             is_running = host.process.popen.poll() is None
-            if is_running and not self._waits(number):
+            if is_running:
                 self.wrong.append(f"{role} {number} has not ended")
             # One that has ended since the last look is not judged.
             is_heard = is_running or not host.codes or host.codes[-1] in (0, *SIGNALLED)
@@ -497,9 +477,9 @@ def fill(disk: Path) -> Callable[[], None]:
     return partial(other.unlink, missing_ok=True)
 
 
-def soak(seed: int, *, is_spread: bool = False) -> tuple[str, bool, str]:
+def soak(seed: int, *, has_ranks: bool = False) -> tuple[str, bool, str]:
     """Run the plan of a seed; return its line, whether all was right, and what the processes printed."""
-    plan = Plan.of(seed, is_spread=is_spread)
+    plan = Plan.of(seed, has_ranks=has_ranks)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(prefix="lt-") as temporary:
         place = Place(Path(folder), Path(temporary))
         write_files(place.folder)
@@ -534,12 +514,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/soak", description="Random runs with random faults.")
     parser.add_argument("--minutes", type=float, default=0.0, help="0 for one run")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--spread", action="store_true", help="a server on each of three hosts")
+    parser.add_argument("--ranks", action="store_true", help="a rank of `lockstep node` on each of three hosts")
     options = parser.parse_args(arguments)
     interrupt_on_signals()  # so that no host is left
     until, seed, failed = time.monotonic() + 60.0 * options.minutes, options.seed, list[int]()
     while seed == options.seed or time.monotonic() < until:
-        line, is_right, shown = soak(seed, is_spread=options.spread)
+        line, is_right, shown = soak(seed, has_ranks=options.ranks)
         print(line, flush=True)
         if not is_right:
             failed.append(seed)

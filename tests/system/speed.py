@@ -26,7 +26,7 @@ def training(place: Place, *flags: str) -> Iterator[tuple[Process, str]]:
 def speed_of(server: Process, address: str, seconds: float) -> float:
     """Return how many steps a run makes per second, over so many seconds; lines leave out more and more epochs."""
     clock = SystemClock()
-    with closing(StatusClient(dial(address))) as client:
+    with closing(StatusClient(dial(address), clock)) as client:
         before, began = client.ask(PATIENCE_S), clock.now()
         assert not server.ends_within(seconds)
         after, took_s = client.ask(PATIENCE_S), clock.now() - began

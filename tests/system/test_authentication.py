@@ -130,7 +130,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
         welcome = gate.answer(first, JOIN)
         assert isinstance(welcome, Welcome)
         # Until it is ready, its incarnation may dial again: the welcome may have gone down with the connection before.
-        first.send(encode(Ready(rank=welcome.rank, term=welcome.term)))
+        first.send(encode(Ready(rank=welcome.rank, part=welcome.part)))
         assert gate.serve_until(lambda: bool(gate.server.coordinator.membership.ready())), gate.said
         yield gate
 

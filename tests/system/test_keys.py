@@ -98,15 +98,12 @@ def test_nobody_works_with_the_key_of_the_server(
 
 def test_each_key_is_made_with_who_needs_it(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(place.folder / "made")
-    for_standby = "to a standby, and start it with --standby-of ADDRESS --key"
-    assert run(["keys", "create", folder, "--name", "worker-1", "--name", "standby-1"]) == 0
-    assert run(["keys", "add", folder, "standby-2"]) == 0
+    assert run(["keys", "create", folder, "--name", "worker-1"]) == 0
+    assert run(["keys", "add", folder, "worker-2"]) == 0
     _, *lines = capsys.readouterr().out.splitlines()
     assert lines == [
         f"move {folder}/worker-1.key to a worker, and start it with --key worker-1.key",
-        f"move {folder}/standby-1.key {for_standby} standby-1.key",
-        f"made {folder}/standby-2.key; move it {for_standby} standby-2.key",
-        "keys that were made before do not list it: to start a worker with its address, make a new one",
+        f"made {folder}/worker-2.key; move it to a worker, and start it with --key worker-2.key",
     ]
 
 

@@ -10,8 +10,6 @@ from lockstep.cli.main import run
 from tests.system.alone import digest_alone, run_here
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place
-from tests.system.test_faults import OFTEN, calm, job, kill
-from tests.system.test_standby import until_mirrored
 
 #: Returns the variables of a rank, of so many, with this port.
 Launcher = Callable[[int, int, str], dict[str, str]]
@@ -162,41 +160,6 @@ def test_an_address_for_others_needs_insecure_or_keys(
     assert code == 2
     assert "can be reached from other machines" in error
     assert not (place.folder / "run").exists()
-
-
-def test_a_standby_next_to_the_server_is_refused_and_one_on_another_machine_named(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    port = free_port()
-    for name, value in torchrun(0, 2, port).items():
-        monkeypatch.setenv(name, value)
-    code, _, error = run_here(place.folder, capsys, "node", *BRIEF, "--run-dir", "run", "--standby")
-    assert (code, error.count("\n")) == (2, 1)
-    assert f"`lockstep server --standby-of tcp://127.0.0.1:{port} --bind ADDRESS --run-dir DIR`" in error
-    assert not (place.folder / "run").exists()
-
-
-def test_a_standby_on_another_machine_leads_the_other_ranks_if_that_of_rank_0_is_lost(place: Place) -> None:
-    port, expected = free_port(), calm(150)
-    flags = (*job(150), *OFTEN, "--workers", "1", "--takeover-seconds", "1", "--run-dir", "run")
-    head, other = (place.start("node", *flags, environ={**torchrun(rank, 2, port), **beside(0, 1)}) for rank in (0, 1))
-    at = ("--bind", "tcp://127.0.0.2:0", "--run-dir", "mirror")
-    standby = place.start("server", "--standby-of", f"tcp://127.0.0.1:{port}", *at)
-    promote = standby.line_with("lockstep promote ").split()[1:]
-    standby.line_with("mirrors run run of")
-    until_mirrored(place, head)
-    # With all that it has started, before it can restart any of it.
-    head.send(signal.SIGSTOP)
-    for pid in place.pids("server --job"):
-        kill(pid)
-    head.send(signal.SIGKILL)
-    # Both workers are of one host here, so the one that is left cannot know that the server is gone.
-    assert place.start(*promote).end()[0] == 0
-    standby.line_with("takes over, from step ")
-    code, out, error = standby.end()
-    assert (code, error) == (0, ""), (out, error)
-    assert other.end()[0] == 0
-    assert place.digest("mirror") == expected
 
 
 def test_with_keys_all_ranks_show_one(place: Place) -> None:

@@ -18,11 +18,14 @@ from tests.system import (
     test_faults,
     test_full_disk,
     test_interrupts,
+    test_restarts,
     test_teams,
 )
 from tests.system.processes import GONE_S, Place, Process
 from tests.system.test_faults import OFTEN, calm, job
-from tests.system.test_standby import OVER_SOCKETS
+
+#: Flags of a server whose workers could share its memory.
+OVER_SOCKETS = ("--transport", "tcp")
 
 #: Seconds of silence after which a shard or a worker counts as gone.
 LEASE_S = 2.0
@@ -48,19 +51,6 @@ def delete(folder: Path) -> None:
     gone = folder.with_name(f"{folder.name}.gone")
     folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
-
-
-def test_a_server_that_gets_sigterm_ends_the_run_which_can_be_resumed(place: Place) -> None:
-    flags = job(150)
-    expected = calm(150)
-    server, address = served(place, flags)
-    worker = place.start("worker", address, "--workers", "1")
-    server.line_with("epoch 5/")
-    server.send(signal.SIGTERM)
-    assert server.end(GONE_S)[0] == 130
-    assert worker.end(GONE_S)[0] == 1
-    assert place.start("train", "--resume", "run", "--workers", "1").end()[0] == 0
-    assert place.digest() == expected
 
 
 def test_a_server_whose_folder_is_deleted_fails_with_its_workers(place: Place) -> None:
@@ -100,7 +90,7 @@ def test_a_page_that_is_killed_costs_the_run_nothing(place: Place) -> None:
 #: By process and fault, the test that makes a row of the table.
 ROWS = {
     ("server", "kill -9"): test_faults.test_a_run_whose_server_is_killed_goes_on_to_the_same_bits,
-    ("server", "SIGTERM"): test_a_server_that_gets_sigterm_ends_the_run_which_can_be_resumed,
+    ("server", "SIGTERM"): test_restarts.test_a_server_that_is_stopped_and_started_again_by_the_same_command_goes_on,
     ("server", "cut off"): test_bad_network.test_ten_seconds_of_silence_are_survived,
     ("server", "SIGSTOP"): test_faults.test_a_server_that_is_stopped_holds_it_against_nobody,
     ("server", "folder deleted"): test_a_server_whose_folder_is_deleted_fails_with_its_workers,

@@ -23,8 +23,8 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.zeromq.client import ZeroMqClient
+from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import HANDSHAKE_S
-from lockstep.launch.endpoints import dial_with, keyed
 
 #: Seconds to wait for an answer in all, and between two looks at the cause of the delay.
 TIMEOUT_S, INTERVAL_S = 6.0, 1.0
@@ -54,12 +54,8 @@ def examine_connection(address: str, credential: Credential) -> Examination:
     Raises AddressError if the address is malformed.
     """
     findings, state = list[Finding](), "a server answers"
-    *standbys, server = keyed(credential, address)
-    for one in (server, *standbys):
-        with closing(dial_with(credential, one.address, one.public)) as port:
-            answer = _asked(port, SystemClock(), address)
-        if not isinstance(answer, Diagnosis) or not answer.has_other_key:
-            break
+    with closing(dial(address, credential=credential)) as port:
+        answer = _asked(port, SystemClock(), address)
     match answer:
         case Diagnosis():
             findings = [Finding(Group.CONNECTION, answer.text, FIXES[answer.stage])]

@@ -8,7 +8,6 @@ from lockstep.cli.options.types import whole_number
 from lockstep.common.transport.auth.credentials import Z85_KEY
 from lockstep.common.transport.auth.curve import new_pair
 from lockstep.common.transport.auth.keys import (
-    STANDBY,
     KeyFolder,
     SecretKey,
     check_names,
@@ -52,7 +51,7 @@ def create(folder: Path, workers: int | None, names: tuple[str, ...]) -> None:
     made = KeyFolder.create(folder, names)
     click.echo(f"made {made.path}; start the server with --keys {made.path}")
     for name in names:
-        click.echo(f"move {made.path / name}.key to {_use(name)}")
+        click.echo(f"move {made.path / name}.key to a worker, and start it with --key {name}.key")
 
 
 @keys.command(short_help="Add a key for another worker.")
@@ -61,22 +60,13 @@ def create(folder: Path, workers: int | None, names: tuple[str, ...]) -> None:
 def add(folder: Path, name: str) -> None:
     """Make a key for the worker NAME in DIR, and admit it from now on."""
     path = KeyFolder(folder).add(name)
-    click.echo(f"made {path}; move it to {_use(name)}")
-    if name.startswith(STANDBY):
-        click.echo("keys that were made before do not list it: to start a worker with its address, make a new one")
-
-
-def _use(name: str) -> str:
-    """Return the process that needs the key of that name, and the flags with which it is used."""
-    who, flags = ("a standby", "--standby-of ADDRESS ") if name.startswith(STANDBY) else ("a worker", "")
-    return f"{who}, and start it with {flags}--key {name}.key"
+    click.echo(f"made {path}; move it to a worker, and start it with --key {name}.key")
 
 
 @keys.command(short_help="Make a worker's key on the worker's machine.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--server", required=True, metavar="KEY", help="public key of the server, or its file server.public")
-@click.option("--standby", "standbys", multiple=True, metavar="KEY", help="public key of a standby; may be repeated")
-def make(file: Path, server: str, standbys: tuple[str, ...]) -> None:
+def make(file: Path, server: str) -> None:
     """Make a worker's key in FILE, whose secret part never leaves this machine.
 
     Then print the command that admits the worker, to run on the server's machine.
@@ -86,13 +76,8 @@ def make(file: Path, server: str, standbys: tuple[str, ...]) -> None:
     public = server if Z85_KEY.fullmatch(server) else read_ours(Path(server), forbidden=0o022).strip()
     if not Z85_KEY.fullmatch(public):
         raise click.UsageError(f"{server!r} is not a public key: expected 40 characters, as in DIR/server.public")
-    for standby in standbys:
-        if not Z85_KEY.fullmatch(standby):
-            raise click.UsageError(
-                f"{standby!r} is not a public key: expected 40 characters, as `lockstep keys list` has"
-            )
     pair = new_pair()
-    write_secret(file, SecretKey(name, pair, public, standbys))
+    write_secret(file, SecretKey(name, pair, public))
     click.echo(f"made {file}; admit it on the server's machine, where DIR is the folder of keys:")
     click.echo(f"  lockstep keys allow DIR {name} '{pair.public}'")
 

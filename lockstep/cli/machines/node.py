@@ -7,21 +7,20 @@ import click
 from msgspec.structs import replace
 from rich.console import Console
 
-from lockstep.cli.machines.worker import WorkerRequest, shard_flags, take_place
+from lockstep.cli.machines.worker import WorkerRequest, take_place
 from lockstep.cli.options.job import JobCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.packing import cache_shown_on
-from lockstep.cli.options.run import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION, PICTURE_OPTION
-from lockstep.cli.options.types import seconds, whole_number
+from lockstep.cli.options.run import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION, PICTURE_OPTION, TIMEOUT_OPTION
+from lockstep.cli.options.types import whole_number
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import own_environment
-from lockstep.common.transport.address import parse
 from lockstep.launch.client import say
 from lockstep.launch.cluster import train_on
-from lockstep.launch.endpoints import WARNING, server_key_in, tcp_address
+from lockstep.launch.endpoints import WARNING, server_key_in
 from lockstep.launch.process_backend import start_here
 from lockstep.launch.remote.launcher import LauncherPlace, detect
 from lockstep.launch.run_end import kept_on_failure, show_end
@@ -47,7 +46,7 @@ from lockstep.runs.session import Destination, destination_of
     metavar="INT",
     help="worker processes of each rank  [one per core, or one if the launcher starts several ranks per machine]",
 )
-@click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for rank 0  [forever]")
+@TIMEOUT_OPTION
 @KEYS_OPTION
 @KEY_OPTION
 @INSECURE_OPTION
@@ -71,9 +70,8 @@ def node(
     and form a team. If the launcher does not provide the address of rank 0, set MASTER_ADDR.
 
     With --run-dir, the same command resumes a run that was interrupted. Rank 0 needs --keys. The other ranks need
-    --key, or the same --keys if they see that folder. Rank 0 restarts a server that has died. To survive the loss of
-    its machine too, start a standby on another one, with `lockstep server --standby-of`. Exit codes are those of
-    `lockstep train`.
+    --key, or the same --keys if they see that folder. Rank 0 restarts a server that has died. If its machine is lost,
+    the other ranks wait until the launcher has started the command again. Exit codes are those of `lockstep train`.
 
     \b
       srun lockstep node job.toml --run-dir runs/mine --keys keys
@@ -90,9 +88,7 @@ def node(
         return 0
     if place.rank:
         say(f"rank {place.rank} of {place.size or 'many'}, started by {place.launcher}")
-        return compute(
-            place, workers, timeout, key or server_key_in(keys), shard_beside(place, job, keys, insecure=insecure)
-        )
+        return compute(place, workers, timeout, key or server_key_in(keys))
     if run_dir is not None and is_resumed:
         cache = cache_shown_on(Console(highlight=False))
         resolved, launch = cache.resumed(run_dir, {**job.in_file(), **job.given})
@@ -116,20 +112,9 @@ def ranks_of(place: LauncherPlace) -> tuple[str, int]:
     return f"{place.launcher} {place.host} {place.port}", place.local_size
 
 
-def shard_beside(place: LauncherPlace, job: JobRequest, keys: Path | None, *, insecure: bool) -> tuple[str, ...]:
-    """Return the flags of a shard next to this rank, if the run spreads; a worker's key does not admit shards."""
-    # The other ranks may not see the job file.
-    values = {**(job.in_file() if job.file is not None and job.file.exists() else {}), **job.given}
-    spreads = values.get("spread", RunOptions().spread) != "never"
-    is_admitted = insecure or keys is not None or parse(place.address).is_loopback
-    return shard_flags(place.address, keys) if spreads and is_admitted else ()
-
-
-def compute(
-    place: LauncherPlace, workers: int | None, timeout: float | None, key: Path | None, shard: tuple[str, ...] = ()
-) -> int:
+def compute(place: LauncherPlace, workers: int | None, timeout: float | None, key: Path | None) -> int:
     """Be another rank than 0 until the run is over; return the exit code."""
-    request = WorkerRequest.of(workers, address=place.address, timeout=timeout, key=key, shard=shard)
+    request = WorkerRequest.of(workers, address=place.address, timeout=timeout, key=key)
     if is_host_team(place, workers):
         is_later = place.local_rank > 0
         limit, ranks = place.local_size, ranks_of(place)
@@ -175,17 +160,10 @@ def with_all_workers(place: LauncherPlace, launch: RunOptions, workers: int | No
     """Return the launch with so many workers of each rank, at least one.
 
     How many cores other machines have is not known here: a run does not wait for more than one process of each.
-    `JobError` if it asks for shards, or for a standby: next to the server, that would be lost with it.
+    `JobError` if it asks for shards.
     """
     if launch.servers != 1:
         raise JobError(f"servers = {launch.servers!r} under {place.launcher}: expected 1, which rank 0 starts")
-    if launch.standby:
-        server = tcp_address(place.host or "HOST", place.port)
-        raise JobError(
-            f"standby = true under {place.launcher}: expected --no-standby, because rank 0 restarts its server itself, "
-            "and a standby next to it would be lost with its machine; on another machine, start `lockstep server "
-            f"--standby-of {server} --bind ADDRESS --run-dir DIR`"
-        )
     return replace(launch, workers=(place.size or max(1, launch.min_workers or 1)) * (workers or 1))
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import click
 import msgspec
 
-from lockstep.cli.options.run import KEY_OPTION, SUPERVISED_OPTION, passes_link
-from lockstep.cli.options.types import seconds, whole_number
+from lockstep.cli.options.run import KEY_OPTION, SUPERVISED_OPTION, TIMEOUT_OPTION, passes_link
+from lockstep.cli.options.types import whole_number
 from lockstep.common.data.source import load
 from lockstep.common.errors import UsageError
 from lockstep.common.protocol.fingerprint import fingerprint
@@ -24,19 +24,15 @@ from lockstep.common.runtime.environment import (
     network_id,
     own_cache,
 )
-from lockstep.common.runtime.notice import notice
-from lockstep.common.statemachine.client import Exit
-from lockstep.common.transport.address import IpcAddress, TcpAddress, parse
-from lockstep.common.transport.auth.credentials import ClientKeys, Credential
+from lockstep.common.statemachine.client import ClientConfig, Exit
+from lockstep.common.transport.address import IpcAddress, parse
+from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.zeromq.ports import PortPoller, dial, server_at
-from lockstep.launch.client import client_config, conclude, own_join, say, take_part
+from lockstep.launch.client import conclude, own_join, say, take_part
 from lockstep.launch.endpoints import (
-    address_towards,
     check_worker_key,
     credential_of,
-    dial_with,
-    tcp_address,
 )
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.process_backend import run_folder
@@ -46,7 +42,6 @@ from lockstep.launch.supervision.restarts import INTERRUPTED, ProcessPlace
 from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.launch.team import (
     LEADER,
-    SHARD,
     MachineTeam,
     TeamSupervisor,
     TeamView,
@@ -57,17 +52,11 @@ from lockstep.launch.team import (
 from lockstep.worker.connections import ServerConnections
 from lockstep.worker.setup import gather
 from lockstep.worker.shell import WorkerShell
-from lockstep.worker.state import SILENCE_S, WorkerState
+from lockstep.worker.state import WorkerState
 from lockstep.worker.team.helper import TeamProcess, never
 from lockstep.worker.team.meeting import MeetingPlace
 from lockstep.worker.team.progress import patience_of
 from lockstep.worker.team.session import TeamContext
-
-#: The consequence for a worker that was given several addresses.
-NO_STANDBY = (
-    "a standby with a key of its own is found only after the server has named it; a key that `lockstep keys add` makes "
-    "after that of the standby lists it"
-)
 
 
 class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,8 +81,6 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     #: is another one than the first.
     ranks: tuple[str, int] | None = None
     is_later_rank: bool = False
-    #: Flags of the shard that is started next to the team, for a slice of the weights; empty if none is.
-    shard: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, workers: int | None, **values: Any) -> "WorkerRequest":
@@ -108,10 +95,6 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
             self.address,
             *(word for flag, value in given.items() if value is not None for word in (flag, str(value))),
         ]
-
-    def addresses(self) -> list[str]:
-        """Return where the run may be led from: the server's address, and those of standbys."""
-        return self.address.split(",")
 
     def cache_folder(self) -> Path:
         """Return the folder for samples that the server sends."""
@@ -142,7 +125,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
 @click.option(
     "--apart", "is_apart", is_flag=True, help="be another worker than other commands of this machine, as an audit needs"
 )
-@click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for the server  [forever]")
+@TIMEOUT_OPTION
 @click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
@@ -154,43 +137,30 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--process", type=whole_number(0), hidden=True, help="which process of the team this is: 0 leads it")
 @click.option("--team", type=click.Path(path_type=Path), hidden=True, help="folder in which the team meets")
 @click.option("--ranks", type=(str, int), hidden=True, help="the team of a host's ranks, and how many these are")
-@click.option("--shard-keys", type=click.Path(path_type=Path), hidden=True, help="start a shard too, with these keys")
 @passes_link
-def worker(link: ParentLink, /, address: str, workers: int | None, shard_keys: Path | None, **flags: Any) -> int:
+def worker(link: ParentLink, /, address: str, workers: int | None, **flags: Any) -> int:
     """Compute for the server at ADDRESS until its run is over.
 
     The job comes from the server. A worker may start before the server. It is a team of processes, one per core, which
     share memory and one connection; the server counts each process as a worker. A second command on one machine, of the
     same address, key and cores, joins that team: with --workers, it adds processes. Otherwise, it waits until another
     command ends, and replaces its processes. A worker runs on any machine, or with native numerics on any machine of
-    the server's kind. If the run has standbys, ADDRESS may be several addresses with commas between them: that of the
-    server first. Exit codes: 0 the run is done, 1 the run failed or no server answered, 2 the server refused this
-    worker, 130 interrupted.
+    the server's kind. If the server is lost, it keeps its data and waits for a server that is restarted at ADDRESS.
+    Exit codes: 0 the run is done, 1 the run failed or no server answered, 2 the server refused this worker, 130
+    interrupted.
 
     \b
       lockstep worker tcp://192.168.1.7:5555 --key worker-1.key
       lockstep worker tcp://192.168.1.7:5555 --key worker-1.key --workers 4
       lockstep worker ipc:///tmp/lockstep.sock --timeout 60
     """
-    shard = () if shard_keys is None else shard_flags(address, shard_keys)
-    request = WorkerRequest.of(workers, address=address, link=link, shard=shard, **flags)
+    request = WorkerRequest.of(workers, address=address, link=link, **flags)
     if (request.process is None) != (request.team is None):
         raise UsageError("--process and --team belong together: expected both, or none")
     if request.key is not None and request.supervised is None:
         # The processes of `lockstep node` may see the server's folder, and use its key.
         check_worker_key(request.key)
     return take_place(request)
-
-
-def shard_flags(address: str, keys: Path | None) -> tuple[str, ...]:
-    """Return the flags of a shard that is next to a worker of the server at an address, and is reached as that is.
-
-    Without keys, all processes are admitted.
-    """
-    server = parse(address.split(",")[0])
-    assert isinstance(server, TcpAddress)  # a run with shards next to its teams has hosts
-    bind = ("--bind", tcp_address(address_towards(server.host), 0))
-    return (*bind, "--insecure") if keys is None else (*bind, "--keys", str(keys))
 
 
 def take_place(request: WorkerRequest) -> int:
@@ -214,12 +184,11 @@ def _take_place(request: WorkerRequest) -> int:
     # Shown to all servers of the run.
     credential = credential_of(request.key, request.supervised)
     # One that is wrong is reported once, and before anything is started.
-    for address in request.addresses():
-        server_at(address)
+    server_at(request.address)
     if request.ranks is not None or (request.team is None and request.supervised is None and not request.is_apart):
         with ends_with_parent(request.supervised):
             return share_machine(request)
-    if (request.processes > 1 or request.shard) and request.team is None:
+    if request.processes > 1 and request.team is None:
         return supervise(request)
     return lead(request, credential)
 
@@ -230,18 +199,14 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
     # While it may use all cores of the team.
     context = request.context()
     join = own_join(request.processes)
-    silence_s = SILENCE_S if request.timeout is None else request.timeout
-    addresses = request.addresses()
-    if len(addresses) > 1 and isinstance(credential, ClientKeys) and not credential.standbys:
-        request.link.say(notice(f"{request.key} lists no standby's key: {NO_STANDBY}"))
-    config = client_config(addresses, credential, join, request.timeout, silence_s)
+    config = ClientConfig(address=request.address, join=join, timeout_s=request.timeout)
     with own_core(0, request.processes):
         port = dial(config.address, credential=credential)
         if not request.supervised:
             say(f"connecting to {request.address}")
         shell = WorkerShell(
             WorkerState(config),
-            ServerConnections(port, functools.partial(dial_with, credential), PortPoller()),
+            ServerConnections(port, functools.partial(dial, credential=credential), PortPoller()),
             context,
             functools.partial(gather, load=functools.cache(load), cache=request.cache_folder()),
         )
@@ -264,9 +229,7 @@ def supervise(request: WorkerRequest) -> int:
         say(f"connecting to {request.address}")
     with ends_with_parent(request.supervised), starter() as start:
         crew = Crew(functools.partial(start, request))
-        others = shard_places(request)
-        numbers, report = range(request.processes), request.link.report
-        code = TeamSupervisor(crew, numbers, SystemClock(), say, report, others=others).run()
+        code = TeamSupervisor(crew, range(request.processes), SystemClock(), say, request.link.report).run()
     assert code is not None  # the leader is here
     return conclude(Exit(code=code, reason=""), is_silent=code != 0 or request.supervised is not None)
 
@@ -308,9 +271,7 @@ def work_in_team(
             raise KeyboardInterrupt
         return None
     crew = Crew(functools.partial(start, mine))
-    others = shard_places(request) if LEADER.number in view.numbers else []
-    report = request.link.report
-    return TeamSupervisor(crew, view.numbers, SystemClock(), say, report, is_over=is_past, others=others).run()
+    return TeamSupervisor(crew, view.numbers, SystemClock(), say, request.link.report, is_over=is_past).run()
 
 
 def team_name(request: WorkerRequest) -> str:
@@ -318,15 +279,10 @@ def team_name(request: WorkerRequest) -> str:
 
     Others would be another run or user, compute other bits, or leave cores idle.
     """
-    server = parse(request.addresses()[0])
+    server = parse(request.address)
     # Next to another folder, the same relative path is another server's.
     address = server.path.absolute() if isinstance(server, IpcAddress) else server
     return f"{address} {request.key} {core_numbers()} {network_id()} {fingerprint()}"
-
-
-def shard_places(request: WorkerRequest) -> list[ProcessPlace]:
-    """Return the place of the shard that is started next to a team, if one is."""
-    return [SHARD] if request.shard else []
 
 
 @contextmanager
@@ -337,10 +293,7 @@ def starter() -> Iterator[Callable[[WorkerRequest, ProcessPlace], Child]]:
 
 
 def start_process(folder: Path, template: ProcessTemplate | None, request: WorkerRequest, place: ProcessPlace) -> Child:
-    """Start one process of a team or its shard, in a folder of those that are started here."""
-    if place == SHARD:
-        words = ["shard", request.address, *request.shard, "--supervised", HERE]
-        return Child.start("the shard of this machine", words, folder / "shard")
+    """Start one process of a team, in a folder of those that are started here."""
     number = place.number
     flags = [*team_arguments(request.team or folder / "team", number, request.processes), "--supervised", HERE]
     name, words = "a process of the team" if number else "the leader", ["worker", *request.arguments(), *flags]

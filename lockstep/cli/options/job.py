@@ -54,10 +54,6 @@ HIDDEN = ("pause",)
 KINDS = {str: "NAME", int: "INT", float: "NUMBER"}
 
 
-#: Options that are being removed, for as long as they are there.
-_LEAVING = ("spread", "standby", "takeover_seconds")
-
-
 class JobCommand(click.Command):
     """A command whose help shows the flags of a job, the usual ones of tables, and the others, in sections."""
 
@@ -129,7 +125,7 @@ def takes_job(*options: str) -> Callable[[F], F]:
 
     They arrive as `job`, a `JobRequest`.
     """
-    names = (*JOB_FLAGS, *options, *(name for name in _LEAVING if name in fields()))
+    names = (*JOB_FLAGS, *options)
 
     def decorate(command: F) -> F:
         @functools.wraps(command)
@@ -224,7 +220,7 @@ def _option(field: Field) -> Callable[[F], F]:
         metavar=METAVARS.get(field.name, KINDS.get(field.kind)),
         help=_help(field),
         shell_complete=complete,
-        hidden=field.name in HIDDEN + _LEAVING,
+        hidden=field.name in HIDDEN,
         cls=click.Option if field.name in RunOptions.__struct_fields__ else JobOption,
     )
 

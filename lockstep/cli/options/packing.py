@@ -17,12 +17,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from lockstep.cli.options.job import JobRequest
 from lockstep.cli.options.types import SEED, share_below_one
 from lockstep.common.files.sanitize import one_line
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.notice import notice
 from lockstep.packing.cache import DatasetCache
 from lockstep.packing.options import DIRECT, Missing, PackOptions, is_delimiter, known_encoding
 from lockstep.ps.records.run_folder import RECEIPT, read_receipt
 from lockstep.results.reports.display import print_plainly
-from lockstep.runs.run_dir import recorded_job
+from lockstep.runs.run_dir import demand_unused, has_begun, recorded_job, trust_own
 
 
 @contextmanager
@@ -188,6 +190,23 @@ def direct_options(flags: dict[str, Any]) -> PackOptions:
 def cache_shown_on(console: Console) -> DatasetCache:
     """Return the cache of datasets, which shows on a console what it packs."""
     return DatasetCache(progress=progress_of, say=lambda text: print_plainly(console, text))
+
+
+def job_in(folder: Path | None, request: JobRequest, console: Console) -> tuple[Job, RunOptions]:
+    """Return the job and the options of a command that begins a run in a folder, or resumes the run that has begun
+    there.
+
+    `JobError` if that is a run of another job, `UsageError` if a process writes to it. Raises as `resolve`.
+    """
+    job, options = request.resolve()
+    if folder is None or not has_begun(folder):
+        return job, options
+    demand_unused(folder)
+    trust_own(job)  # the command names its files
+    given = {**msgspec.to_builtins(job), **msgspec.to_builtins(options)}
+    if job.steps is not None:
+        del given["epochs"]  # which the steps replace
+    return cache_shown_on(console).resumed(folder, given)
 
 
 def with_packed_data(job: JobRequest, packing: PackOptions, console: Console) -> JobRequest:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from lockstep.cli.options.completion import RunPath
-from lockstep.cli.options.types import moment
+from lockstep.cli.options.types import moment, seconds
 from lockstep.launch.supervision.channel import ParentLink
 
 #: Passes a command, as its first argument, the link to the process that has started this one.
@@ -79,11 +79,11 @@ KEY_OPTION = click.option(
     envvar="LOCKSTEP_KEY",
     help="file with the key to connect with; no server but the one it names is trusted  [$LOCKSTEP_KEY]",
 )
-STANDBY_KEY_OPTION = click.option(
-    "--key",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="of a standby: the file with its key, as `lockstep keys add DIR standby-1` makes",
+TIMEOUT_OPTION = click.option(
+    "--timeout",
+    type=seconds,
+    metavar="SECONDS",
+    help="seconds to wait for the server, also for one that is restarted  [forever at first, 600 once it was there]",
 )
 INSECURE_OPTION = click.option(
     "--insecure", is_flag=True, help="accept any peer that can reach the address, without keys and unencrypted"

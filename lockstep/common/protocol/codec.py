@@ -17,7 +17,6 @@ from lockstep.common.errors import ProtocolError, RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import Lease, Message, Result, Samples, SumsFrame, Weights
 from lockstep.common.protocol.shard_messages import SliceFrame, Squares
-from lockstep.common.protocol.standby_messages import FilePart
 
 #: A frame: anything that gives its bytes without a copy.
 Buffer = bytes | bytearray | memoryview
@@ -30,7 +29,7 @@ HEADER_LIMIT = 2**20
 ITEMS_LIMIT = 2**15
 
 #: Messages that carry an array.
-WITH_AN_ARRAY = (SumsFrame, Samples, Weights, SliceFrame, Squares, FilePart)
+WITH_AN_ARRAY = (SumsFrame, Samples, Weights, SliceFrame, Squares)
 
 #: Messages that carry a frame of a vector if they name its first element.
 MAY_CARRY_A_FRAME = (Lease, Result)

@@ -32,8 +32,6 @@ HISTORY_LIMIT = 1000
 #: Bytes of the places of samples at most.
 PLACES_BYTES = 4 * SAMPLES_AT_ONCE
 
-#: Standbys of a run at most.
-STANDBYS_LIMIT = 16
 
 #: Most cores of a machine that are told apart.
 CORES_LIMIT = 1024
@@ -56,8 +54,6 @@ HexDigest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 OptionalHex = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 #: A number that is written into shared memory only, in hex, or empty.
 Nonce = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")]
-#: The public half of a key of ZeroMQ, or empty.
-PublicKey = Annotated[str, Meta(max_length=40)]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 #: The ranks of several workers.
 Ranks = Annotated[list[Count], Meta(max_length=4096)]
@@ -101,41 +97,6 @@ class NodeMessage(Message, frozen=True, kw_only=True):
         return Node(self.lo, self.hi)
 
 
-class Term(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The leadership of one server: a server that takes a run over begins a term above all that it knows of.
-
-    A server that resumes its run stays in its term: it never outbids a standby that has taken the run over meanwhile.
-    """
-
-    #: Drawn when the run begins: terms of other runs are not compared. Empty if none is known.
-    run: ShortText = ""
-    number: Count = 0
-    #: Drawn by the server that begins the term. It decides between two that took the run over at the same time.
-    server: ShortText = ""
-    #: How often that server has resumed the run in this term.
-    resumed: Count = 0
-
-    def is_above(self, other: "Term") -> bool:
-        """Tell whether both are terms of one run, and this one is the higher."""
-        mine, theirs = (self.number, self.server, self.resumed), (other.number, other.server, other.resumed)
-        return self.run == other.run and mine > theirs
-
-
-#: Of a process that was in no run yet.
-NO_TERM = Term()
-
-
-class StandbyAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The address of a standby, which may lead the run one day."""
-
-    address: ShortText
-    #: The public half of its key; empty if the run has no keys, or if it has that of the server.
-    public: PublicKey = ""
-
-
-Standbys = Annotated[tuple[StandbyAddress, ...], Meta(max_length=STANDBYS_LIMIT)]
-
-
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The facts of a run that hold from its start to its end, as far as workers must know them."""
 
@@ -159,8 +120,9 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     size: Count = 0
     #: Sums of metrics in each tally.
     metric_sums: Annotated[int, Meta(ge=0, le=MOST_SUMS)] = 0
-    #: In which the server leads the run.
-    term: Term = NO_TERM
+    #: Drawn each time that a server begins or resumes the run: a process that is ready for an earlier part of it is not
+    #: ready for this one.
+    part: ShortText = ""
     #: The options of the run, with those that the server alone uses.
     options: RunOptions = RunOptions()
 
@@ -185,9 +147,6 @@ class Join(Message, frozen=True, kw_only=True):
     processes: Annotated[int, Meta(ge=1, le=PROCESSES_LIMIT)] = 1
     #: The run that it was evicted from; empty if it was in none.
     run: ShortText = ""
-    #: The highest term that it has seen, and its rank in the last one that it was in.
-    term: Term = NO_TERM
-    last_rank: Count | None = None
 
 
 class Ready(Message, frozen=True, kw_only=True):
@@ -200,9 +159,9 @@ class Ready(Message, frozen=True, kw_only=True):
     obstacle: Text = ""
     #: How many processes of its team, which shares that memory, make slices at a time; 0 if there is no such team.
     makers: Annotated[int, Meta(ge=0, le=PROCESSES_LIMIT)] = 0
-    #: The rank and the term of that welcome, since it may not be the last one.
+    #: The rank and the part of the run in that welcome, since it may not be the last one.
     rank: Count
-    term: Term
+    part: ShortText
 
 
 class SumsFrame(NodeMessage, frozen=True, kw_only=True):
@@ -302,8 +261,6 @@ class Welcome(Message, RunFacts, frozen=True, kw_only=True):
     #: that, or if numerics may be mixed.
     engine: ShortText = ""
     evidence: ShortText = ""
-    #: The servers to dial if the server is gone.
-    standbys: Standbys = ()
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -327,8 +284,8 @@ class Samples(Message, frozen=True, kw_only=True):
     places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
 
 
-class Standby(Message, frozen=True, kw_only=True):
-    """There are more workers than micro-batches: wait to stand in for one that goes."""
+class Spare(Message, frozen=True, kw_only=True):
+    """There are more workers than micro-batches: wait to replace one that goes."""
 
     reason: Text
 
@@ -385,30 +342,6 @@ class Withdrawal(Message, frozen=True, kw_only=True):
     """Stop computing a lease: another worker was faster, or the server makes the next steps."""
 
     number: Count
-
-
-class StandbysChanged(Message, frozen=True, kw_only=True):
-    """The place to go to if the server is gone: instead of what the welcome has."""
-
-    standbys: Standbys
-
-
-class HandedOver(Message, frozen=True, kw_only=True):
-    """A standby has all of the run, and leads it from now on: go there."""
-
-    standby: StandbyAddress
-
-
-class NotLeading(Message, frozen=True, kw_only=True):
-    """The answer to a process that wants to join: this server or standby does not lead the run yet."""
-
-    #: Whether the standby hears the server, so that there is nothing to wait for; or does not; or takes over now. Or it
-    #: leads the run, and waits for its shards, or for the loss of one: then it answers as often as it is asked.
-    state: Literal["following", "silent", "taking over", "opening"]
-    #: The event that it waits for.
-    reason: Text
-    #: The server that leads the run, None if the standby does not hear one.
-    leader: StandbyAddress | None = None
 
 
 class Finished(Message, frozen=True, kw_only=True):
@@ -482,16 +415,6 @@ class EpochRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
         return {name.removeprefix(prefix): value for name, value in self.metrics.items() if name.startswith(prefix)}
 
 
-class StandbyStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One standby as the server sees it."""
-
-    address: ShortText
-    host: ShortText
-    #: The step of the last checkpoint that it has, and whether it has all that it was offered last.
-    step: Count
-    is_whole: bool
-
-
 class ShardStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One server besides the first: where its slice of the weights is."""
 
@@ -527,12 +450,6 @@ class Status(Message, frozen=True, kw_only=True):
     #: Connections that were rejected, and peers that were accepted and broke the protocol.
     refused: Count = 0
     broken: Count = 0
-    #: The number of the server's term, and whether it is a standby, which does not lead the run.
-    term: Count = 0
-    is_standby: bool = False
-    #: The server that leads the run, if this is a standby that hears it.
-    leader: StandbyAddress | None = None
-    standbys: Annotated[list[StandbyStatus], Meta(max_length=STANDBYS_LIMIT)] = []
     #: The other servers, in the order of their slices of the weights.
     shards: Annotated[list[ShardStatus], Meta(max_length=SERVERS_LIMIT)] = []
 
@@ -555,15 +472,12 @@ ServerMessage = (
     Welcome
     | Refused
     | Eviction
-    | Standby
+    | Spare
     | Samples
     | Weights
     | Lease
     | MultiStepLease
     | Withdrawal
-    | StandbysChanged
-    | HandedOver
-    | NotLeading
     | Finished
     | Ping
     | Status

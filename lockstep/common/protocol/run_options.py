@@ -1,6 +1,6 @@
 """The options with which a run is carried out: none of them changes its result."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -13,16 +13,13 @@ from lockstep.common.transport.transports import DESCRIPTION, Transport
 #: Most servers of a run.
 SERVERS_LIMIT = 64
 
-#: When the weights are divided among all servers that are there.
-Spread = Literal["never", "auto", "always"]
-
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options of a run. Each field's description is its help text.
 
     A job file and flags give them; the server, its recorder and its checkpoints use them; the welcome carries them to
-    workers and shards, and an offer to standbys. All of these share this record, so that a new option needs a field
-    here, its name among the flags of a command, and the code that uses it.
+    workers and shards. All of these share this record, so that a new option needs a field here, its name among the
+    flags of a command, and the code that uses it.
     """
 
     workers: Annotated[
@@ -42,13 +39,6 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     servers: Annotated[
         int, Meta(ge=1, le=SERVERS_LIMIT, description="server processes, each with a slice of the weights")
     ] = 1
-    spread: Annotated[
-        Spread,
-        Meta(
-            description="let each host hold a slice of the weights, once a run has made some steps: always, or if "
-            "steps wait for the server or its link"
-        ),
-    ] = "never"
     transport: Annotated[Transport, Meta(description=DESCRIPTION)] = "auto"
     max_restarts: Annotated[
         int, Meta(ge=0, le=10000, description="restarts of a process that dies again and again")
@@ -67,12 +57,6 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         bool, Meta(description="end the run if the audit finds a worker that computes wrongly, instead of evicting it")
     ] = False
     ship_data: Annotated[bool, Meta(description="send samples to workers that do not have the data")] = False
-    standby: Annotated[
-        bool, Meta(description="also run a standby, which mirrors the run and leads it if the server dies")
-    ] = False
-    takeover_seconds: Annotated[
-        float, Meta(ge=0.1, le=3600.0, description="silence of the server after which its workers go to a standby")
-    ] = 5.0
     with_examples: Annotated[
         bool, Meta(description="keep a hundred samples of the validation set, or the test set, in the run's folder")
     ] = False
@@ -117,11 +101,6 @@ def check_options(options: RunOptions) -> RunOptions:
         raise JobError(
             f"audit = {options.audit:g} with --allow-mixed-numerics: remove one; a worker whose numerics differ would "
             "be evicted although it computes as it should"
-        )
-    if options.spread != "never" and not options.checkpoint_keep:
-        raise JobError(
-            f"--spread {options.spread} with --checkpoint-keep 0: expected at least 1, because the run goes on from a "
-            "checkpoint when the weights are divided"
         )
     return options
 

@@ -12,23 +12,18 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import (
-    NO_TERM,
     Count,
     Eviction,
     Finished,
-    HandedOver,
     Leave,
     Message,
     MicroBatch,
-    NotLeading,
     Ping,
     Ranks,
     Refused,
     ShortText,
-    Standbys,
-    StandbysChanged,
+    Spare,
     SumsFrame,
-    Term,
     Text,
 )
 from lockstep.common.protocol.run_options import RunOptions
@@ -51,18 +46,15 @@ class ShardJoin(Message, frozen=True, kw_only=True):
     host: ShortText
     pid: Count
     fingerprint: Fingerprint
-    #: Its address for workers, and a name of its machine, as in `Join`.
+    #: Its address for workers.
     address: ShortText
-    machine: ShortText = ""
-    #: The highest term that it has seen.
-    term: Term = NO_TERM
 
 
 class ShardReady(Message, frozen=True, kw_only=True):
     """There is room for the slice; as `Ready`."""
 
     index: Count
-    term: Term
+    part: ShortText
 
 
 class SumsAck(Message, frozen=True, kw_only=True):
@@ -121,8 +113,7 @@ class ShardWelcome(Message, frozen=True, kw_only=True):
     model_files: Annotated[tuple[ModelFile, ...], Meta(max_length=MOST_FILES)] = ()
     model_folder: ShortText = ""
     #: As of a worker's welcome.
-    term: Term = NO_TERM
-    standbys: Standbys = ()
+    part: ShortText = ""
     options: RunOptions
 
 
@@ -215,9 +206,7 @@ ToShardMessage = (
     | SquaresRequest
     | Update
     | Collect
-    | StandbysChanged
-    | HandedOver
-    | NotLeading
+    | Spare
     | Finished
     | Ping
 )

@@ -10,12 +10,9 @@ from lockstep.common.protocol.codec import decode
 from lockstep.common.protocol.messages import (
     Eviction,
     Finished,
-    HandedOver,
     Message,
-    NotLeading,
     Refused,
-    StandbyAddress,
-    StandbysChanged,
+    Spare,
     Welcome,
 )
 from lockstep.common.protocol.shard_messages import ShardWelcome
@@ -26,14 +23,13 @@ from lockstep.common.statemachine.client import (
     ClientPhase,
     Exit,
     ProtocolBroken,
-    Redial,
     SendToServer,
 )
 from lockstep.common.statemachine.loop import EventLoop
 from lockstep.common.statemachine.machine import Interrupted, Report, Started, TimePassed, carry_out
 
 #: The messages that the client handles unchanged.
-OF_THE_CLIENT = Refused | Eviction | Finished | StandbysChanged | HandedOver | NotLeading
+OF_THE_CLIENT = Refused | Eviction | Finished | Spare
 
 Event = TypeVar("Event")
 Effect = TypeVar("Effect")
@@ -111,8 +107,6 @@ class ClientShell(ABC, Generic[Event, Effect]):
                 self.say(effect.text)
             case Exit():
                 self.ended = effect
-            case Redial():
-                self.redial(effect.server)
             case Welcome() | ShardWelcome():
                 return [self.prepare(effect)]
             case _:
@@ -130,10 +124,6 @@ class ClientShell(ABC, Generic[Event, Effect]):
     @abstractmethod
     def diagnosis(self) -> Diagnosis | None:
         """Find out what prevents the connection to the server, None if nothing is known to."""
-
-    @abstractmethod
-    def redial(self, server: StandbyAddress) -> None:
-        """Close the connection to the server, and dial another one."""
 
     @abstractmethod
     def send_to_server(self, message: Message) -> None:

@@ -130,12 +130,8 @@ class ClientPort(Protocol):
         ...
 
 
-class Dial(Protocol):
-    """Opens a connection to an address; `AddressError` where there can be none."""
-
-    def __call__(self, address: str, public: str = "") -> ClientPort:
-        """`public` is the key of the server there; empty if it is that of the server that was dialled first."""
-        ...
+#: Opens a connection to an address; `AddressError` where there can be none.
+Dial = Callable[[str], ClientPort]
 
 
 #: Waits until one of some ports may have a message, or for so many seconds, None for ever; returns the places of those

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from lockstep.common.transport.auth.keys import ALLOWED, SERVER, write_new
+from lockstep.common.transport.auth.keys import SERVER, write_new
 from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
 from lockstep.launch.supervision.channel import EndReport
 from lockstep.launch.supervision.child import HERE, Child
@@ -80,9 +80,7 @@ class LaunchAgent:
         self._log = self._folder.path / "log"
         self._reports = list[bytes]()
         try:
-            # As a folder of keys, for a shard next to the team: no other key is admitted.
             write_new(self._folder.path / SERVER, key, 0o600)
-            write_new(self._folder.path / ALLOWED, "", 0o600)
             if not Path(working).is_dir():
                 raise FileNotFoundError(2, f"no folder {working!r} here, where the run was started elsewhere")
             self._child = Child.start(name, [*arguments, "--key", f"{HERE}/{SERVER}"], self._log, Path(working))

@@ -33,7 +33,7 @@ from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
 from lockstep.launch.process_backend import run_folder, start_here
 from lockstep.launch.remote.agent import Core, LaunchAgent, TeamPlaces
 from lockstep.launch.supervision.channel import ChildReport, EndReport, decode_report
-from lockstep.launch.supervision.child import HERE, LOG, ProcessLog, WatchedProcess
+from lockstep.launch.supervision.child import LOG, ProcessLog, WatchedProcess
 from lockstep.launch.supervision.restarts import USAGE, ProcessPlace, Role
 from lockstep.results.reports.display import Display
 
@@ -289,7 +289,6 @@ class RayBackend:
                 return None
             node, team.cores = found
             flags = ["--workers", str(len(team.cores))]
-            flags += [] if self.launch.spread == "never" else ["--shard-keys", HERE]
             key = (self.keys / SERVER).read_text(encoding="utf-8")
             return agent_on(node).remote(place.name, [*words, *flags], key, str(Path.cwd()))
 

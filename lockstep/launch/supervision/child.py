@@ -303,12 +303,6 @@ class Crew:
         if place in self.processes:
             self.processes[place].end(0.0)
 
-    def move(self, place: ProcessPlace, target: ProcessPlace) -> None:
-        """Let the process of a place have another place from now on, where its end is seen, even if it has ended."""
-        self.stop(target)
-        self.processes[target] = self.processes.pop(place)
-        self._running = self._running - {place} | {target}
-
     def at(self, role: Role) -> list[WatchedProcess]:
         """Return the processes of a role."""
         return [process for place, process in self.processes.items() if place.role is role]

@@ -65,7 +65,6 @@ class Role(Enum):
 
     SERVER = "server"
     SHARD = "shard"
-    STANDBY = "standby"
     WORKER = "worker"
 
 
@@ -86,7 +85,7 @@ class ProcessPlace(Struct, frozen=True):
         return self.role.value if self.role is Role.SERVER else f"{self.role.value}-{self.number}"
 
 
-SERVER, STANDBY = ProcessPlace(Role.SERVER), ProcessPlace(Role.STANDBY)
+SERVER = ProcessPlace(Role.SERVER)
 
 
 class PlaceState(Enum):

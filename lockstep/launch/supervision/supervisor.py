@@ -10,14 +10,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from msgspec import Struct
-
 from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.launch.supervision.restarts import (
-    INTERRUPTED,
     SERVER,
-    STANDBY,
     PlaceState,
     ProcessEnd,
     ProcessPlace,
@@ -33,22 +29,11 @@ GRACE_S = 2.0
 BEFORE = (RunPhase.AWAITING_SERVERS.value, RunPhase.AWAITING_WORKERS.value)
 
 
-class FilesSeen(Struct, frozen=True, kw_only=True):
-    """The state of the files of a run."""
-
-    has_result: bool
-    #: Whether the standby leads the run, and whether it has what it takes to lead it.
-    standby_leads: bool = False
-    standby_can_lead: bool = False
-
-
 class Outlook(Enum):
     """The consequence of a death."""
 
     RESTARTED = "restarted"
     GIVEN_UP = "given up"
-    #: The standby leads the run, or is about to: it has the place of the server from now on.
-    STANDBY = "standby"
 
 
 class RunEnd(Enum):
@@ -85,12 +70,8 @@ class RunProcesses(Protocol):
         """Tell a person that a process has died, and what follows: a server is restarted in `delay_s` seconds."""
         ...
 
-    def promote(self) -> None:
-        """Let the standby lead the run, whose server is gone."""
-        ...
-
-    def look(self) -> FilesSeen:
-        """Return the state of the run's files."""
+    def has_result(self) -> bool:
+        """Tell whether the run has a result."""
         ...
 
 
@@ -149,8 +130,7 @@ class RunSupervisor:
         for place in self._workers():
             if self.places.state(place) is not None:
                 self.processes.stop(place)
-        # First the standby, so that the others know its address if the server is lost before they have joined it.
-        return self._start([*([STANDBY] if self.options.standby else []), *self._shards(), *self._workers()], now)
+        return self._start([*self._shards(), *self._workers()], now)
 
     def on_ends(self, ends: Mapping[ProcessPlace, ProcessEnd], now: float) -> None:
         """Decide what follows the ends of processes, as one look at all of them has shown."""
@@ -168,41 +148,18 @@ class RunSupervisor:
             self._judge(now)
 
     def _server_ended(self, end: ProcessEnd, now: float) -> None:
-        """Restart the servers, or follow the standby, unless the run itself has ended: it would do so again."""
-        files = self.processes.look()
-        if files.has_result:
+        """Restart the servers, unless the run itself has ended: it would do so again."""
+        if self.processes.has_result():
             return self._over(RunEnd.RESULT)
         if end.is_crash and not self._has_begun:
             return self._over(RunEnd.CRASH)
-        has_successor = self._has_successor(end, files, now)
-        # One that ends by itself while its standby leads has handed the run over, or found that out.
-        is_lost = end.was_killed or (has_successor and (files.standby_leads or end.code == 0))
-        if not is_lost:
+        if not end.was_killed:
             return self._over(RunEnd.SERVER if end.code else RunEnd.RESULT)
         # Workers that have ended with it are needed again.
         for worker in self._workers():
             if self.places.state(worker) is PlaceState.ENDED:
                 self.places.restart(worker, now)
-        return self._follow_standby(now) if has_successor else self._restart_servers(now)
-
-    def _has_successor(self, server: ProcessEnd, files: FilesSeen, now: float) -> bool:
-        """Tell whether the standby leads the run of a server that has ended, or can lead it."""
-        if STANDBY in self.places.due(PlaceState.ENDED, now):
-            return files.standby_leads  # it has ended too, and is restarted as the server
-        if self.places.state(STANDBY) is not PlaceState.RUNNING:
-            return False
-        # One that was interrupted has told its standby that the run is over.
-        return files.standby_leads or (server.code != INTERRUPTED and files.standby_can_lead)
-
-    def _follow_standby(self, now: float) -> None:
-        self.is_served, self._status = True, None
-        # It is the server from now on; the shards that are gone join it as they would have joined the server again.
-        self.places.vacate(STANDBY)
-        self.places.begin(SERVER, now)
-        for shard in self._shards():
-            if self.places.state(shard) is PlaceState.ENDED:
-                self.places.expect(shard, now)
-        self.processes.report(SERVER, Outlook.STANDBY, 0.0)
+        return self._restart_servers(now)
 
     def _restart_servers(self, now: float) -> None:
         """Restart the server after its death, and all shards with it."""
@@ -225,8 +182,6 @@ class RunSupervisor:
         for place in ended:
             if place.role is Role.SHARD and self.end is None:
                 self._shard_ended(place, now)
-            elif place.role is Role.STANDBY and self.end is None:
-                self._standby_ended(now)
         if self.end is None:
             self._judge_workers([place for place in ended if place.role is Role.WORKER], now)
 
@@ -242,20 +197,6 @@ class RunSupervisor:
             self.processes.report(place, Outlook.RESTARTED, delay_s)
         elif end.code:
             self._over(RunEnd.SHARD_KILLED, place)
-        return None
-
-    def _standby_ended(self, now: float) -> None:
-        """Restart the standby, as the server if it has led the run: the old server's term is over."""
-        files = self.processes.look()
-        # After a run, its folder is that of a leader too.
-        if files.standby_leads and not files.has_result:
-            self.processes.stop(SERVER)
-            return self._follow_standby(now)
-        delay_s = self.places.restart(STANDBY, now)
-        if delay_s is not None:
-            self.processes.report(STANDBY, Outlook.RESTARTED, delay_s)
-        elif self.places.at(STANDBY).end.code:
-            self.processes.report(STANDBY, Outlook.GIVEN_UP, 0.0)
         return None
 
     def _judge_workers(self, ended: list[ProcessPlace], now: float) -> None:
@@ -288,10 +229,6 @@ class RunSupervisor:
             return
         self._has_begun = self._has_begun or status.phase not in BEFORE
         self.places.steps = max(self.places.steps, status.step)
-        if status.is_standby:
-            # It waits for most workers of the last step, of which any may have died, because it cannot know by itself
-            # that the server is gone.
-            self.processes.promote()
 
     def on_time(self, now: float) -> None:
         """Start the processes that are due, and decide what follows the ends whose time has come."""

@@ -21,7 +21,7 @@ from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.atomic import write_atomically
-from lockstep.common.files.reading import decode, open_regular, read_regular
+from lockstep.common.files.reading import decode, read_regular
 from lockstep.common.files.safetensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, parts_of, read
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import Fingerprint
@@ -143,8 +143,6 @@ def sealed_parts(
         "dataset": identity.dataset,
         "layout": identity.layout,
         "numerics": msgspec.json.encode(identity.numerics).decode(),
-        "metrics_bytes": str(progress.metrics_bytes),
-        "ledger_bytes": str(progress.ledger_bytes),
         "sha256": _BLANK.decode(),
     }
     length, header, *rest = parts_of(arrays, metadata)
@@ -176,28 +174,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "that wrote it"
         ) from error
     return Checkpoint(path=path, identity=identity, progress=progress, arrays=arrays)
-
-
-class CheckpointHead(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures in the header of a checkpoint."""
-
-    #: It stands for the whole file, as far as that is not damaged.
-    seal: str = msgspec.field(name="sha256")
-    metrics_bytes: Count
-    ledger_bytes: Count
-
-
-def head_of(path: Path) -> CheckpointHead:
-    """Return what the header of a checkpoint says, without reading the rest; `FileFormatError` if it has none."""
-    try:
-        with open_regular(path, MAX_FILE_BYTES) as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = msgspec.json.decode(file.read(min(length, MAX_HEADER_BYTES)), type=dict[str, Any])
-            return msgspec.convert(header.get("__metadata__"), CheckpointHead, strict=False)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path}: is damaged, cut off, or not a checkpoint: {error}") from error
 
 
 def _unreadable(path: Path, error: OSError) -> FileFormatError:

@@ -16,7 +16,6 @@ from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointFolder, Chec
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.coordinator.parts.multi_step import FIRST_STEPS
-from lockstep.ps.coordinator.parts.spread import SETTLE_S
 from lockstep.ps.records.ledger import Line, RunBegun, StepDone
 from lockstep.ps.records.receipt import read_chain
 from lockstep.ps.records.recorder import MetricsRecorder
@@ -45,11 +44,9 @@ def first_round(setup: RunSetup) -> Resumption:
     )
 
 
-def coordinator_of(
-    info: RunInfo, start: Resumption, *, first_steps: int = FIRST_STEPS, settle_s: float = SETTLE_S
-) -> Coordinator:
+def coordinator_of(info: RunInfo, start: Resumption, *, first_steps: int = FIRST_STEPS) -> Coordinator:
     """Return the coordinator of a run that begins or resumes there; the rest is as of `all_parts`."""
-    parts = all_parts(first_steps=first_steps, settle_s=settle_s)
+    parts = all_parts(first_steps=first_steps)
     return Coordinator(info, parts, progress=start.progress, start=start.round, convicted=start.convicted)
 
 

@@ -7,18 +7,7 @@ import msgspec
 
 from lockstep.common.errors import RefusalKind
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.messages import (
-    NO_TERM,
-    PROTOCOL_VERSION,
-    Join,
-    NotLeading,
-    Ready,
-    Refused,
-    Standby,
-    StandbyAddress,
-    Term,
-    shortened,
-)
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Ready, Refused, Spare, shortened
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.notice import warning
 from lockstep.common.statemachine.machine import Received, ReportKind
@@ -38,10 +27,8 @@ def refused(kind: RefusalKind, reason: str) -> Refused:
 
 
 def refusal(join: Join | ShardJoin, info: RunInfo) -> Refused | None:
-    """Return why to refuse a worker or a shard of a later term, of another version, or with other numerics."""
+    """Return why to refuse a worker or a shard of another version, or with other numerics."""
     who, ours = "worker" if isinstance(join, Join) else "shard", info.fingerprint
-    if join.term.is_above(info.term):
-        return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
     if join.protocol != PROTOCOL_VERSION:
         return refused(
             RefusalKind.VERSION,
@@ -70,13 +57,6 @@ def refusal(join: Join | ShardJoin, info: RunInfo) -> Refused | None:
     )
 
 
-def superseded_text(theirs: Term, info: RunInfo) -> str:
-    """Return that another server leads the run."""
-    if theirs.run != info.term.run:
-        return f"another server leads run {info.run}, which was begun again, and neither has made a step"
-    return f"another server leads run {info.run} in term {theirs.number}, and this one in term {info.term.number}"
-
-
 def convicted_text(why: str) -> str:
     """Return why a worker may not come back."""
     return f"{why}; test the memory and the processor of its machine"
@@ -92,8 +72,6 @@ class Admission:
     convicted: Mapping[str, str]
     #: Addresses of the other servers once they are ready.
     shards: Sequence[str] = ()
-    #: The servers that workers ask if this one is gone.
-    standbys: tuple[StandbyAddress, ...] = ()
     #: By connection, the requests of workers that came before all servers were ready.
     early: dict[bytes, Received] = field(default_factory=dict)
 
@@ -123,14 +101,9 @@ class Admission:
             return refused(RefusalKind.DUPLICATE, reason)
         return None
 
-    def wait(self, event: Received, join: Join) -> list[Effect]:
+    def wait(self, event: Received) -> None:
         """Let a worker wait until all servers are ready."""
         self.early[event.peer] = event
-        if not self.standbys and join.term == NO_TERM:
-            return []
-        # It would look elsewhere.
-        waiting = NotLeading(state="opening", reason="the server waits for its shards")
-        return [Send(peer=event.peer, message=waiting)]
 
     def open(self, shards: Sequence[str]) -> list[Received]:
         """Record that all servers are ready; return the requests that have waited for that."""
@@ -149,7 +122,7 @@ class Admission:
             identity=member.identity,
         )
         account.add(entry)
-        welcome = self.info.welcome(member.rank, shards=self.shards, standbys=self.standbys)
+        welcome = self.info.welcome(member.rank, shards=self.shards)
         return [Send(peer=event.peer, message=welcome), Report(text=f"{member.named()} joined")]
 
     def prepared(self, member: Member, ready: Ready) -> list[Effect]:
@@ -169,15 +142,15 @@ class Admission:
         return [*(Report(text=text) for text in texts), *self.activate(member)]
 
     def activate(self, member: Member) -> list[Effect]:
-        """Let a member have work, or put it on standby if all work has its workers."""
+        """Let a member have work, or make it a spare if all work has its workers."""
         capacity = self.info.job.micro_batches
         if self.membership.activate(member, capacity):
             return []
         reason = f"{capacity} micro-batches keep {capacity} workers busy: waiting to replace one that leaves"
-        standby = Standby(reason=reason)
-        return [Send(peer=member.peer, message=standby), Report(text=f"{member.named()} is on standby: {reason}")]
+        spare = Spare(reason=reason)
+        return [Send(peer=member.peer, message=spare), Report(text=f"{member.named()} is a spare: {reason}")]
 
-    def activate_standby(self) -> list[Effect]:
-        """Let members on standby replace those that left."""
-        activated = self.membership.activate_standby(self.info.job.micro_batches)
-        return [Report(text=f"{member.named()} is no longer on standby") for member in activated]
+    def activate_spares(self) -> list[Effect]:
+        """Let spares replace members that left."""
+        activated = self.membership.activate_spares(self.info.job.micro_batches)
+        return [Report(text=f"{member.named()} is no longer a spare") for member in activated]

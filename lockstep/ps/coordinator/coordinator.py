@@ -71,8 +71,6 @@ class Hooks:
     begins: list[Callable[[Round, float], RunPhase | None]] = field(default_factory=list)
     #: Each tells whether no work is to be leased now.
     holds: list[Callable[[], bool]] = field(default_factory=list)
-    #: Each tells whether the run ends here after an update, for which the slices of all servers are gathered then.
-    ends: list[Callable[[], bool]] = field(default_factory=list)
     #: Each returns what the run waits for, empty if it does not.
     waits: list[Callable[[], str]] = field(default_factory=list)
     #: Called after each event, unless the run is over.
@@ -244,7 +242,8 @@ class Coordinator(Machine[events.Event, Effect]):
         if event.peer in self.membership.members:
             return []
         if self.phase is RunPhase.AWAITING_SERVERS:
-            return self.admission.wait(event, join)
+            self.admission.wait(event)
+            return []
         # It may have lost its welcome with the connection before this one.
         twin = self.membership.by_incarnation(join.incarnation)
         left = [] if twin is None else self._on_left(twin.peer, "it connected again", now)
@@ -264,7 +263,7 @@ class Coordinator(Machine[events.Event, Effect]):
         if member is None:
             return []
         left = self.stragglers.left(member, reason, self.state, now)
-        return [*left, *self.admission.activate_standby(), *self.assign_leases(now)]
+        return [*left, *self.admission.activate_spares(), *self.assign_leases(now)]
 
     def _record_sign_of_life(self, event: events.Event, now: float) -> list[Effect]:
         """Record that a worker is alive; a suspect may get work again."""
@@ -337,8 +336,7 @@ class Coordinator(Machine[events.Event, Effect]):
             self.progress.end_step(tally, now, self.membership.end_step())
             self.progress.begin_round(now)
             self.phase = RunPhase.UPDATING
-            is_last = any(ends() for ends in self.hooks.ends)
-            return [UpdateWeights(step=at.step, tally=tally, account=account, is_last=is_last)]
+            return [UpdateWeights(step=at.step, tally=tally, account=account)]
         ended: list[Effect] = []
         if at.work == "validate":
             self.progress.end_validation(tally)
@@ -388,7 +386,7 @@ class Coordinator(Machine[events.Event, Effect]):
         state, stragglers = self.state, self.stragglers
         late, evicted = stragglers.expire(state, now), stragglers.evict(state, now)
         probes = [Send(peer=member.peer, message=Ping()) for member in self.membership.to_probe(now)]
-        assigned = [*self.admission.activate_standby(), *self.assign_leases(now)]
+        assigned = [*self.admission.activate_spares(), *self.assign_leases(now)]
         return [*(stragglers.report(one, state) for one in late), *evicted, *probes, *assigned]
 
     def status(self, now: float) -> Status:

@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from lockstep.common.errors import CONTINUED, FailureKind
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import EpochRecord, Eviction, Finished, shortened
+from lockstep.common.protocol.messages import EpochRecord, Finished, shortened
 from lockstep.common.statemachine.machine import Report as Report
 from lockstep.common.statemachine.machine import Send as Send
 from lockstep.ps.coordinator.findings import Conviction
@@ -23,8 +23,6 @@ class UpdateWeights(Struct, frozen=True, kw_only=True):
     step: int
     tally: Tally
     account: Account
-    #: Whether the run is handed over after it.
-    is_last: bool = False
 
 
 class RecordEpoch(Struct, frozen=True, kw_only=True):
@@ -42,13 +40,9 @@ class Finish(Struct, frozen=True, kw_only=True):
     kind: FailureKind | None = None
     #: The workers that have computed wrongly, if that is the reason.
     conviction: Conviction | None = None
-    #: With how many servers the run continues here, if that is the reason.
-    servers: int = 0
 
-    def farewell(self) -> Finished | Eviction | None:
-        """Return what workers are sent then, None if the run continues and they find that out."""
-        if self.kind is FailureKind.SPREAD:
-            return Eviction(reason=shortened(self.failure))  # the next part of the run begins with them
+    def farewell(self) -> Finished | None:
+        """Return what workers and shards are sent then, None if the run continues and they find that out."""
         return None if self.kind in CONTINUED else Finished(reason=shortened(self.failure), kind=self.kind)
 
 

@@ -27,21 +27,6 @@ class ServersReady(Struct, frozen=True, kw_only=True):
     shards: tuple[ShardStatus, ...]
 
 
-class ServersAvailable(Struct, frozen=True, kw_only=True):
-    """So many servers are there, those included that have no slice."""
-
-    servers: int
-
-
-class DrainRequested(Struct, frozen=True, kw_only=True):
-    """This part of the run is to end after a step: another server continues it, or this one with other servers."""
-
-    reason: str
-    kind: FailureKind
-    #: The number of servers that continue it; 0 if that is for another server to know.
-    servers: int = 0
-
-
 class SumsAcknowledged(Struct, frozen=True, kw_only=True):
     """All shards have their part of the sums of a worker's result, which may not have come yet."""
 
@@ -56,23 +41,13 @@ class StepUpdated(Struct, frozen=True, kw_only=True):
 
 
 class PartFailed(Struct, frozen=True, kw_only=True):
-    """This part of the run has failed: a shard or the lead is lost, weights are not finite, or a person ends it."""
+    """This part of the run has failed: a shard is lost, weights are not finite, or a person ends it."""
 
     text: str
     kind: FailureKind
 
 
-Event = (
-    Received
-    | PeerLeft
-    | ServersReady
-    | ServersAvailable
-    | DrainRequested
-    | SumsAcknowledged
-    | StepUpdated
-    | PartFailed
-    | TimePassed
-)
+Event = Received | PeerLeft | ServersReady | SumsAcknowledged | StepUpdated | PartFailed | TimePassed
 
 #: Messages that only a member of the run can send.
 FROM_MEMBERS = Ready | Result | ComputeFailed | Diverged | Dropped | Ping

@@ -23,7 +23,7 @@ class MemberState(Enum):
     PREPARING = "preparing"
     READY = "ready"
     #: Prepared, but as many workers are ready as can have work.
-    STANDBY = "standby"
+    SPARE = "spare"
     #: Let a lease expire: gets no other until it says something again.
     SUSPECT = "suspect"
 
@@ -127,7 +127,7 @@ class Membership:
     #: When each is probed next.
     probes: TimerQueue[bytes] = field(default_factory=TimerQueue)
     next_rank: int = 0
-    #: Most members that were prepared at one time, including those on standby, and most processes of theirs.
+    #: Most members that were prepared at one time, including spares, and most processes of theirs.
     most_teams: int = 0
     most_prepared: int = 0
     #: Of all that were ever prepared, whether they shared memory.
@@ -137,8 +137,6 @@ class Membership:
     crowding: str = ""
     #: Seconds of computing of the current step, by rank.
     step_compute_s: dict[int, StepCompute] = field(default_factory=dict)
-    #: The workers that computed the last step, by rank.
-    last_ranks: frozenset[int] = frozenset()
     #: How many members are in each state: to count them again at each message would be quadratic.
     _counts: Counter[MemberState] = field(default_factory=Counter)
     #: How many are on each machine, how many processes of theirs, and how many members may use each of its cores.
@@ -261,19 +259,19 @@ class Membership:
     # Work
 
     def activate(self, member: Member, capacity: int) -> bool:
-        """Make a prepared member ready, or put it on standby if `capacity` members are; return whether it is ready."""
+        """Make a prepared member ready, or a spare if `capacity` members are; return whether it is ready."""
         is_active = self.count(MemberState.READY) < capacity
-        self.set_state(member, MemberState.READY if is_active else MemberState.STANDBY)
+        self.set_state(member, MemberState.READY if is_active else MemberState.SPARE)
         self.most_teams = max(self.most_teams, self.count_prepared())
         self.most_prepared = max(self.most_prepared, self.processes_prepared())
         return is_active
 
-    def activate_standby(self, capacity: int) -> list[Member]:
-        """Make members on standby ready, as far as the capacity goes; return them."""
+    def activate_spares(self, capacity: int) -> list[Member]:
+        """Make spares ready, as far as the capacity goes; return them."""
         free = capacity - self.count(MemberState.READY)
-        if free <= 0 or not self.count(MemberState.STANDBY):
+        if free <= 0 or not self.count(MemberState.SPARE):
             return []
-        waiting = [member for member in self.members.values() if member.state is MemberState.STANDBY]
+        waiting = [member for member in self.members.values() if member.state is MemberState.SPARE]
         for member in waiting[:free]:
             self.set_state(member, MemberState.READY)
         return waiting[:free]
@@ -303,19 +301,8 @@ class Membership:
         ready = sum(member.processes for member in self.ready())
         processes = max(ready, sum(step.processes for step in steps), 1)
         computed = sum(step.seconds for step in steps) / processes, max((step.slowest_s for step in steps), default=0.0)
-        self.last_ranks = frozenset(self.step_compute_s)
         self.step_compute_s.clear()
         return computed
-
-    def electors(self, machine: str) -> list[int]:
-        """Return the ranks of those that decide that the server on a machine is gone: the workers of the last step.
-
-        Those on its own machine are gone with it, and do not count if there are others.
-        """
-        ready = self.ready()
-        last = [member for member in ready if member.rank in self.last_ranks] or ready
-        away = [member for member in last if not machine or member.join.machine != machine]
-        return [member.rank for member in away or last]
 
     def validate(self, capacity: int) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""
@@ -326,7 +313,7 @@ class Membership:
         assert len({member.join.incarnation for member in self.members.values()}) == len(ranks), "twins"
         states = [member.state for member in self.members.values()]
         assert len(self.ready()) <= capacity, "more workers are ready than can have work"
-        assert MemberState.STANDBY not in states or len(self.ready()) == capacity, "one is on standby without need"
+        assert MemberState.SPARE not in states or len(self.ready()) == capacity, "one is a spare without need"
         assert +self._counts == Counter(states), "members are counted wrongly"
         assert self.count_prepared() <= self.most_teams
         assert self.processes_prepared() <= self.most_prepared

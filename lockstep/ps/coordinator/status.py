@@ -54,7 +54,6 @@ def status_of(
         workers=workers,
         history=progress.history[-HISTORY_LIMIT:],
         failure=shortened(failure),
-        term=info.term.number,
     )
 
 

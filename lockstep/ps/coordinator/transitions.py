@@ -54,9 +54,6 @@ PHASES: dict[Work, RunPhase] = {
 }
 
 
-#: Phases in which something of a step is under way, whether or not a lease is held.
-UNDER_WAY = frozenset({RunPhase.UPDATING, RunPhase.MULTI_STEP, RunPhase.AUDITING})
-
 P = RunPhase
 
 #: The phases of a run that has not ended, and those of them in which workers may have work.
@@ -64,11 +61,10 @@ OPEN = frozenset(RunPhase) - {P.FINISHED, P.FAILED}
 WORKING = OPEN - {P.AWAITING_SERVERS, P.AWAITING_WORKERS}
 
 #: Phases after an event that may occur at any time while there is work. An audit does not wait: an event after which no
-#: worker is left ends it, and with it the step. A multi-step lease ends at any time. A run that is to be handed over
-#: ends here as soon as no lease is held.
+#: worker is left ends it, and with it the step. A multi-step lease ends at any time.
 _MULTI_STEP = {P.MULTI_STEP: {P.MULTI_STEP, P.TRAINING, P.FAILED}}
 _AUDITING = {P.AUDITING: {P.AUDITING, P.UPDATING, P.FAILED}}
-_ANY_TIME = {phase: {phase, P.FAILED} for phase in WORKING} | _AUDITING | _MULTI_STEP
+_ANY_TIME = stays(*WORKING) | _AUDITING | _MULTI_STEP
 
 #: The phases that may follow; in phases that are not named, nothing happens.
 TRANSITIONS = table_of(
@@ -103,9 +99,6 @@ TRANSITIONS = table_of(
         events.ServersReady: {P.AWAITING_SERVERS: {P.AWAITING_WORKERS}},
         events.SumsAcknowledged: {P.TRAINING: {P.TRAINING, P.AUDITING, P.UPDATING, P.FAILED}, P.AUDITING: {P.AUDITING}},
         events.StepUpdated: {P.UPDATING: {P.TRAINING, P.EVALUATING, P.MULTI_STEP, P.FINISHED, P.FAILED}},
-        # At once if no lease is held.
-        events.ServersAvailable: stays(*OPEN) | _ANY_TIME,
-        events.DrainRequested: {phase: {phase, P.FAILED} for phase in OPEN} | _MULTI_STEP,
         events.PartFailed: leads({P.FAILED}, *OPEN),
         events.TimePassed: stays(*OPEN) | _ANY_TIME,
     },

@@ -57,8 +57,7 @@ class RunBegun(LedgerEntry, frozen=True, kw_only=True, tag="begun"):
     step: Count
     #: Of the weights that it continues with.
     weights_sha256: str
-    #: Steps of this ledger that are made again, as they came after the checkpoint that the run is resumed from. After a
-    #: takeover they are in the ledger of the server before, in `before-takeover`.
+    #: Steps of this ledger that are made again, as they came after the checkpoint that the run is resumed from.
     lost_steps: Count = 0
 
 

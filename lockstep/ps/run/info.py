@@ -6,7 +6,7 @@ from functools import cached_property
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.metrics import Guess, Metrics
 from lockstep.common.protocol.fingerprint import Fingerprint
-from lockstep.common.protocol.messages import NAME_LIMIT, RunFacts, StandbyAddress, Welcome
+from lockstep.common.protocol.messages import NAME_LIMIT, RunFacts, Welcome
 from lockstep.ps.run.description import DataDescription
 from lockstep.ps.run.plan import Plan
 
@@ -25,19 +25,17 @@ class RunInfo(RunFacts, frozen=True, kw_only=True, dict=True):
     guess: Guess | None = None
     #: Refuse workers that do not share the memory.
     needs_memory: bool = False
-    #: The server's machine, whose workers are gone if it is. Empty if it is not known.
-    machine: str = ""
 
     @cached_property
     def metrics(self) -> Metrics:
         """The figures that are counted besides the loss."""
         return Metrics.of(self.job.loss, self.job.metrics or ())
 
-    def welcome(self, rank: int, *, shards: Sequence[str] = (), standbys: tuple[StandbyAddress, ...] = ()) -> Welcome:
+    def welcome(self, rank: int, *, shards: Sequence[str] = ()) -> Welcome:
         """Return the welcome of a worker; `shards` are the addresses of other servers, in the order of their slices."""
         facts = {name: getattr(self, name) for name in RunFacts.__struct_fields__}
         facts["run"] = one_line(self.run, NAME_LIMIT)
         if not self.options.allow_mixed_numerics:
             facts["engine"] = one_line(self.fingerprint.engine, NAME_LIMIT)
             facts["evidence"] = self.fingerprint.evidence
-        return Welcome(rank=rank, shards=list(shards), standbys=standbys, **facts)
+        return Welcome(rank=rank, shards=list(shards), **facts)

@@ -1,20 +1,15 @@
 """Builds the server of a run whole, with the features that the run has. Each of them is one line here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from pathlib import Path
 
 from lockstep.common.aggregation.slices import slices_for
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.errors import AddressError
-from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.statemachine.leader_inquiry import LeaderInquiry
-from lockstep.common.statemachine.leader_search import LeaderSearch
 from lockstep.common.statemachine.machine import Report, ReportKind
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.port import ClientPort, Dial, ServerPort
+from lockstep.common.transport.port import ServerPort
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.findings import MicroBatchOutcome
@@ -30,29 +25,21 @@ from lockstep.ps.server.samples import SampleSender
 from lockstep.ps.server.server import Server
 from lockstep.ps.server.shared_memory import ServerSharedMemory
 from lockstep.ps.server.step_committer import StepCommitter
-from lockstep.ps.server.succession import Rivals, Succession
 from lockstep.ps.server.workers import WorkerMessages
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.partition import own_part
 from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard_group.group import SliceGroup
-from lockstep.ps.standby.source import MirrorSource
-from lockstep.ps.standby.terms import read_terms
 
 #: Messages without arrays that may wait for a worker. In addition it may have the weights for a window of leases: a
 #: worker that does not read costs no more memory than that.
 QUEUE = 16
 
 
-def no_dial(address: str, public: str = "") -> ClientPort:
-    """Raise `AddressError`: this server does not reach others."""
-    raise AddressError(f"{address} is not dialled")
-
-
 @dataclass(frozen=True)
 class ServerContext:
-    """The surroundings of a server: how it is reached, how it reaches others, and where it shows what happens."""
+    """The surroundings of a server: how it is reached, and where it shows what happens."""
 
     port: ServerPort
     clock: Clock
@@ -66,15 +53,6 @@ class ServerContext:
     rejections: RejectionLog = field(default_factory=RejectionLog)
     #: Returns what an honest worker finds for a micro-batch, given the weights and the step.
     recompute: Callable[[RunSetup, Vector, int, int], MicroBatchOutcome | None] | None = None
-    #: Returns, by public key, the names of all that are admitted; None if the run has no keys.
-    allowed: Callable[[], Mapping[str, str]] | None = None
-    #: How other servers are reached; and those that may lead the run, besides its standbys.
-    dial: Dial = no_dial
-    others: tuple[StandbyAddress, ...] = ()
-    #: The address of this server for others; by default, the one at which it listens.
-    address: str = ""
-    #: Whether it hands the run over to a standby when it gets SIGTERM.
-    hands_over: bool = False
 
     def report(self, blocklist: PeerBlocklist, report: Report) -> None:
         """Show a report of the run."""
@@ -98,26 +76,23 @@ def build_server(
     blocklist = PeerBlocklist(port, context.clock, context.say, context.rejections)
     group = _slices(coordinator, setup, outbox, blocklist, context)
     committer = StepCommitter(coordinator, group, checkpointer, context.say, outbox.traffic, context.sharing)
-    succession = _succession(coordinator, group, outbox, checkpointer.run.path, context)
     workers = WorkerMessages(info, membership, group, outbox, context.sharing)
     part_of(coordinator, MultiStep).serve(committer)
     part_of(coordinator, Audit).serve(partial(_recompute, context, setup, group))
     samples = SampleSender(setup.data, info.manifest, membership, outbox)
-    status = StatusAnswers(coordinator, outbox, blocklist, context.clock, succession.registry.statuses)
+    status = StatusAnswers(coordinator, outbox, blocklist, context.clock)
     room = RoomWatch(coordinator, checkpointer.run.room, committer.write_again, context.say)
     # Now that the model is known, and before any worker takes part.
     port.make_room(max(QUEUE + WINDOW * len(group.own.shard.frames), group.most_waiting()))
     return Server(
         coordinator,
-        ServerInbox(outbox, blocklist, (succession, group), (samples, status, workers)),
+        ServerInbox(outbox, blocklist, (group,), (samples, status, workers)),
         outbox,
-        (status, room, group, succession, coordinator),
+        (status, room, group, coordinator),
         workers=workers,
         group=group,
         committer=committer,
-        succession=succession,
         report=partial(context.report, blocklist),
-        hands_over=context.hands_over,
     )
 
 
@@ -148,22 +123,3 @@ def _recompute(
     if context.recompute is None or updates != step:
         return None
     return context.recompute(setup, weights, step, micro_batch)
-
-
-def _succession(
-    coordinator: Coordinator, group: SliceGroup, outbox: Outbox, folder: Path, context: ServerContext
-) -> Succession:
-    own, term, history = context.address or context.port.address, coordinator.info.term, read_terms(folder)
-    # This server may have been restarted while it was cut off from these, and one of them has taken over.
-    others = history.other_servers(own, context.others)
-    return Succession(
-        coordinator,
-        group,
-        MirrorSource(folder, context.allowed),
-        outbox,
-        context.clock,
-        context.say,
-        address=own,
-        history=history,
-        rivals=Rivals(LeaderInquiry(LeaderSearch(others, own, term=term), context.dial)),
-    )

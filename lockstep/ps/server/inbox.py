@@ -17,7 +17,6 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import ShardMessage
-from lockstep.common.protocol.standby_messages import StandbyMessage
 from lockstep.common.statemachine.loop import MOST_AT_ONCE
 from lockstep.common.statemachine.machine import kind_of
 from lockstep.ps.coordinator.events import Event, PeerLeft
@@ -25,7 +24,7 @@ from lockstep.ps.server.limits import PeerBlocklist
 from lockstep.ps.shard.outbox import Outbox
 
 #: Made once: to join unions takes as long as to decode a message.
-EXPECTED = WorkerMessage | ShardMessage | StandbyMessage
+EXPECTED = WorkerMessage | ShardMessage
 
 #: Messages after which others are handled before the coordinator sees them.
 MAY_WAIT = {SumsFrame, Result}

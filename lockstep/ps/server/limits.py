@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.protocol.codec import Buffer, encode
-from lockstep.common.protocol.messages import Message, StandbyStatus, Status, StatusRequest
+from lockstep.common.protocol.messages import Message, Status, StatusRequest
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ServerPort
@@ -81,8 +81,6 @@ class StatusAnswers:
     outbox: Outbox
     blocklist: PeerBlocklist
     clock: Clock
-    #: Returns the statuses of the standbys.
-    standbys: Callable[[], Sequence[StandbyStatus]]
     #: The last answer, None before the first; when it was composed, and for which phase and workers.
     _answer: tuple[Status, list[Buffer]] | None = None
     _composed: float = 0.0
@@ -124,6 +122,6 @@ class StatusAnswers:
         return self._answer
 
     def completed(self, status: Status) -> Status:
-        """Return a status with what the coordinator does not know: rejected connections, broken rules and standbys."""
+        """Return a status with what the coordinator does not know: rejected connections and broken rules."""
         refused, broken = self.blocklist.rejections.count, self.blocklist.broken.count
-        return replace(status, refused=refused, broken=broken, standbys=[*self.standbys()])
+        return replace(status, refused=refused, broken=broken)

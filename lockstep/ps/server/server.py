@@ -18,11 +18,14 @@ from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.server.inbox import ServerInbox
 from lockstep.ps.server.step_committer import StepCommitter
-from lockstep.ps.server.succession import Succession
 from lockstep.ps.server.workers import WorkerMessages
 from lockstep.ps.shard.outbox import Outbox
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.group import SliceGroup
+
+#: The ends of a run that a person has interrupted, and of one that the system has, which may start the server again.
+INTERRUPTED = effects.Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
+STOPPED = effects.Finish(failure="stopped", kind=FailureKind.STOPPED)
 
 #: Seconds between two calls of `watch`, which shows the progress.
 WATCH_S = 0.1
@@ -43,12 +46,7 @@ class Server:
     group: SliceGroup
     #: Makes steps last: updates, records, checkpoints, the result.
     committer: StepCommitter
-    #: The standbys of the run, and servers of other terms.
-    succession: Succession
     report: Callable[[Report], None]
-    #: Whether it hands the run over to a standby when it gets SIGTERM, and whether it does so now.
-    hands_over: bool
-    is_leaving: bool = False
     loop: EventLoop[events.Event] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,84 +69,46 @@ class Server:
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
         """Serve until the run is over; `watch` is called now and then, and at the end, to show the progress."""
-        is_interrupted = False
+        interrupted: effects.Finish | None = None
         try:
-            try:
-                self._serve(watch)
-            except KeyboardInterrupt:
-                is_interrupted = True
-                self.interrupt()
-            if self.ended is not None:
-                self._see_off(self.ended)
-        except KeyboardInterrupt:
-            is_interrupted = True  # standbys do without the rest
+            self._serve(watch)
+        except KeyboardInterrupt as error:
+            interrupted = STOPPED if isinstance(error, Terminated) else INTERRUPTED
+            self.interrupt(interrupted)
         except OSError as error:
-            # With a standby, workers miss this server, and the run ends there from the files that the standby has.
-            if not self.succession.registry.members:
-                text = f"the server cannot write to the run's folder: {error.strerror}"
-                self.group.end(effects.Finish(failure=text))
-                self._dismiss(effects.Finish(failure=text))
+            text = f"the server cannot write to the run's folder: {error.strerror}"
+            self.group.end(effects.Finish(failure=text))
+            self._dismiss(effects.Finish(failure=text))
             raise
         finally:
-            self.succession.close()
             self.recorder.close()
-        # None after an interrupt between the run's end and the writing of its result, which then is not there.
-        interrupted = effects.Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
+        if self.ended is not None and (interrupted is None or self.ended.kind not in RESUMED_HERE):
+            return self.ended
+        # An interrupt before the end, or between the run's end and the writing of its result, which then is not there.
+        assert interrupted is not None
         if self.ended is None:
             self._dismiss(interrupted)
-            return interrupted
-        return interrupted if is_interrupted and self.ended.kind in RESUMED_HERE else self.ended
+        return interrupted
 
     def _serve(self, watch: Callable[[], None]) -> None:
-        """Serve until the end; a machine that is to be stopped hands the run over if it can, and otherwise ends it."""
+        """Serve until the end."""
         shown = -math.inf
         while self.ended is None:
-            try:
-                self.step()
-                now = self.loop.clock.now()
-                if self.ended is not None or now >= shown + WATCH_S:
-                    shown = now
-                    watch()
-                    self.recorder.flush_if_due(now)
-            except Terminated:
-                if not self.hands_over or self.is_leaving or self.succession.obstacle():
-                    raise
-                self.is_leaving = True
-                with held_back():
-                    self._dispatch([self.succession.hand_over()])
-
-    def interrupt(self) -> None:
-        """End the run now, after the steps that a team has made by itself."""
-        with held_back():
-            self._dispatch([events.PartFailed(text="interrupted", kind=FailureKind.INTERRUPTED)])
-
-    def _see_off(self, ended: effects.Finish) -> None:
-        """Let standbys have the rest of the run, for a while; send all peers to the one that continues it."""
-        self.begin_to_end(ended)
-        while not self.succession.is_over(self.loop.clock.now()):
             self.step()
-        self.send_away()
+            now = self.loop.clock.now()
+            if self.ended is not None or now >= shown + WATCH_S:
+                shown = now
+                watch()
+                self.recorder.flush_if_due(now)
 
-    def begin_to_end(self, ended: effects.Finish) -> None:
-        """Write the last records; from now on the server waits for its standbys."""
-        self.recorder.flush_if_due(math.inf)
-        self.succession.end(ended, self.loop.clock.now())
-
-    def send_away(self) -> None:
-        """Send all workers and shards to the standby that the run was handed over to, if it was."""
-        successor = self.succession.handed_over()
-        if successor is not None:
-            self._dispatch(self.group.send_all(successor))
-            for peer in list(self.coordinator.membership.members):
-                self.outbox.send(peer, successor)
+    def interrupt(self, end: effects.Finish = INTERRUPTED) -> None:
+        """End the run now, after the steps that a team has made by itself."""
+        assert end.kind is not None
+        with held_back():
+            self._dispatch([events.PartFailed(text=end.failure, kind=end.kind)])
 
     def step(self) -> bool:
         """Handle the passing of time, or one message; return whether anything happened."""
-        now = self.loop.clock.now()
-        if self.succession.is_asking(now):
-            with held_back():
-                self._dispatch(self.succession.ask())
-            return True
         return self.loop.step()
 
     def deadline(self) -> float | None:

@@ -71,8 +71,8 @@ class StepCommitter:
             has_average = self.coordinator.info.job.ema_decay is not None
             return ("all" if has_average else "weights") if ends_epoch else "nothing"
         # Never the weights alone: they and the optimizer's slots are to be of one step.
-        is_last, now = ends_epoch or effect.is_last, self.group.clock.now()
-        return "all" if is_last or checkpointer.schedule.is_due(step + 1, now, ends_epoch=False) else "nothing"
+        now = self.group.clock.now()
+        return "all" if ends_epoch or checkpointer.schedule.is_due(step + 1, now, ends_epoch=False) else "nothing"
 
     def record_completed(self) -> None:
         """Record the update that all servers have just made, if it is not recorded yet."""
@@ -149,7 +149,7 @@ class StepCommitter:
             finish = self._convict(finish, finish.conviction)
         else:
             self.checkpointer.keep_best()
-        if self.guard.text and finish.kind in (None, FailureKind.SPREAD):
+        if self.guard.text and finish.kind is None:
             finish = effects.Finish(failure=self.guard.text, kind=FailureKind.DIVERGED)
         if finish.kind is None:
             told = membership.sharing, membership.obstacle, membership.crowding
@@ -170,8 +170,7 @@ class StepCommitter:
             is_diverged = finish.kind is FailureKind.DIVERGED
             if not is_diverged:
                 self.checkpointer.take(group.holder, progress)
-            if finish.kind is not FailureKind.SPREAD:
-                recorder.fail(finish.failure, finish.kind, *group.final_weights(is_diverged=is_diverged))
+            recorder.fail(finish.failure, finish.kind, *group.final_weights(is_diverged=is_diverged))
         group.end(finish)
         return finish
 

@@ -79,9 +79,8 @@ class WorkerMessages:
 
     def _fault_of(self, member: Member, ready: Ready) -> str:
         """Return why a worker cannot take part as it has prepared, empty if it can."""
-        term = self.info.term
-        if (ready.rank, ready.term) != (member.rank, term):
-            return f"rank {ready.rank} in term {ready.term.number}, and this is {member.rank} in term {term.number}"
+        if (ready.rank, ready.part) != (member.rank, self.info.part):
+            return f"that of worker {ready.rank}, and it is worker {member.rank} of the run as it was resumed last"
         if not ready.nonce:
             return ""
         if self.sharing is None:

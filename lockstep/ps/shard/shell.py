@@ -22,7 +22,6 @@ from lockstep.common.protocol.messages import (
     Message,
     Ping,
     Refused,
-    StandbyAddress,
     SumsFrame,
     Welcome,
     shortened,
@@ -51,7 +50,7 @@ from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.statemachine.loop import MOST_AT_ONCE, EventLoop
 from lockstep.common.statemachine.machine import PeerLeft, Received, soonest
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.port import LINGER_S, ClientPort, Dial, PeerSlow, ServerPort, Wait
+from lockstep.common.transport.port import LINGER_S, ClientPort, PeerSlow, ServerPort, Wait
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.run.progress import Traffic
 from lockstep.ps.shard import state as machine
@@ -93,8 +92,6 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     port: ServerPort
     #: To the server.
     upstream: ClientPort
-    #: How a standby is reached, which leads the run if the server is gone.
-    dial: Dial
     clock: Clock
     say: Callable[[str], None]
     wait: Wait
@@ -271,17 +268,13 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
 
     def send_to_server(self, message: Message, *arrays: Vector) -> None:
         try:
-            self.upstream.send(encode(message, arrays), self.state.config.silence_s)
+            self.upstream.send(encode(message, arrays), self.state.config.patience_s)
         except PeerSlow:
             # The server has read nothing for so long: its silence ends this.
             return
 
     def diagnosis(self) -> Diagnosis | None:
         return self.upstream.diagnosis()
-
-    def redial(self, server: StandbyAddress) -> None:
-        self.upstream.close()
-        self.upstream = self.dial(server.address, server.public)
 
     def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
         assert isinstance(welcome, ShardWelcome)
@@ -295,4 +288,4 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
         self.service, self.acknowledgements = service, Acknowledgements()
         # Before workers are told where this shard is.
         self.port.make_room(QUEUE + WINDOW * len(service.shard.frames))
-        return ShardReady(index=welcome.index, term=welcome.term)
+        return ShardReady(index=welcome.index, part=welcome.part)

@@ -30,9 +30,6 @@ from lockstep.common.statemachine.client import (
 )
 from lockstep.common.statemachine.machine import IGNORED, Machine, PeerLeft, Received, soonest, stays, table_of
 
-#: Seconds after which a server that went silent counts as gone: it pings every second.
-SILENCE_S = 60.0
-
 
 class ShardPhase(Enum):
     """The phases of a shard."""

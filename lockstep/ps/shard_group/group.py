@@ -49,7 +49,6 @@ from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import (
     Event,
     PartFailed,
-    ServersAvailable,
     ServersReady,
     StepUpdated,
     SumsAcknowledged,
@@ -162,7 +161,7 @@ class SliceGroup:
                 return self._on_answer(member, message, arrays) if is_expected else []
 
     def _on_ready(self, member: ShardMember, ready: ShardReady) -> list[Event]:
-        if (ready.index, ready.term) != (member.index, self.info.term):
+        if (ready.index, ready.part) != (member.index, self.info.part):
             # It answers a welcome before the last one, as it asked twice: that place is gone.
             happened = self.on_left(member.peer, "it is ready for another place")
             return [*self._send_to([member.peer], Eviction(reason=STRANGER)), *happened]
@@ -221,7 +220,7 @@ class SliceGroup:
                 return self.own.outbox.send(effect.peer, effect.message)
             case FillShard():
                 return self._fill(effect)
-            case ServersReady() | ServersAvailable() | PartFailed():
+            case ServersReady() | PartFailed():
                 self._happened.append(effect)
             case Report():
                 self.report(effect)

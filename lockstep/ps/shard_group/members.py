@@ -8,24 +8,20 @@ from enum import Enum
 from typing import assert_never
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from lockstep.common.aggregation.slices import most_servers
-from lockstep.common.errors import CONTINUED, FailureKind, RefusalKind
+from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.optimizer import UpdatePolicy
 from lockstep.common.protocol.messages import (
     NAME_LIMIT,
     Eviction,
     Finished,
-    NotLeading,
     Ping,
     Refused,
     ShardStatus,
-    StandbyAddress,
+    Spare,
     shortened,
 )
-from lockstep.common.protocol.run_options import SERVERS_LIMIT
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.statemachine.machine import (
     IGNORED,
@@ -43,18 +39,12 @@ from lockstep.common.statemachine.machine import (
 )
 from lockstep.ps.coordinator.admission import refusal, refused
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.coordinator.events import PartFailed, ServersAvailable, ServersReady
+from lockstep.ps.coordinator.events import PartFailed, ServersReady
 from lockstep.ps.coordinator.status import Reminder
 from lockstep.ps.run.info import RunInfo
 
 #: Seconds between two pings of a shard: sending to a process that is gone fails, and so is its death noticed.
 PING_S = 1.0
-
-#: Seconds of the server's silence after which a shard goes to a standby, at least: it is pinged once a second.
-LEAST_TAKEOVER_S = 3.0 * PING_S
-
-#: Seconds within which all shards join a run that is spread; otherwise it continues without them.
-SPREAD_S = 10.0
 
 
 class GroupPhase(Enum):
@@ -79,7 +69,7 @@ class FillShard(Struct, frozen=True, kw_only=True):
     index: int
 
 
-MembersEffect = Send | FillShard | ServersReady | ServersAvailable | PartFailed | Report
+MembersEffect = Send | FillShard | ServersReady | PartFailed | Report
 
 _WAITING, _SERVING, _ENDED = GroupPhase
 
@@ -90,7 +80,7 @@ TRANSITIONS = table_of(
         ShardJoin: stays(_WAITING, _ENDED) | {_SERVING: {_SERVING, _ENDED}},
         ShardReady: {_WAITING: {_WAITING, _SERVING}},
         PeerLeft: stays(_WAITING) | {_SERVING: {_SERVING, _ENDED}},
-        TimePassed: {_WAITING: {_WAITING, _ENDED}, _SERVING: {_SERVING, _ENDED}},
+        TimePassed: stays(_WAITING) | {_SERVING: {_SERVING, _ENDED}},
         Finish: leads({_ENDED}, _WAITING, _SERVING),
     },
     otherwise=IGNORED,
@@ -121,17 +111,13 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
     transitions = TRANSITIONS
     info: RunInfo
     policy: UpdatePolicy
-    #: The standbys to which shards go if this server is gone.
-    standbys: tuple[StandbyAddress, ...] = ()
     phase: GroupPhase = field(init=False)
     members: dict[bytes, ShardMember] = field(default_factory=dict)
-    #: By connection, shards that wait for a slice: each is told of the end of the run.
-    spares: dict[bytes, ShardJoin] = field(default_factory=dict)
+    #: The connections of shards that wait for a slice: each is told of the end of the run.
+    spares: set[bytes] = field(default_factory=set)
     reminder: Reminder = field(default_factory=Reminder)
     #: When shards are pinged next.
     next_ping: float = 0.0
-    #: When the run is continued without the shards that have not joined; None until it waits for them.
-    patient_until: float | None = None
     #: The message about the end of the run, None before it, or if the run is continued.
     end: Finished | None = None
 
@@ -161,15 +147,10 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
                 return self._on_left(event)
             case TimePassed():
                 return self._on_time_passed(now)
-            case Finish(failure=reason, kind=kind):
-                self.phase = GroupPhase.ENDED
+            case Finish():
+                self.phase, self.end = GroupPhase.ENDED, event.farewell()
                 peers = (*self.members, *sorted(self.spares))
-                if kind is FailureKind.SPREAD:
-                    return [Send(peer=peer, message=Eviction(reason=shortened(reason))) for peer in peers]
-                if kind in CONTINUED:
-                    return []
-                self.end = Finished(reason=shortened(reason))
-                return [Send(peer=peer, message=self.end) for peer in peers]
+                return [] if self.end is None else [Send(peer=peer, message=self.end) for peer in peers]
             case _:
                 assert_never(event)
 
@@ -200,8 +181,8 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
             del self.members[before.peer]
         elif len(self.members) == self.others:
             # One of those that are expected may turn out to be gone, as if it takes the place of one that was killed.
-            return self._spare(peer, join)
-        self.spares.pop(peer, None)
+            return self._spare(peer)
+        self.spares.discard(peer)
         index = before.index if before is not None else self._free_index()
         member = self.members[peer] = ShardMember(peer, index, join, heard=now)
         again = "" if before is None else " again"
@@ -209,7 +190,7 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
 
     def welcome(self, index: int) -> ShardWelcome:
         """Return the welcome of the shard with the slice of that index."""
-        info, options = self.info, self.info.options
+        info = self.info
         return ShardWelcome(
             index=index,
             run=info.run,
@@ -218,38 +199,18 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
             size=info.size,
             parameter_size=self.policy.parameter_size,
             spans=tuple(self.policy.spans),
-            term=info.term,
-            standbys=self.standbys,
-            options=replace(options, takeover_seconds=max(options.takeover_seconds, LEAST_TAKEOVER_S)),
+            part=info.part,
+            options=info.options,
             source=info.source,
             model_files=tuple(info.model_files),
             model_folder=info.model_folder,
         )
 
-    def _spare(self, peer: bytes, join: ShardJoin) -> list[MembersEffect]:
+    def _spare(self, peer: bytes) -> list[MembersEffect]:
         """Let a shard wait for a slice."""
-        self.spares[peer] = join
+        self.spares.add(peer)
         text = f"all {self.info.options.servers} servers of this run are there: this shard waits until one is lost"
-        if self.is_spread:
-            text = "this shard waits until the weights are divided"
-        return [Send(peer=peer, message=NotLeading(state="opening", reason=text)), *self._available()]
-
-    @property
-    def is_spread(self) -> bool:
-        """Tell whether the weights may be divided among another number of servers."""
-        return self.info.options.spread != "never"
-
-    def _available(self) -> list[MembersEffect]:
-        """Return how many servers there could be, if the run may have more."""
-        if not self.is_spread:
-            return []
-        joins = [*(member.join for member in self.members.values()), *self.spares.values()]
-        # It may not be known yet that the connection of one is gone that has joined again.
-        places = {join.address for join in joins}
-        if self.info.options.spread == "auto":
-            # More servers on one machine would share its cores and its link.
-            places = {join.machine for join in joins} - {self.info.machine}
-        return [ServersAvailable(servers=min(1 + len(places), most_servers(self.info.size), SERVERS_LIMIT))]
+        return [Send(peer=peer, message=Spare(reason=text))]
 
     def _free_index(self) -> int:
         taken = {member.index for member in self.members.values()}
@@ -257,11 +218,9 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
 
     def _refusal(self, join: ShardJoin) -> Refused | None:
         """Return why a shard is refused, None if it is not."""
-        info = self.info
-        if not (self.others or self.is_spread):
-            text = "this run has one server: start that with --servers 2 or more, or with --spread auto"
-            return refused(RefusalKind.FULL, text)
-        return refusal(join, info)
+        if not self.others:
+            return refused(RefusalKind.FULL, "this run has one server: start that with --servers 2 or more")
+        return refusal(join, self.info)
 
     def _prepared(self, peer: bytes, now: float) -> list[MembersEffect]:
         member = self.members.get(peer)
@@ -285,8 +244,7 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
     # Shards fail
 
     def _on_left(self, event: PeerLeft) -> list[MembersEffect]:
-        if self.spares.pop(event.peer, None) is not None:
-            return self._available()
+        self.spares.discard(event.peer)
         if event.peer not in self.members:
             return []
         member = self.members[event.peer]
@@ -296,16 +254,12 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
         return self._lose(member, event.reason)
 
     def _lose(self, member: ShardMember, reason: str) -> list[MembersEffect]:
-        """End the run: the slice, and with it the optimizer's state, is nowhere else."""
+        """End this part of the run: the slice, and with it the optimizer's state, is nowhere else."""
         lost = f"{member.named()} is gone, and its slice of the weights with it: {reason}"
-        return self._continue_without(lost, [peer for peer in self.members if peer != member.peer])
-
-    def _continue_without(self, lost: str, peers: list[bytes]) -> list[MembersEffect]:
-        """End this part of the run, to be continued with the shards that are left."""
         self.phase = GroupPhase.ENDED
         evicted = Eviction(reason=shortened(lost))
         return [
-            *(Send(peer=peer, message=evicted) for peer in peers),
+            *(Send(peer=peer, message=evicted) for peer in self.members if peer != member.peer),
             PartFailed(text=lost, kind=FailureKind.SERVER_LOST),
         ]
 
@@ -313,10 +267,6 @@ class ShardMembers(Machine[MembersEvent, MembersEffect]):
         if now < self.next_ping:
             return self._remind(now)
         self.next_ping = now + PING_S
-        if self.is_spread and self.phase is GroupPhase.WAITING:
-            self.patient_until = now + SPREAD_S if self.patient_until is None else self.patient_until
-            if now >= self.patient_until:
-                return self._continue_without(f"not all shards have joined within {SPREAD_S:g} s", [*self.members])
         for member in self.in_order():
             if now - member.heard >= self.info.options.lease_timeout and self.phase is GroupPhase.SERVING:
                 return self._lose(member, f"it has been silent for {now - member.heard:.0f} s")

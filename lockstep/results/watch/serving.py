@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,14 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lockstep.common.errors import AddressError, LockstepError, UsageError
+from lockstep.common.errors import AddressError, LockstepError, RemoteProtocolError, UsageError
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.address import TcpAddress, parse
 from lockstep.common.transport.auth.keys import read_ours
-from lockstep.launch.client import SILENCE_S, RunObserver
-from lockstep.launch.endpoints import credential_of, dial_with
+from lockstep.common.transport.zeromq.ports import dial
+from lockstep.launch.client import SILENCE_S, StatusClient
+from lockstep.launch.endpoints import credential_of
 from lockstep.results.evaluation.model_answers import ModelAnswers
 from lockstep.results.evaluation.pictures import FIELD
 from lockstep.results.watch.figures import exposition
@@ -402,12 +402,14 @@ def read_statuses(source: WatchedRuns) -> None:
 
 
 def ask_statuses(source: WatchedRuns, address: str, key: Path | None, is_over: threading.Event) -> None:
-    """Ask the server that leads a run for its status, every one or two seconds, until `is_over` is set."""
-    clock, credential = SystemClock(), credential_of(key, None)
-    with closing(RunObserver(address, credential, partial(dial_with, credential), clock)) as run:
+    """Ask the server of a run for its status, every one or two seconds, until `is_over` is set."""
+    clock = SystemClock()
+    with closing(StatusClient(dial(address, credential=credential_of(key, None)), clock)) as run:
         heard = clock.now()
         while not is_over.is_set():
-            answer = run.ask(ASK_S)
+            answer = None
+            with suppress(RemoteProtocolError):  # a server of another version may listen there by now
+                answer = run.ask(ASK_S)
             if answer is not None:
                 heard = clock.now()
                 source.take(answer, heard)

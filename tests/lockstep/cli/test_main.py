@@ -163,8 +163,7 @@ MISTAKES = {
     ),
     "bind file": (["server", "--bind", "ipc://damaged.npz"], "address 'ipc://damaged.npz' is the path of something"),
     "dial": (["worker", "127.0.0.1:5555"], "address '127.0.0.1:5555' is malformed: expected 'tcp://HOST:PORT'"),
-    "dial a standby": (["worker", "tcp://127.0.0.1:1,here", "--workers", "1"], "address 'here' is malformed"),
-    "dial a standby from a shard": (["shard", "tcp://127.0.0.1:1,here"], "address 'here' is malformed"),
+    "dial two": (["worker", "tcp://127.0.0.1:1,tcp://h:2", "--workers", "1"], "address 'tcp://127.0.0.1:1,tcp://h:2'"),
     "timeout": (
         ["worker", "tcp://127.0.0.1:1", "--timeout", "nan"],
         "invalid value for '--timeout': 'nan' is not a valid time",

@@ -14,7 +14,7 @@ from lockstep.launch.process_backend import LocalBackend
 from lockstep.launch.run_starter import RunStarter
 from lockstep.launch.supervision.channel import EndReport
 from lockstep.launch.supervision.child import ProcessLog
-from lockstep.launch.supervision.restarts import SERVER, STANDBY, USAGE, ProcessPlace, Role
+from lockstep.launch.supervision.restarts import SERVER, USAGE, ProcessPlace, Role
 from lockstep.launch.supervision.supervisor import Outlook
 from lockstep.runs.session import Destination
 from tests.lockstep.launch.processes import Pretended
@@ -39,7 +39,7 @@ def test_why_a_run_failed_is_what_its_server_reports(
     assert repr(server_error(server)) == repr(error)
 
 
-@pytest.mark.parametrize("place", [SERVER, STANDBY, ProcessPlace(Role.SHARD, 1)])
+@pytest.mark.parametrize("place", [SERVER, ProcessPlace(Role.SHARD, 1)])
 def test_from_where_a_run_is_resumed_is_left_to_its_server(tmp_path: Path, place: ProcessPlace) -> None:
     launch, said = RunOptions(workers=2, servers=2), list[str]()
     starter = RunStarter(Job(), Destination(folder=tmp_path / "run", options=launch), LocalBackend(launch), tmp_path)

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.errors import KeyFileError, UnreachableError, UsageError
-from lockstep.common.transport.auth.credentials import ClientKeys
 from lockstep.common.transport.auth.keys import KeyFolder
-from lockstep.launch.endpoints import TOKEN, address_towards, check_worker_key, credential_of, keyed, make_token
+from lockstep.launch.endpoints import TOKEN, address_towards, check_worker_key, make_token
 
 
 def test_a_machine_is_reached_from_itself_at_loopback_and_from_nowhere_at_nothing() -> None:
@@ -43,11 +42,3 @@ def test_the_key_of_the_server_does_not_pass_as_that_of_a_worker(tmp_path: Path)
     with pytest.raises(UsageError) as caught:
         check_worker_key(folder / "server.key")
     assert f"such as '{folder / 'worker-1.key'}'; `lockstep keys add '{folder}' NAME` makes one" in str(caught.value)
-
-
-def test_with_the_key_of_the_server_a_standby_is_asked_too(tmp_path: Path) -> None:
-    keys = KeyFolder.create(tmp_path / "keys", ["standby-1", "worker-1"])
-    credential = credential_of(keys.path / "server.key", None)
-    assert isinstance(credential, ClientKeys)
-    assert credential.standbys == keys.standbys()
-    assert [one.public for one in keyed(credential, "tcp://h:1")] == [*keys.standbys(), ""]

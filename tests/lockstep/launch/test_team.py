@@ -19,9 +19,7 @@ from lockstep.launch.supervision.child import Crew, ProcessLog, WatchedProcess
 from lockstep.launch.supervision.restarts import USAGE, ProcessPlace
 from lockstep.launch.team import (
     FIRST_LOOKS,
-    LEADER,
     MOST_RESTARTS,
-    SHARD,
     MachineTeam,
     TeamSupervisor,
     TeamView,
@@ -424,26 +422,3 @@ def test_a_command_says_what_it_does_unless_it_is_alone(tmp_path: Path) -> None:
     waiting = "waiting: other commands have started the processes of this machine, and this one replaces them"
     assert third.said == [waiting, f"{lines[1]}, and leads them"]
     third.end()
-
-
-def test_a_shard_next_to_a_team_is_restarted_and_ends_with_it(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, 1)
-    started, ended = list[ProcessPlace](), dict[ProcessPlace, Pretended]()
-
-    def start(place: ProcessPlace) -> WatchedProcess:
-        started.append(place)
-        ended[place] = Pretended("a process", ProcessLog.at_end_of(tmp_path / place.role.value))
-        return ended[place]
-
-    def script() -> Iterator[None]:
-        ended[SHARD].ended = -9
-        while started.count(SHARD) < 2:
-            yield
-        assert ended[LEADER].ended is None
-        ended[LEADER].ended = 0
-        yield
-
-    scene.supervisor.crew, scene.supervisor.others = Crew(start), [SHARD]
-    assert scene.run(script()) == 0
-    assert started == [LEADER, SHARD, SHARD]
-    assert ended[SHARD].received == [signal.SIGTERM]

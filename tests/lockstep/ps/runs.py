@@ -146,7 +146,7 @@ class Drive:
         # The place is compared by who turns frames into events.
         ready = Ready(
             rank=worker,
-            term=self.coordinator.info.term,
+            part=self.coordinator.info.part,
             nonce=NONCE if shares else "",
             obstacle=obstacle,
             makers=makers,

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import NO_TERM, Dropped, Lease, Ready, Withdrawal
+from lockstep.common.protocol.messages import Dropped, Lease, Ready, Withdrawal
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect, Send, UpdateWeights
@@ -72,9 +72,7 @@ class TimedRun:
             self._handle(events.Received(peer=peer_of(worker.number), message=join))
         for worker in self.workers:
             self._handle(
-                events.Received(
-                    peer=peer_of(worker.number), message=Ready(nonce="0" * 32, rank=worker.number, term=NO_TERM)
-                )
+                events.Received(peer=peer_of(worker.number), message=Ready(nonce="0" * 32, rank=worker.number, part=""))
             )
 
     def run(self, steps: int) -> float:

@@ -305,4 +305,4 @@ def test_usual_values_are_those_of_a_job_of_the_same_model() -> None:
 def test_shares_are_marked_so_that_flags_take_per_cent() -> None:
     shares = {name for name, field in fields().items() if field.is_share}
     assert shares >= {"audit", "validation_split", "label_smoothing"}
-    assert not shares & {"momentum", "lr", "takeover_seconds"}
+    assert not shares & {"momentum", "lr", "lease_timeout"}

@@ -7,19 +7,12 @@ import pytest
 from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.ps.records.run_folder import LEDGER, LineFile
-from lockstep.ps.standby.mirror import MIRROR
 from lockstep.runs.run_dir import (
-    BEFORE_TAKEOVER,
-    COMING_HOME,
-    STANDBY_FOLDER,
-    bring_home,
     check_resume_flags,
     claimed_run_dir,
     finished,
     has_begun,
     keep_parts,
-    leads,
     make_run_dir,
     resumed_job,
 )
@@ -64,7 +57,7 @@ def test_a_folder_of_a_process_that_was_killed_while_it_began_is_as_good_as_empt
     assert resumed_job(Path("mine"), {})[0] == Job()
 
 
-@pytest.mark.parametrize("left", ["checkpoints/step-10", "terms.json", ".mirror/coming", ".a.7.partial"])
+@pytest.mark.parametrize("left", ["checkpoints/step-10", "convictions.jsonl", ".a.7.partial"])
 def test_parts_of_a_run_are_not_taken_for_another_run_and_can_be_moved_away(folder: Path, left: str) -> None:
     part, said = folder / "mine" / left, list[str]()
     part.parent.mkdir(parents=True)
@@ -72,8 +65,8 @@ def test_parts_of_a_run_are_not_taken_for_another_run_and_can_be_moved_away(fold
     with pytest.raises(UsageError, match=r"parts of a run without its job\.toml.*: mv mine mine-parts$"):
         claimed_run_dir(Path("mine"), "mlp").__enter__()
     keep_parts(Path("mine"), said.append)
-    assert (folder / "mine-term-0" / left).read_bytes() == b"{}"
-    assert said == ["notice: 'mine' has parts of a run without its job.toml: they are kept in mine-term-0"]
+    assert (folder / "mine-parts" / left).read_bytes() == b"{}"
+    assert said == ["notice: 'mine' has parts of a run without its job.toml: they are kept in mine-parts"]
     with claimed_run_dir(Path("mine"), "mlp") as claimed:
         make_run_dir(claimed, Job(), RunOptions())
 
@@ -142,64 +135,6 @@ def test_another_job_is_refused_with_both_named(run: Path) -> None:
     )
     with pytest.raises(JobError, match=told):
         resumed_job(run, {"lr": 0.2, "epochs": 4})
-
-
-def test_a_standby_leads_once_its_folder_is_no_mirror(tmp_path: Path) -> None:
-    assert not leads(tmp_path)
-    (tmp_path / "job.toml").write_text("[job]\n")
-    (tmp_path / MIRROR).touch()
-    assert not leads(tmp_path)
-    (tmp_path / MIRROR).unlink()
-    assert leads(tmp_path)
-
-
-#: Files of a run that a standby has led to its end, and where they are brought.
-FIRST = ("checkpoints/step-8", LEDGER, "job.toml")
-KEPT = tuple(f"{BEFORE_TAKEOVER}/{name}" for name in FIRST)
-LATER = tuple(f"{STANDBY_FOLDER}/{name}" for name in (*FIRST, "result.json"))
-COMING = tuple(f"{COMING_HOME}/{name}" for name in (*FIRST, "result.json"))
-
-
-@pytest.mark.parametrize(
-    ("there", "kept"),
-    [
-        ((*FIRST, "server.log", *LATER), KEPT),
-        # A process that did it was killed meanwhile.
-        ((*FIRST[1:], "server.log", *KEPT[:1], *LATER), KEPT),
-        (("server.log", *KEPT, *LATER), KEPT),
-        (("server.log", *KEPT, *COMING), KEPT),
-        (("server.log", *KEPT, *FIRST[1:], *COMING[:1], *COMING[3:]), KEPT),
-        # It was so once before.
-        ((*FIRST, "server.log", *KEPT, *LATER), (*KEPT, *(f"{BEFORE_TAKEOVER}-2/{name}" for name in FIRST))),
-    ],
-)
-def test_what_a_standby_has_led_to_its_end_is_brought_home(
-    folder: Path, there: tuple[str, ...], kept: tuple[str, ...]
-) -> None:
-    for name in there:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("[job]\n")
-    bring_home(folder)
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert found == {*FIRST, "result.json", "server.log", *kept}
-    assert not (folder / STANDBY_FOLDER).exists()
-
-
-def test_a_run_that_a_standby_led_when_all_were_killed_is_resumed_from_there(run: Path) -> None:
-    standby = run / STANDBY_FOLDER
-    make_run_dir(standby, Job(model="mlp", seed=7), RunOptions())
-    for name in (run / LEDGER, standby / LEDGER):
-        name.touch()
-        writer = LineFile(name)
-        writer.open()
-        with pytest.raises(UsageError, match="is in use by a run that is not over"):
-            resumed_job(run, {})
-        writer.close()
-    (standby / "terms.json").touch()
-    resumed_job(run, {})
-    assert (run / "terms.json").exists()
-    assert not standby.exists()
 
 
 def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:

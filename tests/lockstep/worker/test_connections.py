@@ -38,7 +38,7 @@ class Servers:
 
     def connect(self) -> ServerConnections:
         first, *others = self.queues
-        connections = ServerConnections(first, lambda address, public="": others[int(address)], self.wait)
+        connections = ServerConnections(first, lambda address: others[int(address)], self.wait)
         addresses = [str(place) for place in range(len(others))]
         connections.connect(addresses, len(self.queues) * BLOCK, Hello(rank=0, incarnation="a"))
         return connections

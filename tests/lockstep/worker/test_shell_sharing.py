@@ -77,7 +77,7 @@ def test_memory_that_is_not_here_is_told_and_frames_are_taken(tmp_path: Path) ->
 def test_where_nothing_is_offered_nothing_is_told(tmp_path: Path) -> None:
     bench = SharingBench(tmp_path, tmp_path)
     bench.opening = replace(bench.opening, info=replace(bench.opening.info, memory=""))
-    assert told(bench) == Ready(rank=0, term=bench.opening.info.term)
+    assert told(bench) == Ready(rank=0, part=bench.opening.info.part)
 
 
 @pytest.mark.parametrize("name", ["../../etc", "/dev/shm", "x" * 200])

@@ -8,7 +8,6 @@ import pytest
 
 from lockstep.common.errors import FailureKind, ProtocolError, RefusalKind
 from lockstep.common.protocol.messages import (
-    NO_TERM,
     ComputeFailed,
     Diverged,
     Dropped,
@@ -21,12 +20,11 @@ from lockstep.common.protocol.messages import (
     Refused,
     Samples,
     SamplesRequest,
-    Standby,
+    Spare,
     Withdrawal,
     Work,
 )
-from lockstep.common.statemachine.client import Exit, SendToServer
-from lockstep.common.statemachine.leader_search import FIRST_RETRY_S
+from lockstep.common.statemachine.client import FIRST_RETRY_S, Exit, SendToServer
 from lockstep.common.statemachine.machine import Interrupted, Report, Started, TimePassed
 from lockstep.worker import state as events
 from lockstep.worker.state import (
@@ -60,7 +58,7 @@ NO_RESULTS = (
 EVENTS: dict[type[events.WorkEvent], events.WorkEvent] = {
     type(event): event
     for event in (
-        Standby(reason="enough"),
+        Spare(reason="enough"),
         events.WeightsReceived(step=3),
         LEASE,
         Withdrawal(number=MULTI_STEP.number),
@@ -172,7 +170,7 @@ def test_it_shares_memory_if_it_has_read_what_the_server_wrote(nonce: str) -> No
     drive = Drive()
     drive.dispatch(Started())
     drive.dispatch(WELCOME)
-    drive.dispatch(Ready(nonce=nonce, rank=0, term=NO_TERM))
+    drive.dispatch(Ready(nonce=nonce, rank=0, part=""))
     assert drive.state.shares == bool(nonce)
 
 
@@ -249,8 +247,8 @@ def test_leases_without_an_end_do_not_fill_the_memory() -> None:
 
 def test_what_a_server_says_is_a_line() -> None:
     drive = drive_in(WorkerPhase.WAITING)
-    (standby,) = drive.dispatch(Standby(reason="wait\nerror: forged"))
-    assert standby == Report(text="wait\\nerror: forged")
+    (spare,) = drive.dispatch(Spare(reason="wait\nerror: forged"))
+    assert spare == Report(text="wait\\nerror: forged")
 
 
 @pytest.mark.parametrize(
@@ -309,7 +307,7 @@ def test_a_long_computation_is_no_silence_of_the_server() -> None:
 
 def test_one_that_stands_by_says_why_and_goes_on_asking() -> None:
     drive = drive_in(WorkerPhase.WAITING)
-    assert reports(drive.dispatch(Standby(reason="enough"))) == ["enough"]
+    assert reports(drive.dispatch(Spare(reason="enough"))) == ["enough"]
     assert sent(drive.pass_time(FIRST_RETRY_S))[0] == Ping()
 
 
@@ -344,10 +342,10 @@ def test_samples_that_do_not_come_are_asked_for_again() -> None:
 )
 def test_what_happens_here_is_no_sign_of_a_server(phase: WorkerPhase, event: events.Event) -> None:
     drive = drive_in(phase)
-    heard = drive.state.client.search.heard
+    heard = drive.state.client.heard
     drive.now += 5.0
     drive.dispatch(event)
-    assert drive.state.client.search.heard == heard
+    assert drive.state.client.heard == heard
 
 
 def test_a_lease_of_the_next_step_ends_the_wait_for_samples() -> None:
@@ -392,7 +390,7 @@ def sharing() -> Drive:
     drive = Drive()
     drive.dispatch(Started())
     drive.dispatch(WELCOME)
-    drive.dispatch(Ready(nonce="0" * 32, rank=0, term=NO_TERM))
+    drive.dispatch(Ready(nonce="0" * 32, rank=0, part=""))
     return drive
 
 
@@ -557,4 +555,4 @@ def test_a_withdrawal_is_a_sign_of_the_server() -> None:
     drive = holding(1)
     drive.now += 5.0
     withdraw(drive, numbered(1))
-    assert drive.state.client.search.heard == drive.now
+    assert drive.state.client.heard == drive.now

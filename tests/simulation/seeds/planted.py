@@ -211,10 +211,10 @@ class Planted(NamedTuple):
     #: A seed that finds it, where the search begins: what is rare would take long to find from 0 on.
     first: int = 0
 
-    def found_by(self, seeds: range, standbys: int | None = None) -> int | None:
+    def found_by(self, seeds: range) -> int | None:
         """Return the first of some seeds that finds the bug as what it is, None if no seed does."""
         for seed in seeds:
-            found = simulate(scenario_of(seed, standbys=standbys), self.parts).violations
+            found = simulate(scenario_of(seed), self.parts).violations
             if any(self.says in violation for violation in found):
                 return seed
         return None

@@ -100,7 +100,7 @@ def test_without_a_fault_the_audit_objects_to_nothing(seeds: range) -> None:
         assert simulate(audited(seed)).violations == (), f"seed {seed}"
 
 
-#: Of four workers, the process number of the one that lies, in a run with one server and no standby.
+#: Of four workers, the process number of the one that lies, in a run with one server.
 LIAR = 3
 
 #: The share of its micro-batches about which it lies, and the share that is audited.
@@ -160,7 +160,7 @@ def lying(seed: int) -> Callable[[WorkerShell], WorkerShell]:
 
 
 def run_with_liar(seed: int, **parts: object) -> SimulationOutcome:
-    calmly = replace(calm(seed, SHARE, workers=4), servers=1, standbys=0, slowness=(1.0,))
+    calmly = replace(calm(seed, SHARE, workers=4), servers=1, slowness=(1.0,))
     scenario = replace(calmly, job=AUDITED, steps=WITHIN + 4)
     return simulate(scenario, replace(Parts(worker=lying(seed)), **parts), is_traced=True)
 

@@ -32,9 +32,7 @@ def test_numbers_that_are_given_are_kept() -> None:
     assert any(", 3 + 3 processes, 2 servers" in line for line in printed("--seeds", "4", *given, "--trace"))
     expected = "scripts/simulate --seeds 4 --workers 2 --processes 3 --steps 3 --trace"
     assert replay_command(4, {"workers": 2, "processes": 3, "servers": None, "steps": 3}) == expected
-    assert (
-        replay_command(4, {"servers": 3, "spread": True}) == "scripts/simulate --seeds 4 --servers 3 --spread --trace"
-    )
+    assert replay_command(4, {"servers": 3, "steps": None}) == "scripts/simulate --seeds 4 --servers 3 --trace"
     assert replay_command(4, {"spread": False}) == "scripts/simulate --seeds 4 --no-spread --trace"
 
 

@@ -53,7 +53,7 @@ def test_a_process_that_is_restarted_in_a_long_run_leaves_the_sums_of_the_one_be
 
 
 def test_a_server_that_is_killed_once_its_result_is_written_has_led_the_run_to_its_end() -> None:
-    assert simulate(scenario_of(771025, servers=1, standbys=0)).violations == ()
+    assert simulate(scenario_of(771025, servers=1)).violations == ()
 
 
 def test_sums_that_a_shard_drops_before_it_knows_their_connection_are_computed_again_by_the_only_worker() -> None:
@@ -75,7 +75,7 @@ def test_a_seed_replays_identically(seed: int) -> None:
 
 def digests(*seeds: int) -> list[str]:
     """Return the digests of runs of many processes."""
-    return [simulate(scenario_of(seed, servers=3, standbys=3, workers=4)).world.digest() for seed in seeds]
+    return [simulate(scenario_of(seed, servers=3, workers=4)).world.digest() for seed in seeds]
 
 
 def test_a_seed_replays_identically_in_a_process_with_other_hashes() -> None:

@@ -26,10 +26,6 @@ MOST_FAILURES = 5
 @click.option("--workers", type=whole_number(1, 64), metavar="N", help="number of workers  [1 to 4, by the seed]")
 @click.option("--processes", type=whole_number(1, 8), metavar="N", help="processes per worker  [1 to 4, by the seed]")
 @click.option("--servers", type=whole_number(1, 3), metavar="N", help="number of servers  [by the seed]")
-@click.option(
-    "--spread/--no-spread", default=None, help="begin with one server, and spread to the others  [by the seed]"
-)
-@click.option("--standbys", type=whole_number(0, 3), metavar="N", help="number of standbys  [0 to 2, by the seed]")
 @click.option("--steps", type=whole_number(3, 1000), metavar="N", help="steps per run  [by the seed]")
 @click.option("--trace", "is_traced", is_flag=True, help="print all events")
 def simulate_command(
@@ -37,16 +33,13 @@ def simulate_command(
     workers: int | None,
     processes: int | None,
     servers: int | None,
-    spread: bool | None,
-    standbys: int | None,
     steps: int | None,
     is_traced: bool,
 ) -> None:
     """Simulate runs of small jobs with faults of all kinds, in one process and in virtual time.
 
     The coordinator, the shards and the workers are the real ones, with their shells and files. Each worker is a team of
-    one to four processes. A quarter of the runs have standbys, which mirror the run and may lead it. Network, clocks
-    and disk are simulated. The seed decides the processes and the faults:
+    one to four processes. Network, clocks and disk are simulated. The seed decides the processes and the faults:
     crashes and restarts at any moment, processes that stop or are slow, clocks that jump, connections that break or
     fall silent in one or both directions, networks that split and heal in any order, messages that arrive late or
     twice, and a full disk.
@@ -59,15 +52,12 @@ def simulate_command(
       scripts/simulate --seeds 0..499
       scripts/simulate --seeds 17 --trace
     """
-    counts = {"workers": workers, "processes": processes, "servers": servers, "standbys": standbys, "steps": steps}
-    given = {**counts, "spread": spread}
+    given = {"workers": workers, "processes": processes, "servers": servers, "steps": steps}
     console = Console(highlight=False, soft_wrap=True)
     start = reported = (clock := SystemClock()).now()
     failed, faults, events, virtual_s = list[int](), Counter[str](), 0, 0.0
     for runs, seed in enumerate(seeds, 1):
-        scenario = scenario_of(
-            seed, workers=workers, servers=servers, steps=steps, processes=processes, standbys=standbys, spread=spread
-        )
+        scenario = scenario_of(seed, workers=workers, servers=servers, steps=steps, processes=processes)
         outcome = simulate(scenario, is_traced=is_traced)
         faults += outcome.faults
         events, virtual_s = events + outcome.world.events, virtual_s + outcome.world.now
@@ -98,11 +88,7 @@ def fault_lines(faults: Mapping[str, int]) -> list[str]:
 
 def replay_command(seed: int, given: Mapping[str, int | None]) -> str:
     """Return the command that replays a seed, with the flags given."""
-    flags = "".join(
-        f" --{'' if value else 'no-'}{name}" if isinstance(value, bool) else f" --{name} {value}"
-        for name, value in given.items()
-        if value is not None
-    )
+    flags = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
     return f"scripts/simulate --seeds {seed}{flags} --trace"
 
 

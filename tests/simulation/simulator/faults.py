@@ -1,33 +1,18 @@
-"""Injects the faults of a scenario into a simulated run, and does what a person does for a run that nothing leads."""
+"""Injects the faults of a scenario into a simulated run."""
 
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from msgspec.structs import replace
-
-from lockstep.common.protocol.codec import encode
-from lockstep.common.protocol.messages import Message
-from lockstep.common.protocol.standby_messages import Drain, Promote
-from lockstep.common.transport.in_memory import ADDRESS, MemoryClient
-from lockstep.launch.supervision.restarts import SERVER, ProcessPlace, Role
-from lockstep.runs.run_dir import leads
+from lockstep.common.transport.in_memory import MemoryClient
+from lockstep.launch.supervision.restarts import Role
 from tests.simulation.simulator.launching import Launcher
-from tests.simulation.simulator.processes import server_of
 from tests.simulation.simulator.scenario import FaultKind, ScheduledFault
 from tests.simulation.simulator.world import Process
 
-#: Seconds after which a person lets a standby lead a run that nothing leads, and until the connection is closed.
-LEADERLESS_S, COMMAND_S = 10.0, 3.0
-
-#: How many times the silence that counts a standby has to take over before it is cut off as well; and how many times
-#: that its predecessor is cut off.
-SUCCESSOR_S, PREDECESSOR_S = 4.0, 4.0
-
-#: Seconds until an idle process is killed that was to be in an action; and until a server is lost after its folder.
-IDLE_S, DELETED_S = 1.0, 2.0
+#: Seconds until an idle process is killed that was to be in an action.
+IDLE_S = 1.0
 
 #: How much slower a slow process gets per second of its fault, and for how many seconds.
 SLOWNESS, SLOW_S = 20.0, 10.0
@@ -75,18 +60,6 @@ class Faults:
                 self._harm_wire(fault, [wire for wire in launcher.run.network.clients if wire.peer is not None])
             case FaultKind.PARTITION:
                 self._cut_off(fault, _chosen(world.processes, fault.target))
-            case FaultKind.CUT_OFF_SERVER:
-                self._cut_off(fault, self._process_at("server", fault.target))
-            case FaultKind.CUT_OFF_IN_TURN:
-                self._cut_off_in_turn(fault)
-            case FaultKind.LOSE_SERVER:
-                self._lose_server(fault.kill_after)
-            case FaultKind.DELETE_FOLDER:
-                self._delete_folder(fault.kill_after)
-            case FaultKind.PROMOTE:
-                self._promote(fault.target)
-            case FaultKind.DRAIN:
-                self._command(ADDRESS, Drain())
             case _:
                 action, _, role = fault.kind.label.partition("-")
                 process = self._process_at(role, fault.target)
@@ -98,8 +71,7 @@ class Faults:
         launcher = self.launcher
         if role == "worker":
             return _chosen(launcher.workers(), target)
-        leading = launcher.leading() if role == "server" and launcher.run.standbys else []
-        return _chosen(leading or launcher.at(Role(role)), target)
+        return _chosen(launcher.at(Role(role)), target)
 
     def _harm_process(self, action: str, fault: ScheduledFault, process: Process) -> None:
         match action:
@@ -138,81 +110,6 @@ class Faults:
         for number, wire in enumerate([] if cut is None else self.launcher.run.network.connections_of(cut)):
             wire.silence(up=fault.ways != "down", down=fault.ways != "up")
             self._disturb(fault.seconds * (1 + (fault.target + 7 * number) % 5) / 5, wire.heal)
-
-    def _cut_off_in_turn(self, fault: ScheduledFault) -> None:
-        """Cut off the leader of the run, and later its successor: workers return to the first one in its old term.
-
-        New connections are not cut off, so that only the servers cannot reach one another.
-        """
-        first, pause_s = self._last_leader(), SUCCESSOR_S * self.launcher.scenario.takeover_s
-        if first is None:
-            return
-        self._cut_off(replace(fault, seconds=fault.seconds + PREDECESSOR_S * pause_s), first)
-
-        def cut_off_successor() -> None:
-            successor = self._last_leader()
-            if successor is not first:
-                self._cut_off(replace(fault, seconds=fault.seconds + pause_s), successor)
-
-        self._disturb(pause_s, cut_off_successor)
-
-    def _last_leader(self) -> Process | None:
-        """Return the process that leads the run in the highest term, None if none leads it."""
-        leading = [(one, server) for one in self.launcher.leading() if (server := server_of(one)) is not None]
-        terms = [(server.server.coordinator.info.term, one) for one, server in leading]
-        return max(terms, key=lambda led: (led[0].number, led[0].server, led[0].resumed))[1] if terms else None
-
-    # Servers and standbys
-
-    def promote_if_nothing_leads(self) -> None:
-        """Let a standby lead the run if no process leads it, or resume the rest, as a person does in the end."""
-        launcher = self.launcher
-        if not launcher.leading():
-            for number in range(len(launcher.run.standbys)):
-                self._promote(number)
-            self._resume_the_rest()
-        if not launcher.watch.is_over:
-            launcher.world.after(LEADERLESS_S, self.promote_if_nothing_leads)
-
-    def _resume_the_rest(self) -> None:
-        """Resume the run in the folder of a standby that has led it, and has ended because another server led it.
-
-        A person does that if the other server was lost with its disk as well, and no standby runs.
-        """
-        launcher = self.launcher
-        if not launcher.is_lost or launcher.at(Role.STANDBY):
-            return
-        for number, name in enumerate(launcher.run.standbys):
-            if leads(launcher.run.folder.parent / name):
-                launcher.start(ProcessPlace(Role.STANDBY, number))
-                return
-
-    def _promote(self, target: int) -> None:
-        """Ask a standby to lead the run; one that cannot refuses it."""
-        addresses = list(self.launcher.run.standbys.values())
-        self._command(addresses[target % len(addresses)], Promote())
-
-    def _command(self, address: str, message: Message) -> None:
-        client = self.launcher.run.network.client(address)
-        client.send(encode(message))
-        self.launcher.world.after(COMMAND_S, client.close)
-
-    def _lose_server(self, kill_after: int) -> None:
-        """Lose the host of the server with its disk, if a standby has all that it takes to lead the run."""
-        for server in self.launcher.at(Role.SERVER):
-            if self.launcher.could_lead():
-                self.launcher.is_lost = True
-                server.ticks.kill_after = kill_after
-                self._disturb(IDLE_S, lambda: self.launcher.end(SERVER))
-
-    def _delete_folder(self, kill_after: int) -> None:
-        """Delete the folder of a run that goes on, and lose its server later, if a standby could lead."""
-        launcher = self.launcher
-        servers = [server_of(one) for one in launcher.at(Role.SERVER)]
-        is_leading = any(server is not None and server.server.ended is None for server in servers)
-        if is_leading and not launcher.is_lost and launcher.could_lead():
-            shutil.rmtree(launcher.run.folder)
-            self._disturb(DELETED_S, partial(self._lose_server, kill_after))
 
 
 def _chosen(processes: list[Process], target: int) -> Process | None:

@@ -1,7 +1,7 @@
 """Starts the processes of a simulated run; supervisors decide when each is restarted, as they do for real processes."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,37 +13,30 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.client import Exit
 from lockstep.launch.supervision.restarts import (
     SERVER,
-    WELL,
-    PlaceState,
     ProcessEnd,
     ProcessPlace,
-    ProcessTable,
     Role,
 )
 from lockstep.launch.supervision.supervisor import (
-    FilesSeen,
     Outlook,
     RunEnd,
     RunSupervisor,
 )
 from lockstep.launch.team import LEADER
 from lockstep.ps.records.run_folder import RESULT
-from lockstep.runs.run_dir import leads
 from tests.simulation.simulator.processes import (
     HelperProcess,
     Say,
     ServerProcess,
     ShardProcess,
     SimulatedRun,
-    StandbyProcess,
     WorkerProcess,
-    could_lead,
     server_of,
 )
 from tests.simulation.simulator.scenario import Scenario
 from tests.simulation.simulator.strand import Strand
 from tests.simulation.simulator.team import Hall
-from tests.simulation.simulator.watch import ELSEWHERE, RunWatch
+from tests.simulation.simulator.watch import RunWatch
 from tests.simulation.simulator.world import Process, SimulatedShell, World
 
 #: Seconds by which the clock of each process is ahead of that of the one before: clocks do not begin at zero, and those
@@ -63,51 +56,7 @@ TEAM_SETTLE_S = 1.0
 #: how many times as long at most.
 LATEST_PAUSE, PAUSE_S, LONGEST_PAUSE = 60, 1e-4, 10_000.0
 
-#: Seconds until a cluster manager starts a process again that has ended by itself.
-AGAIN_S = 0.5
-
 KILLED = ProcessEnd(code=-9)
-
-
-@dataclass
-class ClusterManager:
-    """Restarts each process by itself, as Kubernetes does for servers and standbys on hosts of their own."""
-
-    #: The places that are started with the server, and once it listens.
-    first: list[ProcessPlace]
-    then: list[ProcessPlace]
-    start: Callable[[ProcessPlace], None]
-    places: ProcessTable = field(default_factory=lambda: ProcessTable(MAX_RESTARTS))
-
-    def deadline(self) -> float | None:
-        return self.places.deadline()
-
-    def begin(self, now: float) -> None:
-        self._start(self.first, now)
-
-    def on_listening(self, now: float, *, is_elsewhere: bool) -> None:
-        # Once, whether or not a worker was started elsewhere before.
-        then, self.then = self.then, []
-        self._start(then, now)
-
-    def on_ends(self, ends: Mapping[ProcessPlace, ProcessEnd], now: float) -> None:
-        for place, end in ends.items():
-            self.places.end(place, end, now)
-            # A worker that has ended well may be needed: its server may have been lost before it wrote the result. A
-            # server that was refused may have come before the run missed the one before it.
-            if self.places.restart(place, now) is None and (place.role is Role.WORKER) == (end.code == 0):
-                self.places.expect(place, now + AGAIN_S)
-
-    def on_status(self, status: Status | None) -> None:
-        self.places.steps = max(self.places.steps, 0 if status is None else status.step)
-
-    def on_time(self, now: float) -> None:
-        self._start(self.places.due(PlaceState.AWAITED, now), now)
-
-    def _start(self, places: list[ProcessPlace], now: float) -> None:
-        for place in places:
-            self.places.begin(place, now)
-            self.start(place)
 
 
 def end_of(ended: Exit | None) -> ProcessEnd:
@@ -127,9 +76,7 @@ class Launcher:
     #: The current servers, by their places, or the last ones; and teams, also those that were started elsewhere.
     processes: dict[ProcessPlace, Process] = field(default_factory=dict)
     teams: dict[ProcessPlace, Hall] = field(default_factory=dict)
-    #: Whether the host of the server is gone for good.
-    is_lost: bool = False
-    supervisor: RunSupervisor | ClusterManager = field(init=False)
+    supervisor: RunSupervisor = field(init=False)
     #: Whether the supervisor has ended the run, and whether it has just started a server.
     _is_over: bool = False
     _is_new_server: bool = False
@@ -144,15 +91,9 @@ class Launcher:
     def begin(self) -> None:
         """Start a run, or resume one of which no process runs any more."""
         workers, shards = self.scenario.workers, self.scenario.servers - 1
-        if self.run.standbys:
-            standbys = [ProcessPlace(Role.STANDBY, number) for number in range(len(self.run.standbys))]
-            then = [ProcessPlace(Role.SHARD, number) for number in range(1, 1 + shards)]
-            then += [ProcessPlace(Role.WORKER, number) for number in range(workers)]
-            self.supervisor = ClusterManager([SERVER, *standbys], then, self.start)
-        else:
-            # A team is one process of the run, which starts the others.
-            options = RunOptions(workers=workers, servers=1 + shards, max_restarts=MAX_RESTARTS)
-            self.supervisor = self.run.parts.supervisor(options, self, workers, has_external_workers=True)
+        # A team is one process of the run, which starts the others.
+        options = RunOptions(workers=workers, servers=1 + shards, max_restarts=MAX_RESTARTS)
+        self.supervisor = self.run.parts.supervisor(options, self, workers, has_external_workers=True)
         self._is_over = False
         self._tell(self.supervisor.begin)
 
@@ -168,14 +109,6 @@ class Launcher:
     def workers(self) -> list[Process]:
         """Return the processes of all teams that run."""
         return [process for team in self.teams.values() for process in team.current.values() if not process.is_dead]
-
-    def leading(self) -> list[Process]:
-        """Return the processes that lead the run, as far as they know."""
-        return [one for one in self.at(Role.SERVER, Role.STANDBY) if server_of(one) is not None]
-
-    def could_lead(self) -> bool:
-        """Return whether a standby has all that it takes to lead the run."""
-        return any(could_lead(one) for one in self.at(Role.STANDBY))
 
     def end(self, place: ProcessPlace) -> None:
         """Kill the process of a place, or all of a team."""
@@ -197,13 +130,10 @@ class Launcher:
         self.end(place)
 
     def report(self, place: ProcessPlace, outlook: Outlook, delay_s: float) -> None:
-        """Do nothing: the watch has seen the death, and this supervisor has no standby to follow."""
+        """Do nothing: the watch has seen the death."""
 
-    def promote(self) -> None:
-        """Do nothing: this supervisor has no standby."""
-
-    def look(self) -> FilesSeen:
-        return FilesSeen(has_result=(self.run.folder / RESULT).exists())
+    def has_result(self) -> bool:
+        return (self.run.folder / RESULT).exists()
 
     # The supervisor sees what happens
 
@@ -220,7 +150,7 @@ class Launcher:
             min_workers=coordinator.info.options.least_workers(),
         )
 
-    def _turn(self, supervisor: RunSupervisor | ClusterManager) -> None:
+    def _turn(self, supervisor: RunSupervisor) -> None:
         """Let a supervisor look at all, unless another one has taken its place."""
         if supervisor is self.supervisor and not self.watch.is_over:
             ends, self._unseen = self._unseen, {}
@@ -239,7 +169,7 @@ class Launcher:
             supervisor.on_ends({SERVER: self._ends[SERVER]}, self.world.now)
         elif is_new:
             supervisor.on_listening(self.world.now, is_elsewhere=not self.teams)
-        if isinstance(supervisor, RunSupervisor) and supervisor.end is not None and not self._is_over:
+        if supervisor.end is not None and not self._is_over:
             self._is_over = True
             self._give_up(supervisor.end, supervisor.cause)
         due = supervisor.deadline()
@@ -306,20 +236,13 @@ class Launcher:
     def _start_place(self, place: ProcessPlace) -> None:
         if place.role is Role.WORKER:
             self._start_team(place)
-        elif not (place == SERVER and self.is_lost):
-            opens = {Role.SERVER: self._open_server, Role.SHARD: self._open_shard, Role.STANDBY: self._open_standby}
-            opening = partial(opens[place.role], place)
-            name = list(self.run.standbys)[place.number] if place.role is Role.STANDBY else place.role.value
-            self.processes[place] = self._start(name, opening, partial(self._ended, place))
+        else:
+            opening = self._open_server if place == SERVER else self._open_shard
+            self.processes[place] = self._start(place.role.value, opening, partial(self._ended, place))
             self._is_new_server = self._is_new_server or place == SERVER
 
     def _ended(self, place: ProcessPlace, process: Process, is_killed: bool) -> None:  # a callback
-        ended = self.watch.ended(process, is_killed=is_killed)
-        server = server_of(process)
-        # A server whose run goes on elsewhere counts as lost with its host.
-        is_elsewhere = server is not None and ended is not None and ended.kind in ELSEWHERE
-        self.is_lost = self.is_lost or (place == SERVER and is_elsewhere)
-        self._note(place, WELL if is_elsewhere else end_of(ended))
+        self._note(place, end_of(self.watch.ended(process, is_killed=is_killed)))
 
     def _start_team(self, place: ProcessPlace) -> None:
         sizes = self.scenario.processes
@@ -359,28 +282,15 @@ class Launcher:
     def _shares(self) -> bool:
         return bool(self.rng.random() < self.scenario.sharing)
 
-    def _open_server(self, place: ProcessPlace, process: Process, say: Say) -> SimulatedShell:
-        # Not all workers may be back, as `train` has it.
-        is_second = isinstance(self.supervisor, RunSupervisor) and SERVER in self._ends
-        run = self._with_any_worker(self.run) if is_second else self.run
+    def _open_server(self, process: Process, say: Say) -> SimulatedShell:
+        run = self.run
+        if SERVER in self._ends:
+            # Not all workers may be back, as `train` has it.
+            run = replace(run, options=replace(run.options, min_workers=1))
         return ServerProcess.open(run, process, say, shares=self.scenario.sharing > 0.0)
 
-    def _with_any_worker(self, run: SimulatedRun) -> SimulatedRun:
-        return replace(run, options=replace(run.options, min_workers=1))
-
-    def _open_shard(self, place: ProcessPlace, process: Process, say: Say) -> SimulatedShell:
+    def _open_shard(self, process: Process, say: Say) -> SimulatedShell:
         return ShardProcess.open(self.run, process, self._starts.total(), say)
-
-    def _open_standby(self, place: ProcessPlace, process: Process, say: Say) -> SimulatedShell:
-        """Open a standby, or the server that it has become and that has died."""
-        name, address = list(self.run.standbys.items())[place.number]
-        # As those that were lost may not come back, one worker is enough.
-        run = self._with_any_worker(replace(self.run, folder=self.run.folder.parent / name))
-        shares = self.scenario.sharing > 0.0
-        if leads(run.folder):
-            port = self.run.network.server(address, process)
-            return ServerProcess.open(run, process, say, shares=shares, port=port)
-        return StandbyProcess.open(run, process, say, address, shares=shares)
 
     def _open_process(self, team: Hall, number: int, process: Process, say: Say) -> SimulatedShell:
         count = self._starts.total()

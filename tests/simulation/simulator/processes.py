@@ -3,9 +3,9 @@
 import errno
 import os
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -17,17 +17,14 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import RESUMED_HERE, FailureKind
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, StandbyAddress
+from lockstep.common.protocol.messages import Join
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin
-from lockstep.common.protocol.standby_messages import MirrorRequest
 from lockstep.common.statemachine.client import ClientConfig, Exit
-from lockstep.common.statemachine.leader_search import LeaderSearch
-from lockstep.common.statemachine.machine import Interrupted, Started
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.port import ClientPort, Dial, ServerPort, wait_for_nothing
 from lockstep.launch.client import shard_join, worker_join
-from lockstep.launch.serve import open_server, options_after
+from lockstep.launch.serve import open_server
 from lockstep.launch.supervision.supervisor import RunSupervisor
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -36,15 +33,12 @@ from lockstep.ps.coordinator.parts.multi_step import MultiStep
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.factory import ServerContext
-from lockstep.ps.server.server import Server
+from lockstep.ps.server.server import STOPPED, Server
 from lockstep.ps.server.shared_memory import ServerSharedMemory, share
 from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard.shell import ShardShell
 from lockstep.ps.shard.state import ShardState
-from lockstep.ps.standby.mirror import MIRROR, Mirror, fault_in
-from lockstep.ps.standby.shell import StandbyShell
-from lockstep.ps.standby.state import StandbyState, TakeOver
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
 from lockstep.runs.single_process import recompute_micro_batch
@@ -71,11 +65,8 @@ SLOW_SERVER_S = 0.001
 #: Steps before the first multi-step lease, and until the next after one that was cut, at first: a run has few.
 NO_FIRST_STEPS, SHORT_PAUSE = 0, 1
 
-#: Seconds for which the servers that are there have been the same before the weights are divided among them.
-SETTLE_S = 0.02
-
 #: The exit codes of a server, by how its part of the run has ended; 1 in other cases.
-EXIT_CODES = {None: 0, FailureKind.HANDED_OVER: 0, FailureKind.INTERRUPTED: INTERRUPTED}
+EXIT_CODES = {None: 0, FailureKind.STOPPED: INTERRUPTED}
 
 Say = Callable[[str], None]
 
@@ -134,15 +125,13 @@ class Parts(msgspec.Struct, frozen=True):
     """The parts of a run; a test replaces one by a part with a bug, to show that it is found."""
 
     coordinator: Callable[[RunInfo, Resumption], Coordinator] = lambda info, start: coordinator_of(
-        info, start, first_steps=NO_FIRST_STEPS, settle_s=SETTLE_S
+        info, start, first_steps=NO_FIRST_STEPS
     )
     shard: Callable[[Shard], Shard] = lambda shard: shard
     server: Callable[[Server], Server] = lambda server: server
     worker: Callable[[WorkerShell], WorkerShell] = lambda worker: worker
     #: Makes a worker one process of its team.
     member: type[SimulatedMember] = SimulatedMember
-    #: Decides the actions of a standby.
-    standby: type[StandbyState] = StandbyState
     #: Decides which processes are restarted.
     supervisor: type[RunSupervisor] = RunSupervisor
     #: Number among all processes -> how that worker gets its data.
@@ -160,8 +149,6 @@ class SimulatedRun(msgspec.Struct, frozen=True, kw_only=True):
     root: Path
     network: MemoryNetwork
     parts: Parts
-    #: The addresses of standbys, by their names.
-    standbys: Mapping[str, str] = msgspec.field(default_factory=dict)
     #: Cores of the machine that all workers are on, and how long the processes of a team wait for one another.
     cores: int
     patience: Patience = PATIENT
@@ -183,8 +170,6 @@ class ServerProcess(SimulatedShell):
     run: SimulatedRun
     say: Say
     shares: bool
-    #: Whether it has begun to end, and has sent everybody to a standby.
-    is_ending: bool = False
 
     @classmethod
     def open(
@@ -194,9 +179,7 @@ class ServerProcess(SimulatedShell):
         say: Say,
         *,
         shares: bool,
-        term: int | None = None,
         port: ServerPort | None = None,
-        others: tuple[StandbyAddress, ...] = (),
     ) -> Self:
         """Open the run, new or resumed, as `lockstep server` does, at its address or at a port that is open already.
 
@@ -210,17 +193,9 @@ class ServerProcess(SimulatedShell):
                 stack.callback(sharing.close)
             port = run.network.server(ADDRESS, process) if port is None else port
             stack.callback(port.close)
-            context = ServerContext(
-                port,
-                process,
-                say,
-                sharing=sharing,
-                recompute=recompute_micro_batch,
-                dial=dialler(run, process),
-                others=others,
-            )
+            context = ServerContext(port, process, say, sharing=sharing, recompute=recompute_micro_batch)
             setup = replace(setup, shard=run.parts.shard(setup.shard))
-            server, session = cls._open_session(run, process, setup, context, term)
+            server, session = cls._open_session(run, process, setup, context)
             writer = DiskWriter(run.disk, process)
             writer.attach(session)
             stack.pop_all()
@@ -228,15 +203,14 @@ class ServerProcess(SimulatedShell):
 
     @staticmethod
     def _open_session(
-        run: SimulatedRun, process: Process, setup: RunSetup, context: ServerContext, term: int | None
+        run: SimulatedRun, process: Process, setup: RunSetup, context: ServerContext
     ) -> tuple[Server, RunSession]:
         destination = Destination(
             folder=run.folder,
             options=run.options,
             is_resumed=has_begun(run.folder),
-            server=process.name,
-            term=term,
-            address=context.port.address,
+            # As no other part: a process has one name, and its time passes.
+            part=f"{process.name} at {process.now():.6f}",
         )
         setting = Setting(transport="memory", started=process.now())
         server, session = open_server(setup, destination, setting, context, run.parts.coordinator)
@@ -252,9 +226,8 @@ class ServerProcess(SimulatedShell):
             raise Killed from None  # its folder was deleted: a server ends when it cannot write the result
         ended = self.server.ended
         if ended is not None and ended.kind in RESUMED_HERE:
-            self.run = replace(self.run, options=options_after(ended, self.run.options))
+            self.run = replace(self.run, options=replace(self.run.options, min_workers=1))
             self._open_again()
-        self._end()
         self.server.coordinator.validate()
         self.server.group.validate()
         part_of(self.server.coordinator, MultiStep).validate()
@@ -264,10 +237,9 @@ class ServerProcess(SimulatedShell):
         return self.server.deadline()
 
     def _open_again(self) -> None:
-        """Resume the run from its last checkpoint, in this process, with the shards that are left."""
+        """Resume the run from its last checkpoint, in this process."""
         if not has_begun(self.run.folder):
             raise Killed  # its folder was deleted: a server ends if it cannot open that again
-        self.server.succession.close()
         self.session.recorder.close()
         if self.sharing is not None:
             sharing, self.sharing = self.sharing, None
@@ -276,22 +248,6 @@ class ServerProcess(SimulatedShell):
         new = ServerProcess.open(self.run, process, self.say, shares=self.shares, port=outbox.port)
         self.server, self.setup, self.session = new.server, new.setup, new.session
         self.writer, self.sharing = new.writer, new.sharing
-
-    def _end(self) -> None:
-        """End the run when it is due: send standbys the rest, and then send all processes to one that continues it."""
-        ended = self.server.ended
-        if ended is not None and not self.is_ending:
-            self.is_ending = True
-            self.server.begin_to_end(ended)
-        if self.is_ending and self._is_over():
-            self.server.send_away()
-            if self.server.succession.was_in_vain():
-                self.is_ending = False
-                self._open_again()
-
-    def _is_over(self) -> bool:
-        process = self.writer.process
-        return self.server.succession.is_over(process.time() + process.ahead_s)
 
     def cost_s(self) -> float:
         """Return the seconds that an action takes besides its ticks, 0 unless the server was made slow."""
@@ -302,12 +258,12 @@ class ServerProcess(SimulatedShell):
 
     def exit(self) -> Exit | None:
         ended = self.server.ended
-        if ended is None or not self._is_over():
+        if ended is None:
             return None
         return Exit(code=EXIT_CODES.get(ended.kind, 1), reason=ended.failure, kind=ended.kind)
 
     def interrupt(self) -> None:
-        self.server.interrupt()
+        self.server.interrupt(STOPPED)
 
     def close(self) -> None:
         """End the process; what a killed one has not written is lost, and others find room on the disk."""
@@ -315,107 +271,14 @@ class ServerProcess(SimulatedShell):
         if self.server.ended is None:
             self.writer.is_over = True
         self.server.outbox.port.close(1.0)
-        self.server.succession.close()
         self.session.recorder.close()
         if self.sharing is not None:
             self.sharing.close()
 
 
-@dataclass
-class StandbyProcess(SimulatedShell):
-    """A standby, until a server takes its place in the process, with which it leads the run."""
-
-    run: SimulatedRun
-    process: Process
-    say: Say
-    shares: bool
-    runner: StandbyShell
-    #: Names and digests of the mirror's files that were found on the disk.
-    _found: set[tuple[str, str]] = field(default_factory=set)
-
-    @classmethod
-    def open(cls, run: SimulatedRun, process: Process, say: Say, address: str, *, shares: bool) -> Self:
-        """Open a standby with the folder of the run, which is empty or has what an earlier process left there."""
-        run.folder.mkdir(exist_ok=True)
-        (run.folder / MIRROR).touch()
-
-        def write(descriptor: int, data: bytes, place: int) -> int:
-            process.tick()
-            run.disk.check()
-            return os.pwrite(descriptor, data, place)
-
-        def sync(descriptor: int) -> None:
-            process.tick()
-
-        search = LeaderSearch((StandbyAddress(address=ADDRESS),), address)
-        request = MirrorRequest(protocol=PROTOCOL_VERSION, host="host", address=address)
-        runner = StandbyShell(
-            run.parts.standby(search, request, Mirror.restored(run.folder, write, sync)),
-            run.network.server(address, process),
-            run.network.client(ADDRESS, process),
-            dialler(run, process),
-            process,
-            say,
-            wait_for_nothing,
-        )
-        runner.dispatch([Started()])
-        return cls(run, process, say, shares, runner)
-
-    def step(self) -> bool:
-        is_busy = self.runner.step()
-        self.runner.state.validate()
-        self._check_mirror()
-        if isinstance(self.runner.ended, TakeOver):
-            self.runner.close()
-            self.runner.upstream.close()
-            self.process.shell = ServerProcess.open(
-                self.run,
-                self.process,
-                self.say,
-                shares=self.shares,
-                term=self.runner.ended.number,
-                port=self.runner.port,
-                others=(self.runner.state.search.server,),
-            )
-            return True
-        return is_busy
-
-    def _check_mirror(self) -> None:
-        """Check that what the mirror counts as there is on the disk, as its server had it."""
-        held = self.runner.state.mirror.held
-        for file in [] if held is None else held.files:
-            if (file.name, file.digest) not in self._found:
-                fault = fault_in(self.run.folder / file.name, file)
-                assert not fault, f"the mirror counts {file.name!r} as whole, and {fault}"
-                self._found.add((file.name, file.digest))
-
-    def deadline(self) -> float | None:
-        return self.runner.state.deadline()
-
-    def exit(self) -> Exit | None:
-        return self.runner.ended if isinstance(self.runner.ended, Exit) else None
-
-    def interrupt(self) -> None:
-        self.runner.dispatch([Interrupted()])
-
-    def close(self) -> None:
-        if self.runner.ended is not None:
-            self.runner.close()  # otherwise it is killed
-        self.runner.upstream.close()
-        self.runner.port.close()
-
-
 def server_of(process: Process) -> ServerProcess | None:
-    """Return the server that a process is, or that a standby has become; None if it is none."""
+    """Return the server that a process is, None if it is none."""
     return process.shell if isinstance(process.shell, ServerProcess) else None
-
-
-def could_lead(process: Process) -> bool:
-    """Tell whether a standby has all that it takes to lead the run, or leads it."""
-    shell = process.shell
-    if isinstance(shell, StandbyProcess):
-        return shell.runner.state.mirror.held is not None
-    return isinstance(shell, ServerProcess)
 
 
 @dataclass
@@ -434,16 +297,15 @@ class NodeProcess(SimulatedShell, ABC):
         self.runner.close()
 
 
-def config_of(run: SimulatedRun, join: Join | ShardJoin) -> ClientConfig:
-    """Return how a process finds the servers of a run: it was told of all of them."""
-    others = tuple(StandbyAddress(address=address) for address in run.standbys.values())
-    return ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S, others=others)
+def config_of(join: Join | ShardJoin) -> ClientConfig:
+    """Return how a process finds the server of a run."""
+    return ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)
 
 
 def dialler(run: SimulatedRun, process: Process) -> Dial:
     """Return how a process reaches another one: keys do not exist here."""
 
-    def dial(address: str, public: str = "") -> ClientPort:
+    def dial(address: str) -> ClientPort:
         return run.network.client(address, process)
 
     return dial
@@ -460,10 +322,9 @@ class ShardProcess(NodeProcess):
         address = f"memory://{process.name}"
         join = shard_join(worker_join(process.name, "host", number), address)
         runner = ShardShell(
-            ShardState(config_of(run, join)),
+            ShardState(config_of(join)),
             run.network.server(address, process),
             run.network.client(ADDRESS, process),
-            dialler(run, process),
             process,
             say,
             wait_for_nothing,
@@ -504,7 +365,7 @@ class WorkerProcess(NodeProcess):
             kind=run.parts.member,
         )
         runner = WorkerShell(
-            WorkerState(config_of(run, join)),
+            WorkerState(config_of(join)),
             ServerConnections(run.network.client(ADDRESS, process), dialler(run, process)),
             context,
             partial(gather, load=run.parts.load(number), cache=run.cache),
@@ -526,7 +387,7 @@ class WorkerProcess(NodeProcess):
     def deadline(self) -> float | None:
         """Return when it has something to do; with its team at work, a moment that is past: it waits by itself."""
         state = self.runner.state
-        return state.client.search.heard if state.is_busy() else self.runner.deadline()
+        return state.client.heard if state.is_busy() else self.runner.deadline()
 
     def cost_s(self) -> float:
         """Return the seconds of a micro-batch, if one is about to be computed here."""

@@ -66,16 +66,6 @@ class FaultKind(Enum):
     CUT_WIRE = ("cut-wire", 3.0)
     PARTITION = ("partition", 1.0)
     FILL_DISK = ("fill-disk", 1.0)
-    # Only of runs with standbys, which draw theirs from a list of their own.
-    KILL_STANDBY = ("kill-standby", 0.0)
-    STOP_STANDBY = ("stop-standby", 0.0)
-    LOSE_SERVER = ("lose-server", 0.0)
-    CUT_OFF_SERVER = ("cut-off-server", 0.0)
-    CUT_OFF_IN_TURN = ("cut-off-in-turn", 0.0)
-    PROMOTE = ("promote", 0.0)
-    DRAIN = ("drain", 0.0)
-    # Drawn separately, so that other scenarios stay as they were.
-    DELETE_FOLDER = ("delete-folder", 0.0)
 
     def __init__(self, label: str, weight: float) -> None:
         self.label, self.weight = label, weight
@@ -83,31 +73,6 @@ class FaultKind(Enum):
 
 #: Share of runs whose micro-batches take several steps by themselves.
 LOCALLY = 0.15
-
-#: Share of runs with several servers that begin with one.
-SPREADING = 0.25
-
-#: Share of runs with standbys, and how many they have; and what befalls these and their servers, with how often.
-WITH_STANDBYS, STANDBYS = 0.25, (1, 1, 2)
-OF_STANDBYS = {
-    FaultKind.LOSE_SERVER: 4.0,
-    FaultKind.CUT_OFF_SERVER: 3.0,
-    FaultKind.CUT_OFF_IN_TURN: 1.0,
-    FaultKind.KILL_STANDBY: 1.0,
-    FaultKind.STOP_STANDBY: 1.0,
-    FaultKind.STOP_SERVER: 2.0,
-    FaultKind.PROMOTE: 1.0,
-    FaultKind.DRAIN: 1.0,
-}
-
-#: The most such faults, and the last event at which one occurs: a standby needs a moment before it is of any use.
-MOST_OF_STANDBYS, FIRST_OF_STANDBYS, LAST_OF_STANDBYS = 4, 60, 600
-
-#: Share of such runs in which the folder of the run is deleted while its server runs, which is lost soon afterwards.
-DELETING = 0.2
-
-#: Share of such runs in which the silence of a server counts at once.
-IMPATIENT = 0.3
 
 #: Share of such runs in which only the server is stopped or slow, early, and its team gets as far ahead as it can.
 AHEAD, LAST_OF_SERVER, OF_SERVER = 0.3, 500, (FaultKind.STOP_SERVER, FaultKind.SLOW_SERVER)
@@ -146,11 +111,6 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     #: Whether processes wait for one another as if there were too few cores for them.
     is_crowded: bool
     servers: int
-    #: Whether the run begins with one server, and the weights are divided among all of them later.
-    spreads: bool = False
-    #: Standbys, and seconds of the server's silence after which workers go to one.
-    standbys: int = 0
-    takeover_s: float = 1.5
     #: Share of the workers and shards that share the memory of the server.
     sharing: float
     #: Cores of the machine that all are on.
@@ -175,9 +135,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         """Return the scenario as a line."""
         faults = ", ".join(f"{fault.kind.label}@{fault.event}" for fault in self.faults) or "none"
         teams = " + ".join(str(count) for count in self.team_sizes())
-        standbys = f", {self.standbys} standbys" if self.standbys else ""
-        spread = ", spread" if self.spreads else ""
-        return f"{self.job}, {teams} processes, {self.servers} servers{spread}{standbys}; faults: {faults}"
+        return f"{self.job}, {teams} processes, {self.servers} servers; faults: {faults}"
 
     def team_sizes(self) -> list[int]:
         """Return of how many processes each of the first workers is."""
@@ -191,21 +149,14 @@ def scenario_of(
     servers: int | None = None,
     steps: int | None = None,
     processes: int | None = None,
-    standbys: int | None = None,
-    spread: bool | None = None,
 ) -> Scenario:
     """Return the scenario of a seed; values that are given are not drawn."""
     rng, team = (generator(seed, Purpose.SIMULATE, layer=layer) for layer in (1, 9))
     scenario = _drawn(seed, rng, team, workers, servers, processes)
     if workers is None and servers is None and team.random() < ALONE:
         scenario = _alone(scenario, team)
-    scenario = _with_standbys(_with_local_steps(scenario), standbys)
-    return replace(
-        scenario,
-        spreads=scenario.servers > 1 and (spreads_of(seed) if spread is None else spread),
-        steps=steps,
-        min_workers=int(rng.choice([1, sum(scenario.team_sizes())])),
-    )
+    scenario = _with_local_steps(scenario)
+    return replace(scenario, steps=steps, min_workers=int(rng.choice([1, sum(scenario.team_sizes())])))
 
 
 def _drawn(
@@ -244,11 +195,6 @@ def _drawn(
     )
 
 
-def spreads_of(seed: int) -> bool:
-    """Return whether the servers of a seed's run are spread over hosts, if it has several."""
-    return bool(generator(seed, Purpose.SIMULATE, layer=14).random() < SPREADING)
-
-
 def _job_of(rng: np.random.Generator, servers: int) -> str:
     """Return the name of the job of a run with so many servers."""
     others = (LONG, LOCAL, LOCAL_SHARDED)
@@ -272,24 +218,6 @@ def _with_local_steps(scenario: Scenario) -> Scenario:
     if scenario.job.startswith(TEAM):
         return replace(scenario, job=LOCAL_TEAM)
     return replace(scenario, job=LOCAL if scenario.servers == 1 else LOCAL_SHARDED)
-
-
-def _with_standbys(scenario: Scenario, given: int | None) -> Scenario:
-    """Return the scenario with standbys, if it has any, and with what befalls them. Drawn separately."""
-    rng = generator(scenario.seed, Purpose.SIMULATE, layer=12)
-    drawn = int(rng.choice(STANDBYS)) if rng.random() < WITH_STANDBYS else 0
-    standbys = drawn if given is None else given
-    if not standbys:
-        return scenario
-    chosen = [_kind(rng, OF_STANDBYS) for _ in range(int(rng.integers(1, MOST_OF_STANDBYS + 1)))]
-    span, lasts = (FIRST_OF_STANDBYS, LAST_OF_STANDBYS), (0.3, 100)
-    more = [_fault(rng, kind, span, lasts) for kind in chosen]
-    deleting = generator(scenario.seed, Purpose.SIMULATE, layer=13)
-    if deleting.random() < DELETING:
-        more.append(_fault(deleting, FaultKind.DELETE_FOLDER, span, lasts))
-    faults = tuple(sorted((*scenario.faults, *more), key=lambda fault: fault.event))
-    takeover_s = 0.5 if rng.random() < IMPATIENT else 1.5
-    return replace(scenario, standbys=standbys, takeover_s=takeover_s, faults=faults)
 
 
 def _alone(scenario: Scenario, rng: np.random.Generator) -> Scenario:

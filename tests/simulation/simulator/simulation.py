@@ -11,12 +11,10 @@ from lockstep.common.protocol.codec import decode_header
 from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
-from lockstep.common.protocol.standby_messages import StandbyMessage, ToStandbyMessage
 from lockstep.common.statemachine.client import ClientPhase
-from lockstep.common.transport.in_memory import ADDRESS, Link, MemoryNetwork
-from lockstep.launch.supervision.restarts import SERVER, ProcessPlace, Role
+from lockstep.common.transport.in_memory import Link, MemoryNetwork
 from lockstep.worker.team.progress import CROWDED, PATIENT
-from tests.simulation.simulator.faults import LEADERLESS_S, Faults
+from tests.simulation.simulator.faults import Faults
 from tests.simulation.simulator.jobs import data, job_named, load_nothing
 from tests.simulation.simulator.launching import Launcher
 from tests.simulation.simulator.processes import (
@@ -24,10 +22,7 @@ from tests.simulation.simulator.processes import (
     HelperProcess,
     NodeProcess,
     Parts,
-    ServerProcess,
     SimulatedRun,
-    StandbyProcess,
-    server_of,
 )
 from tests.simulation.simulator.scenario import Scenario
 from tests.simulation.simulator.watch import RunWatch
@@ -52,15 +47,7 @@ SWALLOWED = 0.2
 
 
 #: All messages of a run.
-AnyMessage = (
-    WorkerMessage
-    | ServerMessage
-    | ShardMessage
-    | ToShardMessage
-    | WorkerToShardMessage
-    | StandbyMessage
-    | ToStandbyMessage
-)
+AnyMessage = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | WorkerToShardMessage
 
 #: Longest value that the trace shows of a message.
 LONGEST_VALUE = 40
@@ -94,11 +81,9 @@ def run_of(scenario: Scenario, root: Path, parts: Parts, world: World) -> Simula
             workers=sum(scenario.team_sizes()),
             min_workers=scenario.min_workers,
             lease_timeout=LEASE_S,
-            servers=1 if scenario.spreads else scenario.servers,
-            spread="always" if scenario.spreads else "never",
+            servers=scenario.servers,
             audit=scenario.audit,
             ship_data=scenario.ships,
-            takeover_seconds=scenario.takeover_s,
             checkpoint_keep=scenario.keep,
             checkpoint_every_steps=scenario.checkpoint_every,
         ),
@@ -109,7 +94,6 @@ def run_of(scenario: Scenario, root: Path, parts: Parts, world: World) -> Simula
         cores=scenario.cores,
         patience=replace(CROWDED, cores=2) if scenario.is_crowded else PATIENT,
         cache=root / "cache" if scenario.ships else None,
-        standbys={f"standby{number}": f"memory://standby{number}" for number in range(scenario.standbys)},
     )
 
 
@@ -138,8 +122,6 @@ class Simulation:
     def run_to_end(self) -> str:
         """Run the scenario; return why the run did not end, or an empty string."""
         self.launcher.begin()
-        if self.run.standbys:
-            self.world.after(LEADERLESS_S, self.faults.promote_if_nothing_leads)
         steps = self.run.job.steps or 0
         bound_s, limit = BOUND_S + STEP_BOUND_S * steps, LIMIT + STEP_LIMIT * steps
         while not self.watch.is_over:
@@ -169,22 +151,10 @@ class Simulation:
         if isinstance(process.shell, HelperProcess):
             leader = process.shell.leader()
             return leader is None or self._has_to_end(leader)
-        if isinstance(process.shell, StandbyProcess | ServerProcess):
-            if process.is_in_action():
-                return True  # killed there, it would leave half of what it writes
-            # One that was cut off when the run ended elsewhere waits for workers, which a person has to end.
-            server = server_of(process)
-            return not process.shell.run.standbys or (server is not None and server.server.ended is not None)
         if not isinstance(process.shell, NodeProcess):
             return True
         client = process.shell.runner.state.client
-        if client.phase is ClientPhase.JOINING:
-            return bool(client.run)
-        # A shard that is alone with such a server waits with it.
-        addresses = [ADDRESS, *self.run.standbys.values()]
-        places = [SERVER, *(ProcessPlace(Role.STANDBY, number) for number in range(len(self.run.standbys)))]
-        place = self.launcher.processes.get(places[addresses.index(client.search.server.address)])
-        return place is None or place.is_dead or self._has_to_end(place)
+        return client.phase is not ClientPhase.JOINING or bool(client.run)
 
     def leftovers(self) -> list[str]:
         """Return the names of what a closed run has left in shared memory, or half written on the disk."""

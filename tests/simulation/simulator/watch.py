@@ -3,26 +3,18 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from msgspec.structs import replace
-
-from lockstep.common.errors import CONTINUED, RESUMED_HERE, FailureKind
-from lockstep.common.protocol.messages import Term
+from lockstep.common.errors import FailureKind
 from lockstep.common.statemachine.client import Exit
-from lockstep.ps.records.run_folder import RESULT
-from tests.simulation.simulator.processes import NodeProcess, StandbyProcess, server_of
+from tests.simulation.simulator.processes import server_of
 from tests.simulation.simulator.world import VARYING, Process, World
 
-#: The ends of a server whose run continues at another one.
-ELSEWHERE = CONTINUED - RESUMED_HERE
-
-#: Why a process may end that never hears of the run's success: it lost the server, or was told of an interrupt before,
-#: or another server has led the run to its end.
-_LOST = ELSEWHERE | {FailureKind.UNREACHABLE, FailureKind.SERVER_LOST, FailureKind.INTERRUPTED}
+#: Why a process may end that never hears of the run's success: it lost the server, or was interrupted before.
+_LOST = {FailureKind.UNREACHABLE, FailureKind.SERVER_LOST, FailureKind.STOPPED, FailureKind.INTERRUPTED}
 
 
 @dataclass
 class RunWatch:
-    """The outcome of a run, and the weights and terms of its processes, which only get newer."""
+    """The outcome of a run, and the weights of its processes, which only get newer."""
 
     world: World
     #: The folder of the simulation.
@@ -31,11 +23,8 @@ class RunWatch:
     finished: list[Path] = field(default_factory=list)
     #: Why the run was stopped: two workers disagreed, or a process broke the protocol.
     failure: str = ""
-    #: By term, however often resumed, the folder of the server that has led the run in it.
-    leaders: dict[Term, str] = field(default_factory=dict)
-    #: Process -> the step of the weights, and the term, that it last had.
+    #: Process -> the step of the weights that it last had.
     _steps: dict[str, int | None] = field(default_factory=dict)
-    _terms: dict[str, Term] = field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
@@ -57,24 +46,17 @@ class RunWatch:
         return VARYING.sub("MEMORY", text.replace(str(self.root), "ROOT")).partition("\n")[0]
 
     def check(self, process: Process) -> None:
-        """Check that weights and terms only get newer, that no term has two leaders, and that the protocol is kept."""
+        """Check that weights only get newer, and that the protocol is kept."""
         name, step = process.name, None if process.shell is None else process.shell.weights_step()
         server = server_of(process)
         if server is not None:
             # One that has lost a shard resumes from a checkpoint.
-            term, folder = server.server.coordinator.info.term, server.run.folder.name
-            name = f"{name} in term {term.number}, resumed {term.resumed} times"
-            leader = self.leaders.setdefault(replace(term, resumed=0), folder)
-            assert leader == folder, f"the servers in {leader} and {folder} lead the run in term {term.number}"
+            name = server.server.coordinator.info.part
             if server.server.inbox.blocklist.broken.count:
                 self.fail(f"{process.name} has refused a peer that broke the protocol")
         before = self._steps.get(name)
         assert before is None or step is None or step >= before, f"{name} went back from weights {before} to {step}"
         self._steps[name] = step
-        if isinstance(process.shell, NodeProcess):
-            term = process.shell.runner.state.client.search.term
-            last, self._terms[name] = self._terms.get(name, term), term
-            assert not last.is_above(term), f"{name} went back from term {last.number} to {term.number}: {last}, {term}"
 
     def ended(self, process: Process, *, is_killed: bool) -> Exit | None:
         """Record the end of a process; return with what it has ended, None if it was killed."""
@@ -96,8 +78,3 @@ class RunWatch:
             self.fail(ended.reason)
         elif server is not None and server.server.ended is not None and server.server.ended.kind is None:
             self.finished.append(server.run.folder)
-        elif isinstance(process.shell, StandbyProcess) and ended is not None and ended.code == 0:
-            # The server may have been lost in the moment in which all was done.
-            folder = process.shell.run.folder
-            if not self.finished and (folder / RESULT).exists():
-                self.finished.append(folder)

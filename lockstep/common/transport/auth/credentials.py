@@ -30,8 +30,6 @@ class ClientKeys:
 
     pair: KeyPair
     server: str
-    #: Public keys of standbys, one of which may have the server's place.
-    standbys: tuple[str, ...] = ()
 
 
 class ServerKeys(msgspec.Struct, frozen=True):

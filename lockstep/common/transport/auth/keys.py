@@ -9,7 +9,6 @@ DIR            0700
 └── NAME.key        0600  a worker's secret and the server's public key: move it to the worker's machine
 """
 
-import json
 import os
 import re
 import shutil
@@ -29,14 +28,12 @@ from lockstep.common.transport.auth.curve import new_pair, public_of
 #: Valid names of keys.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-#: How the names of standbys' keys begin: only with these may a run be mirrored, and handed over.
-STANDBY = "standby-"
 
 #: Most bytes of a key file.
 MOST_BYTES = 4096
 
 #: Limits of a key file.
-_FIELDS = {"name", "public", "secret", "server", "standbys"}
+_FIELDS = {"name", "public", "secret", "server"}
 
 _BANNER = "# A secret key of Lockstep. A process that has it can join as {name}: keep it readable for its user only.\n"
 
@@ -49,13 +46,10 @@ class SecretKey:
     pair: KeyPair
     #: The public key of the server that a worker talks to; empty in the server's own file.
     server: str = ""
-    #: Public keys of the standbys that were known when it was made.
-    standbys: tuple[str, ...] = ()
 
     def client(self) -> ClientKeys:
-        """Return what a client presents with it; with the server's own key, or a standby's, also to that one itself."""
-        own = (self.pair.public,) if self.name.startswith(STANDBY) else ()
-        return ClientKeys(self.pair, self.server or self.pair.public, (*own, *self.standbys))
+        """Return what a client presents with it; with the server's own key, to that server."""
+        return ClientKeys(self.pair, self.server or self.pair.public)
 
 
 def write_secret(path: Path, key: SecretKey) -> None:
@@ -65,8 +59,6 @@ def write_secret(path: Path, key: SecretKey) -> None:
         lines["server"] = key.server
     # No character of a name or of Z85 needs an escape in TOML.
     text = _BANNER.format(name=key.name) + "".join(f'{name} = "{value}"\n' for name, value in lines.items())
-    if key.standbys:
-        text += f"standbys = {json.dumps(key.standbys)}\n"
     write_new(path, text, 0o600)
 
 
@@ -103,17 +95,14 @@ def read_key(path: Path) -> SecretKey:
         raise KeyFileError(_malformed(path, f"it has {other}, which keys of this version have not"))
     if not NAME.fullmatch(str(values["name"])):
         raise KeyFileError(_malformed(path, f"its name is {values['name']!r}"))
-    for name in values.keys() - {"name", "standbys"}:
+    for name in values.keys() - {"name"}:
         if not (isinstance(values[name], str) and Z85_KEY.fullmatch(values[name])):
             # Without the value: it may be a secret.
             raise KeyFileError(_malformed(path, f"its {name} is not a key of 40 characters"))
-    standbys = values.get("standbys", [])
-    if not isinstance(standbys, list) or not all(Z85_KEY.fullmatch(str(public)) for public in standbys):
-        raise KeyFileError(_malformed(path, "its standbys are not a list of keys of 40 characters"))
     if public_of(values["secret"]) != values["public"]:
         raise KeyFileError(f"the public and the secret key in {str(path)!r} do not belong together: make a new one")
     pair = KeyPair(values["public"], values["secret"])
-    return SecretKey(values["name"], pair, values.get("server", ""), tuple(standbys))
+    return SecretKey(values["name"], pair, values.get("server", ""))
 
 
 def read_ours(path: Path, *, forbidden: int, most: int = MOST_BYTES) -> str:
@@ -190,8 +179,7 @@ class KeyFolder(msgspec.Struct, frozen=True):
             write_new(partial / SERVER_PUBLIC, f"{pair.public}\n", 0o644)
             write_new(partial / ALLOWED, "", 0o600)
             folder = cls(partial)
-            # Those of standbys first: the others' files list them.
-            for name in sorted(names, key=lambda name: not name.startswith(STANDBY)):
+            for name in names:
                 folder.add(name)
             partial.rename(target)
         except OSError as error:
@@ -217,17 +205,13 @@ class KeyFolder(msgspec.Struct, frozen=True):
         self._check_private()
         return AllowList(self.path / ALLOWED)()
 
-    def standbys(self) -> tuple[str, ...]:
-        """Return the public keys of the standbys that are let in."""
-        return tuple(public for public, name in self.names().items() if name.startswith(STANDBY))
-
     def add(self, name: str) -> Path:
         """Create the key of another worker, and let it in; return the worker's file."""
         check_names([name])
         self._check_new(name)
         path = self.path / f"{name}.key"
         pair = new_pair()
-        write_secret(path, SecretKey(name, pair, self.server_key().pair.public, self.standbys()))
+        write_secret(path, SecretKey(name, pair, self.server_key().pair.public))
         try:
             self.allow(name, pair.public)
         except BaseException:
@@ -311,11 +295,6 @@ def _entry(path: Path, line: str) -> tuple[str, str]:
     if not (Z85_KEY.fullmatch(public) and NAME.fullmatch(name)):
         raise KeyFileError(f"the list {str(path)!r} has the line {line!r}: expected a public key, a space, and a name")
     return public, name
-
-
-def is_standbys(name: str) -> bool:
-    """Tell whether the key of that name is a standby's; the server's own key and none have the empty name."""
-    return name == "" or name.startswith(STANDBY)
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -190,7 +190,7 @@ def diagnose(
     if handshakes.failed >= ENOUGH_FAILURES:
         has_keys = isinstance(credential, ClientKeys)
         stage = Stage.KEY if has_keys else Stage.VERSION
-        return Diagnosis(_broken_off(address, credential), stage, is_final=has_keys, has_other_key=has_keys)
+        return Diagnosis(_broken_off(address, credential), stage, is_final=has_keys)
     return None
 
 
@@ -198,8 +198,7 @@ def _refused(address: str, credential: Credential) -> str:
     if isinstance(credential, ClientKeys):
         return (
             f"the server at {address} does not admit the key {credential.pair.public!r}: on its machine, `lockstep "
-            f"keys allow DIR NAME '{credential.pair.public}'` adds it, where DIR is the folder that its --keys names; "
-            "of a standby that leads, DIR is the run's folder"
+            f"keys allow DIR NAME '{credential.pair.public}'` adds it, where DIR is the folder that its --keys names"
         )
     return f"the server at {address} belongs to another run"
 
@@ -223,8 +222,7 @@ def _broken_off(address: str, credential: Credential) -> str:
     if isinstance(credential, ClientKeys):
         return (
             f"the server at {address} breaks off the handshake: its key is not {credential.server!r}, which this key "
-            "file names, or it cannot look up keys; compare `lockstep keys list DIR` on its machine (a standby has a "
-            "key of its own, which a key file lists that was made after it)"
+            "file names, or it cannot look up keys; compare `lockstep keys list DIR` on its machine"
         )
     return f"the server at {address} breaks off the handshake: install the same version of Lockstep on both machines"
 

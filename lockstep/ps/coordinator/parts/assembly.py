@@ -7,10 +7,8 @@ from typing import TypeVar
 from lockstep.ps.coordinator.coordinator import Coordinator, Plug
 from lockstep.ps.coordinator.parts.audit import Audit
 from lockstep.ps.coordinator.parts.callbacks import Callbacks
-from lockstep.ps.coordinator.parts.hand_over import HandOver
 from lockstep.ps.coordinator.parts.multi_step import FIRST_STEPS, MultiStep
 from lockstep.ps.coordinator.parts.several_servers import SeveralServers
-from lockstep.ps.coordinator.parts.spread import SETTLE_S, SpreadServers
 
 P = TypeVar("P")
 
@@ -20,19 +18,12 @@ def part_of(core: Coordinator, kind: type[P]) -> P:
     return next(part for part in core.parts if isinstance(part, kind))
 
 
-def all_parts(*, first_steps: int = FIRST_STEPS, settle_s: float = SETTLE_S) -> Sequence[Plug]:
-    """Return the parts in the order in which they are asked.
-
-    `first_steps` come before the first multi-step lease; the servers that are there are the same for `settle_s` seconds
-    before the weights are divided among them.
-    """
+def all_parts(*, first_steps: int = FIRST_STEPS) -> Sequence[Plug]:
+    """Return the parts in the order in which they are asked; `first_steps` come before the first multi-step lease."""
     return (
         SeveralServers,
         # Before those that wait for the end of a lease, so that all act on the same event.
         partial(MultiStep, first_steps=first_steps),
-        # Before that which carries out what it asks for, so that both act on the same event.
-        partial(SpreadServers, settle_s=settle_s),
-        HandOver,
         Callbacks,
         Audit,
     )

@@ -125,7 +125,7 @@ class RunCurves:
                     self.epochs.append(record)
                 case FailureRecord():
                     self.failure = record.failure
-                    self.is_interrupted = record.cause == FailureKind.INTERRUPTED
+                    self.is_interrupted = record.cause in (FailureKind.INTERRUPTED, FailureKind.STOPPED)
         self.steps.extend(steps)
 
     def add_status(self, status: Status) -> None:

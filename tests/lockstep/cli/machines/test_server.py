@@ -58,29 +58,3 @@ def test_data_is_refused_before_it_listens(
 
 def test_an_audit_of_workers_with_other_numerics_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "audit = 0.05 with --allow-mixed-numerics" in refused(capsys, "--set", "audit=5%", "--allow-mixed-numerics")
-
-
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        (("--standbys", "tcp://b:5555"), "--standbys without --run-dir: expected the folder"),
-        (
-            ("--standbys", "tcp://b:5555", "--resume", "old run"),
-            "--standbys with --resume: expected --run-dir 'old run'",
-        ),
-        (("--standbys", "b:5555", "--run-dir", "r"), "did you mean 'tcp://b:5555'?"),
-        (("--standbys", "tcp://b:1,", "--run-dir", "r"), "address '' is malformed"),
-        (("--standbys", "tcp://b:1", "--standby-of", "tcp://a:1", "--run-dir", "r"), "--standby-of with --standbys"),
-    ],
-)
-def test_a_server_that_finds_out_by_itself_how_it_goes_on_is_not_told_so(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    flags: tuple[str, ...],
-    told: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "old run").mkdir()
-    assert told in refused(capsys, *flags)
-    assert [path.name for path in tmp_path.iterdir()] == ["old run"]

@@ -1,60 +1,10 @@
 """What `lockstep status` prints of a run."""
 
-import re
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-
 import msgspec
-import pytest
 
-from lockstep.cli.machines.status import ask_run, status_lines
-from lockstep.common.protocol.codec import encode
-from lockstep.common.protocol.messages import ShardStatus, StandbyAddress, StatusRequest
-from lockstep.common.transport.auth.credentials import ClientKeys, ServerKeys
-from lockstep.common.transport.auth.curve import new_pair
-from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.zeromq.client import ENOUGH_FAILURES
-from lockstep.common.transport.zeromq.ports import serve
+from lockstep.cli.machines.status import status_lines
+from lockstep.common.protocol.messages import ShardStatus
 from tests.lockstep.statuses import EPOCH, status, worker
-
-
-def test_a_standby_is_asked_with_a_key_of_its_own() -> None:
-    first, standby, worker_key = new_pair(), new_pair(), new_pair()
-    credential = ClientKeys(worker_key, first.public, (standby.public,))
-    lock = ServerKeys(standby, lambda: {worker_key.public: "worker-1"})
-    rejections = RejectionLog()
-    with (
-        closing(serve("tcp://127.0.0.1:0", lock=lock, rejections=rejections)) as server,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        asked = pool.submit(ask_run, server.address, StatusRequest(), credential, 20.0)
-        while (received := server.receive(20.0)) is None:
-            server.lost()
-        server.send(received[0], encode(status()))
-        assert asked.result(20.0) == status()
-        # Those are enough to know that the first key is not this server's: each is a line in its log.
-        times = [re.search(r"\((\d+) times\)$", line) for line in rejections.due(0.0)]
-        assert 0 < sum(1 if found is None else int(found[1]) for found in times) <= 8 * ENOUGH_FAILURES
-        # It has refused none of them.
-        assert rejections.count == 0
-
-
-@pytest.mark.parametrize("is_led", [True, False])
-def test_a_standby_that_is_asked_names_the_server_that_leads_the_run(is_led: bool) -> None:
-    with (
-        closing(serve("tcp://127.0.0.1:0", insecure=True)) as standby,
-        closing(serve("tcp://127.0.0.1:0", insecure=True)) as leader,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        asked = pool.submit(ask_run, standby.address, StatusRequest(), None, 20.0 if is_led else 0.5)
-        of_standby = status(is_standby=True, leader=StandbyAddress(address=leader.address))
-        for server, answer in ((standby, of_standby), (leader, status(step=7) if is_led else None)):
-            while (received := server.receive(20.0)) is None:
-                server.lost()
-            if answer is not None:
-                server.send(received[0], encode(answer))
-        # If the leader does not answer, what the standby has of the run is shown.
-        assert asked.result(20.0) == (status(step=7) if is_led else of_standby)
 
 
 def test_workers_and_teams_are_counted() -> None:

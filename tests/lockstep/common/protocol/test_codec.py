@@ -28,13 +28,11 @@ from lockstep.common.protocol.messages import (
     Ready,
     Result,
     ServerMessage,
-    Term,
     Weights,
     Welcome,
     WorkerMessage,
 )
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.common.protocol.standby_messages import CommandOutcome
 from lockstep.common.transport.port import Limits
 from tests.simulation.simulator.simulation import AnyMessage
 
@@ -44,7 +42,7 @@ NOT_A_MESSAGE = "^a header that is not a message of this protocol: "
 ONES = np.ones(2, np.float32)
 
 #: Whatever comes any way.
-ANY = AnyMessage | CommandOutcome
+ANY = AnyMessage
 
 #: Texts, of which each pattern of a field takes one.
 TEXTS = ("a1", DIGEST, DIGEST[:32], "7")
@@ -128,7 +126,7 @@ def test_every_message_is_among_the_examples() -> None:
 
 def test_an_array_too_many_is_our_own_fault() -> None:
     with pytest.raises(ProtocolError, match=r"^a Ready carries 0 arrays, not 1$"):
-        encode(Ready(rank=0, term=Term()), [ONES])
+        encode(Ready(rank=0, part=""), [ONES])
 
 
 def header(**fields: object) -> bytes:
@@ -144,10 +142,10 @@ def header(**fields: object) -> bytes:
         [b""],
         [b"\xc1"],
         [header(type="nonsense")],
-        [header(type="ready", rank=0, term={}, extra=1)],
+        [header(type="ready", rank=0, part="", extra=1)],
         [header(type="lease", work="train", step=-1, lo=0, hi=1)],
         [header(type="lease", work="steal", step=0, lo=0, hi=1)],
-        [header(type="ready", rank=0, term={}), b"1234"],
+        [header(type="ready", rank=0, part=""), b"1234"],
         [header(type="lease", work="train", step=0, lo=0, hi=1), b"1234"],
         [header(type="lease", work="train", step=0, lo=0, hi=1, start=0)],
         [header(type="weights", step=0, start=0)],

@@ -16,7 +16,6 @@ from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import (
     CORES_LIMIT,
     NAME_LIMIT,
-    NO_TERM,
     PLACES_BYTES,
     PROCESSES_LIMIT,
     TEXT_LIMIT,
@@ -100,7 +99,7 @@ def taken(kind: type[Message], **values: object) -> bool:
 
 LEASE = {"work": "train", "step": 0, "lo": 0, "hi": 1}
 RESULT = {**LEASE, "loss_sum": 1.0, "count": 0, "compute_s": 0.0}
-READY = {"rank": 0, "term": msgspec.to_builtins(NO_TERM)}
+READY = {"rank": 0, "part": ""}
 JOIN = msgspec.to_builtins(Join(protocol=1, incarnation="a", host="h", pid=1, fingerprint=fingerprint()))
 NUMBERED = {"number": 0}
 DIVERGED = {**NUMBERED, "micro_batch": 0, "layer": ""}

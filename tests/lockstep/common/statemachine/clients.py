@@ -32,13 +32,12 @@ SHARD_WELCOME = ShardWelcome(
     size=8192,
     parameter_size=8192,
 )
-PREPARED = Ready(rank=WELCOME.rank, term=WELCOME.term)
+PREPARED = Ready(rank=WELCOME.rank, part=WELCOME.part)
 
 
 def config_of(timeout_s: float | None = None, incarnation: str = JOIN.incarnation) -> ClientConfig:
     join = msgspec.structs.replace(JOIN, incarnation=incarnation)
-    silence_s = 600.0 if timeout_s is None else timeout_s
-    return ClientConfig(address="tcp://h:1", join=join, timeout_s=timeout_s, silence_s=silence_s)
+    return ClientConfig(address="tcp://h:1", join=join, timeout_s=timeout_s)
 
 
 @dataclass

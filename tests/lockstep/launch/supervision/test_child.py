@@ -17,7 +17,7 @@ from lockstep.common.runtime.interrupts import interrupt
 from lockstep.launch.remote.agent import children_of
 from lockstep.launch.supervision.channel import ReportReader
 from lockstep.launch.supervision.child import TAIL_LINES, Child, Crew, ProcessLog, WatchedProcess, exit_message
-from lockstep.launch.supervision.restarts import SERVER, STANDBY, USAGE, ProcessEnd, ProcessPlace, Role
+from lockstep.launch.supervision.restarts import SERVER, USAGE, ProcessEnd, ProcessPlace, Role
 from lockstep.launch.supervision.template import KILLED_S, ProcessTemplate
 from tests.lockstep.launch.processes import Pretended
 
@@ -297,16 +297,3 @@ def test_what_the_dead_one_holds_is_free_before_the_next_one_starts() -> None:
     assert [process.graces for process in hall.started] == [[0.0], []]
     assert hall.crew.at(Role.WORKER) == hall.started[1:]
     assert hall.crew.runs(WORKER)
-
-
-def test_the_standby_takes_the_place_of_the_server() -> None:
-    hall = Hall()
-    hall.crew.begin(SERVER)
-    hall.crew.begin(STANDBY)
-    server, standby = hall.started
-    server.ended = -9
-    hall.crew.ends()
-    hall.crew.move(STANDBY, SERVER)
-    assert (hall.crew.at(Role.SERVER), hall.crew.at(Role.STANDBY)) == ([standby], [])
-    standby.ended = 0
-    assert hall.crew.ends() == {SERVER: ProcessEnd(code=0)}

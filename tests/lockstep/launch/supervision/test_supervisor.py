@@ -13,7 +13,6 @@ from lockstep.launch.supervision.restarts import (
     FIRST_S,
     INTERRUPTED,
     SERVER,
-    STANDBY,
     STEADY_S,
     USAGE,
     ProcessEnd,
@@ -22,7 +21,6 @@ from lockstep.launch.supervision.restarts import (
 )
 from lockstep.launch.supervision.supervisor import (
     GRACE_S,
-    FilesSeen,
     Outlook,
     RunEnd,
     RunSupervisor,
@@ -40,7 +38,6 @@ INTERRUPT = ProcessEnd(code=INTERRUPTED, has_reported=True)
 FAILED, REFUSED = ProcessEnd(code=1, has_reported=True), ProcessEnd(code=USAGE, has_reported=True)
 SILENT = ProcessEnd(code=1)
 
-NOTHING = FilesSeen(has_result=False)
 
 BEGUN = Status(run="run", phase=RunPhase.TRAINING.value, step=0, steps=100, min_workers=2)
 BEFORE = msgspec.structs.replace(BEGUN, phase=RunPhase.AWAITING_WORKERS.value)
@@ -49,8 +46,8 @@ BEFORE = msgspec.structs.replace(BEGUN, phase=RunPhase.AWAITING_WORKERS.value)
 class Scene:
     """A supervisor, and its processes: the actions, what the run's files show, and the time."""
 
-    def __init__(self, files: FilesSeen = NOTHING, has_external_workers: bool = False, **options: Any) -> None:
-        self.files, self.now, self.actions = files, 0.0, list[Action]()
+    def __init__(self, *, has_result: bool = False, has_external_workers: bool = False, **options: Any) -> None:
+        self.is_finished, self.now, self.actions = has_result, 0.0, list[Action]()
         launch = RunOptions(**{"workers": 2, **options})
         self.supervisor = RunSupervisor(launch, self, launch.workers, has_external_workers=has_external_workers)
 
@@ -63,11 +60,8 @@ class Scene:
     def report(self, place: ProcessPlace, outlook: Outlook, delay_s: float) -> None:
         self.actions.append(("report", place, outlook))
 
-    def promote(self) -> None:
-        self.actions.append(("promote", STANDBY, None))
-
-    def look(self) -> FilesSeen:
-        return self.files
+    def has_result(self) -> bool:
+        return self.is_finished
 
     def told(self, tell: Callable[[float], None]) -> list[Action]:
         """Return what the supervisor does once it is told something."""
@@ -109,33 +103,32 @@ def starts(actions: list[Action], action: str = "start") -> list[ProcessPlace]:
 
 
 def test_all_are_started_once_the_server_listens() -> None:
-    scene = Scene(servers=3, standby=True)
+    scene = Scene(servers=3)
     assert starts(scene.told(scene.supervisor.begin)) == [SERVER]
-    # Processes that have not joined the server yet when it is lost look for the standby.
-    assert starts(scene.listens(is_elsewhere=True)) == [STANDBY, *SHARDS, *WORKERS]
+    assert starts(scene.listens(is_elsewhere=True)) == [*SHARDS, *WORKERS]
 
 
 @pytest.mark.parametrize(
-    ("end", "status", "files", "expected"),
+    ("end", "status", "has_result", "expected"),
     [
-        (KILLED, BEGUN, NOTHING, None),
-        (SILENT, BEGUN, NOTHING, None),
+        (KILLED, BEGUN, False, None),
+        (SILENT, BEGUN, False, None),
         # By somebody: an interrupt of the run's own process ends that first.
-        (INTERRUPT, BEGUN, NOTHING, None),
-        (CRASHED, BEGUN, NOTHING, None),
-        (CRASHED, BEFORE, NOTHING, RunEnd.CRASH),
+        (INTERRUPT, BEGUN, False, None),
+        (CRASHED, BEGUN, False, None),
+        (CRASHED, BEFORE, False, RunEnd.CRASH),
         # To be killed is no crash.
-        (KILLED, BEFORE, NOTHING, None),
-        (FAILED, BEGUN, NOTHING, RunEnd.SERVER),
-        (REFUSED, BEGUN, NOTHING, RunEnd.SERVER),
-        (DONE, BEGUN, NOTHING, RunEnd.RESULT),
-        (KILLED, BEGUN, FilesSeen(has_result=True), RunEnd.RESULT),
+        (KILLED, BEFORE, False, None),
+        (FAILED, BEGUN, False, RunEnd.SERVER),
+        (REFUSED, BEGUN, False, RunEnd.SERVER),
+        (DONE, BEGUN, False, RunEnd.RESULT),
+        (KILLED, BEGUN, True, RunEnd.RESULT),
     ],
 )
 def test_a_server_is_restarted_if_it_was_killed_and_not_if_it_would_end_so_again(
-    end: ProcessEnd, status: Status, files: FilesSeen, expected: RunEnd | None
+    end: ProcessEnd, status: Status, has_result: bool, expected: RunEnd | None
 ) -> None:
-    scene = Scene(files).served()
+    scene = Scene(has_result=has_result).served()
     scene.supervisor.on_status(status)
     actions = scene.ended(SERVER, end=end)
     if expected is not None:
@@ -220,107 +213,6 @@ def test_why_a_run_without_restarts_fails_is_the_shard_that_is_gone() -> None:
     scene = Scene(servers=2, max_restarts=0).served()
     scene.ended(SHARDS[0], end=KILLED)
     assert scene.is_over(RunEnd.SHARD_KILLED, SHARDS[0])
-
-
-# The standby
-
-CAN_LEAD = FilesSeen(has_result=False, standby_can_lead=True)
-FOLLOWED = [(SERVER, Outlook.STANDBY)]
-LEADS = msgspec.structs.replace(CAN_LEAD, standby_leads=True)
-
-
-@pytest.mark.parametrize(
-    ("end", "files", "is_followed"),
-    [
-        (KILLED, NOTHING, False),
-        (KILLED, CAN_LEAD, True),
-        (KILLED, LEADS, True),
-        # It has told its standby that the run is over.
-        (INTERRUPT, CAN_LEAD, False),
-        (INTERRUPT, LEADS, True),
-        # It has handed the run over, or found that its standby leads.
-        (DONE, CAN_LEAD, True),
-        (FAILED, LEADS, True),
-        (REFUSED, LEADS, True),
-        # It has failed.
-        (DONE, NOTHING, False),
-        (FAILED, CAN_LEAD, False),
-        (REFUSED, NOTHING, False),
-    ],
-)
-def test_a_server_that_ends_is_followed_to_a_standby_that_leads_or_can(
-    end: ProcessEnd, files: FilesSeen, is_followed: bool
-) -> None:
-    scene = Scene(files, standby=True).served()
-    actions = scene.ended(SERVER, end=end)
-    assert (deaths(actions) == FOLLOWED) == is_followed
-    if is_followed:
-        # It is the server now, and there is no other.
-        assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
-
-
-def test_a_standby_that_was_not_started_is_not_followed_whatever_an_earlier_one_has_left() -> None:
-    scene = Scene(CAN_LEAD, standby=True)
-    scene.told(scene.supervisor.begin)
-    assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
-
-
-@pytest.mark.parametrize(
-    ("end", "outlook"), [(KILLED, Outlook.RESTARTED), (FAILED, Outlook.RESTARTED), (REFUSED, Outlook.GIVEN_UP)]
-)
-def test_a_standby_that_has_died_is_restarted_and_not_followed_meanwhile(end: ProcessEnd, outlook: Outlook) -> None:
-    scene = Scene(CAN_LEAD, standby=True).served()
-    assert deaths(scene.ended(STANDBY, end=end)) == [(STANDBY, outlook)]
-    is_back = outlook is Outlook.RESTARTED
-    assert starts(scene.after(FIRST_S)) == [STANDBY] * is_back
-    assert (deaths(scene.ended(SERVER, end=KILLED)) == FOLLOWED) is is_back
-
-
-@pytest.mark.parametrize("files", [CAN_LEAD, msgspec.structs.replace(LEADS, has_result=True)])
-def test_a_standby_whose_run_is_over_is_not_restarted(files: FilesSeen) -> None:
-    scene = Scene(files, standby=True).served()
-    assert scene.ended(STANDBY, end=DONE) == []
-    assert starts(scene.after(STEADY_S)) == []
-    assert deaths(scene.ended(SERVER, end=KILLED)) != FOLLOWED
-
-
-def test_a_standby_that_leads_and_dies_is_restarted_as_the_server_and_the_old_one_is_ended() -> None:
-    scene = Scene(LEADS, standby=True).served()
-    actions = scene.ended(STANDBY, end=KILLED)
-    assert (starts(actions, "stop"), deaths(actions)) == ([SERVER], FOLLOWED)
-    # Its end is seen again, as that of the server, whose place it has.
-    assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
-    assert starts(scene.after(FIRST_S)) == [SERVER]
-
-
-def test_a_standby_that_leads_and_dies_with_the_old_server_is_restarted_as_the_server() -> None:
-    scene = Scene(LEADS, standby=True).served()
-    assert deaths(scene.ended(SERVER, STANDBY, end=KILLED)) == FOLLOWED
-    assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
-
-
-def test_a_standby_that_dies_with_its_server_is_restarted_with_it_and_not_for_ever() -> None:
-    scene = Scene(CAN_LEAD, standby=True, max_restarts=1).served()
-    actions = scene.ended(SERVER, STANDBY, end=KILLED)
-    assert deaths(actions) == [(SERVER, Outlook.RESTARTED), (STANDBY, Outlook.RESTARTED)]
-    started = [*starts(scene.after(FIRST_S)), *starts(scene.after(FIRST_S))]
-    assert sorted(started, key=str) == [SERVER, STANDBY]
-    assert deaths(scene.ended(STANDBY, end=KILLED)) == [(STANDBY, Outlook.GIVEN_UP)]
-
-
-def test_a_shard_that_is_gone_when_the_standby_takes_over_joins_that() -> None:
-    scene = Scene(CAN_LEAD, standby=True, servers=3).served()
-    scene.ended(SHARDS[1], end=KILLED)
-    assert deaths(scene.ended(SERVER, end=KILLED)) == FOLLOWED
-    assert starts(scene.after(FIRST_S)) == [SHARDS[1]]
-
-
-def test_a_standby_that_has_lost_its_server_is_asked_to_lead_until_it_does() -> None:
-    scene = Scene(CAN_LEAD, standby=True).served()
-    assert scene.seen() == []
-    scene.ended(SERVER, end=KILLED)
-    assert [scene.seen(is_standby=True) for _ in range(2)] == [[("promote", STANDBY, None)]] * 2
-    assert scene.seen() == []
 
 
 # Workers

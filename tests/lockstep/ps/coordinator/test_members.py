@@ -20,7 +20,7 @@ from lockstep.common.protocol.messages import (
     Ping,
     Refused,
     Result,
-    Standby,
+    Spare,
     Weights,
     Welcome,
 )
@@ -275,10 +275,10 @@ def test_more_workers_than_micro_batches_stand_by_and_are_told() -> None:
     drive = Drive(facts_of(Job(model="linear", global_batch=16, micro_batches=2), min_workers=2))
     drive.enter(1, 2)
     effects = drive.enter(3)
-    assert kinds(effects, 3) == [Welcome, Standby]
+    assert kinds(effects, 3) == [Welcome, Spare]
     assert "2 micro-batches keep 2 workers busy" in said(effects)
     states = {worker.pid: worker.state for worker in drive.coordinator.status(drive.now).workers}
-    assert states == {1: "computing", 2: "computing", 3: "standby"}
+    assert states == {1: "computing", 2: "computing", 3: "spare"}
 
 
 @pytest.mark.parametrize("how", ["leaves", "falls silent"])
@@ -291,7 +291,7 @@ def test_a_worker_that_stands_by_takes_the_place_of_one_that_goes(how: str) -> N
         drive.pass_time(30.0)
         drive.answer(2)
         effects = drive.pass_time(31.0)
-    assert "worker 2 (host host, pid 3) is no longer on standby" in said(effects)
+    assert "worker 2 (host host, pid 3) is no longer a spare" in said(effects)
     assert Lease in kinds(effects + drive.finish_round(), 3)
 
 
@@ -301,7 +301,7 @@ def test_a_worker_heard_again_after_its_place_was_taken_stands_by() -> None:
     drive.pass_time(30.0)
     drive.answer(2)
     drive.pass_time(31.0)
-    assert Standby in kinds(drive.answer(1), 1)
+    assert Spare in kinds(drive.answer(1), 1)
 
 
 def test_what_a_worker_held_goes_to_others_when_it_leaves() -> None:

@@ -48,11 +48,11 @@ def test_who_asks_for_ever_is_answered_and_seldom_told_of(join: Join | ShardJoin
 def test_a_status_has_the_numbers_of_those_that_were_rejected() -> None:
     port, coordinator = MemoryNetwork(0).server(), Drive().coordinator
     blocklist = PeerBlocklist(port, ManualClock(), list[str]().append, RejectionLog())
-    StatusAnswers(coordinator, Outbox(port, Traffic()), blocklist, ManualClock(), list)
+    StatusAnswers(coordinator, Outbox(port, Traffic()), blocklist, ManualClock())
     blocklist.rejections.record("a connection")
     blocklist.add(b"bad", "it lies")
     status = coordinator.status(0.0)
-    assert (status.refused, status.broken, status.standbys) == (1, 1, [])
+    assert (status.refused, status.broken) == (1, 1)
 
 
 def test_all_are_counted_and_few_are_told_of() -> None:

@@ -154,7 +154,7 @@ def without_a_folder_at_its_end(server: Server) -> Server:
     return server
 
 
-def test_a_server_without_standbys_that_cannot_write_lets_its_workers_know(tmp_path: Path) -> None:
+def test_a_server_that_cannot_write_lets_its_workers_know(tmp_path: Path) -> None:
     simulation = Simulation(job_of(), folder=tmp_path)
     worker = simulation.add_worker()
     simulation.run_to(1)

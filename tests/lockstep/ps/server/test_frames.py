@@ -44,7 +44,7 @@ class Hand:
         self.client: MemoryClient = self.simulation.network.client()
         join = msgspec.structs.replace(JOIN, incarnation=f"{JOIN.incarnation}.{self.ranks}")
         self.client.send(encode(join))
-        self.client.send(encode(Ready(rank=self.ranks, term=self.simulation.server.coordinator.info.term)))
+        self.client.send(encode(Ready(rank=self.ranks, part=self.simulation.server.coordinator.info.part)))
         self.ranks += 1
         self.simulation.run_until_quiet()
 

@@ -27,7 +27,6 @@ from lockstep.common.protocol.messages import (
     Status,
     StatusRequest,
     SumsFrame,
-    Term,
     Welcome,
 )
 from lockstep.common.protocol.run_options import RunOptions
@@ -64,7 +63,7 @@ def next_versions_join() -> list[bytes]:
         [b"\xc1"],
         [b"GET / HTTP/1.1\r\n\r\n"],
         [header(type="lease", work="train", step=0, lo=0, hi=1)],
-        [header(type="ready", rank=0, term={}), b"1234"],
+        [header(type="ready", rank=0, part=""), b"1234"],
         next_versions_join(),
     ],
     ids=["empty", "no msgpack", "http", "a server's message", "an array too many", "another version"],
@@ -90,7 +89,7 @@ def test_sums_of_a_wrong_length_cost_the_worker_its_place_and_the_run_goes_on() 
     odd.send(encode(JOIN))
     simulation.run_until_quiet()
     (welcome,) = [message for message in heard(odd) if isinstance(message, Welcome)]
-    odd.send(encode(Ready(rank=welcome.rank, term=welcome.term)))
+    odd.send(encode(Ready(rank=welcome.rank, part=welcome.part)))
     simulation.run_until_quiet()
     simulation.add_worker()
     odd.send(encode(SumsFrame(step=0, lo=0, hi=1, start=0), [np.zeros(3, np.float32)]))
@@ -107,7 +106,7 @@ def test_who_says_to_share_memory_and_does_not_loses_its_place(short_root: Path,
     with Simulation(job_of(), root=short_root if is_offered else None) as simulation:
         odd = simulation.network.client()
         odd.send(encode(JOIN))
-        odd.send(encode(Ready(nonce="0" * 32, rank=0, term=simulation.server.coordinator.info.term)))
+        odd.send(encode(Ready(nonce="0" * 32, rank=0, part=simulation.server.coordinator.info.part)))
         simulation.run_until_quiet()
         # Memory of another place is that of a welcome before the last one.
         (answer,) = [message for message in heard(odd) if isinstance(message, Refused | Eviction)]
@@ -117,7 +116,7 @@ def test_who_says_to_share_memory_and_does_not_loses_its_place(short_root: Path,
         assert simulation.finish() == digest_of(job_of())
 
 
-@pytest.mark.parametrize("other", [{"rank": 1}, {"term": Term(run="r", number=7, server="s")}], ids=["rank", "term"])
+@pytest.mark.parametrize("other", [{"rank": 1}, {"part": "another"}], ids=["rank", "part"])
 def test_a_worker_that_is_ready_for_another_place_is_asked_to_join_again(other: dict[str, Any]) -> None:
     simulation = Simulation(job_of())
     odd = simulation.network.client()
@@ -125,7 +124,7 @@ def test_a_worker_that_is_ready_for_another_place_is_asked_to_join_again(other: 
     simulation.run_until_quiet()
     (welcome,) = heard(odd)
     assert isinstance(welcome, Welcome)
-    place = Ready(rank=welcome.rank, term=welcome.term)
+    place = Ready(rank=welcome.rank, part=welcome.part)
     odd.send(encode(msgspec.structs.replace(place, **other)))
     simulation.run_until_quiet()
     # No lease, which it could not carry out.
@@ -135,12 +134,12 @@ def test_a_worker_that_is_ready_for_another_place_is_asked_to_join_again(other: 
     simulation.run_until_quiet()
     (welcome,) = heard(odd)
     assert isinstance(welcome, Welcome)
-    odd.send(encode(Ready(rank=welcome.rank, term=welcome.term)))
+    odd.send(encode(Ready(rank=welcome.rank, part=welcome.part)))
     simulation.run_until_quiet()
     assert Lease in map(type, heard(odd))
 
 
-@pytest.mark.parametrize("other", [{"index": 2}, {"term": Term(run="r", number=7, server="s")}], ids=["index", "term"])
+@pytest.mark.parametrize("other", [{"index": 2}, {"part": "another"}], ids=["index", "part"])
 def test_a_shard_that_has_room_for_another_slice_is_asked_to_join_again(other: dict[str, Any]) -> None:
     simulation = Simulation(job_of(), options=RunOptions(servers=2))
     simulation.shards.pop().die()
@@ -150,7 +149,7 @@ def test_a_shard_that_has_room_for_another_slice_is_asked_to_join_again(other: d
     simulation.run_until_quiet()
     (welcome,) = told_shard(odd)
     assert isinstance(welcome, ShardWelcome)
-    place = ShardReady(index=welcome.index, term=welcome.term)
+    place = ShardReady(index=welcome.index, part=welcome.part)
     odd.send(encode(msgspec.structs.replace(place, **other)))
     simulation.run_until_quiet()
     # No weights, which are those of another slice.
@@ -227,7 +226,7 @@ def test_the_weights_that_are_sent_are_those_of_the_step() -> None:
     client = simulation.network.client()
     client.send(encode(JOIN))
     simulation.run_until_quiet()
-    client.send(encode(Ready(rank=0, term=simulation.server.coordinator.info.term)))
+    client.send(encode(Ready(rank=0, part=simulation.server.coordinator.info.part)))
     simulation.run_until_quiet()
     arrays = {}
     while (frames := client.receive(None)) is not None:

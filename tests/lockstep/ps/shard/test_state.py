@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.protocol.messages import NO_TERM, PROTOCOL_VERSION, Eviction, Ping, SumsFrame
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Eviction, Ping, SumsFrame
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import (
     Admit,
@@ -25,12 +25,11 @@ from lockstep.common.protocol.shard_messages import (
     Update,
     WorkerToShardMessage,
 )
-from lockstep.common.statemachine.client import ClientConfig, Exit, SendToServer
+from lockstep.common.statemachine.client import SILENCE_S, ClientConfig, Exit, SendToServer
 from lockstep.common.statemachine.machine import PeerLeft, Received, Started, TimePassed, kind_of
 from lockstep.ps.shard import state as events
 from lockstep.ps.shard.state import (
     HOLD_S,
-    SILENCE_S,
     TRANSITIONS,
     Acknowledgements,
     ShardPhase,
@@ -81,11 +80,11 @@ EVENTS: dict[type, events.SliceEvent] = {
 
 def shard_in(phase: ShardPhase) -> ShardState:
     """Return a shard that has come to a phase by the usual way; one that serves is at step 5."""
-    state = ShardState(ClientConfig(address="tcp://h:1", join=JOIN, silence_s=SILENCE_S))
+    state = ShardState(ClientConfig(address="tcp://h:1", join=JOIN))
     state.handle(Started(), 0.0)
     if phase is not ShardPhase.OUTSIDE:
         state.handle(WELCOME, 0.0)
-        ready = ShardReady(index=1, term=NO_TERM)
+        ready = ShardReady(index=1, part="")
         assert state.handle(ready, 0.0) == [SendToServer(message=ready)]
     if phase is ShardPhase.SERVING:
         state.handle(Begin(steps=5), 0.0)
@@ -112,7 +111,7 @@ def test_it_hears_the_server_and_does_not_take_a_worker_for_the_server() -> None
     state = shard_in(ShardPhase.SERVING)
     assert state.handle(EVENTS[Ping], 10.0) == [Ping()]
     state.handle(EVENTS[Hello], 20.0)
-    assert state.client.search.heard == 10.0
+    assert state.client.heard == 10.0
 
 
 def test_an_evicted_shard_asks_for_a_slice_again() -> None:

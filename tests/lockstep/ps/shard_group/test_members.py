@@ -5,21 +5,16 @@ from itertools import product
 from typing import get_args
 
 import pytest
-from msgspec.structs import replace
 
-from lockstep.common.errors import FailureKind
-from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.protocol.messages import NO_TERM, PROTOCOL_VERSION, Eviction, NotLeading, Ping
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Ping, Spare
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.statemachine.machine import PeerLeft, Received, Report, Send, TimePassed
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.coordinator.events import PartFailed, ServersAvailable, ServersReady
-from lockstep.ps.run.info import RunInfo
+from lockstep.ps.coordinator.events import PartFailed, ServersReady
 from lockstep.ps.setup import open_run
 from lockstep.ps.shard_group.members import (
-    SPREAD_S,
     TRANSITIONS,
     FillShard,
     GroupPhase,
@@ -30,7 +25,7 @@ from lockstep.ps.shard_group.members import (
 from tests.simulation.small import digits, job_of
 
 #: Its place is checked before it comes here.
-READY = ShardReady(index=1, term=NO_TERM)
+READY = ShardReady(index=1, part="")
 
 #: Messages of shards that the members decide on.
 MESSAGES = {ShardJoin, ShardReady}
@@ -38,7 +33,7 @@ MESSAGES = {ShardJoin, ShardReady}
 SETUP = open_run("run", job_of(model="mlp"), digits(), RunOptions(servers=3, lease_timeout=20.0))
 
 
-def join_of(number: int, *, incarnation: str = "life", machine: str = "") -> ShardJoin:
+def join_of(number: int, *, incarnation: str = "life") -> ShardJoin:
     return ShardJoin(
         protocol=PROTOCOL_VERSION,
         incarnation=f"{incarnation}-{number}",
@@ -46,18 +41,7 @@ def join_of(number: int, *, incarnation: str = "life", machine: str = "") -> Sha
         pid=number,
         fingerprint=fingerprint(),
         address=f"tcp://host:{number}",
-        machine=machine,
     )
-
-
-def spread(servers: int, how: str = "always", size: int = SETUP.info.size) -> RunInfo:
-    """Return a run that may have another number of servers later."""
-    options = replace(SETUP.info.options, servers=servers, spread=how)
-    return replace(SETUP.info, options=options, size=size, machine="own")
-
-
-def available(effects: list[MembersEffect]) -> list[int]:
-    return [effect.servers for effect in effects if isinstance(effect, ServersAvailable)]
 
 
 @dataclass
@@ -65,11 +49,10 @@ class Group:
     """The members of a run with three servers, and the time."""
 
     now: float = 0.0
-    info: RunInfo = SETUP.info
     members: ShardMembers = field(init=False)
 
     def __post_init__(self) -> None:
-        self.members = ShardMembers(self.info, SETUP.shard.policy)
+        self.members = ShardMembers(SETUP.info, SETUP.shard.policy)
 
     def handle(self, event: MembersEvent) -> list[MembersEffect]:
         effects = self.members.handle(event, self.now)
@@ -150,7 +133,7 @@ def test_one_more_shard_waits_for_the_place_of_one_that_is_lost_or_for_the_end()
     group = Group()
     for number in (1, 2):
         group.join(b"%d" % number, join_of(number))
-    assert kinds(group.join(b"3", join_of(3))) == [NotLeading]
+    assert kinds(group.join(b"3", join_of(3))) == [Spare]
     group.handle(PeerLeft(peer=b"1", reason="its connection is gone"))
     assert kinds(group.join(b"3", join_of(3))) == [ShardWelcome, Report]
     assert group.indices() == {b"2": 2, b"3": 1}
@@ -159,8 +142,7 @@ def test_one_more_shard_waits_for_the_place_of_one_that_is_lost_or_for_the_end()
     for peer in (b"4", b"5"):
         (answer,) = group.join(peer, join_of(int(peer)))
         assert isinstance(answer, Send)
-        assert isinstance(answer.message, NotLeading)
-        assert (answer.message.state, answer.message.leader) == ("opening", None)
+        assert isinstance(answer.message, Spare)
     group.handle(PeerLeft(peer=b"4", reason="its connection is gone"))
     told = [effect.peer for effect in group.handle(Finish()) if isinstance(effect, Send)]
     assert sorted(told) == [b"2", b"3", b"5"]
@@ -168,7 +150,7 @@ def test_one_more_shard_waits_for_the_place_of_one_that_is_lost_or_for_the_end()
 
 def test_a_shard_that_was_restarted_before_the_loss_is_known_waits_and_gets_its_place_when_the_run_is_resumed() -> None:
     group = serving()
-    assert kinds(group.join(b"new", join_of(3))) == [NotLeading]
+    assert kinds(group.join(b"new", join_of(3))) == [Spare]
     assert PartFailed in kinds(group.handle(PeerLeft(peer=b"1", reason="its connection is gone")))
     resumed = Group()
     for peer, number in ((b"2", 2), (b"new", 3)):
@@ -197,47 +179,3 @@ def test_a_run_of_one_server_waits_for_no_shards() -> None:
     info = open_run("run", job_of(), digits(), RunOptions()).info
     members = ShardMembers(info, SETUP.shard.policy)
     assert (members.phase, members.deadline()) == (GroupPhase.SERVING, None)
-
-
-# A run that may have another number of servers later
-
-
-def test_shards_of_a_run_that_is_spread_wait_and_are_counted_by_their_addresses() -> None:
-    group = Group(info=spread(1))
-    assert available(group.join(b"1", join_of(1))) == [2]
-    assert available(group.join(b"2", join_of(2))) == [3]
-    # Its old connection is not known to be broken.
-    assert available(group.join(b"new", join_of(2, incarnation="later"))) == [3]
-    assert available(group.handle(PeerLeft(peer=b"1", reason="its connection is gone"))) == [2]
-    assert group.members.phase is GroupPhase.SERVING
-
-
-def test_by_itself_a_run_has_one_server_per_machine() -> None:
-    group = Group(info=spread(1, "auto"))
-    assert available(group.join(b"1", join_of(1, machine="own"))) == [1]
-    assert available(group.join(b"2", join_of(2, machine="a"))) == [2]
-    assert available(group.join(b"3", join_of(3, machine="a"))) == [2]
-    assert available(group.join(b"4", join_of(4, machine="b"))) == [3]
-
-
-def test_no_run_has_more_servers_than_its_weights_have_blocks() -> None:
-    group = Group(info=spread(1, size=2 * BLOCK - 1))
-    assert [available(group.join(b"%d" % number, join_of(number))) for number in (1, 2, 3)] == [[2], [2], [2]]
-
-
-def test_all_shards_are_called_when_the_weights_are_divided() -> None:
-    group = Group(info=spread(2))
-    for number in (1, 2):
-        group.join(b"%d" % number, join_of(number))
-    effects = group.handle(Finish(failure="divided", kind=FailureKind.SPREAD, servers=3))
-    assert effects == [Send(peer=peer, message=Eviction(reason="divided")) for peer in (b"1", b"2")]
-
-
-@pytest.mark.parametrize("how", ["never", "always"])
-def test_a_run_that_is_spread_does_not_wait_for_a_shard_that_does_not_come(how: str) -> None:
-    group = Group(info=spread(3, how))
-    group.join(b"1", join_of(1))
-    group.ready(b"1")
-    assert PartFailed not in kinds(group.wait(SPREAD_S - 1.0))
-    effects = group.wait(2.0)
-    assert (Eviction in kinds(effects) and PartFailed in kinds(effects)) is (how == "always")

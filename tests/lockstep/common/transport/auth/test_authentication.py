@@ -106,7 +106,7 @@ def test_a_worker_speaks_with_no_other_server_than_its_own() -> None:
         client.send([b"hello"])
         assert "it expects a server with another key" in scene.refusals()[0]
         assert client.receive(0.1) is None
-        # It tries another key perhaps, as of a standby that leads.
+        # It has broken off the handshake by itself.
         assert scene.rejections.count == 0
 
 

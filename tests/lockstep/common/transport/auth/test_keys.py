@@ -76,22 +76,6 @@ def test_what_is_written_is_read(key: Path) -> None:
     )
 
 
-def test_a_worker_knows_the_keys_of_the_standbys_in_whatever_order_they_are_named(tmp_path: Path) -> None:
-    folder = KeyFolder.create(tmp_path / "keys", ["worker-1", "standby-1", "standby-2"])
-    worker, first, second = (read_key(folder.path / f"{name}.key") for name in ("worker-1", "standby-1", "standby-2"))
-    assert worker.standbys == worker.client().standbys == (first.pair.public, second.pair.public)
-    # A person asks a standby with its key.
-    assert second.client().standbys == (second.pair.public, first.pair.public)
-    assert read_key(folder.add("worker-2")).standbys == worker.standbys
-
-
-@pytest.mark.parametrize("value", ["'x'", "['short']", "[1]", "{}"])
-def test_standbys_that_are_not_keys_are_refused(key: Path, value: str) -> None:
-    key.write_text(f"{key.read_text()}standbys = {value}\n")
-    with pytest.raises(KeyFileError, match="its standbys are not a list of keys of 40 characters"):
-        read_key(key)
-
-
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
 def test_secrets_are_for_one_user_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
@@ -404,7 +388,7 @@ def test_a_servers_own_secret_is_looked_at_too(folder: KeyFolder) -> None:
         ([], ["worker-1"]),
         (["--workers", "2"], ["worker-1", "worker-2"]),
         (["--name", "ann"], ["ann"]),
-        (["--workers", "2", "--name", "standby-1", "--name", "worker-2"], ["standby-1", "worker-1", "worker-2"]),
+        (["--workers", "2", "--name", "spare", "--name", "worker-2"], ["spare", "worker-1", "worker-2"]),
     ],
 )
 def test_keys_are_made_of_as_many_workers_and_of_those_with_names(
