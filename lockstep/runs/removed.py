@@ -10,8 +10,8 @@ from lockstep.common.errors import JobError
 from lockstep.common.files.sanitize import one_line
 
 _STARTED_AGAIN = (
-    "start the server again with the same command, as compose, systemd or Kubernetes do by themselves, and it resumes "
-    "from its last checkpoint; a second place for checkpoints is --checkpoint-copy DIR"
+    "start the server again with the same command, as systemd or Kubernetes do by themselves, and it resumes from its "
+    "last checkpoint"
 )
 _SIGNED_BY_OTHERS = "sign the run's receipt.json, which is an in-toto statement, with cosign or another tool"
 _FIXED_SERVERS = "the number of servers is fixed in a run, by --servers"
