@@ -22,6 +22,7 @@ EXTRAS = {
     "build": (),
     "compiler": (),
     "watch": ("watch",),
+    "data": ("data",),
     "train": ("watch", "plot", "predict"),
     **{name: (name,) for name in ("dev", "mutation", "docs", "notebook", "advisories", "versions")},
 }

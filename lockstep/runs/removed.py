@@ -31,6 +31,8 @@ OPTIONS: dict[str, str] = {
     "--signed": _SIGNED_BY_OTHERS,
     "verify --keys": _SIGNED_BY_OTHERS,
     "--standby-of": _STARTED_AGAIN,
+    "server --key": "a server has a folder of keys: give --keys DIR",
+    "worker --shard-keys": "start shards on other machines by `lockstep shard ADDRESS --keys DIR`",
     "--standbys": _STARTED_AGAIN,
     "doctor --machine": "`lockstep doctor --report` prints versions and numerics",
     "find-lr --lowest": "give find_lr(lowest=...) in Python",

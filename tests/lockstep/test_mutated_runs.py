@@ -17,7 +17,7 @@ from tests.lockstep.tiny_data import write_tiny
 
 NET = "from lockstep import nn\n\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
 FILES = (
-    *("job.toml", "ledger.jsonl", "metrics.jsonl", "receipt.json", "result.json", "terms.json", "weights.safetensors"),
+    *("job.toml", "ledger.jsonl", "metrics.jsonl", "receipt.json", "result.json", "weights.safetensors"),
     *("model", "model/net.py"),
 )
 CALLS = (

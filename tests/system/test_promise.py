@@ -66,7 +66,7 @@ def test_the_run_folder_is_whole_and_can_be_evaluated(
     assert result["weights_sha256"] == alone
     assert sorted(path.name for path in (place.folder / "run").iterdir()) == [
         *("checkpoints", "job.toml", "ledger.jsonl", "metrics.jsonl", "model", "receipt.json", "result.json"),
-        *("server.log", "terms.json", "weights.safetensors", "worker-0.log", "worker-1.log"),
+        *("server.log", "weights.safetensors", "worker-0.log", "worker-1.log"),
     ]
     monkeypatch.chdir(place.folder)
     assert run(["evaluate", "run", "--json"]) == 0

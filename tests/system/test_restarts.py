@@ -120,12 +120,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_another_job_and_a_second_server_are_refused_and_change_nothing(place: Place) -> None:
     served = Served(place, job(10**6))
     served.process.line_with("waiting for workers")
-    before = contents(place.folder / "run")
     second = place.start("server", *job(10**6), "--run-dir", "run", "--bind", place.address())
     code, _, error = second.end()
     assert (code, error.count("\n")) == (2, 1), error
     assert "is in use by a run that is not over" in error
     kill(served.process.popen.pid)
+    before = contents(place.folder / "run")
     for flags, told in ((job(7), "steps = 1000000 in the run, 7 here"), ((*job(10**6), "--lr", "0.2"), "lr = ")):
         code, _, error = place.start("server", *flags, "--run-dir", "run", "--bind", place.address()).end()
         assert (code, error.count("\n")) == (2, 1), error

@@ -430,9 +430,10 @@ def _recurrent(name: str) -> Callable[..., Instruction]:
         shapes += [((steps + 1) * is_cell, *state[1:]) for is_cell in (kind == "lstm", True)]
         given = [(each, shape) for each, shape in zip(operands, shapes, strict=False) if each is not None]
         arrays = [each for each, _ in given]
-        # Biases, the gradient of x, and lengths may be left out.
-        optional = {*((5,) if is_back else (2, 3)), len(others)}
+        # Biases, the gradient of x with the weights that it needs, and lengths may be left out.
+        optional = {*((1, 5) if is_back else (2, 3)), len(others)}
         fits = all(each is not None or place in optional for place, each in enumerate(operands))
+        fits = fits and not (is_back and others[1] is None and others[5] is not None)
         _check(fits and all(each.shape == shape and _is_flat(each) for each, shape in given), name, *arrays)
         numbers = (list(GATES).index(kind), steps, batch, features, hidden)
         memory = scratch(load().functions.ls_recurrent_scratch(sizes_of(numbers)))

@@ -15,7 +15,7 @@ from lockstep.common.protocol.messages import EpochRecord
 from lockstep.common.runtime.notice import warning
 from lockstep.ps.records.ledger import Account, EpochDone, LedgerEntry, RunBegun
 from lockstep.ps.records.metrics import FailureRecord, StepRecord
-from lockstep.ps.records.receipt import ReceiptLink, first_link, next_link, receipt_of
+from lockstep.ps.records.receipt import Receipt, ReceiptLink, first_link, next_link, receipt_of
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, DiskRoom, RunFolder, RunResult
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import best_epoch, is_stopped
@@ -150,10 +150,14 @@ class MetricsRecorder:
             self._flushed = now
             self.folder.flush()
 
+    def receipt(self) -> Receipt:
+        """Return the receipt as it is by now."""
+        return receipt_of(self.info, self.chain)
+
     def keep_receipt(self) -> None:
         """Write the receipt as it is by now."""
         if self.folder is not None:
-            self.folder.keep_receipt(receipt_of(self.info, self.chain))
+            self.folder.keep_receipt(self.receipt())
 
     def finish(
         self,
@@ -179,7 +183,7 @@ class MetricsRecorder:
             self.folder.keep_weights(self.layout, weights, metadata)
             if average is not None:
                 self.folder.keep_weights(self.layout, average, self._metadata(progress.steps), AVERAGE_WEIGHTS)
-            self.folder.keep_result(result, receipt_of(self.info, self.chain))
+            self.folder.keep_result(result, self.receipt())
         self.result = result
         return result
 

@@ -20,6 +20,7 @@ from lockstep.ps.coordinator.effects import Effect, Finish
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from lockstep.ps.coordinator.scheduling.round_state import PendingAcknowledgements
+from lockstep.ps.records.receipt import Receipt, receipt_of
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
@@ -150,10 +151,8 @@ class MisreportingRecorder(MetricsRecorder):
 class ForgetfulRecorder(MetricsRecorder):
     """Keeps a receipt without the last epoch."""
 
-    def keep_receipt(self) -> None:
-        whole, self.chain = self.chain, self.chain[:-1]
-        super().keep_receipt()
-        self.chain = whole
+    def receipt(self) -> Receipt:
+        return receipt_of(self.info, self.chain[:-1])
 
 
 def recording(kind: type[MetricsRecorder]) -> Callable[[Server], Server]:

@@ -153,8 +153,8 @@ def with_part(kind: type[OrderSums | StepChain]) -> Parts:
 
 #: By what is wrong.
 OF_TEAMS = {
-    "a slice is written without its lock": Planted(making(Lockless), OTHER_LOSSES, first=245),
-    "a slice is made again": Planted(making(Remaking), OTHER_WEIGHTS, first=104),
+    "a slice is written without its lock": Planted(making(Lockless), OTHER_LOSSES, first=291),
+    "a slice is made again": Planted(making(Remaking), OTHER_WEIGHTS, first=159),
     "sums are shown before they are written": Planted(Parts(member=Boastful), OTHER_WEIGHTS, first=30),
     "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_LOSSES, first=29),
     "a part is counted twice": Planted(with_part(Doubling), OTHER_WEIGHTS, first=3),

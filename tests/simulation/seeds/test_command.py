@@ -33,7 +33,6 @@ def test_numbers_that_are_given_are_kept() -> None:
     expected = "scripts/simulate --seeds 4 --workers 2 --processes 3 --steps 3 --trace"
     assert replay_command(4, {"workers": 2, "processes": 3, "servers": None, "steps": 3}) == expected
     assert replay_command(4, {"servers": 3, "steps": None}) == "scripts/simulate --seeds 4 --servers 3 --trace"
-    assert replay_command(4, {"spread": False}) == "scripts/simulate --seeds 4 --no-spread --trace"
 
 
 @pytest.mark.parametrize("seeds", ["", "3:3", "5:2", "a", "-1:4", "1:2:3"])

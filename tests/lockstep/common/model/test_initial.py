@@ -135,7 +135,7 @@ def test_a_whole_file_is_what_a_run_begins_with_and_says_nothing(tmp_path: Path)
 
 def test_a_part_is_taken_only_if_the_job_allows_it(tmp_path: Path) -> None:
     path = file_with(tmp_path / "w", 0.5, "1.bias", "more")
-    with pytest.raises(ModelError, match=r"w' do not fit the model: missing: .*; to take those that fit, add --initia"):
+    with pytest.raises(ModelError, match=r"w' do not fit the model: missing: .*; to take those that fit, add --set"):
         read_initial(job_with(path), model_of())
     model, other = model_of(), model_of()
     found, vector = initial_weights(job_with(path, is_partial=True), model), other.first_weights(3)

@@ -73,7 +73,7 @@ def test_a_run_without_steps_has_metrics_too(tmp_path: Path) -> None:
 def test_names_and_units_follow_the_conventions_and_each_is_documented(tmp_path: Path) -> None:
     view = viewed(running(tmp_path / "mine"))
     view.refresh(2.0, status(workers=[worker(0)]))
-    documented = (ROOT / "docs" / "how-to" / "watch.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     families = list(text_string_to_metric_families(exposition(view.snapshot(), view.totals()).decode()))
     assert families
     for family in families:
@@ -88,7 +88,7 @@ def test_names_and_units_follow_the_conventions_and_each_is_documented(tmp_path:
 
 
 def test_the_dashboard_shows_figures_that_there_are_and_those_of_the_jobs_own_metrics() -> None:
-    documented = (ROOT / "docs" / "how-to" / "watch.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     panels = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text(encoding="utf-8"))["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     shown = {
