@@ -151,7 +151,7 @@ def test_calls_are_found_in_whatever_starts_them() -> None:
     ]
 
 
-@pytest.mark.parametrize("call", ["train --workers 3", "verify RUN --steps 400:420", "keys create keys", "--version"])
+@pytest.mark.parametrize("call", ["train --workers 3", "verify RUN --steps 400..419", "keys create keys", "--version"])
 def test_a_call_that_the_command_line_takes_is_good(call: str) -> None:
     check_call(call.split())
 

@@ -138,7 +138,7 @@ def wanted_steps(recorded: RecordedRun, text: str | None) -> tuple[int, int]:
     if not total:
         raise UsageError(f"the run in {str(recorded.folder)!r} has not made a step yet, so there is nothing to compare")
     try:
-        steps = number_range(text or ":", total)
+        steps = number_range(text or "..", total)
     except click.BadParameter:
         raise UsageError(f"--steps {text!r}: expected A..B with 0 <= A <= B <= {total - 1}, the run's steps") from None
     return steps.start, steps.stop

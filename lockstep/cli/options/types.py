@@ -4,14 +4,12 @@ import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:  # for its name alone: a worker needs nothing of what it would import
     from lockstep.runs.trained_model import Moment
-
-T = TypeVar("T")
 
 
 def seconds(text: str) -> float:
@@ -25,23 +23,15 @@ def seconds(text: str) -> float:
     return number
 
 
-def share(text: str) -> float:
-    """Return a share of a whole, given as `1%` or `0.01`. Raises BadParameter."""
+def share_below_one(text: str) -> float:
+    """Return a share that leaves something of the whole, given as `20%` or `0.2`. Raises BadParameter."""
     number, sign, rest = text.strip().partition("%")
     try:
         part = float(number) / (100.0 if sign else 1.0)
     except ValueError:
         part = math.nan
-    if rest or not 0.0 <= part <= 1.0:
-        raise click.BadParameter(f"{text!r} is not a valid share: expected 0% to 100%, or a number from 0 to 1")
-    return part
-
-
-def share_below_one(text: str) -> float:
-    """Return a share that leaves something of the whole. Raises BadParameter."""
-    part = share(text)
-    if part == 1.0:
-        raise click.BadParameter(f"{text!r} leaves nothing: expected less than 100%, as 20% or 0.2")
+    if rest or not 0.0 <= part < 1.0:
+        raise click.BadParameter(f"{text!r} is not a valid share: expected less than 100%, as 20% or 0.2")
     return part
 
 
@@ -59,16 +49,15 @@ def moment(text: str) -> "Moment":
 
 
 def number_range(text: str, total: int | None = None) -> range:
-    """Return the numbers that a range names: `A..B` with both ends, or `A:B` without B, as slices of Python have it.
+    """Return the numbers that a range names: `A..B`, with both ends, or one number.
 
-    A single number is a range too, and of `total` numbers in all either end may be left out. Raises BadParameter.
+    Of `total` numbers in all, either end may be left out. Raises BadParameter.
     """
-    found = re.fullmatch(r"([0-9]{1,18})?(?:(\.\.|:)([0-9]{1,18})?)?", text)
+    found = re.fullmatch(r"([0-9]{1,18})?(\.\.)?([0-9]{1,18})?", text)
     numbers = range(0)
     if found is not None and (text.isdigit() or (found[2] and (total is not None or (found[1] and found[3])))):
-        first, beyond = int(found[1] or 0), 1 if found[2] == ".." else 0
-        last = (total or 0) if found[3] is None else int(found[3]) + beyond
-        numbers = range(first, last if found[2] else first + 1)
+        first, last = int(found[1] or 0), int(found[3] or (total or 0) - 1)
+        numbers = range(first, (last if found[2] else first) + 1)
     if not numbers or (total is not None and numbers.stop > total):
         within = "A <= B" if total is None else f"0 <= A <= B <= {total - 1}"
         raise click.BadParameter(f"{text!r} is not a valid range: expected A..B with {within}, or one number")
