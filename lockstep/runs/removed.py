@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
 
 #: Options of any command, or of one that is named before it, without those of a job's values.
 OPTIONS: dict[str, str] = {
+    "--best": "--checkpoint best",
     "--signed": _SIGNED_BY_OTHERS,
     "verify --keys": _SIGNED_BY_OTHERS,
     "--standby-of": _STARTED_AGAIN,

@@ -111,9 +111,7 @@ def _advice(folder: Path, checkpoints: Sequence[Checkpoint]) -> str:
     steps = [str(checkpoint.progress.steps) for checkpoint in reversed(checkpoints)]
     has_last = (folder / WEIGHTS).exists()
     if has_last and not steps:
-        return (
-            "it has only its last weights (a zip leaves checkpoints out): to use these, remove --best and --checkpoint"
-        )
+        return "it has only its last weights (a zip leaves checkpoints out): to use these, remove --checkpoint"
     there = [f"--checkpoint {step}" for step in steps] + ["--checkpoint last"] * has_last
     return f"expected {', '.join(there)}" if there else "it has none"
 
@@ -189,7 +187,7 @@ def _check_finite(folder: Path, weights: Vector, layout: ParameterLayout, moment
         where = str(folder / WEIGHTS) if moment == "last" else f"{str(folder)!r}: checkpoint {moment}"
         raise FileFormatError(
             f"{one_line(where)}: {layout.name_at(position)!r} has the value {weights[position]}: expected finite "
-            "numbers; take other weights with --best or --checkpoint, or train again with a lower lr"
+            "numbers; take other weights with --checkpoint, or train again with a lower lr"
         )
 
 

@@ -58,7 +58,6 @@ CHECKPOINT_OPTION = click.option(
     default="last",
     help="weights to use: last, best (of the best epoch), ema (the moving average), or a number of steps  [last]",
 )
-BEST_OPTION = click.option("--best", "moment", flag_value="best", type=moment, help="the same as --checkpoint best")
 TRAINING_DATA_OPTION = click.option(
     "--training-data",
     metavar="DATA",

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.packing import READING_OPTIONS, say_if_changed, training_data_of
-from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
+from lockstep.cli.options.run import CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.metrics import Score
 from lockstep.common.numerics.choice import prefer_numerics
@@ -31,7 +31,6 @@ from lockstep.runs.trained_model import Moment, Trained, data_advice, demand_dat
 )
 @TRAINING_DATA_OPTION
 @CHECKPOINT_OPTION
-@BEST_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
 @READING_OPTIONS
 @takes_trust
@@ -53,7 +52,7 @@ def evaluate(
       lockstep evaluate runs/20261124-231714-lenet
       lockstep evaluate runs/20261124-231714-lenet --data my_digits.npz
       lockstep evaluate runs/20261127-101500-net --data new_houses.csv
-      lockstep evaluate runs/20261124-231714-lenet --best
+      lockstep evaluate runs/20261124-231714-lenet --checkpoint best
     """
     trained = open_trained(run, moment).with_data(training_data_of(run, training_data))
     prefer_numerics(trained.job.numerics)

@@ -7,7 +7,7 @@ import click
 
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.packing import training_data_of
-from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
+from lockstep.cli.options.run import CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.common.errors import UsageError
 from lockstep.common.runtime.notice import notice
 from lockstep.ps.records.run_folder import read_receipt
@@ -22,7 +22,6 @@ FORMATS = get_args(Format)
 @RUN_ARGUMENT
 @click.argument("file", type=click.Path(path_type=Path))
 @CHECKPOINT_OPTION
-@BEST_OPTION
 @click.option("--format", "form", type=click.Choice(FORMATS), help="format of FILE  [as its name ends]")
 @TRAINING_DATA_OPTION
 @takes_trust

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.packing import READING_OPTIONS, training_data_of
-from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
+from lockstep.cli.options.run import CHECKPOINT_OPTION, RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.common.data.columns import ColumnKind
 from lockstep.common.data.folder import Conversion, Reading
 from lockstep.common.errors import DataError
@@ -38,7 +38,6 @@ WIDTH, MOST_NAME = 80, 36
 @RUN_ARGUMENT
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @CHECKPOINT_OPTION
-@BEST_OPTION
 @click.option("--no-center", is_flag=True, help="only resize pictures, without centring a digit")
 @click.option("--json", "as_json", is_flag=True, help="print all probabilities as JSON, one line per picture or row")
 @READING_OPTIONS

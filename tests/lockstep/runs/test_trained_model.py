@@ -113,12 +113,12 @@ def test_evaluate_and_export_take_either_flag(tmp_path: Path, capsys: pytest.Cap
     done = trained(tmp_path, checkpoint_every_steps=1)
     best = done.best_epoch
     told = []
-    for flags in (["--best"], ["--checkpoint", "best"], []):
+    for flags in (["--checkpoint", "best"], []):
         assert run(["evaluate", str(done.folder), "--json", *flags]) == 0
         told.append(json.loads(capsys.readouterr().out))
     assert [one["weights_sha256"] for one in told] == [best.weights_sha256] * 2 + [done.weights_sha256]
     assert told[0]["test_accuracy"] == best.test_accuracy
-    for name, flags in (("best.npz", ["--best"]), ("last.npz", [])):
+    for name, flags in (("best.npz", ["--checkpoint", "best"]), ("last.npz", [])):
         assert run(["export", str(done.folder), str(tmp_path / name), *flags]) == 0
     assert (tmp_path / "best.npz").read_bytes() != (tmp_path / "last.npz").read_bytes()
     assert run(["evaluate", str(done.folder), "--checkpoint", "first"]) == 2
