@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lockstep.api.fit import fit, resume
     from lockstep.api.learning_rates import find_lr
     from lockstep.api.run import Run, load_run
-    from lockstep.checking.doctor.examination import doctor
+    from lockstep.checking.doctor import doctor
     from lockstep.common import nn
     from lockstep.common.autograd import functional as F
     from lockstep.common.autograd.gradient_check import GradientError, check_gradients
@@ -67,7 +67,7 @@ if not TYPE_CHECKING:  # to a type checker they are the imports above, and any o
             case "find_lr":
                 from lockstep.api import learning_rates as module
             case "doctor":
-                from lockstep.checking.doctor import examination as module
+                from lockstep.checking import doctor as module
             case "load":
                 from lockstep.common.data import source as module
             case "GradientError" | "check_gradients":

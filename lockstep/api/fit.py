@@ -31,8 +31,8 @@ from lockstep.common.runtime.notice import notice
 from lockstep.launch.cluster import train_here
 from lockstep.launch.placement import chosen_processes
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
-from lockstep.results.reports.display import Display, NotebookPage, cell_output, display_for
-from lockstep.results.reports.summary import on_length
+from lockstep.results.display import Display, NotebookPage, cell_output, display_for
+from lockstep.results.summary import on_length
 from lockstep.runs.job_data import draft_of, length_reason, scale_note
 from lockstep.runs.job_file import resolve
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, trust, trust_own

@@ -119,8 +119,8 @@ class RateTest(msgspec.Struct, frozen=True, dict=True):
         """
         demand("matplotlib", "plot", "RateTest.plot")
         # Imported here, since the extra may not be installed.
-        from lockstep.results.reports.plots.style import save
-        from lockstep.results.reports.plots.training import rates_figure
+        from lockstep.results.plots.style import save
+        from lockstep.results.plots.training import rates_figure
 
         marks = {"suggestion": self.suggestion, "steepest": self.steepest, "at_minimum": self.at_minimum}
         figure = rates_figure(self.rates, self.losses, self.smoothed, marks)

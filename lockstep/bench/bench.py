@@ -16,7 +16,7 @@ from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.completion import MODELS, complete_list
 from lockstep.cli.options.types import number_range, whole_number
 from lockstep.common.transport.transports import Transport
-from lockstep.results.reports.display import counted
+from lockstep.results.display import counted
 from lockstep.runs import job_file
 
 R = TypeVar("R", bound=msgspec.Struct)

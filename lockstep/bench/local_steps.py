@@ -26,7 +26,7 @@ from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.run.plan import Plan
 from lockstep.ps.setup import open_run
-from lockstep.results.reports.display import counted
+from lockstep.results.display import counted
 from lockstep.runs.job_file import local_defaults, read_values, resolve, shipped_values
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.gradient_sink import NotFiniteError

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from lockstep.bench.bench import Panel, Series
-from lockstep.results.reports.plots.style import PARTS, logarithmic, new_figure
+from lockstep.results.plots.style import PARTS, logarithmic, new_figure
 
 #: The colours that benches name: the parts of a step, and the compared programs.
 COLOURS = {**PARTS, "ours": PARTS["compute"], "torch": "#D55E00", "ceiling": "#000000", "model": "#555555"}

@@ -21,7 +21,7 @@ from lockstep.cli.options.types import whole_number
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.runtime.environment import cores
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.display import counted
+from lockstep.results.display import counted
 from lockstep.runs.cost_model import (
     BYTES_PER_PARAMETER,
     HANDLING,

@@ -41,7 +41,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.runtime.version import VERSION
 from lockstep.ps.setup import open_run
-from lockstep.results.reports.display import counted
+from lockstep.results.display import counted
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.single_process import SingleProcessTrainer
 

@@ -30,7 +30,7 @@ from lockstep.ps.records.ledger import Line
 from lockstep.ps.records.metrics import StepRecord, read_metrics
 from lockstep.ps.records.run_folder import RunResult, read_ledger
 from lockstep.ps.run.progress import Split, StepTimeTotals
-from lockstep.results.reports.display import print_plainly
+from lockstep.results.display import print_plainly
 from lockstep.runs.job_file import resolve
 from lockstep.runs.session import Destination
 

@@ -102,7 +102,7 @@ def save_plot(bench: Bench[Any], rows: Sequence[msgspec.Struct], file: Path) -> 
     """Plot rows as a PNG. Raises RunError if the file cannot be written."""
     # Imported here, since the extra may not be installed, and takes half a second to load.
     from lockstep.bench.plot import figure_of
-    from lockstep.results.reports.plots.style import save
+    from lockstep.results.plots.style import save
 
     try:
         save(figure_of(bench.panels(rows)), file)

@@ -35,8 +35,8 @@ from lockstep.launch.supervision.template import ProcessTemplate
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
 from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
-from lockstep.results.reports.display import Display
-from lockstep.results.reports.summary import final_status
+from lockstep.results.display import Display
+from lockstep.results.summary import final_status
 from lockstep.runs.session import Destination, open_run_in, open_session
 from lockstep.runs.single_process import SerialRun
 

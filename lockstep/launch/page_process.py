@@ -14,7 +14,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.launch.process_backend import private_folder, remove_private
 from lockstep.launch.supervision.child import Child
-from lockstep.results.reports.display import Display
+from lockstep.results.display import Display
 from lockstep.runs.own_command import demand, own_command
 from lockstep.runs.run_dir import has_begun
 

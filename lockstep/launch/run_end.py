@@ -16,8 +16,8 @@ from lockstep.common.runtime.notice import warning
 from lockstep.launch.supervision.child import LOG
 from lockstep.ps.checkpoint.checkpoint import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
-from lockstep.results.reports.display import print_plainly
-from lockstep.results.reports.summary import show_advice, show_summary
+from lockstep.results.display import print_plainly
+from lockstep.results.summary import show_advice, show_summary
 from lockstep.runs.own_command import is_installed, own_command
 from lockstep.runs.run_dir import has_begun
 

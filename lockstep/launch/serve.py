@@ -41,7 +41,7 @@ from lockstep.ps.server.factory import ServerContext, build_server
 from lockstep.ps.server.server import Server
 from lockstep.ps.server.shared_memory import ServerSharedMemory, share
 from lockstep.ps.setup import RunSetup
-from lockstep.results.reports.display import Display, Lines, counted, display_for, print_plainly
+from lockstep.results.display import Display, Lines, counted, display_for, print_plainly
 from lockstep.runs.session import Destination, RunSession, open_run_in, open_session
 from lockstep.runs.single_process import recompute_micro_batch
 

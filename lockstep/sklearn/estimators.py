@@ -30,7 +30,7 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cores
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
-from lockstep.results.reports.display import display_for
+from lockstep.results.display import display_for
 from lockstep.runs.job_data import suited_batch
 from lockstep.runs.job_file import fields, resolve
 from lockstep.sklearn.network import (

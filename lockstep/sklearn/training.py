@@ -38,7 +38,7 @@ from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.records.recorder import NO_TRANSPORT, MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import WEIGHTS, RunResult
 from lockstep.ps.setup import RunSetup, open_run
-from lockstep.results.reports.display import Display
+from lockstep.results.display import Display
 from lockstep.runs.session import Destination
 from lockstep.runs.single_process import SerialRun
 from lockstep.worker.compute import Compute

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lockstep import Run, fit
-from lockstep.checking.doctor.examination import examine_job
+from lockstep.checking.doctor import examine_job
 from lockstep.common.data.source import load
 from lockstep.common.nn.description import build
 from lockstep.runs.job_file import read_values, resolve
@@ -22,7 +22,7 @@ JOBS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.toml
 #: Those whose layers the doctor can look into.
 OWN_JOBS = [name for name in JOBS if not name.startswith("pytorch/")]
 
-#: Those that the doctor tries for many seconds: small nets of their kinds are in tests/lockstep/checking/doctor.
+#: Those that the doctor tries for many seconds: small nets of their kinds are in tests/lockstep/checking.
 LONG_JOBS = ("batchnorm_cnn.toml", "cnn.toml", "language/job.toml")
 
 #: What language/data.py says of its text: the nats of a character of which only its share is known.

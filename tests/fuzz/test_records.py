@@ -32,7 +32,7 @@ from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.receipt import Receipt, ReceiptLink
 from lockstep.ps.records.run_folder import JOB, LEDGER, RECEIPT, RESULT, read_result
 from lockstep.ps.run.plan import plan_of
-from lockstep.results.reports.plots.curves import read_curves, read_timeline
+from lockstep.results.plots.curves import read_curves, read_timeline
 from lockstep.runs.job_file import to_toml
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of

@@ -146,9 +146,9 @@ def test_of_a_regression_other_pictures_are_drawn(tmp_path: Path, capsys: pytest
 def test_the_axes_of_a_regression_are_called_what_they_are(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: .venv/bin/pip install -e '.[plot]'")
     from lockstep.results.evaluation.assessment import assess
-    from lockstep.results.reports.plots.curves import read_curves
-    from lockstep.results.reports.plots.results import regression_outputs
-    from lockstep.results.reports.plots.training import learning
+    from lockstep.results.plots.curves import read_curves
+    from lockstep.results.plots.results import regression_outputs
+    from lockstep.results.plots.training import learning
     from lockstep.runs.trained_model import open_trained
 
     trained = of_table(tmp_path)

@@ -14,10 +14,10 @@ from lockstep.cli.main import run
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.client import say
 from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
-from lockstep.results.reports.display import Display, NotebookPage, display_for, print_plainly
-from lockstep.results.reports.plots.curves import read_timeline
-from lockstep.results.reports.summary import show_advice
-from tests.lockstep.results.reports.plots.records import write_ledger, write_steps
+from lockstep.results.display import Display, NotebookPage, display_for, print_plainly
+from lockstep.results.plots.curves import read_timeline
+from lockstep.results.summary import show_advice
+from tests.lockstep.results.plots.records import write_ledger, write_steps
 from tests.lockstep.statuses import result, status, worker
 
 #: What a terminal, `rich`, or a reader of lines would take for more than text.

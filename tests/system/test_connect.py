@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from lockstep.checking.doctor import connection
+from lockstep.checking import doctor_connection as connection
 from lockstep.cli.main import run
 from lockstep.common.protocol.messages import PROTOCOL_VERSION
 from lockstep.common.transport.zeromq.client import TIMEOUT_S

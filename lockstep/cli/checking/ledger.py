@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from lockstep.checking.coverage import coverage_lines, coverage_of, demand_coverage
 from lockstep.checking.recorded_run import read_run
+from lockstep.checking.verify import coverage_lines, coverage_of, demand_coverage
 from lockstep.cli.options.packing import training_data_of
 from lockstep.cli.options.run import RUN_ARGUMENT, TRAINING_DATA_OPTION
 from lockstep.common.files.sanitize import printable

@@ -24,7 +24,7 @@ from lockstep.cli.options.types import whole_number
 from lockstep.common.errors import UsageError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.numerics.choice import take_numerics
-from lockstep.results.reports.display import print_plainly
+from lockstep.results.display import print_plainly
 
 #: Samples that are shown; `--json` has them all.
 MOST_SAMPLES = 16

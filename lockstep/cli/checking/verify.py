@@ -10,7 +10,6 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from lockstep.checking.comparison import comparison, read_compared
-from lockstep.checking.coverage import coverage_lines, coverage_of, demand_coverage
 from lockstep.checking.recorded_run import (
     RecordedRun,
     load_checkpoint_before,
@@ -18,7 +17,14 @@ from lockstep.checking.recorded_run import (
     other_numerics,
     read_run,
 )
-from lockstep.checking.verify import Verifier, check_chain, file_difference
+from lockstep.checking.verify import (
+    Verifier,
+    check_chain,
+    coverage_lines,
+    coverage_of,
+    demand_coverage,
+    file_difference,
+)
 from lockstep.cli.options.completion import RunPath
 from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.packing import progress_of, say_if_changed, training_data_of
@@ -30,7 +36,7 @@ from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.exit_codes import ExitCode
 from lockstep.packing.options import ReadProgress
-from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
+from lockstep.results.display import PLAIN_EVERY_S, print_plainly
 
 
 @click.command(short_help="Recompute a run and compare every bit.")

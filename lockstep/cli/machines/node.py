@@ -27,7 +27,7 @@ from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.supervision.child import WatchedProcess
 from lockstep.launch.supervision.restarts import ProcessPlace, Role
 from lockstep.launch.team import default_processes, team_arguments
-from lockstep.results.reports.display import display_for, print_plainly
+from lockstep.results.display import display_for, print_plainly
 from lockstep.runs.run_dir import finished, has_begun
 from lockstep.runs.session import Destination, destination_of
 

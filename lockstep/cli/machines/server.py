@@ -31,7 +31,7 @@ from lockstep.launch.page_process import PageRequest
 from lockstep.launch.run_end import keep_logs, show_end
 from lockstep.launch.serve import Listening, Service, dismiss, serve_by_hand, serve_supervised
 from lockstep.launch.supervision.channel import ParentLink
-from lockstep.results.reports.display import print_plainly
+from lockstep.results.display import print_plainly
 from lockstep.runs.run_dir import check_resume_flags, finished, has_begun, keep_parts, unclaim
 from lockstep.runs.session import Destination, destination_of
 

@@ -18,7 +18,7 @@ from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import HANDSHAKE_S, no_answer
 from lockstep.launch.endpoints import credential_of
-from lockstep.results.reports.display import epoch_line, figures, in_teams, place, print_plainly, thinned, workers_table
+from lockstep.results.display import epoch_line, figures, in_teams, place, print_plainly, thinned, workers_table
 
 
 @click.command(short_help="Show the progress of a run.")

@@ -23,7 +23,7 @@ from lockstep.common.runtime.notice import notice
 from lockstep.packing.cache import DatasetCache
 from lockstep.packing.options import DIRECT, Missing, PackOptions, is_delimiter, known_encoding
 from lockstep.ps.records.run_folder import RECEIPT, read_receipt
-from lockstep.results.reports.display import print_plainly
+from lockstep.results.display import print_plainly
 from lockstep.runs.run_dir import demand_unused, has_begun, recorded_job, trust_own
 
 

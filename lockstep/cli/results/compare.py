@@ -20,7 +20,7 @@ from lockstep.checking.comparison import (
 )
 from lockstep.cli.options.completion import RunPath, as_given
 from lockstep.common.errors import UsageError
-from lockstep.results.reports.display import print_plainly
+from lockstep.results.display import print_plainly
 from lockstep.runs.job_file import NONE
 
 #: Runs in one table: 80 columns have room for their digests.

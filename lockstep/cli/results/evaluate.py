@@ -14,9 +14,8 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.metrics import Score
 from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.runtime.notice import notice
-from lockstep.results.evaluation.assessment import assess
-from lockstep.results.evaluation.report import lines, record_of, scored
-from lockstep.results.reports.display import print_plainly
+from lockstep.results.display import print_plainly
+from lockstep.results.evaluation.assessment import assess, lines, record_of, scored
 from lockstep.runs.own_command import with_own_commands
 from lockstep.runs.run_dir import EXAMPLES, finished
 from lockstep.runs.trained_model import Moment, Trained, data_advice, demand_data, has_data, open_trained

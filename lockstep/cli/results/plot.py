@@ -14,9 +14,8 @@ from lockstep.cli.options.run import TRAINING_DATA_OPTION
 from lockstep.common.errors import UsageError
 from lockstep.launch.run_end import PICTURE
 from lockstep.ps.records.metrics import METRICS
-from lockstep.results.reports.display import print_plainly
-from lockstep.results.reports.plots.curves import RunCurves, read_curves
-from lockstep.results.reports.plots.events import write_events
+from lockstep.results.display import print_plainly
+from lockstep.results.plots.curves import RunCurves, read_curves, write_events
 from lockstep.runs.own_command import demand, with_own_commands
 
 #: The default folder for plots of several runs, and with a folder in it for each file of a run. Those of a single run
@@ -98,8 +97,8 @@ def _curves_of(runs: tuple[Path, ...]) -> list[RunCurves]:
 
 def _learning(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> Iterator[str]:
     # Imported here as in `_plots`, and without the test set, which the others need.
-    from lockstep.results.reports.plots.style import save
-    from lockstep.results.reports.plots.training import learning
+    from lockstep.results.plots.style import save
+    from lockstep.results.plots.training import learning
 
     save(learning(curves), folder / PICTURE)
     yield f"wrote {folder / PICTURE}"
@@ -107,7 +106,7 @@ def _learning(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> 
 
 def _plots(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path, training_data: str | None) -> Iterator[str]:
     # Imported here, since the extra may not be installed, and takes half a second to load.
-    from lockstep.results.reports.plots.results import Subject, plot_runs
+    from lockstep.results.plots.results import Subject, plot_runs
 
     places = [training_data_of(run, training_data) for run in runs]
     subjects = [Subject(run, each, place) for run, each, place in zip(runs, curves, places, strict=True)]

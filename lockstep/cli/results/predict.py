@@ -20,10 +20,9 @@ from lockstep.common.files.reading import near_file
 from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.runtime.notice import notice
 from lockstep.packing.files import CSV, pictures_below, table_files
+from lockstep.results.display import print_plainly
 from lockstep.results.evaluation.pictures import Recognizer
-from lockstep.results.evaluation.prediction_lines import by_class, line, write_rows
-from lockstep.results.evaluation.predictor import ARRAYS, Predictor, problems_text, rows_in
-from lockstep.results.reports.display import print_plainly
+from lockstep.results.evaluation.predictor import ARRAYS, Predictor, by_class, line, problems_text, rows_in, write_rows
 from lockstep.runs.own_command import demand
 from lockstep.runs.trained_model import Moment, open_trained
 

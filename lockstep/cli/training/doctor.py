@@ -7,15 +7,15 @@ import click
 import msgspec
 from rich.console import Console
 
-from lockstep.checking.doctor.connection import examine_connection
-from lockstep.checking.doctor.examination import examine_job
+from lockstep.checking.doctor import examine_job
+from lockstep.checking.doctor_connection import examine_connection
 from lockstep.cli.options.job import JobCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.packing import DIRECT_OPTIONS, direct_options, with_packed_data
 from lockstep.cli.options.run import KEY_OPTION
 from lockstep.common.numerics.choice import kernels_here
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.launch.endpoints import check_worker_key, credential_of
-from lockstep.results.reports.display import print_plainly
+from lockstep.results.display import print_plainly
 
 #: The fields of the fingerprint that `--report` shows: versions, and the evidence of the numerics.
 REPORTED = ("lockstep", "code", "python", "libc", "numpy", "blas", "contract", "target", "kernels", "canary")

@@ -11,7 +11,7 @@ from lockstep.api.learning_rates import rates_of
 from lockstep.cli.options.job import JobCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.packing import DIRECT_OPTIONS, direct_options, with_packed_data
 from lockstep.cli.options.types import whole_number
-from lockstep.results.reports.display import print_plainly
+from lockstep.results.display import print_plainly
 
 #: The printed values of a test, in that order.
 FIGURES = ("suggestion", "steepest", "at_minimum")

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lockstep.cli.options.packing import PACK_OPTIONS, options_of, progress_of
 from lockstep.packing.pack import pack, plan_lines
-from lockstep.results.reports.display import print_plainly
+from lockstep.results.display import print_plainly
 
 
 @click.command("pack", short_help="Turn tables, pictures or arrays into a dataset.")

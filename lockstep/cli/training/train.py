@@ -24,7 +24,7 @@ from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.placement import chosen_processes
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.display import Display, counted, display_for, print_plainly
+from lockstep.results.display import Display, counted, display_for, print_plainly
 from lockstep.runs.job_data import length_reason, scale_note, shown_data
 from lockstep.runs.own_command import demand
 from lockstep.runs.run_dir import check_resume_flags, finished

@@ -35,7 +35,7 @@ from lockstep.launch.remote.agent import Core, LaunchAgent, TeamPlaces
 from lockstep.launch.supervision.channel import ChildReport, EndReport, decode_report
 from lockstep.launch.supervision.child import LOG, ProcessLog, WatchedProcess
 from lockstep.launch.supervision.restarts import USAGE, ProcessPlace, Role
-from lockstep.results.reports.display import Display
+from lockstep.results.display import Display
 
 #: The exit code of a team whose machine is gone: the same as if it had been killed.
 LOST = -int(signal.SIGKILL)

@@ -34,7 +34,7 @@ from lockstep.ps.records.ledger import (
 from lockstep.ps.records.metrics import METRICS, Record
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import JOB, LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
-from lockstep.results.reports.plots.curves import Floats, RunCurves, StepColumns
+from lockstep.results.plots.curves import Floats, RunCurves, StepColumns
 from lockstep.runs.run_dir import (
     has_begun,
     recorded,

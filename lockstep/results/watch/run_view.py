@@ -14,8 +14,8 @@ from lockstep.common.job.losses import has_accuracy
 from lockstep.common.protocol.messages import Status, WorkerStatus
 from lockstep.common.runtime.clock import file_time
 from lockstep.ps.records.ledger import WorkerIn
-from lockstep.results.reports.display import speed_of
-from lockstep.results.reports.plots.curves import parts_of
+from lockstep.results.display import speed_of
+from lockstep.results.plots.curves import parts_of
 from lockstep.results.watch.figures import Figures, RunState, Snapshot, tiles_of
 from lockstep.results.watch.processes import ProcessUse, ProcessWatch, WorkerView
 from lockstep.results.watch.run_files import NOWHERE, RECENT_STEPS, StepLeases, WatchedFiles, written_at

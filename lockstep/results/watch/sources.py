@@ -18,7 +18,7 @@ from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.common.runtime.clock import file_time
 from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, Record
 from lockstep.ps.records.run_folder import JOB, RunResult, read_result
-from lockstep.results.reports.plots.curves import RunCurves
+from lockstep.results.plots.curves import RunCurves
 from lockstep.results.watch.figures import RunState, tested_epoch
 from lockstep.results.watch.run_files import NOWHERE, WatchedFiles, try_read, written_at
 from lockstep.results.watch.run_view import STOPPED_S, RunView

@@ -18,9 +18,9 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_what_has_the_name_of_a_room_too_is_the_function() -> None:
-    import lockstep.checking.doctor.examination
+    import lockstep.checking.doctor
 
-    assert lockstep.doctor is lockstep.checking.doctor.examination.doctor
+    assert lockstep.doctor is lockstep.checking.doctor.doctor
 
 
 @pytest.mark.parametrize("function", [lockstep.load, lockstep.check_gradients])
@@ -47,5 +47,5 @@ def test_a_process_of_a_run_does_not_import_what_only_a_person_needs(process: st
         [sys.executable, "-P", "-c", code], env=child_environment(), capture_output=True, text=True, check=True
     )
     modules = done.stdout.split()
-    needless = ("rich", "asyncio", "email", "lockstep.api", "lockstep.launch.cluster", "lockstep.results.reports")
+    needless = ("rich", "asyncio", "email", "lockstep.api", "lockstep.launch.cluster", "lockstep.results")
     assert [name for name in modules if name.startswith(needless)] == []

@@ -17,8 +17,8 @@ from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import Job, check
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.cluster import train_here
+from lockstep.results.display import display_for
 from lockstep.results.evaluation.assessment import assess
-from lockstep.results.reports.display import display_for
 from lockstep.runs.job_data import with_data_values
 from lockstep.runs.run_dir import resumed_job
 from lockstep.runs.session import Destination

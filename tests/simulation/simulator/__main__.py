@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lockstep.cli.options.types import number_range, whole_number
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
+from lockstep.results.display import PLAIN_EVERY_S, print_plainly
 from tests.simulation.simulator.oracle import simulate
 from tests.simulation.simulator.scenario import scenario_of
 

@@ -10,7 +10,7 @@ from lockstep import fit, nn
 from lockstep.cli.main import run
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.runs.shared_run import share
-from tests.lockstep.results.reports.plots.records import LEDGER, write_ledger, write_steps
+from tests.lockstep.results.plots.records import LEDGER, write_ledger, write_steps
 from tests.lockstep.small_runs import small_run
 
 PNG = b"\x89PNG\r\n\x1a\n"

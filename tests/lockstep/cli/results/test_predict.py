@@ -17,7 +17,7 @@ from lockstep.common.autograd import functional as F
 from lockstep.common.errors import DataError
 from lockstep.common.runtime.environment import child_environment
 from lockstep.results.evaluation.assessment import assess, probabilities_of
-from lockstep.results.evaluation.prediction_lines import line, spelled
+from lockstep.results.evaluation.predictor import line, spelled
 from lockstep.runs.trained_model import open_trained
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import tiny_arrays

@@ -7,7 +7,7 @@ from lockstep.common.protocol.run_options import default_options
 from lockstep.results.watch.run_files import WatchedFiles
 from lockstep.results.watch.run_view import RunView
 from lockstep.runs.job_file import to_toml
-from tests.lockstep.results.reports.plots.records import TIMED_LEDGER, write_ledger, write_steps
+from tests.lockstep.results.plots.records import TIMED_LEDGER, write_ledger, write_steps
 
 
 def running(folder: Path, steps: int = 6) -> Path:

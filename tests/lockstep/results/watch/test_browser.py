@@ -22,7 +22,7 @@ from lockstep.ps.records.run_folder import RunFolder
 from lockstep.results.watch.guard import Guard
 from lockstep.results.watch.serving import WatchApp, listen
 from lockstep.results.watch.sources import WatchedRuns
-from tests.lockstep.results.reports.plots.records import write_steps
+from tests.lockstep.results.plots.records import write_steps
 from tests.lockstep.results.watch.folders import running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

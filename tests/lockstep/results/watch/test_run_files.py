@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.ps.records.metrics import StepRecord
-from lockstep.results.reports.plots.curves import StepColumns
+from lockstep.results.plots.curves import StepColumns
 from lockstep.results.watch.run_files import LineFollower, curves
 
 

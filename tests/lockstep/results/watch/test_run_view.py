@@ -13,7 +13,7 @@ from lockstep.ps.records.run_folder import read_receipt
 from lockstep.results.watch.figures import RunState
 from lockstep.results.watch.run_files import NOWHERE, EventKind, WatchedFiles
 from lockstep.results.watch.run_view import STOPPED_S, RunView
-from tests.lockstep.results.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
+from tests.lockstep.results.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
 from tests.lockstep.results.watch.folders import running, viewed
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.statuses import status, worker

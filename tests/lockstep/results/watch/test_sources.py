@@ -16,7 +16,7 @@ from lockstep.results.watch.figures import RunState
 from lockstep.results.watch.run_view import STOPPED_S
 from lockstep.results.watch.sources import MOST_RUNS, ONLY, WatchedRuns
 from lockstep.runs.job_file import to_toml
-from tests.lockstep.results.reports.plots.records import write_steps
+from tests.lockstep.results.plots.records import write_steps
 from tests.lockstep.results.watch.folders import running
 from tests.lockstep.statuses import status
 

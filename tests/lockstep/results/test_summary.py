@@ -13,7 +13,7 @@ from rich.console import Console
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.progress import Moved, Split
-from lockstep.results.reports.summary import advice, epochs_table, show_advice, show_summary, summary_lines
+from lockstep.results.summary import advice, epochs_table, show_advice, show_summary, summary_lines
 from tests.lockstep.statuses import result
 
 TOO_SMALL = (

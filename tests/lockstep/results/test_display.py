@@ -12,7 +12,7 @@ from rich.console import Console
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.runtime.notice import notice
-from lockstep.results.reports.display import (
+from lockstep.results.display import (
     MOST_LINES,
     MOST_WORKER_LINES,
     Display,

@@ -9,8 +9,8 @@ import pytest
 
 from lockstep.common.errors import FileFormatError
 from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
-from lockstep.results.reports.plots.curves import ComputedShare, read_curves, read_timeline, smoothed
-from tests.lockstep.results.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
+from lockstep.results.plots.curves import ComputedShare, read_curves, read_timeline, smoothed
+from tests.lockstep.results.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
 
 
 def test_steps_and_epochs_are_read_in_order(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lockstep.common.job.metrics import Score
 from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.display import in_teams, print_note, print_plainly, thinned
+from lockstep.results.display import in_teams, print_note, print_plainly, thinned
 from lockstep.runs.cost_model import Measured, fitted
 
 #: Seconds of training below which times mean nothing.

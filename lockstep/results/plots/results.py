@@ -18,10 +18,10 @@ from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError, UsageError
 from lockstep.results.evaluation.assessment import Assessment, assess, probabilities_of
 from lockstep.results.evaluation.figures import Integers, shown_names
-from lockstep.results.reports.plots.curves import RunCurves, read_timeline
-from lockstep.results.reports.plots.style import colour, new_figure, save, tidy
-from lockstep.results.reports.plots.timeline import timeline
-from lockstep.results.reports.plots.training import learning, throughput
+from lockstep.results.plots.curves import RunCurves, read_timeline
+from lockstep.results.plots.style import colour, new_figure, save, tidy
+from lockstep.results.plots.timeline import timeline
+from lockstep.results.plots.training import learning, throughput
 from lockstep.runs.trained_model import Trained, open_trained
 
 #: Most classes whose counts are written into a confusion matrix, and most filters, mistakes and targets to show.

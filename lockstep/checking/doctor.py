@@ -8,10 +8,8 @@ import msgspec
 
 from lockstep.api.exported_model import ExportedModel, Model, exported
 from lockstep.api.job_inputs import Arrays, Frame, takes_data_in_one, temporary_job
-from lockstep.checking.doctor.data import check_data
-from lockstep.checking.doctor.examined_job import SAMPLES, ExaminedJob, Finding, Group
-from lockstep.checking.doctor.first_steps import check_first_steps
-from lockstep.checking.doctor.layers import check_activations, check_gradients
+from lockstep.checking.doctor_checks import check_activations, check_data, check_first_steps, check_gradients
+from lockstep.checking.examined_job import SAMPLES, ExaminedJob, Finding, Group
 from lockstep.common.aggregation.layout import gather
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.source import load, with_moments

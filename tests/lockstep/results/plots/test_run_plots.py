@@ -20,18 +20,18 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.job.tally import Tally
 from lockstep.results.evaluation.assessment import Assessment
 from lockstep.results.evaluation.figures import MOST_NAME
-from lockstep.results.reports.plots.curves import Floats, RunCurves, parts_of, read_curves, read_timeline
-from lockstep.results.reports.plots.results import (
+from lockstep.results.plots.curves import Floats, RunCurves, parts_of, read_curves, read_timeline
+from lockstep.results.plots.results import (
     confusion_matrix,
     first_images,
     first_layer,
     regression_outputs,
     worst_mistakes,
 )
-from lockstep.results.reports.plots.style import logarithmic, new_figure
-from lockstep.results.reports.plots.timeline import UNUSED, timeline
-from lockstep.results.reports.plots.training import learning, throughput
-from tests.lockstep.results.reports.plots.records import LEDGER, write_ledger, write_steps
+from lockstep.results.plots.style import logarithmic, new_figure
+from lockstep.results.plots.timeline import UNUSED, timeline
+from lockstep.results.plots.training import learning, throughput
+from tests.lockstep.results.plots.records import LEDGER, write_ledger, write_steps
 
 
 def courses(folder: Path, *names: str) -> list[RunCurves]:

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lockstep.results.reports.plots.curves import Floats, RunCurves, parts_of, smoothed
-from lockstep.results.reports.plots.style import (
+from lockstep.results.plots.curves import Floats, RunCurves, parts_of, smoothed
+from lockstep.results.plots.style import (
     COLOURS,
     PARTS,
     PLAIN,

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lockstep.results.reports.plots.curves import ComputedShare, Floats, RunCurves, WorkerTimeline
-from lockstep.results.reports.plots.style import PARTS, colour, new_figure, tidy
+from lockstep.results.plots.curves import ComputedShare, Floats, RunCurves, WorkerTimeline
+from lockstep.results.plots.style import PARTS, colour, new_figure, tidy
 
 #: Bins of steps over the whole run.
 BINS = 160

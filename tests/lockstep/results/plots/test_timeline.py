@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lockstep.ps.records.ledger import UnusedWork
-from lockstep.results.reports.plots.curves import ComputedShare, read_curves, read_timeline
-from lockstep.results.reports.plots.style import PARTS, colour
-from lockstep.results.reports.plots.timeline import (
+from lockstep.results.plots.curves import ComputedShare, read_curves, read_timeline
+from lockstep.results.plots.style import PARTS, colour
+from lockstep.results.plots.timeline import (
     UNUSED,
     TimedStep,
     bars_of,
@@ -23,7 +23,7 @@ from lockstep.results.reports.plots.timeline import (
     shown_steps,
     timed_steps,
 )
-from tests.lockstep.results.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
+from tests.lockstep.results.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
 
 
 def bars_in(axes: Axes, *, face: str = "", edge: str = "") -> list[tuple[int, int, int]]:

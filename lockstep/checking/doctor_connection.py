@@ -5,8 +5,8 @@ import platform
 import secrets
 from contextlib import closing
 
-from lockstep.checking.doctor.examination import Examination
-from lockstep.checking.doctor.examined_job import Finding, Group
+from lockstep.checking.doctor import Examination
+from lockstep.checking.examined_job import Finding, Group
 from lockstep.common.errors import Diagnosis, RefusalKind, RemoteProtocolError, Stage
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lockstep import doctor, nn
 from lockstep.common.errors import DataError, ModelError
 from lockstep.common.numerics.random import Purpose, generator
-from tests.lockstep.checking.doctor import plants
+from tests.lockstep.checking import plants
 from tests.lockstep.tiny_data import tiny_arrays, write_tiny
 
 Array = NDArray[Any]
