@@ -1,17 +1,16 @@
-"""Runs the samples of PyTorch's own tests, and ONNX's cases, through our functions and layers; prints a table."""
+"""Runs the samples of PyTorch's own tests through our functions, layers and exported graphs; prints a table."""
 
 import sys
 from collections import Counter
 
 from tests.conformance.graphs import graph_results
 from tests.conformance.modules import module_results
-from tests.conformance.nodes import node_results
 from tests.conformance.operations import Outcome, results, share_of_equal, table
 
 
 def main(names: list[str]) -> int:
     """Print the table, the reasons by how often they hold, and each difference; return how many differences."""
-    found = [*results(names), *module_results(names), *graph_results(names), *node_results(names)]
+    found = [*results(names), *module_results(names), *graph_results(names)]
     print(table(found))
     equal, count = share_of_equal(found)
     print(

@@ -1,4 +1,4 @@
-"""The reasons for which calls of PyTorch, and cases of ONNX, are refused.
+"""The reasons for which calls of PyTorch are refused.
 
 docs/reference/api/differences.md is made from this list. It knows neither PyTorch nor the functions.
 """
@@ -25,8 +25,6 @@ class Reason(msgspec.Struct, frozen=True):
     arguments: tuple[str, ...] = ()
     #: Words of the error with which it is refused, one of which has to be there.
     words: tuple[str, ...] = ()
-    #: Kinds of the error with which it is refused; empty for all.
-    kinds: tuple[type[Exception], ...] = ()
     #: Whether the call is not refused, and has another result.
     is_other_result: bool = False
 
@@ -37,8 +35,7 @@ class Reason(msgspec.Struct, frozen=True):
             return False
         is_named = not self.arguments or any(argument in given for argument in self.arguments)
         text = f"{type(error).__name__}: {error}"
-        is_of_kind = not self.kinds or isinstance(error, self.kinds)
-        return is_named and is_of_kind and (not self.words or any(word in text for word in self.words))
+        return is_named and (not self.words or any(word in text for word in self.words))
 
 
 #: In the order in which they are tried: the first one that explains a sample counts.
@@ -128,34 +125,6 @@ REASONS = (
     ),
     Reason("`unbiased` of `var` by its place", "`correction=`", words=("the correction of a variance has a name",)),
     Reason("modes of `pad` with a width that does not fit the rest", "`F.pad` twice", words=("does not fit mode",)),
-    Reason(
-        "cases of ONNX: `auto_pad` and `storage_order`, and pools along three axes",
-        "`padding` in numbers",
-        words=("'auto_pad'", "'storage_order'", "no pools along 3 axes"),
-    ),
-    Reason(
-        "cases of ONNX: padding of a pool of more than half its window, which PyTorch refuses, too",
-        "`F.pad`",
-        words=("a window must not lie in the padding alone",),
-    ),
-    Reason(
-        "cases of ONNX: a batch normalization in training, whose running variance divides by the number of samples",
-        "`F.batch_norm`, which divides by one less, as PyTorch does",
-        ("onnx node BatchNormalization",),
-        ("training_mode",),
-    ),
-    Reason(
-        "cases of ONNX: a GRU with `linear_before_reset=0`, and peepholes of an LSTM",
-        "`nn.GRU` and `nn.LSTM`, which are those of PyTorch",
-        ("onnx node GRU", "onnx node LSTM"),
-        words=("a reset comes behind the product", "there are no peepholes"),
-    ),
-    Reason(
-        "cases of ONNX: quotients of whole numbers, which are truncated there",
-        "`F.divide`, and NumPy's `trunc`",
-        ("onnx node Div",),
-        words=("is not truncated",),
-    ),
     Reason("the largest and the smallest of no elements", "skip them", words=("zero-size array to reduction",)),
 )
 

@@ -1,6 +1,5 @@
 """A part of PyTorch's own samples is equal, or refused for a documented reason: scripts/conformance runs all."""
 
-import numpy as np
 import pytest
 
 from tests.conformance.reasons import REASONS, reason_for
@@ -38,30 +37,6 @@ def test_exported_graphs_are_equal_or_refused_for_a_documented_reason() -> None:
     assert len({each.name for each in found}) > 50
     equal, count = share_of_equal(found)
     assert equal > 0.9 * count
-
-
-def test_onnx_cases_are_equal_or_refused_for_a_documented_reason() -> None:
-    pytest.importorskip("onnx", reason="the cases are in the package onnx")
-    pytest.importorskip("onnxruntime", reason="the cases are compared with onnxruntime")
-    from tests.conformance.nodes import OPERATORS, node_results
-    from tests.conformance.operations import share_of_equal
-
-    found = list(node_results())
-    assert not [each for each in found if each.outcome.is_fault]
-    assert {each.name for each in found} == {f"onnx node {kind}" for kind in OPERATORS}
-    equal, count = share_of_equal(found)
-    assert equal > 0.85 * count
-
-
-def test_a_case_of_onnx_with_another_result_is_found() -> None:
-    pytest.importorskip("onnx", reason="the cases are in the package onnx")
-    pytest.importorskip("onnxruntime", reason="the cases are compared with onnxruntime")
-    from tests.conformance.nodes import difference
-
-    planted = np.ones(3, np.float32)
-    assert not difference(planted, planted)
-    assert difference(planted + np.float32(1e-4), planted)
-    assert difference(planted[:, np.newaxis], planted)
 
 
 def test_a_sample_that_pytorch_refuses_counts_as_none() -> None:
