@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.notebooks.exercises import for_instructors, for_students, verdicts
 from tests.notebooks.folder import DIGEST, NOTEBOOKS, Notebook, read, sources_digest, write
-from tests.notebooks.wrong_answers import WRONG_ANSWERS
+from tests.notebooks.wrong_answers import mistakes_in
 
 
 def _run(notebook: Notebook) -> Notebook:
@@ -49,7 +49,7 @@ def _make(path: Path, chosen: argparse.Namespace, run: Callable[[Notebook], Note
     print(f"running {path.name}", flush=True)
     if not chosen.instructor:
         return _save(path, run(read(path)))
-    result = run(for_instructors(read(path), WRONG_ANSWERS.get(path.stem, ())))
+    result = run(for_instructors(read(path), mistakes_in(path.stem)))
     rejected = [line for _, _, line in verdicts(result) if not line.startswith("✓")]
     for line in rejected:
         print(f"error: {path.name}: the check of a solution reports {line!r}: expected ✓", file=sys.stderr)

@@ -4,6 +4,7 @@ An exercise is four cells: the question, an answer that is still empty (tagged `
 and the solution, which is folded, and whose block of code is a right answer. Runs nothing.
 """
 
+import ast
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,20 @@ Cell = dict[str, Any]
 
 @dataclass(frozen=True)
 class WrongAnswer:
-    """A mistake that people make, the answer that has it, and a part of what its check has to report."""
+    """A mistake that people make, and a part of what its check has to report."""
 
     mistake: str
-    #: Run after the right answer: names that it does not define are right.
-    code: str
     report: str
+    #: A text of the right answer and what becomes of it, or one that is run after the right answer.
+    change: tuple[str, ...]
+
+    def made_in(self, right: str) -> str:
+        """Return a right answer with the mistake in it. Raises ValueError if there is nothing to change."""
+        if len(self.change) == 1:
+            return f"{right}\n{self.change[0]}"
+        if self.change[0] not in right:
+            raise ValueError(f"{self.mistake}: {self.change[0]!r} is not in {right!r}")
+        return right.replace(*self.change)
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,28 @@ class Exercise:
         (code,) = _CODE.findall(source(self.solution))
         return str(code).rstrip("\n")
 
+    @property
+    def asked(self) -> str:
+        """The statements of the right answer that define what is asked for, without what it shows of that."""
+        names, right = set(_defined(source(self.answer))), self.right_answer
+        found = [ast.get_source_segment(right, node) for node in ast.parse(right).body if names & set(_names(node))]
+        return "\n\n\n".join(filter(None, found))
+
     def is_answered_by(self, cell: Cell) -> bool:
         """Return whether a cell is that of its answer."""
         return bool(cell["id"] == self.answer["id"])
+
+
+def _defined(code: str) -> Iterator[str]:
+    """Yield the names that a cell defines."""
+    return (name for node in ast.parse(code).body for name in _names(node))
+
+
+def _names(node: ast.stmt) -> Iterator[str]:
+    if isinstance(node, ast.FunctionDef):
+        yield node.name
+    elif isinstance(node, ast.Assign):
+        yield from (found.id for target in node.targets for found in ast.walk(target) if isinstance(found, ast.Name))
 
 
 def has_tag(cell: Cell, tag: str) -> bool:
@@ -124,7 +152,7 @@ def with_wrong_answers(notebook: Notebook, mistakes: Sequence[Sequence[WrongAnsw
         for place, each in enumerate(known):
             if cell["id"] == each.check["id"]:
                 for number, wrong in enumerate(mistakes[place]):
-                    cells.append(_named({**each.answer, "source": wrong.code}, f"wrong-{number}"))
+                    cells.append(_named({**each.answer, "source": wrong.made_in(each.asked)}, f"wrong-{number}"))
                     cells.append(_named(each.check, f"wrong-{number}"))
     return {**notebook, "cells": cells}
 

@@ -8,7 +8,7 @@ import pytest
 from tests.notebooks.exercises import QUESTION, exercises, verdict
 from tests.notebooks.folder import DIGEST, NOTEBOOKS, code_cells, read, source, sources_digest
 from tests.notebooks.inspection import MOST_BYTES, complaints
-from tests.notebooks.wrong_answers import WRONG_ANSWERS
+from tests.notebooks.wrong_answers import mistakes_in
 
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -55,7 +55,7 @@ def test_an_answer_and_its_solution_define_the_same(path: Path) -> None:
 
 
 def test_every_exercise_has_mistakes_that_are_known(path: Path) -> None:
-    mistakes = WRONG_ANSWERS[path.stem]
+    mistakes = mistakes_in(path.stem)
     assert len(mistakes) == len(exercises(read(path)))
     assert all(len(of_one) >= 2 for of_one in mistakes)
 

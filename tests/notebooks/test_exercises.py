@@ -54,7 +54,7 @@ LAB: Notebook = {
     ],
     "metadata": {},
 }
-MISTAKES = ((WrongAnswer("three", "x = 3", "✗"),),)
+MISTAKES = ((WrongAnswer("three", "✗", ("x = 2", "x = 3")),),)
 
 
 def sources(notebook: Notebook) -> list[str]:
@@ -103,6 +103,9 @@ def test_no_solution_is_left_in_a_lab_to_hand_out(path: Path) -> None:
 def test_a_check_sees_an_empty_answer_the_right_one_and_each_mistake() -> None:
     lab = with_wrong_answers(LAB, MISTAKES)
     assert sources(lab) == ["x = ...", "check(x)", "x = 2\ny = x + 1", "check(x)", "x = 3", "check(x)", "print(2)"]
+    (wrong,) = MISTAKES[0]
+    with pytest.raises(ValueError, match="three: 'x = 2' is not in 'x = 4'"):
+        wrong.made_in("x = 4")
     names = [cell["id"] for cell in lab["cells"]]
     assert len(set(names)) == len(names)
 

@@ -13,7 +13,7 @@ import pytest
 from tests.notebooks.exercises import verdicts, with_wrong_answers
 from tests.notebooks.folder import NOTEBOOKS, Notebook, read
 from tests.notebooks.inspection import complaints
-from tests.notebooks.wrong_answers import WRONG_ANSWERS
+from tests.notebooks.wrong_answers import mistakes_in
 
 pytest.importorskip("nbclient", reason="notebooks are run by nbclient: .venv/bin/pip install -e '.[notebook]'")
 pytest.importorskip("ipykernel", reason="notebooks run in ipykernel: .venv/bin/pip install -e '.[notebook]'")
@@ -27,7 +27,7 @@ from tests.notebooks.execution import executed
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in NOTEBOOKS])
 def test_runs_whole(path: Path) -> None:
-    notebook, mistakes = read(path), WRONG_ANSWERS[path.stem]
+    notebook, mistakes = read(path), mistakes_in(path.stem)
     result = executed(with_wrong_answers(notebook, mistakes))
     assert complaints(result) == []
     expected = [

@@ -1,598 +1,143 @@
-"""Mistakes that people make in the labs: by lab, one row per exercise. Each has to be found, with a hint that helps."""
+"""Mistakes that people make in the labs, as changes of the right answer. Each is found, with a hint that helps."""
 
 from tests.notebooks.exercises import WrongAnswer
 
-LAB_1 = (
-    (
-        WrongAnswer(
-            "the same weights",
-            "def same_probabilities(W, b):\n    return W, b",
-            "these are the same weights",
-        ),
-        WrongAnswer(
-            "weights that are scaled",
-            "def same_probabilities(W, b):\n    return 2 * W, 2 * b",
-            "must change by the same number",
-        ),
-        WrongAnswer(
-            "a change in one row only",
-            "def same_probabilities(W, b):\n    W[0] += 1\n    return W, b",
-            "must change by the same number",
-        ),
-        WrongAnswer(
-            "one result instead of two",
-            "def same_probabilities(W, b):\n    return W + 1",
-            "your answer raised ValueError",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "the temperature forgotten",
-            "def gradient_with_temperature(P, y, T):\n    return (P - np.eye(P.shape[1])[y]) / len(y)",
-            "1/T is missing",
-        ),
-        WrongAnswer(
-            "the mean forgotten",
-            "def gradient_with_temperature(P, y, T):\n    return (P - np.eye(P.shape[1])[y]) / T",
-            "1/n is missing",
-        ),
-        WrongAnswer(
-            "the sign",
-            "def gradient_with_temperature(P, y, T):\n    return (np.eye(P.shape[1])[y] - P) / (len(y) * T)",
-            "the sign is wrong",
-        ),
-        WrongAnswer(
-            "multiplied by the temperature",
-            "def gradient_with_temperature(P, y, T):\n    return (P - np.eye(P.shape[1])[y]) * T / len(y)",
-            "the largest difference",
-        ),
-        WrongAnswer(
-            "a sum over the batch",
-            "def gradient_with_temperature(P, y, T):\n    return ((P - np.eye(P.shape[1])[y]) / T).mean(axis=0)",
-            "the shape (3,): expected (5, 3)",
-        ),
-    ),
-    (
-        WrongAnswer("the slope of a one-sided difference", "slope_right = 1", "slope_right = 1 is not"),
-        WrongAnswer("a slope read from right to left", "slope_right, slope_left = 2, 1", "slope_left = 1 is not"),
-        WrongAnswer(
-            "the slope of a central difference",
-            "slope_left, slope_right_one_sided = -1, 2",
-            "slope_right_one_sided = 2 is not",
-        ),
-        WrongAnswer(
-            "the best step of the central difference",
-            "slope_right_one_sided, best_step_one_sided = 1, 6e-6",
-            "best_step_one_sided = 6e-06 is not near",
-        ),
-        WrongAnswer("an answer left out", "best_step_one_sided = ...", "○ Exercise 3: not answered yet"),
-    ),
-    (
-        WrongAnswer(
-            "the factor 2 forgotten",
-            "def squared_error_backward(P, y):\n    return (P - np.eye(P.shape[1])[y]) / len(y)",
-            "the factor 2 is missing",
-        ),
-        WrongAnswer(
-            "the mean forgotten",
-            "def squared_error_backward(P, y):\n    return 2 * (P - np.eye(P.shape[1])[y])",
-            "1/n is missing",
-        ),
-        WrongAnswer(
-            "the derivative of the NLL",
-            "squared_error_backward = nll_backward",
-            "the largest difference from the measured gradient",
-        ),
-    ),
-    (
-        WrongAnswer("four different units", "different_units = 4", "4 is not right: compare the gradients"),
-        WrongAnswer(
-            "zeros that change",
-            "different_units, changes_from_zero = 1, True",
-            "True is not right: dW contains h",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "the mean and deviation of the rows that are passed",
-            "def normalised(X):\n    return (X - X.mean()) / X.std()",
-            "use the mean and deviation of X_train",
-        ),
-        WrongAnswer(
-            "a mean and a deviation per pixel",
-            "def normalised(X):\n    return (X - X_train.mean(axis=0)) / (X_train.std(axis=0) + 1e-6)",
-            "with one mean and one deviation",
-        ),
-        WrongAnswer(
-            "the rate of the original pixels",
-            "def normalised(X):\n    return (X - mean) / deviation\n\n\nbetter_rate = 0.5",
-            "the rate 0.5 has the larger development loss",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "twice the decay",
-            "def loss_and_gradients_with_decay(X, y, W, b, decay):\n"
-            "    loss, dW, db = loss_and_gradients(X, y, W, b)\n"
-            "    return loss + decay / 2 * (W**2).sum(), dW + 2 * decay * W, db",
-            "dW has twice too much",
-        ),
-        WrongAnswer(
-            "half of the decay",
-            "def loss_and_gradients_with_decay(X, y, W, b, decay):\n"
-            "    loss, dW, db = loss_and_gradients(X, y, W, b)\n"
-            "    return loss + decay / 2 * (W**2).sum(), dW + decay / 2 * W, db",
-            "dW has half too little",
-        ),
-        WrongAnswer(
-            "the penalty forgotten in the loss",
-            "def loss_and_gradients_with_decay(X, y, W, b, decay):\n"
-            "    loss, dW, db = loss_and_gradients(X, y, W, b)\n"
-            "    return loss, dW + decay * W, db",
-            "add decay/2 times the sum of W²",
-        ),
-        WrongAnswer(
-            "biases that decay too",
-            "def loss_and_gradients_with_decay(X, y, W, b, decay):\n"
-            "    loss, dW, db = loss_and_gradients(X, y, W, b)\n"
-            "    return loss + decay / 2 * (W**2).sum(), dW + decay * W, db + decay * b",
-            "db must stay as it is",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "no biases",
-            "def nearest_mean(X, y):\n"
-            "    return np.stack([X[y == digit].mean(axis=0) for digit in range(10)]), np.zeros(10)",
-            "get the class of the nearest mean",
-        ),
-        WrongAnswer(
-            "the ½ forgotten",
-            "def nearest_mean(X, y):\n"
-            "    means = np.stack([X[y == digit].mean(axis=0) for digit in range(10)])\n"
-            "    return means, -((means**2).sum(axis=1))",
-            "get the class of the nearest mean",
-        ),
-        WrongAnswer(
-            "means as columns",
-            "def nearest_mean(X, y):\n"
-            "    means = np.stack([X[y == digit].mean(axis=0) for digit in range(10)])\n"
-            "    return means.T, -0.5 * (means**2).sum(axis=1)",
-            "expected (10, 784) and (10,)",
-        ),
-    ),
-)
+#: Lab, exercise, the mistake, a part of the report of the check, and two texts: what of the right answer becomes what.
+#: With a text alone, that is run after the right answer.
+MISTAKES: tuple[tuple[int, int, str, str, str, str] | tuple[int, int, str, str, str], ...] = (
+    (1, 1, "the same weights", "these are the same weights", "W + v, b + 3", "W, b"),
+    (1, 1, "weights that are scaled", "must change by the same number", "W + v, b + 3", "2 * W, 2 * b"),
+    (1, 1, "a change in one row only", "must change by the same number", "return W + v, b + 3",
+     "W[0] += 1; return W, b"),
+    (1, 1, "one result instead of two", "your answer raised ValueError", "W + v, b + 3", "W + 1"),
+    (1, 2, "the temperature forgotten", "1/T is missing", "(len(y) * T)", "len(y)"),
+    (1, 2, "the mean forgotten", "1/n is missing", "(len(y) * T)", "T"),
+    (1, 2, "the sign", "the sign is wrong", "P - Y", "Y - P"),
+    (1, 2, "multiplied by the temperature", "the largest difference", "/ (len(y) * T)", "* T / len(y)"),
+    (1, 2, "a sum over the batch", "the shape (3,): expected (5, 3)", "(P - Y) / (len(y) * T)",
+     "((P - Y) / T).mean(axis=0)"),
+    (1, 3, "the slope of a one-sided difference", "slope_right = 1 is not", "slope_right = 1"),
+    (1, 3, "a slope read from right to left", "slope_left = 1 is not", "slope_left = 1"),
+    (1, 3, "the slope of a central difference", "slope_right_one_sided = 2 is not", "slope_right_one_sided = 2"),
+    (1, 3, "the best step of the central difference", "best_step_one_sided = 6e-06 is not near",
+     "best_step_one_sided = 6e-6"),
+    (1, 3, "an answer left out", "○ Exercise 3: not answered yet", "best_step_one_sided = ..."),
+    (1, 4, "the factor 2 forgotten", "the factor 2 is missing", "2 / len(y)", "1 / len(y)"),
+    (1, 4, "the mean forgotten", "1/n is missing", "2 / len(y)", "2"),
+    (1, 4, "the derivative of the NLL", "the largest difference from the measured gradient",
+     "squared_error_backward = nll_backward"),
+    (1, 5, "four different units", "4 is not right: compare the gradients", "different_units = 4"),
+    (1, 5, "zeros that change", "True is not right: dW contains h", "changes_from_zero = True"),
+    (1, 6, "the mean of the rows that are passed", "use the mean and deviation of X_train",
+     "(X - mean) / deviation", "(X - X.mean()) / X.std()"),
+    (1, 6, "a mean per pixel", "with one mean and one deviation", "X - mean", "X - X_train.mean(axis=0)"),
+    (1, 6, "the rate of the original pixels", "the rate 0.5 has the larger development loss", "better_rate = 0.5"),
+    (1, 7, "twice the decay", "dW has twice too much", "dW + decay * W", "dW + 2 * decay * W"),
+    (1, 7, "half of the decay", "dW has half too little", "dW + decay * W", "dW + decay / 2 * W"),
+    (1, 7, "the penalty forgotten in the loss", "add decay/2 times the sum of W²", " + decay / 2 * (W**2).sum()", ""),
+    (1, 7, "biases that decay too", "db must stay as it is", "decay * W, db", "decay * W, db + decay * b"),
+    (1, 8, "no biases", "get the class of the nearest mean", "-0.5 * (means**2).sum(axis=1)", "np.zeros(10)"),
+    (1, 8, "the ½ forgotten", "get the class of the nearest mean", "-0.5 *", "-1.0 *"),
+    (1, 8, "means as columns", "expected (10, 784) and (10,)", "return means", "return means.T"),
+    (2, 1, "each node walked once", "2 calls in a chain of length 1: expected 3",
+     ("def backward_by_paths(node, gradient):\n"
+     "    for parent, derivative in zip(node.parents, node.derivatives):\n"
+     "        parent.grad = parent.grad + derivative(gradient)\n"
+     "    return 1 + sum(backward_by_paths(parent, gradient) for parent in set(node.parents))")),
+    (2, 1, "gradients replaced instead of added", "expected 2, one per path", "parent.grad + derivative", "derivative"),
+    (2, 1, "the calls of the parents not counted", "this call included", "return calls",
+     "return 1 + len(node.parents)"),
+    (2, 2, "recursion", "a long chain is too deep for Python", "topological_order_by_counting = topological_order"),
+    (2, 2, "breadth first", "a node is before one that was computed from it",
+     ("def topological_order_by_counting(root):\n"
+     "    order = [root]\n"
+     "    for node in order:\n"
+     "        order += [parent for parent in dict.fromkeys(node.parents) if parent not in order]\n"
+     "    return order")),
+    (2, 2, "two uses by one node passed on once", "In x·x, x has two uses", "in node.parents", "in set(node.parents)"),
+    (2, 2, "nodes once for each use", "more than once", "waiting[parent] == 0", "True"),
+    (2, 3, "an array instead of a Mini", "relu returns a ndarray: expected a Mini",
+     "def relu(a):\n    return np.maximum(a.data, 0)"),
+    (2, 3, "the derivative of the identity", "the derivative of relu is wrong",
+     '"relu", (a,), (lambda g: g * (a.data > 0),)', '"relu", (a,), (lambda g: g,)'),
+    (2, 3, "the absolute value", "relu of [-2.  -0.5  0.5  2. ] is", "np.maximum(a.data, 0)", "np.abs(a.data)"),
+    (2, 3, "a tanh that is right", "the derivative of wrong_tanh at", "wrong_tanh = tanh"),
+    (2, 3, "relu twice", "the value of wrong_tanh must be that of tanh", "wrong_tanh = relu"),
+    (2, 4, "a tanh after the last layer", "is there a tanh after the last layer?", "cross_entropy(x @ W + b",
+     "cross_entropy(F.tanh(x @ W + b)"),
+    (2, 4, "weights without a gradient", "W1 has no gradient", "F.cross_entropy(x @ W + b, classes).backward()",
+     "pass"),
+    (2, 4, "weights without biases", "3 gradients: expected six", "for tensor in layer]", "for tensor in layer[:1]]"),
+    (3, 1, "64 different units", "64 is not right: do equal units ever", "different_units = 64"),
+    (3, 1, "every weight the same", "all rows are equal", "rng.normal(0, np.sqrt(2 / n_in), size=(n_out, n_in))",
+     "np.full((n_out, n_in), np.sqrt(2 / n_in))"),
+    (3, 1, "the number of outputs", "the root of 2 / n_in", "np.sqrt(2 / n_in)", "np.sqrt(2 / n_out)"),
+    (3, 1, "the variance as the deviation", "the root of 2 / n_in", "np.sqrt(2 / n_in)", "2 / n_in"),
+    (3, 1, "inputs before outputs", "expected (n_out, n_in)", "(n_out, n_in))", "(n_in, n_out))"),
+    (3, 2, "a rate that does not stop growing", "rate_at(249, 0.4) is 0.996: expected 0.400", "min(1, step / 100)",
+     "step / 100"),
+    (3, 2, "no warm-up", "rate_at(0, 0.4) is 0.400: expected 0.000", " * min(1, step / 100)", ""),
+    (3, 2, "a warm-up for any rate", "peak 0.5: True is not what 250 steps show", "learns_with_half = True"),
+    (3, 3, "the square forgotten", "shrinks by", " ** 2", ""),
+    (3, 3, "the root forgotten", "shrinks by", "np.sqrt(product)", "product"),
+    (3, 3, "the other root", "from 0 to 1", "1 - np.sqrt", "1 + np.sqrt"),
+    (3, 4, "a permutation per image", "two images have different permutations",
+     "images.reshape(-1, 784)[:, permutation]", "np.random.default_rng(7).permuted(images.reshape(-1, 784), axis=1)"),
+    (3, 4, "another permutation in each call", "fix the seed", "default_rng(7)", "default_rng()"),
+    (3, 4, "images shuffled instead of pixels", "some pixels are lost or change images",
+     "return images.reshape(-1, 784)[:, permutation]", "return images[::-1]"),
+    (3, 4, "rows instead of images", "expected that of the images", ".reshape(-1, 1, 28, 28)", ""),
+    (3, 4, "both nets", "'both' is not what 100 steps of each show", 'loses_accuracy = "both"'),
+    (4, 1, "the division by two forgotten", "off the mean of means: it divides twice", "1 / (2 * n1), 1 / (2 * n2)",
+     "1 / n1, 1 / n2"),
+    (4, 1, "the right factors in the wrong place", "off the mean of means", "factors_in_mean_of_means = right_factors"),
+    (4, 1, "shares of the samples", "off the mean over all 128 samples", "1 / (n1 + n2), 1 / (n1 + n2)",
+     "n1 / (n1 + n2), n2 / (n1 + n2)"),
+    (4, 1, "the ratio of the two sizes", "times_too_much = 15 is not right", "times_too_much = 15"),
+    (4, 2, "one vector that is not a node", "(2, 6) is not a node of the tree",
+     "if low <= node[0] and node[1] <= high:\n        return [node]", "return [(low, high)]"),
+    (4, 2, "one vector per micro-batch", "it can be done with 2", "return [node]",
+     "return [(n, n + 1) for n in range(*node)]"),
+    (4, 2, "from right to left", "from left to right", "left, right = halves", "right, left = halves"),
+    (4, 2, "the whole tree", "expected each micro-batch once", "if low <= node[0] and node[1] <= high", "if True"),
+    (4, 3, "the same bits for any number", "same_bits = True is not what the two runs show", "same_bits = True"),
+    (4, 3, "work for everybody", "idle_workers = 0", "idle_workers = 0"),
+    (4, 4, "the rest divided as well", "only C is divided", "(C / p + R)", "((C + R) / p)"),
+    (4, 4, "the inverse", "your speed-up is 0.60", "(C + R) / (C / p + R)", "(C / p + R) / (C + R)"),
+    (4, 4, "the computing over the rest", "for many workers speed_up is 5.0, not 4.0", "(C + R) / R", "C / R"),
+    (4, 5, "divided by all samples", "divide by 96", "np.float32(16 * p)", "np.float32(128)"),
+    (4, 5, "nothing dropped", "this is not the mean of the first six to arrive", "arrivals[:p]) / np.float32(16 * p)",
+     "arrivals) / np.float32(128)"),
+    (4, 5, "the first six by number", "this is not the mean of the first six to arrive", "in arrivals[:p]",
+     "in range(p)"),
+    (4, 5, "added in place to a gradient of the lab", "your answer raised ValueError",
+     "sum(gradients[number] for number in arrivals[:p])", "gradients[arrivals[0]].__iadd__(gradients[arrivals[1]])"),
+    (4, 5, "both answers added", "each micro-batch was added twice", "tree_sum((0, 8), sent.get)",
+     "sum(gradient for _, gradient in arrivals)"),
+    (4, 5, "added in the order of arrival", "add over the tree", "tree_sum((0, 8), sent.get)", "sum(sent.values())"),
+    (5, 1, "the state forgotten", "what does the second one begin with", " + h @ W_h.T", ""),
+    (5, 1, "the last state only", "expected (steps, batch, states)", "np.stack(states)", "h"),
+    (5, 1, "states that begin at 1", "h is 0 before it", "np.zeros", "np.ones"),
+    (5, 1, "the tanh forgotten", "the first step is another one", "np.tanh", ""),
+    (5, 2, "the gate in place of its bias", "of the cell is left after 1 steps", "np.log(gate / (1 - gate))", "gate"),
+    (5, 2, "a gate of a half", "of the cell is left after 10 steps", "np.log(gate / (1 - gate))", "0.0"),
+    (5, 2, "one step instead of sixty", "which number is the gate", "left_after_60 = 0.5"),
+    (5, 3, "the inputs as targets", "the targets are the inputs", "y.reshape", "x.reshape"),
+    (5, 3, "shifted within each piece", "not one place further", "y.reshape(count, length)",
+     "np.roll(x.reshape(count, length), -1, axis=1)"),
+    (5, 3, "shifted into the past", "from the first character on", "x, y =", "y, x ="),
+    (5, 3, "no character left for the last target", "which is none", "(len(codes) - 1) // length\n",
+     "len(codes) // length\n    codes = np.append(codes, 0)\n"),
+    (5, 4, "multiplied by the temperature", "at T = 0.5 the largest is", "/ T", "* T"),
+    (5, 4, "the sum forgotten", "divide by their sum", "e / e.sum()", "e"),
+    (5, 4, "large logits", "subtract the largest one first", "(logits - logits.max()) / T)", "logits / T)"),
+)  # fmt: skip
 
-LAB_2 = (
-    (
-        WrongAnswer(
-            "each node walked once",
-            "def backward_by_paths(node, gradient, seen=None):\n"
-            "    seen, calls = set() if seen is None else seen, 1\n"
-            "    for parent, derivative in zip(node.parents, node.derivatives):\n"
-            "        parent.grad = parent.grad + derivative(gradient)\n"
-            "        if parent not in seen:\n"
-            "            seen.add(parent)\n"
-            "            calls += backward_by_paths(parent, derivative(gradient), seen)\n"
-            "    return calls",
-            "2 calls in a chain of length 1: expected 3",
-        ),
-        WrongAnswer(
-            "gradients replaced instead of added",
-            "def backward_by_paths(node, gradient):\n"
-            "    calls = 1\n"
-            "    for parent, derivative in zip(node.parents, node.derivatives):\n"
-            "        parent.grad = derivative(gradient)\n"
-            "        calls += backward_by_paths(parent, derivative(gradient))\n"
-            "    return calls",
-            "expected 2, one per path",
-        ),
-        WrongAnswer(
-            "the calls of the parents not counted",
-            "def backward_by_paths(node, gradient):\n"
-            "    for parent, derivative in zip(node.parents, node.derivatives):\n"
-            "        parent.grad = parent.grad + derivative(gradient)\n"
-            "        backward_by_paths(parent, derivative(gradient))\n"
-            "    return 1 + len(node.parents)",
-            "this call included",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "recursion",
-            "def topological_order_by_counting(root):\n    return topological_order(root)",
-            "a long chain is too deep for Python",
-        ),
-        WrongAnswer(
-            "breadth first",
-            "def topological_order_by_counting(root):\n"
-            "    order, queue = [], [root]\n"
-            "    while queue:\n"
-            "        node = queue.pop(0)\n"
-            "        if node not in order:\n"
-            "            order.append(node)\n"
-            "            queue.extend(node.parents)\n"
-            "    return order",
-            "a node is before one that was computed from it",
-        ),
-        WrongAnswer(
-            "two uses by one node passed on once",
-            "def topological_order_by_counting(root):\n"
-            "    waiting, stack = {root: 0}, [root]\n"
-            "    while stack:\n"
-            "        for parent in stack.pop().parents:\n"
-            "            if parent not in waiting:\n"
-            "                waiting[parent] = 0\n"
-            "                stack.append(parent)\n"
-            "            waiting[parent] += 1\n"
-            "    order, ready = [], [root]\n"
-            "    while ready:\n"
-            "        order.append(ready.pop())\n"
-            "        for parent in set(order[-1].parents):\n"
-            "            waiting[parent] -= 1\n"
-            "            if waiting[parent] == 0:\n"
-            "                ready.append(parent)\n"
-            "    return order",
-            "In x·x, x has two uses",
-        ),
-        WrongAnswer(
-            "nodes once for each use",
-            "def topological_order_by_counting(root):\n"
-            "    order, queue = [], [root]\n"
-            "    while queue:\n"
-            "        order.append(queue.pop(0))\n"
-            "        queue.extend(order[-1].parents)\n"
-            "    return order",
-            "more than once",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "an array instead of a Mini",
-            "def relu(a):\n    return np.maximum(a.data, 0)",
-            "relu returns a ndarray: expected a Mini",
-        ),
-        WrongAnswer(
-            "the derivative of the identity",
-            'def relu(a):\n    return Mini(np.maximum(a.data, 0), "relu", (a,), (lambda g: g,))',
-            "the derivative of relu is wrong",
-        ),
-        WrongAnswer(
-            "the absolute value",
-            'def relu(a):\n    return Mini(np.abs(a.data), "relu", (a,), (lambda g: g * np.sign(a.data),))',
-            "relu of [-2.  -0.5  0.5  2. ] is",
-        ),
-        WrongAnswer(
-            "a tanh that is right",
-            "def relu(a):\n"
-            '    return Mini(np.maximum(a.data, 0), "relu", (a,), (lambda g: g * (a.data > 0),))\n\n\n'
-            "wrong_tanh = tanh",
-            "the derivative of wrong_tanh at",
-        ),
-        WrongAnswer("relu twice", "wrong_tanh = relu", "the value of wrong_tanh must be that of tanh"),
-    ),
-    (
-        WrongAnswer(
-            "a tanh after the last layer",
-            "def gradients_by_the_library(points, classes, layers):\n"
-            "    tensors = [[Tensor(p.data, requires_grad=True) for p in layer] for layer in layers]\n"
-            "    x = Tensor(points)\n"
-            "    for W, b in tensors:\n"
-            "        x = F.tanh(x @ W + b)\n"
-            "    F.cross_entropy(x, classes).backward()\n"
-            "    return [tensor.grad for layer in tensors for tensor in layer]",
-            "is there a tanh after the last layer?",
-        ),
-        WrongAnswer(
-            "weights without a gradient",
-            "def gradients_by_the_library(points, classes, layers):\n"
-            "    return [Tensor(p.data).grad for layer in layers for p in layer]",
-            "W1 has no gradient",
-        ),
-        WrongAnswer(
-            "weights without biases",
-            "def gradients_by_the_library(points, classes, layers):\n    return [W.grad for W, b in layers]",
-            "3 gradients: expected six",
-        ),
-    ),
-)
 
-LAB_3 = (
-    (
-        WrongAnswer("64 different units", "different_units = 64", "64 is not right: do equal units ever"),
-        WrongAnswer(
-            "every weight the same",
-            "different_units = 1\n\n\ndef kaiming(n_out, n_in, rng):\n"
-            "    return np.full((n_out, n_in), np.sqrt(2 / n_in))",
-            "all rows are equal",
-        ),
-        WrongAnswer(
-            "the number of outputs",
-            "def kaiming(n_out, n_in, rng):\n    return rng.normal(0, np.sqrt(2 / n_out), size=(n_out, n_in))",
-            "the root of 2 / n_in",
-        ),
-        WrongAnswer(
-            "the variance as the deviation",
-            "def kaiming(n_out, n_in, rng):\n    return rng.normal(0, 2 / n_in, size=(n_out, n_in))",
-            "the root of 2 / n_in",
-        ),
-        WrongAnswer(
-            "inputs before outputs",
-            "def kaiming(n_out, n_in, rng):\n    return rng.normal(0, np.sqrt(2 / n_in), size=(n_in, n_out))",
-            "expected (n_out, n_in)",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "a rate that does not stop growing",
-            "def rate_at(step, peak):\n    return peak * step / 100",
-            "rate_at(249, 0.4) is 0.996: expected 0.400",
-        ),
-        WrongAnswer(
-            "no warm-up", "def rate_at(step, peak):\n    return peak", "rate_at(0, 0.4) is 0.400: expected 0.000"
-        ),
-        WrongAnswer(
-            "a warm-up for any rate",
-            "def rate_at(step, peak):\n    return peak * min(1, step / 100)\n\n\nlearns_with_half = True",
-            "peak 0.5: True is not what 250 steps show",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "the square forgotten", "def best_momentum(product):\n    return 1 - np.sqrt(product)", "shrinks by"
-        ),
-        WrongAnswer("the root forgotten", "def best_momentum(product):\n    return (1 - product) ** 2", "shrinks by"),
-        WrongAnswer(
-            "the other root", "def best_momentum(product):\n    return (1 + np.sqrt(product)) ** 2", "from 0 to 1"
-        ),
-    ),
-    (
-        WrongAnswer(
-            "a permutation per image",
-            "def shuffled(images):\n"
-            "    rng = np.random.default_rng(7)\n"
-            "    return np.stack([rng.permutation(image.ravel()).reshape(1, 28, 28) for image in images])",
-            "two images have different permutations",
-        ),
-        WrongAnswer(
-            "another permutation in each call",
-            "def shuffled(images):\n"
-            "    permutation = np.random.default_rng().permutation(784)\n"
-            "    return images.reshape(-1, 784)[:, permutation].reshape(-1, 1, 28, 28)",
-            "fix the seed",
-        ),
-        WrongAnswer(
-            "images shuffled instead of pixels",
-            "def shuffled(images):\n    return images[::-1]",
-            "some pixels are lost or change images",
-        ),
-        WrongAnswer(
-            "rows instead of images",
-            "def shuffled(images):\n    return images.reshape(-1, 784)[:, np.random.default_rng(7).permutation(784)]",
-            "expected that of the images",
-        ),
-        WrongAnswer(
-            "both nets",
-            "def shuffled(images):\n"
-            "    permutation = np.random.default_rng(7).permutation(784)\n"
-            "    return images.reshape(-1, 784)[:, permutation].reshape(-1, 1, 28, 28)\n\n\n"
-            'loses_accuracy = "both"',
-            "'both' is not what 100 steps of each show",
-        ),
-    ),
-)
-
-LAB_4 = (
-    (
-        WrongAnswer(
-            "the division by two forgotten",
-            "def factors_in_mean_of_means(n1, n2):\n    return 1 / n1, 1 / n2",
-            "off the mean of means: it divides twice",
-        ),
-        WrongAnswer(
-            "the right factors in the wrong place",
-            "def factors_in_mean_of_means(n1, n2):\n    return 1 / (n1 + n2), 1 / (n1 + n2)",
-            "off the mean of means",
-        ),
-        WrongAnswer(
-            "shares of the samples",
-            "def factors_in_mean_of_means(n1, n2):\n"
-            "    return 1 / (2 * n1), 1 / (2 * n2)\n\n\n"
-            "def right_factors(n1, n2):\n    return n1 / (n1 + n2), n2 / (n1 + n2)",
-            "off the mean over all 128 samples",
-        ),
-        WrongAnswer(
-            "the ratio of the two sizes",
-            "def right_factors(n1, n2):\n    return 1 / (n1 + n2), 1 / (n1 + n2)\n\n\ntimes_too_much = 15",
-            "times_too_much = 15 is not right",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "one vector that is not a node",
-            "def nodes_to_send(low, high, node=(0, 8)):\n    return [(low, high)]",
-            "(2, 6) is not a node of the tree",
-        ),
-        WrongAnswer(
-            "one vector per micro-batch",
-            "def nodes_to_send(low, high, node=(0, 8)):\n    return [(n, n + 1) for n in range(low, high)]",
-            "it can be done with 2",
-        ),
-        WrongAnswer(
-            "from right to left",
-            "def nodes_to_send(low, high, node=(0, 8)):\n"
-            "    if low <= node[0] and node[1] <= high:\n"
-            "        return [node]\n"
-            "    if node[1] <= low or high <= node[0]:\n"
-            "        return []\n"
-            "    return [each for half in halves(*node)[::-1] for each in nodes_to_send(low, high, half)]",
-            "from left to right",
-        ),
-        WrongAnswer(
-            "the whole tree",
-            "def nodes_to_send(low, high, node=(0, 8)):\n    return [node]",
-            "expected each micro-batch once",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "the same bits for any number", "same_bits = True", "same_bits = True is not what the two runs show"
-        ),
-        WrongAnswer("work for everybody", "same_bits, idle_workers = False, 0", "idle_workers = 0"),
-    ),
-    (
-        WrongAnswer(
-            "the rest divided as well",
-            "def speed_up(p, C, R):\n    return (C + R) / ((C + R) / p)",
-            "only C is divided",
-        ),
-        WrongAnswer("the inverse", "def speed_up(p, C, R):\n    return (C / p + R) / (C + R)", "your speed-up is 0.60"),
-        WrongAnswer(
-            "the computing over the rest",
-            "def speed_up(p, C, R):\n    return (C + R) / (C / p + R)\n\n\n"
-            "def largest_speed_up(C, R):\n    return C / R",
-            "for many workers speed_up is 5.0, not 4.0",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "divided by all samples",
-            "def with_backup_workers(arrivals, p=6):\n"
-            "    return sum(gradients[number] for number in arrivals[:p]) / np.float32(128)",
-            "divide by 96",
-        ),
-        WrongAnswer(
-            "nothing dropped",
-            "def with_backup_workers(arrivals, p=6):\n    return sum(gradients) / np.float32(128)",
-            "this is not the mean of the first six to arrive",
-        ),
-        WrongAnswer(
-            "the first six by number",
-            "def with_backup_workers(arrivals, p=6):\n    return sum(gradients[:p]) / np.float32(16 * p)",
-            "this is not the mean of the first six to arrive",
-        ),
-        WrongAnswer(
-            "added in place to a gradient that the lab uses again",
-            "def with_backup_workers(arrivals, p=6):\n"
-            "    total = gradients[arrivals[0]]\n"
-            "    for number in arrivals[1:p]:\n"
-            "        total += gradients[number]\n"
-            "    return total / np.float32(16 * p)",
-            "your answer raised ValueError",
-        ),
-        WrongAnswer(
-            "both answers added",
-            "def with_backup_workers(arrivals, p=6):\n"
-            "    return sum(gradients[number] for number in arrivals[:p]) / np.float32(16 * p)\n\n\n"
-            "def with_second_leases(arrivals):\n"
-            "    return sum(gradient for _, gradient in arrivals) / np.float32(128)",
-            "each micro-batch was added twice",
-        ),
-        WrongAnswer(
-            "added in the order of arrival",
-            "def with_second_leases(arrivals):\n    return sum(dict(arrivals).values()) / np.float32(128)",
-            "add over the tree",
-        ),
-    ),
-)
-
-LAB_5 = (
-    (
-        WrongAnswer(
-            "the state forgotten",
-            "def recurrence(x, W_x, W_h, b):\n    return np.tanh(x @ W_x.T + b)",
-            "what does the second one begin with",
-        ),
-        WrongAnswer(
-            "the last state only",
-            "def recurrence(x, W_x, W_h, b):\n    h = np.zeros((x.shape[1], len(b)))\n"
-            "    for now in x:\n        h = np.tanh(now @ W_x.T + h @ W_h.T + b)\n    return h",
-            "expected (steps, batch, states)",
-        ),
-        WrongAnswer(
-            "states that begin at 1",
-            "def recurrence(x, W_x, W_h, b):\n    h, states = np.ones((x.shape[1], len(b))), []\n"
-            "    for now in x:\n        h = np.tanh(now @ W_x.T + h @ W_h.T + b)\n        states.append(h)\n"
-            "    return np.stack(states)",
-            "h is 0 before it",
-        ),
-        WrongAnswer(
-            "the tanh forgotten",
-            "def recurrence(x, W_x, W_h, b):\n    h, states = np.zeros((x.shape[1], len(b))), []\n"
-            "    for now in x:\n        h = now @ W_x.T + h @ W_h.T + b\n        states.append(h)\n"
-            "    return np.stack(states)",
-            "the first step is another one",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "the gate in place of its bias",
-            "def half_life_bias(steps):\n    return 0.5 ** (1 / steps)\nleft_after_60 = 0.5**60",
-            "of the cell is left after 1 steps",
-        ),
-        WrongAnswer(
-            "a gate of a half",
-            "def half_life_bias(steps):\n    return 0.0\nleft_after_60 = 0.5**60",
-            "of the cell is left after 10 steps",
-        ),
-        WrongAnswer(
-            "one step instead of sixty",
-            "def half_life_bias(steps):\n    gate = 0.5 ** (1 / steps)\n    return np.log(gate / (1 - gate))\n"
-            "left_after_60 = 0.5",
-            "which number is the gate",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "the inputs as targets",
-            "def pairs(codes, length):\n    n = (len(codes) - 1) // length * length\n"
-            "    x = codes[:n].reshape(-1, length)\n    return x, x",
-            "the targets are the inputs",
-        ),
-        WrongAnswer(
-            "shifted within each piece",
-            "def pairs(codes, length):\n    n = (len(codes) - 1) // length * length\n"
-            "    x = codes[:n].reshape(-1, length)\n    return x, np.roll(x, -1, axis=1)",
-            "not one place further",
-        ),
-        WrongAnswer(
-            "shifted into the past",
-            "def pairs(codes, length):\n    n = (len(codes) - 1) // length * length\n"
-            "    return codes[1 : n + 1].reshape(-1, length), codes[:n].reshape(-1, length)",
-            "from the first character on",
-        ),
-        WrongAnswer(
-            "no character left for the last target",
-            "def pairs(codes, length):\n    n = len(codes) // length * length\n"
-            "    return codes[:n].reshape(-1, length), np.append(codes, 0)[1 : n + 1].reshape(-1, length)",
-            "which is none",
-        ),
-    ),
-    (
-        WrongAnswer(
-            "multiplied by the temperature",
-            "def with_temperature(logits, T):\n    e = np.exp((logits - logits.max()) * T)\n    return e / e.sum()",
-            "at T = 0.5 the largest is",
-        ),
-        WrongAnswer(
-            "the sum forgotten",
-            "def with_temperature(logits, T):\n    return np.exp((logits - logits.max()) / T)",
-            "divide by their sum",
-        ),
-        WrongAnswer(
-            "large logits",
-            "def with_temperature(logits, T):\n    with np.errstate(all='ignore'):\n"
-            "        e = np.exp(logits / T)\n        return e / e.sum()",
-            "subtract the largest one first",
-        ),
-    ),
-)
-
-#: By the name of the notebook.
-WRONG_ANSWERS = {
-    "1_linear_by_hand": LAB_1,
-    "2_autograd": LAB_2,
-    "3_deep_nets": LAB_3,
-    "4_data_parallel": LAB_4,
-    "5_sequences": LAB_5,
-}
+def mistakes_in(name: str) -> list[list[WrongAnswer]]:
+    """Return the mistakes of each exercise of a notebook."""
+    rows = [row for row in MISTAKES if name.startswith(f"{row[0]}_")]
+    return [
+        [WrongAnswer(mistake, report, (*change,)) for _, number, mistake, report, *change in rows if number == exercise]
+        for exercise in dict.fromkeys(row[1] for row in rows)
+    ]
