@@ -1,52 +1,79 @@
 """One thing happens to a small run, at each of its events in turn: wherever it falls, the bits are the same.
 
-The suite tries every sixty-fourth event, with another one to begin with in each case; `scripts/test --all` tries them
-all.
+The suite tries every so many events, with another one to begin with in each case; `scripts/test --all` tries them all.
 """
 
 import pytest
 from msgspec.structs import replace
 
+from tests.simulation.seeds.planted import PLANTED
 from tests.simulation.simulator.oracle import simulate
+from tests.simulation.simulator.processes import Parts
 from tests.simulation.simulator.scenario import FaultKind, Scenario, ScheduledFault, scenario_of
 
 #: More than there are slots of weights: what is left over from one step would come up again in a later one.
 STEPS = 3
 
-#: What happens, in a run with so many servers and workers, and to whom: wires are counted in the order of their making.
+#: Of each kind of run a small one: the job, servers, workers, and processes of each. Without a team, samples are sent.
+SHAPES: dict[str, tuple[str, int, int, int]] = {
+    "one server": ("noisy", 1, 2, 1),
+    "two servers": ("clipped", 2, 1, 1),
+    "three servers": ("clipped", 3, 1, 1),
+    "local steps": ("wide-local", 1, 2, 1),
+    "team": ("team-numbers", 1, 1, 2),
+    "team, local steps": ("team-local", 1, 1, 3),
+}
+
+#: What happens to a run of that shape, and to whom: wires are counted in the order of their making; and of how many
+#: events the suite tries one.
 CASES = [
-    (2, 1, FaultKind.BREAK_WIRE, 0),
-    (2, 1, FaultKind.BREAK_WIRE, 1),
-    (2, 1, FaultKind.BREAK_WIRE, 2),
-    (2, 1, FaultKind.CUT_WIRE, 2),
-    (2, 1, FaultKind.KILL_WORKER, 0),
-    (2, 1, FaultKind.KILL_SERVER, 0),
-    (2, 1, FaultKind.KILL_SHARD, 0),
-    (1, 2, FaultKind.BREAK_WIRE, 0),
-    (1, 2, FaultKind.KILL_WORKER, 0),
-    (1, 2, FaultKind.KILL_SERVER, 0),
+    *(("two servers", FaultKind.BREAK_WIRE, wire, 64) for wire in range(3)),
+    ("two servers", FaultKind.CUT_WIRE, 2, 64),
+    ("two servers", FaultKind.KILL_WORKER, 0, 64),
+    ("two servers", FaultKind.KILL_SHARD, 0, 64),
+    ("one server", FaultKind.BREAK_WIRE, 0, 64),
+    ("one server", FaultKind.KILL_WORKER, 0, 64),
+    *((shape, FaultKind.KILL_SERVER, 0, 16) for shape in SHAPES),
 ]
 
 
-def calm(servers: int, workers: int) -> Scenario:
-    scenario = scenario_of(1, workers=workers, servers=servers, steps=STEPS)
+def calm(shape: str) -> Scenario:
+    """Return a run to which nothing happens."""
+    job, servers, workers, processes = SHAPES[shape]
     return replace(
-        scenario, job="clipped", faults=(), early_kills=(), doubling=0.0, sharing=0.0, delay_s=0.002, ships=True
+        scenario_of(1, workers=workers, servers=servers, steps=STEPS, processes=processes),
+        job=job,
+        faults=(),
+        early_kills=(),
+        slowness=(1.0,),
+        pauses=0.0,
+        doubling=0.0,
+        audit=0.0,
+        sharing=float(processes > 1),
+        ships=processes == 1,
+        delay_s=0.002,
     )
 
 
-def with_fault(scenario: Scenario, fault: FaultKind, event: int, target: int) -> Scenario:
+def broken_at(scenario: Scenario, fault: FaultKind, target: int, event: int, parts: Parts | None = None) -> str:
+    """Return what is violated if that happens at that event, empty if nothing is."""
     happening = ScheduledFault(
         kind=fault, event=event, target=target, seconds=0.5, kill_after=1 + event % 5, ways="both"
     )
-    return replace(scenario, faults=(happening,))
+    return "".join(simulate(replace(scenario, faults=(happening,)), parts).violations[:1])
 
 
-@pytest.mark.parametrize("every", [64, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: "-".join(map(str, CASES[case])))
-def test_it_changes_nothing_at_any_event(case: int, every: int) -> None:
-    servers, workers, fault, target = CASES[case]
-    scenario = calm(servers, workers)
-    for event in range(case % every, simulate(scenario).world.events, every):
-        found = simulate(with_fault(scenario, fault, event, target)).violations
-        assert found == (), f"{fault.label} of {target} at event {event}"
+@pytest.mark.parametrize("is_whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1].label}-{case[2]}")
+def test_it_changes_nothing_at_any_event(case: tuple[str, FaultKind, int, int], is_whole: bool) -> None:
+    shape, fault, target, every = case
+    scenario, step = calm(shape), 1 if is_whole else every
+    events = range(CASES.index(case) % step, simulate(scenario).world.events, step)
+    assert {event: told for event in events if (told := broken_at(scenario, fault, target, event))} == {}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_update_that_is_made_twice_after_a_kill_is_found_in_each_shape(shape: str) -> None:
+    scenario, planted = calm(shape), PLANTED["an update is made twice"].parts
+    last = simulate(scenario).world.events
+    assert any(broken_at(scenario, FaultKind.KILL_SERVER, 0, event, planted) for event in range(last - 1, 0, -8))
