@@ -46,16 +46,6 @@ def test_a_run_that_is_harmed_in_every_way_comes_to_the_bits_of_a_calm_one(place
     assert done[-1] == "chaos: injected 6 of 6 faults"
 
 
-@pytest.mark.slow
-def test_a_shard_may_be_killed_too(place: Place) -> None:
-    model = ("--model", "mlp")
-    calm = digest_alone(*LASTING, *model, "--steps", "100")
-    flags = ("--workers", "2", "--servers", "2", "--steps", "100", "--chaos", "kill-shard=1", "--chaos-seed", "1")
-    digest, done = train(place, "wild", *model, *flags)
-    assert digest == calm
-    assert done[0].startswith("chaos: killed a shard (pid ")
-
-
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

@@ -45,8 +45,6 @@ class Lab:
 
     place: Place
     net: Hosts
-    #: Processes of each worker.
-    processes: int = 1
     #: Of the last run that was begun.
     folder: Path = field(init=False)
 
@@ -62,13 +60,13 @@ class Lab:
         self, bind: str, job: tuple[str, ...], within: Callable[[int], tuple[str, ...]]
     ) -> tuple[Process, list[Process]]:
         folder = f"run-{len(self.place.started)}"
-        needed = ("--min-workers", str(self.processes * (self.net.count - 1)), "--run-dir", folder, "--keys", "keys")
+        needed = ("--min-workers", str(self.net.count - 1), "--run-dir", folder, "--keys", "keys")
         server = self.place.start("server", *job, *OVER_SOCKETS, *needed, "--bind", bind, within=within(0))
         self.folder = self.place.folder / folder
         address = server.line_with("lockstep worker ").split()[2]
         showing = ("--key", "keys/worker-1.key")
         workers = [
-            self.place.start("worker", address, "--workers", str(self.processes), *showing, within=within(number))
+            self.place.start("worker", address, "--workers", "1", *showing, within=within(number))
             for number in range(1, self.net.count)
         ]
         return server, workers
@@ -91,14 +89,6 @@ def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def lab(place: Place, request: pytest.FixtureRequest) -> Iterator[Lab]:
     with hosts(3, getattr(request, "param", "1gbit")) as net:
-        yield Lab(place, net)
-        place.clear()
-
-
-@pytest.fixture
-def slow_pair(place: Place) -> Iterator[Lab]:
-    """A server and a worker's host, at 100 Mbit/s."""
-    with hosts(2, "100mbit") as net:
         yield Lab(place, net)
         place.clear()
 
@@ -170,57 +160,3 @@ def test_a_step_takes_what_the_cost_model_predicts_within_a_fifth(lab: Lab, wire
     moved = f"{there.moved.sums / 1e3:.1f} kB of sums, {there.moved.weights / 1e3:.1f} kB of weights a step"
     print(f"{took_ms:.1f} ms, {row.ms_per_step:.1f} predicted: {took_ms / row.ms_per_step:.2f}; {moved}")
     assert took_ms == pytest.approx(row.ms_per_step, rel=0.2)
-
-
-#: Four micro-batches with 32 samples in each local step.
-LOCAL = ("--model", "mlp", "--micro-batches", "4", "--seed", "1")
-SIXTEEN = (*LOCAL, "--set", "local_steps=16", "--global-batch", "2048", "--steps", "4")
-
-
-@pytest.mark.slow
-def test_sixteen_local_steps_are_eight_times_as_fast_over_a_slow_link(slow_pair: Lab) -> None:
-    one = slow_pair.result(*slow_pair.begin(*LOCAL, "--global-batch", "128", "--steps", "8"))
-    sixteen = slow_pair.result(*slow_pair.begin(*SIXTEEN))
-    faster = sixteen.images_per_s / one.images_per_s
-    print(f"{one.images_per_s:,.0f} and {sixteen.images_per_s:,.0f} images/s: {faster:.1f} times")
-    assert faster >= 8.0
-    assert sixteen.weights_sha256 == digest_alone(*SIXTEEN)
-
-
-#: A model with as many values as `mlp` that takes 40 ms for a local step on a core of its own, however few there are.
-#: `mlp` itself takes 1.6 ms for 32 samples on an AMD Zen 5 (one process, Haswell's kernel). `cnn`, which has four
-#: fifths of the values, takes 14 ms for 32 samples and 53 ms for 128. So this stands for a model that computes as much
-#: as `cnn`. With 343 ms of link for an exchange, four processes of a host are 2.5 times as fast as one from 20 local
-#: steps of `cnn` on, but from 216 of `mlp`: docs/how-to/slow-networks.md has the formula.
-SLEEPER = """
-import time
-
-from lockstep import nn
-
-
-class Sleep(nn.Module):
-    def forward(self, x):
-        if self.training and x.shape[0] > 2:
-            time.sleep(0.04)
-        return x
-
-
-def build():
-    return nn.Sequential(nn.Flatten(), Sleep(), nn.Linear(784, 674), nn.ReLU(), nn.Linear(674, 10))
-"""
-
-
-@pytest.mark.slow
-def test_four_workers_with_local_steps_are_two_and_a_half_times_as_fast_as_one(slow_pair: Lab) -> None:
-    (slow_pair.place.folder / "sleeper.py").write_text(SLEEPER)
-    values = ("--data", "mnist", "--micro-batches", "4", "--set", "local_steps=16", "--global-batch", "256")
-    job = ("--model", "sleeper.py:build", *values, "--steps", "4")
-    speeds, digests = [], set()
-    for processes in (1, 4):
-        slow_pair.processes = processes
-        result = slow_pair.result(*slow_pair.begin(*job))
-        speeds.append(result.images_per_s)
-        digests.add(result.weights_sha256)
-    print(f"{speeds[0]:.1f} and {speeds[1]:.1f} images/s: {speeds[1] / speeds[0]:.2f} times")
-    assert speeds[1] >= 2.5 * speeds[0]
-    assert len(digests) == 1

@@ -37,22 +37,10 @@ def beside(local_rank: int, local_size: int) -> dict[str, str]:
     return {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(local_size)}
 
 
-def slurm(rank: int, size: int, port: str) -> dict[str, str]:
-    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "node[1-3]"}
-    at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SLURM_LOCALID": str(rank)}
-    at = {**at, "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": str(size)}
-    return {**step, **at, "SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": str(size)}
-
-
 def open_mpi(rank: int, size: int, port: str) -> dict[str, str]:
     sizes = {"OMPI_COMM_WORLD_SIZE": str(size), "OMPI_COMM_WORLD_LOCAL_SIZE": str(size)}
     ranks = {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)}
     return {**sizes, **ranks, "MASTER_PORT": port}
-
-
-def kubernetes(rank: int, size: int, port: str) -> dict[str, str]:
-    at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {**at, "JOB_COMPLETION_INDEX": str(rank), "WORLD_SIZE": str(size)}
 
 
 @pytest.fixture(autouse=True)
@@ -60,24 +48,18 @@ def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place.folder)
 
 
-#: Of Slurm and Kubernetes, tests/deploy runs the commands that their files have; here all ranks show their variables.
-LAUNCHERS = (torchrun, *(pytest.param(it, marks=pytest.mark.slow) for it in (open_mpi, slurm, kubernetes)))
-
-
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+#: Of Slurm and Kubernetes, tests/deploy runs the commands that their files have.
+@pytest.mark.parametrize("launcher", [torchrun, pytest.param(open_mpi, marks=pytest.mark.slow)])
 def test_the_same_command_under_any_launcher_comes_to_the_bits_of_one_process(place: Place, launcher: Launcher) -> None:
     port = free_port()
-    # A pod has no neighbours that it knows of.
-    flags = (*BRIEF, "--run-dir", "run", *(["--workers", "1"] if launcher is kubernetes else []))
-    ranks = [place.start("node", *flags, environ=launcher(rank, 3, port)) for rank in (2, 0, 1)]
+    ranks = [place.start("node", *BRIEF, "--run-dir", "run", environ=launcher(rank, 3, port)) for rank in (2, 0, 1)]
     ends = [process.end() for process in ranks]
     assert [code for code, _, _ in ends] == [0, 0, 0], ends
     assert "server at tcp://127.0.0.1:" in ends[1][1]
     assert place.digest() == digest_alone(*BRIEF)
     result = place.result()
     # Rank 0 works too.
-    # Of pods that share a machine, as here, those besides that of rank 0 are one team.
-    assert (result["workers"], result["teams"]) == (3, 2 if launcher is kubernetes else 1)
+    assert (result["workers"], result["teams"]) == (3, 1)
     assert place.is_empty(0.0)
 
 

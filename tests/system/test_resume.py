@@ -1,10 +1,9 @@
 """A run that is killed or interrupted goes on, with any number of workers, to the bits it was on its way to."""
 
 import json
-import os
 import signal
 from pathlib import Path
-from shutil import copytree, rmtree
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -31,7 +30,6 @@ FREE = (
     "update_s",
     "split",
     "workers",
-    "servers",
     "moved",
     "transport",
 )
@@ -65,40 +63,13 @@ def calm(calm_run: Path) -> dict[str, Any]:
     return bits(calm_run)
 
 
-def resumed(place: Place, workers: int, servers: int = 1) -> dict[str, Any]:
+def resumed(place: Place, workers: int) -> dict[str, Any]:
     """Go on with the run to its end; return its bits."""
-    flags = ("--workers", str(workers), "--servers", str(servers))
-    code, out, error = place.start("train", "--resume", "run", *flags).end()
+    code, out, error = place.start("train", "--resume", "run", "--workers", str(workers)).end()
     assert (code, error) == (0, "")
     assert "resumes after step " in out
     assert place.is_empty(GONE_S)
     return bits(place.folder / "run")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 3)])
-def test_all_processes_are_killed(place: Place, calm: dict[str, Any], before: int, after: int) -> None:
-    process = place.start("train", *JOB, *OFTEN, "--workers", str(before), "--run-dir", "run")
-    process.line_with("epoch 5/")
-    for pid in place.pids():
-        os.kill(pid, signal.SIGKILL)
-    assert process.end()[0] == -signal.SIGKILL
-    for path in place.temporary.iterdir():  # what nobody is left to remove, and a new run would not mind
-        rmtree(path)
-    assert not (place.folder / "run" / "result.json").exists()
-    assert resumed(place, after) == calm
-
-
-@pytest.mark.parametrize(
-    ("before", "after"), [pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 2), (1, 3), (2, 1))]
-)
-def test_another_number_of_servers_goes_on(place: Place, calm: dict[str, Any], before: int, after: int) -> None:
-    flags = ("--workers", "2", "--servers", str(before), "--run-dir", "run")
-    process = place.start("train", *JOB, *OFTEN, *flags)
-    process.line_with("epoch 4/")
-    process.send(signal.SIGINT)
-    assert process.end(GONE_S)[0] == 130
-    assert resumed(place, 2, after) == calm
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.slow)])

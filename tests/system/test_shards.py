@@ -2,16 +2,13 @@
 
 import os
 import signal
-from contextlib import chdir
 from socket import gethostname
 
 import pytest
 
-from lockstep.cli.main import run
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.launch.serve import SEVERAL_SERVERS
 from tests.system.alone import digest_alone
-from tests.system.jobs import FILES
 from tests.system.processes import GONE_S, Place
 
 #: Some steps of a model whose vectors are several frames long; clipped, so that all slices count in each.
@@ -38,15 +35,6 @@ def test_one_digest_for_any_number_of_servers(place: Place, servers: str, transp
     assert result["weights_sha256"] == digest_alone(*BRIEF)
     assert len(list((place.folder / "run").glob("shard-*.log"))) == int(servers) - 1
     assert place.is_empty(0.0)
-
-
-def test_more_servers_than_the_model_has_blocks(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    with chdir(place.folder):
-        data = ("--data", "tiny.npz", "--global-batch", "48")
-        assert run(["train", "--model", "linear", *data, "--workers", "1", "--servers", "3"]) == 2
-        assert {path.name for path in place.folder.iterdir()} == FILES
-    expected = "error: servers = 3 for a model of 7,850 values: expected 1 to 2, one per 4096 values\n"
-    assert tuple(capsys.readouterr()) == ("", expected)
 
 
 def test_shards_started_by_hand(place: Place) -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("starlette", reason="the page is served by Starlette: .venv/
 pytest.importorskip("prometheus_client", reason="figures need prometheus-client: .venv/bin/pip install -e '.[watch]'")
 
 from tests.lockstep.results.watch.folders import running
-from tests.system.jobs import BRIEF, ENDLESS
+from tests.system.jobs import ENDLESS
 from tests.system.processes import GONE_S, Place, Process
 
 
@@ -56,16 +56,6 @@ def test_a_page_beside_a_run_shows_it_live_and_ends_with_it(place: Place) -> Non
     train.send(signal.SIGINT)
     assert train.end(GONE_S)[0] == 130
     assert place.is_empty(GONE_S)
-
-
-@pytest.mark.slow
-def test_a_run_and_its_digest_are_those_of_one_without_a_page(place: Place) -> None:
-    shas = []
-    for number, extra in enumerate((["--watch"], [])):
-        train = place.start("train", *BRIEF, "--workers", "1", "--run-dir", f"run{number}", *extra)
-        assert train.end()[0] == 0
-        shas.append(place.digest(f"run{number}"))
-    assert shas[0] == shas[1]
 
 
 def test_a_page_of_a_server_by_its_address_and_of_a_run_that_is_over(place: Place) -> None:
