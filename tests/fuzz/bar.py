@@ -38,10 +38,8 @@ FILE_BYTES = 16 * 2**20
 #: Cases of each kind: in the suite, and with `scripts/test --all`.
 CASES = {
     "headers, damaged": (10_000, 380_000),
-    "headers, made up": (5_500, 220_000),
+    "headers, made up": (7_000, 280_000),
     "frames": (2_000, 40_000),
-    "joins": (750, 30_000),
-    "leases": (750, 30_000),
     "results": (500, 30_000),
     "server": (250, 12_000),
     "worker": (600, 30_000),

@@ -1,4 +1,4 @@
-"""A join, a lease or a result that is almost one: answered or refused, by somebody who goes on as before."""
+"""A result of a lease that is almost one: answered or refused, by a server that goes on as before."""
 
 from dataclasses import dataclass, field
 
@@ -20,14 +20,13 @@ from lockstep.common.protocol.messages import (
     Result,
     ServerMessage,
     SumsFrame,
-    Weights,
     Welcome,
 )
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.transport.in_memory import MemoryClient
 from tests.fuzz.bar import amounts, examine
 from tests.fuzz.tape import Tape
-from tests.fuzz.test_processes import OPENING, Employer
+from tests.fuzz.test_processes import OPENING
 from tests.fuzz.wire import almost, packed
 from tests.simulation.cluster import Simulation
 from tests.simulation.simulator.jobs import data, jobs
@@ -48,10 +47,6 @@ class Talk:
 
     def __post_init__(self) -> None:
         self.simulation = Simulation(JOB, options=RunOptions(min_workers=1), data=data)
-        self.come()
-
-    def come(self) -> None:
-        """Dial the server."""
         self.client = self.simulation.network.client()
         self.leases.clear()
 
@@ -70,59 +65,17 @@ class Talk:
         self.leases += [message for message in told if isinstance(message, Lease)]
         return told
 
-    def leave(self) -> None:
-        """Hang up."""
-        self.client.close()
-        self.simulation.run_until_quiet()
-
     def work(self) -> None:
         """Be a worker that has a lease: a new one where the last has none, or was sent away."""
         if self.simulation.server.ended is not None:
             self.__post_init__()
         if not self.leases:
-            self.leave()
-            self.come()
+            self.client.close()
+            self.simulation.run_until_quiet()
+            self.client = self.simulation.network.client()
             (welcome,) = [message for message in self.say(encode(JOIN)) if isinstance(message, Welcome)]
             self.say(encode(Ready(rank=welcome.rank, part=welcome.part)))
         assert self.leases
-
-
-@amounts("joins")
-def test_joins(cases: int) -> None:
-    talk = Talk()
-
-    def check(header: bytes) -> None:
-        talk.come()
-        talk.say([header])
-        talk.leave()
-        assert talk.simulation.server.ended is None
-        assert not talk.simulation.server.coordinator.membership.members
-
-    examine(cases, lambda tape: almost(tape, JOIN), check)
-
-
-def test_a_join_that_is_one_is_welcome() -> None:
-    talk = Talk()
-    talk.work()
-    assert talk.leases[0].lo == 0
-
-
-@amounts("leases")
-def test_leases(cases: int) -> None:
-    def make(tape: Tape) -> tuple[Employer, bytes]:
-        employer = Employer()
-        employer.tell(encode(employer.welcome()), encode(Weights(step=0, start=0), [OPENING.shard.weights]))
-        lo = tape.below(4)
-        return employer, almost(tape, Lease(work=tape.choose(("train", "evaluate")), step=0, lo=lo, hi=lo + 1))
-
-    def check(case: tuple[Employer, bytes]) -> None:
-        employer, header = case
-        employer.tell([header])
-        ended = employer.runner.ended
-        assert ended is None or ended.code in (0, 1, 2)
-        assert all(text.isprintable() for text in employer.said)
-
-    examine(cases, make, check)
 
 
 def answer_to(lease: Lease) -> Result:

@@ -70,39 +70,6 @@ class Seq2Seq(nn.Module):  # type: ignore[misc]  # as a user writes it
         return torch.stack(outputs, dim=1)
 
 
-# A graph net over dense adjacency matrices
-
-
-class GraphNet(nn.Module):  # type: ignore[misc]  # as a user writes it
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
-
-    def forward(self, nodes: Any, adjacency: Any) -> Any:
-        degrees = adjacency.sum(dim=2, keepdim=True).clamp(min=1.0)
-        for layer in (self.first, self.second):
-            nodes = layer(adjacency @ nodes / degrees).relu()
-        return self.head(nodes.mean(dim=1))
-
-
-# A convolutional LSTM over frames
-
-
-class ConvLstm(nn.Module):  # type: ignore[misc]  # as a user writes it
-    def __init__(self) -> None:
-        super().__init__()
-        self.gates, self.head = nn.Conv2d(1 + 4, 4 * 4, 3, padding=1), nn.Linear(4, 3)
-
-    def forward(self, frames: Any) -> Any:
-        hidden = frames.new_zeros(len(frames), 4, *frames.shape[-2:])
-        cell = torch.zeros_like(hidden)
-        for frame in frames.unbind(dim=1):
-            parts = self.gates(torch.cat([frame[:, None], hidden], dim=1)).chunk(4, dim=1)
-            cell = parts[0].sigmoid() * cell + parts[1].sigmoid() * parts[2].tanh()
-            hidden = parts[3].sigmoid() * cell.tanh()
-        return self.head(hidden.mean(dim=(2, 3)))
-
-
 # A residual net whose backbone is frozen, and stays in evaluation mode
 
 
@@ -178,25 +145,6 @@ class Compiled(nn.Module):  # type: ignore[misc]  # as a user writes it
         return self.head(self.fast(x))
 
 
-# An encoder and a decoder by PyTorch
-
-
-class Translator(nn.Module):  # type: ignore[misc]  # as a user writes it
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.head = nn.Embedding(9, 8), nn.Linear(8, 9)
-        self.both = nn.Transformer(8, 2, 1, 1, dim_feedforward=16, dropout=0.0, batch_first=True)
-
-    def forward(self, source: Any, given: Any) -> Any:
-        mask = self.both.generate_square_subsequent_mask(given.shape[1])
-        return self.head(self.both(self.embed(source), self.embed(given), tgt_mask=mask, tgt_is_causal=True))
-
-
-def weight_normed() -> nn.Module:
-    norm = nn.utils.parametrizations.weight_norm
-    return nn.Sequential(norm(nn.Linear(10, 8)), nn.ReLU(), norm(nn.Linear(8, 3)))
-
-
 # A teacher whose weights stay what they are, which is as far as a moving average of another net can go
 
 
@@ -238,11 +186,6 @@ def below(limit: int, *shape: int) -> Callable[[np.random.Generator], Any]:
     return lambda rng: rng.integers(0, limit, (SAMPLES, *shape))
 
 
-def links(nodes: int) -> Callable[[np.random.Generator], Any]:
-    """Return what draws adjacency matrices: floats, since integers are tokens."""
-    return lambda rng: rng.integers(0, 2, (SAMPLES, nodes, nodes)).astype(np.float32)
-
-
 def named(**parts: Callable[[np.random.Generator], Any]) -> Callable[[np.random.Generator], Any]:
     return lambda rng: {name: part(rng) for name, part in parts.items()}
 
@@ -251,13 +194,9 @@ OWN_NETS: Mapping[str, OwnNet] = {
     "vae": OwnNet(Vae, named(image=normal(16), noise=normal(4)), normal(16), evidence_bound),
     "siamese": OwnNet(Siamese, named(left=normal(10), right=normal(10)), below(2), contrastive),
     "seq2seq": OwnNet(Seq2Seq, named(source=below(9, 5), given=below(9, 4)), below(9, 4)),
-    "graph": OwnNet(GraphNet, named(nodes=normal(6, 3), adjacency=links(6)), below(2)),
-    "conv-lstm": OwnNet(ConvLstm, normal(4, 5, 5), below(3)),
     "frozen backbone": OwnNet(Residual, normal(1, 6, 6), below(3)),
     "lora": OwnNet(lora, normal(10), below(3)),
     "two heads": OwnNet(TwoHeads, normal(10), named(kind=below(3), size=normal()), of_both),
     "compiled": OwnNet(Compiled, normal(10), below(3)),
-    "transformer": OwnNet(Translator, named(source=below(9, 5), given=below(9, 4)), below(9, 4)),
-    "weight norm": OwnNet(weight_normed, normal(10), below(3)),
     "teacher": OwnNet(Taught, normal(10), below(3), distilled),
 }

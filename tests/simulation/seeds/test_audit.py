@@ -74,13 +74,6 @@ def test_the_weights_are_those_of_honest_workers(seed: int) -> None:
     assert {int(name.partition(")")[0]) % 3 for name in named} == {2}
 
 
-def test_a_share_of_the_micro_batches_is_enough_when_there_are_many_steps() -> None:
-    outcomes = [simulate(calm(seed, 0.2), LYING, is_traced=True) for seed in range(8)]
-    found = [outcome for outcome in outcomes if evictions(outcome)]
-    assert len(found) > 4
-    assert all(outcome.violations == () for outcome in found)
-
-
 @pytest.mark.parametrize("seeds", [SEEDS, pytest.param(MORE_SEEDS, marks=pytest.mark.slow)], ids=len)
 def test_it_is_found_among_faults_of_all_kinds(seeds: range) -> None:
     outcomes = [simulate(audited(seed), LYING, is_traced=True) for seed in seeds]

@@ -2,9 +2,8 @@
 
 import pytest
 
-from lockstep.common.errors import AddressError
 from lockstep.common.transport.in_memory import SILENCE_S
-from lockstep.common.transport.port import PeerGone, PeerSlow
+from lockstep.common.transport.port import PeerGone
 from tests.simulation.seeds.listeners import Scene, link_of
 
 LETTERS = [bytes([letter]) for letter in b"abcdefgh"]
@@ -26,15 +25,6 @@ def test_one_connection_keeps_the_order_and_several_do_not() -> None:
     scene.run()
     assert heard_of(scene, 0) == heard_of(scene, 1) == LETTERS
     assert [word[0] for word in scene.server.words()] != [0, 1] * len(LETTERS)
-
-
-def test_a_server_answers_whom_it_heard() -> None:
-    scene = Scene()
-    scene.ports[1].send([b"question"])
-    scene.run(1.0)
-    scene.server_port.send(scene.server.peers[0], [b"answer"])
-    scene.run(2.0)
-    assert (scene.one.words(), scene.two.words()) == ([], [b"answer"])
 
 
 def test_a_connection_that_breaks_loses_what_is_on_its_way_and_is_made_again() -> None:
@@ -98,37 +88,6 @@ def test_ended_connections_are_reported_to_the_server() -> None:
         lost += scene.server_port.lost()
     # A network may swallow some.
     assert 10 <= len(set(lost)) == len(lost) < 20
-
-
-def test_another_server_receives_what_waited_for_one() -> None:
-    scene = Scene()
-    with pytest.raises(AddressError, match="'here' is in use"):
-        scene.network.server("here", scene.server.process)
-    scene.server_port.close()
-    scene.ports[0].send([b"for whoever comes"])
-    scene.run(1.0)
-    assert scene.server.words() == []
-    scene.server.port = scene.network.server("here", scene.server.process)
-    scene.run(2.0)
-    assert scene.server.words() == [b"for whoever comes"]
-
-
-def test_exit_reason_of_a_client_that_closes_are_heard() -> None:
-    scene = Scene()
-    scene.ports[0].send([b"last words"])
-    scene.ports[0].close(1.0)
-    scene.ports[1].send([b"lost"])
-    scene.ports[1].close()
-    scene.run()
-    assert scene.server.words() == [b"last words"]
-
-
-def test_too_many_messages_are_refused() -> None:
-    scene = Scene()
-    for _ in range(scene.network.limits.queue):
-        scene.ports[0].send([b"one of many"])
-    with pytest.raises(PeerSlow):
-        scene.ports[0].send([b"one too many"])
 
 
 def test_a_message_that_may_be_said_again_is_now_and_then() -> None:

@@ -67,12 +67,6 @@ def test_a_planted_bug_is_found_as_what_it_is_by_the_first_seed_that_is_tried(bu
     assert planted.found_by(range(planted.first, SEARCHED)) == planted.first
 
 
-@pytest.mark.parametrize("seed", [3, 145])
-def test_a_seed_replays_identically(seed: int) -> None:
-    traces = [simulate(scenario_of(seed), is_traced=number == 1).world.digest() for number in range(2)]
-    assert len(set(traces)) == 1
-
-
 def digests(*seeds: int) -> list[str]:
     """Return the digests of runs of many processes."""
     return [simulate(scenario_of(seed, servers=3, workers=4)).world.digest() for seed in seeds]
@@ -97,10 +91,3 @@ def test_a_seed_replays_identically_in_a_process_with_other_hashes() -> None:
 def test_all_that_can_happen_does() -> None:
     message = {it.kind for seed in range(SEARCHED) for it in scenario_of(seed).faults}
     assert message == set(FaultKind)
-
-
-def test_a_trace_tells_who_heard_what() -> None:
-    outcome = simulate(scenario_of(2), is_traced=True)
-    assert any("server-0: receives Join(" in line for line in outcome.world.trace)
-    assert any(": receives Lease(" in line for line in outcome.world.trace)
-    assert simulate(scenario_of(2)).world.trace == []

@@ -22,15 +22,6 @@ def test_who_is_due_first_acts_first() -> None:
     assert world.events == 2
 
 
-def test_what_is_to_happen_happens_in_order() -> None:
-    world, message = World(), list[str]()
-    world.after(2.0, lambda: message.append("second"))
-    world.after(1.0, lambda: message.append("first"))
-    world.after(2.0, lambda: message.append("third"))
-    run(world)
-    assert message == ["first", "second", "third"]
-
-
 def test_one_that_is_stopped_acts_when_it_goes_on() -> None:
     world = World()
     shell = listener(world, "one", 1.0)
@@ -69,15 +60,6 @@ def test_one_may_be_killed_at_any_moment_of_what_it_does() -> None:
     assert shell.is_closed
 
 
-def test_one_that_is_done_ends() -> None:
-    world = World()
-    shell = listener(world, "one", 1.0)
-    shell.process.interrupt()
-    assert world.processes == []
-    assert shell.is_closed
-    assert shell.rang == []
-
-
 def test_one_that_is_killed_as_it_starts_has_no_shell() -> None:
     world = World()
     process = Process("one", world, ticks=Ticks(kill_after=1))
@@ -90,13 +72,6 @@ def test_one_that_is_killed_as_it_starts_has_no_shell() -> None:
     assert process.is_dead
     assert process.shell is None
     assert world.processes == []
-
-
-def test_the_digest_tells_whether_the_same_happened() -> None:
-    worlds = [World(), World(), World()]
-    for world, text in zip(worlds, ("a", "a", "b"), strict=True):
-        world.record("one", text)
-    assert worlds[0].digest() == worlds[1].digest() != worlds[2].digest()
 
 
 def on_strand(world: World, name: str, alarm: float, moments: int) -> Listener:
@@ -157,12 +132,3 @@ def test_one_that_sleeps_wakes_up_when_somebody_rings_or_by_itself(rings_at: flo
     world.at(rings_at, lambda: process.ring(world.now))
     run(world)
     assert shell.rang == [pytest.approx(wakes_at, abs=0.01)]
-
-
-def test_one_in_a_long_action_lets_another_act_first() -> None:
-    world, order = World(), list[str]()
-    long = on_strand(world, "long", 1.0, moments=100)
-    short = on_strand(world, "short", 1.0 + 50 * TICK_S, moments=0)
-    short.process.on_act = lambda process: order.append(f"{long.process.busy_until:.3f}")
-    run(world)
-    assert order == ["1.006"]

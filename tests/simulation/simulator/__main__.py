@@ -30,7 +30,7 @@ def simulate_command(seeds: range, is_traced: bool) -> None:
     code is 1.
     """
     failed, faults, events = list[int](), Counter[str](), 0
-    for runs, seed in enumerate(seeds, 1):
+    for runs, seed in enumerate(seeds, 1):  # noqa: B007 -- the last one is counted
         scenario = scenario_of(seed)
         outcome = simulate(scenario, is_traced=is_traced)
         faults += outcome.faults
