@@ -93,6 +93,18 @@ class Place:
         self.started.append(Process(process))
         return self.started[-1]
 
+    def serve(self, *flags: str, bind: str = "") -> tuple["Process", str]:
+        """Start a server, in the folder `run` unless the flags name another; return it and its address."""
+        server = self.start("server", "--run-dir", "run", "--bind", bind or self.address(), *flags)
+        return server, server.line_with("  lockstep worker ").split()[2]
+
+    def train(self, *flags: str, within_s: float = PATIENCE_S) -> str:
+        """Train to a good end that leaves nothing, in the folder `run` unless flags name another; return the output."""
+        code, out, error = self.start("train", "--run-dir", "run", *flags).end(within_s)
+        assert (code, error) == (0, ""), (code, out, error)
+        assert self.is_empty(GONE_S)
+        return out
+
     def result(self, name: str = "run") -> dict[str, Any]:
         """Return the result that a run in the folder has written."""
         return result_in(self.folder / name)
@@ -163,6 +175,13 @@ class Process:
 
     def send(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
+
+    def interrupt(self) -> str:
+        """Interrupt it, which ends it as a shell has it; return what is left of its output."""
+        self.send(signal.SIGINT)
+        code, out, error = self.end(GONE_S)
+        assert code == 130, (code, out, error)
+        return out
 
 
 def line_with(text: str, stream: IO[str], within_s: float) -> str:

@@ -1,6 +1,5 @@
 """A run that is never over, and how fast it goes beside whatever else there is."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -8,19 +7,17 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import StatusClient
 from tests.system.jobs import ENDLESS
-from tests.system.processes import GONE_S, PATIENCE_S, Place, Process
+from tests.system.processes import PATIENCE_S, Place, Process
 
 
 @contextmanager
 def training(place: Place, *flags: str) -> Iterator[tuple[Process, str]]:
     """Give a server with a worker, in the middle of a run, and its address."""
-    server = place.start("server", *ENDLESS, "--bind", "tcp://127.0.0.1:0", "--run-dir", "run", *flags)
-    address = server.line_with("lockstep worker").split()[-1]
+    server, address = place.serve(*ENDLESS, *flags, bind="tcp://127.0.0.1:0")
     place.start("worker", address)
     server.line_with("epoch 10/")
     yield server, address
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
 
 
 def speed_of(server: Process, address: str, seconds: float) -> float:

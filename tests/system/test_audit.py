@@ -23,14 +23,11 @@ JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "48", "--micro-
 def test_all_is_computed_twice_and_is_the_same(
     place: Place, capsys: pytest.CaptureFixture[str], how: tuple[str, ...]
 ) -> None:
-    process = place.start("train", *JOB, "--workers", "2", "--set", "audit=100%", *how, "--run-dir", "run")
-    code, out, error = process.end()
-    assert (code, error) == (0, "")
+    out = place.train(*JOB, "--workers", "2", "--set", "audit=100%", *how)
     assert place.digest() == digest_alone(*JOB)
     assert "audit           24 micro-batches recomputed by another worker, with the same bits\n" in out
     code, out, _ = run_here(place.folder, capsys, "ledger", "run", "--all")
     assert (code, out.count("for the audit: the same bits")) == (0, 24)
-    assert place.is_empty(GONE_S)
 
 
 def test_a_share_that_is_none_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,8 +68,7 @@ def build():
 
 def honest_digest(place: Place, job: tuple[str, ...]) -> str:
     """Return what a process comes to that trains the lying model alone, and does not lie."""
-    code, _, error = place.start("train", *job, "--workers", "0", "--run-dir", "honest").end()
-    assert (code, error) == (0, "")
+    place.train(*job, "--workers", "0", "--run-dir", "honest")
     return place.digest("honest")
 
 
@@ -94,21 +90,17 @@ def test_a_worker_that_computes_wrongly_is_evicted_and_the_run_goes_on(
     place: Place, workers: str, how: tuple[str, ...]
 ) -> None:
     job = lying_job(place)
-    process = place.start("train", *job, "--workers", workers, "--set", "audit=50%", *how, "--run-dir", "run")
-    code, out, error = process.end()
-    assert (code, error) == (0, "")
+    out = place.train(*job, "--workers", workers, "--set", "audit=50%", *how)
     assert out.count(" computes wrongly, and is evicted\n") == 1
     assert "warning: the run goes back to its beginning, and continues without it\n" in out
     assert place.digest() == honest_digest(place, job)
     assert '"kind":"convicted"' in (place.folder / "run" / "ledger.jsonl").read_text()
-    assert place.is_empty(GONE_S)
 
 
 def test_a_server_that_was_started_by_hand_goes_back_by_itself(place: Place) -> None:
     job = lying_job(place)
     flags = ("--set", "audit=100%", "--min-workers", "2", "--run-dir", "run")
-    server = place.start("server", *job, *flags, "--bind", place.address())
-    address = server.line_with("lockstep worker").split()[-1]
+    server, address = place.serve(*job, *flags)
     workers = [place.start("worker", address, "--workers", "1", "--apart") for _ in range(2)]
     code, out, _ = server.end()
     ends = [worker.end() for worker in workers]

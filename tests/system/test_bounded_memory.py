@@ -38,8 +38,7 @@ SERVER = ("--transport", "tcp", "--lease-timeout", "0.1", "--run-dir", "run")
 def running(place: Place) -> Iterator[tuple[Process, str]]:
     """Give a server with one good worker, in its steady state, and its address."""
     (place.folder / "wide.py").write_text(WIDE)
-    server = place.start("server", *JOB, *SERVER, "--epochs", "1000000", "--bind", "tcp://127.0.0.1:0")
-    address = server.line_with("lockstep worker").split()[-1]
+    server, address = place.serve(*JOB, *SERVER, "--epochs", "1000000", bind="tcp://127.0.0.1:0")
     place.start("worker", address, "--workers", "1", "--apart")
     for _ in range(4):
         server.line_with("epoch ")

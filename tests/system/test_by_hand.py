@@ -26,8 +26,7 @@ def test_the_server_first(place: Place) -> None:
 
 
 def test_a_worker_may_join_later_and_a_status_tells_so(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    address = place.address()
-    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")
+    server, address = place.serve(*ENDLESS)
     assert run(["status", address]) == 0
     assert "waiting for workers: 0 of 1 are ready" in capsys.readouterr().out
     first = place.start("worker", address, "--workers", "1", "--apart")
@@ -41,8 +40,7 @@ def test_a_worker_may_join_later_and_a_status_tells_so(place: Place, capsys: pyt
     second.send(signal.SIGTERM)
     assert second.end(GONE_S)[0] == 130
     server.line_with("worker 1 (host")  # left, interrupted, and perhaps in the middle of a message
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
     assert first.end(GONE_S)[0::2] == (
         1,
         f"connecting to {address}\njoined run run as worker 0\nerror: the run failed: interrupted\n",
@@ -56,12 +54,10 @@ def test_who_computes_while_the_server_ends_is_told_why_it_did(place: Place, tra
     os.mkfifo(gate)
     model = gated_model(place.folder, gate, is_training=True)
     flags = ("--model", model, "--micro-batches", "1", "--transport", transport, "--run-dir", "run")
-    address = place.address()
-    server = place.start("server", *BRIEF, *flags, "--bind", address)
+    server, address = place.serve(*BRIEF, *flags)
     worker = place.start("worker", address)
     held = hold(gate, worker.popen)  # as soon as the worker stands there, in its only piece
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
     # Its result meets nobody; what it was told before waits for it.
     os.close(held)
     code, _, error = worker.end(GONE_S)
@@ -86,8 +82,7 @@ def test_an_address_in_use_is_told_and_leaves_nothing(
 
 
 def test_a_worker_with_other_data_is_sent_away_and_says_why(place: Place) -> None:
-    address = place.address()
-    server = place.start("server", *BRIEF, "--bind", address, "--run-dir", "run")
+    server, address = place.serve(*BRIEF)
     server.line_with("waiting for workers")
     # The server has loaded it; the worker will find another, or none.
     (place.folder / "tiny.npz").unlink()
@@ -95,8 +90,7 @@ def test_a_worker_with_other_data_is_sent_away_and_says_why(place: Place) -> Non
     assert code == 2
     assert error.splitlines()[-1].startswith("error: tiny.npz: cannot be read")
     server.line_with("left: tiny.npz: cannot be read")
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
 
 
 def test_a_worker_without_the_data_is_sent_its_samples_and_keeps_them(place: Place) -> None:

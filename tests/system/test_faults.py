@@ -90,15 +90,13 @@ def test_the_death_of_a_worker_is_noticed_within_a_second_whatever_it_does(place
             took_s.append(clock.now() - began)
     print("seconds until it was noticed:", *(f"{each_s:.3f}" for each_s in took_s))
     assert min(took_s) < max(1.0, min(start_s))
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
 
 
 @pytest.mark.parametrize("steps", [10**6, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(place: Place, steps: int) -> None:
     flags = job(steps)
-    server = place.start("server", *flags, "--bind", place.address(), "--min-workers", "2", "--run-dir", "run")
-    address = server.line_with("lockstep worker").split()[-1]
+    server, address = place.serve(*flags, "--min-workers", "2")
     first, second = (place.start("worker", address, "--workers", "1", "--apart") for _ in range(2))
     server.line_with("epoch 8/")
     first.send(signal.SIGSTOP)
@@ -116,8 +114,7 @@ def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(plac
     assert f"worker 2 (host {os.uname().nodename}, pid {first.popen.pid}) joined" in server.line_with(" joined")
     server.line_with("epoch ")
     if steps == 10**6:
-        server.send(signal.SIGINT)
-        assert server.end(GONE_S)[0] == 130
+        server.interrupt()
         return
     assert server.end()[0] == 0
     assert (first.end()[0], second.end()[0]) == (0, 0)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from contextlib import closing
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from lockstep.common.transport.auth.keys import KeyFolder, read_key
 from lockstep.common.transport.zeromq.ports import dial
 from tests.lockstep.common.transport.zeromq import zmtp
 from tests.system.jobs import BRIEF, ENDLESS
-from tests.system.processes import GONE_S, Place, Process
+from tests.system.processes import Place, Process
 
 
 @pytest.fixture
@@ -43,8 +42,7 @@ def test_a_worker_with_an_unknown_key_says_so_and_the_run_goes_on(place: Place, 
     server.line_with("epoch ")
     with closing(dial(address, credential=read_key(keys / "two.key").client())):
         assert run(["status", address, "--key", str(keys / "two.key")]) == 0
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
 
 
 def test_a_status_tells_how_many_were_not_let_in(place: Place, keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,8 +57,7 @@ def test_a_status_tells_how_many_were_not_let_in(place: Place, keys: Path, capsy
         while not refused:
             assert run(["status", address, "--json", "--key", str(keys / "one.key")]) == 0
             refused = json.loads(capsys.readouterr().out)["refused"]
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
 
 
 @pytest.mark.parametrize("arguments", [["worker", "tcp://127.0.0.1:1"], ["doctor", "--connect", "tcp://127.0.0.1:1"]])
@@ -97,8 +94,7 @@ def test_without_keys_nothing_is_served_to_others(
 def test_insecure_is_warned_of(place: Place) -> None:
     server = place.start("server", *BRIEF, "--bind", "tcp://0.0.0.0:0", "--insecure")
     assert server.line_with("warning").endswith("any process that reaches this address can take part in the run")
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
 
 
 def test_trains_own_tcp_is_for_its_own_processes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,8 +106,7 @@ def test_trains_own_tcp_is_for_its_own_processes(place: Place, capsys: pytest.Ca
     assert address.startswith("tcp://127.0.0.1:")
     assert run(["status", address, "--timeout", "0.5"]) == 1
     assert "belongs to `lockstep train`: it admits only the workers that it started" in capsys.readouterr().err
-    train.send(signal.SIGINT)
-    assert train.end(GONE_S)[0] == 130
+    train.interrupt()
     assert place.is_empty(0.0)
 
 

@@ -107,8 +107,7 @@ def test_another_rank_leads_those_of_a_host_if_the_one_that_did_was_killed(place
     first.send(signal.SIGKILL)
     second.error_with("and leads them")
     second.error_with("joined run run")
-    head.send(signal.SIGINT)
-    assert head.end(GONE_S)[0] == 130
+    head.interrupt()
     assert second.end(GONE_S)[0] == 1
     assert first.end()[0] == -signal.SIGKILL
     assert place.is_empty(GONE_S)

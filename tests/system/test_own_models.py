@@ -24,8 +24,7 @@ def test_a_model_of_several_files_is_the_same_in_all_processes(place: Place, mod
         (place.folder / name).write_text(text)
     job = (*BRIEF, "--model", model)
     assert place.start("train", *job, "--workers", "0", "--run-dir", "alone").end()[0::2] == (0, "")
-    address = place.address()
-    server = place.start("server", *job, "--bind", address, "--run-dir", "run")
+    server, address = place.serve(*job)
     server.line_with("waiting for workers")
     (place.folder / files[1]).write_text("raise ValueError\n")
     assert place.start("worker", address, "--workers", "2").end()[0] == 0

@@ -65,8 +65,7 @@ def test_workers_with_the_kernels_of_different_processors_give_the_bits_of_one_p
         pytest.skip("this processor can run the kernels of one target only")
     job = (*BRIEF, "--model", "lenet")
     flags = ("--min-workers", str(len(targets)), "--transport", "tcp", "--run-dir", "run")
-    server = place.start("server", *job, *flags, "--bind", "tcp://127.0.0.1:0")
-    address = server.line_with("lockstep worker").split()[2]
+    server, address = place.serve(*job, *flags, bind="tcp://127.0.0.1:0")
     workers = [
         place.start("worker", address, "--workers", "1", "--apart", environ={KERNELS_VARIABLE: target})
         for target in targets

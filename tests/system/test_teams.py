@@ -84,8 +84,7 @@ def kill(place: Place, process: int) -> None:
 
 def test_a_team_has_the_bits_of_one_process(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place.folder)
-    server = place.start("server", *BRIEF, "--bind", "tcp://127.0.0.1:0", "--transport", "tcp", "--run-dir", "run")
-    address = server.line_with("lockstep worker").split()[-1]
+    server, address = place.serve(*BRIEF, "--transport", "tcp", bind="tcp://127.0.0.1:0")
     worker = place.start("worker", address, "--workers", "3").end()
     assert worker[0::2] == (0, f"connecting to {address}\njoined run run as worker 0\nthe run is done\n")
     assert server.end()[0] == 0
@@ -109,20 +108,17 @@ def test_a_team_that_is_alone_makes_most_steps_without_the_server(
     write_jobs(place)
     monkeypatch.chdir(place.folder)
     flags = (*LONG, *REAL[job], "--run-dir")
-    code, out, error = place.start("train", *flags, "run", "--workers", workers).end()
-    assert (code, error) == (0, "")
+    out = place.train(*flags, "run", "--workers", workers)
     assert "over shm" in out
     assert run(["train", *flags, "alone", "--workers", "0"]) == 0
     assert place.digest() == place.digest("alone")
     assert made_without_the_server(place, "run") >= 50
     assert run(["verify", "run"]) == 0
     assert run(["ledger", "run"]) == 0
-    assert place.is_empty(0.0)
 
 
 def test_who_is_killed_is_back_in_the_team_and_the_others_stay(place: Place) -> None:
-    address = place.address()
-    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")
+    server, address = place.serve(*ENDLESS)
     worker = place.start("worker", address, "--workers", "3")
     worker.error_with("joined run run as worker 0")
     server.line_with("epoch 1/")
@@ -133,38 +129,33 @@ def test_who_is_killed_is_back_in_the_team_and_the_others_stay(place: Place) -> 
     assert worker.error_with("the leader (pid").endswith("was killed by SIGKILL; it is restarted")
     worker.error_with("joined run run as worker 1")
     assert place.pids("--process 2 ") == [kept]
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
     code, _, error = worker.end(GONE_S)
     assert (code, error.splitlines()[-1]) == (1, "error: the run failed: interrupted")
     assert place.is_empty(0.0)
 
 
 def test_an_interrupt_ends_all_of_a_team(place: Place) -> None:
-    address = place.address()
-    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")
+    server, address = place.serve(*ENDLESS)
     worker = place.start("worker", address, "--workers", "2")
     server.line_with("epoch 1/")
     worker.send(signal.SIGINT)
     code, _, error = worker.end(GONE_S)
     assert (code, error.splitlines()[-1]) == (130, "error: interrupted")
     server.line_with("left: interrupted")
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
     assert place.is_empty(0.0)
 
 
 def test_nothing_of_a_team_outlives_who_started_it(place: Place) -> None:
-    address = place.address()
-    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")
+    server, address = place.serve(*ENDLESS)
     worker = place.start("worker", address, "--workers", "2")
     server.line_with("epoch 1/")
     team = place.pids("--process")
     assert len(team) == 2
     worker.send(signal.SIGKILL)
     assert all(is_gone(pid, GONE_S) for pid in team)
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
     assert place.is_empty(0.0)
 
 
@@ -193,13 +184,11 @@ def test_a_second_plain_command_replaces_the_first_one(
 
 
 def test_commands_that_add_processes_are_one_team_and_end_alike(place: Place) -> None:
-    address = place.address()
-    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")
+    server, address = place.serve(*ENDLESS)
     first, second, third = (place.start("worker", address, "--workers", "1") for _ in range(3))
     server.line_with(", 3 workers) joined")
     server.line_with("epoch ")
-    second.send(signal.SIGINT)
-    assert second.end(GONE_S)[0] == 130
+    second.interrupt()
     server.line_with(", 2 workers) joined")
     server.line_with("epoch ")
     first.send(signal.SIGKILL)
@@ -207,8 +196,7 @@ def test_commands_that_add_processes_are_one_team_and_end_alike(place: Place) ->
     fourth = place.start("worker", address, "--workers", "1")
     server.line_with(", 2 workers) joined")
     server.line_with("epoch ")
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
     ends = [command.end(GONE_S) for command in (third, fourth)]
     told = [(code, error.splitlines()[-1]) for code, _, error in ends]
     assert told == [(1, "error: the run failed: interrupted")] * 2

@@ -1,6 +1,5 @@
 """Real processes that train a model of PyTorch come to one digest: over any transport, killed, and resumed."""
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -61,8 +60,7 @@ def test_a_run_that_was_interrupted_is_resumed_with_other_workers(place: Place, 
     calm = digest_in(train_alone(tmp_path, *arguments))
     train = place.start("train", *arguments, "--workers", "2", "--set", "checkpoint_every_steps=5", "--run-dir", "run")
     train.line_with("epoch 3/")
-    train.send(signal.SIGINT)
-    assert train.end(GONE_S)[0] == 130
+    train.interrupt()
     code, out, error = place.start("train", "--resume", "run", "--workers", "3", "--transport", "tcp").end(600.0)
     assert (code, error) == (0, "")
     assert "resumes after step " in out

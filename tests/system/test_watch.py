@@ -53,8 +53,7 @@ def test_a_page_beside_a_run_shows_it_live_and_ends_with_it(place: Place) -> Non
     assert [worker["rank"] for worker in shown["workers"]] == [0]  # type: ignore[attr-defined]  # a list of dicts
     # It was told by `train`, which asks the server.
     assert shown["refused"] == 0
-    train.send(signal.SIGINT)
-    assert train.end(GONE_S)[0] == 130
+    train.interrupt()
     assert place.is_empty(GONE_S)
 
 
@@ -74,8 +73,7 @@ def test_a_page_of_a_server_by_its_address_and_of_a_run_that_is_over(place: Plac
         continue
     page.send(signal.SIGINT)
     assert page.end(GONE_S)[0] == 0
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
+    server.interrupt()
     worker.end()
     over = place.start("watch", "run", "--listen", "0.0.0.0:0")
     found = re.search(r"http://(\S+):(\d+)/([\w-]{32})/", over.error_with("page at"))
@@ -117,6 +115,5 @@ def test_many_browsers_that_never_read(place: Place) -> None:
     assert ask(link, "api/runs/run/snapshot")[0] == 200
     for asked in silent:
         asked.close()
-    train.send(signal.SIGINT)
-    assert train.end(GONE_S)[0] == 130
+    train.interrupt()
     assert place.is_empty(GONE_S)
