@@ -3,28 +3,24 @@
 import contextlib
 import math
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
 from lockstep.common import nn
-from lockstep.common.errors import JobError, ModelError, UsageError
+from lockstep.common.errors import ModelError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.model.source import read_model_source
 from lockstep.common.nn.description import build, describe
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.runs.job_file import read_values, resolve, to_toml
-from tests.fuzz.bar import FILE_BYTES, amounts, bear, examine
+from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import ODD
-
-
-@pytest.fixture
-def file(folder: Path) -> Path:
-    return folder / "job.toml"
-
 
 TOMLS = [
     to_toml(Job(), RunOptions()),
@@ -77,21 +73,11 @@ def odd_toml(tape: Tape) -> bytes:
     return "\n".join(lines).encode()
 
 
-@amounts("job files")
-def test_job_files(cases: int, file: Path) -> None:
-    def check(contents: bytes) -> None:
-        file.write_bytes(contents)
-        try:
-            job, launch = resolve(read_values(file), {})
-        except JobError as error:
-            told = str(error)
-        else:
-            assert resolve(tomllib.loads(to_toml(job, launch)), {}) == (job, launch)
-            return
-        assert len(told) < 2500
-        assert told.isprintable()
-
-    examine(cases, odd_toml, check)
+def read_job_file(path: Path) -> Sequence[NDArray[Any]]:
+    """Read a job file; a job that comes of it has to be written as a file of the same job."""
+    job, launch = resolve(read_values(path), {})
+    assert resolve(tomllib.loads(to_toml(job, launch)), {}) == (job, launch)
+    return ()
 
 
 JOB_BOMBS = {
@@ -103,17 +89,6 @@ JOB_BOMBS = {
     "a file of a megabyte": b"# " + b"x" * 2**20,
     "a text of very many quotes": b'model = """' + b'""' * 30_000,
 }
-
-
-@pytest.mark.parametrize("contents", JOB_BOMBS.values(), ids=list(JOB_BOMBS))
-def test_a_job_file_that_is_none_is_refused(contents: bytes, file: Path) -> None:
-    file.write_bytes(contents)
-
-    def explode() -> None:
-        with pytest.raises(JobError):
-            resolve(read_values(file), {})
-
-    bear(explode, FILE_BYTES)
 
 
 # Descriptions

@@ -36,9 +36,10 @@ class WrongAnswer:
         """Return a right answer with the mistake in it. Raises ValueError if there is nothing to change."""
         if len(self.change) == 1:
             return f"{right}\n{self.change[0]}"
-        if self.change[0] not in right:
-            raise ValueError(f"{self.mistake}: {self.change[0]!r} is not in {right!r}")
-        return right.replace(*self.change)
+        old, new = self.change
+        if old not in right:
+            raise ValueError(f"{self.mistake}: {old!r} is not in {right!r}")
+        return right.replace(old, new)
 
 
 @dataclass(frozen=True)

@@ -215,10 +215,14 @@ class SoakRun:
                 ways = [(host, one) if fault.kind == "cut up" else (one, host) for one in others]
                 for way in ways:
                     self.net.drop(*way)
-                end = partial(list, (self.net.let_through(*way) for way in ways))
+                end = partial(self._let_through, ways)
         self.disturbed = now
         if end is not None:
             self.endings.append((now + fault.seconds, end))
+
+    def _let_through(self, ways: list[tuple[int, int]]) -> None:
+        for way in ways:
+            self.net.let_through(*way)
 
     def _judge(self) -> None:
         """Record what is wrong with the result, and with the ends of the processes."""
@@ -266,7 +270,7 @@ def soak(seed: int) -> tuple[str, bool, str]:
         sweep(shared_root())
         pids = {str(one.popen.pid) for one in place.started}
         left = [path for path in shared_root().glob("lockstep-*") if path.name.split("-")[2] in pids]
-        outcome += f"; WRONG: {left[0]} is left" * bool(left)
+        outcome += "".join(f"; WRONG: {path} is left" for path in left)
         shown = [f"--- {role}\n{host.output}" for role, host in zip(plan.roles, started.hosts, strict=True)]
     return f"{plan.text()}: {outcome}", "WRONG" not in outcome, "\n".join(shown)
 

@@ -34,7 +34,8 @@ def test_workers_started_by_hand_share_whatever_the_address(place: Place, bind: 
 
 def test_without_room_for_the_weights_auto_uses_sockets_and_says_why(place: Place) -> None:
     flags = ("--workers", "2", "--run-dir", "run")
-    out = place.train(*BRIEF, *flags, file_bytes=TOO_SHORT)
+    code, out, error = place.start("train", *BRIEF, *flags, file_bytes=TOO_SHORT).end()
+    assert (code, error) == (0, "")
     assert out.count("note: gradients and weights went through sockets: ") == 1
     # Nor is there room for a team, anywhere.
     assert out.count(f"warning: only one of 2 processes computes: {shared_root()} has no room for ") == 1
