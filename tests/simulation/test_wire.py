@@ -5,7 +5,7 @@ The loop rounds by definitions of its own, in the plainest way; planted mistakes
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -24,10 +24,10 @@ from lockstep.ps.setup import open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.worker.compute import Compute
 from tests.simulation.cluster import Simulation
+from tests.simulation.plain_loop import JOB, Rounding, keep, reference
 from tests.simulation.simulator.oracle import RunRecords, reference_run
 from tests.simulation.simulator.processes import Parts
 from tests.simulation.small import digits, job_of, noisy_net, wide_net
-from tests.simulation.test_reference import Rounding, keep, reference
 
 NAMES = ("float16", "bfloat16", "int8")
 
@@ -36,6 +36,15 @@ def job_with(wire: str, wire_weights: str = "float32", **values: object) -> Job:
     """Return a job whose pieces differ in size."""
     fixed = {"model": "mlp", "steps": 3, "global_batch": 17, "micro_batches": 5, "lr": 0.1, "momentum": 0.9}
     return job_of(**fixed | values, wire=wire, wire_weights=wire_weights)
+
+
+def digest_of(job: Job, workers: int, kind: Callable[..., Shard] = Shard, root: Path | None = None) -> str:
+    """Return the digest of a run with a shard of that kind; with as many workers as pieces, each lease is one piece."""
+    parts = Parts(shard=lambda it: kind(it.slots, it.policy, it.micro_batches, rounded=it.rounded))
+    with Simulation(job, 1, RunOptions(min_workers=workers), root=root, parts=parts) as simulation:
+        for _ in range(workers):
+            simulation.add_worker()
+        return simulation.finish()
 
 
 # The loop's own definitions
@@ -77,26 +86,29 @@ ROUNDINGS: dict[str, Rounding] = {
 }
 
 
-def plain_job(wire: str, wire_weights: str = "float32") -> Job:
-    """Return a job that the loop is soon through with; for int8, where it goes block by block, a small one."""
-    return job_with(wire, wire_weights, model="linear" if wire == "int8" else "mlp")
+#: What the loop is soon through with: for int8, where it goes block by block, a small one.
+PLAIN = {
+    "float32": JOB,
+    **{wire: job_with(wire) for wire in ("float16", "bfloat16")},
+    "int8": job_with("int8", model="linear"),
+}
 
 
-@pytest.mark.parametrize(("wire", "workers"), [("float16", 1), ("bfloat16", 3), ("int8", 2)])
+@pytest.mark.parametrize(
+    ("wire", "workers"), [*(("float32", count) for count in (1, 3, 5)), ("float16", 1), ("bfloat16", 3), ("int8", 2)]
+)
 def test_a_loop_of_plain_calls_arrives_at_the_same_bits(wire: str, workers: int) -> None:
-    assert by_plain_calls(wire) == digest_of(Shard, workers, plain_job(wire))
+    assert digest_of(PLAIN[wire], workers) == by_plain_calls(wire)
 
 
 @cache
 def by_plain_calls(wire: str) -> str:
-    return reference(plain_job(wire), ROUNDINGS[wire])
+    return reference(PLAIN[wire], ROUNDINGS[wire])
 
 
 def test_weights_that_are_rounded_for_workers_stay_float32_at_the_server() -> None:
-    job = plain_job("int8", "bfloat16")
-    expected = reference(job, to_int8, to_bfloat16)
-    assert digest_of(Shard, 2, job) == expected
-    assert expected != by_plain_calls("int8")
+    job = job_with("int8", "bfloat16", model="linear")
+    assert digest_of(job, 2) == reference(job, to_int8, to_bfloat16) != by_plain_calls("int8")
 
 
 def test_the_types_have_bits_of_their_own() -> None:
@@ -215,30 +227,6 @@ class CountsFromTheFrame(Shard):
         return add
 
 
-@pytest.mark.parametrize(
-    ("mistake", "name"), [(RoundsTheWholeAlone, "int8"), (RoundsNothing, "int8"), (CountsFromTheFrame, "wide")]
-)
-def test_a_planted_mistake_has_other_bits(mistake: type[Shard], name: str) -> None:
-    assert digest_of(mistake, workers=5, job=JOBS[name]) != alone(name).result.weights_sha256
-
-
-@pytest.mark.parametrize("mistake", [RoundsTheWholeAlone, RoundsNothing])
-def test_with_a_planted_mistake_the_bits_depend_on_the_workers(mistake: type[Shard]) -> None:
-    assert digest_of(mistake, workers=5) != digest_of(mistake, workers=1)
-
-
-def digest_of(kind: Callable[..., Shard], workers: int, job: Job = JOBS["int8"]) -> str:
-    simulation = Simulation(
-        job,
-        1,
-        RunOptions(min_workers=workers),
-        parts=Parts(shard=lambda it: kind(it.slots, it.policy, it.micro_batches, rounded=it.rounded)),
-    )
-    for _ in range(workers):
-        simulation.add_worker()
-    return simulation.finish()
-
-
 @dataclass
 class ServesTheWeightsThemselves(Shard):
     """The mistake of rounding weights only where they are sent, and not where they are shared."""
@@ -252,10 +240,48 @@ class ServesTheWeightsThemselves(Shard):
         self.refresh_served()
 
 
-def test_weights_that_are_rounded_for_some_workers_alone_are_noticed(short_root: Path) -> None:
-    def careless(shard: Shard) -> Shard:
-        return ServesTheWeightsThemselves(shard.slots, shard.policy, shard.micro_batches, rounded=shard.rounded)
+@dataclass
+class MeanOfMeans(Shard):
+    """A planted mistake: each result is divided by its own share of the batch, as if all shares were equal."""
 
-    with Simulation(JOBS["both"], 1, root=short_root, parts=Parts(shard=careless)) as simulation:
-        simulation.add_worker()
-        assert simulation.finish() != alone("both").result.weights_sha256
+    def add_frame(self, frame: int, node: Node, sums: Vector) -> None:
+        low, high = (bound * 17 // self.micro_batches for bound in (node.lo, node.hi))
+        super().add_frame(frame, node, sums / np.float32(high - low) * np.float32(len(node) * 17 / self.micro_batches))
+
+
+@dataclass
+class HalvesInTheMiddle(Shard):
+    """A planted mistake: the tree splits in the middle and not at a power of two."""
+
+    leaves: dict[tuple[int, int], Vector] = field(default_factory=dict)
+
+    def add_frame(self, frame: int, node: Node, sums: Vector) -> None:
+        assert len(node) == 1
+        self.leaves[frame, node.lo] = sums.copy()
+
+    def terms(self) -> list[list[Vector]]:
+        for frame in range(len(self.frames)):
+            super().add_frame(frame, Node(0, self.micro_batches), self._sum(frame, 0, self.micro_batches))
+        return super().terms()
+
+    def _sum(self, frame: int, lo: int, hi: int) -> Vector:
+        middle = (lo + hi) // 2
+        if hi - lo == 1:
+            return self.leaves[frame, lo]
+        return self._sum(frame, lo, middle) + self._sum(frame, middle, hi)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "job", "workers"),
+    [
+        (MeanOfMeans, JOB, 5),
+        (HalvesInTheMiddle, JOB, 5),
+        (RoundsTheWholeAlone, JOBS["int8"], 5),
+        (RoundsNothing, JOBS["int8"], 5),
+        (CountsFromTheFrame, JOBS["wide"], 5),
+        (ServesTheWeightsThemselves, JOBS["both"], 1),
+    ],
+)
+def test_a_planted_mistake_has_other_bits(mistake: type[Shard], job: Job, workers: int, short_root: Path) -> None:
+    root = short_root if mistake is ServesTheWeightsThemselves else None
+    assert digest_of(job, workers, mistake, root) != reference_run(job, digits()).result.weights_sha256
