@@ -65,7 +65,8 @@ def calm(calm_run: Path) -> dict[str, Any]:
 
 def resumed(place: Place, workers: int) -> dict[str, Any]:
     """Go on with the run to its end; return its bits."""
-    out = place.train("--resume", "run", "--workers", str(workers))
+    code, out, error = place.start("train", "--resume", "run", "--workers", str(workers)).end()
+    assert (code, error) == (0, "")
     assert "resumes after step " in out
     return bits(place.folder / "run")
 
