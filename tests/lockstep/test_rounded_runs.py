@@ -45,7 +45,7 @@ def test_a_rounded_run_is_another_one_and_is_verified_replayed_and_evaluated(
 ) -> None:
     result = trained("rounded", wire, wire_weights)
     assert result["weights_sha256"] != trained("exact", "float32", "float32")["weights_sha256"]
-    for steps in ("0:8", "5:8"):
+    for steps in ("0..7", "5..7"):
         assert run(["verify", "rounded", "--steps", steps]) == 0
     capsys.readouterr()
     for step, piece in ((0, 1), (5, 2)):

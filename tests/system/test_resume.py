@@ -22,6 +22,7 @@ OFTEN = ("--set", "checkpoint_every_steps=7")
 #: What may differ between a run and one that stopped: times, and how it was carried out.
 FREE = (
     "teams",
+    "servers",
     "run",
     "wall_s",
     "train_s",

@@ -64,7 +64,7 @@ def test_links_are_named_in_bits(text: str, speed: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "numbers"),
-    [("1..8", (1, 2, 4, 8)), ("3..20", (3, 4, 8, 16, 20)), ("5..5", (5,)), ("1:9", (1, 2, 4, 8)), ("1,7,7", (1, 7))],
+    [("1..8", (1, 2, 4, 8)), ("3..20", (3, 4, 8, 16, 20)), ("5..5", (5,)), ("1,7,7", (1, 7))],
 )
 def test_a_range_stands_for_powers_of_two(text: str, numbers: tuple[int, ...]) -> None:
     assert Several(NUMBERS.kind, has_ranges=True).convert(text, None, None) == numbers

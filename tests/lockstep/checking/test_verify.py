@@ -380,7 +380,7 @@ def test_the_command_says_what_is_the_same(tmp_path: Path, capsys: pytest.Captur
     assert "epoch 1: 4 steps, 16 micro-batches: each of 160 samples was used once\n" in out
     assert "epoch 2: 3 steps, 12 micro-batches: 144 of 160 samples were used, none twice\n" in out
     assert "the same bits: steps 0 to 6, the losses of 28 micro-batches and the weights after each step\n" in out
-    code, out, _ = said(capsys, "verify", folder, "--steps", "4:6", "--json")
+    code, out, _ = said(capsys, "verify", folder, "--steps", "4..5", "--json")
     assert (code, json.loads(out)) == (
         0,
         {"run": "run", "steps": [4, 6], "micro_batches": 8, "is_same": True, "difference": None},
