@@ -151,7 +151,7 @@ class Launcher:
         )
 
     def _turn(self, supervisor: RunSupervisor) -> None:
-        """Let a supervisor look at all, unless the run was begun anew with another one."""
+        """Let a supervisor look at all, unless another one has taken its place."""
         if supervisor is self.supervisor and not self.watch.is_over:
             ends, self._unseen = self._unseen, {}
             self._ends.update(ends)
@@ -180,7 +180,7 @@ class Launcher:
         """End the run, or let a person resume it. Only a process that has ended with an error ends it."""
         if end is RunEnd.RESULT:
             # The server may have been killed in the moment in which its result was written.
-            self.watch.is_done = True
+            self.watch.finished = self.watch.finished or [self.run.folder]
             return
         if self._ends[cause].was_killed:
             self.watch.fail(f"the supervisor ends the run, since {cause} was killed: {end.value}")

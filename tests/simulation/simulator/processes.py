@@ -50,6 +50,7 @@ from lockstep.worker.team.helper import INTERRUPTED, TeamProcess
 from lockstep.worker.team.progress import PATIENT, Patience
 from lockstep.worker.team.session import TeamContext
 from tests.simulation.simulator.jobs import data
+from tests.simulation.simulator.strand import Killed
 from tests.simulation.simulator.team import MICRO_BATCH_S, Hall, SimulatedMember, TickingFolder
 from tests.simulation.simulator.world import Process, SimulatedShell
 
@@ -72,7 +73,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Disk:
-    """The disk that the server writes to: real files, until it is full."""
+    """The disk that all servers of a run write to, one after the other: real files, until it is full."""
 
     is_full: bool = False
 
@@ -217,7 +218,12 @@ class ServerProcess(SimulatedShell):
         return server, session
 
     def step(self) -> bool:
-        is_busy = self.server.step()
+        try:
+            is_busy = self.server.step()
+        except OSError:
+            if self.run.folder.exists():
+                raise
+            raise Killed from None  # its folder was deleted: a server ends when it cannot write the result
         ended = self.server.ended
         if ended is not None and ended.kind in RESUMED_HERE:
             self.run = replace(self.run, options=replace(self.run.options, min_workers=1))
@@ -232,6 +238,8 @@ class ServerProcess(SimulatedShell):
 
     def _open_again(self) -> None:
         """Resume the run from its last checkpoint, in this process."""
+        if not has_begun(self.run.folder):
+            raise Killed  # its folder was deleted: a server ends if it cannot open that again
         self.session.recorder.close()
         if self.sharing is not None:
             sharing, self.sharing = self.sharing, None

@@ -159,9 +159,8 @@ class Simulation:
     def leftovers(self) -> list[str]:
         """Return the names of what a closed run has left in shared memory, or half written on the disk."""
         shared = [path.name for path in self.run.root.iterdir()]
-        # A server that is killed in the end is not started again to clear its folder.
-        written = self.run.folder.rglob("*.partial") if self.watch.is_done else ()
-        return [*shared, *(path.name for path in written)]
+        # A server that is lost, or is killed when another has ended the run, is not started again to clear its folder.
+        return [*shared, *(path.name for folder in self.watch.finished for path in folder.rglob("*.partial"))]
 
     def close(self) -> None:
         """End all processes."""

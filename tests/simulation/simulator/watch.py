@@ -19,8 +19,8 @@ class RunWatch:
     world: World
     #: The folder of the simulation.
     root: Path
-    #: Whether the run has succeeded.
-    is_done: bool = False
+    #: The folders in which the run has succeeded; there may be several.
+    finished: list[Path] = field(default_factory=list)
     #: Why the run was stopped: two workers disagreed, or a process broke the protocol.
     failure: str = ""
     #: Process -> the step of the weights that it last had.
@@ -29,7 +29,7 @@ class RunWatch:
     @property
     def is_over(self) -> bool:
         """True if the run has succeeded, or was stopped."""
-        return self.is_done or bool(self.failure)
+        return bool(self.finished or self.failure)
 
     def fail(self, failure: str) -> None:
         """Stop the run."""
@@ -65,7 +65,7 @@ class RunWatch:
         reason = "" if ended is None else self.plain(ended.reason)
         if ended is not None and ended.kind is FailureKind.PROTOCOL:
             self.fail(f"{process.name} reports: {reason}")
-        if self.is_done and ended is not None and ended.kind is not None and ended.kind not in _LOST:
+        if self.finished and ended is not None and ended.kind is not None and ended.kind not in _LOST:
             self.fail(f"{process.name} ends, although the run is done, with: {reason}")
         self.world.record(process.name, "is killed" if is_killed else f"ends{': ' * bool(reason)}{reason}")
         self._record_outcome(process, ended)
@@ -77,4 +77,4 @@ class RunWatch:
         if server is not None and ended is not None and ended.kind is FailureKind.AUDIT:
             self.fail(ended.reason)
         elif server is not None and server.server.ended is not None and server.server.ended.kind is None:
-            self.is_done = True
+            self.finished.append(server.run.folder)
